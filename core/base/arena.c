@@ -1,0 +1,75 @@
+#include "core/base/arena.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+
+#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
+
+void sl_arena_init_measure(struct sl_arena *arena)
+{
+    *arena = (struct sl_arena){0};
+}
+
+int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+    uint64_t mapped_bytes;
+    uint8_t *base;
+    uint64_t skip;
+
+    *arena = (struct sl_arena){0};
+    if (size_bytes == 0)
+        size_bytes = SL_CACHE_LINE_BYTES;
+    size_bytes =
+        sl_round_up(size_bytes, size_bytes > HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : UINT64_C(4096));
+    /* One huge page more, so that the part we keep can start on a huge page's boundary. */
+    mapped_bytes = size_bytes > HUGE_PAGE_BYTES ? size_bytes + HUGE_PAGE_BYTES : size_bytes;
+    base = mmap(NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        return sl_err_set(err, -ENOMEM, "%s: cannot map %s of memory", what,
+                          sl_size_format(size_bytes, text));
+    if (mapped_bytes > size_bytes) {
+        skip = sl_round_up((uintptr_t)base, HUGE_PAGE_BYTES) - (uintptr_t)base;
+        if (skip)
+            munmap(base, skip);
+        base += skip;
+        if (HUGE_PAGE_BYTES > skip)
+            munmap(base + size_bytes, HUGE_PAGE_BYTES - skip);
+        madvise(base, size_bytes, MADV_HUGEPAGE); /* a wish: without it all works, slower */
+    }
+    arena->base = base;
+    arena->size_bytes = size_bytes;
+    arena->locked = mlock(base, size_bytes) == 0;
+    return 0;
+}
+
+void sl_arena_fini(struct sl_arena *arena)
+{
+    if (arena->base)
+        munmap(arena->base, arena->size_bytes);
+    *arena = (struct sl_arena){0};
+}
+
+void *sl_arena_take(struct sl_arena *arena, uint64_t count, uint64_t item_bytes)
+{
+    return sl_arena_take_aligned(arena, count, item_bytes, SL_CACHE_LINE_BYTES);
+}
+
+void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t item_bytes,
+                            uint64_t align_bytes)
+{
+    uint64_t bytes, start, end;
+
+    /* Sizes were checked where they came in (config, command line); what overflows here was not. */
+    sl_assert(sl_mul_u64(count, item_bytes, &bytes));
+    start = sl_round_up(arena->used_bytes, align_bytes);
+    sl_assert(start >= arena->used_bytes && sl_add_u64(start, bytes, &end));
+    arena->used_bytes = end;
+    if (!arena->base)
+        return NULL;
+    sl_assert(end <= arena->size_bytes);
+    return arena->base + start;
+}

@@ -1,0 +1,31 @@
+/* What the processor can do, and the few instructions that have no C spelling. */
+#ifndef SL_BASE_CPU_H
+#define SL_BASE_CPU_H
+
+#include <stdint.h>
+
+enum sl_cpu_flag {
+    SL_CPU_AVX2_FMA = 1u << 0, /* AVX2 and FMA3 together, and an operating system that saves them */
+};
+
+/* The flags of the CPU we run on. */
+uint32_t sl_cpu_flags(void);
+
+/* Processors this process may run on. At least 1. */
+uint32_t sl_cpu_count(void);
+
+/* Makes this thread treat subnormal numbers as zero; returns the mode to restore. */
+uint64_t sl_cpu_flush_subnormals(void);
+void sl_cpu_restore_float_mode(uint64_t mode);
+
+/* A pause inside a watching loop. */
+static inline void sl_cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+#endif

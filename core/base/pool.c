@@ -1,0 +1,201 @@
+/* Owns the worker threads and the hand-over of one job at a time. A job is published under the
+ * lock by raising `generation`; each worker takes its range, and the last to finish wakes the
+ * driver. Workers look at `generation` for a short while before they sleep, since inside a step
+ * jobs follow each other within microseconds. */
+#include "core/base/pool.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "core/base/assert.h"
+#include "core/base/clock.h"
+#include "core/base/cpu.h"
+
+/* How long an idle thread watches for the next job before it sleeps: longer than the gap between
+ * two jobs of a step, far shorter than a wait for the drive. */
+#define WATCH_NS 20000
+
+struct worker {
+    struct sl_pool *pool;
+    pthread_t thread;
+    uint32_t thread_index;
+};
+
+struct sl_pool {
+    uint32_t n_threads;
+    uint32_t n_started;
+    struct worker *workers; /* n_threads - 1 */
+
+    pthread_mutex_t lock;        /* guards sleeping and waking; the job is published under it */
+    pthread_cond_t job_posted;   /* workers wait here */
+    pthread_cond_t job_finished; /* the driver waits here */
+
+    /* The job. Written by the driver before it raises `generation` (release); read by workers after
+     * they saw it raised (acquire). */
+    sl_pool_fn *fn;
+    void *context;
+    size_t n_items;
+    uint32_t n_parts;
+
+    atomic_uint_fast64_t generation; /* written by the driver only */
+    atomic_uint_fast32_t n_busy;     /* workers that have not finished the present job */
+    atomic_bool stop;
+};
+
+static void run_part(const struct sl_pool *pool, uint32_t part)
+{
+    size_t first = pool->n_items * part / pool->n_parts;
+    size_t end = pool->n_items * (part + 1) / pool->n_parts;
+    uint64_t saved;
+
+    if (first == end)
+        return;
+    saved = sl_cpu_flush_subnormals();
+    pool->fn(pool->context, first, end, part);
+    sl_cpu_restore_float_mode(saved);
+}
+
+/* Returns once `generation` differs from `seen`. */
+static void await_job(struct sl_pool *pool, uint64_t seen)
+{
+    uint64_t until_ns = sl_clock_ns() + WATCH_NS;
+
+    while (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen) {
+        if (sl_clock_ns() < until_ns) {
+            sl_cpu_relax();
+            continue;
+        }
+        pthread_mutex_lock(&pool->lock);
+        while (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen)
+            pthread_cond_wait(&pool->job_posted, &pool->lock);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+static void *worker_main(void *argument)
+{
+    struct worker *worker = argument;
+    struct sl_pool *pool = worker->pool;
+    uint64_t seen = 0;
+
+    for (;;) {
+        await_job(pool, seen);
+        seen++;
+        if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
+            return NULL;
+        if (worker->thread_index < pool->n_parts)
+            run_part(pool, worker->thread_index);
+        /* Release: the driver reads what this part wrote after it sees the count reach zero. */
+        if (atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_acq_rel) == 1) {
+            pthread_mutex_lock(&pool->lock);
+            pthread_cond_signal(&pool->job_finished);
+            pthread_mutex_unlock(&pool->lock);
+        }
+    }
+}
+
+static void post_job(struct sl_pool *pool)
+{
+    atomic_store_explicit(&pool->n_busy, pool->n_started, memory_order_relaxed);
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
+    pthread_cond_broadcast(&pool->job_posted);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void await_finish(struct sl_pool *pool)
+{
+    uint64_t until_ns = sl_clock_ns() + WATCH_NS;
+
+    while (atomic_load_explicit(&pool->n_busy, memory_order_acquire) != 0) {
+        if (sl_clock_ns() < until_ns) {
+            sl_cpu_relax();
+            continue;
+        }
+        pthread_mutex_lock(&pool->lock);
+        while (atomic_load_explicit(&pool->n_busy, memory_order_acquire) != 0)
+            pthread_cond_wait(&pool->job_finished, &pool->lock);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err *err)
+{
+    struct sl_pool *pool;
+    int rc;
+
+    sl_assert(n_threads >= 1 && n_threads <= SL_POOL_THREADS_MAX);
+    pool = calloc(1, sizeof(*pool));
+    if (!pool)
+        return sl_err_set(err, -ENOMEM, "thread pool: out of memory");
+    pool->n_threads = n_threads;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->job_posted, NULL);
+    pthread_cond_init(&pool->job_finished, NULL);
+    pool->workers = calloc(n_threads, sizeof(*pool->workers));
+    if (!pool->workers) {
+        sl_pool_destroy(pool);
+        return sl_err_set(err, -ENOMEM, "thread pool: out of memory");
+    }
+    for (uint32_t i = 1; i < n_threads; i++) {
+        struct worker *worker = &pool->workers[i - 1];
+
+        worker->pool = pool;
+        worker->thread_index = i;
+        rc = pthread_create(&worker->thread, NULL, worker_main, worker);
+        if (rc != 0) {
+            sl_pool_destroy(pool);
+            return sl_err_set(err, -rc, "cannot start compute thread %u of %u: %s", i + 1,
+                              n_threads, sl_strerror(rc));
+        }
+        pool->n_started++;
+    }
+    *ret_pool = pool;
+    return 0;
+}
+
+void sl_pool_destroy(struct sl_pool *pool)
+{
+    if (!pool)
+        return;
+    if (pool->n_started) {
+        atomic_store_explicit(&pool->stop, true, memory_order_relaxed);
+        post_job(pool);
+        for (uint32_t i = 0; i < pool->n_started; i++)
+            pthread_join(pool->workers[i].thread, NULL);
+    }
+    free(pool->workers);
+    pthread_cond_destroy(&pool->job_finished);
+    pthread_cond_destroy(&pool->job_posted);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+}
+
+uint32_t sl_pool_thread_count(const struct sl_pool *pool)
+{
+    return pool->n_threads;
+}
+
+void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context)
+{
+    size_t parts_useful;
+
+    sl_assert(grain >= 1);
+    if (n_items == 0)
+        return;
+    parts_useful = (n_items + grain - 1) / grain;
+    pool->fn = fn;
+    pool->context = context;
+    pool->n_items = n_items;
+    pool->n_parts = parts_useful < pool->n_threads ? (uint32_t)parts_useful : pool->n_threads;
+    if (pool->n_parts == 1) {
+        run_part(pool, 0);
+        return;
+    }
+    post_job(pool);
+    run_part(pool, 0);
+    await_finish(pool);
+}

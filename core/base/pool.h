@@ -1,0 +1,38 @@
+/* The compute threads.
+ *
+ * One pool for the process. A job is a function over items 0..n-1; the pool gives each thread one
+ * contiguous range, so that the same thread meets the same rows again on the next step. What a job
+ * computes must not depend on where the ranges are cut (docs/NUMERICS.md, one answer).
+ *
+ * One thread drives the pool: it calls sl_pool_run() and computes along. Workers sleep when idle.
+ * Compute threads, the driver included, run with subnormals flushed to zero inside a job. */
+#ifndef SL_BASE_POOL_H
+#define SL_BASE_POOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+
+#define SL_POOL_THREADS_MAX 256
+
+struct sl_pool;
+
+/* Works on items first <= i < end. thread_index is below sl_pool_thread_count(): it selects a
+ * thread's own scratch memory. */
+typedef void sl_pool_fn(void *context, size_t first, size_t end, uint32_t thread_index);
+
+/* n_threads counts the driver: 1 makes a pool without workers. At most SL_POOL_THREADS_MAX.
+ * Fails with -ENOMEM or -EAGAIN (no thread to be had). The caller destroys *ret_pool. */
+int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err *err);
+
+/* NULL is allowed. No job may be running. */
+void sl_pool_destroy(struct sl_pool *pool);
+
+uint32_t sl_pool_thread_count(const struct sl_pool *pool);
+
+/* Runs fn over n_items items and returns when all are done. `grain` is the least number of items
+ * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. */
+void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context);
+
+#endif

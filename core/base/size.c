@@ -1,0 +1,54 @@
+#include "core/base/size.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <strings.h>
+
+int sl_size_parse(const char *text, uint64_t *ret_bytes)
+{
+    static const char units[] = "KMGTP";
+    double value;
+    char *end;
+
+    if (!(text[0] >= '0' && text[0] <= '9')) /* strtod would also take "-1", " 1", "inf", "nan" */
+        return -EINVAL;
+    value = strtod(text, &end);
+    if (end[0] != '\0') {
+        for (size_t i = 0; units[i]; i++) {
+            if ((end[0] | 0x20) == (units[i] | 0x20)) {
+                value *= (double)(UINT64_C(1) << (10 * (i + 1)));
+                end++;
+                break;
+            }
+        }
+        if (end[0] != '\0' && strcasecmp(end, "B") != 0 && strcasecmp(end, "iB") != 0)
+            return -EINVAL;
+    }
+    if (!(value < 9.2e18))
+        return -EINVAL;
+    *ret_bytes = (uint64_t)value;
+    return 0;
+}
+
+const char *sl_size_format(uint64_t bytes, char buffer[SL_SIZE_TEXT_BYTES])
+{
+    static const char *const units[] = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double value = (double)bytes / 1024;
+    size_t unit = 0;
+
+    if (bytes < 1024) {
+        snprintf(buffer, SL_SIZE_TEXT_BYTES, "%u B", (unsigned)bytes);
+        return buffer;
+    }
+    while (value >= 1024 && unit + 1 < sizeof(units) / sizeof(units[0])) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(buffer, SL_SIZE_TEXT_BYTES, "%.*f %s",
+             value < 10    ? 2
+             : value < 100 ? 1
+                           : 0,
+             value, units[unit]);
+    return buffer;
+}

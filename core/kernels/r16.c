@@ -1,0 +1,127 @@
+#include "core/kernels/r16.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/err.h"
+#include "core/kernels/formats.h"
+
+static bool scale_is_sound(uint8_t byte)
+{
+    return byte <= SL_E8M0_BIAS + SL_SCALE_EXPONENT_MAX; /* 255, NaN, is above it too */
+}
+
+int sl_r16_pack_fp4(size_t cols, size_t first_tile, size_t end_tile, const uint8_t *codes,
+                    const uint8_t *scales, uint8_t *tiles)
+{
+    const size_t n_groups = cols / SL_FP4_GROUP_COLS;
+    const size_t row_bytes = cols / 2, row_scales = cols / SL_FP4_BLOCK_COLS;
+    uint8_t scale_max = 0;
+
+    sl_assert(cols % SL_FP4_GROUP_COLS == 0);
+    for (size_t tile = first_tile; tile < end_tile; tile++) {
+        const uint8_t *tile_codes = codes + tile * SL_R16_ROWS * row_bytes;
+        const uint8_t *tile_scales = scales + tile * SL_R16_ROWS * row_scales;
+
+        for (size_t group = 0; group < n_groups; group++) {
+            uint8_t *dst = tiles + (tile * n_groups + group) * SL_FP4_GROUP_BYTES;
+
+            for (size_t row = 0; row < SL_R16_ROWS; row++) {
+                const uint8_t *scale = tile_scales + row * row_scales + group * 4;
+                const uint8_t *src = tile_codes + row * row_bytes + group * 64;
+
+                for (size_t block = 0; block < 4; block++) {
+                    uint8_t byte = scale[block];
+
+                    scale_max = byte > scale_max ? byte : scale_max;
+                    dst[block * SL_R16_ROWS + row] =
+                        byte < SL_E8M0_BIAS + SL_TINY_EXPONENT ? 0 : byte;
+                }
+                for (size_t quad = 0; quad < 16; quad++) /* four bytes, eight columns */
+                    memcpy(dst + 64 + quad * 64 + row * 4, src + quad * 4, 4);
+            }
+        }
+    }
+    return scale_is_sound(scale_max) ? 0 : -SL_ECORRUPT;
+}
+
+int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
+                    uint8_t *tiles)
+{
+    bool sound = true;
+
+    sl_assert(cols % SL_FP8_BLOCK == 0);
+    if (rows % SL_R16_ROWS)
+        memset(tiles + rows / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols), 0,
+               sl_r16_fp8_tile_bytes(cols));
+    for (size_t block = 0; block < cols / SL_FP8_BLOCK; block++) {
+        uint8_t scale_byte = scale_bytes[block];
+        /* Codes whose magnitude is below this are tiny once scaled. */
+        uint8_t magnitude_min =
+            sl_e4m3_magnitude_floor(SL_TINY_EXPONENT - ((int)scale_byte - (int)SL_E8M0_BIAS));
+
+        sound &= scale_is_sound(scale_byte);
+        for (size_t row = 0; row < rows; row++) {
+            const uint8_t *src = codes + row * cols + block * SL_FP8_BLOCK;
+            uint8_t *dst = tiles + row / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols) +
+                           block * SL_FP8_BLOCK * SL_R16_ROWS + row % SL_R16_ROWS * 2;
+            uint8_t bad = 0;
+
+            for (size_t col = 0; col < SL_FP8_BLOCK; col += 2, dst += 2 * SL_R16_ROWS) {
+                uint8_t even = src[col], odd = src[col + 1];
+
+                bad |= ((even & 0x7f) == 0x7f) | ((odd & 0x7f) == 0x7f);
+                dst[0] = (even & 0x7f) < magnitude_min ? 0 : even;
+                dst[1] = (odd & 0x7f) < magnitude_min ? 0 : odd;
+            }
+            sound &= !bad;
+        }
+    }
+    return sound ? 0 : -SL_ECORRUPT;
+}
+
+int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles)
+{
+    uint16_t *dst = (uint16_t *)(void *)tiles;
+    bool sound = true;
+
+    sl_assert(cols % 2 == 0);
+    if (rows % SL_R16_ROWS)
+        memset(tiles + rows / SL_R16_ROWS * sl_r16_bf16_tile_bytes(cols), 0,
+               sl_r16_bf16_tile_bytes(cols));
+    for (size_t row = 0; row < rows; row++) {
+        const uint16_t *src = codes + row * cols;
+        uint16_t *tile = dst + row / SL_R16_ROWS * cols * SL_R16_ROWS;
+
+        for (size_t col = 0; col < cols; col++) {
+            uint16_t code = src[col];
+
+            sound &= (code & 0x7f80) != 0x7f80;
+            tile[(col / 2 * SL_R16_ROWS + row % SL_R16_ROWS) * 2 + col % 2] =
+                sl_bf16_drop_tiny(code);
+        }
+    }
+    return sound ? 0 : -SL_ECORRUPT;
+}
+
+int sl_r16_pack_f32(size_t rows, size_t cols, const float *values, uint8_t *tiles)
+{
+    float *dst = (float *)(void *)tiles;
+    bool sound = true;
+
+    if (rows % SL_R16_ROWS)
+        memset(tiles + rows / SL_R16_ROWS * sl_r16_f32_tile_bytes(cols), 0,
+               sl_r16_f32_tile_bytes(cols));
+    for (size_t row = 0; row < rows; row++) {
+        float *tile = dst + row / SL_R16_ROWS * cols * SL_R16_ROWS;
+
+        for (size_t col = 0; col < cols; col++) {
+            float value = values[row * cols + col];
+
+            sound &= (sl_f32_bits(value) & 0x7f800000u) != 0x7f800000u;
+            tile[col * SL_R16_ROWS + row % SL_R16_ROWS] = sl_f32_drop_tiny(value);
+        }
+    }
+    return sound ? 0 : -SL_ECORRUPT;
+}

@@ -1,0 +1,49 @@
+/* An official checkpoint folder: every tensor of its *.safetensors files, by name.
+ *
+ * Opening reads the shards' headers and model.safetensors.index.json and trusts neither: offsets
+ * lie inside the file, do not overlap, and match dtype and shape; every tensor of the index is in
+ * the file that the index names. Tensor data are read on request. After opening, reads may come
+ * from any thread. */
+#ifndef SL_STORAGE_CHECKPOINT_H
+#define SL_STORAGE_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/model/weight_source.h"
+
+struct sl_checkpoint;
+
+struct sl_checkpoint_tensor {
+    const char *name;
+    struct sl_tensor_info info;
+    uint64_t offset_bytes; /* of the data, from the start of the file */
+    uint32_t file_index;
+};
+
+/* Fails with -errno, -ENOMEM, -SL_EFORMAT or -SL_ECORRUPT; `err` names file, tensor and what was
+ * expected. The caller closes *ret_checkpoint. */
+int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                       struct sl_err *err);
+
+/* NULL is allowed. */
+void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
+
+/* The checkpoint as core's weight source; lives as long as the checkpoint. */
+struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint);
+
+uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint);
+
+/* Tensors in the order of their names (strcmp). */
+const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_checkpoint *checkpoint,
+                                                           uint32_t tensor_index);
+
+/* NULL if there is none of that name. */
+const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
+                                                      const char *name);
+
+uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint);
+const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+#endif

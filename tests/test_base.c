@@ -1,0 +1,124 @@
+/* Base: sizes, arenas, the pool. Sizes are parsed and printed as people write them; an arena
+ * measures exactly what it later hands out; the pool runs every item once, whatever the number of
+ * threads. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/arena.h"
+#include "core/base/pool.h"
+#include "core/base/size.h"
+
+static void test_size_parse(void **state)
+{
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+    } good[] = {{"0", 0},
+                {"4096", 4096},
+                {"512M", UINT64_C(512) << 20},
+                {"1.5G", UINT64_C(3) << 29},
+                {"2TiB", UINT64_C(2) << 40},
+                {"7kb", 7168}};
+    static const char *const bad[] = {"",    "-1",  " 1",  "1X",   "G",
+                                      "1GG", "inf", "nan", "1e30", "9000P"};
+    uint64_t bytes;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        assert_int_equal(sl_size_parse(good[i].text, &bytes), 0);
+        assert_int_equal(bytes, good[i].bytes);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(sl_size_parse(bad[i], &bytes), -EINVAL);
+}
+
+static void test_size_format(void **state)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+
+    (void)state;
+    assert_string_equal(sl_size_format(583, text), "583 B");
+    assert_string_equal(sl_size_format(UINT64_C(3) << 29, text), "1.50 GiB");
+    assert_string_equal(sl_size_format(UINT64_MAX, text), "16.0 EiB");
+}
+
+static void carve(struct sl_arena *arena, char **a, double **b)
+{
+    *a = sl_arena_take(arena, 100, 1);
+    *b = sl_arena_take_aligned(arena, 7, sizeof(double), 4096);
+}
+
+static void test_arena_hands_out_what_it_measured(void **state)
+{
+    struct sl_arena measure, arena;
+    char *a;
+    double *b;
+
+    (void)state;
+    sl_arena_init_measure(&measure);
+    carve(&measure, &a, &b);
+    assert_null(a);
+    assert_int_equal(measure.used_bytes, 4096 + 56);
+    assert_int_equal(sl_arena_init(&arena, measure.used_bytes, "test", NULL), 0);
+    carve(&arena, &a, &b);
+    assert_int_equal((uintptr_t)a % 64, 0);
+    assert_int_equal((uintptr_t)b % 4096, 0);
+    assert_int_equal(arena.used_bytes, measure.used_bytes);
+    for (int i = 0; i < 7; i++)
+        assert_true(b[i] == 0);
+    sl_arena_fini(&arena);
+    sl_arena_fini(&arena);
+}
+
+struct visits {
+    unsigned char count[1000];
+};
+
+static void visit(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct visits *visits = context;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++)
+        visits->count[i]++;
+}
+
+static void test_pool_runs_each_item_once(void **state)
+{
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 5; n_threads++) {
+        struct sl_pool *pool;
+
+        assert_int_equal(sl_pool_create(&pool, n_threads, NULL), 0);
+        assert_int_equal(sl_pool_thread_count(pool), n_threads);
+        for (size_t n = 0; n <= 1000; n = n * 3 + 1) {
+            for (size_t grain = 1; grain <= 64; grain *= 8) {
+                struct visits visits = {{0}};
+
+                sl_pool_run(pool, n, grain, visit, &visits);
+                for (size_t i = 0; i < 1000; i++)
+                    assert_int_equal(visits.count[i], i < n);
+            }
+        }
+        sl_pool_destroy(pool);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_size_parse),
+        cmocka_unit_test(test_size_format),
+        cmocka_unit_test(test_arena_hands_out_what_it_measured),
+        cmocka_unit_test(test_pool_runs_each_item_once),
+    };
+
+    return cmocka_run_group_tests_name("base", tests, NULL, NULL);
+}
