@@ -41,12 +41,13 @@ SUPPORT_SRC := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 
 # The plain-C kernels are compiled once for each instruction set that the compiler can vectorise for.
-ISA_OBJ := $(B)/core/kernels/kernels_isa.ref.o
+ISA_SRC := $(wildcard core/kernels/*_isa.c)
+ISA_OBJ := $(ISA_SRC:%.c=$(B)/%.ref.o)
 ifeq ($(ARCH),x86_64)
-ISA_OBJ += $(B)/core/kernels/kernels_isa.avx2.o
+ISA_OBJ += $(ISA_SRC:%.c=$(B)/%.avx2.o)
 endif
 
-LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(if $(wildcard core/kernels/kernels_isa.c),$(ISA_OBJ))
+LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(ISA_OBJ)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(B)/%.o)
 TEST_BIN := $(TEST_SRC:%.c=$(B)/%)
@@ -59,15 +60,15 @@ LIB := $(B)/libsluice.a
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
 
-$(B)/core/kernels/kernels_isa.ref.o: core/kernels/kernels_isa.c
+$(B)/%.ref.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=ref -c -o $@ $<
 
-$(B)/core/kernels/kernels_isa.avx2.o: core/kernels/kernels_isa.c
+$(B)/%.avx2.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
-	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx2 -mavx2 -mfma -mf16c -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx2 -mavx2 -mfma -c -o $@ $<
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
