@@ -239,40 +239,51 @@ static void head_rows(void *context, size_t first, size_t end, uint32_t thread_i
     }
 }
 
-/* Hands out the logits of every row that a span wants, a group of rows at a time. */
-static void give_logits(const struct head *head, const struct sl_span *spans, uint32_t n_spans,
-                        sl_logits_fn *on_logits, void *context)
+/* Rows of logits that are computed together. */
+struct logit_group {
+    uint32_t span_index[LOGIT_ROWS_MAX];
+    uint32_t token_index[LOGIT_ROWS_MAX];
+    uint32_t n;
+};
+
+static void give_group(const struct head *head, struct logit_group *group, sl_logits_fn *on_logits,
+                       void *context)
 {
     struct sl_forward *f = head->f;
     const size_t stride = sl_r16_padded_rows(f->params.config->vocab_size);
-    uint32_t span_of[LOGIT_ROWS_MAX], token_of[LOGIT_ROWS_MAX], n = 0;
+    struct sl_linear_job job = {&f->params.weights->head, sl_act_buffer_rows(&f->head_x, 0),
+                                f->logits, stride, group->n};
+
+    if (group->n == 0)
+        return;
+    sl_pool_run(f->params.compute->pool, group->n, 1, head_rows, (void *)head);
+    sl_linear_run(f->params.compute, &job, 1);
+    for (uint32_t row = 0; row < group->n; row++)
+        on_logits(context, group->span_index[row], group->token_index[row],
+                  f->logits + row * stride);
+    group->n = 0;
+}
+
+/* Hands out the logits of every row that a span wants. */
+static void give_logits(const struct head *head, const struct sl_span *spans, uint32_t n_spans,
+                        sl_logits_fn *on_logits, void *context)
+{
+    struct logit_group group = {.n = 0};
 
     for (uint32_t s = 0; s < n_spans; s++) {
-        for (uint32_t i = 0; i < spans[s].n_tokens; i++) {
-            bool last = i + 1 == spans[s].n_tokens;
-            bool wanted =
-                spans[s].logits == SL_LOGITS_ALL || (spans[s].logits == SL_LOGITS_LAST && last);
+        uint32_t first = spans[s].logits == SL_LOGITS_ALL ? 0 : spans[s].n_tokens - 1;
 
-            if (wanted) {
-                span_of[n] = s;
-                token_of[n] = i;
-                f->rows[n++] = f->span_first[s] + i;
-            }
-            if (n < LOGIT_ROWS_MAX && !(last && s + 1 == n_spans))
-                continue;
-            if (n > 0) {
-                struct sl_linear_job job = {&f->params.weights->head,
-                                            sl_act_buffer_rows(&f->head_x, 0), f->logits, stride,
-                                            n};
-
-                sl_pool_run(f->params.compute->pool, n, 1, head_rows, (void *)head);
-                sl_linear_run(f->params.compute, &job, 1);
-            }
-            for (uint32_t row = 0; row < n; row++)
-                on_logits(context, span_of[row], token_of[row], f->logits + row * stride);
-            n = 0;
+        if (spans[s].logits == SL_LOGITS_NONE || spans[s].n_tokens == 0)
+            continue;
+        for (uint32_t i = first; i < spans[s].n_tokens; i++) {
+            if (group.n == LOGIT_ROWS_MAX)
+                give_group(head, &group, on_logits, context);
+            head->f->rows[group.n] = head->f->span_first[s] + i;
+            group.span_index[group.n] = s;
+            group.token_index[group.n++] = i;
         }
     }
+    give_group(head, &group, on_logits, context);
 }
 
 /* ---- the pass ----------------------------------------------------------------------------------
