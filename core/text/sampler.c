@@ -42,12 +42,26 @@ static double draw(uint64_t state[4])
     return (double)(result >> 11) * 0x1p-53;
 }
 
-/* exp(x) for x <= 0, to about 1e-15: 2^k times a polynomial in what is left, at most ln(2)/2 in
+/* exp(x) for x <= 0, within 2e-16: 2^k times a polynomial in what is left, at most ln(2)/2 in
  * size. libm's would differ in the last bit from machine to machine. */
 static double exp_of_negative(double x)
 {
     static const double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-    double r, sum = 1.0;
+    static const double factors[] = {/* 1/12! to 1/0! */
+                                     1.0 / 479001600,
+                                     1.0 / 39916800,
+                                     1.0 / 3628800,
+                                     1.0 / 362880,
+                                     1.0 / 40320,
+                                     1.0 / 5040,
+                                     1.0 / 720,
+                                     1.0 / 120,
+                                     1.0 / 24,
+                                     1.0 / 6,
+                                     1.0 / 2,
+                                     1.0,
+                                     1.0};
+    double r, sum = 1.0 / 6227020800; /* 1/13! */
     uint64_t bits;
     int64_t k;
 
@@ -55,8 +69,8 @@ static double exp_of_negative(double x)
         return 0.0;
     k = (int64_t)(x * 0x1.71547652b82fep+0 - 0.5); /* nearest, since x <= 0 and casts cut off */
     r = (x - (double)k * ln2_high) - (double)k * ln2_low;
-    for (int i = 13; i > 0; i--)
-        sum = 1.0 + r * sum / i;
+    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++)
+        sum = sum * r + factors[i];
     bits = (uint64_t)(k + 1023) << 52;
     memcpy(&r, &bits, sizeof(r));
     return sum * r;
@@ -126,23 +140,25 @@ static uint32_t select_best(const struct sl_sampler *sampler, uint32_t n, double
 {
     struct sl_candidate *heap = sampler->candidates;
     uint32_t limit = sampler->params.top_k, kept;
-    double sum = 0;
+    double top_p = sampler->params.top_p, sum = 0;
+    bool cut = limit > 0 && limit < n;
 
-    if (limit == 0 || limit > n)
+    if (!cut)
         limit = n;
     for (uint32_t i = n / 2; i-- > 0;)
         sift_down(heap, n, i, heap[i]);
-    if (limit < n) { /* top-p is then a share of what top-k leaves */
-        for (kept = 0, total = 0; kept < limit; kept++) {
-            pop_to_end(heap, n - kept);
-            total += heap[n - kept - 1].weight;
+    if (cut) {
+        total = 0; /* top-p is a share of what top-k leaves */
+        for (uint32_t i = 0; i < limit; i++) {
+            pop_to_end(heap, n - i);
+            total += heap[n - i - 1].weight;
         }
-        for (kept = 0; kept < limit && sum < sampler->params.top_p * total; kept++)
-            sum += heap[n - kept - 1].weight;
-        return sampler->params.top_p < 1 ? kept : limit;
     }
-    for (kept = 0; kept < limit && sum < sampler->params.top_p * total; kept++) {
-        pop_to_end(heap, n - kept);
+    if (top_p == 1)
+        return limit;
+    for (kept = 0; kept < limit && sum < top_p * total; kept++) {
+        if (!cut)
+            pop_to_end(heap, n - kept);
         sum += heap[n - kept - 1].weight;
     }
     return kept;
@@ -174,7 +190,7 @@ static uint32_t choose(struct sl_sampler *sampler, const float *logits, float be
     uint32_t n, n_kept, id = 0;
 
     n = n_kept = weigh(sampler, logits, best, &total);
-    if (sampler->params.top_k > 0 || sampler->params.top_p < 1)
+    if ((sampler->params.top_k > 0 && sampler->params.top_k < n) || sampler->params.top_p < 1)
         n_kept = select_best(sampler, n, total);
     first += n - n_kept;
     total = 0;
