@@ -95,13 +95,23 @@ void fixture_folder_remove(const char *folder)
     sl_assert(rmdir(folder) == 0);
 }
 
-uint8_t fixture_byte(const char *tensor_name, uint64_t i)
+static uint32_t seed_of(const char *tensor_name)
 {
     uint32_t hash = 2166136261u;
 
     for (const char *c = tensor_name; *c; c++)
         hash = (hash ^ (uint8_t)*c) * 16777619u;
-    return (uint8_t)((hash + (uint32_t)i) * 2654435761u >> 24);
+    return hash;
+}
+
+static uint8_t byte_at(uint32_t seed, uint64_t i)
+{
+    return (uint8_t)((seed + (uint32_t)i) * 2654435761u >> 24);
+}
+
+uint8_t fixture_byte(const char *tensor_name, uint64_t i)
+{
+    return byte_at(seed_of(tensor_name), i);
 }
 
 static uint64_t tensor_bytes(const struct fixture_tensor *tensor)
@@ -119,6 +129,19 @@ static int compare_layout(const void *a, const void *b)
     if (x->dtype != y->dtype)
         return order[x->dtype] - order[y->dtype];
     return strcmp(x->name, y->name);
+}
+
+static void write_data(FILE *stream, const struct fixture_tensor *tensor)
+{
+    uint64_t bytes = tensor_bytes(tensor);
+    uint32_t seed = seed_of(tensor->name);
+    uint8_t *data = malloc(bytes);
+
+    sl_assert(data);
+    for (uint64_t i = 0; i < bytes; i++)
+        data[i] = byte_at(seed, i);
+    sl_assert(fwrite(data, 1, bytes, stream) == bytes);
+    free(data);
 }
 
 /* The header's length is only known afterwards: room is left for it. */
@@ -172,10 +195,8 @@ void fixture_write_shard(const char *folder, const char *file, struct fixture_li
     }
     fprintf(stream, "}");
     size_bytes = end_header(stream, at_bytes);
-    for (uint32_t i = 0; !sparse && i < list->count; i++) {
-        for (uint64_t k = 0; k < tensor_bytes(&list->tensors[i]); k++)
-            fputc(fixture_byte(list->tensors[i].name, k), stream);
-    }
+    for (uint32_t i = 0; !sparse && i < list->count; i++)
+        write_data(stream, &list->tensors[i]);
     end_shard(stream, size_bytes);
 }
 
