@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -72,6 +73,29 @@ static void remove_file(const struct model *model, const char *file)
 
     snprintf(path, sizeof(path), "%s/%s", model->folder, file);
     assert_int_equal(unlink(path), 0);
+}
+
+/* In front of the C library's: what the checkpoint reads comes in pieces, after interruptions, or
+ * not at all. */
+static struct {
+    size_t piece_bytes;   /* 0: whole reads */
+    uint64_t count;       /* reads in pieces so far; every second one is interrupted */
+    int64_t error_offset; /* reads that touch this byte fail with EIO; -1: none does */
+} disk = {.error_offset = -1};
+
+ssize_t pread(int fd, void *dst, size_t size_bytes, off_t offset_bytes)
+{
+    if (disk.error_offset >= offset_bytes && disk.error_offset < offset_bytes + (off_t)size_bytes) {
+        errno = EIO;
+        return -1;
+    }
+    if (disk.piece_bytes && disk.count++ % 2) {
+        errno = EINTR;
+        return -1;
+    }
+    if (disk.piece_bytes && size_bytes > disk.piece_bytes)
+        size_bytes = disk.piece_bytes;
+    return syscall(SYS_pread64, fd, dst, size_bytes, offset_bytes);
 }
 
 /* ---- What is sound ---- */
@@ -352,6 +376,37 @@ static void test_file_cut_after_opening(void **state)
     sl_checkpoint_close(checkpoint);
 }
 
+static void test_short_and_interrupted_reads(void **state)
+{
+    disk.piece_bytes = 37;
+    check_model(*state);
+    disk.piece_bytes = 0;
+}
+
+static void test_read_errors(void **state)
+{
+    const struct model *model = *state;
+    struct sl_checkpoint *checkpoint;
+    struct sl_weight_source *source;
+    struct sl_err err = {0};
+    uint8_t data[256];
+
+    for (disk.error_offset = 0; disk.error_offset < 20; disk.error_offset += 10) {
+        assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, &err), -EIO);
+        assert_non_null(strstr(err.message, SHARD_1));
+    }
+    disk.error_offset = -1;
+    assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+    source = sl_checkpoint_weights(checkpoint);
+    disk.error_offset = (int64_t)sl_checkpoint_find(checkpoint, "embed.weight")->offset_bytes + 100;
+    assert_int_equal(source->ops->read(source, "embed.weight", 0, 100, data, &err), 0);
+    assert_int_equal(source->ops->read(source, "embed.weight", 1, 100, data, &err), -EIO);
+    disk.error_offset = -1;
+    assert_non_null(strstr(err.message, SHARD_1));
+    assert_non_null(strstr(err.message, "\"embed.weight\""));
+    sl_checkpoint_close(checkpoint);
+}
+
 /* ---- Experts ---- */
 
 static void check_extent(struct sl_checkpoint *checkpoint, const struct sl_extent *extent,
@@ -556,6 +611,8 @@ int main(void)
         cmocka_unit_test(test_damaged_folders),
         cmocka_unit_test(test_no_folder),
         WITH_MODEL(test_file_cut_after_opening),
+        WITH_MODEL(test_short_and_interrupted_reads),
+        WITH_MODEL(test_read_errors),
         WITH_MODEL(test_experts),
         cmocka_unit_test(test_reads_are_merged_blocks),
         WITH_MODEL(test_bad_experts),
