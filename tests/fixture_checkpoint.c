@@ -42,7 +42,7 @@ void fixture_add(struct fixture_list *list, enum sl_dtype dtype, uint64_t rows, 
     }
     tensor = &list->tensors[list->count++];
     *tensor = (struct fixture_tensor){
-        .dtype = dtype, .n_dims = cols ? 2 : 1, .shape = {rows, cols ? cols : 1}};
+        .dtype = dtype, .n_dims = cols ? 2 : 1, .shape = {rows, cols ? cols : 1, 1, 1}};
     va_start(args, name_format);
     vsnprintf(tensor->name, sizeof(tensor->name), name_format, args);
     va_end(args);
@@ -116,7 +116,11 @@ uint8_t fixture_byte(const char *tensor_name, uint64_t i)
 
 static uint64_t tensor_bytes(const struct fixture_tensor *tensor)
 {
-    return tensor->shape[0] * tensor->shape[1] * sl_dtype_size_bytes(tensor->dtype);
+    uint64_t bytes = sl_dtype_size_bytes(tensor->dtype);
+
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        bytes *= tensor->shape[i];
+    return bytes;
 }
 
 static int compare_layout(const void *a, const void *b)
@@ -185,10 +189,10 @@ void fixture_write_shard(const char *folder, const char *file, struct fixture_li
     for (uint32_t i = 0; i < list->count; i++) {
         const struct fixture_tensor *tensor = &list->tensors[i];
 
-        fprintf(stream, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu", tensor->name,
-                sl_dtype_name(tensor->dtype), (unsigned long long)tensor->shape[0]);
-        if (tensor->n_dims == 2)
-            fprintf(stream, ",%llu", (unsigned long long)tensor->shape[1]);
+        fprintf(stream, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensor->name,
+                sl_dtype_name(tensor->dtype));
+        for (uint32_t d = 0; d < tensor->n_dims; d++)
+            fprintf(stream, "%s%llu", d ? "," : "", (unsigned long long)tensor->shape[d]);
         fprintf(stream, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at_bytes,
                 (unsigned long long)(at_bytes + tensor_bytes(tensor)));
         at_bytes += tensor_bytes(tensor);

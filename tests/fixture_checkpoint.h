@@ -17,7 +17,7 @@ struct fixture_tensor {
     char name[96];
     enum sl_dtype dtype;
     uint32_t n_dims;
-    uint64_t shape[2];
+    uint64_t shape[SL_TENSOR_DIMS_MAX]; /* as in struct sl_tensor_info */
 };
 
 /* Zeroed is empty. */

@@ -249,6 +249,30 @@ static void rename_tensor(const struct model *model)
     fixture_patch(model->folder, SHARD_1, "embed.weight", "embed.weighs");
 }
 
+/* One tensor "t" and another, "u", in a folder of a single file without index. */
+static void only_file(const struct model *model, const char *header)
+{
+    lose_shards_and_index(model);
+    fixture_write_header(model->folder, "model.safetensors", header, 12);
+}
+
+static void overlap(const struct model *model)
+{
+    only_file(model, "{\"t\":{\"dtype\":\"U8\",\"shape\":[8],\"data_offsets\":[0,8]},"
+                     "\"u\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[7,12]}}");
+}
+
+static void out_of_range(const struct model *model)
+{
+    only_file(model, "{\"t\":{\"dtype\":\"U8\",\"shape\":[13],\"data_offsets\":[0,13]}}");
+}
+
+static void absurd_shape(const struct model *model)
+{
+    only_file(model, "{\"t\":{\"dtype\":\"I64\",\"shape\":[3037000500,3037000500],"
+                     "\"data_offsets\":[0,12]}}");
+}
+
 static void tensor_in_two_shards(const struct model *model)
 {
     struct fixture_list list = {0};
@@ -311,7 +335,10 @@ static const struct damage {
     {break_json, -SL_EFORMAT, {SHARD_1, "not valid JSON"}},
     {change_dtype, -SL_EFORMAT, {SHARD_1, "\"embed.weight\"", "\"BF17\""}},
     {rename_tensor, -SL_EFORMAT, {INDEX, "\"embed.weight\"", "in no file"}},
-    {tensor_in_two_shards, -SL_EFORMAT, {"\"embed.weight\"", SHARD_1, SHARD_2}},
+    {overlap, -SL_ECORRUPT, {"/model.safetensors", "\"t\" and \"u\" overlap"}},
+    {out_of_range, -SL_ECORRUPT, {"/model.safetensors", "\"t\" ends at byte"}},
+    {absurd_shape, -SL_EFORMAT, {"/model.safetensors", "\"t\": I64 [3037000500, 3037000500]"}},
+    {tensor_in_two_shards, -SL_EFORMAT, {"\"embed.weight\" is in two files", SHARD_1, SHARD_2}},
     {index_swaps, -SL_EFORMAT, {INDEX, "\"embed.weight\" is said to be in " SHARD_2, SHARD_1}},
     {index_names_absent_file, -ENOENT, {INDEX " names", "model-00009"}},
     {index_names_path, -SL_EFORMAT, {INDEX, "\"../el-00001"}},
@@ -512,15 +539,14 @@ static void test_bad_experts(void **state)
 static void test_one_bad_expert_tensor(void **state)
 {
     static const struct {
-        enum sl_dtype dtype;
-        uint64_t rows, cols;
+        struct fixture_tensor tensor;
         const char *says;
     } cases[] = {
-        {SL_DTYPE_U8, 128, 8, MISSING_NAME "\" is U8 [128, 8], expected F8_E8M0 [128, 8]"},
-        {SL_DTYPE_F8_E8M0, 128, 4,
-         MISSING_NAME "\" is F8_E8M0 [128, 4], expected F8_E8M0 [128, 8]"},
-        {SL_DTYPE_F8_E8M0, 1024, 0, MISSING_NAME "\" is F8_E8M0 [1024], expected F8_E8M0 [128, 8]"},
-        {SL_DTYPE_F8_E8M0, 0, 0, MISSING_NAME "\" is missing, expected F8_E8M0 [128, 8]"},
+        {{MISSING_NAME, SL_DTYPE_U8, 2, {128, 8}}, "\" is U8 [128, 8], expected F8_E8M0 [128, 8]"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 2, {128, 4}}, "\" is F8_E8M0 [128, 4], expected"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 1, {1024}}, "\" is F8_E8M0 [1024], expected"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 3, {128, 8, 2}}, "\" is F8_E8M0 [128, 8, 2], expected"},
+        {{"other", SL_DTYPE_U8, 1, {1}}, "\" is missing, expected F8_E8M0 [128, 8]"},
     };
     struct model *model = *state;
 
@@ -534,14 +560,12 @@ static void test_one_bad_expert_tensor(void **state)
         fixture_add_experts(&list, "layers.0", 3, 128, 256);
         for (uint32_t k = 0; k < list.count; k++) {
             if (strcmp(list.tensors[k].name, MISSING_NAME) == 0)
-                list.tensors[k] = list.tensors[--list.count];
+                list.tensors[k] = cases[i].tensor;
         }
-        if (cases[i].rows)
-            fixture_add(&list, cases[i].dtype, cases[i].rows, cases[i].cols, MISSING_NAME);
         fixture_write_shard(model->folder, SHARD_1, &list, true);
         assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
         assert_int_equal(sl_expert_store_open(&store, checkpoint, &shape, &err), -SL_EFORMAT);
-        if (!strstr(err.message, cases[i].says))
+        if (!strstr(err.message, MISSING_NAME) || !strstr(err.message, cases[i].says))
             fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, cases[i].says);
         sl_checkpoint_close(checkpoint);
         fixture_fini(&list);
