@@ -9,9 +9,9 @@
 #include "cache/expert_load.h"
 #include "core/base/arena.h"
 #include "core/base/assert.h"
-#include "core/base/clock.h"
 #include "core/base/list.h"
 #include "core/base/size.h"
+#include "core/kernels/r16.h"
 
 #define NO_SLOT UINT32_MAX
 
@@ -40,7 +40,6 @@ struct demand {
 
 struct sl_expert_cache {
     struct sl_expert_source source;
-    const struct sl_expert_store *store;
     struct sl_expert_shape shape;
     uint32_t n_layers;
     struct sl_arena arena;
@@ -136,7 +135,7 @@ static void begin_missing(struct sl_expert_cache *cache)
             break;
         demand->next_missing++;
     }
-    sl_expert_loader_start(&cache->loader);
+    sl_reader_start(cache->loader.reader);
 }
 
 static void make_ready(struct sl_expert_cache *cache, struct slot *slot)
@@ -200,7 +199,7 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
         if (cache->n_hinted >= cache->n_slots / HINTED_SHARE || !begin_load(cache, keys[i], false))
             break;
     }
-    sl_expert_loader_start(&cache->loader);
+    sl_reader_start(cache->loader.reader);
 }
 
 /* Keeps a demanded expert that is there, or on its way, from eviction. */
@@ -361,11 +360,10 @@ static void carve(struct sl_expert_cache *cache, struct sl_arena *arena)
     cache->slab = sl_arena_take_aligned(arena, cache->n_slots, cache->slot_bytes, 4096);
     sl_expert_loader_carve(&cache->loader, arena);
     cache->slots = sl_arena_take(arena, cache->n_slots, sizeof(*cache->slots));
-    cache->slot_of =
-        sl_arena_take(arena, (uint64_t)cache->n_layers * cache->shape.n_routed_experts,
-                      sizeof(*cache->slot_of));
-    cache->demand.missing = sl_arena_take(arena, cache->shape.n_routed_experts,
-                                          sizeof(*cache->demand.missing));
+    cache->slot_of = sl_arena_take(arena, (uint64_t)cache->n_layers * cache->shape.n_routed_experts,
+                                   sizeof(*cache->slot_of));
+    cache->demand.missing =
+        sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.missing));
 }
 
 /* How many slots the slab makes: no more than there are experts. */
@@ -411,16 +409,21 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     cache = calloc(1, sizeof(*cache));
     if (!cache)
         return sl_err_set(err, -ENOMEM, "expert cache: out of memory");
-    cache->store = store;
     cache->shape = *sl_expert_store_shape(store);
     cache->n_layers = cache->shape.num_hidden_layers + cache->shape.n_mtp_layers;
-    rc = sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max, err);
-    if (rc < 0)
+    if (cache->shape.hidden_size % SL_FP4_GROUP_COLS != 0 ||
+        cache->shape.moe_intermediate_size % SL_FP4_GROUP_COLS != 0) {
+        rc = sl_err_set(err, -SL_EUNSUPPORTED,
+                        "hidden_size %u and moe_intermediate_size %u: experts need multiples of %u",
+                        cache->shape.hidden_size, cache->shape.moe_intermediate_size,
+                        SL_FP4_GROUP_COLS);
         goto fail;
+    }
     cache->slot_bytes = sl_expert_cache_slot_bytes(&cache->shape);
     rc = count_slots(cache, options, err);
     if (rc < 0)
         goto fail;
+    sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max);
     cache->source.ops = &source_ops;
     /* Half, so that loads go on while the caller holds what it may. */
     cache->source.hold_max = cache->n_slots / 2 > options->num_experts_per_tok
@@ -432,7 +435,6 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     if (rc < 0)
         goto fail;
     carve(cache, &cache->arena);
-    sl_expert_loader_ready(&cache->loader);
     init_slots(cache);
     *ret_cache = cache;
     return 0;
@@ -467,7 +469,12 @@ uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache)
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
 {
     struct sl_expert_cache_counters counters = cache->counters;
+    const struct sl_reader_counters reader = sl_reader_counters(cache->loader.reader);
 
-    sl_expert_loader_count(&cache->loader, &counters);
+    counters.n_retries = reader.n_retries + cache->loader.n_rereads;
+    counters.wanted_bytes = cache->loader.wanted_bytes;
+    counters.read_bytes = reader.read_bytes;
+    counters.wait_ns = reader.wait_ns;
+    counters.repack_ns = cache->loader.repack_ns;
     return counters;
 }

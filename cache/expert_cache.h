@@ -1,8 +1,8 @@
 /* The expert cache: core's expert source over the files of a checkpoint.
  *
- * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h); what is missing
- * is read as stored into a staging buffer, repacked by the compute threads when all of it has
- * landed, and lent. One global order (least recently released first) decides what makes room.
+ * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h); what is
+ * missing is read as stored into a staging buffer, repacked by the compute threads when all of it
+ * has landed, and lent. One global order (least recently released first) decides what makes room.
  *
  *     empty ──load──► loading ──landed──► ready ◄──release── pinned
  *       ▲                │    └──landed, demanded──────────────►▲
@@ -31,9 +31,10 @@ struct sl_expert_cache;
 struct sl_expert_cache_options {
     uint64_t slab_bytes; /* for slots; what does not make a whole slot is not taken */
     uint32_t num_experts_per_tok;
-    uint32_t slots_min;    /* a slab of fewer is refused; one of fewer than num_experts_per_tok is
-                            * refused in any case */
-    uint32_t inflight_max; /* experts being loaded at once, each with a staging buffer; at least 1 */
+    uint32_t slots_min; /* a slab of fewer is refused; one of fewer than num_experts_per_tok is
+                         * refused in any case */
+    uint32_t
+        inflight_max; /* experts being loaded at once, each with a staging buffer; at least 1 */
 };
 
 struct sl_expert_cache_counters {

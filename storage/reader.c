@@ -179,8 +179,7 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
     }
     if (rc == -EINTR || rc == -EAGAIN) {
         piece->n_again++;
-        if (piece->n_again <= AGAIN_MAX)
-            rc = 0;
+        rc = piece->n_again <= AGAIN_MAX ? 0 : -EIO;
     }
     if (rc < 0 && piece->failed_once) {
         piece_end(reader, piece, rc);
