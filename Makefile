@@ -82,6 +82,29 @@ $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
 
+# A fuzz harness gets its main() from libFuzzer in CONFIG=fuzz and from replay.c otherwise.
+FUZZ_OBJ := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
+$(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ) $(LIB)
+	$(say) LD $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(if $(FUZZ_OBJ),,-fsanitize=fuzzer) -o $@ $^ $(LIBS)
+
+.PHONY: fuzz-replay fuzz
+fuzz-replay: $(FUZZ_BIN) ## run every fuzz harness over its stored inputs
+	$(Q)for f in $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%); do \
+	    $(B)/tests/fuzz/fuzz_$$f tests/fuzz/corpus/$$f || exit 1; done
+
+FUZZ ?= safetensors
+SECONDS ?= 600
+ifeq ($(CONFIG),fuzz)
+fuzz: $(B)/tests/fuzz/fuzz_$(FUZZ)
+	@mkdir -p $(B)/corpus/$(FUZZ) $(B)/findings
+	$(B)/tests/fuzz/fuzz_$(FUZZ) -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=4096 \
+	    -artifact_prefix=$(B)/findings/$(FUZZ)- $(B)/corpus/$(FUZZ) tests/fuzz/corpus/$(FUZZ)
+else
+fuzz: ## fuzz one harness: make fuzz FUZZ=safetensors SECONDS=600 (findings in build/fuzz/findings)
+	$(Q)$(MAKE) CONFIG=fuzz FUZZ=$(FUZZ) SECONDS=$(SECONDS) fuzz
+endif
+
 $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lcmocka
