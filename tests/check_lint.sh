@@ -90,7 +90,7 @@ rm tests/wide.py
 
 printf '#!/bin/bash\nif true; then\n' >tests/broken.sh
 output=$("$root/tests/lint.sh" . 2>&1)
-# shellcheck, where it is installed, has its own words for the same.
+# Where shellcheck is installed, it has its own words for the same.
 if grep -q '^lint: tests/broken.sh: bash cannot parse it' <<<"$output"; then
     ok "scripts are parsed"
 else
