@@ -1,0 +1,321 @@
+#include "core/model/config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/json.h"
+
+#define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
+
+struct reader {
+    const json_t *root;
+    const char *where;
+    struct sl_err *err;
+};
+
+static int broken(const struct reader *in, const char *relation, uint64_t found)
+{
+    return sl_err_set(in->err, -SL_EFORMAT, "%s: %s (found %llu)", in->where, relation,
+                      (unsigned long long)found);
+}
+
+struct field {
+    const char *key;
+    size_t offset;
+    uint32_t min, max;
+    bool optional; /* missing counts as 0 */
+};
+
+/* clang-format off */
+#define FIELD(name, min, max) {#name, offsetof(struct sl_config, name), min, max, false}
+#define OPTIONAL(name, max) {#name, offsetof(struct sl_config, name), 0, max, true}
+/* clang-format on */
+
+/* The upper bounds keep every product of sizes that we form within 64 bits and every index within
+ * 32; the released models use a fraction of each. */
+static const struct field fields[] = {
+    FIELD(vocab_size, 1, 1u << 22),
+    FIELD(bos_token_id, 0, 1u << 22),
+    FIELD(eos_token_id, 0, 1u << 22),
+    FIELD(hidden_size, 128, 1u << 16),
+    FIELD(num_hidden_layers, 1, SL_LAYERS_MAX),
+    FIELD(num_hash_layers, 0, SL_LAYERS_MAX),
+    OPTIONAL(num_nextn_predict_layers, 16),
+    FIELD(num_attention_heads, 1, 1024),
+    FIELD(head_dim, 2, 4096),
+    FIELD(qk_rope_head_dim, 2, 4096),
+    FIELD(q_lora_rank, 128, 1u << 16),
+    FIELD(o_groups, 1, 1024),
+    FIELD(o_lora_rank, 128, 1u << 16),
+    OPTIONAL(index_n_heads, 1024),
+    OPTIONAL(index_head_dim, 1024),
+    OPTIONAL(index_topk, 1u << 20),
+    FIELD(sliding_window, 1, 1u << 16),
+    FIELD(n_routed_experts, 1, 1u << 12),
+    FIELD(num_experts_per_tok, 1, SL_EXPERTS_PER_TOKEN_MAX),
+    FIELD(moe_intermediate_size, 128, 1u << 16),
+    FIELD(hc_mult, 1, SL_HC_MULT_MAX),
+    FIELD(hc_sinkhorn_iters, 1, 1000),
+    FIELD(max_position_embeddings, 1, 1u << 24),
+};
+
+static int read_integers(const struct reader *in, struct sl_config *config)
+{
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        const struct field *field = &fields[i];
+        uint64_t value = 0;
+        uint32_t narrow;
+        int rc;
+
+        if (!field->optional || json_object_get(in->root, field->key)) {
+            rc = sl_json_get_u64(in->root, field->key, field->min, field->max, &value, in->where,
+                                 in->err);
+            if (rc < 0)
+                return rc;
+        }
+        narrow = (uint32_t)value;
+        memcpy((char *)config + field->offset, &narrow, sizeof(narrow));
+    }
+    return 0;
+}
+
+/* A finite number of at least `min` that float32 can hold. */
+static int read_number(const struct reader *in, const json_t *object, const char *key, double min,
+                       double *ret_value)
+{
+    double value;
+    int rc = sl_json_get_f64(object, key, &value, in->where, in->err);
+
+    if (rc < 0)
+        return rc;
+    if (value < min || value > 1e30)
+        return sl_err_set(in->err, -SL_EFORMAT, "%s: \"%s\" is %g, expected %g to 1e30", in->where,
+                          key, value, min);
+    *ret_value = value;
+    return 0;
+}
+
+static int read_numbers(const struct reader *in, struct sl_config *config)
+{
+    double scaling_factor = 0, limit = 0, hc_eps = 0, norm_eps = 0;
+    int rc;
+
+    if ((rc = read_number(in, in->root, "routed_scaling_factor", 1e-30, &scaling_factor)) < 0 ||
+        (rc = read_number(in, in->root, "hc_eps", 0, &hc_eps)) < 0 ||
+        (rc = read_number(in, in->root, "rms_norm_eps", 1e-30, &norm_eps)) < 0 ||
+        (rc = read_number(in, in->root, "rope_theta", 1, &config->rope_theta)) < 0 ||
+        (rc = read_number(in, in->root, "compress_rope_theta", 1, &config->compress_rope_theta)) <
+            0)
+        return rc;
+    if (json_object_get(in->root, "swiglu_limit")) {
+        rc = read_number(in, in->root, "swiglu_limit", 0, &limit);
+        if (rc < 0)
+            return rc;
+    }
+    config->routed_scaling_factor = (float)scaling_factor;
+    config->swiglu_limit = (float)limit;
+    config->hc_eps = (float)hc_eps;
+    config->rms_norm_eps = (float)norm_eps;
+    return 0;
+}
+
+static int read_rope_scaling(const struct reader *in, struct sl_config *config)
+{
+    struct sl_rope_scaling *scaling = &config->rope_scaling;
+    const json_t *object = json_object_get(in->root, "rope_scaling");
+    uint64_t original;
+    int rc;
+
+    if (!object || json_is_null(object))
+        return 0;
+    if (!json_is_object(object))
+        return sl_err_set(in->err, -SL_EFORMAT, "%s: \"rope_scaling\" is not an object", in->where);
+    if ((rc = sl_json_get_u64(object, "original_max_position_embeddings", 0, 1u << 24, &original,
+                              in->where, in->err)) < 0 ||
+        (rc = read_number(in, object, "factor", 1e-3, &scaling->factor)) < 0 ||
+        (rc = read_number(in, object, "beta_fast", 1e-3, &scaling->beta_fast)) < 0 ||
+        (rc = read_number(in, object, "beta_slow", 1e-3, &scaling->beta_slow)) < 0)
+        return rc;
+    scaling->original_max_position_embeddings = (uint32_t)original;
+    return 0;
+}
+
+static int read_compress_ratios(const struct reader *in, struct sl_config *config)
+{
+    const json_t *list = json_object_get(in->root, "compress_ratios");
+    uint32_t n_layers = config->num_hidden_layers + config->num_nextn_predict_layers;
+    size_t length = json_array_size(list);
+
+    if (!json_is_array(list))
+        return sl_err_set(in->err, -SL_EFORMAT, "%s: \"compress_ratios\" is missing or not a list",
+                          in->where);
+    if (length < config->num_hidden_layers)
+        return broken(in, "\"compress_ratios\" has fewer entries than num_hidden_layers", length);
+    for (size_t i = 0; i < length && i < n_layers; i++) {
+        const json_t *item = json_array_get(list, i);
+        json_int_t ratio = json_integer_value(item);
+
+        if (!json_is_integer(item) || ratio < 0 || ratio > 65536)
+            return broken(in, "\"compress_ratios\" has an entry that is not 0 to 65536; its index",
+                          i);
+        config->compress_ratios[i] = (uint32_t)ratio;
+    }
+    return 0;
+}
+
+/* Keys whose value selects code: any other value is another model. */
+static int check_kind(const struct reader *in)
+{
+    static const struct {
+        const char *key, *value;
+    } strings[] = {
+        {"scoring_func", "sqrtsoftplus"},
+        {"hidden_act", "silu"},
+        {"topk_method", "noaux_tc"},
+        {"expert_dtype", "fp4"},
+    };
+    static const struct {
+        const char *key;
+        int value;
+    } numbers[] = {{"num_key_value_heads", 1}, {"n_shared_experts", 1}};
+
+    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++) {
+        const json_t *value = json_object_get(in->root, strings[i].key);
+        const char *text = json_string_value(value);
+
+        if (value && (!text || strcmp(text, strings[i].value) != 0))
+            return sl_err_set(in->err, -SL_EUNSUPPORTED,
+                              "%s: \"%s\" is \"%s\"; this engine runs \"%s\" only", in->where,
+                              strings[i].key, text ? text : "?", strings[i].value);
+    }
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        const json_t *value = json_object_get(in->root, numbers[i].key);
+
+        if (value && (!json_is_integer(value) || json_integer_value(value) != numbers[i].value))
+            return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"%s\" must be %d", in->where,
+                              numbers[i].key, numbers[i].value);
+    }
+    if (json_is_false(json_object_get(in->root, "norm_topk_prob")))
+        return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"norm_topk_prob\" must be true",
+                          in->where);
+    if (json_is_true(json_object_get(in->root, "tie_word_embeddings")))
+        return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"tie_word_embeddings\" must be false",
+                          in->where);
+    return 0;
+}
+
+static int check_quantization(const struct reader *in)
+{
+    const json_t *object = json_object_get(in->root, "quantization_config");
+    const json_t *block = json_object_get(object, "weight_block_size");
+
+    if (!block)
+        return 0;
+    if (json_array_size(block) != 2 || json_integer_value(json_array_get(block, 0)) != 128 ||
+        json_integer_value(json_array_get(block, 1)) != 128)
+        return sl_err_set(in->err, -SL_EUNSUPPORTED,
+                          "%s: \"quantization_config.weight_block_size\" must be [128, 128]",
+                          in->where);
+    return 0;
+}
+
+static int check_indexer(const struct reader *in, const struct sl_config *config)
+{
+    uint32_t d = config->index_head_dim;
+    bool csa = false;
+
+    for (uint32_t i = 0; i < config->num_hidden_layers + config->num_nextn_predict_layers; i++)
+        csa |= config->compress_ratios[i] == SL_CSA_RATIO;
+    if (!csa)
+        return 0;
+    if (config->index_n_heads == 0)
+        return broken(in, "\"index_n_heads\" must be at least 1 when a layer has ratio 4", 0);
+    if (config->index_topk == 0)
+        return broken(in, "\"index_topk\" must be at least 1 when a layer has ratio 4", 0);
+    if (d < 32 || (d & (d - 1)) != 0) /* FP4 blocks of 32; the Hadamard rotation */
+        return broken(in, "\"index_head_dim\" must be a power of two of at least 32", d);
+    if (d < config->qk_rope_head_dim)
+        return broken(in, "\"index_head_dim\" must not be less than qk_rope_head_dim", d);
+    return 0;
+}
+
+static int check_relations(const struct reader *in, const struct sl_config *config)
+{
+    uint32_t rope_dim = config->qk_rope_head_dim;
+
+    if (config->num_hidden_layers + config->num_nextn_predict_layers > SL_LAYERS_MAX)
+        return broken(in, "\"num_hidden_layers\" and \"num_nextn_predict_layers\" exceed 256",
+                      config->num_hidden_layers);
+    if (config->bos_token_id >= config->vocab_size)
+        return broken(in, "\"bos_token_id\" is outside vocab_size", config->bos_token_id);
+    if (config->eos_token_id >= config->vocab_size)
+        return broken(in, "\"eos_token_id\" is outside vocab_size", config->eos_token_id);
+    if (config->hidden_size % 128 != 0)
+        return broken(in, "\"hidden_size\" must be a multiple of 128", config->hidden_size);
+    if (config->moe_intermediate_size % 128 != 0)
+        return broken(in, "\"moe_intermediate_size\" must be a multiple of 128",
+                      config->moe_intermediate_size);
+    if (config->q_lora_rank % 128 != 0)
+        return broken(in, "\"q_lora_rank\" must be a multiple of 128", config->q_lora_rank);
+    if (config->o_lora_rank % 128 != 0)
+        return broken(in, "\"o_lora_rank\" must be a multiple of 128", config->o_lora_rank);
+    if (config->num_hash_layers > config->num_hidden_layers)
+        return broken(in, "\"num_hash_layers\" exceeds num_hidden_layers", config->num_hash_layers);
+    if (rope_dim % 2 != 0)
+        return broken(in, "\"qk_rope_head_dim\" must be even", rope_dim);
+    if (config->head_dim <= rope_dim || (config->head_dim - rope_dim) % 64 != 0)
+        return broken(in, "\"head_dim\" must exceed qk_rope_head_dim by a multiple of 64",
+                      config->head_dim);
+    if (config->num_attention_heads * config->head_dim % (config->o_groups * 128) != 0)
+        return broken(in,
+                      "\"o_groups\" must cut num_attention_heads * head_dim into multiples of 128",
+                      config->o_groups);
+    if (config->num_experts_per_tok > config->n_routed_experts)
+        return broken(in, "\"num_experts_per_tok\" exceeds n_routed_experts",
+                      config->num_experts_per_tok);
+    return check_indexer(in, config);
+}
+
+int sl_config_parse(struct sl_config *ret_config, const char *text, size_t length,
+                    const char *where, struct sl_err *err)
+{
+    struct sl_config config = {0};
+    struct reader in = {.where = where, .err = err};
+    json_t *root;
+    int rc;
+
+    rc = sl_json_parse(&root, text, length, where, err);
+    if (rc < 0)
+        return rc;
+    in.root = root;
+    if (!json_is_object(root))
+        rc = sl_err_set(err, -SL_EFORMAT, "%s: not a JSON object", where);
+    if (rc < 0 || (rc = check_kind(&in)) < 0 || (rc = check_quantization(&in)) < 0 ||
+        (rc = read_integers(&in, &config)) < 0 || (rc = read_numbers(&in, &config)) < 0 ||
+        (rc = read_rope_scaling(&in, &config)) < 0 ||
+        (rc = read_compress_ratios(&in, &config)) < 0 || (rc = check_relations(&in, &config)) < 0)
+        goto out;
+    *ret_config = config;
+out:
+    json_decref(root);
+    return rc;
+}
+
+int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_err *err)
+{
+    char *path, *text;
+    size_t length;
+    int rc;
+
+    if (asprintf(&path, "%s/config.json", folder) < 0)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
+    rc = sl_file_read_all(path, CONFIG_BYTES_MAX, &text, &length, err);
+    if (rc == 0) {
+        rc = sl_config_parse(ret_config, text, length, path, err);
+        free(text);
+    }
+    free(path);
+    return rc;
+}
