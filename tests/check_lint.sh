@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The lint script: that it passes a clean tree and names each kind of violation. A tree of a few
+# small files is made, broken in one way, and the finding expected; then it is mended again.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+root=$PWD
+tree=$scratch/tree
+mkdir -p "$tree"/{core/base,core/text,storage,cache,tests}
+cp .clang-format "$tree"
+cd "$tree" || exit 1
+
+header() { # path guard [line]
+    printf '#ifndef %s\n#define %s\n\n%s\n#endif\n' "$2" "$2" "${3:+$3$'\n'}" >"$1"
+}
+
+clean_tree() {
+    header core/base/err.h SL_BASE_ERR_H 'int sl_err(void);'
+    printf '#include "core/base/err.h"\n\nint sl_err(void)\n{\n    return 0;\n}\n' >core/base/err.c
+    header storage/store.h SL_STORAGE_STORE_H '#include "core/base/err.h"'
+    printf '#include <liburing.h>\n\n#include "storage/store.h"\n' >storage/io_uring.c
+    printf '#include <cmocka.h>\n\n#include "storage/store.h"\n' >tests/test_store.c
+    printf '#!/bin/sh\ntrue\n' >tests/good.sh
+}
+
+finds() { # name pattern: the tree as it is now has exactly one finding, which matches
+    local output
+
+    if output=$("$root/tests/lint.sh" . 2>&1); then
+        fail "$1" "no finding"
+    elif grep -q "^lint: $2" <<<"$output" && [ "$(wc -l <<<"$output")" = 1 ]; then
+        ok "$1"
+    else
+        fail "$1" "$output"
+    fi
+}
+
+clean_tree
+check "a clean tree passes" "$root/tests/lint.sh" .
+
+echo '#include "storage/store.h"' >core/base/up.c
+finds "base may not include storage" 'core/base/up.c:1: core/base may not include "storage/store.h"'
+rm core/base/up.c
+printf '#include "storage/store.h"\n' >core/text/tokens.c
+finds "text may not include storage" 'core/text/tokens.c:1: core/text may not include'
+rm core/text/tokens.c
+printf '#include "err.h"\n' >core/base/near.c
+finds "includes start at the root" 'core/base/near.c:1: includes "err.h"'
+mkdir -p extra && echo 'int x;' >extra/x.c && mv core/base/near.c "$scratch"
+finds "a folder outside the table" 'extra/x.c: its folder'
+rm -r extra
+
+echo '#include <liburing.h>' >cache/ring.c
+finds "liburing is fenced" 'cache/ring.c:1: <liburing.h> is for storage/io_uring.c alone'
+echo '#include <cmocka.h>' >cache/ring.c
+finds "cmocka is fenced" 'cache/ring.c:1: <cmocka.h>'
+echo '#include <jansson.h>' >cache/ring.c
+finds "jansson is fenced" 'cache/ring.c:1: <jansson.h>'
+rm cache/ring.c
+echo '#include <pcre2.h>' | tee core/text/one.c >core/text/two.c
+finds "pcre2 is for one file" 'core/text/two.c: a second file'
+rm core/text/{one,two}.c
+
+echo 'int x;' >cache/err.c
+finds "names are unique" 'core/base/err.c: has the name of cache/err.c'
+rm cache/err.c
+header core/base/other.h SL_CORE_BASE_OTHER_H 'int x;'
+finds "include guards" 'core/base/other.h: its include guard is not SL_BASE_OTHER_H'
+header core/base/other.h SL_BASE_OTHER_H 'uint32_t x;'
+finds "headers stand alone" 'core/base/other.h:4:1: does not compile alone'
+rm core/base/other.h
+
+printf 'int  x;\n' >core/base/wide.c
+finds "format" 'core/base/wide.c:1:.* is not formatted'
+printf 'const char text[] = "\t";\n' >core/base/wide.c
+finds "tabs" 'core/base/wide.c:1: has a tab'
+printf '/* a */' >core/base/wide.c
+finds "the last newline" 'core/base/wide.c: does not end in a newline'
+for _ in {1..1001}; do echo 'struct x;'; done >core/base/wide.c
+finds "long files" 'core/base/wide.c: 1001 lines'
+rm core/base/wide.c
+for _ in {1..260}; do echo 'struct x;'; done >"$scratch/lines"
+header core/base/long.h SL_BASE_LONG_H "$(cat "$scratch/lines")"
+finds "long headers" 'core/base/long.h: 26[0-9] lines'
+rm core/base/long.h
+
+echo 'true ' >tests/wide.py
+finds "white space at the end" 'tests/wide.py:1: white space'
+rm tests/wide.py
+
+printf '#!/bin/bash\nif true; then\n' >tests/broken.sh
+output=$("$root/tests/lint.sh" . 2>&1)
+# Where shellcheck is installed, it has its own words for the same.
+if grep -q '^lint: tests/broken.sh: bash cannot parse it' <<<"$output"; then
+    ok "scripts are parsed"
+else
+    fail "scripts are parsed" "$output"
+fi
+rm tests/broken.sh
+check "and the mended tree passes" "$root/tests/lint.sh" .
+cd "$root" || exit 1
+tap_end

@@ -1,0 +1,168 @@
+#!/usr/bin/env bash
+# Checks what a compiler does not: layers, fenced headers, unique names, headers that stand alone,
+# file sizes, format, shell scripts. One line for each finding; exit status 1 if there is any.
+#
+#   tests/lint.sh [ROOT]
+set -u
+cd "${1:-$(dirname "$0")/..}" || exit 2
+
+findings=0
+finding() {
+    echo "lint: $*"
+    findings=$((findings + 1))
+}
+
+# Every line read becomes a finding.
+findings_from() {
+    local line
+
+    while read -r line; do
+        finding "$line"
+    done < <("$@")
+}
+
+mapfile -t files < <(find . -type f -not -path './build/*' -not -path './.git/*' -printf '%P\n' | sort)
+c_files=() headers=() scripts=()
+for file in "${files[@]}"; do
+    case $file in
+    *.h) headers+=("$file") c_files+=("$file") ;;
+    *.c) c_files+=("$file") ;;
+    *.sh | .ci/run) scripts+=("$file") ;;
+    esac
+done
+
+# What each folder may include, as prefixes; docs/ARCHITECTURE.md has the table and its reasons.
+allowed_includes() {
+    case $1 in
+    core/base/*) echo core/base/ ;;
+    core/kernels/*) echo core/base/ core/kernels/ ;;
+    core/model/*) echo core/base/ core/kernels/ core/model/ ;;
+    core/text/*) echo core/base/ core/text/ ;;
+    core/session/*) echo core/base/ core/kernels/ core/model/ core/session/ ;;
+    storage/*)
+        echo core/base/ core/model/expert_source.h core/model/weight_source.h core/kernels/r16.h \
+            storage/
+        ;;
+    cache/*) echo core/base/ core/model/expert_source.h core/kernels/r16.h storage/ cache/ ;;
+    kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;
+    daemon/* | tools/* | tests/*) echo core/ kernels- storage/ cache/ daemon/ tools/ tests/ ;;
+    esac
+}
+
+check_layers() { # lines "file:number:header" of quoted includes
+    local file number header prefix allowed
+
+    while IFS=: read -r file number header; do
+        if [ ! -f "$header" ]; then
+            echo "$file:$number: includes \"$header\", which is no path from the root"
+            continue
+        fi
+        allowed=
+        for prefix in $(allowed_includes "$file"); do
+            case $header in
+            "$prefix"*) allowed=yes ;;
+            esac
+        done
+        [ -n "$allowed" ] || echo "$file:$number: ${file%/*} may not include \"$header\""
+    done < <(grep -HnoP '^\s*#\s*include\s*"\K[^"]+' "${c_files[@]}")
+}
+
+# The one file, or kind of file, that each third-party header is fenced into.
+check_fences() {
+    local file number header fence
+
+    while IFS=: read -r file number header; do
+        case $header in
+        liburing.h) fence='storage/io_uring.c' ;;
+        pcre2.h) fence='core/text/*.c' ;;
+        jansson.h) fence='core/base/json.h' ;;
+        cmocka.h) fence='tests/*' ;;
+        *) continue ;;
+        esac
+        # shellcheck disable=SC2053 # the fence is a pattern
+        [[ $file == $fence ]] || echo "$file:$number: <$header> is for $fence alone"
+    done < <(grep -HnoP '^\s*#\s*include\s*<\K[^>]+' "${c_files[@]}")
+    grep -lP '^\s*#\s*include\s*<pcre2.h>' "${c_files[@]}" | sed -n '2s/$/: a second file that includes <pcre2.h>/p'
+}
+
+check_folders() {
+    local file
+
+    for file in "${c_files[@]}"; do
+        [ -n "$(allowed_includes "$file")" ] || echo "$file: its folder is not in the table of layers"
+    done
+}
+
+check_unique_names() {
+    printf '%s\n' "${files[@]}" | grep -v -e '^tests/oracle/' -e '^tests/fuzz/corpus/' -e 'README.md$' |
+        awk -F/ '$NF in first { print $0 ": has the name of " first[$NF] } { first[$NF] = $0 }'
+}
+
+# The guard is the path without core/: core/base/err.h has SL_BASE_ERR_H.
+check_guards() {
+    local header guard
+
+    for header in "${headers[@]}"; do
+        guard=${header#core/}
+        guard=SL_${guard//[!A-Za-z0-9]/_}
+        guard=${guard^^}
+        [ "$(grep -m2 -A1 '^#' "$header" | grep -c -e "^#ifndef $guard\$" -e "^#define $guard\$")" = 2 ] ||
+            echo "$header: its include guard is not $guard"
+    done
+}
+
+check_headers_alone() {
+    [ ${#headers[@]} = 0 ] || gcc -std=gnu11 -D_GNU_SOURCE -I. -Wall -Wextra -Werror -fsyntax-only \
+        "${headers[@]}" 2>&1 | sed -n 's/: \(fatal \)\?error: /: does not compile alone: /p'
+}
+
+check_format() {
+    [ ${#c_files[@]} = 0 ] || clang-format -n -Werror "${c_files[@]}" 2>&1 |
+        sed -n 's/: error: code should be clang-formatted.*/: is not formatted (clang-format -i)/p'
+}
+
+check_sizes() {
+    wc -l "${c_files[@]}" | awk '$2 ~ /\.c$/ && $1 > 1000 { print $2 ": " $1 " lines, at most 1000 are allowed" }
+        $2 ~ /\.h$/ && $1 > 250 { print $2 ": " $1 " lines, at most 250 are allowed" }'
+}
+
+check_white_space() {
+    local file
+
+    grep -HnP '\t' "${c_files[@]}" | sed 's/^\([^:]*:[0-9]*\):.*/\1: has a tab/'
+    # Markdown and test data may end lines as they need.
+    mapfile -t text < <(printf '%s\n' "${files[@]}" | grep -e '\.[ch]$' -e '\.sh$' -e '\.py$' -e '^Makefile$' -e '^.ci/run$')
+    grep -Hn ' $' "${text[@]}" | sed 's/^\([^:]*:[0-9]*\):.*/\1: white space at the end/'
+    for file in "${text[@]}"; do
+        [ -z "$(tail -c 1 "$file")" ] || echo "$file: does not end in a newline"
+    done
+}
+
+check_scripts() {
+    local script
+
+    for script in "${scripts[@]}"; do
+        bash -n "$script" 2>/dev/null || echo "$script: bash cannot parse it"
+    done
+    if [ ${#scripts[@]} != 0 ] && command -v shellcheck >/dev/null; then
+        shellcheck -x -f gcc "${scripts[@]}"
+    fi
+}
+
+for tool in gcc clang-format; do
+    command -v $tool >/dev/null || finding "$tool is missing (make deps)"
+done
+[ ${#c_files[@]} != 0 ] || finding "no C files under $PWD"
+if [ ${#c_files[@]} != 0 ]; then
+    findings_from check_folders
+    findings_from check_layers
+    findings_from check_fences
+    findings_from check_guards
+    findings_from check_headers_alone
+    findings_from check_format
+    findings_from check_sizes
+    findings_from check_white_space
+fi
+findings_from check_unique_names
+findings_from check_scripts
+[ $findings = 0 ]

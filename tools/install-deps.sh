@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that Sluice needs and that are missing; silent when none is.
+#
+#   tools/install-deps.sh build         to build
+#   tools/install-deps.sh build test    and to run the tests and checks
+#
+# Uses apt-get, through sudo when not root.
+set -eu
+
+build="gcc libc6-dev make liburing-dev libpcre2-dev libjansson-dev"
+test="libcmocka-dev python3 python3-numpy clang libclang-rt-14-dev clang-format valgrind mandoc shellcheck"
+
+wanted=
+for set in "$@"; do
+    case $set in
+    build) wanted="$wanted $build" ;;
+    test) wanted="$wanted $test" ;;
+    *)
+        echo "install-deps.sh: unknown set \"$set\" (known: build, test)" >&2
+        exit 2
+        ;;
+    esac
+done
+[ -n "$wanted" ] || {
+    echo "usage: install-deps.sh build [test]" >&2
+    exit 2
+}
+
+# Words are split on purpose: these are lists of package names.
+# shellcheck disable=SC2086
+installed=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
+    sed -n 's/^installed //p' | tr '\n' ' ')" || true
+missing=
+for package in $wanted; do
+    case $installed in
+    *" $package "*) ;;
+    *) missing="$missing $package" ;;
+    esac
+done
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "install-deps.sh: no apt-get here; install what your system calls these Debian packages:$missing" >&2
+    exit 1
+fi
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "install-deps.sh: neither root nor sudo; have these packages installed:$missing" >&2
+        exit 1
+    fi
+    as_root=sudo
+fi
+
+install() {
+    # shellcheck disable=SC2086
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
+echo "installing Debian packages:$missing"
+# A bare machine has no package lists and an idle one has old ones: fetch them when needed.
+install 2>/dev/null || {
+    $as_root apt-get update -qq
+    install
+}

@@ -1,0 +1,21 @@
+/* Writes a planned checkpoint's shards, at the drive's speed: several threads make and write large
+ * aligned pieces past the page cache. */
+#ifndef SL_TOOLS_SYNTH_WRITE_H
+#define SL_TOOLS_SYNTH_WRITE_H
+
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "tools/synth_plan.h"
+
+/* Called by the thread that called sl_synth_write(), a few times a second. */
+typedef void sl_synth_progress_fn(void *context, uint64_t done_bytes, uint64_t total_bytes);
+
+/* Writes all shards into `folder` and flushes them. SIGINT and SIGTERM end it early with -EINTR.
+ * Also fails with -ENOMEM, -EAGAIN (no thread to be had) or -errno of open and write; the files
+ * written so far stay. */
+int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_tables *tables,
+                   const char *folder, uint32_t n_threads, sl_synth_progress_fn *progress,
+                   void *context, struct sl_err *err);
+
+#endif
