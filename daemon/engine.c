@@ -1,0 +1,297 @@
+#include "daemon/engine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/cpu.h"
+#include "storage/checkpoint.h"
+#include "storage/io.h"
+#include "storage/reader.h"
+
+/* Pieces of reads that a drive has before it at once; it takes the next from the queue. */
+#define READS_IN_FLIGHT_MAX 64u
+
+struct sl_engine {
+    struct sl_engine_options options;
+    struct sl_memory_plan plan;
+    struct sl_config config;
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *store;
+    struct sl_pool *pool;
+    struct sl_kernels kernels;
+    struct sl_compute compute;
+    struct sl_weights weights;
+    bool weights_loaded;
+    struct sl_io *io;
+    struct sl_reader *reader;
+    struct sl_expert_cache *cache;
+    struct sl_forward *forward;
+    struct sl_kv_cache *kv; /* (n_sequences) */
+    char note[256];
+};
+
+static uint32_t n_layers(const struct sl_engine *e)
+{
+    return e->config.num_hidden_layers + e->options.with_mtp;
+}
+
+static void add_note(struct sl_engine *e, const char *text)
+{
+    size_t length = strlen(e->note);
+
+    snprintf(e->note + length, sizeof(e->note) - length, "%s%s", length ? "; " : "", text);
+}
+
+/* Opens what tells the sizes: config, headers, and where the experts lie. */
+static int open_model(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_expert_shape shape;
+    bool mtp_known;
+    int rc;
+
+    if ((rc = sl_config_read(&e->config, e->options.model, err)) < 0 ||
+        (rc = sl_checkpoint_open(&e->checkpoint, e->options.model, err)) < 0)
+        return rc;
+    mtp_known = sl_weights_mtp_known(&e->config, sl_checkpoint_weights(e->checkpoint));
+    if (e->options.with_mtp && !mtp_known)
+        return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no MTP block of a kind that this engine knows",
+                          e->options.model);
+    if (e->config.num_nextn_predict_layers > 0 && !mtp_known)
+        add_note(e, "MTP blocks of an unknown generation were left aside");
+    shape = (struct sl_expert_shape){
+        .num_hidden_layers = e->config.num_hidden_layers,
+        .n_mtp_layers = e->options.with_mtp,
+        .n_routed_experts = e->config.n_routed_experts,
+        .hidden_size = e->config.hidden_size,
+        .moe_intermediate_size = e->config.moe_intermediate_size,
+    };
+    return sl_expert_store_open(&e->store, e->checkpoint, &shape, err);
+}
+
+static int plan_memory(struct sl_engine *e, struct sl_err *err)
+{
+    const struct sl_engine_options *o = &e->options;
+    const struct sl_expert_shape *shape = sl_expert_store_shape(e->store);
+    const uint32_t k = e->config.num_experts_per_tok;
+    struct sl_memory_plan *plan = &e->plan;
+    int rc;
+
+    plan->budget_given = o->ram_bytes != 0;
+    plan->budget_bytes = plan->budget_given ? o->ram_bytes : sl_memory_available_bytes();
+    plan->context_tokens = o->context_tokens;
+    plan->n_sequences = o->n_sequences;
+    plan->slot_bytes = sl_expert_cache_slot_bytes(shape);
+    plan->slots_min = sl_expert_cache_slots_min(shape, k);
+    plan->slots_max = (uint64_t)n_layers(e) * e->config.n_routed_experts;
+    rc = sl_weights_measure(&e->config, sl_checkpoint_weights(e->checkpoint), o->with_mtp,
+                            &plan->need_bytes[SL_MEMORY_WEIGHTS], err);
+    if (rc < 0)
+        return rc;
+    plan->need_bytes[SL_MEMORY_KV] =
+        o->n_sequences *
+        sl_kv_cache_measure(&e->config, n_layers(e), o->context_tokens, o->numerics);
+    plan->need_bytes[SL_MEMORY_ACTIVATIONS] =
+        sl_forward_measure(&e->config, o->numerics, o->n_threads, o->segment_tokens,
+                           o->context_tokens, o->n_sequences);
+    plan->need_bytes[SL_MEMORY_STAGING] =
+        sl_expert_cache_staging_bytes(shape, sl_expert_cache_inflight_default(k));
+    return 0;
+}
+
+static int start_reader(struct sl_engine *e, struct sl_err *err)
+{
+    static sl_io_open_fn *const backends[] = {
+        [SL_IO_URING] = sl_io_uring_open,
+        [SL_IO_THREADS] = sl_io_threads_open,
+    };
+    uint32_t n_files = sl_expert_store_file_count(e->store);
+    const char **paths = calloc(n_files, sizeof(*paths));
+    int rc;
+
+    if (!paths)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
+    for (uint32_t i = 0; i < n_files; i++)
+        paths[i] = sl_expert_store_file_path(e->store, i);
+    rc = backends[e->options.io](&e->io, paths, n_files, READS_IN_FLIGHT_MAX, err);
+    free(paths);
+    if (rc < 0)
+        return rc;
+    if (!e->io->direct)
+        add_note(e, "the file system has no direct I/O, so the page cache takes part");
+    return sl_reader_create(&e->reader, e->io, SL_READER_PIECE_BYTES, err);
+}
+
+static int start_cache(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_expert_cache_options options = {
+        .slab_bytes = e->plan.need_bytes[SL_MEMORY_CACHE],
+        .num_experts_per_tok = e->config.num_experts_per_tok,
+        .slots_min = (uint32_t)e->plan.slots_min,
+        .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
+    };
+
+    return sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
+}
+
+static int make_sequences(struct sl_engine *e, struct sl_err *err)
+{
+    int rc = 0;
+
+    e->kv = calloc(e->options.n_sequences, sizeof(*e->kv));
+    if (!e->kv)
+        return sl_err_set(err, -ENOMEM, "KV caches: out of memory");
+    for (uint32_t i = 0; i < e->options.n_sequences && rc == 0; i++)
+        rc = sl_kv_cache_init(&e->kv[i], &e->config, n_layers(e), e->options.context_tokens,
+                              e->options.numerics, err);
+    return rc;
+}
+
+static int start_forward(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_forward_params params = {
+        .config = &e->config,
+        .weights = &e->weights,
+        .compute = &e->compute,
+        .source = sl_expert_cache_source(e->cache),
+        .tokens_max = e->options.segment_tokens,
+        .context_max = e->options.context_tokens,
+        .spans_max = e->options.n_sequences,
+    };
+
+    return sl_forward_create(&e->forward, &params, err);
+}
+
+static int check_options(const struct sl_engine *e, struct sl_err *err)
+{
+    const struct sl_engine_options *o = &e->options;
+
+    sl_assert(o->n_sequences >= 1 && o->segment_tokens >= 1 && o->context_tokens >= 1);
+    if (o->context_tokens > e->config.max_position_embeddings)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "a context of %u tokens exceeds the model's max_position_embeddings, %u",
+                          o->context_tokens, e->config.max_position_embeddings);
+    return 0;
+}
+
+static int create(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                  struct sl_err *err)
+{
+    struct sl_engine *e = calloc(1, sizeof(*e));
+
+    if (!e)
+        return sl_err_set(err, -ENOMEM, "engine: out of memory");
+    e->options = *options;
+    if (e->options.n_threads == 0)
+        e->options.n_threads = sl_cpu_count();
+    if (e->options.n_threads > SL_POOL_THREADS_MAX)
+        e->options.n_threads = SL_POOL_THREADS_MAX;
+    if (e->options.segment_tokens > e->options.context_tokens * (uint64_t)e->options.n_sequences)
+        e->options.segment_tokens = e->options.context_tokens * e->options.n_sequences;
+    *ret_engine = e;
+    return 0;
+}
+
+int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                   struct sl_memory_plan *ret_plan, struct sl_err *err)
+{
+    struct sl_engine *e;
+    int rc;
+
+    if (ret_plan)
+        ret_plan->budget_bytes = 0;
+    rc = create(&e, options, err);
+    if (rc < 0)
+        return rc;
+    if ((rc = open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
+        (rc = sl_kernels_select(&e->kernels, options->isa, err)) < 0 ||
+        (rc = plan_memory(e, err)) < 0)
+        goto out;
+    rc = sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
+    if (ret_plan)
+        *ret_plan = e->plan;
+    if (rc < 0 || (rc = sl_pool_create(&e->pool, e->options.n_threads, err)) < 0)
+        goto out;
+    e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
+    rc = sl_weights_load(&e->weights, &e->config, sl_checkpoint_weights(e->checkpoint),
+                         options->with_mtp, e->pool, err);
+    if (rc < 0)
+        goto out;
+    e->weights_loaded = true;
+    if ((rc = start_reader(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||
+        (rc = make_sequences(e, err)) < 0 || (rc = start_forward(e, err)) < 0)
+        goto out;
+    if (!e->weights.arena.locked)
+        add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
+    *ret_engine = e;
+    e = NULL;
+out:
+    sl_engine_close(e);
+    return rc;
+}
+
+int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_plan *ret_plan,
+                   int *ret_verdict, struct sl_err *err)
+{
+    struct sl_engine *e;
+    int rc;
+
+    rc = create(&e, options, err);
+    if (rc < 0)
+        return rc;
+    if ((rc = open_model(e, err)) == 0 && (rc = check_options(e, err)) == 0 &&
+        (rc = plan_memory(e, err)) == 0) {
+        *ret_verdict = sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
+        *ret_plan = e->plan;
+    }
+    sl_engine_close(e);
+    return rc;
+}
+
+void sl_engine_close(struct sl_engine *engine)
+{
+    if (!engine)
+        return;
+    sl_forward_destroy(engine->forward);
+    for (uint32_t i = 0; engine->kv && i < engine->options.n_sequences; i++)
+        sl_kv_cache_fini(&engine->kv[i]);
+    free(engine->kv);
+    sl_expert_cache_destroy(engine->cache);
+    sl_reader_destroy(engine->reader);
+    if (engine->io)
+        engine->io->ops->close(engine->io);
+    if (engine->weights_loaded)
+        sl_weights_fini(&engine->weights);
+    sl_pool_destroy(engine->pool);
+    sl_expert_store_close(engine->store);
+    sl_checkpoint_close(engine->checkpoint);
+    free(engine);
+}
+
+const struct sl_config *sl_engine_config(const struct sl_engine *engine)
+{
+    return &engine->config;
+}
+
+struct sl_forward *sl_engine_forward(struct sl_engine *engine)
+{
+    return engine->forward;
+}
+
+struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index)
+{
+    sl_assert(sequence_index < engine->options.n_sequences);
+    return &engine->kv[sequence_index];
+}
+
+struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)
+{
+    return sl_expert_cache_counters(engine->cache);
+}
+
+const char *sl_engine_note(const struct sl_engine *engine)
+{
+    return engine->note;
+}

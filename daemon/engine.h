@@ -1,0 +1,62 @@
+/* The composition root: opens a model and joins storage, cache, kernels and the forward pass.
+ *
+ * The one place where parts that know nothing of each other meet. An engine belongs to the thread
+ * that opened it. */
+#ifndef SL_DAEMON_ENGINE_H
+#define SL_DAEMON_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cache/expert_cache.h"
+#include "core/model/forward.h"
+#include "daemon/memory_plan.h"
+
+enum sl_io_backend { SL_IO_URING, SL_IO_THREADS };
+
+struct sl_engine_options {
+    const char *model;       /* a checkpoint folder */
+    uint64_t ram_bytes;      /* the whole budget; 0: what is available less a reserve */
+    uint64_t cache_bytes;    /* for experts; 0: what the budget leaves */
+    bool cache_min;          /* one token's working set instead */
+    uint32_t n_threads;      /* 0: one per processor that we may use */
+    uint32_t segment_tokens; /* most tokens of one step */
+    uint32_t context_tokens; /* that each sequence can hold */
+    uint32_t n_sequences;    /* KV caches to make */
+    enum sl_io_backend io;
+    const char *isa; /* NULL: the best there is */
+    enum sl_numerics numerics;
+    bool with_mtp; /* load the MTP block; an error when the model has none that we know */
+};
+
+#define SL_SEGMENT_TOKENS_DEFAULT 512u
+
+struct sl_engine;
+
+/* On success the caller closes *ret_engine. Fails as the parts do; -SL_EBUDGET when it does not fit
+ * in memory. ret_plan, if not NULL, is filled as soon as the sizes are known, also then (its
+ * budget_bytes is 0 before). */
+int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                   struct sl_memory_plan *ret_plan, struct sl_err *err);
+
+/* The same sizes without loading anything. A plan that does not fit is no error here: it says so
+ * itself, and *ret_verdict is what sl_engine_open() would return, with the line in `err`. */
+int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_plan *ret_plan,
+                   int *ret_verdict, struct sl_err *err);
+
+/* NULL is allowed. */
+void sl_engine_close(struct sl_engine *engine);
+
+const struct sl_config *sl_engine_config(const struct sl_engine *engine);
+struct sl_forward *sl_engine_forward(struct sl_engine *engine);
+
+/* Sequence i < n_sequences. */
+struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
+
+struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
+
+/* One line about what was left aside or could not be had (MTP blocks of a later generation, locked
+ * memory, direct I/O), or "". */
+const char *sl_engine_note(const struct sl_engine *engine);
+
+#endif

@@ -1,0 +1,120 @@
+#include "daemon/memory_plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/size.h"
+
+/* Left to the rest of the system: a sixteenth, at least this. */
+#define RESERVE_MIN_BYTES (UINT64_C(512) << 20)
+
+/* The number after `key` in a file of "key value" lines, or the file's only number when key is "".
+ * 0 if there is none ("max" in a control group's limit). */
+static uint64_t number_in(const char *path, const char *key)
+{
+    const char *at;
+    char *text;
+    size_t length;
+    uint64_t value = 0;
+
+    if (sl_file_read_all(path, UINT64_C(1) << 20, &text, &length, NULL) < 0)
+        return 0;
+    at = strstr(text, key);
+    if (at)
+        value = strtoull(at + strlen(key), NULL, 10);
+    free(text);
+    return value;
+}
+
+uint64_t sl_memory_available_bytes(void)
+{
+    uint64_t total = number_in("/proc/meminfo", "MemTotal:") << 10;
+    uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
+    uint64_t group_max = number_in("/sys/fs/cgroup/memory.max", "");
+    uint64_t group_used = number_in("/sys/fs/cgroup/memory.current", "");
+    uint64_t reserve;
+
+    if (group_max && group_max < total) {
+        uint64_t group_left = group_max > group_used ? group_max - group_used : 0;
+
+        total = group_max;
+        available = available < group_left ? available : group_left;
+    }
+    reserve = total / 16 > RESERVE_MIN_BYTES ? total / 16 : RESERVE_MIN_BYTES;
+    return available > reserve ? available - reserve : 0;
+}
+
+static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < SL_MEMORY_CACHE; i++)
+        sum += plan->need_bytes[i];
+    return sum;
+}
+
+int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
+                         struct sl_err *err)
+{
+    const uint64_t fixed = fixed_bytes(plan);
+    const uint64_t min_bytes = plan->slots_min * plan->slot_bytes;
+    const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
+    char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], min[SL_SIZE_TEXT_BYTES];
+    uint64_t slots;
+
+    if (cache_min)
+        slots = plan->slots_min;
+    else if (cache_bytes)
+        slots = cache_bytes / plan->slot_bytes;
+    else
+        slots = left / plan->slot_bytes > plan->slots_min ? left / plan->slot_bytes
+                                                          : plan->slots_min;
+    slots = slots < plan->slots_max ? slots : plan->slots_max;
+    plan->need_bytes[SL_MEMORY_CACHE] = slots * plan->slot_bytes;
+    if (slots < plan->slots_min)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "an expert cache of %s is below one token's working set (%llu experts, "
+                          "%s), where it would miss always; give --cache %s or more",
+                          sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
+                          sl_size_format(min_bytes, need), sl_size_format(min_bytes, min));
+    if (fixed + plan->need_bytes[SL_MEMORY_CACHE] > plan->budget_bytes)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "needs %s of memory, of which %s for the expert cache, but the budget is "
+                          "%s (%s); give a smaller --cache, --context or --segment, or more --ram",
+                          sl_size_format(fixed + plan->need_bytes[SL_MEMORY_CACHE], need),
+                          sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], min),
+                          sl_size_format(plan->budget_bytes, have),
+                          plan->budget_given ? "--ram" : "what is available less a reserve");
+    return 0;
+}
+
+void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
+{
+    static const char *const names[SL_MEMORY_USERS] = {
+        [SL_MEMORY_WEIGHTS] = "dense weights",
+        [SL_MEMORY_KV] = "KV cache",
+        [SL_MEMORY_ACTIVATIONS] = "activations",
+        [SL_MEMORY_STAGING] = "reads in flight",
+        [SL_MEMORY_CACHE] = "expert cache",
+    };
+    char text[SL_SIZE_TEXT_BYTES];
+    uint64_t sum = 0;
+
+    fprintf(out, "memory\n");
+    for (int i = 0; i < SL_MEMORY_USERS; i++) {
+        sum += plan->need_bytes[i];
+        fprintf(out, "  %-16s %10s", names[i], sl_size_format(plan->need_bytes[i], text));
+        if (i == SL_MEMORY_KV)
+            fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
+        if (i == SL_MEMORY_CACHE)
+            fprintf(out, "   %llu of %llu experts, %s each; one token needs %llu",
+                    (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),
+                    (unsigned long long)plan->slots_max, sl_size_format(plan->slot_bytes, text),
+                    (unsigned long long)plan->slots_min);
+        fputc('\n', out);
+    }
+    fprintf(out, "  %-16s %10s", "together", sl_size_format(sum, text));
+    fprintf(out, "   of %s (%s)\n", sl_size_format(plan->budget_bytes, text),
+            plan->budget_given ? "--ram" : "available less a reserve");
+}

@@ -1,0 +1,44 @@
+/* Who needs how much memory: computed before anything large is allocated, printed by `inspect` and
+ * whenever a model does not fit. */
+#ifndef SL_DAEMON_MEMORY_PLAN_H
+#define SL_DAEMON_MEMORY_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "core/base/err.h"
+
+enum sl_memory_user {
+    SL_MEMORY_WEIGHTS,
+    SL_MEMORY_KV,
+    SL_MEMORY_ACTIVATIONS,
+    SL_MEMORY_STAGING,
+    SL_MEMORY_CACHE,
+    SL_MEMORY_USERS,
+};
+
+struct sl_memory_plan {
+    uint64_t budget_bytes;
+    bool budget_given; /* by the user; otherwise what is available less a reserve */
+    uint64_t need_bytes[SL_MEMORY_USERS];
+    uint64_t slot_bytes;     /* of one expert in the cache */
+    uint64_t slots_min;      /* one token's working set */
+    uint64_t slots_max;      /* all experts of the model */
+    uint32_t context_tokens; /* that the KV caches hold, each */
+    uint32_t n_sequences;
+};
+
+/* Memory that can be had now: MemAvailable, or what the control group leaves, less a reserve for the
+ * rest of the system. */
+uint64_t sl_memory_available_bytes(void);
+
+/* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget. cache_bytes 0 means all that is
+ * left, up to the whole model; cache_min means one token's working set. Fails with -SL_EBUDGET and
+ * the figures when the parts do not fit or the cache would be below one token's working set. */
+int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
+                         struct sl_err *err);
+
+void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out);
+
+#endif

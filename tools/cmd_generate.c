@@ -1,0 +1,360 @@
+/* sluice generate: continues a text, printing it as it is made. */
+#include <argp.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/json.h"
+#include "core/base/size.h"
+#include "core/text/detokenizer.h"
+#include "core/text/sampler.h"
+#include "core/text/tokenizer.h"
+#include "tools/commands.h"
+#include "tools/engine_options.h"
+#include "tools/prompt.h"
+
+#define TOKENS_DEFAULT 128u
+
+enum { OPTION_TEMP = 256, OPTION_TOP_P, OPTION_TOP_K, OPTION_MIN_P, OPTION_SEED, OPTION_STATS };
+
+struct command {
+    struct sl_engine_options options;
+    struct sl_sampler_params sampling;
+    const char *text;
+    const char *file;
+    const char *stats_path;
+    uint64_t seed;
+    uint32_t n_new_max;
+
+    struct sl_config config;
+    struct sl_tokenizer *tok;
+    struct sl_detokenizer *detok;
+    struct sl_prompt prompt;
+    struct sl_arena arena; /* the sampler's */
+    struct sl_sampler sampler;
+    struct sl_engine *engine;
+
+    struct sl_err sample_err;
+    int sample_rc;
+    uint32_t next_id; /* what on_logits() chose */
+
+    uint32_t n_new;
+    uint64_t prefill_ns;
+    uint64_t decode_ns;
+    struct sl_expert_cache_counters prefill_counters;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal)
+{
+    (void)signal;
+    interrupted = 1;
+}
+
+static double parse_real(struct argp_state *state, const char *option, const char *text)
+{
+    char *end;
+    double value = strtod(text, &end);
+
+    if (end == text || *end || !(value >= 0 && value <= 1e6))
+        argp_error(state, "%s takes a number from 0 on, not \"%s\"", option, text);
+    return value;
+}
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+    char *end;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->options;
+        command->sampling = SL_SAMPLER_PARAMS_DEFAULT;
+        command->n_new_max = TOKENS_DEFAULT;
+        return 0;
+    case 'p':
+        command->text = value;
+        return 0;
+    case 'f':
+        command->file = value;
+        return 0;
+    case 'n':
+        command->n_new_max = sl_parse_count(state, "-n", value, 1u << 24);
+        return 0;
+    case OPTION_TEMP:
+        command->sampling.temperature = parse_real(state, "--temp", value);
+        return 0;
+    case OPTION_TOP_P:
+        command->sampling.top_p = parse_real(state, "--top-p", value);
+        return 0;
+    case OPTION_TOP_K:
+        command->sampling.top_k = sl_parse_count(state, "--top-k", value, 1u << 24);
+        return 0;
+    case OPTION_MIN_P:
+        command->sampling.min_p = parse_real(state, "--min-p", value);
+        return 0;
+    case OPTION_SEED:
+        errno = 0;
+        command->seed = strtoull(value, &end, 10);
+        if (value[0] < '0' || value[0] > '9' || *end || errno)
+            argp_error(state, "--seed takes a whole number, not \"%s\"", value);
+        return 0;
+    case OPTION_STATS:
+        command->stats_path = value;
+        return 0;
+    case ARGP_KEY_END:
+        if (!command->text == !command->file)
+            argp_error(state, "give the text with -p or the file with -f");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void on_logits(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+{
+    struct command *command = context;
+
+    (void)span_index;
+    (void)token_index;
+    command->sample_rc =
+        sl_sampler_sample(&command->sampler, logits, &command->next_id, &command->sample_err);
+}
+
+static int show(const char *text, size_t length, struct sl_err *err)
+{
+    if (fwrite(text, 1, length, stdout) != length || fflush(stdout) != 0)
+        return sl_err_set(err, -errno, "cannot write the text: %s", sl_strerror(errno));
+    return 0;
+}
+
+static int step(struct command *command, const int32_t *tokens, uint32_t n_tokens, bool want_next,
+                struct sl_err *err)
+{
+    struct sl_span span = {sl_engine_kv(command->engine, 0), tokens, n_tokens,
+                           want_next ? SL_LOGITS_LAST : SL_LOGITS_NONE};
+    int rc;
+
+    command->sample_rc = 0;
+    rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
+    if (rc == 0 && command->sample_rc < 0) {
+        rc = command->sample_rc;
+        *err = command->sample_err;
+    }
+    return rc;
+}
+
+static int prefill(struct command *command, struct sl_err *err)
+{
+    const struct sl_prompt *prompt = &command->prompt;
+    uint64_t start_ns = sl_clock_ns();
+    bool terminal = isatty(STDERR_FILENO);
+    int rc = 0;
+
+    for (uint32_t done = 0; rc == 0 && done < prompt->n_tokens && !interrupted;) {
+        uint32_t left = prompt->n_tokens - done;
+        uint32_t n = left < command->options.segment_tokens ? left : command->options.segment_tokens;
+
+        if (terminal && prompt->n_tokens > command->options.segment_tokens)
+            fprintf(stderr, "\rprompt: %u of %u tokens", done, prompt->n_tokens);
+        rc = step(command, prompt->tokens + done, n, n == left, err);
+        done += n;
+    }
+    if (terminal && prompt->n_tokens > command->options.segment_tokens)
+        fprintf(stderr, "\r\033[K");
+    command->prefill_ns = sl_clock_ns() - start_ns;
+    command->prefill_counters = sl_engine_counters(command->engine);
+    return rc;
+}
+
+static int decode(struct command *command, struct sl_err *err)
+{
+    uint64_t start_ns = sl_clock_ns();
+    const char *text;
+    size_t length;
+    int rc = 0;
+
+    while (rc == 0 && !interrupted && command->next_id != command->config.eos_token_id) {
+        int32_t token = (int32_t)command->next_id;
+
+        text = sl_detokenizer_push(command->detok, command->next_id, &length);
+        rc = show(text, length, err);
+        if (++command->n_new == command->n_new_max)
+            break;
+        if (rc == 0)
+            rc = step(command, &token, 1, true, err);
+    }
+    text = sl_detokenizer_flush(command->detok, &length);
+    if (rc == 0)
+        rc = show(text, length, err);
+    if (rc == 0)
+        rc = show("\n", 1, err);
+    command->decode_ns = sl_clock_ns() - start_ns;
+    return rc;
+}
+
+/* ---- figures ----------------------------------------------------------------------------------- */
+
+static double per_second(double count, uint64_t ns)
+{
+    return ns ? count * 1e9 / (double)ns : 0;
+}
+
+static double hit_rate(const struct sl_expert_cache_counters *c)
+{
+    return c->n_requests ? (double)(c->n_hits + c->n_hinted_hits) / (double)c->n_requests : 0;
+}
+
+static void print_figures(const struct command *command)
+{
+    struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+    char wanted[SL_SIZE_TEXT_BYTES], read[SL_SIZE_TEXT_BYTES];
+    /* The first new token comes from the prompt's pass. */
+    uint32_t n_decoded = command->n_new ? command->n_new - 1 : 0;
+
+    fprintf(stderr, "\nprompt   %u tokens in %.2f s (%.2f tokens/s)\n", command->prompt.n_tokens,
+            (double)command->prefill_ns / 1e9,
+            per_second(command->prompt.n_tokens, command->prefill_ns));
+    fprintf(stderr, "text     %u tokens, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
+            n_decoded, (double)command->decode_ns / 1e9, per_second(n_decoded, command->decode_ns),
+            interrupted ? ", interrupted" : "");
+    fprintf(stderr, "experts  %llu asked for, %llu in the cache (%.1f %%), %llu by hint\n",
+            (unsigned long long)c.n_requests, (unsigned long long)c.n_hits, 100 * hit_rate(&c),
+            (unsigned long long)c.n_hinted_hits);
+    fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
+            sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
+            (double)c.wait_ns / 1e9);
+}
+
+static int set(json_t *object, const char *key, json_t *value)
+{
+    return json_object_set_new(object, key, value);
+}
+
+static int write_stats(const struct command *command, struct sl_err *err)
+{
+    struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+    json_t *object = json_object();
+    int rc = 0;
+
+    set(object, "prompt_tokens", json_integer(command->prompt.n_tokens));
+    set(object, "new_tokens", json_integer(command->n_new));
+    set(object, "prefill_seconds", json_real((double)command->prefill_ns / 1e9));
+    set(object, "decode_seconds", json_real((double)command->decode_ns / 1e9));
+    set(object, "expert_requests", json_integer((json_int_t)c.n_requests));
+    set(object, "expert_hits", json_integer((json_int_t)c.n_hits));
+    set(object, "expert_hinted_hits", json_integer((json_int_t)c.n_hinted_hits));
+    set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
+    set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
+    set(object, "read_retries", json_integer((json_int_t)c.n_retries));
+    set(object, "wanted_bytes", json_integer((json_int_t)c.wanted_bytes));
+    set(object, "read_bytes", json_integer((json_int_t)c.read_bytes));
+    set(object, "wait_seconds", json_real((double)c.wait_ns / 1e9));
+    set(object, "repack_seconds", json_real((double)c.repack_ns / 1e9));
+    set(object, "decode_expert_requests",
+        json_integer((json_int_t)(c.n_requests - command->prefill_counters.n_requests)));
+    set(object, "decode_read_bytes",
+        json_integer((json_int_t)(c.read_bytes - command->prefill_counters.read_bytes)));
+    if (json_dump_file(object, command->stats_path, JSON_INDENT(2)) != 0)
+        rc = sl_err_set(err, -EIO, "%s: cannot write the figures", command->stats_path);
+    json_decref(object);
+    return rc;
+}
+
+/* ---- the command ------------------------------------------------------------------------------- */
+
+/* All that can be wrong with prompt and parameters shows before the weights are read. */
+static int prepare(struct command *command, struct sl_err *err)
+{
+    struct sl_arena measure;
+    uint64_t context;
+    int rc;
+
+    if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
+        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
+        (rc = sl_detokenizer_create(&command->detok, command->tok, false, err)) < 0 ||
+        (rc = sl_prompt_read(&command->prompt, command->tok, &command->config, command->text,
+                             command->file, err)) < 0)
+        return rc;
+    context = (uint64_t)command->prompt.n_tokens + command->n_new_max;
+    if (command->options.context_tokens == 0)
+        command->options.context_tokens = context < UINT32_MAX ? (uint32_t)context : UINT32_MAX;
+    if (context > command->options.context_tokens)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "a prompt of %u tokens and %u new ones do not fit --context %u",
+                          command->prompt.n_tokens, command->n_new_max,
+                          command->options.context_tokens);
+    sl_arena_init_measure(&measure);
+    if ((rc = sl_sampler_init(&command->sampler, &command->sampling, command->seed,
+                              command->config.vocab_size, &measure, err)) < 0 ||
+        (rc = sl_arena_init(&command->arena, measure.used_bytes, "sampler", err)) < 0)
+        return rc;
+    return sl_sampler_init(&command->sampler, &command->sampling, command->seed,
+                           command->config.vocab_size, &command->arena, err);
+}
+
+static int run(struct command *command, struct sl_err *err)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    int rc;
+
+    sigaction(SIGINT, &action, NULL); /* a second one ends the program at once */
+    rc = prefill(command, err);
+    if (rc == 0 && !interrupted)
+        rc = decode(command, err);
+    print_figures(command);
+    if (rc == 0 && command->stats_path)
+        rc = write_stats(command, err);
+    return rc;
+}
+
+static const struct argp_option options[] = {
+    {"prompt", 'p', "TEXT", 0, "the text to continue", 0},
+    {"file", 'f', "FILE", 0, "the same from a file; - is standard input", 0},
+    {NULL, 'n', "N", 0, "most tokens to make (default 128)", 0},
+    {"temp", OPTION_TEMP, "T", 0, "temperature; 0 takes the most probable token (default 1)", 0},
+    {"top-p", OPTION_TOP_P, "P", 0, "keep the most probable tokens of this share (default 1)", 0},
+    {"top-k", OPTION_TOP_K, "K", 0, "keep the K most probable tokens (default: all)", 0},
+    {"min-p", OPTION_MIN_P, "P", 0, "drop tokens P times less probable than the best (default 0)",
+     0},
+    {"seed", OPTION_SEED, "S", 0, "same seed, same text (default 0)", 0},
+    {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well", 0},
+    {0}};
+
+int sl_cmd_generate(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1}, {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "MODEL",
+        .doc = "Continues a text with the model in the checkpoint folder MODEL.",
+        .children = children};
+    struct command command = {0};
+    struct sl_err err = {0};
+    int rc;
+
+    argp_err_exit_status = 2;
+    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    rc = prepare(&command, &err);
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    else
+        rc = sl_open_engine_or_explain(&command.engine, &command.options);
+    if (rc == 0) {
+        rc = run(&command, &err);
+        if (rc < 0)
+            fprintf(stderr, "sluice: %s\n", err.message);
+    }
+    sl_engine_close(command.engine);
+    sl_arena_fini(&command.arena);
+    sl_prompt_fini(&command.prompt);
+    sl_detokenizer_destroy(command.detok);
+    sl_tokenizer_close(command.tok);
+    return rc < 0 ? 1 : 0;
+}

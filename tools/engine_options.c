@@ -1,0 +1,125 @@
+#include "tools/engine_options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/size.h"
+
+enum {
+    OPTION_RAM = 512, /* apart from the commands' own */
+    OPTION_CACHE,
+    OPTION_THREADS,
+    OPTION_SEGMENT,
+    OPTION_CONTEXT,
+    OPTION_IO,
+    OPTION_ISA,
+    OPTION_NUMERICS,
+};
+
+static const struct argp_option options[] = {
+    {"ram", OPTION_RAM, "SIZE", 0, "memory for everything together (default: what is available)", 0},
+    {"cache", OPTION_CACHE, "SIZE|min", 0,
+     "memory for experts (default: what is left; min: one token's working set)", 0},
+    {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per processor)", 0},
+    {"segment", OPTION_SEGMENT, "TOKENS", 0, "most tokens of one pass (default 512)", 0},
+    {"context", OPTION_CONTEXT, "TOKENS", 0,
+     "tokens that a sequence can hold (default: what the command needs)", 0},
+    {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
+    {"isa", OPTION_ISA, "ref|avx2", 0, "instruction set (default: the best there is)", 0},
+    {"numerics", OPTION_NUMERICS, "native|exact", 0,
+     "exact rounds nothing and is slow: for tests (default native)", 0},
+    {0}};
+
+uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
+                        uint32_t max)
+{
+    char *end;
+    unsigned long value;
+
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end || errno || value < 1 || value > max)
+        argp_error(state, "%s takes a whole number from 1 to %u, not \"%s\"", option, max, text);
+    return (uint32_t)value;
+}
+
+static void parse_size(struct argp_state *state, const char *option, const char *text,
+                       uint64_t *ret_bytes)
+{
+    if (sl_size_parse(text, ret_bytes) < 0 || *ret_bytes == 0)
+        argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
+}
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        *o = (struct sl_engine_options){.segment_tokens = SL_SEGMENT_TOKENS_DEFAULT,
+                                        .n_sequences = 1};
+        return 0;
+    case OPTION_RAM:
+        parse_size(state, "--ram", value, &o->ram_bytes);
+        return 0;
+    case OPTION_CACHE:
+        o->cache_min = strcmp(value, "min") == 0;
+        if (!o->cache_min)
+            parse_size(state, "--cache", value, &o->cache_bytes);
+        return 0;
+    case OPTION_THREADS:
+        o->n_threads = sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX);
+        return 0;
+    case OPTION_SEGMENT:
+        o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
+        return 0;
+    case OPTION_CONTEXT:
+        o->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
+        return 0;
+    case OPTION_IO:
+        if (strcmp(value, "uring") != 0 && strcmp(value, "threads") != 0)
+            argp_error(state, "--io takes uring or threads, not \"%s\"", value);
+        o->io = strcmp(value, "threads") == 0 ? SL_IO_THREADS : SL_IO_URING;
+        return 0;
+    case OPTION_ISA:
+        o->isa = value;
+        return 0;
+    case OPTION_NUMERICS:
+        if (strcmp(value, "native") != 0 && strcmp(value, "exact") != 0)
+            argp_error(state, "--numerics takes native or exact, not \"%s\"", value);
+        o->numerics = strcmp(value, "exact") == 0 ? SL_NUMERICS_EXACT : SL_NUMERICS_NATIVE;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (o->model)
+            argp_error(state, "one MODEL, not \"%s\" as well", value);
+        o->model = value;
+        return 0;
+    case ARGP_KEY_END:
+        if (!o->model)
+            argp_error(state, "MODEL is missing");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
+
+int sl_open_engine_or_explain(struct sl_engine **ret_engine,
+                              const struct sl_engine_options *engine_options)
+{
+    struct sl_memory_plan plan;
+    struct sl_err err = {0};
+    int rc = sl_engine_open(ret_engine, engine_options, &plan, &err);
+
+    if (rc < 0) {
+        if (rc == -SL_EBUDGET && plan.budget_bytes > 0)
+            sl_memory_plan_print(&plan, stderr);
+        fprintf(stderr, "sluice: %s\n", err.message);
+        return rc;
+    }
+    if (sl_engine_note(*ret_engine)[0])
+        fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
+    return 0;
+}

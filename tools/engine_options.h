@@ -1,0 +1,23 @@
+/* The options that every command has which runs a model, as a child of its argp parser. */
+#ifndef SL_TOOLS_ENGINE_OPTIONS_H
+#define SL_TOOLS_ENGINE_OPTIONS_H
+
+#include <argp.h>
+#include <stdbool.h>
+
+#include "daemon/engine.h"
+
+/* Its input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets to the
+ * defaults. MODEL is taken as the only positional argument, and must be there. */
+extern const struct argp sl_engine_argp;
+
+/* Parses a positive whole number of at most `max`, or ends with argp_error(). */
+uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
+                        uint32_t max);
+
+/* Opens the engine. Prints the note, or what went wrong (and the memory table where memory did), to
+ * stderr. */
+int sl_open_engine_or_explain(struct sl_engine **ret_engine,
+                              const struct sl_engine_options *options);
+
+#endif

@@ -1,0 +1,54 @@
+/* sluice: the command. Finds the subcommand; each has a file of its own, cmd_NAME.c. */
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/commands.h"
+
+#define SL_VERSION "0.1.0"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} commands[] = {
+    {"generate", sl_cmd_generate, "continue a text"},
+    {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
+    {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
+    {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
+    {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
+    {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
+};
+
+static void print_usage(FILE *out)
+{
+    fprintf(out, "Usage: sluice COMMAND [OPTION...]\n"
+                 "Runs DeepSeek-V4 on one machine, its experts streamed from disk.\n\n");
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].summary);
+    fprintf(out, "\n\"sluice COMMAND --help\" tells a command's options; so does sluice(1).\n");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
+        print_usage(stdout);
+        return 0;
+    }
+    if (argc >= 2 && strcmp(argv[1], "--version") == 0) {
+        printf("sluice %s\n", SL_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; argc >= 2 && i < sizeof(commands) / sizeof(commands[0]); i++) {
+        char name[64];
+
+        if (strcmp(argv[1], commands[i].name) != 0)
+            continue;
+        snprintf(name, sizeof(name), "sluice %s", argv[1]); /* as argp's usage line shows it */
+        argv[1] = name;
+        return commands[i].run(argc - 1, argv + 1);
+    }
+    if (argc >= 2)
+        fprintf(stderr, "sluice: unknown command \"%s\"\n", argv[1]);
+    print_usage(stderr);
+    return 2;
+}
