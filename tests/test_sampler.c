@@ -207,6 +207,29 @@ static void test_top_p_at_its_edge(void **state)
     assert_in_range(counts[0], 20, 80);
 }
 
+/* Min-p compares a probability with a number, so it shows how exact the sampler's exp is. */
+static void test_min_p_at_its_edge(void **state)
+{
+    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
+    uint32_t counts[N_VOCAB_MAX];
+    struct sl_sampler sampler;
+
+    (void)state;
+    for (float gap = 0.01f; gap < 3; gap += 0.0371f) {
+        const float logits[2] = {5.0f - gap, 5.0f};
+        double share = exp((double)logits[0] - logits[1]);
+
+        params.min_p = share * (1 - 1e-14);
+        init(&sampler, params, 5, 2);
+        count(&sampler, logits, 300, counts);
+        assert_true(counts[0] > 0);
+        params.min_p = share * (1 + 1e-14);
+        init(&sampler, params, 5, 2);
+        count(&sampler, logits, 300, counts);
+        assert_int_equal(counts[0], 0);
+    }
+}
+
 static void test_extremes(void **state)
 {
     static const float far[] = {-3e38f, 3e38f, -INFINITY}, flat[] = {1e-3f, 2e-3f, 3e-3f};
@@ -293,6 +316,7 @@ int main(void)
         cmocka_unit_test(test_draws_follow_probabilities),
         cmocka_unit_test(test_filters_keep_what_a_sort_would),
         cmocka_unit_test(test_top_p_at_its_edge),
+        cmocka_unit_test(test_min_p_at_its_edge),
         cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_broken_logits),
         cmocka_unit_test(test_parameters_that_are_refused),
