@@ -224,7 +224,7 @@ void fixture_write_text(const char *folder, const char *file, const char *text)
 
 FILE *fixture_index_begin(const char *folder)
 {
-    FILE *index = open_in(folder, "model.safetensors.index.json", "wb");
+    FILE *index = open_in(folder, FIXTURE_INDEX, "wb");
 
     fputs(INDEX_BEGIN, index);
     return index;
@@ -243,6 +243,42 @@ void fixture_index_end(FILE *index)
 {
     fprintf(index, "\n}}\n");
     sl_assert(fclose(index) == 0);
+}
+
+void fixture_model_create(struct fixture_model *model)
+{
+    FILE *index;
+
+    *model = (struct fixture_model){0};
+    fixture_folder_create(model->folder);
+    fixture_add(&model->first, SL_DTYPE_BF16, 16, 8, "embed.weight");
+    fixture_add_experts(&model->first, "layers.0", FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                        FIXTURE_MODEL_INTER);
+    fixture_add(&model->second, SL_DTYPE_F32, 8, 0, "norm.weight");
+    fixture_add(&model->second, SL_DTYPE_I64, 4, 6, "layers.0.ffn.gate.tid2eid");
+    fixture_add_experts(&model->second, "mtp.0", FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                        FIXTURE_MODEL_INTER);
+    fixture_write_shard(model->folder, FIXTURE_SHARD_1, &model->first, false);
+    fixture_write_shard(model->folder, FIXTURE_SHARD_2, &model->second, false);
+    index = fixture_index_begin(model->folder);
+    fixture_index_add(index, &model->first, FIXTURE_SHARD_1);
+    fixture_index_add(index, &model->second, FIXTURE_SHARD_2);
+    fixture_index_end(index);
+}
+
+void fixture_model_remove(struct fixture_model *model)
+{
+    fixture_folder_remove(model->folder);
+    fixture_fini(&model->first);
+    fixture_fini(&model->second);
+}
+
+void fixture_unlink(const char *folder, const char *file)
+{
+    char path[FIXTURE_PATH_BYTES];
+
+    join(path, folder, file);
+    sl_assert(unlink(path) == 0);
 }
 
 void fixture_truncate(const char *folder, const char *file, uint64_t size_bytes)
