@@ -352,7 +352,7 @@ static void test_what_is_lent_is_the_expert(void **state)
 
         rig_init(&rig, &fixtures[i % 2], &variants[i / 2 % 4]);
         io_fault_set(rig.io, &plan);
-        for (uint32_t round = 0; round < 40; round++) {
+        for (uint32_t round = 0; round < 25; round++) {
             uint32_t n = 1 + (uint32_t)below(&rig.random, EXPERTS); /* often more than slots */
             uint16_t layer = (uint16_t)below(&rig.random, LAYERS), experts[EXPERTS];
 
