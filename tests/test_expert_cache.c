@@ -18,6 +18,7 @@
 #include "cache/expert_cache.h"
 #include "core/kernels/r16.h"
 #include "storage/checkpoint.h"
+#include "tests/fault_alloc.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 
@@ -351,7 +352,7 @@ static void test_what_is_lent_is_the_expert(void **state)
 
         rig_init(&rig, &fixtures[i % 2], &variants[i / 2 % 4]);
         io_fault_set(rig.io, &plan);
-        for (uint32_t round = 0; round < 40; round++) {
+        for (uint32_t round = 0; round < 25; round++) {
             uint32_t n = 1 + (uint32_t)below(&rig.random, EXPERTS); /* often more than slots */
             uint16_t layer = (uint16_t)below(&rig.random, LAYERS), experts[EXPERTS];
 
@@ -699,6 +700,94 @@ static void test_failed_hint_is_read_again(void **state)
     rig_fini(&rig);
 }
 
+/* ---- Memory ---- */
+
+static int open_all(const struct fixture *f, bool threads, struct sl_pool *pool, struct sl_err *err)
+{
+    const struct sl_expert_cache_options options = {
+        .slab_bytes = 8 * sl_expert_cache_slot_bytes(&shape),
+        .num_experts_per_tok = PER_TOKEN,
+        .inflight_max = 2,
+    };
+    struct sl_expert_cache *cache = NULL;
+    struct sl_reader *reader = NULL;
+    struct sl_io *io = NULL;
+    const char *paths[FILES];
+    int rc;
+
+    for (uint32_t i = 0; i < FILES; i++)
+        paths[i] = sl_expert_store_file_path(f->store, i);
+    rc = (threads ? sl_io_threads_open : sl_io_uring_open)(&io, paths, FILES, 8, err);
+    if (rc == 0)
+        rc = sl_reader_create(&reader, io, SL_READER_PIECE_BYTES, err);
+    if (rc == 0)
+        rc = sl_expert_cache_create(&cache, f->store, reader, pool, &options, err);
+    sl_expert_cache_destroy(cache);
+    sl_reader_destroy(reader);
+    if (io)
+        io->ops->close(io);
+    return rc;
+}
+
+static void test_failing_allocations(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_pool *pool;
+
+    if (!fault_alloc_works())
+        skip();
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    for (uint32_t i = 0; i < 4; i++) {
+        bool threads = i % 2, persist = i / 2, happened;
+        uint64_t nth = 0;
+
+        assert_int_equal(open_all(f, threads, pool, NULL), 0); /* glibc keeps threads' memory */
+        do {
+            int64_t live_count = fault_alloc_live_count();
+            struct sl_err err = {.code = 0};
+            int rc;
+
+            fault_alloc_set(++nth, persist);
+            rc = open_all(f, threads, pool, &err);
+            happened = fault_alloc_happened();
+            fault_alloc_set(0, false);
+            assert_int_equal(fault_alloc_live_count(), live_count);
+            if (happened) {
+                assert_true(rc == -ENOMEM || rc == -EAGAIN); /* a thread's memory says -EAGAIN */
+                assert_int_equal(err.code, rc);
+            } else {
+                assert_int_equal(rc, 0);
+            }
+        } while (happened);
+        assert_true(nth > 6);
+    }
+    sl_pool_destroy(pool);
+}
+
+static void test_nothing_is_allocated_after_create(void **state)
+{
+    static const struct rig_options options = {
+        .reads_max = 4, .piece_bytes = 8192, .n_slots = 8, .inflight_max = 3};
+    static const struct io_fault_plan plan = {
+        .short_permille = 300, .shuffle = true, .fail_nth = 99, .fail_code = -EIO};
+    const struct fixture *fixtures = *state;
+    struct rig rig;
+
+    rig_init(&rig, &fixtures[1], &options);
+    io_fault_set(rig.io, &plan);
+    fault_alloc_set(1, true);
+    for (uint32_t round = 0; round < 10; round++) {
+        uint16_t experts[EXPERTS];
+
+        choose(&rig.random, experts, 9);
+        hint(&rig, round % LAYERS, experts, 9);
+        assert_int_equal(run_demand(&rig, round % LAYERS, experts, 9, NULL, NULL), 0);
+    }
+    assert_false(fault_alloc_happened());
+    fault_alloc_set(0, false);
+    rig_fini(&rig);
+}
+
 static int create_with(struct rig *rig, uint64_t slab_bytes, uint32_t slots_min,
                        struct sl_expert_cache **ret_cache, struct sl_err *err)
 {
@@ -750,6 +839,8 @@ int main(void)
         cmocka_unit_test(test_demand_before_hints),
         cmocka_unit_test(test_hints_take_no_more_than_is_free),
         cmocka_unit_test(test_failed_hint_is_read_again),
+        cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_nothing_is_allocated_after_create),
         cmocka_unit_test(test_too_small_a_slab_is_refused),
     };
 

@@ -154,7 +154,7 @@ static void test_all_alignments(void **state)
         struct sl_reader_counters counters;
 
         rig_init(&rig, f, i % 2, reads_max[i / 2]);
-        for (uint32_t round = 0; round < 30; round++) {
+        for (uint32_t round = 0; round < 15; round++) {
             expected_bytes += random_reads(&rig, f, &random);
             for (uint32_t k = 0; k < READS; k++)
                 wanted_bytes += rig.reads[k].size_bytes;
@@ -173,7 +173,7 @@ static void test_short_reads_in_any_order(void **state)
 {
     struct fixture *f = *state;
 
-    for (uint64_t seed = 0; seed < 20; seed++) {
+    for (uint64_t seed = 0; seed < 12; seed++) {
         struct io_fault_plan plan = {.seed = seed, .short_permille = 400, .shuffle = true};
         struct rig rig;
         uint64_t random = seed, expected_bytes = 0;
