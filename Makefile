@@ -41,12 +41,13 @@ SUPPORT_SRC := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 
 # The plain-C kernels are compiled once for each instruction set that the compiler can vectorise for.
-ISA_OBJ := $(B)/core/kernels/kernels_isa.ref.o
+ISA_SRC := $(wildcard core/kernels/*_isa.c)
+ISA_OBJ := $(ISA_SRC:%.c=$(B)/%.ref.o)
 ifeq ($(ARCH),x86_64)
-ISA_OBJ += $(B)/core/kernels/kernels_isa.avx2.o
+ISA_OBJ += $(ISA_SRC:%.c=$(B)/%.avx2.o)
 endif
 
-LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(if $(wildcard core/kernels/kernels_isa.c),$(ISA_OBJ))
+LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(ISA_OBJ)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(B)/%.o)
 TEST_BIN := $(TEST_SRC:%.c=$(B)/%)
@@ -59,15 +60,15 @@ LIB := $(B)/libsluice.a
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
 
-$(B)/core/kernels/kernels_isa.ref.o: core/kernels/kernels_isa.c
+$(B)/%.ref.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=ref -c -o $@ $<
 
-$(B)/core/kernels/kernels_isa.avx2.o: core/kernels/kernels_isa.c
+$(B)/%.avx2.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
-	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx2 -mavx2 -mfma -mf16c -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx2 -mavx2 -mfma -c -o $@ $<
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
@@ -81,6 +82,29 @@ $(LIB): $(LIB_OBJ)
 $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+
+# A fuzz harness gets its main() from libFuzzer in CONFIG=fuzz and from replay.c otherwise.
+FUZZ_OBJ := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
+$(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ) $(LIB)
+	$(say) LD $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(if $(FUZZ_OBJ),,-fsanitize=fuzzer) -o $@ $^ $(LIBS)
+
+.PHONY: fuzz-replay fuzz
+fuzz-replay: $(FUZZ_BIN) ## run every fuzz harness over its stored inputs
+	$(Q)for f in $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%); do \
+	    $(B)/tests/fuzz/fuzz_$$f tests/fuzz/corpus/$$f || exit 1; done
+
+FUZZ ?= safetensors
+SECONDS ?= 600
+ifeq ($(CONFIG),fuzz)
+fuzz: $(B)/tests/fuzz/fuzz_$(FUZZ)
+	@mkdir -p $(B)/corpus/$(FUZZ) $(B)/findings
+	$(B)/tests/fuzz/fuzz_$(FUZZ) -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=4096 \
+	    -artifact_prefix=$(B)/findings/$(FUZZ)- $(B)/corpus/$(FUZZ) tests/fuzz/corpus/$(FUZZ)
+else
+fuzz: ## fuzz one harness: make fuzz FUZZ=safetensors SECONDS=600 (findings in build/fuzz/findings)
+	$(Q)$(MAKE) CONFIG=fuzz FUZZ=$(FUZZ) SECONDS=$(SECONDS) fuzz
+endif
 
 $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(LIB)
 	$(say) LD $@

@@ -50,6 +50,15 @@ const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store
 const struct sl_expert_record *sl_expert_store_find(const struct sl_expert_store *store,
                                                     struct sl_expert_key key);
 
+/* The reads that bring one expert in past the page cache: its six extents, each widened to whole
+ * blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file and offset. As the
+ * release lays experts out these are two. The last may reach past the end of its file. Returns
+ * their number, 1 to SL_EXPERT_READS_MAX. */
+#define SL_READ_ALIGN_BYTES UINT64_C(4096)
+#define SL_EXPERT_READS_MAX (2 * SL_EXPERT_MATRICES)
+uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
+                                struct sl_extent ret_reads[SL_EXPERT_READS_MAX]);
+
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store);
 const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint32_t file_index);
 

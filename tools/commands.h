@@ -1,8 +1,13 @@
-/* The subcommands of sluice, one file each. Each parses its own arguments (argv[0] is its name),
- * prints its own errors and returns the exit status: 0 done, 1 failed, 2 misuse. */
+/* The subcommands of `sluice`, one file each. argv[0] names the command; the result is the exit
+ * status: 0 done, 1 failed (one line on stderr has said what and where), 2 misuse. */
 #ifndef SL_TOOLS_COMMANDS_H
 #define SL_TOOLS_COMMANDS_H
 
+int sl_cmd_generate(int argc, char **argv);
+int sl_cmd_inspect(int argc, char **argv);
+int sl_cmd_logits(int argc, char **argv);
+int sl_cmd_perplexity(int argc, char **argv);
 int sl_cmd_synth(int argc, char **argv);
+int sl_cmd_tokenize(int argc, char **argv);
 
 #endif

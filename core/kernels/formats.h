@@ -66,13 +66,13 @@ static inline uint16_t sl_f32_to_bf16(float value)
 }
 
 /* Exact; the two NaN codes give +-480. */
-static inline float sl_e4m3_to_f32(uint8_t code)
+static inline float sl_e4m3_to_f32(uint32_t code)
 {
     uint32_t magnitude = code & 0x7fu;
-    float value = magnitude < 8 ? (float)magnitude * 0x1p-9f
+    float value = magnitude < 8 ? (float)(int32_t)magnitude * 0x1p-9f
                                 : sl_f32_from_bits((magnitude << 20) + (UINT32_C(120) << 23));
 
-    return code & 0x80u ? -value : value;
+    return sl_f32_from_bits(sl_f32_bits(value) | (code & 0x80u) << 24);
 }
 
 /* |value| <= 448 after rounding is the caller's duty (blocks are scaled so); larger ones saturate.

@@ -7,6 +7,8 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 
+/* Columns of a linear: 128 rows of them must fit where weights are packed (weights.c). */
+#define COLS_MAX 65536u
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
 
 struct reader {
@@ -271,6 +273,10 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
     if (config->num_attention_heads * config->head_dim % (config->o_groups * 128) != 0)
         return broken(in,
                       "\"o_groups\" must cut num_attention_heads * head_dim into multiples of 128",
+                      config->o_groups);
+    if (sl_config_group_cols(config) > COLS_MAX ||
+        config->o_groups * config->o_lora_rank > COLS_MAX)
+        return broken(in, "\"o_groups\" makes an output projection wider than 65536 columns",
                       config->o_groups);
     if (config->num_experts_per_tok > config->n_routed_experts)
         return broken(in, "\"num_experts_per_tok\" exceeds n_routed_experts",

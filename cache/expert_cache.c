@@ -1,0 +1,480 @@
+/* Owns the slots, their order, and the demand that is open. Loading one expert, from its extents on
+ * disk to tiles in a slot, is cache/expert_load.c's. */
+#include "cache/expert_cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache/expert_load.h"
+#include "core/base/arena.h"
+#include "core/base/assert.h"
+#include "core/base/list.h"
+#include "core/base/size.h"
+#include "core/kernels/r16.h"
+
+#define NO_SLOT UINT32_MAX
+
+/* Hints hold at most this share of the slots until they are demanded. */
+#define HINTED_SHARE 4u
+
+enum slot_state { SLOT_EMPTY, SLOT_LOADING, SLOT_READY, SLOT_PINNED };
+
+struct slot {
+    struct sl_link link; /* empty: in `empty`; ready: in `lru`; pinned and not yet lent: in
+                          * `lendable`; else in none */
+    struct sl_expert_key key;
+    uint8_t state;
+    bool demanded; /* loading: the open demand waits for it */
+    bool hinted;   /* brought by a hint and not demanded since */
+    bool lent;
+};
+
+struct demand {
+    uint16_t *missing; /* experts whose load is not begun; n_routed_experts */
+    uint32_t n_missing, next_missing;
+    uint32_t n_left; /* to be lent */
+    uint16_t layer_index;
+    bool open;
+};
+
+struct sl_expert_cache {
+    struct sl_expert_source source;
+    struct sl_expert_shape shape;
+    uint32_t n_layers;
+    struct sl_arena arena;
+
+    uint8_t *slab; /* n_slots * slot_bytes */
+    uint64_t slot_bytes;
+    struct slot *slots;
+    uint32_t n_slots;
+    uint32_t *slot_of; /* (n_layers, n_routed_experts), NO_SLOT if not there */
+
+    struct sl_link empty, lru, lendable; /* lru: least recently released first */
+    uint32_t n_hinted, n_lent;
+
+    struct sl_expert_loader loader;
+    struct demand demand;
+    struct sl_err failure; /* of the open demand; code 0 if none */
+    struct sl_expert_cache_counters counters;
+};
+
+static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
+{
+    return (struct sl_expert_cache *)(void *)source;
+}
+
+static uint32_t slot_index(const struct sl_expert_cache *cache, const struct slot *slot)
+{
+    return (uint32_t)(slot - cache->slots);
+}
+
+static uint32_t *entry_of(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    sl_assert(key.layer_index < cache->n_layers);
+    sl_assert(key.expert_index < cache->shape.n_routed_experts);
+    return &cache->slot_of[key.layer_index * cache->shape.n_routed_experts + key.expert_index];
+}
+
+static void unhint(struct sl_expert_cache *cache, struct slot *slot)
+{
+    if (slot->hinted)
+        cache->n_hinted--;
+    slot->hinted = false;
+}
+
+/* A slot to load into; NULL if all are loading or pinned. */
+static struct slot *take_slot(struct sl_expert_cache *cache)
+{
+    struct sl_link *link = sl_list_pop(&cache->empty);
+    struct slot *slot;
+
+    if (link)
+        return sl_list_item(link, struct slot, link);
+    link = sl_list_pop(&cache->lru);
+    if (!link)
+        return NULL;
+    slot = sl_list_item(link, struct slot, link);
+    sl_assert(slot->state == SLOT_READY);
+    *entry_of(cache, slot->key) = NO_SLOT;
+    unhint(cache, slot);
+    cache->counters.n_evictions++;
+    return slot;
+}
+
+/* Returns false if no staging buffer or no slot is free. */
+static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, bool demanded)
+{
+    struct slot *slot;
+
+    if (sl_expert_loader_is_full(&cache->loader))
+        return false;
+    slot = take_slot(cache);
+    if (!slot)
+        return false;
+    slot->key = key;
+    slot->state = SLOT_LOADING;
+    slot->demanded = demanded;
+    slot->hinted = !demanded;
+    cache->n_hinted += !demanded;
+    *entry_of(cache, key) = slot_index(cache, slot);
+    cache->counters.n_loads++;
+    sl_expert_loader_begin(&cache->loader, key, slot_index(cache, slot),
+                           cache->slab + slot_index(cache, slot) * cache->slot_bytes, demanded);
+    return true;
+}
+
+static void begin_missing(struct sl_expert_cache *cache)
+{
+    struct demand *demand = &cache->demand;
+
+    while (demand->next_missing < demand->n_missing) {
+        struct sl_expert_key key = {demand->layer_index, demand->missing[demand->next_missing]};
+
+        if (!begin_load(cache, key, true))
+            break;
+        demand->next_missing++;
+    }
+    sl_reader_start(cache->loader.reader);
+}
+
+static void make_ready(struct sl_expert_cache *cache, struct slot *slot)
+{
+    slot->state = SLOT_READY;
+    sl_list_append(&cache->lru, &slot->link);
+}
+
+static void make_lendable(struct sl_expert_cache *cache, struct slot *slot)
+{
+    slot->state = SLOT_PINNED;
+    slot->demanded = false;
+    sl_list_append(&cache->lendable, &slot->link);
+}
+
+/* A hint that failed is forgotten: its demand will read it again, and say so if that fails. */
+static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_end *end)
+{
+    struct slot *slot = &cache->slots[end->slot_index];
+
+    sl_assert(slot->state == SLOT_LOADING);
+    if (end->rc == 0 && slot->demanded) {
+        make_lendable(cache, slot);
+    } else if (end->rc == 0) {
+        make_ready(cache, slot);
+    } else {
+        if (slot->demanded && cache->failure.code == 0)
+            cache->failure = end->err;
+        *entry_of(cache, slot->key) = NO_SLOT;
+        unhint(cache, slot);
+        slot->state = SLOT_EMPTY;
+        sl_list_append(&cache->empty, &slot->link);
+    }
+}
+
+/* Takes in what has landed and begins what can be begun; with `wait`, waits for one load at least,
+ * if there is one. */
+static void progress(struct sl_expert_cache *cache, bool wait)
+{
+    struct sl_expert_load_end end;
+
+    begin_missing(cache);
+    while (sl_expert_loader_reap(&cache->loader, wait, &end)) {
+        end_load(cache, &end);
+        begin_missing(cache);
+        wait = false;
+    }
+}
+
+static void source_hint(struct sl_expert_source *source, const struct sl_expert_key *keys,
+                        uint32_t n_keys)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+
+    progress(cache, false);
+    if (cache->demand.next_missing < cache->demand.n_missing)
+        return; /* what is free belongs to the demand */
+    for (uint32_t i = 0; i < n_keys; i++) {
+        if (*entry_of(cache, keys[i]) != NO_SLOT)
+            continue;
+        if (cache->n_hinted >= cache->n_slots / HINTED_SHARE || !begin_load(cache, keys[i], false))
+            break;
+    }
+    sl_reader_start(cache->loader.reader);
+}
+
+/* Keeps a demanded expert that is there, or on its way, from eviction. */
+static void claim(struct sl_expert_cache *cache, struct slot *slot)
+{
+    sl_assert(!slot->lent);
+    if (slot->hinted)
+        cache->counters.n_hinted_hits++;
+    else
+        cache->counters.n_hits++;
+    unhint(cache, slot);
+    if (slot->state == SLOT_LOADING) {
+        slot->demanded = true;
+        sl_expert_loader_promote(&cache->loader, slot_index(cache, slot));
+    } else {
+        sl_assert(slot->state == SLOT_READY);
+        sl_list_remove(&slot->link);
+        make_lendable(cache, slot);
+    }
+}
+
+static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
+                         const uint16_t *experts, uint32_t n_experts, struct sl_err *err)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+    struct demand *demand = &cache->demand;
+
+    (void)err; /* reads that fail show in next() */
+    sl_assert(!demand->open);
+    demand->open = true;
+    demand->layer_index = layer_index;
+    demand->n_missing = demand->next_missing = 0;
+    demand->n_left = n_experts;
+    cache->counters.n_requests += n_experts;
+    /* All that is there is claimed before anything is evicted. */
+    for (uint32_t i = 0; i < n_experts; i++) {
+        struct sl_expert_key key = {layer_index, experts[i]};
+        uint32_t index = *entry_of(cache, key);
+
+        sl_assert(i == 0 || experts[i - 1] < experts[i]);
+        if (index == NO_SLOT)
+            demand->missing[demand->n_missing++] = experts[i];
+        else
+            claim(cache, &cache->slots[index]);
+    }
+    progress(cache, false);
+    return 0;
+}
+
+/* Ends the demand after a failure. What it was waiting for lands all the same, for whoever asks
+ * next. */
+static void abandon(struct sl_expert_cache *cache)
+{
+    struct sl_link *link;
+
+    while ((link = sl_list_pop(&cache->lendable)))
+        make_ready(cache, sl_list_item(link, struct slot, link));
+    for (uint32_t i = 0; i < cache->n_slots; i++)
+        cache->slots[i].demanded = false;
+    cache->demand.n_missing = cache->demand.next_missing = 0;
+    cache->demand.open = false;
+    cache->failure.code = 0;
+}
+
+static void lend(struct sl_expert_cache *cache, struct slot *slot, struct sl_expert_loan *ret_loan)
+{
+    uint32_t index = slot_index(cache, slot);
+
+    sl_assert(cache->n_lent < cache->source.hold_max);
+    slot->lent = true;
+    cache->n_lent++;
+    cache->demand.n_left--;
+    ret_loan->key = slot->key;
+    ret_loan->slot_index = index;
+    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
+        ret_loan->w[matrix] = cache->slab + index * cache->slot_bytes +
+                              sl_expert_tiles_offset_bytes(&cache->shape, matrix);
+}
+
+static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
+                       struct sl_err *err)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+    struct sl_link *link;
+    int rc;
+
+    sl_assert(cache->demand.open);
+    if (cache->demand.n_left == 0) {
+        cache->demand.open = false;
+        return 0;
+    }
+    progress(cache, false);
+    while (wait && cache->failure.code == 0 && sl_list_is_empty(&cache->lendable)) {
+        /* Nothing in flight and nothing to lend: all slots are lent, against hold_max. */
+        sl_assert(!sl_expert_loader_is_idle(&cache->loader));
+        progress(cache, true);
+    }
+    if (cache->failure.code < 0) {
+        rc = cache->failure.code;
+        if (err)
+            *err = cache->failure;
+        abandon(cache);
+        return rc;
+    }
+    link = sl_list_pop(&cache->lendable);
+    if (!link)
+        return -EAGAIN;
+    lend(cache, sl_list_item(link, struct slot, link), ret_loan);
+    return 1;
+}
+
+static void source_release(struct sl_expert_source *source, const struct sl_expert_loan *loan)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+    struct slot *slot;
+
+    sl_assert(loan->slot_index < cache->n_slots);
+    slot = &cache->slots[loan->slot_index];
+    sl_assert(slot->lent);
+    sl_assert(slot->key.layer_index == loan->key.layer_index);
+    sl_assert(slot->key.expert_index == loan->key.expert_index);
+    slot->lent = false;
+    cache->n_lent--;
+    make_ready(cache, slot);
+    progress(cache, false);
+}
+
+static const struct sl_expert_source_ops source_ops = {
+    .hint = source_hint,
+    .demand = source_demand,
+    .next = source_next,
+    .release = source_release,
+};
+
+uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok)
+{
+    return num_experts_per_tok > 1 ? 2 * num_experts_per_tok : 2;
+}
+
+uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape)
+{
+    return sl_expert_tiles_offset_bytes(shape, SL_EXPERT_MATRICES);
+}
+
+uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
+                                   uint32_t num_experts_per_tok)
+{
+    return num_experts_per_tok * (shape->num_hidden_layers + shape->n_mtp_layers);
+}
+
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_shape *shape, uint32_t inflight_max)
+{
+    return inflight_max * sl_expert_load_staging_bytes(shape);
+}
+
+static void carve(struct sl_expert_cache *cache, struct sl_arena *arena)
+{
+    cache->slab = sl_arena_take_aligned(arena, cache->n_slots, cache->slot_bytes, 4096);
+    sl_expert_loader_carve(&cache->loader, arena);
+    cache->slots = sl_arena_take(arena, cache->n_slots, sizeof(*cache->slots));
+    cache->slot_of = sl_arena_take(arena, (uint64_t)cache->n_layers * cache->shape.n_routed_experts,
+                                   sizeof(*cache->slot_of));
+    cache->demand.missing =
+        sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.missing));
+}
+
+/* How many slots the slab makes: no more than there are experts. */
+static int count_slots(struct sl_expert_cache *cache, const struct sl_expert_cache_options *options,
+                       struct sl_err *err)
+{
+    uint64_t n_slots = options->slab_bytes / cache->slot_bytes;
+    uint64_t n_experts = (uint64_t)cache->n_layers * cache->shape.n_routed_experts;
+    uint32_t slots_min = options->slots_min > options->num_experts_per_tok
+                             ? options->slots_min
+                             : options->num_experts_per_tok;
+    char granted[SL_SIZE_TEXT_BYTES], needed[SL_SIZE_TEXT_BYTES], each[SL_SIZE_TEXT_BYTES];
+
+    if (n_slots < slots_min)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "the expert cache was given %s, but needs at least %s: %u experts of %s",
+                          sl_size_format(options->slab_bytes, granted),
+                          sl_size_format(slots_min * cache->slot_bytes, needed), slots_min,
+                          sl_size_format(cache->slot_bytes, each));
+    cache->n_slots = (uint32_t)(n_slots < n_experts ? n_slots : n_experts);
+    return 0;
+}
+
+static void init_slots(struct sl_expert_cache *cache)
+{
+    sl_list_init(&cache->empty);
+    sl_list_init(&cache->lru);
+    sl_list_init(&cache->lendable);
+    for (uint32_t i = 0; i < cache->n_slots; i++)
+        sl_list_append(&cache->empty, &cache->slots[i].link);
+    memset(cache->slot_of, 0xff,
+           sizeof(*cache->slot_of) * cache->n_layers * cache->shape.n_routed_experts);
+}
+
+int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
+                           struct sl_reader *reader, struct sl_pool *pool,
+                           const struct sl_expert_cache_options *options, struct sl_err *err)
+{
+    struct sl_expert_cache *cache;
+    struct sl_arena measure;
+    int rc;
+
+    cache = calloc(1, sizeof(*cache));
+    if (!cache)
+        return sl_err_set(err, -ENOMEM, "expert cache: out of memory");
+    cache->shape = *sl_expert_store_shape(store);
+    cache->n_layers = cache->shape.num_hidden_layers + cache->shape.n_mtp_layers;
+    if (cache->shape.hidden_size % SL_FP4_GROUP_COLS != 0 ||
+        cache->shape.moe_intermediate_size % SL_FP4_GROUP_COLS != 0) {
+        rc = sl_err_set(err, -SL_EUNSUPPORTED,
+                        "hidden_size %u and moe_intermediate_size %u: experts need multiples of %u",
+                        cache->shape.hidden_size, cache->shape.moe_intermediate_size,
+                        SL_FP4_GROUP_COLS);
+        goto fail;
+    }
+    cache->slot_bytes = sl_expert_cache_slot_bytes(&cache->shape);
+    rc = count_slots(cache, options, err);
+    if (rc < 0)
+        goto fail;
+    sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max);
+    cache->source.ops = &source_ops;
+    /* Half, so that loads go on while the caller holds what it may. */
+    cache->source.hold_max = cache->n_slots / 2 > options->num_experts_per_tok
+                                 ? cache->n_slots / 2
+                                 : options->num_experts_per_tok;
+    sl_arena_init_measure(&measure);
+    carve(cache, &measure);
+    rc = sl_arena_init(&cache->arena, measure.used_bytes, "expert cache", err);
+    if (rc < 0)
+        goto fail;
+    carve(cache, &cache->arena);
+    init_slots(cache);
+    *ret_cache = cache;
+    return 0;
+fail:
+    free(cache);
+    return rc;
+}
+
+void sl_expert_cache_destroy(struct sl_expert_cache *cache)
+{
+    struct sl_expert_load_end end;
+
+    if (!cache)
+        return;
+    sl_assert(cache->n_lent == 0);
+    while (sl_expert_loader_reap(&cache->loader, true, &end))
+        ; /* the kernel must not write to memory that is gone */
+    sl_arena_fini(&cache->arena);
+    free(cache);
+}
+
+struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)
+{
+    return &cache->source;
+}
+
+uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache)
+{
+    return cache->n_slots;
+}
+
+struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
+{
+    struct sl_expert_cache_counters counters = cache->counters;
+    const struct sl_reader_counters reader = sl_reader_counters(cache->loader.reader);
+
+    counters.n_retries = reader.n_retries + cache->loader.n_rereads;
+    counters.wanted_bytes = cache->loader.wanted_bytes;
+    counters.read_bytes = reader.read_bytes;
+    counters.wait_ns = reader.wait_ns;
+    counters.repack_ns = cache->loader.repack_ns;
+    return counters;
+}

@@ -1,0 +1,87 @@
+/* The expert cache: core's expert source over the files of a checkpoint.
+ *
+ * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h); what is
+ * missing is read as stored into a staging buffer, repacked by the compute threads when all of it
+ * has landed, and lent. One global order (least recently released first) decides what makes room.
+ *
+ *     empty ──load──► loading ──landed──► ready ◄──release── pinned
+ *       ▲                │    └──landed, demanded──────────────►▲
+ *       └──read failed───┘                └──demanded───────────┘        ready ──evicted──► loading
+ *
+ * A demand asks for all its misses at once, as far as slots and staging buffers allow, and for the
+ * others as loads land and loans are released. A failed load ends its demand only: what else was in
+ * flight lands as if hinted, and the cache goes on.
+ *
+ * Not thread-safe, and without locks: the thread that drives the forward pass makes all calls.
+ * Reads progress meanwhile; each call takes in what has landed. Nothing is allocated after create.
+ */
+#ifndef SL_CACHE_EXPERT_CACHE_H
+#define SL_CACHE_EXPERT_CACHE_H
+
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/base/pool.h"
+#include "core/model/expert_source.h"
+#include "storage/expert_store.h"
+#include "storage/reader.h"
+
+struct sl_expert_cache;
+
+struct sl_expert_cache_options {
+    uint64_t slab_bytes; /* for slots; what does not make a whole slot is not taken */
+    uint32_t num_experts_per_tok;
+    uint32_t slots_min; /* a slab of fewer is refused; one of fewer than num_experts_per_tok is
+                         * refused in any case */
+    uint32_t
+        inflight_max; /* experts being loaded at once, each with a staging buffer; at least 1 */
+};
+
+struct sl_expert_cache_counters {
+    uint64_t n_requests;    /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
+    uint64_t n_hits;        /* of these, resident or still landing from an earlier demand */
+    uint64_t n_hinted_hits; /* of these, brought by a hint that nobody had demanded before */
+    uint64_t n_loads;       /* reads of an expert that were begun, hinted ones included */
+    uint64_t n_evictions;
+    uint64_t n_retries;    /* reads, and loads of corrupt data, that were tried again */
+    uint64_t wanted_bytes; /* of experts, as stored */
+    uint64_t read_bytes;   /* delivered by the drives for that */
+    uint64_t wait_ns;      /* spent waiting for the drives in next() */
+    uint64_t repack_ns;
+};
+
+/* Loads in flight that keep a drive busy while the experts of one token are asked for. */
+uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok);
+
+/* One expert in the kernels' layout. */
+uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape);
+
+/* Slots that one token's experts take, over all layers: with fewer, least-recently-used order
+ * misses always. For slots_min. */
+uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
+                                   uint32_t num_experts_per_tok);
+
+/* What the staging buffers take on top of the slab. */
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_shape *shape, uint32_t inflight_max);
+
+/* Borrows store, reader (its counters are the cache's from now on) and pool until destroy; the
+ * reader's files are the store's, in its order. hidden_size and moe_intermediate_size that R16
+ * cannot hold are refused with -SL_EUNSUPPORTED, too small a slab with -SL_EBUDGET and the figures.
+ * Fails also with -ENOMEM. */
+int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
+                           struct sl_reader *reader, struct sl_pool *pool,
+                           const struct sl_expert_cache_options *options, struct sl_err *err);
+
+/* Waits for reads in flight. NULL is allowed. No loan is out. */
+void sl_expert_cache_destroy(struct sl_expert_cache *cache);
+
+/* Lives as long as the cache. Beyond the contract of expert_source.h: an expert that is still lent
+ * from before is not demanded again, and no more than hold_max loans are out, those of an earlier
+ * demand included. */
+struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache);
+
+uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache);
+
+struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache);
+
+#endif

@@ -1,0 +1,85 @@
+/* Loading experts: from six extents on disk, through a staging buffer, to R16 tiles in a slot.
+ *
+ * Private to the expert cache, which decides what is loaded, and where to. A loader has a fixed
+ * number of loads; each owns a staging buffer, into which its reads go as aligned supersets of the
+ * extents, neighbours merged. When the last read has landed, sl_expert_loader_reap() repacks over
+ * the thread pool. An expert whose scales are corrupt is read again once. One thread makes all
+ * calls. */
+#ifndef SL_CACHE_EXPERT_LOAD_H
+#define SL_CACHE_EXPERT_LOAD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/arena.h"
+#include "core/base/err.h"
+#include "core/base/pool.h"
+#include "core/model/expert_source.h"
+#include "storage/expert_store.h"
+#include "storage/reader.h"
+
+struct sl_expert_load {
+    struct sl_expert_key key;
+    uint32_t slot_index;
+    uint8_t *tiles; /* of the slot */
+    struct sl_read reads[SL_EXPERT_READS_MAX];
+    uint32_t n_reads, n_reads_left;
+    struct sl_read *failed; /* the first read that failed */
+    const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging */
+    bool busy;
+    bool reread; /* it was corrupt once */
+};
+
+struct sl_expert_loader {
+    const struct sl_expert_store *store;
+    struct sl_reader *reader;
+    struct sl_pool *pool;
+    struct sl_expert_load *loads; /* inflight_max */
+    uint8_t *staging;             /* inflight_max * staging_bytes */
+    uint64_t staging_bytes;
+    uint32_t inflight_max, n_busy;
+    uint64_t wanted_bytes, repack_ns, n_rereads;
+};
+
+/* A load that has ended. */
+struct sl_expert_load_end {
+    uint32_t slot_index;
+    int rc;            /* 0, or negative */
+    struct sl_err err; /* filled if rc is negative: file, offset, layer, expert and cause */
+};
+
+/* Where a matrix starts in a slot; for SL_EXPERT_MATRICES, the size of a slot. */
+uint64_t sl_expert_tiles_offset_bytes(const struct sl_expert_shape *shape, int matrix);
+
+/* Enough for any expert, wherever its extents lie. */
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape);
+
+/* Borrows all three. sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
+void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
+                           struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max);
+void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
+
+static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)
+{
+    return loader->n_busy == loader->inflight_max;
+}
+
+static inline bool sl_expert_loader_is_idle(const struct sl_expert_loader *loader)
+{
+    return loader->n_busy == 0;
+}
+
+/* Queues the reads of an expert of the model; the loader is not full. `tiles` is the slot's memory,
+ * the loader's until the load ends. */
+void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_key key,
+                            uint32_t slot_index, uint8_t *tiles, bool urgent);
+
+/* Makes the load into this slot urgent. */
+void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index);
+
+/* True with *ret_end filled for a load that has ended; false if there is none now, with `wait` only
+ * if none is in flight. Also starts what begin() queued. */
+bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
+                           struct sl_expert_load_end *ret_end);
+
+#endif

@@ -1,0 +1,158 @@
+/* KV entries, pooling, softmax and the indexer's roundings. */
+#include "core/kernels/isa.h"
+
+#include "core/kernels/scalar_math.h"
+
+#define KV_BLOCK 64u
+#define HEADS SL_R16_ROWS
+
+static float largest_magnitude(size_t count, const float *x)
+{
+    float amax = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        float magnitude = sl_f32_from_bits(sl_f32_bits(x[i]) & 0x7fffffffu);
+
+        amax = magnitude > amax ? magnitude : amax;
+    }
+    return amax;
+}
+
+static void kv_encode(size_t fp8_count, size_t bf16_count, const float *restrict x,
+                      uint8_t *restrict entry)
+{
+    uint8_t *scale_bytes = entry + fp8_count, *rest = scale_bytes + fp8_count / KV_BLOCK;
+
+    for (size_t b = 0; b < fp8_count / KV_BLOCK; b++) {
+        const float *block = x + b * KV_BLOCK;
+        float amax = largest_magnitude(KV_BLOCK, block);
+        int exponent = sl_exponent_ceil((amax > 1e-4f ? amax : 1e-4f) * (1.0f / 448.0f));
+        float inverse = sl_exp2i(-exponent);
+
+        scale_bytes[b] = (uint8_t)(exponent + (int)SL_E8M0_BIAS);
+        for (size_t i = 0; i < KV_BLOCK; i++)
+            entry[b * KV_BLOCK + i] = sl_f32_to_e4m3(block[i] * inverse);
+    }
+    for (size_t i = 0; i < bf16_count; i++) {
+        uint16_t code = sl_bf16_drop_tiny(sl_f32_to_bf16(x[fp8_count + i]));
+
+        memcpy(rest + 2 * i, &code, 2); /* an entry of 583 bytes keeps nothing aligned */
+    }
+}
+
+static void kv_decode(size_t fp8_count, size_t bf16_count, const uint8_t *restrict entry,
+                      uint16_t *restrict y)
+{
+    const uint8_t *scale_bytes = entry + fp8_count, *rest = scale_bytes + fp8_count / KV_BLOCK;
+
+    for (size_t b = 0; b < fp8_count / KV_BLOCK; b++) {
+        float scale = sl_exp2i((int)scale_bytes[b] - (int)SL_E8M0_BIAS);
+
+        for (size_t i = 0; i < KV_BLOCK; i++) /* exact: four significant bits */
+            y[b * KV_BLOCK + i] =
+                (uint16_t)(sl_f32_bits(sl_e4m3_to_f32(entry[b * KV_BLOCK + i]) * scale) >> 16);
+    }
+    memcpy(y + fp8_count, rest, bf16_count * 2);
+}
+
+#define CHANNELS_AT_ONCE 64u
+
+static void pool_rows(size_t row_count, size_t count, const float *const *kv,
+                      const float *const *score, float *restrict y)
+{
+    float top[CHANNELS_AT_ONCE], total[CHANNELS_AT_ONCE];
+
+    for (size_t first = 0; first < count; first += CHANNELS_AT_ONCE) {
+        size_t n = count - first < CHANNELS_AT_ONCE ? count - first : CHANNELS_AT_ONCE;
+
+        for (size_t c = 0; c < n; c++) {
+            top[c] = score[0][first + c];
+            total[c] = 0;
+            y[first + c] = 0;
+        }
+        for (size_t r = 1; r < row_count; r++)
+            for (size_t c = 0; c < n; c++)
+                top[c] = score[r][first + c] > top[c] ? score[r][first + c] : top[c];
+        for (size_t r = 0; r < row_count; r++) {
+            for (size_t c = 0; c < n; c++) {
+                float e = sl_expf(score[r][first + c] - top[c]);
+
+                total[c] += e;
+                y[first + c] += kv[r][first + c] * e;
+            }
+        }
+        for (size_t c = 0; c < n; c++)
+            y[first + c] = y[first + c] / total[c];
+    }
+}
+
+static void attend_softmax(size_t entry_count, const float *restrict scores, float scale,
+                           const float *restrict sink, uint16_t *restrict p, size_t p_stride,
+                           float *restrict total)
+{
+    float top[HEADS];
+
+    for (size_t h = 0; h < HEADS; h++) {
+        top[h] = sink[h];
+        total[h] = 0;
+    }
+    for (size_t n = 0; n < entry_count; n++) {
+        for (size_t h = 0; h < HEADS; h++) {
+            float s = scores[n * HEADS + h] * scale;
+
+            top[h] = s > top[h] ? s : top[h];
+        }
+    }
+    for (size_t n = 0; n < entry_count; n++) {
+        float e[HEADS];
+
+        for (size_t h = 0; h < HEADS; h++) {
+            e[h] = sl_expf(scores[n * HEADS + h] * scale - top[h]);
+            total[h] += e[h];
+        }
+        for (size_t h = 0; h < HEADS; h++)
+            p[h * p_stride + n] = sl_bf16_drop_tiny(sl_f32_to_bf16(e[h]));
+    }
+    for (size_t h = 0; h < HEADS; h++)
+        total[h] += sl_expf(sink[h] - top[h]);
+}
+
+static void index_encode(size_t count, const float *restrict x, uint8_t *restrict codes,
+                         uint8_t *restrict scale_bytes)
+{
+    for (size_t b = 0; b < count / SL_FP4_BLOCK_COLS; b++) {
+        const float *block = x + b * SL_FP4_BLOCK_COLS;
+        float amax = largest_magnitude(SL_FP4_BLOCK_COLS, block);
+        int exponent = sl_exponent_ceil((amax > 0x6p-48f ? amax : 0x6p-48f) * (1.0f / 6.0f));
+        /* A zero block: every value times 0 rounds to code 0. */
+        float inverse = amax < 0x6p-48f ? 0.0f : sl_exp2i(-exponent);
+
+        scale_bytes[b] = amax < 0x6p-48f ? 0 : (uint8_t)(exponent + (int)SL_E8M0_BIAS);
+        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i++)
+            codes[b * SL_FP4_BLOCK_COLS + i] = sl_f32_to_e2m1(block[i] * inverse);
+    }
+}
+
+static void index_reduce(size_t head_count, size_t key_count, const float *restrict scores,
+                         size_t score_stride, const float *restrict weight, float *restrict total)
+{
+    for (size_t n = 0; n < key_count; n++)
+        total[n] = 0;
+    for (size_t h = 0; h < head_count; h++) {
+        for (size_t n = 0; n < key_count; n++) {
+            float s = scores[h * score_stride + n];
+
+            total[n] += weight[h] * (s > 0 ? s : 0.0f);
+        }
+    }
+}
+
+void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
+{
+    kernels->kv_encode = kv_encode;
+    kernels->kv_decode = kv_decode;
+    kernels->pool_rows = pool_rows;
+    kernels->attend_softmax = attend_softmax;
+    kernels->index_encode = index_encode;
+    kernels->index_reduce = index_reduce;
+}

@@ -1,0 +1,24 @@
+/* Names inside the *_isa.c files, which are compiled once per instruction set: the Makefile defines
+ * SL_ISA as ref, avx2, ... and each compilation exports its installers under that name. */
+#ifndef SL_KERNELS_ISA_H
+#define SL_KERNELS_ISA_H
+
+#include "core/kernels/kernels.h"
+
+#ifndef SL_ISA
+#define SL_ISA ref
+#endif
+
+#define SL_ISA_PASTE(name, isa) name##_##isa
+#define SL_ISA_EXPAND(name, isa) SL_ISA_PASTE(name, isa)
+#define SL_ISA_NAME(name) SL_ISA_EXPAND(name, SL_ISA)
+
+#define SL_DECLARE_INSTALLERS(isa)                                                                 \
+    void sl_install_linear_##isa(struct sl_kernels *kernels);                                      \
+    void sl_install_activation_##isa(struct sl_kernels *kernels);                                  \
+    void sl_install_attention_##isa(struct sl_kernels *kernels);
+
+SL_DECLARE_INSTALLERS(ref)
+SL_DECLARE_INSTALLERS(avx2)
+
+#endif

@@ -1,0 +1,60 @@
+/* Dispatch: which compilation of the kernels runs. Compiled for the baseline CPU. */
+#include "core/kernels/kernels.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "core/base/cpu.h"
+#include "core/kernels/isa.h"
+
+static void install_ref(struct sl_kernels *kernels)
+{
+    sl_install_linear_ref(kernels);
+    sl_install_activation_ref(kernels);
+    sl_install_attention_ref(kernels);
+}
+
+#if defined(__x86_64__)
+static void install_avx2(struct sl_kernels *kernels)
+{
+    sl_install_linear_avx2(kernels);
+    sl_install_activation_avx2(kernels);
+    sl_install_attention_avx2(kernels);
+}
+#endif
+
+/* From the least to the most capable. */
+static const struct {
+    const char *name;
+    uint32_t flags_needed;
+    void (*install)(struct sl_kernels *kernels);
+} sets[] = {
+    {"ref", 0, install_ref},
+#if defined(__x86_64__)
+    {"avx2", SL_CPU_AVX2_FMA, install_avx2},
+#endif
+};
+
+int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl_err *err)
+{
+    uint32_t flags = sl_cpu_flags();
+    bool known = false, runs = false;
+
+    for (size_t i = 0; i < sizeof(sets) / sizeof(sets[0]); i++) {
+        if (isa && strcmp(isa, sets[i].name) != 0)
+            continue;
+        known = true;
+        if ((flags & sets[i].flags_needed) != sets[i].flags_needed)
+            continue;
+        runs = true;
+        ret_kernels->isa = sets[i].name;
+        sets[i].install(ret_kernels);
+    }
+    if (!known)
+        return sl_err_set(err, -EINVAL, "unknown instruction set \"%s\"", isa);
+    if (!runs)
+        return sl_err_set(err, -SL_EUNSUPPORTED, "this CPU does not have the instruction set %s",
+                          isa);
+    return 0;
+}

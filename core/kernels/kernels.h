@@ -1,0 +1,171 @@
+/* The kernel table: every operation of the forward pass that is worth an instruction set.
+ *
+ * Kernels are pure: no allocation, no globals, no errors, no locks. Each contract below fixes the
+ * order of summation; an implementation is right when its output equals the reference's byte for
+ * byte (docs/NUMERICS.md). Unless said otherwise buffers do not overlap, need no more alignment
+ * than their type, and nothing is read or written outside the stated shapes. Strides are in
+ * elements.
+ *
+ * The plain-C sources core/kernels/..._isa.c are the specification. They are compiled once per
+ * instruction set that the compiler can vectorise for; hand-written sets overwrite single entries.
+ */
+#ifndef SL_KERNELS_KERNELS_H
+#define SL_KERNELS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/kernels/r16.h"
+
+/* ---- linears: y[token][row] over the rows of tile_count R16 tiles ------------------------------
+ */
+
+/* y[t][r] = sum over blocks b of 32 columns, ascending, of scale_w[r][b] * x_scale[t][b] * dot(b),
+ * where dot is an exact integer and each block adds with one fused multiply-add.
+ * w: FP4 tiles. x (token_count, cols): int8 as quantise_int8() lays them out; x_scale
+ * (token_count, cols / 32). y (token_count, tile_count * 16) at y_stride. */
+typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const int8_t *restrict x,
+                              const float *restrict x_scale, float *restrict y, size_t y_stride);
+
+/* y[t][r] = sum over column pairs, ascending, the odd column of a pair before the even one, of
+ * w[r][c] * x[t][c]: one rounding per addition (the products are exact).
+ * w: FP8 tiles that all lie in one block of 128 rows; scale: 2^k for each 128 columns, so that
+ * w[r][c] is the code's value times scale[c / 128]. x (token_count, cols) BF16 at x_stride. */
+typedef void sl_matmul_fp8_fn(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const float *restrict scale,
+                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                              size_t y_stride);
+
+/* The same sum for BF16 tiles; cols is even. */
+typedef void sl_matmul_bf16_fn(size_t tile_count, size_t cols, size_t token_count,
+                               const uint8_t *restrict w, const uint16_t *restrict x,
+                               size_t x_stride, float *restrict y, size_t y_stride);
+
+/* y[t][r] = sum over columns, ascending: multiply, round, add, round. F32 tiles. */
+typedef void sl_matmul_f32_fn(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const float *restrict x, size_t x_stride,
+                              float *restrict y, size_t y_stride);
+
+/* ---- activations -------------------------------------------------------------------------------
+ */
+
+/* One row of `cols` values (a multiple of 32) to int8: per block of 32, scale = max|x| / 127 and
+ * q = round(x * (127 / max|x|)), ties to even; all zero with scale 0 when max|x| < 2^-40. Columns
+ * of each eight are stored in the order 0 2 4 6 1 3 5 7, which is how FP4 tiles hold them. */
+typedef void sl_quantise_int8_fn(size_t cols, const float *restrict x, int8_t *restrict q,
+                                 float *restrict scale);
+
+/* Nearest even; magnitudes below 2^-48 become zero. */
+typedef void sl_to_bf16_fn(size_t count, const float *restrict x, uint16_t *restrict y);
+
+/* 1 / sqrt(sum / count + eps). `sum` of squares: element i into lane i mod 16, ascending; lanes
+ * folded 16 -> 8 -> 4 -> 2 -> 1, lane l with lane l + half. */
+typedef float sl_rms_factor_fn(size_t count, const float *x, float eps);
+
+/* y = weight * (x * rms_factor(x)), weight NULL for 1. y == x is allowed. */
+typedef void sl_rms_norm_fn(size_t count, const float *x, const float *restrict weight, float eps,
+                            float *y);
+
+/* y = silu(min(gate, limit)) * clamp(up, -limit, limit) * weight; limit 0 means none. */
+typedef void sl_swiglu_fn(size_t count, const float *restrict gate, const float *restrict up,
+                          float limit, float weight, float *restrict y);
+
+/* y = sqrt(log(1 + exp(x))). In place is allowed. */
+typedef void sl_sqrt_softplus_fn(size_t count, const float *x, float *y);
+
+/* Rotates the pairs (x[2i], x[2i+1]) by angle i, whose cosine and sine are given; `sin_sign` -1
+ * rotates back. In place. */
+typedef void sl_rotate_fn(size_t pair_count, float *restrict x, const float *restrict cosine,
+                          const float *restrict sine, float sin_sign);
+
+/* Walsh-Hadamard transform in place, Sylvester order, butterflies of ascending span, scaled by
+ * count^-0.5. count is a power of two. */
+typedef void sl_hadamard_fn(size_t count, float *restrict x);
+
+/* ---- residual streams (mHC) --------------------------------------------------------------------
+ */
+
+/* x[c] = sum over s ascending of pre[s] * streams[s][c].  streams (hc_mult, count). */
+typedef void sl_hc_reduce_fn(size_t hc_mult, size_t count, const float *restrict pre,
+                             const float *restrict streams, float *restrict x);
+
+/* streams[k][c] = post[k] * out[c] + sum over j ascending of comb[j][k] * streams[j][c], in place.
+ */
+typedef void sl_hc_update_fn(size_t hc_mult, size_t count, const float *restrict post,
+                             const float *restrict comb, const float *restrict out,
+                             float *restrict streams);
+
+/* ---- KV entries and attention ------------------------------------------------------------------
+ */
+
+/* An entry: `fp8_count` values (a multiple of 64) as e4m3, one E8M0 scale byte per 64, then
+ * `bf16_count` values as BF16. Scales are the smallest power of two that keeps the block within
+ * 448, and at least 1e-4 / 448. */
+typedef void sl_kv_encode_fn(size_t fp8_count, size_t bf16_count, const float *restrict x,
+                             uint8_t *restrict entry);
+typedef void sl_kv_decode_fn(size_t fp8_count, size_t bf16_count, const uint8_t *restrict entry,
+                             uint16_t *restrict y);
+
+/* Pools `row_count` rows per channel: y[c] = sum_r kv[r][c] * e[r] / sum_r e[r], rows ascending,
+ * e[r] = exp(score[r][c] - max_r score[r][c]). Rows are given by pointer. */
+typedef void sl_pool_rows_fn(size_t row_count, size_t count, const float *const *kv,
+                             const float *const *score, float *restrict y);
+
+/* Softmax over entries for 16 heads side by side, with a sink.
+ * scores (entry_count, 16), still to be multiplied by `scale`. With top = max(sink, scores):
+ * p[h][n] = exp(score - top) as BF16 at p_stride, and total[h] = sum over n ascending of the
+ * unrounded p, plus exp(sink[h] - top). A score of SL_SCORE_ABSENT gives p = 0. */
+#define SL_SCORE_ABSENT (-1e30f)
+typedef void sl_attend_softmax_fn(size_t entry_count, const float *restrict scores, float scale,
+                                  const float *restrict sink, uint16_t *restrict p, size_t p_stride,
+                                  float *restrict total);
+
+/* ---- indexer -----------------------------------------------------------------------------------
+ */
+
+/* Rounds a rotated vector to FP4 with one scale per 32: codes (one byte each) and E8M0 bytes. A
+ * block whose largest magnitude is below 6 * 2^-48 is zero with scale byte 0. */
+typedef void sl_index_encode_fn(size_t count, const float *restrict x, uint8_t *restrict codes,
+                                uint8_t *restrict scale_bytes);
+
+/* total[n] = sum over heads ascending of weight[h] * max(scores[h][n], 0). */
+typedef void sl_index_reduce_fn(size_t head_count, size_t key_count, const float *restrict scores,
+                                size_t score_stride, const float *restrict weight,
+                                float *restrict total);
+
+struct sl_kernels {
+    const char *isa; /* as --isa spells it */
+    sl_matmul_fp4_fn *matmul_fp4;
+    sl_matmul_fp8_fn *matmul_fp8;
+    sl_matmul_bf16_fn *matmul_bf16;
+    sl_matmul_f32_fn *matmul_f32;
+    sl_quantise_int8_fn *quantise_int8;
+    sl_to_bf16_fn *to_bf16;
+    sl_rms_factor_fn *rms_factor;
+    sl_rms_norm_fn *rms_norm;
+    sl_swiglu_fn *swiglu;
+    sl_sqrt_softplus_fn *sqrt_softplus;
+    sl_rotate_fn *rotate;
+    sl_hadamard_fn *hadamard;
+    sl_hc_reduce_fn *hc_reduce;
+    sl_hc_update_fn *hc_update;
+    sl_kv_encode_fn *kv_encode;
+    sl_kv_decode_fn *kv_decode;
+    sl_pool_rows_fn *pool_rows;
+    sl_attend_softmax_fn *attend_softmax;
+    sl_index_encode_fn *index_encode;
+    sl_index_reduce_fn *index_reduce;
+};
+
+/* Fills the table for instruction set `isa` ("ref", "avx2", or NULL for the best that this CPU
+ * has). Fails with -EINVAL for an unknown name and -SL_EUNSUPPORTED for one that the CPU lacks. */
+int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl_err *err);
+
+static inline size_t sl_kv_entry_bytes(size_t fp8_count, size_t bf16_count)
+{
+    return fp8_count + fp8_count / 64 + bf16_count * 2;
+}
+
+#endif

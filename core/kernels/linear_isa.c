@@ -1,0 +1,284 @@
+/* Linears: the specification of every matrix product, and what the compiler makes of it.
+ *
+ * A tile's 16 rows are the lanes. Weights of one tile and 128 columns are expanded to float32 once,
+ * into a block that stays in the first-level cache, and then serve up to four tokens at a time. */
+#include "core/kernels/isa.h"
+
+#include <math.h>
+
+#include "core/kernels/formats.h"
+#include "core/kernels/scalar_math.h"
+
+#define ROWS SL_R16_ROWS
+#define BLOCK_COLS 128u
+#define TOKENS_AT_ONCE 4u
+
+/* Below this a block of activations counts as zero: see "Tiny operands" in docs/NUMERICS.md. */
+#define AMAX_MIN 0x1p-40f
+
+/* Words of a tile: 16 lanes that the compiler can load and shift as a vector. */
+typedef uint16_t __attribute__((may_alias)) word16;
+typedef uint32_t __attribute__((may_alias)) word32;
+
+/* a * b + c where a * b is exact in float32, so that fused and separate give the same bits. */
+#ifdef __FMA__
+#define MUL_ADD_EXACT(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define MUL_ADD_EXACT(a, b, c) ((c) + (a) * (b))
+#endif
+
+/* acc[t][r] += sum over the pairs of `cols` columns of block[c][r] * x[t][c], the odd one first. */
+static inline __attribute__((always_inline)) void add_pairs(size_t n_tokens, size_t cols,
+                                                            const float *restrict block,
+                                                            const float *restrict x,
+                                                            float *restrict y, size_t y_stride)
+{
+    float acc[TOKENS_AT_ONCE][ROWS];
+
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t r = 0; r < ROWS; r++)
+            acc[t][r] = y[t * y_stride + r];
+    for (size_t c = 0; c < cols; c += 2) {
+        for (size_t t = 0; t < n_tokens; t++) {
+            float even = x[t * BLOCK_COLS + c], odd = x[t * BLOCK_COLS + c + 1];
+
+            for (size_t r = 0; r < ROWS; r++)
+                acc[t][r] = MUL_ADD_EXACT(block[(c + 1) * ROWS + r], odd, acc[t][r]);
+            for (size_t r = 0; r < ROWS; r++)
+                acc[t][r] = MUL_ADD_EXACT(block[c * ROWS + r], even, acc[t][r]);
+        }
+    }
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t r = 0; r < ROWS; r++)
+            y[t * y_stride + r] = acc[t][r];
+}
+
+/* Adds one expanded block's products to y (token_count, 16). x (token_count, cols) BF16. */
+static void add_block(size_t cols, size_t token_count, const float *restrict block,
+                      const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                      size_t y_stride)
+{
+    float x_block[TOKENS_AT_ONCE * BLOCK_COLS];
+
+    for (size_t t = 0; t < token_count; t += TOKENS_AT_ONCE) {
+        size_t n = token_count - t < TOKENS_AT_ONCE ? token_count - t : TOKENS_AT_ONCE;
+
+        for (size_t i = 0; i < n; i++)
+            for (size_t c = 0; c < cols; c++)
+                x_block[i * BLOCK_COLS + c] = sl_bf16_to_f32(x[(t + i) * x_stride + c]);
+        if (n == TOKENS_AT_ONCE) { /* a constant count lets the compiler keep acc in registers */
+            add_pairs(TOKENS_AT_ONCE, cols, block, x_block, y + t * y_stride, y_stride);
+            continue;
+        }
+        for (size_t i = 0; i < n; i++)
+            add_pairs(1, cols, block, x_block + i * BLOCK_COLS, y + (t + i) * y_stride, y_stride);
+    }
+}
+
+static void clear_rows(size_t token_count, float *restrict y, size_t y_stride)
+{
+    for (size_t t = 0; t < token_count; t++)
+        for (size_t r = 0; r < ROWS; r++)
+            y[t * y_stride + r] = 0;
+}
+
+static void matmul_fp8(size_t tile_count, size_t cols, size_t token_count,
+                       const uint8_t *restrict w, const float *restrict scale,
+                       const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                       size_t y_stride)
+{
+    float block[BLOCK_COLS * ROWS];
+
+    for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        clear_rows(token_count, y, y_stride);
+        for (size_t c = 0; c < cols; c += BLOCK_COLS, w += BLOCK_COLS * ROWS) {
+            float s = scale[c / BLOCK_COLS];
+
+            for (size_t pair = 0; pair < BLOCK_COLS / 2; pair++) {
+                const word16 *codes = (const word16 *)(const void *)(w + pair * ROWS * 2);
+
+                for (size_t r = 0; r < ROWS; r++) {
+                    block[(2 * pair) * ROWS + r] = sl_e4m3_to_f32(codes[r] & 0xff) * s;
+                    block[(2 * pair + 1) * ROWS + r] = sl_e4m3_to_f32(codes[r] >> 8) * s;
+                }
+            }
+            add_block(BLOCK_COLS, token_count, block, x + c, x_stride, y, y_stride);
+        }
+    }
+}
+
+static void matmul_bf16(size_t tile_count, size_t cols, size_t token_count,
+                        const uint8_t *restrict w, const uint16_t *restrict x, size_t x_stride,
+                        float *restrict y, size_t y_stride)
+{
+    const word32 *codes = (const word32 *)(const void *)w;
+    float block[BLOCK_COLS * ROWS];
+
+    for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        clear_rows(token_count, y, y_stride);
+        for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+            size_t n = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;
+
+            for (size_t pair = 0; pair < n / 2; pair++, codes += ROWS) {
+                for (size_t r = 0; r < ROWS; r++) {
+                    block[(2 * pair) * ROWS + r] = sl_f32_from_bits(codes[r] << 16);
+                    block[(2 * pair + 1) * ROWS + r] = sl_f32_from_bits(codes[r] & 0xffff0000u);
+                }
+            }
+            add_block(n, token_count, block, x + c, x_stride, y, y_stride);
+        }
+    }
+}
+
+static void matmul_f32(size_t tile_count, size_t cols, size_t token_count,
+                       const uint8_t *restrict w, const float *restrict x, size_t x_stride,
+                       float *restrict y, size_t y_stride)
+{
+    const float *tile_w = (const float *)(const void *)w;
+
+    for (size_t tile = 0; tile < tile_count; tile++, tile_w += cols * ROWS, y += ROWS) {
+        for (size_t t = 0; t < token_count; t++) {
+            float acc[ROWS] = {0};
+
+            for (size_t c = 0; c < cols; c++) {
+                float value = x[t * x_stride + c];
+
+                for (size_t r = 0; r < ROWS; r++)
+                    acc[r] += tile_w[c * ROWS + r] * value;
+            }
+            for (size_t r = 0; r < ROWS; r++)
+                y[t * y_stride + r] = acc[r];
+        }
+    }
+}
+
+/* acc[t][r] += scale * dot for each of the four blocks of 32 columns of an expanded group. Sums of
+ * products of small integers stay below 2^24 and so are exact in float32, in any order. */
+static inline __attribute__((always_inline)) void
+add_fp4_group(size_t n_tokens, const float *restrict group, const float *restrict group_scale,
+              const float *restrict x, const float *restrict x_scale, size_t x_scale_stride,
+              float *restrict y, size_t y_stride)
+{
+    for (size_t b = 0; b < 4; b++) {
+        float dot[TOKENS_AT_ONCE][ROWS] = {{0}};
+
+        for (size_t c = b * SL_FP4_BLOCK_COLS; c < (b + 1) * SL_FP4_BLOCK_COLS; c++)
+            for (size_t t = 0; t < n_tokens; t++)
+                for (size_t r = 0; r < ROWS; r++)
+                    dot[t][r] =
+                        MUL_ADD_EXACT(group[c * ROWS + r], x[t * SL_FP4_GROUP_COLS + c], dot[t][r]);
+        for (size_t t = 0; t < n_tokens; t++) {
+            float xs = x_scale[t * x_scale_stride + b];
+
+            for (size_t r = 0; r < ROWS; r++)
+                y[t * y_stride + r] =
+                    __builtin_fmaf(dot[t][r], group_scale[b * ROWS + r] * xs, y[t * y_stride + r]);
+        }
+    }
+}
+
+/* Twice the value of the code in the low four bits: 0, 1 and then 2, 3, 4, 6, 8, 12, which are
+ * float32 with the code's exponent and mantissa in place. */
+static inline float twice_e2m1(uint32_t code)
+{
+    uint32_t magnitude = code & 7;
+    float value = magnitude < 2 ? (float)(int32_t)magnitude
+                                : sl_f32_from_bits((magnitude << 22) + (UINT32_C(127) << 23));
+
+    return sl_f32_from_bits(sl_f32_bits(value) | (code & 8) << 28);
+}
+
+/* Expands 16 rows x 128 columns: twice the weights, as floats, in the column order of the tile, and
+ * half the scales, so that their product is the weight. */
+static void expand_fp4_group(const uint8_t *restrict w, float *restrict group,
+                             float *restrict group_scale)
+{
+    for (size_t i = 0; i < 4 * ROWS; i++)
+        group_scale[i] = sl_f32_from_bits((uint32_t)w[i] << 23) * 0.5f;
+    w += 4 * ROWS;
+    for (size_t quad = 0; quad < 16; quad++, w += 64, group += 8 * ROWS) {
+        const word32 *codes = (const word32 *)(const void *)w;
+
+        for (uint32_t i = 0; i < 4; i++) {
+            for (size_t r = 0; r < ROWS; r++) {
+                group[i * ROWS + r] = twice_e2m1(codes[r] >> (8 * i));
+                group[(4 + i) * ROWS + r] = twice_e2m1(codes[r] >> (8 * i + 4));
+            }
+        }
+    }
+}
+
+static void matmul_fp4(size_t tile_count, size_t cols, size_t token_count,
+                       const uint8_t *restrict w, const int8_t *restrict x,
+                       const float *restrict x_scale, float *restrict y, size_t y_stride)
+{
+    const size_t x_scale_stride = cols / SL_FP4_BLOCK_COLS;
+    float group[SL_FP4_GROUP_COLS * ROWS], group_scale[4 * ROWS];
+    float x_group[TOKENS_AT_ONCE * SL_FP4_GROUP_COLS];
+
+    for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        clear_rows(token_count, y, y_stride);
+        for (size_t c = 0; c < cols; c += SL_FP4_GROUP_COLS, w += SL_FP4_GROUP_BYTES) {
+            expand_fp4_group(w, group, group_scale);
+            for (size_t t = 0; t < token_count; t += TOKENS_AT_ONCE) {
+                size_t n = token_count - t < TOKENS_AT_ONCE ? token_count - t : TOKENS_AT_ONCE;
+                const float *xs = x_scale + t * x_scale_stride + c / SL_FP4_BLOCK_COLS;
+
+                for (size_t i = 0; i < n; i++)
+                    for (size_t k = 0; k < SL_FP4_GROUP_COLS; k++)
+                        x_group[i * SL_FP4_GROUP_COLS + k] = (float)x[(t + i) * cols + c + k];
+                if (n == TOKENS_AT_ONCE) {
+                    add_fp4_group(TOKENS_AT_ONCE, group, group_scale, x_group, xs, x_scale_stride,
+                                  y + t * y_stride, y_stride);
+                    continue;
+                }
+                for (size_t i = 0; i < n; i++)
+                    add_fp4_group(1, group, group_scale, x_group + i * SL_FP4_GROUP_COLS,
+                                  xs + i * x_scale_stride, x_scale_stride, y + (t + i) * y_stride,
+                                  y_stride);
+            }
+        }
+    }
+}
+
+static void quantise_int8(size_t cols, const float *restrict x, int8_t *restrict q,
+                          float *restrict scale)
+{
+    for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++) {
+        const float *block = x + b * SL_FP4_BLOCK_COLS;
+        int8_t *out = q + b * SL_FP4_BLOCK_COLS;
+        float amax = 0, inverse;
+
+        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i++) {
+            float magnitude = sl_f32_from_bits(sl_f32_bits(block[i]) & 0x7fffffffu);
+
+            amax = magnitude > amax ? magnitude : amax;
+        }
+        inverse = amax < AMAX_MIN ? 0.0f : 127.0f / amax;
+        scale[b] = amax < AMAX_MIN ? 0.0f : amax / 127.0f;
+        for (size_t eight = 0; eight < SL_FP4_BLOCK_COLS; eight += 8) {
+            for (size_t i = 0; i < 8; i++) {
+                float rounded = block[eight + i] * inverse + SL_ROUND_MAGIC;
+
+                out[eight + i / 2 + i % 2 * 4] =
+                    (int8_t)(sl_f32_bits(rounded) - sl_f32_bits(SL_ROUND_MAGIC));
+            }
+        }
+    }
+}
+
+static void to_bf16(size_t count, const float *restrict x, uint16_t *restrict y)
+{
+    for (size_t i = 0; i < count; i++)
+        y[i] = sl_bf16_drop_tiny(sl_f32_to_bf16(x[i]));
+}
+
+void SL_ISA_NAME(sl_install_linear)(struct sl_kernels *kernels)
+{
+    kernels->matmul_fp4 = matmul_fp4;
+    kernels->matmul_fp8 = matmul_fp8;
+    kernels->matmul_bf16 = matmul_bf16;
+    kernels->matmul_f32 = matmul_f32;
+    kernels->quantise_int8 = quantise_int8;
+    kernels->to_bf16 = to_bf16;
+}

@@ -1,0 +1,36 @@
+/* mHC: residual streams mixed into a block's input, and its output mixed back.
+ *
+ * Source: the V4 report, manifold-constrained hyper-connections; tests/oracle/v4ref.py,
+ * HyperConnection. All in float32. */
+#ifndef SL_MODEL_HYPER_CONNECTION_H
+#define SL_MODEL_HYPER_CONNECTION_H
+
+#include "core/base/arena.h"
+#include "core/model/linear.h"
+#include "core/model/step.h"
+#include "core/model/weights.h"
+
+/* How each token's streams are mixed, between before() and after(). */
+struct sl_hc_mix {
+    float *post; /* (tokens, hc_mult) */
+    float *comb; /* (tokens, hc_mult, hc_mult) */
+};
+
+struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
+                                 uint64_t tokens);
+
+/* For tokens first <= t < end of the step: x row t - first = norm(pre . streams of t), rounded into
+ * x's other forms; mix row t - first is kept for after(). */
+void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
+                  uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
+                  const struct sl_act_buffer *x);
+
+/* streams of t become post * out row t - first + comb . streams of t. out (tokens, hidden_size). */
+void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
+                 const struct sl_hc_mix *mix, const float *out, size_t out_stride);
+
+/* For one token's streams (hc_mult, hidden_size): x = norm(head mix of streams). */
+void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
+                const float *streams, float *x);
+
+#endif

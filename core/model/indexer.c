@@ -1,0 +1,250 @@
+#include "core/model/indexer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/kernels/formats.h"
+#include "core/model/exact.h"
+
+/* Keys scored at a time by one thread: their scores for all heads stay in the second-level cache.
+ */
+#define KEYS_AT_ONCE 512u
+
+struct query_slot {
+    float *q;       /* exact: (index_n_heads, index_head_dim) */
+    int8_t *q_int8; /* native: (index_n_heads, key_cols), twice the FP4 values */
+    float *q_scale; /* native: (index_n_heads, key_cols / 32) */
+    float *weights; /* (index_n_heads), scaled */
+    float *scores;  /* (entries_max rounded up to 16) */
+};
+
+struct sl_indexer {
+    uint32_t queries_max;
+    struct query_slot *slots; /* (queries_max) */
+    float **head_scores;      /* per thread (index_n_heads, KEYS_AT_ONCE) */
+    float **rotated;          /* per thread (index_head_dim) */
+    uint8_t **codes;          /* per thread (index_head_dim) */
+};
+
+struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_config *config,
+                                    enum sl_numerics numerics, uint32_t n_threads,
+                                    uint32_t queries_max, uint64_t entries_max)
+{
+    struct sl_indexer *indexer = sl_arena_take(arena, 1, sizeof(*indexer));
+    struct query_slot *slots = sl_arena_take(arena, queries_max, sizeof(*slots));
+    float **head_scores = sl_arena_take(arena, n_threads, sizeof(*head_scores));
+    float **rotated = sl_arena_take(arena, n_threads, sizeof(*rotated));
+    uint8_t **codes = sl_arena_take(arena, n_threads, sizeof(*codes));
+    const uint64_t heads = config->index_n_heads, cols = sl_index_key_cols(config);
+
+    for (uint32_t i = 0; i < queries_max; i++) {
+        struct query_slot slot = {0};
+
+        if (numerics == SL_NUMERICS_EXACT) {
+            slot.q = sl_arena_take(arena, heads * config->index_head_dim, sizeof(float));
+        } else {
+            slot.q_int8 = sl_arena_take(arena, heads * cols, 1);
+            slot.q_scale = sl_arena_take(arena, heads * (cols / SL_FP4_BLOCK_COLS), sizeof(float));
+        }
+        slot.weights = sl_arena_take(arena, heads, sizeof(float));
+        slot.scores = sl_arena_take(arena, sl_r16_padded_rows(entries_max), sizeof(float));
+        if (slots)
+            slots[i] = slot;
+    }
+    for (uint32_t i = 0; i < n_threads; i++) {
+        float *scores = sl_arena_take(arena, heads * KEYS_AT_ONCE, sizeof(float));
+        float *vector = sl_arena_take(arena, config->index_head_dim, sizeof(float));
+        uint8_t *bytes = sl_arena_take(arena, config->index_head_dim, 1);
+
+        if (slots) {
+            head_scores[i] = scores;
+            rotated[i] = vector;
+            codes[i] = bytes;
+        }
+    }
+    if (indexer)
+        *indexer = (struct sl_indexer){queries_max, slots, head_scores, rotated, codes};
+    return indexer;
+}
+
+void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_layer *layer,
+                          uint32_t entry_index, float *pooled)
+{
+    const struct sl_config *config = step->config;
+    const struct sl_kernels *k = step->compute->kernels;
+    const uint32_t dim = config->index_head_dim, cols = sl_index_key_cols(config);
+    const uint32_t lane = entry_index % SL_R16_ROWS;
+    uint8_t *tile = layer->keys + entry_index / SL_R16_ROWS * sl_r16_fp4_tile_bytes(cols);
+    uint8_t codes[SL_FP4_BLOCK_COLS], scale_byte;
+
+    k->hadamard(dim, pooled);
+    if (step->compute->numerics == SL_NUMERICS_EXACT) {
+        memcpy((float *)(void *)layer->keys + (size_t)entry_index * dim, pooled,
+               dim * sizeof(float));
+        return;
+    }
+    for (uint32_t col = 0; col < dim; col += SL_FP4_BLOCK_COLS) { /* as sl_r16_pack_fp4() does */
+        uint8_t *group = tile + col / SL_FP4_GROUP_COLS * SL_FP4_GROUP_BYTES;
+        uint32_t in_group = col % SL_FP4_GROUP_COLS;
+
+        k->index_encode(SL_FP4_BLOCK_COLS, pooled + col, codes, &scale_byte);
+        group[in_group / SL_FP4_BLOCK_COLS * SL_R16_ROWS + lane] = scale_byte;
+        for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i += 2)
+            group[64 + (in_group + i) / 8 * 64 + lane * 4 + i % 8 / 2] =
+                (uint8_t)(codes[i] | codes[i + 1] << 4);
+    }
+}
+
+struct select {
+    struct sl_indexer *indexer;
+    const struct sl_step *step;
+    uint32_t layer_index;
+    const struct sl_index_query *queries;
+    uint32_t n_queries;
+    uint32_t n_key_parts; /* of KEYS_AT_ONCE, of the longest query */
+};
+
+/* Rotates, transforms and rounds the heads of queries; items are (query, head). */
+static void prepare_heads(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+    const struct sl_step *step = in->step;
+    const struct sl_config *config = step->config;
+    const struct sl_kernels *k = step->compute->kernels;
+    const uint32_t heads = config->index_n_heads, dim = config->index_head_dim;
+    const uint32_t cols = sl_index_key_cols(config), pairs = config->qk_rope_head_dim / 2;
+    const float scale = 1.0f / sqrtf((float)dim) / sqrtf((float)heads);
+    float *x = in->indexer->rotated[thread_index];
+    uint8_t *codes = in->indexer->codes[thread_index];
+
+    for (size_t item = first; item < end; item++) {
+        const struct sl_index_query *query = &in->queries[item / heads];
+        struct query_slot *slot = &in->indexer->slots[item / heads];
+        size_t h = item % heads;
+
+        memcpy(x, query->q + h * dim, dim * sizeof(float));
+        k->rotate(pairs, x + dim - 2 * pairs,
+                  step->cosine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs,
+                  step->sine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs, 1.0f);
+        k->hadamard(dim, x);
+        slot->weights[h] = query->weights[h] * scale;
+        if (step->compute->numerics == SL_NUMERICS_EXACT) {
+            memcpy(slot->q + h * dim, x, dim * sizeof(float));
+            continue;
+        }
+        for (uint32_t col = 0; col < cols; col += SL_FP4_BLOCK_COLS) {
+            int8_t *q = slot->q_int8 + h * cols + col;
+            float *q_scale = slot->q_scale + (h * cols + col) / SL_FP4_BLOCK_COLS;
+            uint8_t scale_byte = 0;
+
+            memset(q, 0, SL_FP4_BLOCK_COLS);
+            if (col < dim) {
+                k->index_encode(SL_FP4_BLOCK_COLS, x + col, codes, &scale_byte);
+                for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i++) /* quantise_int8()'s order */
+                    q[i / 8 * 8 + i % 8 / 2 + i % 2 * 4] = (int8_t)sl_e2m1_twice(codes[i]);
+            }
+            *q_scale = 0.5f * sl_f32_from_bits((uint32_t)scale_byte << 23);
+        }
+    }
+}
+
+/* Items are (query, part of the keys). */
+static void score_keys(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+    const struct sl_step *step = in->step;
+    const struct sl_config *config = step->config;
+    const struct sl_kernels *k = step->compute->kernels;
+    const uint32_t heads = config->index_n_heads, dim = config->index_head_dim;
+    const uint32_t cols = sl_index_key_cols(config);
+    float *head_scores = in->indexer->head_scores[thread_index];
+
+    for (size_t item = first; item < end; item++) {
+        const struct sl_index_query *query = &in->queries[item / in->n_key_parts];
+        struct query_slot *slot = &in->indexer->slots[item / in->n_key_parts];
+        const struct sl_kv_layer *layer = &step->tokens[query->token].kv->layers[in->layer_index];
+        uint32_t from = (uint32_t)(item % in->n_key_parts) * KEYS_AT_ONCE;
+        uint32_t n;
+
+        if (from >= query->n_visible)
+            continue;
+        n = query->n_visible - from < KEYS_AT_ONCE ? query->n_visible - from : KEYS_AT_ONCE;
+        if (step->compute->numerics == SL_NUMERICS_EXACT) {
+            sl_exact_index_scores(heads, dim, n, slot->q, slot->weights,
+                                  (const float *)(const void *)layer->keys + (size_t)from * dim,
+                                  slot->scores + from);
+            continue;
+        }
+        k->matmul_fp4(sl_r16_tile_count(n), cols, heads,
+                      layer->keys + from / SL_R16_ROWS * sl_r16_fp4_tile_bytes(cols), slot->q_int8,
+                      slot->q_scale, head_scores, KEYS_AT_ONCE);
+        k->index_reduce(heads, n, head_scores, KEYS_AT_ONCE, slot->weights, slot->scores + from);
+    }
+}
+
+/* Unsigned integers in the order of the floats. No score is -0: sums start at +0. */
+static uint32_t ordered(float score)
+{
+    uint32_t bits = sl_f32_bits(score);
+
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+{
+    uint32_t prefix = 0, still = k, n_chosen = 0;
+
+    sl_assert(k >= 1 && k <= n);
+    /* Radix search for the k-th highest value, a byte at a time: `still` of those that share the
+     * prefix so far are to be taken. */
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        uint32_t counts[256] = {0}, digit = 255;
+
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t key = ordered(scores[i]);
+
+            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8))
+                counts[key >> shift & 255]++;
+        }
+        while (counts[digit] < still)
+            still -= counts[digit--];
+        prefix |= digit << shift;
+    }
+    for (uint32_t i = 0; i < n && n_chosen < k; i++) {
+        uint32_t key = ordered(scores[i]);
+
+        if (key > prefix || (key == prefix && still > 0)) {
+            still -= key == prefix;
+            ret_chosen[n_chosen++] = i;
+        }
+    }
+    sl_assert(n_chosen == k);
+}
+
+static void choose(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++)
+        sl_select_top(in->indexer->slots[i].scores, in->queries[i].n_visible,
+                      in->step->config->index_topk, in->queries[i].ret_chosen);
+}
+
+void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, uint32_t layer_index,
+                       const struct sl_index_query *queries, uint32_t n_queries)
+{
+    struct select in = {indexer, step, layer_index, queries, n_queries, 0};
+    struct sl_pool *pool = step->compute->pool;
+
+    sl_assert(n_queries <= indexer->queries_max);
+    for (uint32_t i = 0; i < n_queries; i++) {
+        uint32_t parts = (queries[i].n_visible + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
+
+        in.n_key_parts = parts > in.n_key_parts ? parts : in.n_key_parts;
+    }
+    sl_pool_run(pool, (size_t)n_queries * step->config->index_n_heads, 8, prepare_heads, &in);
+    sl_pool_run(pool, (size_t)n_queries * in.n_key_parts, 1, score_keys, &in);
+    sl_pool_run(pool, n_queries, 1, choose, &in);
+}

@@ -1,0 +1,160 @@
+#include "core/model/linear.h"
+
+#include "core/base/assert.h"
+#include "core/model/exact.h"
+
+/* Multiplications that are worth waking a thread for: some 20 microseconds' work. */
+#define MULTIPLICATIONS_PER_SHARE 65536u
+
+size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix)
+{
+    switch (matrix->kind) {
+    case SL_MATRIX_FP4:
+        return sl_r16_fp4_tile_bytes(matrix->cols);
+    case SL_MATRIX_FP8:
+        return sl_r16_fp8_tile_bytes(matrix->cols);
+    case SL_MATRIX_BF16:
+        return sl_r16_bf16_tile_bytes(matrix->cols);
+    case SL_MATRIX_F32:
+        return sl_r16_f32_tile_bytes(matrix->cols);
+    }
+    sl_assert(!"a matrix is of one of the four kinds");
+    return 0;
+}
+
+struct sl_matrix sl_matrix_row_view(const struct sl_matrix *matrix, uint32_t first_row,
+                                    uint32_t rows)
+{
+    struct sl_matrix view = *matrix;
+
+    sl_assert(first_row % SL_FP8_BLOCK == 0 && first_row + rows <= matrix->rows);
+    view.rows = rows;
+    view.tiles += first_row / SL_R16_ROWS * sl_matrix_tile_bytes(matrix);
+    if (view.scales)
+        view.scales += (size_t)(first_row / SL_FP8_BLOCK) * (matrix->cols / SL_FP8_BLOCK);
+    return view;
+}
+
+struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
+                                         unsigned forms, enum sl_numerics numerics)
+{
+    struct sl_act_buffer buffer = {.cols = cols};
+
+    buffer.f32 = sl_arena_take(arena, rows * cols, sizeof(float));
+    if (numerics == SL_NUMERICS_EXACT)
+        return buffer;
+    if (forms & SL_ACT_BF16)
+        buffer.bf16 = sl_arena_take(arena, rows * cols, sizeof(uint16_t));
+    if (forms & SL_ACT_INT8) {
+        buffer.int8 = sl_arena_take(arena, rows * cols, 1);
+        buffer.int8_scale = sl_arena_take(arena, rows * (cols / SL_FP4_BLOCK_COLS), sizeof(float));
+    }
+    return buffer;
+}
+
+void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_kernels *kernels,
+                         size_t row)
+{
+    const size_t cols = buffer->cols;
+    const float *x = buffer->f32 + row * cols;
+
+    if (buffer->bf16)
+        kernels->to_bf16(cols, x, buffer->bf16 + row * cols);
+    if (buffer->int8)
+        kernels->quantise_int8(cols, x, buffer->int8 + row * cols,
+                               buffer->int8_scale + row * (cols / SL_FP4_BLOCK_COLS));
+}
+
+struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row)
+{
+    const size_t cols = buffer->cols;
+    struct sl_act act = {.f32 = buffer->f32 + first_row * cols, .stride = cols};
+
+    if (buffer->bf16)
+        act.bf16 = buffer->bf16 + first_row * cols;
+    if (buffer->int8) {
+        act.int8 = buffer->int8 + first_row * cols;
+        act.int8_scale = buffer->int8_scale + first_row * (cols / SL_FP4_BLOCK_COLS);
+    }
+    return act;
+}
+
+static void run_tiles(const struct sl_compute *compute, const struct sl_linear_job *job,
+                      size_t first_tile, size_t end_tile)
+{
+    const struct sl_matrix *m = job->matrix;
+    const struct sl_kernels *k = compute->kernels;
+    const uint8_t *w = m->tiles + first_tile * sl_matrix_tile_bytes(m);
+    float *y = job->y + first_tile * SL_R16_ROWS;
+    const size_t tiles_per_block = SL_FP8_BLOCK / SL_R16_ROWS;
+
+    if (compute->numerics == SL_NUMERICS_EXACT) {
+        sl_exact_matmul(m, first_tile, end_tile, job->token_count, job->x.f32, job->x.stride, y,
+                        job->y_stride);
+        return;
+    }
+    switch (m->kind) {
+    case SL_MATRIX_FP4:
+        k->matmul_fp4(end_tile - first_tile, m->cols, job->token_count, w, job->x.int8,
+                      job->x.int8_scale, y, job->y_stride);
+        return;
+    case SL_MATRIX_BF16:
+        k->matmul_bf16(end_tile - first_tile, m->cols, job->token_count, w, job->x.bf16,
+                       job->x.stride, y, job->y_stride);
+        return;
+    case SL_MATRIX_F32:
+        k->matmul_f32(end_tile - first_tile, m->cols, job->token_count, w, job->x.f32,
+                      job->x.stride, y, job->y_stride);
+        return;
+    case SL_MATRIX_FP8:
+        while (first_tile < end_tile) { /* one block of 128 rows has one row of scales */
+            size_t block = first_tile / tiles_per_block;
+            size_t end = (block + 1) * tiles_per_block;
+
+            end = end < end_tile ? end : end_tile;
+            k->matmul_fp8(end - first_tile, m->cols, job->token_count,
+                          m->tiles + first_tile * sl_matrix_tile_bytes(m),
+                          m->scales + block * (m->cols / SL_FP8_BLOCK), job->x.bf16, job->x.stride,
+                          job->y + first_tile * SL_R16_ROWS, job->y_stride);
+            first_tile = end;
+        }
+        return;
+    }
+}
+
+struct shares {
+    const struct sl_compute *compute;
+    const struct sl_linear_job *jobs;
+    size_t n_jobs;
+    size_t n_shares;
+};
+
+/* Each share is the same part of every job, so that jobs of any mix of sizes end together. */
+static void run_shares(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct shares *shares = context;
+
+    (void)thread_index;
+    for (size_t i = 0; i < shares->n_jobs; i++) {
+        const struct sl_linear_job *job = &shares->jobs[i];
+        size_t n_tiles = sl_r16_tile_count(job->matrix->rows);
+        size_t first_tile = n_tiles * first / shares->n_shares;
+        size_t end_tile = n_tiles * end / shares->n_shares;
+
+        if (first_tile < end_tile)
+            run_tiles(shares->compute, job, first_tile, end_tile);
+    }
+}
+
+void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job *jobs,
+                   size_t n_jobs)
+{
+    struct shares shares = {compute, jobs, n_jobs, sl_pool_thread_count(compute->pool)};
+    uint64_t work = 0;
+
+    for (size_t i = 0; i < n_jobs; i++)
+        work += (uint64_t)jobs[i].matrix->rows * jobs[i].matrix->cols * jobs[i].token_count;
+    if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
+        shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
+    sl_pool_run(compute->pool, shares.n_shares, 1, run_shares, &shares);
+}

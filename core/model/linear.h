@@ -1,0 +1,75 @@
+/* Linears: a weight matrix in R16 tiles times rows of activations.
+ *
+ * Several linears that are ready at the same time run as one job of the thread pool. */
+#ifndef SL_MODEL_LINEAR_H
+#define SL_MODEL_LINEAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/arena.h"
+#include "core/model/compute.h"
+
+enum sl_matrix_kind { SL_MATRIX_FP4, SL_MATRIX_FP8, SL_MATRIX_BF16, SL_MATRIX_F32 };
+
+/* A weight [rows, cols] in memory that someone else owns. */
+struct sl_matrix {
+    enum sl_matrix_kind kind;
+    uint32_t rows;
+    uint32_t cols;
+    const uint8_t *tiles; /* core/kernels/r16.h */
+    const float *scales;  /* FP8 only: (ceil(rows / 128), cols / 128) */
+};
+
+size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix);
+
+/* The rows first_row .. first_row + rows; first_row is a multiple of 128. */
+struct sl_matrix sl_matrix_row_view(const struct sl_matrix *matrix, uint32_t first_row,
+                                    uint32_t rows);
+
+/* Rows of activations in the forms that linears read: FP8 and BF16 weights take bf16, FP4 weights
+ * int8 with their scales, F32 weights and all of `exact` float32. Only what is read need be set. */
+struct sl_act {
+    const float *f32;
+    const uint16_t *bf16;
+    size_t stride; /* elements between tokens, of f32 and bf16 alike */
+    const int8_t *int8;
+    const float *int8_scale; /* (tokens, cols / 32); int8 rows lie cols apart */
+};
+
+/* Rows of float32 activations that linears are about to read, with their rounded forms beside them.
+ * Pointers of forms that were not asked for are NULL; `exact` has float32 alone. */
+struct sl_act_buffer {
+    float *f32; /* (rows, cols) */
+    uint16_t *bf16;
+    int8_t *int8;
+    float *int8_scale; /* (rows, cols / 32) */
+    uint32_t cols;
+};
+
+enum sl_act_forms { SL_ACT_BF16 = 1, SL_ACT_INT8 = 2 };
+
+/* Takes a buffer's memory from `arena` (measuring or mapped). */
+struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
+                                         unsigned forms, enum sl_numerics numerics);
+
+/* Rounds row `row` of f32 into the other forms. */
+void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_kernels *kernels,
+                         size_t row);
+
+/* The rows from first_row on, to read. */
+struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row);
+
+struct sl_linear_job {
+    const struct sl_matrix *matrix;
+    struct sl_act x;
+    float *y; /* (token_count, rows rounded up to 16) at y_stride */
+    size_t y_stride;
+    size_t token_count;
+};
+
+/* Runs all jobs and returns when they are done. Outputs must not overlap any input. */
+void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job *jobs,
+                   size_t n_jobs);
+
+#endif

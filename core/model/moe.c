@@ -1,0 +1,423 @@
+/* A pair is a token and one of its experts. Pairs are sorted by expert, then token, so that an
+ * expert's pairs are neighbours: its outputs are the rows of one matrix product. */
+#include "core/model/moe.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "core/model/hyper_connection.h"
+#include "core/model/linear.h"
+
+#define LOANS_MAX 64u /* experts whose linears run as one job */
+
+struct pair {
+    uint32_t token;
+    float weight;
+};
+
+/* Pairs first .. first + n of one lent expert, in rows batch_row .. of a batch. */
+struct part {
+    struct sl_matrix w[SL_EXPERT_MATRICES];
+    uint32_t first;
+    uint32_t n;
+    uint32_t batch_row;
+};
+
+struct sl_moe {
+    uint32_t rows_max; /* of a batch */
+
+    struct sl_act_buffer x;      /* (tokens_max, hidden_size) the layer's normed input */
+    struct sl_hc_mix mix;        /* (tokens_max) */
+    float *scores;               /* (tokens_max, n_routed_experts rounded up to 16) */
+    uint16_t *picked;            /* (tokens_max, K) experts, ascending */
+    float *picked_weight;        /* (tokens_max, K) */
+    uint32_t *picked_pair;       /* (tokens_max, K) where the pair was sorted to */
+    struct pair *pairs;          /* (tokens_max * K) */
+    uint32_t *pair_first;        /* (n_routed_experts + 1) first pair of each expert */
+    uint16_t *wanted;            /* (n_routed_experts) distinct experts, ascending */
+    struct sl_expert_key *hints; /* (n_routed_experts) */
+    float *pair_out;             /* (tokens_max * K, hidden_size) */
+    float *shared_out;           /* (tokens_max, hidden_size); then the layer's output */
+
+    /* A batch of rows on its way through an expert. */
+    struct sl_act_buffer in; /* (rows_max, hidden_size) */
+    float *gate, *up;        /* (rows_max, moe_intermediate_size) */
+    struct sl_act_buffer h;  /* (rows_max, moe_intermediate_size) */
+    float *row_weight;       /* (rows_max) */
+    struct part parts[LOANS_MAX];
+    uint32_t n_parts;
+    uint32_t n_rows;
+};
+
+struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *config,
+                            enum sl_numerics numerics, uint32_t tokens_max)
+{
+    struct sl_moe *moe = sl_arena_take(arena, 1, sizeof(*moe));
+    struct sl_moe m = {0};
+    const uint64_t hidden = config->hidden_size, experts = config->n_routed_experts;
+    const uint64_t tokens = tokens_max, pairs = tokens * config->num_experts_per_tok;
+
+    m.rows_max = SL_CHUNK_TOKENS;
+    m.x = sl_act_buffer_carve(arena, tokens, config->hidden_size, SL_ACT_BF16 | SL_ACT_INT8,
+                              numerics);
+    m.mix = sl_hc_mix_carve(arena, config, tokens);
+    m.scores = sl_arena_take(arena, tokens * sl_r16_padded_rows(experts), sizeof(float));
+    m.picked = sl_arena_take(arena, pairs, sizeof(*m.picked));
+    m.picked_weight = sl_arena_take(arena, pairs, sizeof(float));
+    m.picked_pair = sl_arena_take(arena, pairs, sizeof(*m.picked_pair));
+    m.pairs = sl_arena_take(arena, pairs, sizeof(*m.pairs));
+    m.pair_first = sl_arena_take(arena, experts + 1, sizeof(*m.pair_first));
+    m.wanted = sl_arena_take(arena, experts, sizeof(*m.wanted));
+    m.hints = sl_arena_take(arena, experts, sizeof(*m.hints));
+    m.pair_out = sl_arena_take(arena, pairs * hidden, sizeof(float));
+    m.shared_out = sl_arena_take(arena, tokens * hidden, sizeof(float));
+    m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size, SL_ACT_INT8, numerics);
+    m.gate = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
+    m.up = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
+    m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
+                              SL_ACT_BF16 | SL_ACT_INT8, numerics);
+    m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
+    if (moe)
+        *moe = m;
+    return moe;
+}
+
+void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
+                 const struct sl_layer_weights *layers, struct sl_expert_source *source)
+{
+    const struct sl_config *config = step->config;
+    const uint32_t k = config->num_experts_per_tok;
+
+    for (uint32_t layer = 0; layer < config->num_hash_layers; layer++) {
+        uint32_t n = 0;
+
+        memset(moe->wanted, 0, config->n_routed_experts * sizeof(*moe->wanted));
+        for (uint32_t i = 0; i < step->n_tokens; i++)
+            for (uint32_t s = 0; s < k; s++)
+                moe->wanted[layers[layer].tid2eid[(size_t)step->tokens[i].id * k + s]] = 1;
+        for (uint32_t e = 0; e < config->n_routed_experts; e++)
+            if (moe->wanted[e])
+                moe->hints[n++] = (struct sl_expert_key){(uint16_t)layer, (uint16_t)e};
+        source->ops->hint(source, moe->hints, n);
+    }
+}
+
+struct run {
+    struct sl_moe *m;
+    const struct sl_step *step;
+    const struct sl_layer_weights *weights;
+    uint32_t layer_index;
+};
+
+/* ---- router ------------------------------------------------------------------------------------
+ */
+
+/* The K experts of highest score plus bias; of equal ones the lower number. */
+static void pick_top(const struct sl_config *config, const float *scores, const float *bias,
+                     uint16_t *picked)
+{
+    const uint32_t k = config->num_experts_per_tok;
+    float best[SL_EXPERTS_PER_TOKEN_MAX];
+    uint32_t n = 0;
+
+    for (uint32_t e = 0; e < config->n_routed_experts; e++) {
+        float score = scores[e] + bias[e];
+        uint32_t at = n;
+
+        while (at > 0 && score > best[at - 1])
+            at--;
+        if (at == k)
+            continue;
+        if (n < k)
+            n++;
+        for (uint32_t i = n - 1; i > at; i--) {
+            best[i] = best[i - 1];
+            picked[i] = picked[i - 1];
+        }
+        best[at] = score;
+        picked[at] = (uint16_t)e;
+    }
+}
+
+static void sort_ascending(uint16_t *values, uint32_t n)
+{
+    for (uint32_t i = 1; i < n; i++) {
+        uint16_t value = values[i];
+        uint32_t at = i;
+
+        for (; at > 0 && values[at - 1] > value; at--)
+            values[at] = values[at - 1];
+        values[at] = value;
+    }
+}
+
+/* Scores to each token's experts and their weights. Items are tokens. */
+static void route(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    const struct sl_config *config = in->step->config;
+    const uint32_t k = config->num_experts_per_tok, experts = config->n_routed_experts;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++) {
+        float *scores = in->m->scores + i * sl_r16_padded_rows(experts), sum = 0;
+        uint16_t *picked = in->m->picked + i * k;
+
+        in->step->compute->kernels->sqrt_softplus(experts, scores, scores);
+        if (in->weights->tid2eid)
+            memcpy(picked, in->weights->tid2eid + (size_t)in->step->tokens[i].id * k,
+                   k * sizeof(*picked));
+        else
+            pick_top(config, scores, in->weights->gate_bias, picked);
+        sort_ascending(picked, k);
+        for (uint32_t s = 0; s < k; s++)
+            sum += scores[picked[s]];
+        for (uint32_t s = 0; s < k; s++)
+            in->m->picked_weight[i * k + s] =
+                scores[picked[s]] / sum * config->routed_scaling_factor;
+    }
+}
+
+/* Sorts pairs by expert, then token (a counting sort), and lists the distinct experts. */
+static uint32_t sort_pairs(const struct run *in)
+{
+    struct sl_moe *m = in->m;
+    const uint32_t k = in->step->config->num_experts_per_tok;
+    const uint32_t experts = in->step->config->n_routed_experts;
+    const uint32_t n_pairs = in->step->n_tokens * k;
+    uint32_t n_wanted = 0, total = 0;
+
+    memset(m->pair_first, 0, (experts + 1) * sizeof(*m->pair_first));
+    for (uint32_t i = 0; i < n_pairs; i++)
+        m->pair_first[m->picked[i]]++;
+    for (uint32_t e = 0; e <= experts; e++) {
+        uint32_t count = m->pair_first[e];
+
+        if (e < experts && count > 0)
+            m->wanted[n_wanted++] = (uint16_t)e;
+        m->pair_first[e] = total;
+        total += count;
+    }
+    for (uint32_t i = 0; i < n_pairs; i++) {
+        uint32_t at = m->pair_first[m->picked[i]]++;
+
+        m->pairs[at] = (struct pair){i / k, m->picked_weight[i]};
+        m->picked_pair[i] = at;
+    }
+    for (uint32_t e = experts; e > 0; e--) /* each was moved to the next one's first */
+        m->pair_first[e] = m->pair_first[e - 1];
+    m->pair_first[0] = 0;
+    return n_wanted;
+}
+
+/* ---- experts -----------------------------------------------------------------------------------
+ */
+
+/* silu(gate) * up * weight of the batch's rows, rounded for w2. Items are rows. */
+static void activate(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    struct sl_moe *m = in->m;
+    const struct sl_kernels *k = in->step->compute->kernels;
+    const size_t cols = in->step->config->moe_intermediate_size;
+
+    (void)thread_index;
+    for (size_t row = first; row < end; row++) {
+        k->swiglu(cols, m->gate + row * cols, m->up + row * cols, in->step->config->swiglu_limit,
+                  m->row_weight[row], m->h.f32 + row * cols);
+        sl_act_buffer_round(&m->h, k, row);
+    }
+}
+
+/* The shared expert over all tokens, a batch at a time. */
+static void run_shared(const struct run *in)
+{
+    struct sl_moe *m = in->m;
+    const struct sl_config *config = in->step->config;
+    const size_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
+
+    for (uint32_t first = 0; first < in->step->n_tokens; first += m->rows_max) {
+        uint32_t n =
+            in->step->n_tokens - first < m->rows_max ? in->step->n_tokens - first : m->rows_max;
+        struct sl_act x = sl_act_buffer_rows(&m->x, first);
+        struct sl_linear_job jobs[2] = {{&in->weights->shared_w1, x, m->gate, inner, n},
+                                        {&in->weights->shared_w3, x, m->up, inner, n}};
+        struct sl_linear_job down = {&in->weights->shared_w2, sl_act_buffer_rows(&m->h, 0),
+                                     m->shared_out + first * hidden, hidden, n};
+
+        sl_linear_run(in->step->compute, jobs, 2);
+        for (uint32_t row = 0; row < n; row++)
+            m->row_weight[row] = 1.0f;
+        sl_pool_run(in->step->compute->pool, n, 1, activate, (void *)in);
+        sl_linear_run(in->step->compute, &down, 1);
+    }
+}
+
+/* Brings the tokens of a batch's pairs together. Items are parts. */
+static void gather_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    struct sl_moe *m = in->m;
+    const size_t cols = in->step->config->hidden_size, blocks = cols / SL_FP4_BLOCK_COLS;
+
+    (void)thread_index;
+    for (size_t p = first; p < end; p++) {
+        const struct part *part = &m->parts[p];
+
+        for (uint32_t i = 0; i < part->n; i++) {
+            const struct pair *pair = &m->pairs[part->first + i];
+            size_t row = part->batch_row + i;
+
+            m->row_weight[row] = pair->weight;
+            if (m->in.int8) {
+                memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
+                memcpy(m->in.int8_scale + row * blocks, m->x.int8_scale + pair->token * blocks,
+                       blocks * sizeof(float));
+            } else {
+                memcpy(m->in.f32 + row * cols, m->x.f32 + pair->token * cols, cols * sizeof(float));
+            }
+        }
+    }
+}
+
+/* Runs the batch's parts through their experts and empties the batch. */
+static void run_batch(const struct run *in)
+{
+    struct sl_moe *m = in->m;
+    const struct sl_compute *compute = in->step->compute;
+    const size_t hidden = in->step->config->hidden_size;
+    const size_t inner = in->step->config->moe_intermediate_size;
+    struct sl_linear_job jobs[2 * LOANS_MAX];
+
+    sl_pool_run(compute->pool, m->n_parts, 1, gather_rows, (void *)in);
+    for (uint32_t p = 0; p < m->n_parts; p++) {
+        const struct part *part = &m->parts[p];
+        struct sl_act x = sl_act_buffer_rows(&m->in, part->batch_row);
+        size_t at = part->batch_row * inner;
+
+        jobs[2 * p] =
+            (struct sl_linear_job){&part->w[SL_EXPERT_W1], x, m->gate + at, inner, part->n};
+        jobs[2 * p + 1] =
+            (struct sl_linear_job){&part->w[SL_EXPERT_W3], x, m->up + at, inner, part->n};
+    }
+    sl_linear_run(compute, jobs, 2 * (size_t)m->n_parts);
+    sl_pool_run(compute->pool, m->n_rows, 1, activate, (void *)in);
+    for (uint32_t p = 0; p < m->n_parts; p++) {
+        const struct part *part = &m->parts[p];
+
+        jobs[p] = (struct sl_linear_job){&part->w[SL_EXPERT_W2],
+                                         sl_act_buffer_rows(&m->h, part->batch_row),
+                                         m->pair_out + part->first * hidden, hidden, part->n};
+    }
+    sl_linear_run(compute, jobs, m->n_parts);
+    m->n_parts = 0;
+    m->n_rows = 0;
+}
+
+/* Puts a lent expert's pairs into the batch, running it whenever it is full. */
+static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan)
+{
+    struct sl_moe *m = in->m;
+    const uint32_t hidden = in->step->config->hidden_size;
+    const uint32_t inner = in->step->config->moe_intermediate_size;
+    uint32_t next = m->pair_first[loan->key.expert_index];
+    const uint32_t end = m->pair_first[loan->key.expert_index + 1];
+
+    while (next < end) {
+        uint32_t room = m->rows_max - m->n_rows;
+        struct part *part = &m->parts[m->n_parts++];
+
+        *part = (struct part){
+            .w = {{SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W1], NULL},
+                  {SL_MATRIX_FP4, hidden, inner, loan->w[SL_EXPERT_W2], NULL},
+                  {SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W3], NULL}},
+            .first = next,
+            .n = end - next < room ? end - next : room,
+            .batch_row = m->n_rows,
+        };
+        next += part->n;
+        m->n_rows += part->n;
+        if (m->n_rows == m->rows_max || m->n_parts == LOANS_MAX)
+            run_batch(in);
+    }
+}
+
+/* Takes experts as they become ready: all that are ready now go into one batch. */
+static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_expert_source *source,
+                      struct sl_err *err)
+{
+    const uint32_t hold_max = source->hold_max < LOANS_MAX ? source->hold_max : LOANS_MAX;
+    struct sl_expert_loan loans[LOANS_MAX];
+    uint32_t n_loans = 0;
+    int rc;
+
+    rc = source->ops->demand(source, (uint16_t)in->layer_index, in->m->wanted, n_wanted, err);
+    if (rc < 0)
+        return rc;
+    run_shared(in); /* while the misses load */
+    do {
+        rc = source->ops->next(source, n_loans == 0, &loans[n_loans], err);
+        if (rc == 1) {
+            add_to_batch(in, &loans[n_loans++]);
+            if (n_loans < hold_max)
+                continue;
+        }
+        if (in->m->n_parts > 0 && (rc >= 0 || rc == -EAGAIN))
+            run_batch(in);
+        for (uint32_t i = 0; i < n_loans; i++)
+            source->ops->release(source, &loans[i]);
+        n_loans = 0;
+    } while (rc == 1 || rc == -EAGAIN);
+    in->m->n_parts = 0; /* a failure may have left some */
+    in->m->n_rows = 0;
+    return rc;
+}
+
+/* Adds up each token's experts, ascending, then the shared one. Items are tokens. */
+static void sum_experts(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    struct sl_moe *m = in->m;
+    const uint32_t k = in->step->config->num_experts_per_tok;
+    const size_t hidden = in->step->config->hidden_size;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++) {
+        float *sum = m->pair_out + m->picked_pair[i * k] * hidden;
+        float *out = m->shared_out + i * hidden;
+
+        for (uint32_t s = 1; s < k; s++) {
+            const float *part = m->pair_out + m->picked_pair[i * k + s] * hidden;
+
+            for (size_t c = 0; c < hidden; c++)
+                sum[c] += part[c];
+        }
+        for (size_t c = 0; c < hidden; c++)
+            out[c] = sum[c] + out[c];
+    }
+}
+
+int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_index,
+               const struct sl_layer_weights *weights, struct sl_expert_source *source,
+               struct sl_err *err)
+{
+    struct run in = {moe, step, weights, layer_index};
+    const struct sl_config *config = step->config;
+    struct sl_linear_job gate = {&weights->gate,
+                                 {0},
+                                 moe->scores,
+                                 sl_r16_padded_rows(config->n_routed_experts),
+                                 step->n_tokens};
+    int rc;
+
+    sl_hc_before(step, &weights->hc_ffn, weights->ffn_norm, 0, step->n_tokens, &moe->mix, &moe->x);
+    gate.x = sl_act_buffer_rows(&moe->x, 0);
+    sl_linear_run(step->compute, &gate, 1);
+    sl_pool_run(step->compute->pool, step->n_tokens, 4, route, &in);
+    rc = run_routed(&in, sort_pairs(&in), source, err);
+    if (rc < 0)
+        return rc;
+    sl_pool_run(step->compute->pool, step->n_tokens, 1, sum_experts, &in);
+    sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, config->hidden_size);
+    return 0;
+}

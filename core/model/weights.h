@@ -1,0 +1,88 @@
+/* The dense weights: everything but the routed experts, loaded once and kept in RAM.
+ *
+ * Linears are packed into R16 tiles as they are read. Shapes, dtypes, scales and table entries are
+ * checked here; later code trusts them. */
+#ifndef SL_MODEL_WEIGHTS_H
+#define SL_MODEL_WEIGHTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/arena.h"
+#include "core/base/pool.h"
+#include "core/model/config.h"
+#include "core/model/linear.h"
+#include "core/model/weight_source.h"
+
+struct sl_hc_weights {   /* one hyper-connection (mHC) */
+    struct sl_matrix fn; /* F32 (rows, hc_mult * hidden_size) */
+    const float *base;   /* (rows) */
+    const float *scale;  /* (3), or (1) for the head */
+};
+
+struct sl_compressor_weights {
+    struct sl_matrix wkv;   /* (width, hidden_size); width = dim, or 2 * dim for CSA */
+    struct sl_matrix wgate; /* (width, hidden_size) */
+    const float *ape;       /* (ratio, width) */
+    const float *norm;      /* (dim) */
+};
+
+struct sl_layer_weights {
+    uint32_t ratio;
+
+    struct sl_hc_weights hc_attn;
+    struct sl_hc_weights hc_ffn;
+    const float *attn_norm; /* (hidden_size) */
+    const float *ffn_norm;  /* (hidden_size) */
+
+    struct sl_matrix wq_a, wq_b, wkv, wo_a, wo_b;
+    const float *q_norm;    /* (q_lora_rank) */
+    const float *kv_norm;   /* (head_dim) */
+    const float *attn_sink; /* (num_attention_heads rounded up to 16); absent heads 0 */
+    struct sl_compressor_weights compressor;       /* ratio > 0 */
+    struct sl_matrix index_wq_b, index_weights;    /* CSA */
+    struct sl_compressor_weights index_compressor; /* CSA */
+
+    struct sl_matrix gate;   /* (n_routed_experts, hidden_size) */
+    const float *gate_bias;  /* (n_routed_experts), or NULL in hash-routed layers */
+    const uint16_t *tid2eid; /* (vocab_size, num_experts_per_tok), or NULL */
+    struct sl_matrix shared_w1, shared_w2, shared_w3;
+};
+
+struct sl_mtp_weights {
+    struct sl_matrix e_proj, h_proj;
+    const float *enorm, *hnorm, *norm; /* (hidden_size) */
+    struct sl_hc_weights hc_head;
+};
+
+struct sl_weights {
+    struct sl_matrix embed; /* not packed: tiles points to (vocab_size, hidden_size), BF16 or F32 */
+    struct sl_matrix head;
+    const float *norm; /* (hidden_size) */
+    struct sl_hc_weights hc_head;
+    struct sl_layer_weights *layers; /* num_hidden_layers, then the MTP block if there is one */
+    bool has_mtp;
+    struct sl_mtp_weights mtp;
+
+    struct sl_arena arena; /* owns all of the above */
+};
+
+/* Whether `source` has an MTP block that this engine understands: config.json announces one, and
+ * mtp.0 has the two projections of the first generation of checkpoints. */
+bool sl_weights_mtp_known(const struct sl_config *config, struct sl_weight_source *source);
+
+/* Bytes that sl_weights_load() will map, from the tensors' headers alone; fails as it does for
+ * missing or misshapen tensors. */
+int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
+                       bool with_mtp, uint64_t *ret_bytes, struct sl_err *err);
+
+/* Loads everything; `pool` packs. On success the caller calls sl_weights_fini(). Fails with
+ * -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype or shape) or -SL_ECORRUPT
+ * (NaN, absurd scale, table entry out of range), naming file and tensor. */
+int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
+                    struct sl_weight_source *source, bool with_mtp, struct sl_pool *pool,
+                    struct sl_err *err);
+
+void sl_weights_fini(struct sl_weights *weights);
+
+#endif

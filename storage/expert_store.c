@@ -1,0 +1,198 @@
+/* One flat table of records, filled by looking up every expert's six tensors by name. Pro has
+ * 142,848 of them, its MTP block included. */
+#include "storage/expert_store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+#include "core/kernels/r16.h"
+#include "storage/checkpoint.h"
+#include "storage/safetensors.h"
+
+#define LAYERS_AND_EXPERTS_MAX 65536u /* what struct sl_expert_key can count */
+#define NAME_BYTES 80
+
+struct sl_expert_store {
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_shape shape;
+    struct sl_expert_record *records; /* (layers, experts) */
+};
+
+static const char *const matrix_names[SL_EXPERT_MATRICES] = {
+    [SL_EXPERT_W1] = "w1",
+    [SL_EXPERT_W2] = "w2",
+    [SL_EXPERT_W3] = "w3",
+};
+
+static uint32_t layer_count(const struct sl_expert_shape *shape)
+{
+    return shape->num_hidden_layers + shape->n_mtp_layers;
+}
+
+static int find_extent(const struct sl_expert_store *store, const char *name, enum sl_dtype dtype,
+                       uint64_t rows, uint64_t cols, struct sl_extent *ret_extent,
+                       struct sl_err *err)
+{
+    const struct sl_tensor_info expected = {
+        .dtype = dtype, .n_dims = 2, .shape = {rows, cols, 1, 1}};
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(store->checkpoint, name);
+    char found_text[SL_TENSOR_TEXT_BYTES], expected_text[SL_TENSOR_TEXT_BYTES];
+    const struct sl_weight_source *weights;
+
+    if (!tensor) {
+        weights = sl_checkpoint_weights(store->checkpoint);
+        return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" is missing, expected %s",
+                          weights->ops->where(sl_checkpoint_weights(store->checkpoint), name), name,
+                          sl_tensor_format(&expected, expected_text));
+    }
+    if (tensor->info.dtype != dtype || tensor->info.n_dims != 2 || tensor->info.shape[0] != rows ||
+        tensor->info.shape[1] != cols)
+        return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" is %s, expected %s",
+                          sl_checkpoint_file_path(store->checkpoint, tensor->file_index), name,
+                          sl_tensor_format(&tensor->info, found_text),
+                          sl_tensor_format(&expected, expected_text));
+    *ret_extent = (struct sl_extent){.offset_bytes = tensor->offset_bytes,
+                                     .size_bytes = tensor->info.size_bytes,
+                                     .file_index = tensor->file_index};
+    return 0;
+}
+
+static int fill_record(const struct sl_expert_store *store, uint32_t layer_index,
+                       uint32_t expert_index, struct sl_err *err)
+{
+    const struct sl_expert_shape *shape = &store->shape;
+    uint64_t hidden = shape->hidden_size, inter = shape->moe_intermediate_size;
+    bool is_mtp = layer_index >= shape->num_hidden_layers;
+    struct sl_expert_record *record;
+    char name[NAME_BYTES];
+    int length, rc;
+
+    record = &store->records[(size_t)layer_index * shape->n_routed_experts + expert_index];
+    for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
+        uint64_t rows = m == SL_EXPERT_W2 ? hidden : inter;
+        uint64_t cols = m == SL_EXPERT_W2 ? inter : hidden;
+
+        length = snprintf(name, sizeof(name), "%s.%u.ffn.experts.%u.%s.", is_mtp ? "mtp" : "layers",
+                          is_mtp ? layer_index - shape->num_hidden_layers : layer_index,
+                          expert_index, matrix_names[m]);
+        snprintf(name + length, sizeof(name) - (size_t)length, "weight");
+        rc = find_extent(store, name, SL_DTYPE_I8, rows, cols / 2, &record->codes[m], err);
+        if (rc < 0)
+            return rc;
+        snprintf(name + length, sizeof(name) - (size_t)length, "scale");
+        rc = find_extent(store, name, SL_DTYPE_F8_E8M0, rows, cols / SL_FP4_BLOCK_COLS,
+                         &record->scales[m], err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int sl_expert_store_open(struct sl_expert_store **ret_store, struct sl_checkpoint *checkpoint,
+                         const struct sl_expert_shape *shape, struct sl_err *err)
+{
+    struct sl_expert_store *store;
+    int rc = 0;
+
+    /* The config was checked where it was read. */
+    sl_assert(shape->num_hidden_layers >= 1 && shape->num_hidden_layers < LAYERS_AND_EXPERTS_MAX);
+    sl_assert(shape->n_mtp_layers <= LAYERS_AND_EXPERTS_MAX - shape->num_hidden_layers);
+    sl_assert(shape->n_routed_experts >= 1 && shape->n_routed_experts <= LAYERS_AND_EXPERTS_MAX);
+    sl_assert(shape->hidden_size >= 1 && shape->hidden_size % SL_FP4_BLOCK_COLS == 0);
+    sl_assert(shape->moe_intermediate_size >= 1);
+    sl_assert(shape->moe_intermediate_size % SL_FP4_BLOCK_COLS == 0);
+    store = calloc(1, sizeof(*store));
+    if (!store)
+        return sl_err_set(err, -ENOMEM, "table of experts: out of memory");
+    store->checkpoint = checkpoint;
+    store->shape = *shape;
+    store->records =
+        calloc((size_t)layer_count(shape) * shape->n_routed_experts, sizeof(*store->records));
+    if (!store->records)
+        rc = sl_err_set(err, -ENOMEM, "table of experts: out of memory");
+    for (uint32_t i = 0; rc == 0 && i < layer_count(shape); i++) {
+        for (uint32_t e = 0; rc == 0 && e < shape->n_routed_experts; e++)
+            rc = fill_record(store, i, e, err);
+    }
+    if (rc < 0) {
+        sl_expert_store_close(store);
+        return rc;
+    }
+    *ret_store = store;
+    return 0;
+}
+
+void sl_expert_store_close(struct sl_expert_store *store)
+{
+    if (!store)
+        return;
+    free(store->records);
+    free(store);
+}
+
+const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store *store)
+{
+    return &store->shape;
+}
+
+const struct sl_expert_record *sl_expert_store_find(const struct sl_expert_store *store,
+                                                    struct sl_expert_key key)
+{
+    const struct sl_expert_shape *shape = &store->shape;
+
+    if (key.layer_index >= layer_count(shape) || key.expert_index >= shape->n_routed_experts)
+        return NULL;
+    return &store->records[(size_t)key.layer_index * shape->n_routed_experts + key.expert_index];
+}
+
+static int compare_extents(const void *a, const void *b)
+{
+    const struct sl_extent *x = a, *y = b;
+
+    if (x->file_index != y->file_index)
+        return x->file_index < y->file_index ? -1 : 1;
+    if (x->offset_bytes != y->offset_bytes)
+        return x->offset_bytes < y->offset_bytes ? -1 : 1;
+    return 0;
+}
+
+uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
+                                struct sl_extent ret_reads[SL_EXPERT_READS_MAX])
+{
+    struct sl_extent extents[SL_EXPERT_READS_MAX];
+    uint32_t count = 0;
+
+    for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
+        extents[2 * m] = record->codes[m];
+        extents[2 * m + 1] = record->scales[m];
+    }
+    qsort(extents, SL_EXPERT_READS_MAX, sizeof(extents[0]), compare_extents);
+    for (uint32_t i = 0; i < SL_EXPERT_READS_MAX; i++) {
+        struct sl_extent *last = count ? &ret_reads[count - 1] : NULL;
+        uint64_t begin = sl_round_down(extents[i].offset_bytes, SL_READ_ALIGN_BYTES);
+        uint64_t end =
+            sl_round_up(extents[i].offset_bytes + extents[i].size_bytes, SL_READ_ALIGN_BYTES);
+
+        if (last && last->file_index == extents[i].file_index &&
+            begin <= last->offset_bytes + last->size_bytes)
+            last->size_bytes = end - last->offset_bytes;
+        else
+            ret_reads[count++] = (struct sl_extent){.offset_bytes = begin,
+                                                    .size_bytes = end - begin,
+                                                    .file_index = extents[i].file_index};
+    }
+    return count;
+}
+
+uint32_t sl_expert_store_file_count(const struct sl_expert_store *store)
+{
+    return sl_checkpoint_file_count(store->checkpoint);
+}
+
+const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint32_t file_index)
+{
+    return sl_checkpoint_file_path(store->checkpoint, file_index);
+}

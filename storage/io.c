@@ -1,0 +1,50 @@
+/* Owns the opening and closing of the files that all back ends read from. */
+#include "storage/io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Filesystems that cannot do O_DIRECT refuse the open with EINVAL. */
+static int open_one(const char *path, bool *direct)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+
+    if (fd < 0 && errno == EINVAL) {
+        *direct = false;
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    return fd;
+}
+
+int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_files,
+                     struct sl_err *err)
+{
+    io->direct = true;
+    io->files = calloc(n_files ? n_files : 1, sizeof(*io->files));
+    if (!io->files)
+        return sl_err_set(err, -ENOMEM, "file table: out of memory");
+    for (uint32_t i = 0; i < n_files; i++) {
+        int fd = open_one(paths[i], &io->direct);
+
+        if (fd < 0)
+            return sl_err_set(err, -errno, "%s: cannot open: %s", paths[i], sl_strerror(errno));
+        io->files[i].fd = fd;
+        io->n_files = i + 1;
+        io->files[i].path = strdup(paths[i]);
+        if (!io->files[i].path)
+            return sl_err_set(err, -ENOMEM, "%s: out of memory", paths[i]);
+    }
+    return 0;
+}
+
+void sl_io_files_close(struct sl_io *io)
+{
+    for (uint32_t i = 0; i < io->n_files; i++) {
+        close(io->files[i].fd);
+        free(io->files[i].path);
+    }
+    free(io->files);
+}

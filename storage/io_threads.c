@@ -1,0 +1,175 @@
+/* Reads through pread() in a few threads, for systems where io_uring is not to be had. Reads wait
+ * in one ring buffer and results in another; both hold as many as may be out, so neither can run
+ * over. */
+#include "storage/io.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+
+/* Each thread keeps one read in flight: with reads of 1 MiB enough for a fast drive. */
+#define THREADS_MAX 16u
+
+struct threads {
+    struct sl_io io;
+    uint32_t n_started;
+    uint32_t n_out; /* submitted and not reaped; the caller's thread only */
+    pthread_t threads[THREADS_MAX];
+
+    pthread_mutex_t lock;    /* guards all below */
+    pthread_cond_t posted;   /* the threads wait here */
+    pthread_cond_t finished; /* the caller waits here */
+    struct sl_io_read *pending;
+    struct sl_io_completion *done;
+    uint32_t first_pending, n_pending;
+    uint32_t first_done, n_done;
+    bool stop;
+};
+
+static struct threads *threads_of(struct sl_io *io)
+{
+    return (struct threads *)(void *)io;
+}
+
+static void *thread_main(void *argument)
+{
+    struct threads *threads = argument;
+    const uint32_t capacity = threads->io.reads_max;
+
+    pthread_mutex_lock(&threads->lock);
+    for (;;) {
+        struct sl_io_read read;
+        ssize_t got;
+
+        while (threads->n_pending == 0 && !threads->stop)
+            pthread_cond_wait(&threads->posted, &threads->lock);
+        if (threads->n_pending == 0)
+            break;
+        read = threads->pending[threads->first_pending];
+        threads->first_pending = (threads->first_pending + 1) % capacity;
+        threads->n_pending--;
+        pthread_mutex_unlock(&threads->lock);
+
+        got = pread(threads->io.files[read.file_index].fd, read.dst, read.size_bytes,
+                    (off_t)read.offset_bytes);
+        if (got < 0)
+            got = -errno;
+
+        pthread_mutex_lock(&threads->lock);
+        threads->done[(threads->first_done + threads->n_done) % capacity] =
+            (struct sl_io_completion){.tag = read.tag, .result = (int32_t)got};
+        threads->n_done++;
+        pthread_cond_signal(&threads->finished);
+    }
+    pthread_mutex_unlock(&threads->lock);
+    return NULL;
+}
+
+static void threads_submit(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads)
+{
+    struct threads *threads = threads_of(io);
+
+    sl_assert(n_reads <= io->reads_max - threads->n_out);
+    threads->n_out += n_reads;
+    pthread_mutex_lock(&threads->lock);
+    for (uint32_t i = 0; i < n_reads; i++) {
+        sl_assert(reads[i].file_index < io->n_files);
+        threads->pending[(threads->first_pending + threads->n_pending) % io->reads_max] = reads[i];
+        threads->n_pending++;
+    }
+    pthread_cond_broadcast(&threads->posted);
+    pthread_mutex_unlock(&threads->lock);
+}
+
+static uint32_t threads_reap(struct sl_io *io, bool wait, struct sl_io_completion *completions,
+                             uint32_t n_max)
+{
+    struct threads *threads = threads_of(io);
+    uint32_t n = 0;
+
+    pthread_mutex_lock(&threads->lock);
+    while (wait && threads->n_done == 0 && threads->n_out > 0)
+        pthread_cond_wait(&threads->finished, &threads->lock);
+    for (; n < n_max && threads->n_done > 0; n++, threads->n_done--) {
+        completions[n] = threads->done[threads->first_done];
+        threads->first_done = (threads->first_done + 1) % io->reads_max;
+    }
+    pthread_mutex_unlock(&threads->lock);
+    threads->n_out -= n;
+    return n;
+}
+
+static void threads_close(struct sl_io *io)
+{
+    struct threads *threads = threads_of(io);
+
+    sl_assert(threads->n_out == 0);
+    pthread_mutex_lock(&threads->lock);
+    threads->stop = true;
+    pthread_cond_broadcast(&threads->posted);
+    pthread_mutex_unlock(&threads->lock);
+    for (uint32_t i = 0; i < threads->n_started; i++)
+        pthread_join(threads->threads[i], NULL);
+    pthread_cond_destroy(&threads->finished);
+    pthread_cond_destroy(&threads->posted);
+    pthread_mutex_destroy(&threads->lock);
+    free(threads->pending);
+    free(threads->done);
+    sl_io_files_close(io);
+    free(threads);
+}
+
+static const struct sl_io_ops threads_ops = {
+    .submit = threads_submit,
+    .reap = threads_reap,
+    .close = threads_close,
+};
+
+static int start_threads(struct threads *threads, struct sl_err *err)
+{
+    uint32_t n = threads->io.reads_max < THREADS_MAX ? threads->io.reads_max : THREADS_MAX;
+    int rc;
+
+    for (uint32_t i = 0; i < n; i++) {
+        rc = pthread_create(&threads->threads[i], NULL, thread_main, threads);
+        if (rc != 0)
+            return sl_err_set(err, -rc, "cannot start I/O thread %u of %u: %s", i + 1, n,
+                              sl_strerror(rc));
+        threads->n_started++;
+    }
+    return 0;
+}
+
+int sl_io_threads_open(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
+                       uint32_t reads_max, struct sl_err *err)
+{
+    struct threads *threads;
+    int rc;
+
+    sl_assert(reads_max >= 1);
+    threads = calloc(1, sizeof(*threads));
+    if (!threads)
+        return sl_err_set(err, -ENOMEM, "I/O threads: out of memory");
+    threads->io.ops = &threads_ops;
+    threads->io.reads_max = reads_max;
+    pthread_mutex_init(&threads->lock, NULL);
+    pthread_cond_init(&threads->posted, NULL);
+    pthread_cond_init(&threads->finished, NULL);
+    threads->pending = calloc(reads_max, sizeof(*threads->pending));
+    threads->done = calloc(reads_max, sizeof(*threads->done));
+    if (threads->pending && threads->done)
+        rc = sl_io_files_open(&threads->io, paths, n_files, err);
+    else
+        rc = sl_err_set(err, -ENOMEM, "I/O threads: out of memory");
+    if (rc == 0)
+        rc = start_threads(threads, err);
+    if (rc < 0) {
+        threads_close(&threads->io);
+        return rc;
+    }
+    *ret_io = &threads->io;
+    return 0;
+}

@@ -1,0 +1,104 @@
+#include "tests/fault_alloc.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+/* volatile: compilers know that malloc() does not read our variables, and drop stores before it. */
+static _Thread_local volatile struct {
+    uint64_t until; /* allocations up to and including the one that fails; 0: none will */
+    int64_t live_count;
+    bool persist;
+    bool happened;
+} fault;
+
+void fault_alloc_set(uint64_t nth, bool persist)
+{
+    fault.until = nth;
+    fault.persist = persist;
+    fault.happened = false;
+}
+
+bool fault_alloc_happened(void)
+{
+    return fault.happened;
+}
+
+int64_t fault_alloc_live_count(void)
+{
+    return fault.live_count;
+}
+
+bool fault_alloc_works(void)
+{
+    /* Through a pointer that the compiler knows nothing of: it would use the malloc below at once,
+     * though another may have taken its place. */
+    void *(*volatile allocate)(size_t) = malloc;
+    void *block;
+
+    fault_alloc_set(1, false);
+    block = allocate(1);
+    free(block);
+    fault_alloc_set(0, false);
+    return !block;
+}
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define OTHER_ALLOCATOR
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OTHER_ALLOCATOR
+#endif
+
+#ifndef OTHER_ALLOCATOR
+
+/* The C library's own, under the names it keeps for programs that replace malloc. */
+void *__libc_malloc(size_t size_bytes);
+void *__libc_calloc(size_t count, size_t item_bytes);
+void *__libc_realloc(void *block, size_t size_bytes);
+void __libc_free(void *block);
+
+static bool must_fail(void)
+{
+    if (fault.until == 0 || --fault.until > 0)
+        return false;
+    fault.until = fault.persist;
+    fault.happened = true;
+    errno = ENOMEM;
+    return true;
+}
+
+static void *counted(void *block)
+{
+    fault.live_count += block != NULL;
+    return block;
+}
+
+void *malloc(size_t size_bytes)
+{
+    return must_fail() ? NULL : counted(__libc_malloc(size_bytes));
+}
+
+void *calloc(size_t count, size_t item_bytes)
+{
+    return must_fail() ? NULL : counted(__libc_calloc(count, item_bytes));
+}
+
+void *realloc(void *block, size_t size_bytes)
+{
+    void *larger;
+
+    if (must_fail())
+        return NULL;
+    larger = __libc_realloc(block, size_bytes);
+    return block ? larger : counted(larger);
+}
+
+void free(void *block)
+{
+    fault.live_count -= block != NULL;
+    __libc_free(block);
+}
+
+#endif

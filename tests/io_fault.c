@@ -1,0 +1,211 @@
+#include "tests/io_fault.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+
+#define GATHER_MAX 32u
+
+struct entry {
+    struct sl_io_read read;
+    int32_t result;
+    bool used;
+    bool fails;
+    bool landed;
+};
+
+struct fault {
+    struct sl_io io;
+    struct sl_io *inner;
+    struct entry *entries; /* reads_max; the index is the inner tag */
+    uint32_t n_inner_out, n_landed;
+    struct io_fault_plan plan;
+    uint64_t random;
+    uint64_t n_reads, delivered_bytes;
+    bool broken; /* for good, at: */
+    uint32_t broken_file_index;
+    uint64_t broken_offset_bytes;
+};
+
+uint64_t io_fault_random(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static bool must_fail(struct fault *fault, const struct sl_io_read *read)
+{
+    fault->n_reads++;
+    if (fault->n_reads == fault->plan.fail_nth) {
+        fault->broken = fault->plan.fail_for_good;
+        fault->broken_file_index = read->file_index;
+        fault->broken_offset_bytes = read->offset_bytes;
+        return true;
+    }
+    return fault->broken && read->file_index == fault->broken_file_index &&
+           read->offset_bytes <= fault->broken_offset_bytes &&
+           fault->broken_offset_bytes < read->offset_bytes + read->size_bytes;
+}
+
+static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads)
+{
+    struct fault *fault = (struct fault *)(void *)io;
+
+    for (uint32_t i = 0; i < n_reads; i++) {
+        struct sl_io_read read = reads[i];
+        uint32_t index = 0;
+
+        while (index < io->reads_max && fault->entries[index].used)
+            index++;
+        sl_assert(index < io->reads_max); /* more out than allowed */
+        sl_assert(read.offset_bytes % SL_IO_ALIGN_BYTES == 0);
+        sl_assert(read.size_bytes > 0 && read.size_bytes % SL_IO_ALIGN_BYTES == 0);
+        sl_assert((uintptr_t)read.dst % SL_IO_ALIGN_BYTES == 0);
+        fault->entries[index] =
+            (struct entry){.read = read, .used = true, .fails = must_fail(fault, &read)};
+        if (fault->entries[index].fails && fault->plan.fail_code < 0) {
+            fault->entries[index].result = fault->plan.fail_code;
+            fault->entries[index].landed = true;
+            fault->n_landed++;
+            continue;
+        }
+        read.tag = index;
+        fault->inner->ops->submit(fault->inner, &read, 1);
+        fault->n_inner_out++;
+    }
+}
+
+static void spoil(struct fault *fault, struct entry *entry)
+{
+    uint32_t block = (uint32_t)SL_IO_ALIGN_BYTES;
+    uint32_t got = entry->result > 0 ? (uint32_t)entry->result : 0;
+
+    if (entry->fails)
+        memset(entry->read.dst, 0xff, got);
+    if (got > block && io_fault_random(&fault->random) % 1000 < fault->plan.short_permille) {
+        uint32_t kept = block + (uint32_t)(io_fault_random(&fault->random) % (got - block));
+
+        memset((uint8_t *)entry->read.dst + kept, 0xa5,
+               got - kept); /* so that nobody relies on it */
+        entry->result = (int32_t)kept;
+    }
+}
+
+static void gather(struct fault *fault)
+{
+    struct sl_io_completion completions[GATHER_MAX];
+
+    while (fault->n_inner_out > 0) {
+        uint32_t n = fault->inner->ops->reap(fault->inner, true, completions, GATHER_MAX);
+
+        sl_assert(n >= 1 && n <= fault->n_inner_out);
+        for (uint32_t i = 0; i < n; i++) {
+            struct entry *entry = &fault->entries[completions[i].tag];
+
+            sl_assert(entry->used && !entry->landed);
+            entry->landed = true;
+            entry->result = completions[i].result;
+        }
+        fault->n_inner_out -= n;
+        fault->n_landed += n;
+    }
+}
+
+static uint32_t pick(struct fault *fault)
+{
+    uint64_t nth = fault->plan.shuffle ? io_fault_random(&fault->random) % fault->n_landed : 0;
+
+    for (uint32_t i = 0;; i++) {
+        if (fault->entries[i].landed && nth-- == 0)
+            return i;
+    }
+}
+
+static uint32_t fault_reap(struct sl_io *io, bool wait, struct sl_io_completion *completions,
+                           uint32_t n_max)
+{
+    struct fault *fault = (struct fault *)(void *)io;
+    uint32_t n = 0;
+
+    gather(fault);
+    if (fault->plan.lazy && !wait)
+        return 0;
+    if (fault->plan.shuffle) {
+        n_max = (uint32_t)(io_fault_random(&fault->random) % (n_max < 4 ? n_max + 1 : 4));
+        if (wait && n_max == 0)
+            n_max = 1;
+    }
+    for (; n < n_max && fault->n_landed > 0; n++) {
+        struct entry *entry = &fault->entries[pick(fault)];
+
+        spoil(fault, entry);
+        if (entry->result > 0)
+            fault->delivered_bytes += (uint32_t)entry->result;
+        completions[n] = (struct sl_io_completion){.tag = entry->read.tag, .result = entry->result};
+        entry->used = entry->landed = false;
+        fault->n_landed--;
+    }
+    return n;
+}
+
+static void fault_close(struct sl_io *io)
+{
+    struct fault *fault = (struct fault *)(void *)io;
+
+    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0);
+    fault->inner->ops->close(fault->inner);
+    free(fault->entries);
+    free(fault);
+}
+
+static const struct sl_io_ops fault_ops = {
+    .submit = fault_submit,
+    .reap = fault_reap,
+    .close = fault_close,
+};
+
+struct sl_io *io_fault_wrap(struct sl_io *inner)
+{
+    struct fault *fault = calloc(1, sizeof(*fault));
+
+    sl_assert(fault);
+    fault->io = *inner; /* files, reads_max, direct */
+    fault->io.ops = &fault_ops;
+    fault->inner = inner;
+    fault->entries = calloc(inner->reads_max, sizeof(*fault->entries));
+    sl_assert(fault->entries);
+    return &fault->io;
+}
+
+void io_fault_set(struct sl_io *io, const struct io_fault_plan *plan)
+{
+    struct fault *fault = (struct fault *)(void *)io;
+
+    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0);
+    fault->plan = *plan;
+    fault->random = plan->seed;
+    fault->n_reads = fault->delivered_bytes = 0;
+    fault->broken = false;
+}
+
+void io_fault_heal(struct sl_io *io)
+{
+    struct fault *fault = (struct fault *)(void *)io;
+
+    fault->plan.fail_nth = 0;
+    fault->broken = false;
+}
+
+uint64_t io_fault_read_count(const struct sl_io *io)
+{
+    return ((const struct fault *)(const void *)io)->n_reads;
+}
+
+uint64_t io_fault_delivered_bytes(const struct sl_io *io)
+{
+    return ((const struct fault *)(const void *)io)->delivered_bytes;
+}

@@ -1,0 +1,289 @@
+/* I/O back ends: reads end as pread() would, on every back end, with and without O_DIRECT. The same
+ * reads of random files, as many at once as a back end takes, are run on each and compared with the
+ * files' bytes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "storage/io.h"
+#include "tests/fixture_checkpoint.h"
+#include "tests/io_fault.h"
+
+#define BLOCK 4096u
+#define N_FILES 3u
+#define READS_MAX 24u
+#define READ_BLOCKS_MAX 9u
+
+static const uint64_t file_bytes[N_FILES] = {100 * BLOCK, 37 * BLOCK + 1234, 5};
+
+struct fixture {
+    char folder[FIXTURE_PATH_BYTES];
+    char names[N_FILES][FIXTURE_PATH_BYTES + 8];
+    const char *paths[N_FILES];
+    uint8_t *data[N_FILES];
+    uint8_t *memory; /* READS_MAX buffers */
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    uint64_t random = 1;
+
+    assert_non_null(f);
+    fixture_folder_create(f->folder);
+    for (uint32_t i = 0; i < N_FILES; i++) {
+        FILE *stream;
+
+        snprintf(f->names[i], sizeof(f->names[i]), "%s/file%u", f->folder, i);
+        f->paths[i] = f->names[i];
+        f->data[i] = malloc(file_bytes[i]);
+        assert_non_null(f->data[i]);
+        for (uint64_t k = 0; k < file_bytes[i]; k++)
+            f->data[i][k] = (uint8_t)io_fault_random(&random);
+        stream = fopen(f->paths[i], "wb");
+        assert_non_null(stream);
+        assert_int_equal(fwrite(f->data[i], 1, file_bytes[i], stream), file_bytes[i]);
+        assert_int_equal(fclose(stream), 0);
+    }
+    assert_int_equal(
+        posix_memalign((void **)&f->memory, BLOCK, (size_t)READS_MAX * READ_BLOCKS_MAX * BLOCK), 0);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    fixture_folder_remove(f->folder);
+    for (uint32_t i = 0; i < N_FILES; i++)
+        free(f->data[i]);
+    free(f->memory);
+    free(f);
+    return 0;
+}
+
+static sl_io_open_fn *const backends[] = {sl_io_uring_open, sl_io_threads_open};
+
+#define N_BACKENDS 4u /* both, and both behind the fault wrapper */
+
+static struct sl_io *open_backend(uint32_t backend, const char *const *paths, uint32_t n_files)
+{
+    static const struct io_fault_plan reorder = {.seed = 3, .shuffle = true};
+    struct sl_io *io;
+
+    assert_int_equal(backends[backend % 2](&io, paths, n_files, READS_MAX, NULL), 0);
+    if (backend >= 2) {
+        io = io_fault_wrap(io);
+        io_fault_set(io, &reorder);
+    }
+    return io;
+}
+
+static void check_result(const struct fixture *f, const struct sl_io_read *read, int32_t result)
+{
+    uint64_t size = file_bytes[read->file_index], expected = 0;
+
+    if (read->offset_bytes < size)
+        expected = size - read->offset_bytes;
+    if (expected > read->size_bytes)
+        expected = read->size_bytes;
+    assert_int_equal(result, expected);
+    if (expected)
+        assert_memory_equal(read->dst, f->data[read->file_index] + read->offset_bytes, expected);
+}
+
+/* Keeps up to READS_MAX random reads out, until 500 have come back. */
+static void test_random_reads(void **state)
+{
+    struct fixture *f = *state;
+
+    for (uint32_t backend = 0; backend < N_BACKENDS; backend++) {
+        struct sl_io *io = open_backend(backend, f->paths, N_FILES);
+        struct sl_io_read reads[READS_MAX], batch[READS_MAX];
+        bool out[READS_MAX] = {false};
+        uint32_t n_out = 0, n_done = 0;
+        uint64_t random = backend;
+
+        while (n_done < 500 || n_out > 0) {
+            struct sl_io_completion completions[7];
+            uint32_t n = 0;
+
+            for (uint32_t i = 0; i < READS_MAX && n_done < 500; i++) {
+                if (out[i] || io_fault_random(&random) % 4 == 0)
+                    continue;
+                reads[i] = (struct sl_io_read){
+                    .offset_bytes = io_fault_random(&random) % 110 * BLOCK,
+                    .size_bytes =
+                        (uint32_t)(1 + io_fault_random(&random) % READ_BLOCKS_MAX) * BLOCK,
+                    .dst = f->memory + (size_t)i * READ_BLOCKS_MAX * BLOCK,
+                    .file_index = (uint32_t)(io_fault_random(&random) % N_FILES),
+                    .tag = i,
+                };
+                out[i] = true;
+                batch[n++] = reads[i];
+            }
+            io->ops->submit(io, batch, n);
+            n_out += n;
+            n = io->ops->reap(io, io_fault_random(&random) % 2, completions, 7);
+            for (uint32_t i = 0; i < n; i++) {
+                assert_true(completions[i].tag < READS_MAX && out[completions[i].tag]);
+                out[completions[i].tag] = false;
+                check_result(f, &reads[completions[i].tag], completions[i].result);
+            }
+            n_out -= n;
+            n_done += n;
+        }
+        assert_int_equal(io->ops->reap(io, true, NULL, 0), 0);
+        io->ops->close(io);
+    }
+}
+
+static void test_waiting_brings_at_least_one(void **state)
+{
+    struct fixture *f = *state;
+
+    for (uint32_t backend = 0; backend < N_BACKENDS; backend++) {
+        struct sl_io *io = open_backend(backend, f->paths, N_FILES);
+        struct sl_io_completion completion;
+
+        for (uint64_t i = 0; i < READS_MAX; i++) {
+            struct sl_io_read read = {
+                .offset_bytes = i * BLOCK, .size_bytes = BLOCK, .dst = f->memory + i * BLOCK};
+
+            io->ops->submit(io, &read, 1);
+        }
+        for (uint32_t i = 0; i < READS_MAX; i++)
+            assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+        assert_memory_equal(f->memory, f->data[0], READS_MAX * BLOCK);
+        assert_int_equal(io->ops->reap(io, true, &completion, 1), 0);
+        io->ops->close(io);
+    }
+}
+
+/* A folder opens like a file (without O_DIRECT) and fails to be read. */
+static void test_errors_are_errno(void **state)
+{
+    struct fixture *f = *state;
+    const char *folder = f->folder;
+
+    for (uint32_t backend = 0; backend < N_BACKENDS; backend++) {
+        struct sl_io *io = open_backend(backend, &folder, 1);
+        struct sl_io_read read = {.size_bytes = BLOCK, .dst = f->memory};
+        struct sl_io_completion completion;
+
+        io->ops->submit(io, &read, 1);
+        assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+        assert_int_equal(completion.result, -EISDIR);
+        io->ops->close(io);
+    }
+}
+
+static void test_missing_file_is_named(void **state)
+{
+    struct fixture *f = *state;
+    const char *paths[] = {f->paths[0], "/nonexistent/shard"};
+    struct sl_err err;
+    struct sl_io *io;
+
+    for (uint32_t backend = 0; backend < 2; backend++) {
+        assert_int_equal(backends[backend](&io, paths, 2, READS_MAX, &err), -ENOENT);
+        assert_non_null(strstr(err.message, "/nonexistent/shard"));
+    }
+}
+
+/* procfs refuses O_DIRECT everywhere; what a temporary folder does depends on where it is. */
+static void test_direct_where_it_can_be(void **state)
+{
+    struct fixture *f = *state;
+    const char *proc = "/proc/version";
+    char expected[BLOCK] = "";
+    FILE *stream = fopen(proc, "rb");
+    size_t length;
+
+    assert_non_null(stream);
+    length = fread(expected, 1, sizeof(expected), stream);
+    fclose(stream);
+    for (uint32_t backend = 0; backend < N_BACKENDS; backend++) {
+        struct sl_io *io = open_backend(backend, &proc, 1);
+        struct sl_io_read read = {.size_bytes = BLOCK, .dst = f->memory};
+        struct sl_io_completion completion;
+
+        assert_false(io->direct);
+        io->ops->submit(io, &read, 1);
+        assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+        assert_int_equal(completion.result, length);
+        assert_memory_equal(f->memory, expected, length);
+        io->ops->close(io);
+
+        io = open_backend(backend, f->paths, N_FILES);
+        for (uint32_t i = 0; i < N_FILES; i++)
+            assert_int_equal(!!(fcntl(io->files[i].fd, F_GETFL) & O_DIRECT), io->direct);
+        io->ops->close(io);
+    }
+}
+
+/* As in a container that filters the system call. */
+static int child_without_uring(const char *const *paths)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+    struct sl_err err;
+    struct sl_io *io;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        return 77; /* no such filters here */
+    if (sl_io_uring_open(&io, paths, N_FILES, READS_MAX, &err) != -EPERM)
+        return 1;
+    return strstr(err.message, "--io threads") ? 0 : 2;
+}
+
+static void test_without_uring_it_says_what_to_do(void **state)
+{
+    struct fixture *f = *state;
+    int status;
+    pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(child_without_uring(f->paths));
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_random_reads),
+        cmocka_unit_test(test_waiting_brings_at_least_one),
+        cmocka_unit_test(test_errors_are_errno),
+        cmocka_unit_test(test_missing_file_is_named),
+        cmocka_unit_test(test_direct_where_it_can_be),
+        cmocka_unit_test(test_without_uring_it_says_what_to_do),
+    };
+
+    return cmocka_run_group_tests_name("io", tests, set_up, tear_down);
+}
