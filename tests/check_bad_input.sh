@@ -71,7 +71,7 @@ broken "a shard is empty" 'model-00003-of-' truncate $w 0
 broken "a shard ends in its header" 'model-00003-of-' truncate $w 1000
 broken "header length beyond the file" 'model-00003-of-.*header' header-length $w 1000000000
 broken "header length near 2^64" 'model-00003-of-.*header' header-length $w 18446744073709551615
-broken "header length 0" 'model-00003-of-.*header' header-length $w 0
+broken "header length 0" 'model-00003-of-' header-length $w 0
 broken "a header that is no JSON" 'model-00003-of-' header-text $w '{"a": '
 broken "a header that is no object" 'model-00003-of-' header-text $w '[1, 2, 3]'
 broken "overlapping tensors" "model-00003-of-.*layers\.1" overlap $w
@@ -104,7 +104,7 @@ broken "NaN scale in an expert" 'layer.*2.*expert.*[^0-9]7[^0-9]\|layers\.2\.ffn
     poke layers.2.ffn.experts.7.w1.scale 100 ff
 
 broken "a vocabulary larger than the embedding" embed.weight config vocab_size 1025
-broken "a hidden size that the tensors have not" embed.weight config hidden_size 384
+broken "a hidden size that the tensors have not" 'safetensors: tensor' config hidden_size 384
 while read -r key value; do
     broken "config: $key $value" "config.json.*${key##*.}" config "$key" "$value"
 done <<'EOF'
@@ -123,10 +123,10 @@ num_key_value_heads 2
 head_dim 100
 qk_rope_head_dim 63
 qk_rope_head_dim 128
-q_lora_rank 100
+q_lora_rank 200
 o_groups 0
 o_groups 3
-o_lora_rank 100
+o_lora_rank 200
 index_n_heads 0
 index_head_dim 96
 index_head_dim 32
@@ -135,8 +135,9 @@ sliding_window 0
 n_routed_experts 0
 num_experts_per_tok 25
 num_experts_per_tok 0
+n_routed_experts 5
 n_shared_experts 2
-moe_intermediate_size 100
+moe_intermediate_size 200
 routed_scaling_factor "a"
 swiglu_limit -1
 hc_mult 0
