@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Bad input at the command level: a checkpoint is damaged in one way after the other, and the command
+# must end with exit status 1 and exactly one line on stderr that names the file, tensor or key:
+# no crash, no hang, no output. Last, the undamaged one must run, or all this would prove nothing.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+export PYTHONDONTWRITEBYTECODE=1
+good=$scratch/good
+bad=$scratch/bad
+run=(--tokens "$scratch/tokens" --out "$scratch/logits.npy")
+
+# Runs the command; it must end with exit status $2 and one line on stderr that matches $3.
+refused() { # name rc pattern arguments...
+    local name=$1 want=$2 pattern=$3 rc lines
+
+    shift 3
+    timeout -k 5 60 "$sluice" "$@" >"$scratch/stdout" 2>"$scratch/stderr"
+    rc=$?
+    lines=$(wc -l <"$scratch/stderr")
+    if [ $rc != "$want" ]; then
+        fail "$name" "exit status $rc: $(head -c 300 "$scratch/stderr")"
+    elif [ "$want" = 1 ] && [ "$lines" != 1 ]; then
+        fail "$name" "$lines lines: $(head -c 300 "$scratch/stderr")"
+    elif ! grep -q -e "$pattern" "$scratch/stderr"; then
+        fail "$name" "expected $pattern, got $(head -c 300 "$scratch/stderr")"
+    elif [ -e "$scratch/logits.npy" ]; then
+        fail "$name" "it left an output file"
+    else
+        ok "$name" "$(head -n 1 "$scratch/stderr")"
+    fi
+    rm -f "$scratch/logits.npy"
+}
+
+damage() { # arguments of damage.py
+    rm -rf "$bad"
+    cp -r "$good" "$bad" && "$python" tests/oracle/damage.py "$bad" "$@"
+}
+
+# $3... is the damage; the model is then run.
+broken() { # name pattern damage...
+    local name=$1 pattern=$2
+
+    shift 2
+    if damage "$@"; then
+        refused "$name" 1 "$pattern" logits "$bad" "${run[@]}"
+    else
+        fail "$name" "cannot do the damage"
+    fi
+}
+
+tokenizer() { # name pattern member value
+    if damage tokenizer "$3" "$4"; then
+        refused "$1" 1 "$2" tokenize "$bad" -p "some text"
+    else
+        fail "$1" "cannot do the damage"
+    fi
+}
+
+# Three layers: two with hash routing, one with compression, indexer and scored routing.
+"$sluice" synth tests/oracle/configs/tiny-flash.json "$good" --layers 3 >/dev/null ||
+    fail "a checkpoint to damage"
+for i in {1..100}; do echo $((i * 37 % 1024)); done >"$scratch/tokens"
+
+w=layers.1.attn.wq_a.weight
+broken "a shard is missing" 'model-00003-of-' delete $w
+broken "a shard is truncated" 'model-00003-of-' truncate $w -100
+broken "a shard is empty" 'model-00003-of-' truncate $w 0
+broken "a shard ends in its header" 'model-00003-of-' truncate $w 1000
+broken "header length beyond the file" 'model-00003-of-.*header' header-length $w 1000000000
+broken "header length near 2^64" 'model-00003-of-.*header' header-length $w 18446744073709551615
+broken "header length 0" 'model-00003-of-' header-length $w 0
+broken "a header that is no JSON" 'model-00003-of-' header-text $w '{"a": '
+broken "a header that is no object" 'model-00003-of-' header-text $w '[1, 2, 3]'
+broken "overlapping tensors" "model-00003-of-.*layers\.1" overlap $w
+broken "offsets beyond the file" $w header $w data_offsets '[0, 1000000000000]'
+broken "offsets that go backwards" $w header $w data_offsets '[4096, 0]'
+broken "negative offsets" $w header $w data_offsets '[-32768, 0]'
+broken "offsets that are no numbers" $w header $w data_offsets '["a", "b"]'
+broken "unknown dtype" "$w.*F8_E9M9" header $w dtype '"F8_E9M9"'
+broken "another dtype" $w header $w dtype '"I8"'
+broken "a misshapen tensor" $w header $w shape '[256, 128]'
+broken "a size that is not its shape's" $w header $w shape '[128, 255]'
+broken "a shape that overflows" $w header $w shape '[4294967296, 4294967297]'
+broken "a negative shape" $w header $w shape '[-128, -256]'
+broken "too many dimensions" $w header $w shape '[1, 1, 1, 1, 1, 1, 128, 256]'
+broken "the index names what the shard lacks" $w unlist $w
+broken "a missing tensor" $w rename $w layers.1.attn.wq_x.weight
+broken "a missing scale" layers.1.attn.wq_a.scale rename layers.1.attn.wq_a.scale other
+broken "a missing expert's weight" layers.2.ffn.experts.7.w2.weight \
+    rename layers.2.ffn.experts.7.w2.weight other
+broken "a misshapen expert" layers.2.ffn.experts.7.w3.weight \
+    header layers.2.ffn.experts.7.w3.weight shape '[64, 256]'
+broken "tid2eid out of range" layers.1.ffn.gate.tid2eid \
+    poke layers.1.ffn.gate.tid2eid 4080 1800000000000000
+broken "negative tid2eid" layers.0.ffn.gate.tid2eid \
+    poke layers.0.ffn.gate.tid2eid 80 ffffffffffffffff
+broken "NaN scale in a dense weight" layers.2.attn.wq_b.scale \
+    poke layers.2.attn.wq_b.scale 1 ff
+broken "NaN in an FP8 weight" layers.2.attn.wkv.weight poke layers.2.attn.wkv.weight 1000 7f
+broken "NaN scale in an expert" 'layer.*2.*expert.*[^0-9]7[^0-9]\|layers\.2\.ffn\.experts\.7' \
+    poke layers.2.ffn.experts.7.w1.scale 100 ff
+
+broken "a vocabulary larger than the embedding" embed.weight config vocab_size 1025
+broken "a hidden size that the tensors have not" 'safetensors: tensor' config hidden_size 384
+while read -r key value; do
+    broken "config: $key $value" "config.json.*${key##*.}" config "$key" "$value"
+done <<'EOF'
+vocab_size 0
+vocab_size "1024"
+hidden_size 200
+num_hidden_layers 0
+num_hidden_layers 5
+num_hash_layers 4
+compress_ratios [0,0]
+compress_ratios [0,0,-4,0]
+compress_ratios 4
+num_attention_heads 0
+num_attention_heads 3
+num_key_value_heads 2
+head_dim 100
+qk_rope_head_dim 63
+qk_rope_head_dim 128
+q_lora_rank 200
+o_groups 0
+o_groups 3
+o_lora_rank 200
+index_n_heads 0
+index_head_dim 96
+index_head_dim 32
+index_topk 0
+sliding_window 0
+n_routed_experts 0
+num_experts_per_tok 25
+num_experts_per_tok 0
+n_routed_experts 5
+n_shared_experts 2
+moe_intermediate_size 200
+routed_scaling_factor "a"
+swiglu_limit -1
+hc_mult 0
+hc_sinkhorn_iters 0
+rms_norm_eps -1
+rope_theta 0
+rope_scaling []
+rope_scaling.factor 0
+max_position_embeddings 0
+bos_token_id 5000
+scoring_func "softmax"
+tie_word_embeddings true
+quantization_config.weight_block_size [64,64]
+EOF
+for key in vocab_size hidden_size compress_ratios head_dim n_routed_experts rope_theta; do
+    broken "config without $key" "config.json.*$key" config-drop $key
+done
+damage config vocab_size 1024 && echo '{' >"$bad/config.json"
+refused "config that is no JSON" 1 config.json logits "$bad" "${run[@]}"
+rm "$bad/config.json"
+refused "no config" 1 config.json logits "$bad" "${run[@]}"
+refused "no such folder" 1 "$scratch/none" logits "$scratch/none" "${run[@]}"
+
+tokenizer "tokenizer without merges" 'tokenizer.json.*merges' model.merges null
+tokenizer "merges of another type" 'tokenizer.json.*merges' model.merges '{"a": 1}'
+tokenizer "a merge of one part" 'tokenizer.json.*merge' model.merges.3 '"th"'
+tokenizer "a merge into no token" 'tokenizer.json.*merge' model.merges.3 '"zq xj"'
+tokenizer "tokenizer without vocabulary" 'tokenizer.json.*vocab' model.vocab null
+tokenizer "a broken expression" 'tokenizer.json' pre_tokenizer.pretokenizers.0.pattern.Regex '"(["'
+tokenizer "a tokenizer of another kind" 'tokenizer.json' model.type '"Unigram"'
+damage tokenizer version '"1.0"' && rm "$bad/tokenizer.json"
+refused "no tokenizer" 1 tokenizer.json tokenize "$bad" -p "some text"
+
+cp "$scratch/tokens" "$scratch/keep"
+echo 1024 >>"$scratch/tokens"
+refused "a token outside the vocabulary" 1 1024 logits "$good" "${run[@]}"
+echo "1 2 three" >"$scratch/tokens"
+refused "a token that is no number" 1 three logits "$good" "${run[@]}"
+echo "1 -2" >"$scratch/tokens"
+refused "a negative token" 1 '-2' logits "$good" "${run[@]}"
+: >"$scratch/tokens"
+refused "an empty tokens file" 1 "$scratch/tokens" logits "$good" "${run[@]}"
+rm "$scratch/tokens"
+refused "no tokens file" 1 "$scratch/tokens" logits "$good" "${run[@]}"
+cp "$scratch/keep" "$scratch/tokens"
+refused "a cache below one token's need" 1 cache logits "$good" "${run[@]}" --cache 4K
+refused "an unknown flag" 2 frobnicate logits "$good" "${run[@]}" --frobnicate
+refused "an unknown command" 2 frobnicate frobnicate
+refused "no model" 2 . logits
+refused "bad numerics" 2 numerics logits "$good" "${run[@]}" --numerics best
+refused "an output that cannot be written" 1 "$scratch/none/x.npy" \
+    logits "$good" --tokens "$scratch/tokens" --out "$scratch/none/x.npy"
+
+check "the undamaged one runs" "$sluice" logits "$good" "${run[@]}"
+rm -f "$scratch/logits.npy"
+check "and its tokenizer" "$sluice" tokenize "$good" -p "some text"
+tap_end

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# One answer: the logits of a checkpoint and its tokens are the same bytes whatever the threads, the
+# cache, the I/O back end, the segments, the instruction set and the compiler. Each is varied alone
+# and some together; the hash of the .npy is compared with that of a plain run.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+export PYTHONDONTWRITEBYTECODE=1
+
+logits() { # binary flags...: prints the hash of the logits
+    local binary=$1
+
+    shift
+    "$binary" logits "$case/checkpoint" --tokens "$case/tokens.txt" --out "$scratch/logits.npy" \
+        "$@" >/dev/null && sha256sum <"$scratch/logits.npy"
+}
+
+same() { # hash binary flags...
+    local want=$1 got
+
+    shift
+    got=$(logits "$@") && [ "$got" = "$want" ]
+}
+
+seq 300 | tr '\n' ' ' >"$scratch/other"
+variants=(
+    "--threads 1" "--threads 2" "--threads 3"
+    "--cache min" "--cache 1G"
+    "--io uring" "--io threads"
+    "--segment 1" "--segment 7" "--segment 64" "--segment 300"
+    "--isa ref"
+    "--threads 1 --cache min --io threads --segment 1 --isa ref"
+    "--threads 2 --cache min --io uring --segment 7"
+)
+! grep -q -w avx2 /proc/cpuinfo || variants+=("--isa avx2" "--isa avx2 --segment 1 --threads 1")
+
+for config in tests/oracle/configs/tiny-flash.json tests/oracle/configs/tiny-pro.json; do
+    name=$(basename "$config" .json)
+    if ! case=$("$python" tests/oracle/make_case.py "$config" build/oracle) ||
+        ! plain=$(logits "$sluice") || ! mtp=$(logits "$sluice" --mtp); then
+        fail "$name: a plain run"
+        continue
+    fi
+    for variant in "${variants[@]}"; do
+        # Flags are split at their spaces.
+        # shellcheck disable=SC2086
+        check "$name $variant" same "$plain" "$sluice" $variant
+    done
+    check "$name --mtp --segment 7 --cache min" same "$mtp" "$sluice" --mtp --segment 7 --cache min
+    check "$name --mtp --segment 1 --threads 1 --isa ref" \
+        same "$mtp" "$sluice" --mtp --segment 1 --threads 1 --isa ref
+    if [ -x build/clang/sluice ]; then
+        check "$name, built by clang" same "$plain" build/clang/sluice
+        check "$name, built by clang, --isa ref" same "$plain" build/clang/sluice --isa ref
+    else
+        skip "$name, built by clang" "build/clang/sluice is not there"
+    fi
+    other=$(logits "$sluice" --tokens "$scratch/other")
+    if [ -n "$other" ] && [ "$other" != "$plain" ]; then
+        ok "$name: other tokens give another answer"
+    else
+        fail "$name: other tokens give another answer"
+    fi
+done
+tap_end
