@@ -57,8 +57,8 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         return rc;
     mtp_known = sl_weights_mtp_known(&e->config, sl_checkpoint_weights(e->checkpoint));
     if (e->options.with_mtp && !mtp_known)
-        return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no MTP block of a kind that this engine knows",
-                          e->options.model);
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: no MTP block of a kind that this engine knows", e->options.model);
     if (e->config.num_nextn_predict_layers > 0 && !mtp_known)
         add_note(e, "MTP blocks of an unknown generation were left aside");
     shape = (struct sl_expert_shape){
@@ -176,35 +176,35 @@ static int check_options(const struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
-static int create(struct sl_engine **ret_engine, const struct sl_engine_options *options,
-                  struct sl_err *err)
+/* NULL when out of memory. */
+static struct sl_engine *create(const struct sl_engine_options *options)
 {
     struct sl_engine *e = calloc(1, sizeof(*e));
+    uint64_t tokens_max = (uint64_t)options->context_tokens * options->n_sequences;
 
     if (!e)
-        return sl_err_set(err, -ENOMEM, "engine: out of memory");
+        return NULL;
     e->options = *options;
     if (e->options.n_threads == 0)
         e->options.n_threads = sl_cpu_count();
     if (e->options.n_threads > SL_POOL_THREADS_MAX)
         e->options.n_threads = SL_POOL_THREADS_MAX;
-    if (e->options.segment_tokens > e->options.context_tokens * (uint64_t)e->options.n_sequences)
-        e->options.segment_tokens = e->options.context_tokens * e->options.n_sequences;
-    *ret_engine = e;
-    return 0;
+    if (e->options.segment_tokens > tokens_max)
+        e->options.segment_tokens = (uint32_t)tokens_max;
+    return e;
 }
 
 int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
-    struct sl_engine *e;
+    struct sl_engine *e = NULL;
     int rc;
 
     if (ret_plan)
         ret_plan->budget_bytes = 0;
-    rc = create(&e, options, err);
-    if (rc < 0)
-        return rc;
+    e = create(options);
+    if (!e)
+        return sl_err_set(err, -ENOMEM, "engine: out of memory");
     if ((rc = open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
         (rc = sl_kernels_select(&e->kernels, options->isa, err)) < 0 ||
         (rc = plan_memory(e, err)) < 0)
@@ -238,12 +238,13 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
     struct sl_engine *e;
     int rc;
 
-    rc = create(&e, options, err);
-    if (rc < 0)
-        return rc;
+    e = create(options);
+    if (!e)
+        return sl_err_set(err, -ENOMEM, "engine: out of memory");
     if ((rc = open_model(e, err)) == 0 && (rc = check_options(e, err)) == 0 &&
         (rc = plan_memory(e, err)) == 0) {
-        *ret_verdict = sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
+        *ret_verdict =
+            sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
         *ret_plan = e->plan;
     }
     sl_engine_close(e);

@@ -68,8 +68,8 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     else if (cache_bytes)
         slots = cache_bytes / plan->slot_bytes;
     else
-        slots = left / plan->slot_bytes > plan->slots_min ? left / plan->slot_bytes
-                                                          : plan->slots_min;
+        slots =
+            left / plan->slot_bytes > plan->slots_min ? left / plan->slot_bytes : plan->slots_min;
     slots = slots < plan->slots_max ? slots : plan->slots_max;
     plan->need_bytes[SL_MEMORY_CACHE] = slots * plan->slot_bytes;
     if (slots < plan->slots_min)
@@ -92,10 +92,8 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 {
     static const char *const names[SL_MEMORY_USERS] = {
-        [SL_MEMORY_WEIGHTS] = "dense weights",
-        [SL_MEMORY_KV] = "KV cache",
-        [SL_MEMORY_ACTIVATIONS] = "activations",
-        [SL_MEMORY_STAGING] = "reads in flight",
+        [SL_MEMORY_WEIGHTS] = "dense weights",   [SL_MEMORY_KV] = "KV cache",
+        [SL_MEMORY_ACTIVATIONS] = "activations", [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
     };
     char text[SL_SIZE_TEXT_BYTES];

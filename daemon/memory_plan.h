@@ -29,8 +29,8 @@ struct sl_memory_plan {
     uint32_t n_sequences;
 };
 
-/* Memory that can be had now: MemAvailable, or what the control group leaves, less a reserve for the
- * rest of the system. */
+/* Memory that can be had now: MemAvailable, or what the control group leaves, less a reserve for
+ * the rest of the system. */
 uint64_t sl_memory_available_bytes(void);
 
 /* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget. cache_bytes 0 means all that is

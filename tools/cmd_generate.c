@@ -158,7 +158,8 @@ static int prefill(struct command *command, struct sl_err *err)
 
     for (uint32_t done = 0; rc == 0 && done < prompt->n_tokens && !interrupted;) {
         uint32_t left = prompt->n_tokens - done;
-        uint32_t n = left < command->options.segment_tokens ? left : command->options.segment_tokens;
+        uint32_t n =
+            left < command->options.segment_tokens ? left : command->options.segment_tokens;
 
         if (terminal && prompt->n_tokens > command->options.segment_tokens)
             fprintf(stderr, "\rprompt: %u of %u tokens", done, prompt->n_tokens);
@@ -198,7 +199,8 @@ static int decode(struct command *command, struct sl_err *err)
     return rc;
 }
 
-/* ---- figures ----------------------------------------------------------------------------------- */
+/* ---- figures -----------------------------------------------------------------------------------
+ */
 
 static double per_second(double count, uint64_t ns)
 {
@@ -266,7 +268,8 @@ static int write_stats(const struct command *command, struct sl_err *err)
     return rc;
 }
 
-/* ---- the command ------------------------------------------------------------------------------- */
+/* ---- the command -------------------------------------------------------------------------------
+ */
 
 /* All that can be wrong with prompt and parameters shows before the weights are read. */
 static int prepare(struct command *command, struct sl_err *err)
@@ -285,10 +288,9 @@ static int prepare(struct command *command, struct sl_err *err)
     if (command->options.context_tokens == 0)
         command->options.context_tokens = context < UINT32_MAX ? (uint32_t)context : UINT32_MAX;
     if (context > command->options.context_tokens)
-        return sl_err_set(err, -SL_EBUDGET,
-                          "a prompt of %u tokens and %u new ones do not fit --context %u",
-                          command->prompt.n_tokens, command->n_new_max,
-                          command->options.context_tokens);
+        return sl_err_set(
+            err, -SL_EBUDGET, "a prompt of %u tokens and %u new ones do not fit --context %u",
+            command->prompt.n_tokens, command->n_new_max, command->options.context_tokens);
     sl_arena_init_measure(&measure);
     if ((rc = sl_sampler_init(&command->sampler, &command->sampling, command->seed,
                               command->config.vocab_size, &measure, err)) < 0 ||
@@ -328,7 +330,8 @@ static const struct argp_option options[] = {
 
 int sl_cmd_generate(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,

@@ -1,6 +1,6 @@
 /* sluice logits: the logits after each token of given lists, as float32 .npy files. For tests and
- * for comparing engines: given ids, it needs no tokenizer. Several lists share their passes, each as
- * a sequence of its own. */
+ * for comparing engines: given ids, it needs no tokenizer. Several lists share their passes, each
+ * as a sequence of its own. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -89,7 +89,8 @@ static int read_tokens(struct list *list, struct sl_err *err)
             break;
         errno = 0;
         id = strtol(at, &end, 10);
-        if (end == at || (*end && !isspace((unsigned char)*end)) || errno || id < 0 || id > INT32_MAX)
+        if (end == at || (*end && !isspace((unsigned char)*end)) || errno || id < 0 ||
+            id > INT32_MAX)
             rc = sl_err_set(err, -SL_EFORMAT, "%s: token %zu is not a token id", list->tokens_path,
                             n + 1);
         else
@@ -116,9 +117,9 @@ static int check_tokens(const struct command *command, struct sl_err *err)
 
         for (uint32_t i = 0; rc == 0 && i < list->n_tokens; i++)
             if ((uint32_t)list->tokens[i] >= config.vocab_size)
-                rc = sl_err_set(err, -SL_EFORMAT,
-                                "%s: token %u is %d, outside the vocabulary of %u",
-                                list->tokens_path, i + 1, list->tokens[i], config.vocab_size);
+                rc =
+                    sl_err_set(err, -SL_EFORMAT, "%s: token %u is %d, outside the vocabulary of %u",
+                               list->tokens_path, i + 1, list->tokens[i], config.vocab_size);
     }
     return rc;
 }
@@ -207,8 +208,8 @@ static int run(struct command *command, struct sl_err *err)
     int rc = 0;
 
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
-        rc = start_npy(&command->lists[i],
-                       command->lists[i].n_tokens - command->options.with_mtp, vocab_size, err);
+        rc = start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
+                       vocab_size, err);
     while (rc == 0 && unfinished(command))
         rc = run_step(command, err);
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
@@ -227,7 +228,8 @@ int sl_cmd_logits(int argc, char **argv)
         {"out", OPTION_OUT, "FILE.npy", 0, "where the logits go: float32 (tokens, vocab_size)", 0},
         {"mtp", OPTION_MTP, NULL, 0, "of the MTP block instead: (tokens - 1, vocab_size)", 0},
         {0}};
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,

@@ -92,7 +92,8 @@ static int run(struct command *command, struct sl_err *err)
 
     while (rc == 0 && command->n_given < command->prompt.n_tokens) {
         uint32_t left = command->prompt.n_tokens - command->n_given;
-        uint32_t n = left < command->options.segment_tokens ? left : command->options.segment_tokens;
+        uint32_t n =
+            left < command->options.segment_tokens ? left : command->options.segment_tokens;
         struct sl_span span = {sl_engine_kv(command->engine, 0),
                                command->prompt.tokens + command->n_given, n, SL_LOGITS_ALL};
 
@@ -110,8 +111,7 @@ static int run(struct command *command, struct sl_err *err)
     printf("bytes           %llu\n", (unsigned long long)command->prompt.text_bytes);
     printf("nats per token  %.6f\n", command->nats / command->n_scored);
     printf("perplexity      %.4f\n", exp(command->nats / command->n_scored));
-    printf("bits per byte   %.6f\n",
-           command->nats / log(2.0) / (double)command->prompt.text_bytes);
+    printf("bits per byte   %.6f\n", command->nats / log(2.0) / (double)command->prompt.text_bytes);
     printf("seconds         %.2f (%.1f tokens/s)\n", seconds,
            (double)command->prompt.n_tokens / seconds);
     if (fflush(stdout) != 0)
@@ -123,13 +123,15 @@ int sl_cmd_perplexity(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"file", 'f', "FILE", 0, "the text; - is standard input", 0}, {0}};
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL",
-        .doc = "Measures how well the model in the checkpoint folder MODEL predicts a text, read as "
-               "one document.",
+        .doc =
+            "Measures how well the model in the checkpoint folder MODEL predicts a text, read as "
+            "one document.",
         .children = children};
     struct command command = {0};
     struct sl_err err = {0};

@@ -18,7 +18,8 @@ enum {
 };
 
 static const struct argp_option options[] = {
-    {"ram", OPTION_RAM, "SIZE", 0, "memory for everything together (default: what is available)", 0},
+    {"ram", OPTION_RAM, "SIZE", 0, "memory for everything together (default: what is available)",
+     0},
     {"cache", OPTION_CACHE, "SIZE|min", 0,
      "memory for experts (default: what is left; min: one token's working set)", 0},
     {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per processor)", 0},

@@ -32,8 +32,9 @@ int sl_err_prefix(struct sl_err *err, int code, const char *format, ...)
     va_start(args, format);
     length = vsnprintf(err->message, sizeof(err->message), format, args);
     va_end(args);
-    if (length >= 0 && (size_t)length < sizeof(err->message))
-        snprintf(err->message + length, sizeof(err->message) - (size_t)length, ": %s", rest);
+    if (length >= 0 && (size_t)length + 3 < sizeof(err->message))
+        snprintf(err->message + length, sizeof(err->message) - (size_t)length, ": %.*s",
+                 (int)(sizeof(err->message) - (size_t)length - 3), rest);
     err->code = code;
     return code;
 }
