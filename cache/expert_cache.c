@@ -190,9 +190,7 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
 {
     struct sl_expert_cache *cache = cache_of(source);
 
-    progress(cache, false);
-    if (cache->demand.next_missing < cache->demand.n_missing)
-        return; /* what is free belongs to the demand */
+    progress(cache, false); /* what is free after this, the open demand does not lack */
     for (uint32_t i = 0; i < n_keys; i++) {
         if (*entry_of(cache, keys[i]) != NO_SLOT)
             continue;

@@ -7,323 +7,37 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
-#include "cache/expert_cache.h"
-#include "core/kernels/r16.h"
-#include "storage/checkpoint.h"
+#include "tests/cache_rig.h"
 #include "tests/fault_alloc.h"
-#include "tests/fixture_checkpoint.h"
-#include "tests/io_fault.h"
-
-#define LAYERS 3u /* the last is an MTP block */
-#define EXPERTS 12u
-#define PER_TOKEN 3u
-#define TENSORS (LAYERS * EXPERTS * 6)
-#define FILES 2u
-#define HEADER_BYTES (TENSORS * 128u)
-
-static const struct sl_expert_shape shape = {.num_hidden_layers = LAYERS - 1,
-                                             .n_mtp_layers = 1,
-                                             .n_routed_experts = EXPERTS,
-                                             .hidden_size = 256,
-                                             .moe_intermediate_size = 128};
-
-struct fixture {
-    char folder[FIXTURE_PATH_BYTES];
-    struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *store;
-    uint8_t *expected; /* (LAYERS, EXPERTS), slot_bytes each */
-    uint64_t expert_bytes;
-};
-
-struct rig {
-    const struct fixture *f;
-    struct sl_io *io; /* behind the fault wrapper */
-    struct sl_reader *reader;
-    struct sl_pool *pool;
-    struct sl_expert_cache *cache;
-    struct sl_expert_source *source;
-    uint64_t random;
-};
-
-static uint64_t below(uint64_t *random, uint64_t limit)
-{
-    return io_fault_random(random) % limit;
-}
-
-/* ---- The checkpoint ---- */
-
-/* Tensor i: layer, then kind (as the release has it: scales, then codes), expert, matrix. */
-static uint64_t describe(uint32_t i, char name[96], bool *ret_is_scale, uint64_t dims[2])
-{
-    uint32_t layer = i / (EXPERTS * 6), matrix = i % 3, expert = i / 3 % EXPERTS;
-    bool is_scale = i / (EXPERTS * 3) % 2 == 0, is_mtp = layer == LAYERS - 1;
-    uint64_t cols = matrix == SL_EXPERT_W2 ? shape.moe_intermediate_size : shape.hidden_size;
-
-    snprintf(name, 96, "%s.%u.ffn.experts.%u.w%u.%s", is_mtp ? "mtp" : "layers", is_mtp ? 0 : layer,
-             expert, matrix + 1, is_scale ? "scale" : "weight");
-    dims[0] = matrix == SL_EXPERT_W2 ? shape.hidden_size : shape.moe_intermediate_size;
-    dims[1] = is_scale ? cols / 32 : cols / 2;
-    *ret_is_scale = is_scale;
-    return dims[0] * dims[1];
-}
-
-static void shuffle(uint32_t *items, uint32_t n, uint64_t *random)
-{
-    for (uint32_t i = n; i > 1; i--) {
-        uint32_t k = (uint32_t)below(random, i), swap = items[i - 1];
-
-        items[i - 1] = items[k];
-        items[k] = swap;
-    }
-}
-
-static void fill(const char *path, const uint32_t *tensors, uint32_t n, const uint64_t *pads,
-                 uint64_t header_bytes, uint64_t *random)
-{
-    FILE *stream = fopen(path, "r+b");
-    char name[96];
-    bool is_scale;
-    uint64_t dims[2];
-
-    assert_non_null(stream);
-    assert_int_equal(fseek(stream, (long)header_bytes, SEEK_SET), 0);
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t size = describe(tensors[i], name, &is_scale, dims);
-
-        assert_int_equal(fseek(stream, (long)pads[i], SEEK_CUR), 0);
-        for (uint64_t k = 0; k < size; k++)
-            fputc((int)(is_scale ? below(random, 180) : below(random, 256)), stream);
-    }
-    assert_int_equal(fclose(stream), 0);
-}
-
-static void write_file(const char *folder, const char *file, const uint32_t *tensors, uint32_t n,
-                       bool padded, uint64_t *random)
-{
-    char path[FIXTURE_PATH_BYTES + 32], name[96];
-    char *header = malloc(HEADER_BYTES);
-    uint64_t pads[TENSORS], dims[2], at_bytes = 0;
-    size_t length = 0;
-    bool is_scale;
-
-    assert_non_null(header);
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t size = describe(tensors[i], name, &is_scale, dims);
-
-        pads[i] = padded ? below(random, 3) * below(random, 6000) : 0;
-        length += (size_t)snprintf(
-            header + length, HEADER_BYTES - length,
-            "%c\"%s\":{\"dtype\":\"%s\",\"shape\":[%u,%u],\"data_offsets\":[%u,%u]}", i ? ',' : '{',
-            name, is_scale ? "F8_E8M0" : "I8", (unsigned)dims[0], (unsigned)dims[1],
-            (unsigned)(at_bytes + pads[i]), (unsigned)(at_bytes + pads[i] + size));
-        at_bytes += pads[i] + size;
-    }
-    assert_true(length + 2 < HEADER_BYTES);
-    strcpy(header + length, "}");
-    fixture_write_header(folder, file, header, at_bytes);
-    snprintf(path, sizeof(path), "%s/%s", folder, file);
-    fill(path, tensors, n, pads, 8 + length + 1, random);
-    free(header);
-}
-
-static void load_expected(struct fixture *f)
-{
-    struct sl_weight_source *weights = sl_checkpoint_weights(f->checkpoint);
-    uint64_t slot_bytes = sl_expert_cache_slot_bytes(&shape);
-    uint8_t codes[256 * 256], scales[256 * 256];
-    char name[96];
-    bool is_scale;
-    uint64_t dims[2];
-
-    f->expected = calloc(LAYERS * EXPERTS, slot_bytes);
-    assert_non_null(f->expected);
-    for (uint32_t i = 0; i < TENSORS; i++) {
-        uint32_t expert = i / 3 % EXPERTS, layer = i / (EXPERTS * 6);
-        uint64_t tiles_offset = 0, size = describe(i, name, &is_scale, dims);
-
-        if (is_scale)
-            continue;
-        assert_int_equal(weights->ops->read(weights, name, 0, size, codes, NULL), 0);
-        describe(i - EXPERTS * 3, name, &is_scale, dims);
-        assert_true(is_scale);
-        assert_int_equal(weights->ops->read(weights, name, 0, size / 16, scales, NULL), 0);
-        for (uint32_t matrix = 0; matrix < i % 3; matrix++)
-            tiles_offset += 5 * 4096; /* 17,408 bytes of tiles each */
-        assert_int_equal(
-            sl_r16_pack_fp4(size * 2 / dims[0], 0, dims[0] / 16, codes, scales,
-                            f->expected + (layer * EXPERTS + expert) * slot_bytes + tiles_offset),
-            0);
-    }
-    f->expert_bytes = 3 * (128 * 256 / 2 + 128 * 256 / 32);
-}
-
-static void fixture_open(struct fixture *f, bool scattered)
-{
-    static const char *const files[FILES] = {"a.safetensors", "b.safetensors"};
-    uint32_t tensors[TENSORS];
-    uint64_t random = 5;
-    uint32_t first = scattered ? TENSORS / 2 : EXPERTS * 6; /* in the first file */
-
-    for (uint32_t i = 0; i < TENSORS; i++)
-        tensors[i] = i;
-    if (scattered)
-        shuffle(tensors, TENSORS, &random);
-    fixture_folder_create(f->folder);
-    write_file(f->folder, files[0], tensors, first, scattered, &random);
-    write_file(f->folder, files[1], tensors + first, TENSORS - first, scattered, &random);
-    assert_int_equal(sl_checkpoint_open(&f->checkpoint, f->folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&f->store, f->checkpoint, &shape, NULL), 0);
-    load_expected(f);
-}
 
 static int set_up(void **state)
 {
-    struct fixture *f = calloc(2, sizeof(*f)); /* released, scattered */
+    struct cache_fixture *f = calloc(2, sizeof(*f)); /* released, scattered */
 
     assert_non_null(f);
-    fixture_open(&f[0], false);
-    fixture_open(&f[1], true);
+    cache_fixture_open(&f[0], false);
+    cache_fixture_open(&f[1], true);
     *state = f;
     return 0;
 }
 
 static int tear_down(void **state)
 {
-    struct fixture *f = *state;
+    struct cache_fixture *f = *state;
 
-    for (uint32_t i = 0; i < 2; i++) {
-        sl_expert_store_close(f[i].store);
-        sl_checkpoint_close(f[i].checkpoint);
-        fixture_folder_remove(f[i].folder);
-        free(f[i].expected);
-    }
+    for (uint32_t i = 0; i < 2; i++)
+        cache_fixture_close(&f[i]);
     free(f);
     return 0;
 }
 
-/* ---- The rig ---- */
-
-struct rig_options {
-    bool threads;
-    uint32_t reads_max, piece_bytes, n_slots, inflight_max;
-};
-
-static void rig_init(struct rig *rig, const struct fixture *f, const struct rig_options *options)
-{
-    sl_io_open_fn *open_io = options->threads ? sl_io_threads_open : sl_io_uring_open;
-    struct sl_expert_cache_options cache_options = {
-        .slab_bytes = options->n_slots * sl_expert_cache_slot_bytes(&shape) + 4095,
-        .num_experts_per_tok = PER_TOKEN,
-        .inflight_max = options->inflight_max,
-    };
-    const char *paths[FILES];
-    struct sl_io *io;
-
-    assert_int_equal(sl_expert_store_file_count(f->store), FILES);
-    for (uint32_t i = 0; i < FILES; i++)
-        paths[i] = sl_expert_store_file_path(f->store, i);
-    assert_int_equal(open_io(&io, paths, FILES, options->reads_max, NULL), 0);
-    rig->f = f;
-    rig->io = io_fault_wrap(io);
-    rig->random = 1;
-    assert_int_equal(sl_reader_create(&rig->reader, rig->io, options->piece_bytes, NULL), 0);
-    assert_int_equal(sl_pool_create(&rig->pool, 2, NULL), 0);
-    assert_int_equal(
-        sl_expert_cache_create(&rig->cache, f->store, rig->reader, rig->pool, &cache_options, NULL),
-        0);
-    assert_int_equal(sl_expert_cache_slot_count(rig->cache), options->n_slots);
-    rig->source = sl_expert_cache_source(rig->cache);
-}
-
-static void rig_fini(struct rig *rig)
-{
-    sl_expert_cache_destroy(rig->cache);
-    sl_pool_destroy(rig->pool);
-    sl_reader_destroy(rig->reader);
-    rig->io->ops->close(rig->io);
-}
-
-static void check_loan(const struct rig *rig, const struct sl_expert_loan *loan)
-{
-    uint64_t slot_bytes = sl_expert_cache_slot_bytes(&shape);
-    const uint8_t *expected =
-        rig->f->expected + (loan->key.layer_index * EXPERTS + loan->key.expert_index) * slot_bytes;
-
-    for (uint32_t matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        assert_memory_equal(loan->w[matrix], expected + matrix * 5 * 4096, 16 * 1088);
-}
-
-/* Runs one demand to its end, holding at most hold_max loans, which it gives back in any order.
- * Returns next()'s last word. order, if not NULL, receives the experts as they were lent, and is
- * followed by UINT16_MAX; they are then released last to first. */
-static int run_demand(struct rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
-                      uint16_t *order, struct sl_err *err)
-{
-    struct sl_expert_loan held[EXPERTS];
-    bool seen[EXPERTS] = {false};
-    uint32_t n_held = 0, n_lent = 0;
-    int rc;
-
-    assert_int_equal(rig->source->ops->demand(rig->source, layer, experts, n, err), 0);
-    for (;;) {
-        bool wait = below(&rig->random, 3) > 0;
-
-        if (n_lent < n && (n_held == rig->source->hold_max ||
-                           (!order && n_held > 0 && below(&rig->random, 2) == 0))) {
-            uint32_t i = (uint32_t)below(&rig->random, n_held);
-
-            rig->source->ops->release(rig->source, &held[i]);
-            held[i] = held[--n_held];
-            continue;
-        }
-        rc = rig->source->ops->next(rig->source, wait, &held[n_held], err);
-        if (rc == -EAGAIN) {
-            assert_false(wait);
-            continue;
-        }
-        if (rc != 1)
-            break;
-        check_loan(rig, &held[n_held]);
-        assert_int_equal(held[n_held].key.layer_index, layer);
-        assert_false(seen[held[n_held].key.expert_index]);
-        seen[held[n_held].key.expert_index] = true;
-        if (order)
-            order[n_lent] = held[n_held].key.expert_index;
-        n_held++;
-        n_lent++;
-    }
-    if (order)
-        order[n_lent] = UINT16_MAX;
-    while (n_held > 0)
-        rig->source->ops->release(rig->source, &held[--n_held]);
-    if (rc == 0) {
-        assert_int_equal(n_lent, n);
-        for (uint32_t i = 0; i < n; i++)
-            assert_true(seen[experts[i]]);
-    }
-    return rc;
-}
-
-/* n distinct experts, ascending. */
-static void choose(uint64_t *random, uint16_t *experts, uint32_t n)
-{
-    uint32_t n_chosen = 0;
-
-    for (uint16_t e = 0; e < EXPERTS; e++) {
-        if (below(random, EXPERTS - e) < n - n_chosen)
-            experts[n_chosen++] = e;
-    }
-}
-
-static void check_counters(const struct rig *rig, uint64_t n_requests)
+static void check_counters(const struct cache_rig *rig, uint64_t n_requests)
 {
     struct sl_expert_cache_counters counters = sl_expert_cache_counters(rig->cache);
 
@@ -332,55 +46,55 @@ static void check_counters(const struct rig *rig, uint64_t n_requests)
     assert_int_equal(counters.read_bytes, io_fault_delivered_bytes(rig->io));
 }
 
-/* ---- Tests ---- */
-
 static void test_what_is_lent_is_the_expert(void **state)
 {
-    static const struct rig_options variants[] = {
+    static const struct cache_rig_options variants[] = {
         {.reads_max = 64, .piece_bytes = 1 << 20, .n_slots = 20, .inflight_max = 6},
         {.threads = true, .reads_max = 5, .piece_bytes = 4096, .n_slots = 8, .inflight_max = 2},
-        {.reads_max = 1, .piece_bytes = 8192, .n_slots = PER_TOKEN, .inflight_max = 1},
+        {.reads_max = 1, .piece_bytes = 8192, .n_slots = CACHE_PER_TOKEN, .inflight_max = 1},
         {.threads = true, .reads_max = 64, .piece_bytes = 8192, .n_slots = 36, .inflight_max = 12},
     };
-    const struct fixture *fixtures = *state;
+    const struct cache_fixture *fixtures = *state;
 
     for (uint32_t i = 0; i < 16; i++) {
         struct io_fault_plan plan = {
             .seed = i, .short_permille = i / 8 ? 300 : 0, .shuffle = i / 8};
         uint64_t n_requests = 0;
-        struct rig rig;
+        struct cache_rig rig;
 
-        rig_init(&rig, &fixtures[i % 2], &variants[i / 2 % 4]);
+        cache_rig_init(&rig, &fixtures[i % 2], &variants[i / 2 % 4]);
         io_fault_set(rig.io, &plan);
         for (uint32_t round = 0; round < 25; round++) {
-            uint32_t n = 1 + (uint32_t)below(&rig.random, EXPERTS); /* often more than slots */
-            uint16_t layer = (uint16_t)below(&rig.random, LAYERS), experts[EXPERTS];
+            uint32_t n = 1 + (uint32_t)cache_rig_below(&rig.random,
+                                                       CACHE_EXPERTS); /* often more than slots */
+            uint16_t layer = (uint16_t)cache_rig_below(&rig.random, CACHE_LAYERS),
+                     experts[CACHE_EXPERTS];
 
-            choose(&rig.random, experts, n);
-            assert_int_equal(run_demand(&rig, layer, experts, n, NULL, NULL), 0);
+            cache_rig_choose(&rig.random, experts, n);
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, n, NULL, NULL), 0);
             n_requests += n;
         }
         check_counters(&rig, n_requests);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_retries, 0);
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     }
 }
 
 /* As the release lies on disk, an expert is two reads, and no byte more than their blocks. */
 static void test_two_reads_an_expert(void **state)
 {
-    const struct rig_options options = {
-        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = EXPERTS, .inflight_max = 4};
-    const struct fixture *f = *state;
-    uint16_t experts[EXPERTS];
+    const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = CACHE_EXPERTS, .inflight_max = 4};
+    const struct cache_fixture *f = *state;
+    uint16_t experts[CACHE_EXPERTS];
     uint64_t span_bytes = 0;
-    struct rig rig;
+    struct cache_rig rig;
 
-    rig_init(&rig, f, &options);
-    choose(&rig.random, experts, EXPERTS);
-    assert_int_equal(run_demand(&rig, 1, experts, EXPERTS, NULL, NULL), 0);
-    assert_int_equal(io_fault_read_count(rig.io), 2 * EXPERTS);
-    for (uint16_t e = 0; e < EXPERTS; e++) {
+    cache_rig_init(&rig, f, &options);
+    cache_rig_choose(&rig.random, experts, CACHE_EXPERTS);
+    assert_int_equal(cache_rig_demand(&rig, 1, experts, CACHE_EXPERTS, NULL, NULL), 0);
+    assert_int_equal(io_fault_read_count(rig.io), 2 * CACHE_EXPERTS);
+    for (uint16_t e = 0; e < CACHE_EXPERTS; e++) {
         const struct sl_expert_record *record =
             sl_expert_store_find(f->store, (struct sl_expert_key){1, e});
 
@@ -390,14 +104,14 @@ static void test_two_reads_an_expert(void **state)
             sl_read_span_bytes(record->scales[0].offset_bytes, 3 * record->scales[0].size_bytes);
     }
     assert_int_equal(sl_expert_cache_counters(rig.cache).read_bytes, span_bytes);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, EXPERTS);
-    check_counters(&rig, EXPERTS);
-    rig_fini(&rig);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS);
+    check_counters(&rig, CACHE_EXPERTS);
+    cache_rig_fini(&rig);
 }
 
 /* The order as a plain list of keys, least recently released first. */
 struct model {
-    uint32_t keys[LAYERS * EXPERTS];
+    uint32_t keys[CACHE_LAYERS * CACHE_EXPERTS];
     uint32_t n;
 };
 
@@ -415,41 +129,42 @@ static bool model_remove(struct model *model, uint32_t key)
 
 static void test_least_recently_released_goes_first(void **state)
 {
-    const struct fixture *fixtures = *state;
+    const struct cache_fixture *fixtures = *state;
 
     for (uint32_t seed = 0; seed < 6; seed++) {
-        const struct rig_options options = {.threads = seed % 2,
-                                            .reads_max = 32,
-                                            .piece_bytes = 1 << 16,
-                                            .n_slots = 8 + 2 * seed,
-                                            .inflight_max = 4};
+        const struct cache_rig_options options = {.threads = seed % 2,
+                                                  .reads_max = 32,
+                                                  .piece_bytes = 1 << 16,
+                                                  .n_slots = 8 + 2 * seed,
+                                                  .inflight_max = 4};
         const struct io_fault_plan plan = {.seed = seed, .shuffle = true};
         struct model model = {.n = 0};
-        struct rig rig;
+        struct cache_rig rig;
         uint64_t n_hits = 0, n_evictions = 0, n_requests = 0;
 
-        rig_init(&rig, &fixtures[seed % 2], &options);
+        cache_rig_init(&rig, &fixtures[seed % 2], &options);
         io_fault_set(rig.io, &plan);
         rig.random = seed;
         for (uint32_t round = 0; round < 150; round++) {
-            uint32_t n = 1 + (uint32_t)below(&rig.random, 4), n_resident = 0;
-            uint16_t layer = (uint16_t)below(&rig.random, LAYERS), experts[EXPERTS];
-            uint16_t resident[EXPERTS], order[EXPERTS + 1];
+            uint32_t n = 1 + (uint32_t)cache_rig_below(&rig.random, 4), n_resident = 0;
+            uint16_t layer = (uint16_t)cache_rig_below(&rig.random, CACHE_LAYERS),
+                     experts[CACHE_EXPERTS];
+            uint16_t resident[CACHE_EXPERTS], order[CACHE_EXPERTS];
 
-            choose(&rig.random, experts, n);
+            cache_rig_choose(&rig.random, experts, n);
             for (uint32_t i = 0; i < n; i++) {
-                if (model_remove(&model, layer * EXPERTS + experts[i]))
+                if (model_remove(&model, layer * CACHE_EXPERTS + experts[i]))
                     resident[n_resident++] = experts[i];
             }
             while (model.n > options.n_slots - n) {
                 model_remove(&model, model.keys[0]);
                 n_evictions++;
             }
-            assert_int_equal(run_demand(&rig, layer, experts, n, order, NULL), 0);
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, n, order, NULL), 0);
             /* Those that were there come first, in ascending order. */
             assert_memory_equal(order, resident, n_resident * sizeof(order[0]));
-            for (uint32_t i = n; i-- > 0;) /* as run_demand() releases them */
-                model.keys[model.n++] = layer * EXPERTS + order[i];
+            for (uint32_t i = n; i-- > 0;) /* as cache_rig_demand() releases them */
+                model.keys[model.n++] = layer * CACHE_EXPERTS + order[i];
             n_hits += n_resident;
             n_requests += n;
             assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, n_hits);
@@ -458,15 +173,15 @@ static void test_least_recently_released_goes_first(void **state)
         }
         assert_true(n_hits > 50 && n_evictions > 50);
         check_counters(&rig, n_requests);
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     }
 }
 
 static void test_nth_read_fails_once(void **state)
 {
-    const struct rig_options options = {
-        .reads_max = 4, .piece_bytes = 16384, .n_slots = PER_TOKEN, .inflight_max = 2};
-    const struct fixture *fixtures = *state;
+    const struct cache_rig_options options = {
+        .reads_max = 4, .piece_bytes = 16384, .n_slots = CACHE_PER_TOKEN, .inflight_max = 2};
+    const struct cache_fixture *fixtures = *state;
     uint64_t n = 0;
     bool failed;
 
@@ -474,20 +189,20 @@ static void test_nth_read_fails_once(void **state)
         struct io_fault_plan plan = {
             .seed = n, .shuffle = true, .fail_nth = n + 1, .fail_code = -EIO};
         uint16_t experts[4];
-        struct rig rig;
+        struct cache_rig rig;
 
         n++;
-        rig_init(&rig, &fixtures[n % 2], &options);
+        cache_rig_init(&rig, &fixtures[n % 2], &options);
         io_fault_set(rig.io, &plan);
-        choose(&rig.random, experts, 4);
-        assert_int_equal(run_demand(&rig, 0, experts, 4, NULL, NULL), 0);
+        cache_rig_choose(&rig.random, experts, 4);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         failed = io_fault_read_count(rig.io) >= n;
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_retries, failed);
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     } while (failed || n < 10);
 }
 
-static void check_message(const struct sl_err *err, const struct fixture *f, uint32_t n_named,
+static void check_message(const struct sl_err *err, const struct cache_fixture *f, uint32_t n_named,
                           uint16_t layer, const uint16_t *experts)
 {
     char text[64];
@@ -497,7 +212,7 @@ static void check_message(const struct sl_err *err, const struct fixture *f, uin
     assert_non_null(strstr(err->message, ".safetensors: "));
     assert_non_null(strstr(err->message, " offset "));
     for (uint32_t i = 0; i < n_named; i++) {
-        if (layer == LAYERS - 1)
+        if (layer == CACHE_LAYERS - 1)
             snprintf(text, sizeof(text), "MTP block 0, expert %u: ", experts[i]);
         else
             snprintf(text, sizeof(text), "layer %u, expert %u: ", layer, experts[i]);
@@ -510,31 +225,32 @@ static void check_message(const struct sl_err *err, const struct fixture *f, uin
  * demand, and keeps what had landed. */
 static void test_nth_read_fails_for_good(void **state)
 {
-    const struct fixture *fixtures = *state;
+    const struct cache_fixture *fixtures = *state;
     uint64_t n = 0;
     bool failed;
 
     do {
-        const struct rig_options options = {.threads = n % 2,
-                                            .reads_max = 4,
-                                            .piece_bytes = 16384,
-                                            .n_slots = n % 3 ? PER_TOKEN : EXPERTS,
-                                            .inflight_max = 2};
+        const struct cache_rig_options options = {.threads = n % 2,
+                                                  .reads_max = 4,
+                                                  .piece_bytes = 16384,
+                                                  .n_slots =
+                                                      n % 3 ? CACHE_PER_TOKEN : CACHE_EXPERTS,
+                                                  .inflight_max = 2};
         struct io_fault_plan plan = {.seed = n,
                                      .shuffle = true,
                                      .fail_nth = n + 1,
                                      .fail_code = -EIO,
                                      .fail_for_good = true};
-        uint16_t experts[5], layer = (uint16_t)(n % LAYERS);
+        uint16_t experts[5], layer = (uint16_t)(n % CACHE_LAYERS);
         struct sl_err err;
-        struct rig rig;
+        struct cache_rig rig;
         int rc;
 
         n++;
-        rig_init(&rig, &fixtures[n % 2], &options);
+        cache_rig_init(&rig, &fixtures[n % 2], &options);
         io_fault_set(rig.io, &plan);
-        choose(&rig.random, experts, 5);
-        rc = run_demand(&rig, layer, experts, 5, NULL, &err);
+        cache_rig_choose(&rig.random, experts, 5);
+        rc = cache_rig_demand(&rig, layer, experts, 5, NULL, &err);
         failed = io_fault_read_count(rig.io) >= n;
         if (failed) {
             assert_int_equal(rc, -EIO);
@@ -544,46 +260,47 @@ static void test_nth_read_fails_for_good(void **state)
         }
         io_fault_heal(rig.io);
         if (failed) {
-            assert_int_equal(run_demand(&rig, layer, experts, 5, NULL, NULL), 0);
-            if (options.n_slots == EXPERTS) /* each once, and again those that have the bad block */
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, 5, NULL, NULL), 0);
+            if (options.n_slots ==
+                CACHE_EXPERTS) /* each once, and again those that have the bad block */
                 assert_in_range(sl_expert_cache_counters(rig.cache).n_loads, 6, 8);
         }
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     } while (failed || n < 10);
 }
 
 /* Bytes of 0xff are scales that are NaN. In the release an expert's scales are its first read. */
 static void test_corrupt_scales(void **state)
 {
-    static const struct rig_options options = {
+    static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 1 << 20, .n_slots = 4, .inflight_max = 2};
-    const struct fixture *f = *state;
+    const struct cache_fixture *f = *state;
     const uint16_t expert = 7;
 
     for (uint32_t i = 0; i < 4; i++) {
         const struct io_fault_plan plan = {.fail_nth = 1, .fail_for_good = i % 2};
-        uint16_t layer = i / 2 ? LAYERS - 1 : 1;
+        uint16_t layer = i / 2 ? CACHE_LAYERS - 1 : 1;
         struct sl_err err;
-        struct rig rig;
+        struct cache_rig rig;
 
-        rig_init(&rig, f, &options);
+        cache_rig_init(&rig, f, &options);
         io_fault_set(rig.io, &plan);
         if (plan.fail_for_good) {
-            assert_int_equal(run_demand(&rig, layer, &expert, 1, NULL, &err), -SL_ECORRUPT);
+            assert_int_equal(cache_rig_demand(&rig, layer, &expert, 1, NULL, &err), -SL_ECORRUPT);
             check_message(&err, f, 1, layer, &expert);
             assert_non_null(strstr(err.message, "w1 has a scale that is NaN"));
             io_fault_heal(rig.io);
         }
-        assert_int_equal(run_demand(&rig, layer, &expert, 1, NULL, &err), 0);
+        assert_int_equal(cache_rig_demand(&rig, layer, &expert, 1, NULL, &err), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_retries, 1);
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     }
 }
 
-static struct sl_expert_cache_counters hint(struct rig *rig, uint16_t layer,
+static struct sl_expert_cache_counters hint(struct cache_rig *rig, uint16_t layer,
                                             const uint16_t *experts, uint32_t n)
 {
-    struct sl_expert_key keys[EXPERTS];
+    struct sl_expert_key keys[CACHE_EXPERTS];
 
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
@@ -594,23 +311,23 @@ static struct sl_expert_cache_counters hint(struct rig *rig, uint16_t layer,
 static void test_hinted_experts_are_read_once(void **state)
 {
     static const uint16_t experts[] = {1, 4, 6, 9};
-    const struct fixture *fixtures = *state;
+    const struct cache_fixture *fixtures = *state;
 
     for (uint32_t i = 0; i < 4; i++) {
-        const struct rig_options options = {.threads = i % 2,
-                                            .reads_max = 2,
-                                            .piece_bytes = 8192,
-                                            .n_slots = 12,
-                                            .inflight_max = 8};
+        const struct cache_rig_options options = {.threads = i % 2,
+                                                  .reads_max = 2,
+                                                  .piece_bytes = 8192,
+                                                  .n_slots = 12,
+                                                  .inflight_max = 8};
         const struct io_fault_plan plan = {.shuffle = i / 2};
         struct sl_expert_cache_counters counters;
-        struct rig rig;
+        struct cache_rig rig;
 
-        rig_init(&rig, &fixtures[i / 2], &options);
+        cache_rig_init(&rig, &fixtures[i / 2], &options);
         io_fault_set(rig.io, &plan);
         assert_int_equal(hint(&rig, 0, experts, 3).n_loads, 3);
         assert_int_equal(hint(&rig, 0, experts, 4).n_loads, 3); /* a quarter of the slots */
-        assert_int_equal(run_demand(&rig, 0, experts, 4, NULL, NULL), 0);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         counters = sl_expert_cache_counters(rig.cache);
         assert_int_equal(counters.n_loads, 4);
         assert_int_equal(counters.n_hinted_hits, 3);
@@ -619,105 +336,165 @@ static void test_hinted_experts_are_read_once(void **state)
         /* From now on they are like any other, and hints have their share again. */
         assert_int_equal(hint(&rig, 0, experts, 4).n_loads, 4);
         assert_int_equal(hint(&rig, 1, experts, 4).n_loads, 7);
-        assert_int_equal(run_demand(&rig, 0, experts, 4, NULL, NULL), 0);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 4);
-        rig_fini(&rig);
+        cache_rig_fini(&rig);
     }
 }
 
 /* A demand goes before hints that came earlier, and makes those it shares with them its own. */
 static void test_demand_before_hints(void **state)
 {
-    static const struct rig_options options = {
+    static const struct cache_rig_options options = {
         .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
     static const struct io_fault_plan plan = {.lazy = true};
     static const uint16_t hinted[] = {1, 4, 6}, demanded[] = {2, 6};
-    const struct fixture *fixtures = *state;
+    const struct cache_fixture *fixtures = *state;
     uint64_t pieces_needed;
-    struct rig rig;
+    struct cache_rig rig;
 
-    rig_init(&rig, fixtures, &options);
-    assert_int_equal(run_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     pieces_needed = io_fault_read_count(rig.io);
-    rig_fini(&rig);
+    cache_rig_fini(&rig);
 
-    rig_init(&rig, fixtures, &options);
+    cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
     hint(&rig, 1, hinted, 3);
-    assert_int_equal(run_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     /* One piece of the first hint was under way; one more may be when the last one has landed. */
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 1);
-    rig_fini(&rig);
+    cache_rig_fini(&rig);
 }
 
-static void test_hints_take_no_more_than_is_free(void **state)
+/* Three slots and a demand of eight: each release sets the next load going, and there is nothing
+ * left for hints. */
+static void test_demand_larger_than_the_cache(void **state)
 {
-    static const struct rig_options options = {
-        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 1};
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 3, .inflight_max = 4};
     static const uint16_t experts[] = {0, 1, 2, 3, 4, 5, 6, 7};
     struct sl_expert_loan loan;
-    const struct fixture *fixtures = *state;
-    struct rig rig;
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
 
-    rig_init(&rig, fixtures, &options);
-    assert_int_equal(hint(&rig, 0, experts, 2).n_loads, 1); /* one staging buffer */
-    /* While a demand lacks room, hints get none: */
+    cache_rig_init(&rig, fixtures, &options);
     assert_int_equal(rig.source->ops->demand(rig.source, 1, experts, 8, NULL), 0);
-    for (uint32_t i = 0; i < 8; i++) {
-        uint64_t n_loads = sl_expert_cache_counters(rig.cache).n_loads;
+    for (uint64_t i = 0; i < 8; i++) {
+        uint64_t n_begun = i + 3 < 8 ? i + 3 : 8;
 
-        if (n_loads < 9)
-            assert_in_range(hint(&rig, 2, experts, 8).n_loads, n_loads, 9);
+        assert_int_equal(hint(&rig, 2, experts, 8).n_loads, n_begun);
         assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_begun);
         assert_int_equal(loan.key.layer_index, 1);
         rig.source->ops->release(rig.source, &loan);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_begun + (i < 5));
     }
     assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
-    rig_fini(&rig);
+    cache_rig_fini(&rig);
+}
+
+static void test_hints_need_a_staging_buffer(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 1};
+    static const struct io_fault_plan plan = {.lazy = true};
+    static const uint16_t experts[] = {0, 1};
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(hint(&rig, 0, experts, 2).n_loads, 1);
+    assert_int_equal(hint(&rig, 0, experts, 2).n_loads, 1);
+    cache_rig_fini(&rig);
+}
+
+/* A hinted expert that is evicted before anybody asked for it no longer counts in their share. */
+static void test_evicted_hints_give_back_their_share(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 4, .inflight_max = 2};
+    static const uint16_t hinted[] = {0, 1}, others[] = {4, 5, 6, 7};
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(hint(&rig, 0, hinted, 2).n_loads, 1);
+    assert_int_equal(cache_rig_demand(&rig, 1, others, 4, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 2, others, 4, NULL, NULL), 0);
+    assert_int_equal(hint(&rig, 0, hinted, 2).n_loads, 10);
+    cache_rig_fini(&rig);
 }
 
 static void test_failed_hint_is_read_again(void **state)
 {
-    static const struct rig_options options = {
-        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 2};
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 4, .inflight_max = 2};
     static const struct io_fault_plan plan = {
         .fail_nth = 1, .fail_code = -EIO, .fail_for_good = true};
-    const struct fixture *fixtures = *state;
-    const uint16_t expert = 3;
-    struct rig rig;
+    const struct cache_fixture *fixtures = *state;
+    const uint16_t expert = 3, other = 9;
+    struct cache_rig rig;
 
-    rig_init(&rig, fixtures, &options);
+    cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
     hint(&rig, 0, &expert, 1);
     while (io_fault_read_count(rig.io) < 3) /* two, and the retry */
         hint(&rig, 0, &expert, 0);
     hint(&rig, 0, &expert, 0); /* takes in the failure */
     io_fault_heal(rig.io);
-    assert_int_equal(run_demand(&rig, 0, &expert, 1, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 0, &expert, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
-    rig_fini(&rig);
+    assert_int_equal(hint(&rig, 0, &other, 1).n_loads, 3); /* its share is free again */
+    cache_rig_fini(&rig);
+}
+
+/* What a failed demand was still waiting for lands during the next one: it is not lent to that, and
+ * is there for the one after. */
+static void test_leftovers_of_a_failed_demand(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 4};
+    static const struct io_fault_plan plan = {
+        .lazy = true, .fail_nth = 1, .fail_code = -EIO, .fail_for_good = true};
+    static const uint16_t experts[] = {2, 8, 9};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_err err;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, &err), -EIO);
+    check_message(&err, fixtures, 1, 0, experts);
+    assert_int_equal(cache_rig_demand(&rig, 1, experts, 3, NULL, &err), 0);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts + 1, 2, NULL, &err), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 2);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
+    cache_rig_fini(&rig);
 }
 
 /* ---- Memory ---- */
 
-static int open_all(const struct fixture *f, bool threads, struct sl_pool *pool, struct sl_err *err)
+static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool *pool,
+                    struct sl_err *err)
 {
     const struct sl_expert_cache_options options = {
-        .slab_bytes = 8 * sl_expert_cache_slot_bytes(&shape),
-        .num_experts_per_tok = PER_TOKEN,
+        .slab_bytes = 8 * sl_expert_cache_slot_bytes(&cache_shape),
+        .num_experts_per_tok = CACHE_PER_TOKEN,
         .inflight_max = 2,
     };
     struct sl_expert_cache *cache = NULL;
     struct sl_reader *reader = NULL;
     struct sl_io *io = NULL;
-    const char *paths[FILES];
+    const char *paths[CACHE_FILES];
     int rc;
 
-    for (uint32_t i = 0; i < FILES; i++)
+    for (uint32_t i = 0; i < CACHE_FILES; i++)
         paths[i] = sl_expert_store_file_path(f->store, i);
-    rc = (threads ? sl_io_threads_open : sl_io_uring_open)(&io, paths, FILES, 8, err);
+    rc = (threads ? sl_io_threads_open : sl_io_uring_open)(&io, paths, CACHE_FILES, 8, err);
     if (rc == 0)
         rc = sl_reader_create(&reader, io, SL_READER_PIECE_BYTES, err);
     if (rc == 0)
@@ -731,7 +508,7 @@ static int open_all(const struct fixture *f, bool threads, struct sl_pool *pool,
 
 static void test_failing_allocations(void **state)
 {
-    const struct fixture *f = *state;
+    const struct cache_fixture *f = *state;
     struct sl_pool *pool;
 
     if (!fault_alloc_works())
@@ -766,33 +543,33 @@ static void test_failing_allocations(void **state)
 
 static void test_nothing_is_allocated_after_create(void **state)
 {
-    static const struct rig_options options = {
+    static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 8192, .n_slots = 8, .inflight_max = 3};
     static const struct io_fault_plan plan = {
         .short_permille = 300, .shuffle = true, .fail_nth = 99, .fail_code = -EIO};
-    const struct fixture *fixtures = *state;
-    struct rig rig;
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
 
-    rig_init(&rig, &fixtures[1], &options);
+    cache_rig_init(&rig, &fixtures[1], &options);
     io_fault_set(rig.io, &plan);
     fault_alloc_set(1, true);
     for (uint32_t round = 0; round < 10; round++) {
-        uint16_t experts[EXPERTS];
+        uint16_t experts[CACHE_EXPERTS];
 
-        choose(&rig.random, experts, 9);
-        hint(&rig, round % LAYERS, experts, 9);
-        assert_int_equal(run_demand(&rig, round % LAYERS, experts, 9, NULL, NULL), 0);
+        cache_rig_choose(&rig.random, experts, 9);
+        hint(&rig, round % CACHE_LAYERS, experts, 9);
+        assert_int_equal(cache_rig_demand(&rig, round % CACHE_LAYERS, experts, 9, NULL, NULL), 0);
     }
     assert_false(fault_alloc_happened());
     fault_alloc_set(0, false);
-    rig_fini(&rig);
+    cache_rig_fini(&rig);
 }
 
-static int create_with(struct rig *rig, uint64_t slab_bytes, uint32_t slots_min,
+static int create_with(struct cache_rig *rig, uint64_t slab_bytes, uint32_t slots_min,
                        struct sl_expert_cache **ret_cache, struct sl_err *err)
 {
     const struct sl_expert_cache_options options = {.slab_bytes = slab_bytes,
-                                                    .num_experts_per_tok = PER_TOKEN,
+                                                    .num_experts_per_tok = CACHE_PER_TOKEN,
                                                     .slots_min = slots_min,
                                                     .inflight_max = 2};
 
@@ -801,19 +578,20 @@ static int create_with(struct rig *rig, uint64_t slab_bytes, uint32_t slots_min,
 
 static void test_too_small_a_slab_is_refused(void **state)
 {
-    static const struct rig_options options = {
+    static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 4096, .n_slots = 8, .inflight_max = 2};
-    const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&shape);
-    const uint32_t slots_min = sl_expert_cache_slots_min(&shape, PER_TOKEN);
-    const struct fixture *fixtures = *state;
+    const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+    const uint32_t slots_min = sl_expert_cache_slots_min(&cache_shape, CACHE_PER_TOKEN);
+    const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache *cache;
     struct sl_err err;
-    struct rig rig;
+    struct cache_rig rig;
 
     assert_int_equal(slot_bytes, 3 * 20480);
     assert_int_equal(slots_min, 9);
-    rig_init(&rig, fixtures, &options);
-    assert_int_equal(create_with(&rig, PER_TOKEN * slot_bytes - 1, 0, &cache, &err), -SL_EBUDGET);
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(create_with(&rig, CACHE_PER_TOKEN * slot_bytes - 1, 0, &cache, &err),
+                     -SL_EBUDGET);
     assert_non_null(strstr(err.message, "needs at least 180 KiB: 3 experts of 60.0 KiB"));
     assert_int_equal(create_with(&rig, 9 * slot_bytes - 1, slots_min, &cache, &err), -SL_EBUDGET);
     assert_non_null(strstr(err.message, "9 experts"));
@@ -821,9 +599,9 @@ static void test_too_small_a_slab_is_refused(void **state)
     assert_int_equal(sl_expert_cache_slot_count(cache), 9);
     sl_expert_cache_destroy(cache);
     assert_int_equal(create_with(&rig, 1000 * slot_bytes, slots_min, &cache, &err), 0);
-    assert_int_equal(sl_expert_cache_slot_count(cache), LAYERS * EXPERTS);
+    assert_int_equal(sl_expert_cache_slot_count(cache), CACHE_LAYERS * CACHE_EXPERTS);
     sl_expert_cache_destroy(cache);
-    rig_fini(&rig);
+    cache_rig_fini(&rig);
 }
 
 int main(void)
@@ -837,8 +615,11 @@ int main(void)
         cmocka_unit_test(test_corrupt_scales),
         cmocka_unit_test(test_hinted_experts_are_read_once),
         cmocka_unit_test(test_demand_before_hints),
-        cmocka_unit_test(test_hints_take_no_more_than_is_free),
+        cmocka_unit_test(test_demand_larger_than_the_cache),
+        cmocka_unit_test(test_hints_need_a_staging_buffer),
+        cmocka_unit_test(test_evicted_hints_give_back_their_share),
         cmocka_unit_test(test_failed_hint_is_read_again),
+        cmocka_unit_test(test_leftovers_of_a_failed_demand),
         cmocka_unit_test(test_failing_allocations),
         cmocka_unit_test(test_nothing_is_allocated_after_create),
         cmocka_unit_test(test_too_small_a_slab_is_refused),

@@ -1,0 +1,65 @@
+/* What tests of the expert cache stand on: a small checkpoint, and a cache over it whose every
+ * layer is real but for a fault wrapper around the I/O back end. Failures are cmocka's. */
+#ifndef SL_TESTS_CACHE_RIG_H
+#define SL_TESTS_CACHE_RIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cache/expert_cache.h"
+#include "storage/checkpoint.h"
+#include "tests/fixture_checkpoint.h"
+#include "tests/io_fault.h"
+
+#define CACHE_LAYERS 3u /* the last is an MTP block */
+#define CACHE_EXPERTS 12u
+#define CACHE_PER_TOKEN 3u
+#define CACHE_FILES 2u
+
+extern const struct sl_expert_shape cache_shape;
+
+struct cache_fixture {
+    char folder[FIXTURE_PATH_BYTES];
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *store;
+    uint8_t *expected;     /* (CACHE_LAYERS, CACHE_EXPERTS), as slots hold them */
+    uint64_t expert_bytes; /* as stored */
+};
+
+/* Tensors lie as in the release (per expert three scales together, and three codes), or scattered
+ * over both files with gaps between them. */
+void cache_fixture_open(struct cache_fixture *f, bool scattered);
+void cache_fixture_close(struct cache_fixture *f);
+
+struct cache_rig_options {
+    bool threads; /* pread threads, else io_uring */
+    uint32_t reads_max, piece_bytes, n_slots, inflight_max;
+};
+
+struct cache_rig {
+    const struct cache_fixture *f;
+    struct sl_io *io; /* the fault wrapper, with an empty plan */
+    struct sl_reader *reader;
+    struct sl_pool *pool;
+    struct sl_expert_cache *cache;
+    struct sl_expert_source *source;
+    uint64_t random; /* for what demands do between loans */
+};
+
+void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
+                    const struct cache_rig_options *options);
+void cache_rig_fini(struct cache_rig *rig);
+
+/* Runs one demand to its end, checks every byte that is lent, and releases all. Returns next()'s
+ * last word. It waits or not, and gives loans back, at random; but with `order` it holds them all
+ * (n is at most hold_max), writes the experts there as they were lent, and releases last to first.
+ */
+int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
+                     uint16_t *order, struct sl_err *err);
+
+uint64_t cache_rig_below(uint64_t *random, uint64_t limit);
+
+/* n distinct experts, ascending. */
+void cache_rig_choose(uint64_t *random, uint16_t *experts, uint32_t n);
+
+#endif
