@@ -56,9 +56,63 @@ LIB := $(B)/libsluice.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests help clean
+.PHONY: all tests deps deps-build demo check check-fast check-kernels asan ubsan tsan valgrind lint \
+        fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@echo "  CONFIG=release|clang|asan|ubsan|tsan|fuzz chooses the build, V=1 shows commands"
+
+# ---- on a new machine -----------------------------------------------------------------------------
+
+deps: ## install the Debian packages that building and testing need
+	@tools/install-deps.sh build test
+
+deps-build:
+	@tools/install-deps.sh build
+
+demo: deps-build ## build, make a small random model, generate text from it
+	$(Q)$(MAKE) all
+	@tools/demo.sh $(B)/sluice $(B)/demo
+
+# ---- tests ----------------------------------------------------------------------------------------
+
+# Two configurations are built, since one answer holds across compilers as well.
+check: deps ## build and run all tests
+	$(Q)$(MAKE) tests
+	$(Q)$(MAKE) CONFIG=clang build/clang/sluice
+	$(Q)$(MAKE) fuzz-replay
+	$(Q)tests/run.sh $(TEST_BIN) $(wildcard tests/check_*.sh)
+
+check-fast: tests ## the C tests alone (of this CONFIG)
+	$(Q)tests/run.sh $(TEST_BIN)
+
+check-kernels: $(B)/tests/test_kernels ## every kernel against its reference; --bench times them
+	$(B)/tests/test_kernels
+
+# The sanitizers run the C tests, the stored fuzz inputs and the commands themselves.
+SANITIZED_SCRIPTS := tests/check_one_answer.sh tests/check_bad_input.sh
+asan ubsan tsan: deps
+	$(Q)$(MAKE) CONFIG=$@ tests fuzz-replay
+	$(Q)SLUICE=build/$@/sluice tests/run.sh $(TEST_SRC:%.c=build/$@/%) $(SANITIZED_SCRIPTS)
+asan: ## the tests under AddressSanitizer
+ubsan: ## the tests under UndefinedBehaviorSanitizer
+tsan: ## the tests under ThreadSanitizer
+
+valgrind: deps tests ## the C tests under valgrind
+	$(Q)SL_VALGRIND=1 TEST_WRAPPER="valgrind -q --error-exitcode=99 --leak-check=full" \
+	    tests/run.sh $(TEST_BIN)
+
+lint: deps ## layers, names, headers, format
+	$(Q)tests/lint.sh
+
+bench: tests ## speed of tokenizer, checkpoint reader and kernels
+	$(Q)for t in tokenizer checkpoint_pro kernels; do \
+	    SL_BENCH=1 $(B)/tests/test_$$t 2>&1 | grep -v '^\[' || exit 1; done
+
+# ---- building -------------------------------------------------------------------------------------
 
 $(B)/%.ref.o: %.c
 	@mkdir -p $(@D)
@@ -89,7 +143,8 @@ $(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) $(if $(FUZZ_OBJ),,-fsanitize=fuzzer) -o $@ $^ $(LIBS)
 
-.PHONY: fuzz-replay fuzz
+# ---- fuzzing --------------------------------------------------------------------------------------
+
 fuzz-replay: $(FUZZ_BIN) ## run every fuzz harness over its stored inputs
 	$(Q)for f in $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%); do \
 	    $(B)/tests/fuzz/fuzz_$$f tests/fuzz/corpus/$$f || exit 1; done
@@ -109,6 +164,15 @@ endif
 $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lcmocka
+
+# ---- installing -----------------------------------------------------------------------------------
+
+install: all ## install sluice and its man page under prefix (/usr/local), below DESTDIR
+	install -D -m 755 $(B)/sluice $(DESTDIR)$(prefix)/bin/sluice
+	install -D -m 644 docs/man/sluice.1 $(DESTDIR)$(prefix)/share/man/man1/sluice.1
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(prefix)/bin/sluice $(DESTDIR)$(prefix)/share/man/man1/sluice.1
 
 clean: ## remove everything built
 	rm -rf build
