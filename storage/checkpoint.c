@@ -137,7 +137,7 @@ static int read_index(struct sl_checkpoint *checkpoint, const char *path, json_t
     {
         const char *name = json_string_value(file);
 
-        if (!name || name[0] == '\0' || name[0] == '.' || strchr(name, '/'))
+        if (!name || name[0] == '\0' || strchr(name, '/'))
             return sl_err_set(err, -SL_EFORMAT,
                               "%s: tensor \"%.255s\" is said to be in \"%.255s\", expected the "
                               "name of a file in the same folder",

@@ -40,14 +40,12 @@ static int find_extent(const struct sl_expert_store *store, const char *name, en
         .dtype = dtype, .n_dims = 2, .shape = {rows, cols, 1, 1}};
     const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(store->checkpoint, name);
     char found_text[SL_TENSOR_TEXT_BYTES], expected_text[SL_TENSOR_TEXT_BYTES];
-    const struct sl_weight_source *weights;
+    struct sl_weight_source *weights = sl_checkpoint_weights(store->checkpoint);
 
-    if (!tensor) {
-        weights = sl_checkpoint_weights(store->checkpoint);
+    if (!tensor)
         return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" is missing, expected %s",
-                          weights->ops->where(sl_checkpoint_weights(store->checkpoint), name), name,
+                          weights->ops->where(weights, name), name,
                           sl_tensor_format(&expected, expected_text));
-    }
     if (tensor->info.dtype != dtype || tensor->info.n_dims != 2 || tensor->info.shape[0] != rows ||
         tensor->info.shape[1] != cols)
         return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" is %s, expected %s",

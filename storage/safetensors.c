@@ -1,5 +1,5 @@
-/* Parsing goes through jansson: one Pro header (2,333 tensors) takes it 10 ms, all 64 of them 0.6
- * s, which leaves opening well within its two seconds. */
+/* Parsing goes through jansson, which takes 5 to 10 ms for a layer of Pro (2,333 tensors): opening
+ * all of Pro stays well within two seconds, so a parser of our own would not earn its place. */
 #include "storage/safetensors.h"
 
 #include <errno.h>

@@ -4,7 +4,8 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-static _Thread_local struct {
+/* volatile: compilers know that malloc() does not read our variables, and drop stores before it. */
+static _Thread_local volatile struct {
     uint64_t until; /* allocations up to and including the one that fails; 0: none will */
     int64_t live_count;
     bool persist;
@@ -30,10 +31,13 @@ int64_t fault_alloc_live_count(void)
 
 bool fault_alloc_works(void)
 {
-    void *volatile block; /* volatile: compilers may drop a pair of malloc and free */
+    /* Through a pointer that the compiler knows nothing of: it would use the malloc below at once,
+     * though another may have taken its place. */
+    void *(*volatile allocate)(size_t) = malloc;
+    void *block;
 
     fault_alloc_set(1, false);
-    block = malloc(1);
+    block = allocate(1);
     free(block);
     fault_alloc_set(0, false);
     return !block;

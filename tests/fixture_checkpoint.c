@@ -42,7 +42,7 @@ void fixture_add(struct fixture_list *list, enum sl_dtype dtype, uint64_t rows, 
     }
     tensor = &list->tensors[list->count++];
     *tensor = (struct fixture_tensor){
-        .dtype = dtype, .n_dims = cols ? 2 : 1, .shape = {rows, cols ? cols : 1}};
+        .dtype = dtype, .n_dims = cols ? 2 : 1, .shape = {rows, cols ? cols : 1, 1, 1}};
     va_start(args, name_format);
     vsnprintf(tensor->name, sizeof(tensor->name), name_format, args);
     va_end(args);
@@ -95,18 +95,32 @@ void fixture_folder_remove(const char *folder)
     sl_assert(rmdir(folder) == 0);
 }
 
-uint8_t fixture_byte(const char *tensor_name, uint64_t i)
+static uint32_t seed_of(const char *tensor_name)
 {
     uint32_t hash = 2166136261u;
 
     for (const char *c = tensor_name; *c; c++)
         hash = (hash ^ (uint8_t)*c) * 16777619u;
-    return (uint8_t)((hash + (uint32_t)i) * 2654435761u >> 24);
+    return hash;
+}
+
+static uint8_t byte_at(uint32_t seed, uint64_t i)
+{
+    return (uint8_t)((seed + (uint32_t)i) * 2654435761u >> 24);
+}
+
+uint8_t fixture_byte(const char *tensor_name, uint64_t i)
+{
+    return byte_at(seed_of(tensor_name), i);
 }
 
 static uint64_t tensor_bytes(const struct fixture_tensor *tensor)
 {
-    return tensor->shape[0] * tensor->shape[1] * sl_dtype_size_bytes(tensor->dtype);
+    uint64_t bytes = sl_dtype_size_bytes(tensor->dtype);
+
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        bytes *= tensor->shape[i];
+    return bytes;
 }
 
 static int compare_layout(const void *a, const void *b)
@@ -119,6 +133,19 @@ static int compare_layout(const void *a, const void *b)
     if (x->dtype != y->dtype)
         return order[x->dtype] - order[y->dtype];
     return strcmp(x->name, y->name);
+}
+
+static void write_data(FILE *stream, const struct fixture_tensor *tensor)
+{
+    uint64_t bytes = tensor_bytes(tensor);
+    uint32_t seed = seed_of(tensor->name);
+    uint8_t *data = malloc(bytes);
+
+    sl_assert(data);
+    for (uint64_t i = 0; i < bytes; i++)
+        data[i] = byte_at(seed, i);
+    sl_assert(fwrite(data, 1, bytes, stream) == bytes);
+    free(data);
 }
 
 /* The header's length is only known afterwards: room is left for it. */
@@ -162,20 +189,18 @@ void fixture_write_shard(const char *folder, const char *file, struct fixture_li
     for (uint32_t i = 0; i < list->count; i++) {
         const struct fixture_tensor *tensor = &list->tensors[i];
 
-        fprintf(stream, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu", tensor->name,
-                sl_dtype_name(tensor->dtype), (unsigned long long)tensor->shape[0]);
-        if (tensor->n_dims == 2)
-            fprintf(stream, ",%llu", (unsigned long long)tensor->shape[1]);
+        fprintf(stream, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensor->name,
+                sl_dtype_name(tensor->dtype));
+        for (uint32_t d = 0; d < tensor->n_dims; d++)
+            fprintf(stream, "%s%llu", d ? "," : "", (unsigned long long)tensor->shape[d]);
         fprintf(stream, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at_bytes,
                 (unsigned long long)(at_bytes + tensor_bytes(tensor)));
         at_bytes += tensor_bytes(tensor);
     }
     fprintf(stream, "}");
     size_bytes = end_header(stream, at_bytes);
-    for (uint32_t i = 0; !sparse && i < list->count; i++) {
-        for (uint64_t k = 0; k < tensor_bytes(&list->tensors[i]); k++)
-            fputc(fixture_byte(list->tensors[i].name, k), stream);
-    }
+    for (uint32_t i = 0; !sparse && i < list->count; i++)
+        write_data(stream, &list->tensors[i]);
     end_shard(stream, size_bytes);
 }
 
@@ -199,7 +224,7 @@ void fixture_write_text(const char *folder, const char *file, const char *text)
 
 FILE *fixture_index_begin(const char *folder)
 {
-    FILE *index = open_in(folder, "model.safetensors.index.json", "wb");
+    FILE *index = open_in(folder, FIXTURE_INDEX, "wb");
 
     fputs(INDEX_BEGIN, index);
     return index;
@@ -218,6 +243,42 @@ void fixture_index_end(FILE *index)
 {
     fprintf(index, "\n}}\n");
     sl_assert(fclose(index) == 0);
+}
+
+void fixture_model_create(struct fixture_model *model)
+{
+    FILE *index;
+
+    *model = (struct fixture_model){0};
+    fixture_folder_create(model->folder);
+    fixture_add(&model->first, SL_DTYPE_BF16, 16, 8, "embed.weight");
+    fixture_add_experts(&model->first, "layers.0", FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                        FIXTURE_MODEL_INTER);
+    fixture_add(&model->second, SL_DTYPE_F32, 8, 0, "norm.weight");
+    fixture_add(&model->second, SL_DTYPE_I64, 4, 6, "layers.0.ffn.gate.tid2eid");
+    fixture_add_experts(&model->second, "mtp.0", FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                        FIXTURE_MODEL_INTER);
+    fixture_write_shard(model->folder, FIXTURE_SHARD_1, &model->first, false);
+    fixture_write_shard(model->folder, FIXTURE_SHARD_2, &model->second, false);
+    index = fixture_index_begin(model->folder);
+    fixture_index_add(index, &model->first, FIXTURE_SHARD_1);
+    fixture_index_add(index, &model->second, FIXTURE_SHARD_2);
+    fixture_index_end(index);
+}
+
+void fixture_model_remove(struct fixture_model *model)
+{
+    fixture_folder_remove(model->folder);
+    fixture_fini(&model->first);
+    fixture_fini(&model->second);
+}
+
+void fixture_unlink(const char *folder, const char *file)
+{
+    char path[FIXTURE_PATH_BYTES];
+
+    join(path, folder, file);
+    sl_assert(unlink(path) == 0);
 }
 
 void fixture_truncate(const char *folder, const char *file, uint64_t size_bytes)

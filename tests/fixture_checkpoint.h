@@ -17,7 +17,7 @@ struct fixture_tensor {
     char name[96];
     enum sl_dtype dtype;
     uint32_t n_dims;
-    uint64_t shape[2];
+    uint64_t shape[SL_TENSOR_DIMS_MAX]; /* as in struct sl_tensor_info */
 };
 
 /* Zeroed is empty. */
@@ -54,13 +54,32 @@ void fixture_write_header(const char *folder, const char *file, const char *head
 
 void fixture_write_text(const char *folder, const char *file, const char *text);
 
-/* model.safetensors.index.json: begin, add each shard's list, end. */
+/* FIXTURE_INDEX: begin, add each shard's list, end. */
 FILE *fixture_index_begin(const char *folder);
 void fixture_index_add(FILE *index, const struct fixture_list *list, const char *file);
 void fixture_index_end(FILE *index);
 
+/* A sound model to start from: one layer and one MTP block with three experts each and a few other
+ * tensors, in two shards with an index. */
+#define FIXTURE_SHARD_1 "model-00001-of-00002.safetensors"
+#define FIXTURE_SHARD_2 "model-00002-of-00002.safetensors"
+#define FIXTURE_INDEX "model.safetensors.index.json"
+#define FIXTURE_MODEL_EXPERTS 3
+#define FIXTURE_MODEL_HIDDEN 128
+#define FIXTURE_MODEL_INTER 256
+
+struct fixture_model {
+    char folder[FIXTURE_PATH_BYTES];
+    struct fixture_list first, second; /* what the two shards hold: embed.weight, layers.0's
+                                          experts; norm.weight, a tid2eid, mtp.0's experts */
+};
+
+void fixture_model_create(struct fixture_model *model);
+void fixture_model_remove(struct fixture_model *model);
+
 /* Damage. patch() replaces the first `from` within the file's first 64 KiB by `to`, of the same
  * length; size_bytes may also be larger than the file. */
+void fixture_unlink(const char *folder, const char *file);
 void fixture_truncate(const char *folder, const char *file, uint64_t size_bytes);
 void fixture_flip_byte(const char *folder, const char *file, uint64_t offset_bytes);
 void fixture_patch(const char *folder, const char *file, const char *from, const char *to);

@@ -16,7 +16,7 @@
 /* Sanitizers make parsing ten times slower, and a small model shows them as much. */
 #ifdef SL_DEBUG
 #define LAYERS 4u
-#define TENSORS 11905u
+#define TENSORS 11704u
 #else
 #define LAYERS 61u
 #define TENSORS 145116u

@@ -1,0 +1,243 @@
+/* The table of experts: every expert's six tensors are found where the files hold them, what is
+ * missing or misshapen is named, and running out of memory anywhere is an error that leaks nothing.
+ * Each case works on a small sound model of which at most one thing is wrong. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "storage/checkpoint.h"
+#include "storage/expert_store.h"
+#include "tests/fault_alloc.h"
+#include "tests/fixture_checkpoint.h"
+
+#define MISSING_NAME "layers.0.ffn.experts.1.w2.scale"
+
+static const struct sl_expert_shape shape = {.num_hidden_layers = 1,
+                                             .n_mtp_layers = 1,
+                                             .n_routed_experts = FIXTURE_MODEL_EXPERTS,
+                                             .hidden_size = FIXTURE_MODEL_HIDDEN,
+                                             .moe_intermediate_size = FIXTURE_MODEL_INTER};
+
+static int set_up(void **state)
+{
+    *state = calloc(1, sizeof(struct fixture_model));
+    fixture_model_create(*state);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    fixture_model_remove(*state);
+    free(*state);
+    return 0;
+}
+
+static void check_extent(struct sl_checkpoint *checkpoint, const struct sl_extent *extent,
+                         const char *name)
+{
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+
+    assert_non_null(tensor);
+    assert_int_equal(extent->offset_bytes, tensor->offset_bytes);
+    assert_int_equal(extent->size_bytes, tensor->info.size_bytes);
+    assert_int_equal(extent->file_index, tensor->file_index);
+}
+
+static void test_experts(void **state)
+{
+    const struct fixture_model *model = *state;
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *store;
+    char name[96];
+
+    assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&store, checkpoint, &shape, NULL), 0);
+    for (uint16_t layer = 0; layer < 2; layer++) {
+        for (uint16_t e = 0; e < 3; e++) {
+            const struct sl_expert_record *record =
+                sl_expert_store_find(store, (struct sl_expert_key){layer, e});
+
+            for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
+                const char *prefix = layer ? "mtp.0" : "layers.0";
+
+                snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%u.weight", prefix, e, m + 1);
+                check_extent(checkpoint, &record->codes[m], name);
+                snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%u.scale", prefix, e, m + 1);
+                check_extent(checkpoint, &record->scales[m], name);
+            }
+        }
+    }
+    assert_null(sl_expert_store_find(store, (struct sl_expert_key){0, 3}));
+    assert_null(sl_expert_store_find(store, (struct sl_expert_key){2, 0}));
+    assert_int_equal(sl_expert_store_file_count(store), 2);
+    assert_non_null(strstr(sl_expert_store_file_path(store, 1), FIXTURE_SHARD_2));
+    assert_memory_equal(sl_expert_store_shape(store), &shape, sizeof(shape));
+    sl_expert_store_close(store);
+    sl_checkpoint_close(checkpoint);
+}
+
+static void test_reads_are_merged_blocks(void **state)
+{
+    /* Byte 0 of block b is at b * 4096. */
+    struct sl_expert_record record = {
+        .codes = {{9 * 4096 + 1, 4096, 1}, {20 * 4096, 4096, 1}, {0, 5000, 0}},
+        .scales = {{100, 50, 1}, {11 * 4096 - 1, 1, 1}, {5000, 1, 0}},
+    };
+    static const struct sl_extent expected[] = {
+        {0, 2 * 4096, 0}, {0, 4096, 1}, {9 * 4096, 2 * 4096, 1}, {20 * 4096, 4096, 1}};
+    struct sl_extent reads[SL_EXPERT_READS_MAX];
+
+    (void)state;
+    assert_int_equal(sl_expert_record_reads(&record, reads), 4);
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(reads[i].offset_bytes, expected[i].offset_bytes);
+        assert_int_equal(reads[i].size_bytes, expected[i].size_bytes);
+        assert_int_equal(reads[i].file_index, expected[i].file_index);
+    }
+    record.scales[1].offset_bytes++; /* begins where the read of codes[0] ends: still one read */
+    assert_int_equal(sl_expert_record_reads(&record, reads), 4);
+    assert_int_equal(reads[2].size_bytes, 3 * 4096);
+    record.scales[1].offset_bytes += 4096; /* a block between them */
+    assert_int_equal(sl_expert_record_reads(&record, reads), 5);
+}
+
+static void test_bad_experts(void **state)
+{
+    static const struct {
+        struct sl_expert_shape shape;
+        const char *says[3];
+    } cases[] = {
+        {{1, 1, 4, 128, 256}, {"layers.0.ffn.experts.3.w1.weight\" is missing", "I8 [256, 64]"}},
+        {{1, 2, 3, 128, 256}, {"mtp.1.ffn.experts.0.w1.weight\" is missing"}},
+        {{2, 1, 3, 128, 256}, {"layers.1.ffn.experts.0.w1.weight\" is missing"}},
+        {{1, 1, 3, 256, 256},
+         {FIXTURE_SHARD_1, "experts.0.w1.weight\" is I8 [256, 64]", "I8 [256, 128]"}},
+        {{1, 1, 3, 128, 512},
+         {FIXTURE_SHARD_1, "experts.0.w1.weight\" is I8 [256, 64]", "I8 [512, 64]"}},
+    };
+    const struct fixture_model *model = *state;
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *store;
+
+    assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct sl_err err = {0};
+
+        assert_int_equal(sl_expert_store_open(&store, checkpoint, &cases[i].shape, &err),
+                         -SL_EFORMAT);
+        for (size_t k = 0; k < 3 && cases[i].says[k]; k++) {
+            if (!strstr(err.message, cases[i].says[k]))
+                fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, cases[i].says[k]);
+        }
+    }
+    sl_checkpoint_close(checkpoint);
+}
+
+/* One scale of one expert: of the wrong dtype, of the wrong shape, absent. */
+static void test_one_bad_expert_tensor(void **state)
+{
+    static const struct {
+        struct fixture_tensor tensor;
+        const char *says;
+    } cases[] = {
+        {{MISSING_NAME, SL_DTYPE_U8, 2, {128, 8}}, "\" is U8 [128, 8], expected F8_E8M0 [128, 8]"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 2, {128, 4}}, "\" is F8_E8M0 [128, 4], expected"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 1, {1024}}, "\" is F8_E8M0 [1024], expected"},
+        {{MISSING_NAME, SL_DTYPE_F8_E8M0, 3, {128, 8, 2}}, "\" is F8_E8M0 [128, 8, 2], expected"},
+        {{"other", SL_DTYPE_U8, 1, {1}}, "\" is missing, expected F8_E8M0 [128, 8]"},
+    };
+    struct fixture_model *model = *state;
+
+    fixture_unlink(model->folder, FIXTURE_INDEX);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct fixture_list list = {0};
+        struct sl_checkpoint *checkpoint;
+        struct sl_expert_store *store;
+        struct sl_err err = {0};
+
+        fixture_add_experts(&list, "layers.0", 3, 128, 256);
+        for (uint32_t k = 0; k < list.count; k++) {
+            if (strcmp(list.tensors[k].name, MISSING_NAME) == 0)
+                list.tensors[k] = cases[i].tensor;
+        }
+        fixture_write_shard(model->folder, FIXTURE_SHARD_1, &list, true);
+        assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+        assert_int_equal(sl_expert_store_open(&store, checkpoint, &shape, &err), -SL_EFORMAT);
+        if (!strstr(err.message, MISSING_NAME) || !strstr(err.message, cases[i].says))
+            fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, cases[i].says);
+        sl_checkpoint_close(checkpoint);
+        fixture_fini(&list);
+    }
+}
+
+/* ---- Memory ---- */
+
+static int open_both(const struct fixture_model *model, struct sl_err *err)
+{
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *store;
+    int rc = sl_checkpoint_open(&checkpoint, model->folder, err);
+
+    if (rc < 0)
+        return rc;
+    rc = sl_expert_store_open(&store, checkpoint, &shape, err);
+    if (rc == 0)
+        sl_expert_store_close(store);
+    sl_checkpoint_close(checkpoint);
+    return rc;
+}
+
+/* The C library may get by without some allocation (asprintf does), so that success is allowed; but
+ * an error must say something, nothing may leak, and most failures must show. */
+static void fail_every_allocation(const struct fixture_model *model, bool persist)
+{
+    bool happened = true;
+    uint64_t nth = 0, n_errors = 0;
+
+    while (happened) {
+        int64_t live_count = fault_alloc_live_count();
+        struct sl_err err = {0};
+        int rc;
+
+        fault_alloc_set(++nth, persist);
+        rc = open_both(model, &err);
+        happened = fault_alloc_happened();
+        fault_alloc_set(0, false);
+        if (rc < 0 && (!happened || err.message[0] == '\0'))
+            fail_msg("allocation %d: code %d, \"%s\"", (int)nth, rc, err.message);
+        assert_int_equal(fault_alloc_live_count(), live_count);
+        n_errors += rc < 0;
+    }
+    assert_true(nth > 500);
+    assert_true(n_errors > nth * 9 / 10);
+}
+
+static void test_out_of_memory(void **state)
+{
+    const struct fixture_model *model = *state;
+
+    if (!fault_alloc_works())
+        skip();
+    fail_every_allocation(model, false);
+    fail_every_allocation(model, true);
+    fixture_unlink(model->folder, FIXTURE_INDEX);
+    fail_every_allocation(model, false);
+}
+
+#define WITH_MODEL(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_MODEL(test_experts),       cmocka_unit_test(test_reads_are_merged_blocks),
+        WITH_MODEL(test_bad_experts),   WITH_MODEL(test_one_bad_expert_tensor),
+        WITH_MODEL(test_out_of_memory),
+    };
+
+    return cmocka_run_group_tests_name("expert_store", tests, NULL, NULL);
+}
