@@ -1,6 +1,7 @@
 # Sluice: runs DeepSeek-V4 on one Linux workstation.   make help   lists the targets.
 
 CONFIG ?= release
+MAKEFLAGS += --no-print-directory
 B := build/$(CONFIG)
 prefix ?= /usr/local
 PYTHON ?= /usr/bin/python3

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/file.h"
 #include "tools/commands.h"
@@ -218,6 +219,9 @@ static int run(struct command *command, struct sl_err *err)
     if (rc == 0 && command->write_errno)
         rc = sl_err_set(err, -command->write_errno, "%s: cannot write: %s",
                         command->lists[0].out_path, sl_strerror(command->write_errno));
+    for (uint32_t i = 0; rc < 0 && i < command->n_tokens_given; i++)
+        if (command->lists[i].out)
+            unlink(command->lists[i].out_path); /* half a file would pass for a whole one */
     return rc;
 }
 
