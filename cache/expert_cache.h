@@ -48,7 +48,8 @@ struct sl_expert_cache_counters {
     uint64_t repack_ns;
 };
 
-/* Loads in flight that keep a drive busy while the experts of one token are asked for. */
+/* Loads in flight at once for one token: those of the three hash-routed layers that both released
+ * models have, which are hinted together. */
 uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok);
 
 /* One expert in the kernels' layout. */
