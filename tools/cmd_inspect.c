@@ -231,7 +231,6 @@ int sl_cmd_inspect(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
     rc = sl_checkpoint_open(&checkpoint, arguments.engine.model, &err);
     if (rc == 0 && arguments.tensors)

@@ -248,7 +248,6 @@ int sl_cmd_logits(int argc, char **argv)
 
     if (!command)
         return 1;
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, command);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = read_tokens(&command->lists[i], &err);
