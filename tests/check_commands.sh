@@ -68,8 +68,8 @@ interrupted() {
     until [ -s "$scratch/text" ] || [ $((tries += 1)) -gt 600 ]; do
         sleep 0.05
     done
-    kill -INT $pid
-    wait $pid && grep -q ', interrupted' "$scratch/figures" && grep -q '^disk ' "$scratch/figures"
+    kill -INT "$pid"
+    wait "$pid" && grep -q ', interrupted' "$scratch/figures" && grep -q '^disk ' "$scratch/figures"
 }
 check "Ctrl-C ends with the figures" interrupted
 
@@ -120,6 +120,7 @@ refused "a budget that is too small" "the budget is 8.00 MiB (--ram)" \
 check "... with the table" grep -q 'KV cache' "$scratch/stderr"
 refused "output that cannot be written" "cannot write" \
     logits "$model" --tokens "$scratch/ids" --out /dev/full
+check "... and is left alone, being no plain file" [ -c /dev/full ]
 
 check "inspect says who needs what" bash -c "
     '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -203,6 +204,15 @@ static bool unfinished(const struct command *command)
     return false;
 }
 
+/* Half a file would pass for a whole one. Only a plain file is ours to remove. */
+static void remove_half_written(const char *path)
+{
+    struct stat status;
+
+    if (lstat(path, &status) == 0 && S_ISREG(status.st_mode))
+        unlink(path);
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     uint32_t vocab_size = sl_engine_config(command->engine)->vocab_size;
@@ -221,7 +231,7 @@ static int run(struct command *command, struct sl_err *err)
                         command->lists[0].out_path, sl_strerror(command->write_errno));
     for (uint32_t i = 0; rc < 0 && i < command->n_tokens_given; i++)
         if (command->lists[i].out)
-            unlink(command->lists[i].out_path); /* half a file would pass for a whole one */
+            remove_half_written(command->lists[i].out_path);
     return rc;
 }
 
