@@ -35,7 +35,9 @@ variants=(
     "--threads 1 --cache min --io threads --segment 1 --isa ref"
     "--threads 2 --cache min --io uring --segment 7"
 )
-! grep -q -w avx2 /proc/cpuinfo || variants+=("--isa avx2" "--isa avx2 --segment 1 --threads 1")
+for isa in avx2 avx512; do
+    ! grep -q "$isa" /proc/cpuinfo || variants+=("--isa $isa" "--isa $isa --segment 1 --threads 1")
+done
 
 for config in tests/oracle/configs/tiny-flash.json tests/oracle/configs/tiny-pro.json; do
     name=$(basename "$config" .json)
