@@ -42,34 +42,80 @@ const char *input_kind_name(enum input_kind kind)
     return names[kind];
 }
 
+double value_of_bf16(uint32_t code)
+{
+    int exponent = (int)(code >> 7 & 255);
+    double value = exponent ? ldexp(128 + (code & 127), exponent - 134) : ldexp(code & 127, -133);
+
+    return code & 0x8000 ? -value : value;
+}
+
+double value_of_e4m3(uint32_t code)
+{
+    int exponent = (int)(code >> 3 & 15);
+    double value = exponent ? ldexp(8 + (code & 7), exponent - 10) : ldexp(code & 7, -9);
+
+    return code & 0x80 ? -value : value;
+}
+
+double value_of_e2m1(uint32_t code)
+{
+    static const double magnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+
+    return code & 8 ? -magnitudes[code & 7] : magnitudes[code & 7];
+}
+
 static float with_random_sign(struct rng *rng, float value)
 {
     return rng_next(rng) & 1 ? -value : value;
 }
 
-/* Near a border of some kernel, in units in the last place. */
+static const float tiny_borders[] = {0x1p-48f, 0x6p-48f, 0x1p-40f, 0x1p-41f, 0x1p-126f};
+#define N_TINY_BORDERS (sizeof(tiny_borders) / sizeof(tiny_borders[0]))
+
+/* At a border, or a step of float32 or half a step of BF16 from it: 2^-48 is one for rounded values
+ * too. */
+static float near_border(struct rng *rng)
+{
+    uint32_t bits = sl_f32_bits(tiny_borders[rng_below(rng, N_TINY_BORDERS)]);
+    uint32_t steps = (uint32_t)rng_below(rng, 3) - 1;
+
+    return sl_f32_from_bits(bits + steps * (rng_next(rng) & 1 ? 0x8000u : 1u));
+}
+
 static float tiny_float(struct rng *rng)
 {
-    static const float borders[] = {0x1p-48f, 0x6p-48f, 0x1p-40f, 0x1p-41f, 0x1p-126f};
-    uint32_t mantissa = (uint32_t)rng_below(rng, 1u << 23), bits;
+    uint32_t mantissa = (uint32_t)rng_below(rng, 1u << 23);
 
     switch (rng_below(rng, 4)) {
     case 0: /* subnormal */
-        return with_random_sign(rng, sl_f32_from_bits(mantissa));
+        return sl_f32_from_bits(mantissa);
     case 1: /* 2^-52 to 2^-37 */
-        bits = (uint32_t)(127 - 52 + rng_below(rng, 15)) << 23 | mantissa;
-        return with_random_sign(rng, sl_f32_from_bits(bits));
-    default: /* a step of float32 or, as 2^-48 is a border for rounded values too, half one of BF16
-              */
-        bits = sl_f32_bits(borders[rng_below(rng, sizeof(borders) / sizeof(borders[0]))]);
-        bits += (mantissa % 3 - 1) * (rng_next(rng) & 1 ? 0x8000u : 1u);
-        return with_random_sign(rng, sl_f32_from_bits(bits));
+        return sl_f32_from_bits((uint32_t)(127 - 52 + rng_below(rng, 15)) << 23 | mantissa);
+    default:
+        return near_border(rng);
+    }
+}
+
+/* Most blocks have their largest magnitude at a border. */
+static void fill_tiny(struct rng *rng, size_t count, float *x)
+{
+    float most = rng_below(rng, 4) ? near_border(rng) : 1.0f;
+
+    for (size_t i = 0; i < count; i++) {
+        float value = tiny_float(rng);
+
+        x[i] = with_random_sign(rng, value < most ? value : most);
     }
 }
 
 static void fill_block(struct rng *rng, enum input_kind kind, int exponent_max, size_t count,
                        float *x)
 {
+    if (kind == INPUT_TINY) {
+        fill_tiny(rng, count, x);
+        return;
+    }
     for (size_t i = 0; i < count; i++) {
         float fraction = (float)rng_below(rng, 1u << 23) * 0x1p-23f;
 
@@ -81,9 +127,6 @@ static void fill_block(struct rng *rng, enum input_kind kind, int exponent_max, 
             x[i] = with_random_sign(
                 rng,
                 ldexpf(1.0f + fraction, (int)rng_below(rng, (size_t)(exponent_max + 61)) - 60));
-            break;
-        case INPUT_TINY:
-            x[i] = tiny_float(rng);
             break;
         case INPUT_LARGE:
             x[i] = with_random_sign(rng, ldexpf(2.0f - 0x1p-23f, exponent_max));

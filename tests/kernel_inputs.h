@@ -1,5 +1,5 @@
 /* What the tests of kernels feed them: reproducible numbers of many kinds, and memory between guard
- * pages.
+ * pages. Also what the codes of the small formats mean, by definition.
  *
  * A guarded buffer is handed out anew for each case, of any size up to what it was opened with. It
  * touches an unreadable page on one side, and on the other has a margin of pattern bytes that
@@ -48,6 +48,11 @@ void fill_fp4(struct rng *rng, enum input_kind kind, size_t n_bytes, uint8_t *co
 /* FP8 codes without NaN, and E8M0 bytes up to 2^60. */
 void fill_fp8(struct rng *rng, enum input_kind kind, size_t n_codes, uint8_t *codes,
               size_t n_scales, uint8_t *scale_bytes);
+
+/* The value of a code; those of e4m3 include 0x7f and 0xff, as +-480. */
+double value_of_bf16(uint32_t code);
+double value_of_e4m3(uint32_t code);
+double value_of_e2m1(uint32_t code);
 
 /* ---- memory ------------------------------------------------------------------------------------
  */
