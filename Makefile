@@ -1,6 +1,7 @@
 # Sluice: runs DeepSeek-V4 on one Linux workstation.   make help   lists the targets.
 
 CONFIG ?= release
+MAKEFLAGS += --no-print-directory
 B := build/$(CONFIG)
 prefix ?= /usr/local
 PYTHON ?= /usr/bin/python3
@@ -44,8 +45,10 @@ FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 ISA_SRC := $(wildcard core/kernels/*_isa.c)
 ISA_OBJ := $(ISA_SRC:%.c=$(B)/%.ref.o)
 ifeq ($(ARCH),x86_64)
-ISA_OBJ += $(ISA_SRC:%.c=$(B)/%.avx2.o)
+ISA_OBJ += $(ISA_SRC:%.c=$(B)/%.avx2.o) $(ISA_SRC:%.c=$(B)/%.avx512.o)
+LIB_SRC += $(wildcard kernels-avx512/*.c)
 endif
+AVX512 := -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
 
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(ISA_OBJ)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
@@ -123,6 +126,17 @@ $(B)/%.avx2.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx2 -mavx2 -mfma -c -o $@ $<
+
+$(B)/%.avx512.o: %.c
+	@mkdir -p $(@D)
+	$(say) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) -DSL_ISA=avx512 $(AVX512) -mprefer-vector-width=512 -c -o $@ $<
+
+# Only these files may use AVX-512 on their own; the installer beside them is for the baseline.
+$(B)/kernels-avx512/%_avx512.o: kernels-avx512/%_avx512.c
+	@mkdir -p $(@D)
+	$(say) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(AVX512) -mavx512vnni -mavx512bf16 -c -o $@ $<
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)

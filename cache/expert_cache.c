@@ -334,7 +334,7 @@ static const struct sl_expert_source_ops source_ops = {
 
 uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok)
 {
-    return num_experts_per_tok > 1 ? 2 * num_experts_per_tok : 2;
+    return 3 * num_experts_per_tok;
 }
 
 uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape)

@@ -31,10 +31,8 @@ struct sl_expert_cache;
 struct sl_expert_cache_options {
     uint64_t slab_bytes; /* for slots; what does not make a whole slot is not taken */
     uint32_t num_experts_per_tok;
-    uint32_t slots_min; /* a slab of fewer is refused; one of fewer than num_experts_per_tok is
-                         * refused in any case */
-    uint32_t
-        inflight_max; /* experts being loaded at once, each with a staging buffer; at least 1 */
+    uint32_t slots_min;    /* fewer are refused, and fewer than num_experts_per_tok in any case */
+    uint32_t inflight_max; /* loads at once, each with a staging buffer; at least 1 */
 };
 
 struct sl_expert_cache_counters {
@@ -50,7 +48,8 @@ struct sl_expert_cache_counters {
     uint64_t repack_ns;
 };
 
-/* Loads in flight that keep a drive busy while the experts of one token are asked for. */
+/* Loads in flight at once for one token: those of the three hash-routed layers that both released
+ * models have, which are hinted together. */
 uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok);
 
 /* One expert in the kernels' layout. */

@@ -75,9 +75,10 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     if (slots < plan->slots_min)
         return sl_err_set(err, -SL_EBUDGET,
                           "an expert cache of %s is below one token's working set (%llu experts, "
-                          "%s), where it would miss always; give --cache %s or more",
+                          "%s), where it would miss always; give --cache %lluM or more",
                           sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
-                          sl_size_format(min_bytes, need), sl_size_format(min_bytes, min));
+                          sl_size_format(min_bytes, need),
+                          (unsigned long long)((min_bytes + (1u << 20) - 1) >> 20));
     if (fixed + plan->need_bytes[SL_MEMORY_CACHE] > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "

@@ -225,8 +225,10 @@ static void print_figures(const struct command *command)
     fprintf(stderr, "text     %u tokens, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
             n_decoded, (double)command->decode_ns / 1e9, per_second(n_decoded, command->decode_ns),
             interrupted ? ", interrupted" : "");
-    fprintf(stderr, "experts  %llu asked for, %llu in the cache (%.1f %%), %llu by hint\n",
-            (unsigned long long)c.n_requests, (unsigned long long)c.n_hits, 100 * hit_rate(&c),
+    fprintf(stderr,
+            "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
+            "hinted\n",
+            (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
             (unsigned long long)c.n_hinted_hits);
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
@@ -342,7 +344,6 @@ int sl_cmd_generate(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     rc = prepare(&command, &err);
     if (rc < 0)

@@ -6,17 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/json.h"
-#include "core/kernels/r16.h"
+#include "core/base/size.h"
+#include "core/model/config.h"
+#include "core/model/weights.h"
 #include "storage/checkpoint.h"
 #include "storage/expert_store.h"
 #include "storage/safetensors.h"
 #include "tools/commands.h"
+#include "tools/engine_options.h"
 
-#define CONFIG_BYTES_MAX (UINT64_C(16) << 20)
+#define CONTEXT_TOKENS_DEFAULT 8192u
 
 struct arguments {
-    const char *model;
+    struct sl_engine_options engine;
     bool tensors;
     bool experts;
 };
@@ -25,23 +27,16 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     struct arguments *arguments = state->input;
 
+    (void)arg;
     switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &arguments->engine;
+        return 0;
     case 't':
         arguments->tensors = true;
         return 0;
     case 'e':
         arguments->experts = true;
-        return 0;
-    case ARGP_KEY_ARG:
-        if (arguments->model)
-            argp_error(state, "only one MODEL, please: \"%s\" is too many", arg);
-        arguments->model = arg;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->model)
-            argp_error(state, "MODEL is missing");
-        if (!arguments->tensors && !arguments->experts)
-            argp_error(state, "say what to show: --tensors or --experts");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -66,41 +61,6 @@ static void print_tensors(const struct sl_checkpoint *checkpoint)
                (unsigned long long)tensor->offset_bytes,
                (unsigned long long)tensor->info.size_bytes);
     }
-}
-
-static int read_shape(struct sl_expert_shape *ret_shape, const char *folder, struct sl_err *err)
-{
-    const struct {
-        const char *key;
-        uint32_t *value;
-        uint32_t min, max, multiple;
-    } keys[] = {
-        {"num_hidden_layers", &ret_shape->num_hidden_layers, 1, 4096, 1},
-        {"num_nextn_predict_layers", &ret_shape->n_mtp_layers, 0, 4096, 1},
-        {"n_routed_experts", &ret_shape->n_routed_experts, 1, 65536, 1},
-        {"hidden_size", &ret_shape->hidden_size, 1, 1u << 24, SL_FP4_GROUP_COLS},
-        {"moe_intermediate_size", &ret_shape->moe_intermediate_size, 1, 1u << 24,
-         SL_FP4_GROUP_COLS},
-    };
-    json_t *root = NULL;
-    uint64_t value;
-    char *path;
-    int rc;
-
-    if (asprintf(&path, "%s/config.json", folder) < 0)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
-    rc = sl_json_read_file(&root, path, CONFIG_BYTES_MAX, err);
-    for (size_t i = 0; rc == 0 && i < sizeof(keys) / sizeof(keys[0]); i++) {
-        rc = sl_json_get_u64(root, keys[i].key, keys[i].min, keys[i].max, &value, path, err);
-        if (rc == 0 && value % keys[i].multiple)
-            rc = sl_err_set(err, -SL_EFORMAT, "%s: \"%s\" is %llu, expected a multiple of %u", path,
-                            keys[i].key, (unsigned long long)value, keys[i].multiple);
-        if (rc == 0)
-            *keys[i].value = (uint32_t)value;
-    }
-    json_decref(root);
-    free(path);
-    return rc;
 }
 
 struct layer_summary {
@@ -168,16 +128,20 @@ static void print_layer(const struct sl_expert_store *store, uint32_t layer_inde
     putchar('\n');
 }
 
-static int print_experts(struct sl_checkpoint *checkpoint, const char *folder, struct sl_err *err)
+static int print_experts(struct sl_checkpoint *checkpoint, const struct sl_config *config,
+                         struct sl_err *err)
 {
+    const struct sl_expert_shape shape = {
+        .num_hidden_layers = config->num_hidden_layers,
+        .n_mtp_layers = sl_weights_mtp_known(config, sl_checkpoint_weights(checkpoint)),
+        .n_routed_experts = config->n_routed_experts,
+        .hidden_size = config->hidden_size,
+        .moe_intermediate_size = config->moe_intermediate_size,
+    };
     struct sl_expert_store *store;
-    struct sl_expert_shape shape;
     bool *used;
     int rc;
 
-    rc = read_shape(&shape, folder, err);
-    if (rc < 0)
-        return rc;
     rc = sl_expert_store_open(&store, checkpoint, &shape, err);
     if (rc < 0)
         return rc;
@@ -187,11 +151,60 @@ static int print_experts(struct sl_checkpoint *checkpoint, const char *folder, s
         for (uint32_t i = 0; i < shape.num_hidden_layers + shape.n_mtp_layers; i++)
             print_layer(store, i, used);
     } else {
-        rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
+        rc = sl_err_set(err, -ENOMEM, "expert list: out of memory");
     }
     free(used);
     sl_expert_store_close(store);
     return rc;
+}
+
+static void print_config(const struct sl_config *c, const struct sl_checkpoint *checkpoint)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+    uint32_t n_window = 0, n_csa = 0;
+    uint64_t total_bytes = 0;
+
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        n_window += c->compress_ratios[i] == 0;
+        n_csa += c->compress_ratios[i] == SL_CSA_RATIO;
+    }
+    for (uint32_t i = 0; i < sl_checkpoint_tensor_count(checkpoint); i++)
+        total_bytes += sl_checkpoint_tensor_at(checkpoint, i)->info.size_bytes;
+    printf("model\n");
+    printf("  layers           %u: %u sliding window, %u CSA, %u HCA; %u hash-routed; %u MTP\n",
+           c->num_hidden_layers, n_window, n_csa, c->num_hidden_layers - n_window - n_csa,
+           c->num_hash_layers, c->num_nextn_predict_layers);
+    printf("  hidden size      %u in %u residual streams\n", c->hidden_size, c->hc_mult);
+    printf("  attention        %u heads of %u, window %u, top %u entries\n", c->num_attention_heads,
+           c->head_dim, c->sliding_window, c->index_topk);
+    printf("  experts          %u per layer of width %u, %u for each token\n", c->n_routed_experts,
+           c->moe_intermediate_size, c->num_experts_per_tok);
+    printf("  vocabulary       %u\n", c->vocab_size);
+    printf("  longest context  %u tokens\n", c->max_position_embeddings);
+    printf("  on disk          %s in %u tensors, %u files\n", sl_size_format(total_bytes, text),
+           sl_checkpoint_tensor_count(checkpoint), sl_checkpoint_file_count(checkpoint));
+}
+
+/* What the model is and what memory it would take with the options given. A model that would not
+ * fit is no failure here: the last line says so. */
+static int print_summary(struct arguments *arguments, struct sl_checkpoint *checkpoint,
+                         struct sl_config *config, struct sl_err *err)
+{
+    struct sl_memory_plan plan;
+    int verdict, rc;
+
+    if (arguments->engine.context_tokens == 0)
+        arguments->engine.context_tokens = config->max_position_embeddings < CONTEXT_TOKENS_DEFAULT
+                                               ? config->max_position_embeddings
+                                               : CONTEXT_TOKENS_DEFAULT;
+    rc = sl_engine_plan(&arguments->engine, &plan, &verdict, err);
+    if (rc < 0)
+        return rc;
+    print_config(config, checkpoint);
+    sl_memory_plan_print(&plan, stdout);
+    if (verdict < 0)
+        printf("does not fit: %s\n", err->message);
+    return 0;
 }
 
 int sl_cmd_inspect(int argc, char **argv)
@@ -203,23 +216,31 @@ int sl_cmd_inspect(int argc, char **argv)
          "neighbours merged), bytes these read, files",
          0},
         {0}};
+    static const struct argp_child children[] = {
+        {&sl_engine_argp, 0, "The memory it would take to run with:", 1}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL",
-        .doc = "Shows what the checkpoint folder MODEL holds, without reading its data."};
+        .doc = "Shows what the checkpoint folder MODEL holds and what memory it needs, without "
+               "reading its data.",
+        .children = children};
     struct arguments arguments = {0};
     struct sl_checkpoint *checkpoint = NULL;
+    struct sl_config config;
     struct sl_err err = {0};
     int rc;
 
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
-    rc = sl_checkpoint_open(&checkpoint, arguments.model, &err);
+    rc = sl_checkpoint_open(&checkpoint, arguments.engine.model, &err);
     if (rc == 0 && arguments.tensors)
         print_tensors(checkpoint);
+    if (rc == 0 && (arguments.experts || !arguments.tensors))
+        rc = sl_config_read(&config, arguments.engine.model, &err);
     if (rc == 0 && arguments.experts)
-        rc = print_experts(checkpoint, arguments.model, &err);
+        rc = print_experts(checkpoint, &config, &err);
+    if (rc == 0 && !arguments.experts && !arguments.tensors)
+        rc = print_summary(&arguments, checkpoint, &config, &err);
     sl_checkpoint_close(checkpoint);
     if (fflush(stdout) != 0 && rc == 0)
         rc = sl_err_set(&err, -errno, "cannot write the listing: %s", sl_strerror(errno));

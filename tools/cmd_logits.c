@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/base/file.h"
 #include "tools/commands.h"
@@ -202,6 +204,15 @@ static bool unfinished(const struct command *command)
     return false;
 }
 
+/* Half a file would pass for a whole one. Only a plain file is ours to remove. */
+static void remove_half_written(const char *path)
+{
+    struct stat status;
+
+    if (lstat(path, &status) == 0 && S_ISREG(status.st_mode))
+        unlink(path);
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     uint32_t vocab_size = sl_engine_config(command->engine)->vocab_size;
@@ -218,6 +229,9 @@ static int run(struct command *command, struct sl_err *err)
     if (rc == 0 && command->write_errno)
         rc = sl_err_set(err, -command->write_errno, "%s: cannot write: %s",
                         command->lists[0].out_path, sl_strerror(command->write_errno));
+    for (uint32_t i = 0; rc < 0 && i < command->n_tokens_given; i++)
+        if (command->lists[i].out)
+            remove_half_written(command->lists[i].out_path);
     return rc;
 }
 
@@ -244,7 +258,6 @@ int sl_cmd_logits(int argc, char **argv)
 
     if (!command)
         return 1;
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, command);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = read_tokens(&command->lists[i], &err);

@@ -137,7 +137,6 @@ int sl_cmd_perplexity(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     rc = prepare(&command, &err);
     if (rc < 0)

@@ -337,7 +337,8 @@ int sl_cmd_synth(int argc, char **argv)
     struct arguments arguments = {.seed = 1, .skew = 0.1f};
     struct sl_err err;
 
-    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    if (argp_parse(&parser, argc, argv, 0, NULL, &arguments) != 0)
+        return 2;
     if (synth(&arguments, &err) < 0) {
         fprintf(stderr, "sluice: %s\n", err.message);
         return 1;

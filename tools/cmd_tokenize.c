@@ -282,7 +282,6 @@ int sl_cmd_tokenize(int argc, char **argv)
     struct sl_err err;
     int rc;
 
-    argp_err_exit_status = 2;
     if (argp_parse(&argp, argc, argv, 0, NULL, &command.options) != 0)
         return 2;
     rc = run(&command, &err);

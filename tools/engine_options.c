@@ -27,7 +27,7 @@ static const struct argp_option options[] = {
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
     {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
-    {"isa", OPTION_ISA, "ref|avx2", 0, "instruction set (default: the best there is)", 0},
+    {"isa", OPTION_ISA, "ref|avx2|avx512", 0, "instruction set (default: the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
      "exact rounds nothing and is slow: for tests (default native)", 0},
     {0}};

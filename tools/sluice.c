@@ -1,4 +1,5 @@
 /* sluice: the command. Finds the subcommand; each has a file of its own, cmd_NAME.c. */
+#include <argp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,6 +31,7 @@ static void print_usage(FILE *out)
 
 int main(int argc, char **argv)
 {
+    argp_err_exit_status = 2; /* misuse, in every command */
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
         print_usage(stdout);
         return 0;

@@ -9,6 +9,14 @@ uint32_t sl_cpu_flags(void)
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         flags |= SL_CPU_AVX2_FMA;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        flags |= SL_CPU_AVX512;
+        if (__builtin_cpu_supports("avx512vnni"))
+            flags |= SL_CPU_AVX512_VNNI;
+        if (__builtin_cpu_supports("avx512bf16"))
+            flags |= SL_CPU_AVX512_BF16;
+    }
 #endif
     return flags;
 }

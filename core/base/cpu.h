@@ -6,6 +6,9 @@
 
 enum sl_cpu_flag {
     SL_CPU_AVX2_FMA = 1u << 0, /* AVX2 and FMA3 together, and an operating system that saves them */
+    SL_CPU_AVX512 = 1u << 1,   /* F, BW, DQ and VL together */
+    SL_CPU_AVX512_VNNI = 1u << 2,
+    SL_CPU_AVX512_BF16 = 1u << 3,
 };
 
 /* The flags of the CPU we run on. */

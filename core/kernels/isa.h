@@ -20,5 +20,9 @@
 
 SL_DECLARE_INSTALLERS(ref)
 SL_DECLARE_INSTALLERS(avx2)
+SL_DECLARE_INSTALLERS(avx512)
+
+/* Overwrites entries of a table that the above filled: kernels-avx512/. */
+void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags);
 
 #endif

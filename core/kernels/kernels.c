@@ -8,19 +8,29 @@
 #include "core/base/cpu.h"
 #include "core/kernels/isa.h"
 
-static void install_ref(struct sl_kernels *kernels)
+static void install_ref(struct sl_kernels *kernels, uint32_t cpu_flags)
 {
+    (void)cpu_flags;
     sl_install_linear_ref(kernels);
     sl_install_activation_ref(kernels);
     sl_install_attention_ref(kernels);
 }
 
 #if defined(__x86_64__)
-static void install_avx2(struct sl_kernels *kernels)
+static void install_avx2(struct sl_kernels *kernels, uint32_t cpu_flags)
 {
+    (void)cpu_flags;
     sl_install_linear_avx2(kernels);
     sl_install_activation_avx2(kernels);
     sl_install_attention_avx2(kernels);
+}
+
+static void install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
+{
+    sl_install_linear_avx512(kernels);
+    sl_install_activation_avx512(kernels);
+    sl_install_attention_avx512(kernels);
+    sl_install_avx512(kernels, cpu_flags);
 }
 #endif
 
@@ -28,11 +38,12 @@ static void install_avx2(struct sl_kernels *kernels)
 static const struct {
     const char *name;
     uint32_t flags_needed;
-    void (*install)(struct sl_kernels *kernels);
+    void (*install)(struct sl_kernels *kernels, uint32_t cpu_flags);
 } sets[] = {
     {"ref", 0, install_ref},
 #if defined(__x86_64__)
     {"avx2", SL_CPU_AVX2_FMA, install_avx2},
+    {"avx512", SL_CPU_AVX2_FMA | SL_CPU_AVX512, install_avx512},
 #endif
 };
 
@@ -49,7 +60,7 @@ int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl
             continue;
         runs = true;
         ret_kernels->isa = sets[i].name;
-        sets[i].install(ret_kernels);
+        sets[i].install(ret_kernels, flags);
     }
     if (!known)
         return sl_err_set(err, -EINVAL, "unknown instruction set \"%s\"", isa);

@@ -1,0 +1,15 @@
+/* Puts the AVX-512 kernels into the table. Compiled for the baseline CPU: it also runs where
+ * AVX-512 is missing. */
+#include "core/base/cpu.h"
+#include "core/kernels/isa.h"
+#include "kernels-avx512/avx512.h"
+
+void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
+{
+    if (cpu_flags & SL_CPU_AVX512_VNNI)
+        kernels->matmul_fp4 = sl_matmul_fp4_avx512vnni;
+    if (cpu_flags & SL_CPU_AVX512_BF16 && sl_avx512_dot_bf16_is_two_fmas()) {
+        kernels->matmul_fp8 = sl_matmul_fp8_avx512bf16;
+        kernels->matmul_bf16 = sl_matmul_bf16_avx512bf16;
+    }
+}

@@ -1,0 +1,17 @@
+/* What the AVX-512 folder offers: entries of the kernel table, under the CPU flags each needs. */
+#ifndef SL_KERNELS_AVX512_AVX512_H
+#define SL_KERNELS_AVX512_AVX512_H
+
+#include <stdbool.h>
+
+#include "core/kernels/kernels.h"
+
+sl_matmul_fp4_fn sl_matmul_fp4_avx512vnni;
+sl_matmul_fp8_fn sl_matmul_fp8_avx512bf16;
+sl_matmul_bf16_fn sl_matmul_bf16_avx512bf16;
+
+/* Tries whether this CPU's BF16 dot product gives the bits of two fused multiply-adds, the odd
+ * element first, on some 65,000 numbers of the sizes that linears may meet. */
+bool sl_avx512_dot_bf16_is_two_fmas(void);
+
+#endif

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# The commands as a user meets them: text that streams and can be interrupted, figures that add up,
+# sampling that repeats, memory that is refused with the figures. On a small random model.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+model=$scratch/model
+"$sluice" synth tests/oracle/configs/tiny-flash.json "$model" >/dev/null || {
+    fail "synth makes the model"
+    tap_end
+}
+
+generate() {
+    "$sluice" generate "$model" -p "The river rose" "$@" 2>"$scratch/figures"
+}
+
+repeats() { # flags...: same text with other resources
+    local want got
+
+    want=$(generate -n 40 "$@") && got=$(generate -n 40 --cache min --threads 1 --segment 3 "$@") &&
+        [ -n "$want" ] && [ "$want" = "$got" ]
+}
+check "greedy text repeats" repeats --temp 0
+check "a seed's text repeats" repeats --seed 7 --temp 0.9 --top-p 0.95 --top-k 50 --min-p 0.01
+check "another seed gives another text" \
+    [ "$(generate -n 40 --seed 1)" != "$(generate -n 40 --seed 2)" ]
+check "-f reads the prompt from a file" bash -c "
+    printf 'The river rose' >'$scratch/prompt'
+    [ \"\$('$sluice' generate '$model' -f '$scratch/prompt' -n 20 --temp 0 2>/dev/null)\" = \
+      \"\$('$sluice' generate '$model' -p 'The river rose' -n 20 --temp 0 2>/dev/null)\" ]"
+
+figures_add_up() {
+    generate -n 30 --cache min --stats "$scratch/stats.json" >/dev/null || return
+    "$python" - "$scratch/stats.json" <<'PYTHON'
+import json, sys
+s = json.load(open(sys.argv[1]))
+assert s["new_tokens"] == 30, s
+k, layers = 6, 6
+assert s["decode_expert_requests"] == 29 * k * layers, s
+loads_for_demand = s["expert_requests"] - s["expert_hits"] - s["expert_hinted_hits"]
+assert 0 < loads_for_demand <= s["expert_loads"], s
+expert = 3 * 128 * 256 * 17 // 32
+assert s["wanted_bytes"] == s["expert_loads"] * expert, s
+assert s["wanted_bytes"] <= s["read_bytes"] < 1.5 * s["wanted_bytes"], s
+assert 0 < s["decode_read_bytes"] < s["read_bytes"], s
+PYTHON
+}
+check "the figures add up" figures_add_up
+
+# Every expert read once when all fit: what is read is what the experts are.
+reads_once() {
+    generate -n 300 --cache 1G --stats "$scratch/stats.json" >/dev/null || return
+    "$python" -c '
+import json, sys
+s = json.load(open(sys.argv[1]))
+assert s["expert_evictions"] == 0 and s["expert_loads"] <= 6 * 24, s' "$scratch/stats.json"
+}
+check "a cache that holds all reads none twice" reads_once
+
+interrupted() {
+    local pid tries=0
+
+    "$sluice" generate "$model" -p "The river rose" -n 1000000 --context 1000100 --seed 3 \
+        >"$scratch/text" 2>"$scratch/figures" &
+    pid=$!
+    until [ -s "$scratch/text" ] || [ $((tries += 1)) -gt 600 ]; do
+        sleep 0.05
+    done
+    kill -INT "$pid"
+    wait "$pid" && grep -q ', interrupted' "$scratch/figures" && grep -q '^disk ' "$scratch/figures"
+}
+check "Ctrl-C ends with the figures" interrupted
+
+perplexity_is_that_of_the_logits() {
+    printf 'It was a dark and stormy night, and the rain fell in torrents.' >"$scratch/text"
+    { echo 0; "$sluice" tokenize "$model" -f "$scratch/text"; } >"$scratch/ids"
+    "$sluice" logits "$model" --tokens "$scratch/ids" --out "$scratch/logits.npy" || return
+    "$sluice" perplexity "$model" -f "$scratch/text" --segment 5 >"$scratch/perplexity" || return
+    "$python" - "$scratch" <<'PYTHON'
+import sys
+import numpy as np
+folder = sys.argv[1]
+ids = np.array(open(folder + "/ids").read().split(), int)
+logits = np.load(folder + "/logits.npy").astype(np.float64)[:-1]
+top = logits.max(1)
+nats = top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(len(logits)), ids[1:]]
+said = dict(line.rsplit(None, 1) for line in open(folder + "/perplexity") if "seconds" not in line)
+said = {key.strip(): float(value) for key, value in said.items()}
+assert said["tokens"] == len(nats), said
+assert abs(said["nats per token"] - nats.mean()) < 1e-5, (said, nats.mean())
+text = open(folder + "/text").read()
+assert abs(said["bits per byte"] - nats.sum() / np.log(2) / len(text)) < 1e-4, said
+PYTHON
+}
+check "perplexity is that of the logits" perplexity_is_that_of_the_logits
+
+refused() { # name pattern arguments...: exit status 1, and the last line of stderr says why
+    local name=$1 pattern=$2 rc
+
+    shift 2
+    "$sluice" "$@" >/dev/null 2>"$scratch/stderr"
+    rc=$?
+    if [ $rc = 1 ] && tail -n 1 "$scratch/stderr" | grep -q -e "$pattern"; then
+        ok "$name" "$(tail -n 1 "$scratch/stderr")"
+    else
+        fail "$name" "exit status $rc, $(cat "$scratch/stderr")"
+    fi
+}
+refused "a prompt longer than the context" "do not fit --context 8" \
+    generate "$model" -p "The river rose in the night" -n 4 --context 8
+refused "a context longer than the model's" "max_position_embeddings" \
+    generate "$model" -p a -n 4 --context 2000000
+refused "a cache below one token's working set" "give --cache 3M or more" \
+    generate "$model" -p a --cache 1M
+check "... with the table" grep -q 'dense weights' "$scratch/stderr"
+refused "a budget that is too small" "the budget is 8.00 MiB (--ram)" \
+    generate "$model" -p a --ram 8M
+check "... with the table" grep -q 'KV cache' "$scratch/stderr"
+refused "output that cannot be written" "cannot write" \
+    logits "$model" --tokens "$scratch/ids" --out /dev/full
+check "... and is left alone, being no plain file" [ -c /dev/full ]
+
+check "inspect says who needs what" bash -c "
+    '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&
+    grep -q 'expert cache' '$scratch/inspect' && grep -q '1 x 1000 tokens' '$scratch/inspect'"
+check "inspect says what does not fit, and that is no failure" bash -c "
+    '$sluice' inspect '$model' --ram 9M | grep -q '^does not fit: '"
+check "inspect lists the experts" bash -c "
+    [ \"\$('$sluice' inspect '$model' --experts | grep -c -v '^#')\" = 7 ]"
+
+# A later generation of checkpoints: the body runs, the unknown MTP blocks are left aside.
+"$python" - "$model" "$scratch/later" <<'PYTHON'
+import json, os, shutil, struct, sys
+shutil.copytree(sys.argv[1], sys.argv[2])
+os.chdir(sys.argv[2])
+config = json.load(open("config.json"))
+config["num_nextn_predict_layers"] = 3
+config["compress_ratios"] += [0, 0]
+json.dump(config, open("config.json", "w"))
+index = json.load(open("model.safetensors.index.json"))
+file = index["weight_map"]["mtp.0.e_proj.weight"]
+data = open(file, "rb").read()
+size, = struct.unpack("<Q", data[:8])
+header = data[8:8 + size].replace(b"mtp.0.e_proj", b"mtp.0.main_p").replace(b"mtp.0.h_proj", b"mtp.0.other_")
+open(file, "wb").write(data[:8] + header + data[8 + size:])
+index["weight_map"] = {k.replace("mtp.0.e_proj", "mtp.0.main_p").replace("mtp.0.h_proj", "mtp.0.other_"): v
+                       for k, v in index["weight_map"].items()}
+json.dump(index, open("model.safetensors.index.json", "w"))
+PYTHON
+later() {
+    local want got
+
+    want=$(generate -n 20 --temp 0) &&
+        got=$("$sluice" generate "$scratch/later" -p "The river rose" -n 20 --temp 0 \
+            2>"$scratch/stderr") && [ "$want" = "$got" ] &&
+        [ "$(grep -c 'MTP blocks of an unknown generation' "$scratch/stderr")" = 1 ]
+}
+check "a later checkpoint's MTP blocks are left aside with one line" later
+refused "its MTP logits cannot be had" "no MTP block" \
+    logits "$scratch/later" --tokens "$scratch/ids" --out "$scratch/logits.npy" --mtp
+tap_end
