@@ -10,7 +10,10 @@
 #define BUFFER_BYTES_MAX (UINT64_C(5) << 20)
 
 /* Sizes multiplied: larger cases are visited less often. */
-#define WORK_MAX 60000u
+#define WORK_MAX 20000u
+
+/* Columns times tokens of a linear: more is left out. The widest rows have few tokens. */
+#define ACTIVATIONS_MAX 1000000u
 
 void case_open(struct kernel_case *c)
 {
@@ -91,10 +94,11 @@ static float pick(const struct kernel_case *c, size_t n, const float *values)
 
 static const size_t some_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0};
 static const size_t block_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 0};
-static const size_t block_cols[] = {128, 256, 384, 512, 1024, 1536, 2048, 3072, 4096, 7168, 0};
+static const size_t block_cols[] = {128,  256,  384,  512,  1024,  1536,
+                                    2048, 3072, 4096, 7168, 65536, 0};
 static const size_t even_cols[] = {2, 4, 6, 30, 126, 128, 130, 256, 384, 512, 640, 4096, 7168, 0};
 static const size_t any_cols[] = {1, 2, 3, 31, 127, 128, 129, 256, 384, 4096, 7168, 0};
-static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64, 0};
+static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64, 65, 130, 0};
 
 static void add_linear_output(struct kernel_case *c)
 {
@@ -585,8 +589,11 @@ void case_for_each(const struct kernel_spec *spec, struct kernel_case *c,
             rest /= length[d] ? length[d] : 1;
         }
         if (spec->is_linear) { /* few tiles where rows are long */
-            size_t n_choices = c->dims[1] * c->dims[2] > WORK_MAX ? 2 : length[0];
+            size_t activations = c->dims[1] * c->dims[2];
+            size_t n_choices = activations > WORK_MAX ? 2 : length[0];
 
+            if (activations > ACTIVATIONS_MAX)
+                continue;
             c->dims[0] = spec->dims[0][shape % n_choices];
         }
         if (!visit_shape(spec, c, ref, &rng, visit, context))

@@ -109,30 +109,27 @@ static void fill_tiny(struct rng *rng, size_t count, float *x)
     }
 }
 
+/* One random number makes sign, exponent and mantissa. */
 static void fill_block(struct rng *rng, enum input_kind kind, int exponent_max, size_t count,
                        float *x)
 {
-    if (kind == INPUT_TINY) {
-        fill_tiny(rng, count, x);
-        return;
-    }
     for (size_t i = 0; i < count; i++) {
-        float fraction = (float)rng_below(rng, 1u << 23) * 0x1p-23f;
+        uint64_t random = rng_next(rng), range = (uint64_t)exponent_max + 61;
+        uint32_t sign = (uint32_t)random & 0x80000000u, mantissa = (uint32_t)random & 0x7fffffu;
+        uint32_t exponent = (uint32_t)((random >> 32) * range >> 32) + 127 - 60;
 
         switch (kind) {
         case INPUT_PLAIN:
-            x[i] = with_random_sign(rng, fraction * 4.0f);
+            x[i] = (float)(int32_t)(uint32_t)random * 0x1p-29f;
             break;
         case INPUT_WIDE:
-            x[i] = with_random_sign(
-                rng,
-                ldexpf(1.0f + fraction, (int)rng_below(rng, (size_t)(exponent_max + 61)) - 60));
+            x[i] = sl_f32_from_bits(sign | exponent << 23 | mantissa);
             break;
         case INPUT_LARGE:
-            x[i] = with_random_sign(rng, ldexpf(2.0f - 0x1p-23f, exponent_max));
+            x[i] = sl_f32_from_bits(sign | (uint32_t)(exponent_max + 127) << 23 | 0x7fffffu);
             break;
         default:
-            x[i] = with_random_sign(rng, 0.0f);
+            x[i] = sl_f32_from_bits(sign);
             break;
         }
     }
@@ -145,9 +142,15 @@ static enum input_kind kind_of_block(struct rng *rng, enum input_kind kind)
 
 void fill_floats(struct rng *rng, enum input_kind kind, int exponent_max, size_t count, float *x)
 {
-    for (size_t i = 0; i < count; i += BLOCK)
-        fill_block(rng, kind_of_block(rng, kind), exponent_max,
-                   count - i < BLOCK ? count - i : BLOCK, x + i);
+    for (size_t i = 0; i < count; i += BLOCK) {
+        size_t n = count - i < BLOCK ? count - i : BLOCK;
+        enum input_kind block_kind = kind_of_block(rng, kind);
+
+        if (block_kind == INPUT_TINY)
+            fill_tiny(rng, n, x + i);
+        else
+            fill_block(rng, block_kind, exponent_max, n, x + i);
+    }
 }
 
 static void fill_scales(struct rng *rng, enum input_kind kind, size_t n_scales,
