@@ -261,7 +261,10 @@ static void test_another_kind_of_model(void **state)
         {"{\"norm_topk_prob\": false}", "norm_topk_prob"},
         {"{\"tie_word_embeddings\": true}", "tie_word_embeddings"},
         {"{\"quantization_config\": {\"weight_block_size\": [64, 128]}}", "weight_block_size"},
-        {"{\"quantization_config\": {\"weight_block_size\": [128]}}", "weight_block_size"},
+        {"{\"quantization_config\": {\"weight_block_size\": [128, 128, 128]}}",
+         "weight_block_size"},
+        {"{\"rope_scaling.type\": \"linear\"}", "rope_scaling.type"},
+        {"{\"rope_scaling.rope_type\": 1}", "rope_scaling.rope_type"},
         {"{\"quantization_config\": {\"weight_block_size\": 128}}", "weight_block_size"},
     };
 

@@ -171,7 +171,20 @@ static int read_compress_ratios(const struct reader *in, struct sl_config *confi
     return 0;
 }
 
-/* Keys whose value selects code: any other value is another model. */
+/* A key whose value selects code: any other value is another model. */
+static int check_word(const struct reader *in, const json_t *object, const char *prefix,
+                      const char *key, const char *expected)
+{
+    const json_t *value = json_object_get(object, key);
+    const char *text = json_string_value(value);
+
+    if (value && (!text || strcmp(text, expected) != 0))
+        return sl_err_set(in->err, -SL_EUNSUPPORTED,
+                          "%s: \"%s%s\" is \"%s\"; this engine runs \"%s\" only", in->where, prefix,
+                          key, text ? text : "?", expected);
+    return 0;
+}
+
 static int check_kind(const struct reader *in)
 {
     static const struct {
@@ -186,16 +199,15 @@ static int check_kind(const struct reader *in)
         const char *key;
         int value;
     } numbers[] = {{"num_key_value_heads", 1}, {"n_shared_experts", 1}};
+    const json_t *scaling = json_object_get(in->root, "rope_scaling");
+    int rc;
 
-    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++) {
-        const json_t *value = json_object_get(in->root, strings[i].key);
-        const char *text = json_string_value(value);
-
-        if (value && (!text || strcmp(text, strings[i].value) != 0))
-            return sl_err_set(in->err, -SL_EUNSUPPORTED,
-                              "%s: \"%s\" is \"%s\"; this engine runs \"%s\" only", in->where,
-                              strings[i].key, text ? text : "?", strings[i].value);
-    }
+    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
+        if ((rc = check_word(in, in->root, "", strings[i].key, strings[i].value)) < 0)
+            return rc;
+    if ((rc = check_word(in, scaling, "rope_scaling.", "type", "yarn")) < 0 ||
+        (rc = check_word(in, scaling, "rope_scaling.", "rope_type", "yarn")) < 0)
+        return rc;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         const json_t *value = json_object_get(in->root, numbers[i].key);
 
