@@ -271,8 +271,7 @@ void fixture_weights_init(struct fixture_weights *weights, const struct sl_confi
 
     *weights = (struct fixture_weights){.source = {&ops}, .random = seed};
     weights->list = allocate(WEIGHTS_MAX, sizeof(*weights->list));
-    add(weights, small_table, config->vocab_size, hidden, "embed.weight");
-    fixture_weights_convert(weights, "embed.weight", SL_DTYPE_BF16);
+    add(weights, (struct range){SL_DTYPE_BF16, -1, 1}, config->vocab_size, hidden, "embed.weight");
     add(weights, plain, config->vocab_size, hidden, "head.weight");
     add(weights, norm, 0, hidden, "norm.weight");
     add_hc(weights, config, config->hc_mult, 1, "", "hc_head");
@@ -307,9 +306,19 @@ struct fixture_weight *fixture_weights_find(struct fixture_weights *weights, con
     return weight;
 }
 
-/* Value i of a tensor; scales (NULL for 1) are one per 128 x 128. */
-static float value_at(const struct fixture_weight *weight, const struct fixture_weight *scales,
-                      uint64_t i)
+/* The scales of an FP8 weight. */
+static struct fixture_weight *scales_of(struct fixture_weights *weights,
+                                        const struct fixture_weight *weight)
+{
+    char name[sizeof(weight->name)];
+
+    snprintf(name, sizeof(name), "%.*s.scale", (int)(strlen(weight->name) - strlen(".weight")),
+             weight->name);
+    return fixture_weights_find(weights, name);
+}
+
+float fixture_weights_value(struct fixture_weights *weights, const struct fixture_weight *weight,
+                            uint64_t i)
 {
     uint64_t cols = weight->info.shape[1];
     uint16_t code;
@@ -323,34 +332,30 @@ static float value_at(const struct fixture_weight *weight, const struct fixture_
         memcpy(&code, weight->data + 2 * i, 2);
         return sl_bf16_to_f32(code);
     default:
-        sl_assert(weight->info.dtype == SL_DTYPE_F8_E4M3 && scales);
+        sl_assert(weight->info.dtype == SL_DTYPE_F8_E4M3);
         return sl_e4m3_to_f32(weight->data[i]) *
-               sl_exp2i(scales->data[i / cols / 128 * (cols / 128) + i % cols / 128] -
+               sl_exp2i(scales_of(weights, weight)
+                            ->data[i / cols / 128 * (cols / 128) + i % cols / 128] -
                         (int)SL_E8M0_BIAS);
     }
 }
 
-void fixture_weights_convert(struct fixture_weights *weights, const char *name, enum sl_dtype dtype)
+void fixture_weights_convert(struct fixture_weights *weights, struct fixture_weight *weight,
+                             enum sl_dtype dtype)
 {
-    struct fixture_weight *weight = fixture_weights_find(weights, name), *scales = NULL;
     uint64_t count = weight->info.size_bytes / sl_dtype_size_bytes(weight->info.dtype);
     uint32_t size_bytes = sl_dtype_size_bytes(dtype);
     uint8_t *data = allocate(count, size_bytes);
-    char scale_name[sizeof(weight->name)];
 
     sl_assert(dtype == SL_DTYPE_F32 || dtype == SL_DTYPE_BF16);
-    if (weight->info.dtype == SL_DTYPE_F8_E4M3) {
-        snprintf(scale_name, sizeof(scale_name), "%.*s.scale",
-                 (int)(strlen(name) - strlen(".weight")), name);
-        scales = fixture_weights_find(weights, scale_name);
-        scales->missing = true;
-    }
     for (uint64_t i = 0; i < count; i++) {
-        float value = value_at(weight, scales, i);
+        float value = fixture_weights_value(weights, weight, i);
         uint16_t code = sl_f32_to_bf16(value);
 
         memcpy(data + i * size_bytes, size_bytes == 2 ? (void *)&code : (void *)&value, size_bytes);
     }
+    if (weight->info.dtype == SL_DTYPE_F8_E4M3)
+        scales_of(weights, weight)->missing = true;
     free(weight->data);
     weight->data = data;
     weight->info.dtype = dtype;

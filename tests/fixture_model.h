@@ -51,9 +51,13 @@ void fixture_weights_fini(struct fixture_weights *weights);
 /* The tensor; aborts if there is none. A test may change its info and its data. */
 struct fixture_weight *fixture_weights_find(struct fixture_weights *weights, const char *name);
 
-/* Stores tensor `name` as BF16 or F32 instead: the same values. Of an FP8 weight the scales become
- * superfluous, and missing. */
-void fixture_weights_convert(struct fixture_weights *weights, const char *name,
+/* Value i, in row-major order, of an FP8 (scaled), BF16 or F32 tensor. */
+float fixture_weights_value(struct fixture_weights *weights, const struct fixture_weight *weight,
+                            uint64_t i);
+
+/* Stores such a tensor as BF16 or F32 instead: the same values, where BF16 can hold them. The
+ * scales of one that was FP8 are then missing. */
+void fixture_weights_convert(struct fixture_weights *weights, struct fixture_weight *weight,
                              enum sl_dtype dtype);
 
 /* ---- experts -----------------------------------------------------------------------------------
