@@ -44,7 +44,7 @@ void fixture_config(struct sl_config *config)
         .vocab_size = 75,
         .eos_token_id = 1,
         .hidden_size = 128,
-        .num_hidden_layers = 5,
+        .num_hidden_layers = 4,
         .num_hash_layers = 2,
         .num_nextn_predict_layers = 1,
         .num_attention_heads = 3,
@@ -73,7 +73,7 @@ void fixture_config(struct sl_config *config)
                          .beta_fast = 32,
                          .beta_slow = 1,
                          .original_max_position_embeddings = 65536},
-        .compress_ratios = {0, 4, 8, 128, 4, 0},
+        .compress_ratios = {0, 4, 8, 128, 0},
     };
 }
 

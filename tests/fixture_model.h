@@ -18,7 +18,7 @@
 uint64_t fixture_random(uint64_t *state);
 uint32_t fixture_below(uint64_t *state, uint32_t limit);
 
-/* Hidden layers of ratio 0, 4, 8, 128 and 4, the first two hash-routed, and an MTP block of ratio
+/* Hidden layers of ratio 0, 4, 8 and 128, the first two hash-routed, and an MTP block of ratio
  * 0. The window (8) and index_topk (3) are small enough that short sequences leave them. Sizes are
  * no multiples of 16 where they need not be. A test may change any of it. */
 void fixture_config(struct sl_config *config);

@@ -209,6 +209,28 @@ static void test_duplicates_in_a_hash_row(void **state)
     rig_fini(&rig);
 }
 
+/* Experts are added in ascending number, not as a row of the table lists them. */
+static void test_order_in_a_hash_row(void **state)
+{
+    static uint16_t table[75 * 3];
+    static float expected[TOKENS_MAX * 3 * 128];
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 8, 3, true);
+    rig.weights.layers[0].tid2eid = table;
+    for (uint32_t turn = 0; turn < 3; turn++) {
+        for (uint32_t t = 0; t < 75; t++)
+            for (uint32_t s = 0; s < 3; s++)
+                table[t * 3 + (s + turn) % 3] = (uint16_t)((t + 3 * s) % 8);
+        run(&rig, 100, 1);
+        if (turn == 0)
+            memcpy(expected, rig.step.streams, stream_count(&rig, 100) * sizeof(float));
+        assert_memory_equal(rig.step.streams, expected, stream_count(&rig, 100) * sizeof(float));
+    }
+    rig_fini(&rig);
+}
+
 /* ---- loans -------------------------------------------------------------------------------------
  */
 
@@ -252,6 +274,7 @@ int main(void)
         cmocka_unit_test(test_picks_are_a_stable_sort),
         cmocka_unit_test(test_equal_scores_pick_the_lower),
         cmocka_unit_test(test_duplicates_in_a_hash_row),
+        cmocka_unit_test(test_order_in_a_hash_row),
         cmocka_unit_test(test_loans_do_not_show),
     };
 
