@@ -371,8 +371,11 @@ static void test_all_at_once_gives_the_answer(void **state)
 
     options.n_threads = 2;
     rig_init(&rig, m, &options);
-    for (uint32_t s = 0; s < SEQUENCES; s++)
+    for (uint32_t i = 0; i < SEQUENCES; i++) { /* chunks end inside windows of the long one */
+        uint32_t s = (i + 2) % SEQUENCES;
+
         add_span(&check, &rig, s, lengths[s], SL_LOGITS_ALL);
+    }
     assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
     rig_fini(&rig);
 }
