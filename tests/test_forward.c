@@ -434,17 +434,22 @@ static void test_answers_are_alive(void **state)
 /* ---- refusals ----------------------------------------------------------------------------------
  */
 
+/* A span at fault, and what is said about it. */
 struct refusal {
+    bool mtp;
+    uint32_t sequence;
+    const int32_t *tokens;
+    uint32_t n_tokens;
     int rc;
     const char *says;
 };
 
-/* Two spans, of which the second is at fault: nothing happens to either. */
-static void expect_refusal(const struct model *m, struct rig *rig, const struct sl_span *second,
-                           bool mtp, const struct refusal *refusal)
+/* The second of two spans is at fault: nothing happens to either. */
+static void expect_refusal(const struct model *m, struct rig *rig, const struct refusal *refusal)
 {
     struct sl_span spans[2] = {
-        {&rig->kv[3], m->tokens[3] + rig->kv[3].n_tokens + mtp, 1, SL_LOGITS_ALL}, *second};
+        {&rig->kv[3], m->tokens[3] + rig->kv[3].n_tokens + refusal->mtp, 1, SL_LOGITS_ALL},
+        {&rig->kv[refusal->sequence], refusal->tokens, refusal->n_tokens, SL_LOGITS_ALL}};
     struct sl_kv_cache before[2] = {*spans[0].kv, *spans[1].kv};
     uint64_t n_requests = m->experts.n_requests;
     uint8_t *memory[2];
@@ -456,7 +461,8 @@ static void expect_refusal(const struct model *m, struct rig *rig, const struct 
         assert_non_null(memory[i]);
         memcpy(memory[i], before[i].arena.base, before[i].arena.size_bytes);
     }
-    rc = (mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, spans, 2, NULL, NULL, &err);
+    rc =
+        (refusal->mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, spans, 2, NULL, NULL, &err);
     assert_int_equal(rc, refusal->rc);
     assert_int_equal(err.code, refusal->rc);
     if (!strstr(err.message, refusal->says))
@@ -471,38 +477,33 @@ static void expect_refusal(const struct model *m, struct rig *rig, const struct 
 
 static void test_refusals_change_nothing(void **state)
 {
+    static const int32_t high[] = {1, 2, 75}, low[] = {-1}, least[] = {0, INT32_MIN}, good[16];
+    static const struct refusal refusals[] = {
+        {false, 1, high, 3, -SL_EFORMAT, "token id 75 (number 9)"},
+        {true, 1, high, 3, -SL_EFORMAT, "token id 75 (number 2)"},
+        {false, 1, low, 1, -SL_EFORMAT, "token id -1"},
+        {true, 1, low, 1, -SL_EFORMAT, "token id -1"},
+        {false, 1, least, 2, -SL_EFORMAT, "token id -2147483648"},
+        {false, 1, good, 16, -SL_EBUDGET, "17 tokens in one step, which was made for 16"},
+        {false, 2, good, 10, -SL_EBUDGET,
+         "10 tokens do not fit the KV cache, which was made for 9"},
+        {false, 2, good, UINT32_MAX, -SL_EBUDGET, "KV cache"},
+        {false, 4, good, 1, -EINVAL, "failed"},
+        {true, 4, good, 1, -EINVAL, "failed"},
+    };
     struct model *m = *state;
-    const int32_t outside = (int32_t)m->config.vocab_size;
-    const int32_t high[] = {1, 2, outside}, low[] = {-1}, minimum[] = {0, INT32_MIN};
     struct check check = {.m = m, .answers = m->native};
     struct rig_options options = plain;
     struct rig rig;
 
     options.tokens_max = 16;
     rig_init(&rig, m, &options);
+    rig.kv[4].broken = true;
     add_span(&check, &rig, 1, 7, SL_LOGITS_ALL);
     add_span(&check, &rig, 3, 9, SL_LOGITS_LAST);
     assert_int_equal(run_spans(&check, &rig, false, NULL), 0);
-    for (int mtp = 0; mtp < 2; mtp++) {
-        expect_refusal(m, &rig, &(struct sl_span){&rig.kv[1], high, 3, SL_LOGITS_ALL}, mtp,
-                       &(struct refusal){-SL_EFORMAT, mtp ? "token id 75 (number 2)"
-                                                          : "token id 75 (number 9)"});
-        expect_refusal(m, &rig, &(struct sl_span){&rig.kv[1], low, 1, SL_LOGITS_NONE}, mtp,
-                       &(struct refusal){-SL_EFORMAT, "token id -1"});
-        expect_refusal(m, &rig, &(struct sl_span){&rig.kv[1], minimum, 2, SL_LOGITS_NONE}, mtp,
-                       &(struct refusal){-SL_EFORMAT, "token id -2147483648"});
-        rig.kv[1].broken = true;
-        expect_refusal(m, &rig, &(struct sl_span){&rig.kv[1], low, 1, SL_LOGITS_ALL}, mtp,
-                       &(struct refusal){-EINVAL, "failed"});
-        rig.kv[1].broken = false;
-    }
-    expect_refusal(m, &rig, &(struct sl_span){&rig.kv[1], m->tokens[1], 16, SL_LOGITS_ALL}, false,
-                   &(struct refusal){-SL_EBUDGET, "17 tokens in one step, which was made for 16"});
-    expect_refusal(m, &rig, &(struct sl_span){&rig.kv[2], m->tokens[2], 10, SL_LOGITS_ALL}, false,
-                   &(struct refusal){-SL_EBUDGET, "10 tokens do not fit the KV cache, which was "
-                                                  "made for 9"});
-    expect_refusal(m, &rig, &(struct sl_span){&rig.kv[2], m->tokens[2], UINT32_MAX, SL_LOGITS_ALL},
-                   false, &(struct refusal){-SL_EBUDGET, "KV cache"});
+    for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++)
+        expect_refusal(m, &rig, &refusals[i]);
     /* After all that the step's streams are still here, and so are the sequences. */
     check.mtp = true;
     check.next_span = check.next_token = 0;
