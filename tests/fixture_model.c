@@ -473,20 +473,35 @@ static void source_release(struct sl_expert_source *source, const struct sl_expe
     memset(e->slots[loan->slot_index], 0xff, e->offset_bytes[3]);
 }
 
-/* Random codes with scales of 2^-6 to 2^-4, packed. */
-static void pack_expert(struct fixture_experts *e, const struct sl_config *c, uint8_t *tiles,
+void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
+                         struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales)
+{
+    const size_t count = (size_t)config->hidden_size * config->moe_intermediate_size;
+    uint64_t random =
+        experts->seed +
+        (key.layer_index * experts->n_experts + key.expert_index) * SL_EXPERT_MATRICES +
+        (uint64_t)matrix;
+
+    random = fixture_random(&random);
+    for (size_t i = 0; i < count / 2; i++)
+        codes[i] = (uint8_t)(fixture_random(&random) >> 32);
+    for (size_t i = 0; i < count / SL_FP4_BLOCK_COLS; i++)
+        scales[i] = (uint8_t)(SL_E8M0_BIAS - 6 + fixture_below(&random, 3));
+}
+
+static void pack_expert(struct fixture_experts *e, const struct sl_config *c, uint32_t index,
                         uint8_t *codes, uint8_t *scales)
 {
+    const struct sl_expert_key key = {(uint16_t)(index / e->n_experts),
+                                      (uint16_t)(index % e->n_experts)};
+
     for (int m = 0; m < SL_EXPERT_MATRICES; m++) {
         uint32_t rows = m == SL_EXPERT_W2 ? c->hidden_size : c->moe_intermediate_size;
         uint32_t cols = m == SL_EXPERT_W2 ? c->moe_intermediate_size : c->hidden_size;
 
-        for (size_t i = 0; i < (size_t)rows * cols / 2; i++)
-            codes[i] = (uint8_t)(fixture_random(&e->random) >> 32);
-        for (size_t i = 0; i < (size_t)rows * cols / SL_FP4_BLOCK_COLS; i++)
-            scales[i] = (uint8_t)(SL_E8M0_BIAS - 6 + fixture_below(&e->random, 3));
+        fixture_experts_raw(e, c, key, m, codes, scales);
         sl_assert(sl_r16_pack_fp4(cols, 0, rows / SL_R16_ROWS, codes, scales,
-                                  tiles + e->offset_bytes[m]) == 0);
+                                  e->tiles + index * e->offset_bytes[3] + e->offset_bytes[m]) == 0);
     }
 }
 
@@ -503,6 +518,7 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
     *e = (struct fixture_experts){
         .source = {&ops, hold_limit},
         .hold_limit = hold_limit,
+        .seed = seed,
         .random = seed,
         .n_layers = config->num_hidden_layers + config->num_nextn_predict_layers,
         .n_experts = config->n_routed_experts,
@@ -515,8 +531,8 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
     e->tiles = allocate(total, e->offset_bytes[3]);
     codes = allocate(hidden * inter, 1);
     scales = allocate(hidden * inter, 1);
-    for (size_t i = 0; i < total; i++)
-        pack_expert(e, config, e->tiles + i * e->offset_bytes[3], codes, scales);
+    for (uint32_t i = 0; i < total; i++)
+        pack_expert(e, config, i, codes, scales);
     free(codes);
     free(scales);
     e->slots = allocate(hold_limit, sizeof(*e->slots));

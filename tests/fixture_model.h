@@ -85,6 +85,7 @@ struct fixture_experts {
     uint32_t *n_demanded; /* (layers) */
 
     /* Its own. */
+    uint64_t seed;
     uint32_t n_layers, n_experts, n_hash_layers;
     uint8_t *tiles; /* (layers, n_routed_experts) packed experts */
     uint64_t offset_bytes[SL_EXPERT_MATRICES + 1];
@@ -100,6 +101,11 @@ struct fixture_experts {
 void fixture_experts_init(struct fixture_experts *experts, const struct sl_config *config,
                           uint32_t hold_limit, uint64_t seed);
 void fixture_experts_fini(struct fixture_experts *experts);
+
+/* One matrix of an expert as a checkpoint has it: codes (rows, cols / 2) and scales (rows, cols /
+ * 32), of 2^-6 to 2^-4. `matrix` is one of enum sl_expert_matrix. */
+void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
+                         struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales);
 
 #define FIXTURE_EXPERT_FAILURE "the fixture's expert source failed as told"
 
