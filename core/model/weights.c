@@ -207,7 +207,7 @@ static void pack_matrix(struct loader *in, const char *name, const struct sl_mat
             return;
         sl_pool_run(in->pool, (n + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, 1, pack_blocks, &chunk);
         if (chunk.rc < 0) {
-            bad_value(in, name, "a NaN or infinity, or a scale that is NaN or above 2^60");
+            bad_value(in, name, "a NaN or infinity");
             return;
         }
     }
@@ -239,12 +239,16 @@ static uint8_t *load_scales(struct loader *in, const char *short_name, struct sl
         fail(in, -ENOMEM, "%s: out of memory", name);
         return NULL;
     }
-    if (!read_bytes(in, name, 0, rows * cols, bytes)) {
+    read_bytes(in, name, 0, rows * cols, bytes);
+    for (uint64_t i = 0; i < rows * cols && in->rc == 0; i++) {
+        if (bytes[i] > SL_E8M0_BIAS + SL_SCALE_EXPONENT_MAX) /* 255 is NaN */
+            bad_value(in, name, "a scale that is NaN or above 2^60");
+        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS);
+    }
+    if (in->rc < 0) {
         free(bytes);
         return NULL;
     }
-    for (uint64_t i = 0; i < rows * cols; i++)
-        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS); /* packing refuses absurd ones */
     return bytes;
 }
 
