@@ -143,9 +143,10 @@ swiglu_limit -1
 hc_mult 0
 hc_sinkhorn_iters 0
 rms_norm_eps -1
-rope_theta 0
+rope_theta 1
+compress_rope_theta 1
 rope_scaling []
-rope_scaling.factor 0
+rope_scaling.factor 0.001
 max_position_embeddings 0
 bos_token_id 5000
 scoring_func "softmax"

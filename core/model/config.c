@@ -11,6 +11,10 @@
 #define COLS_MAX 65536u
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
 
+/* YaRN divides by the logarithm of theta. With this and a scaling factor of at least 1, frequencies
+ * lie between 0 and 1, and angles stay as small as rope.c asks. */
+#define THETA_MIN 2
+
 struct reader {
     const json_t *root;
     const char *where;
@@ -107,9 +111,9 @@ static int read_numbers(const struct reader *in, struct sl_config *config)
     if ((rc = read_number(in, in->root, "routed_scaling_factor", 1e-30, &scaling_factor)) < 0 ||
         (rc = read_number(in, in->root, "hc_eps", 0, &hc_eps)) < 0 ||
         (rc = read_number(in, in->root, "rms_norm_eps", 1e-30, &norm_eps)) < 0 ||
-        (rc = read_number(in, in->root, "rope_theta", 1, &config->rope_theta)) < 0 ||
-        (rc = read_number(in, in->root, "compress_rope_theta", 1, &config->compress_rope_theta)) <
-            0)
+        (rc = read_number(in, in->root, "rope_theta", THETA_MIN, &config->rope_theta)) < 0 ||
+        (rc = read_number(in, in->root, "compress_rope_theta", THETA_MIN,
+                          &config->compress_rope_theta)) < 0)
         return rc;
     if (json_object_get(in->root, "swiglu_limit")) {
         rc = read_number(in, in->root, "swiglu_limit", 0, &limit);
@@ -136,7 +140,7 @@ static int read_rope_scaling(const struct reader *in, struct sl_config *config)
         return sl_err_set(in->err, -SL_EFORMAT, "%s: \"rope_scaling\" is not an object", in->where);
     if ((rc = sl_json_get_u64(object, "original_max_position_embeddings", 0, 1u << 24, &original,
                               in->where, in->err)) < 0 ||
-        (rc = read_number(in, object, "factor", 1e-3, &scaling->factor)) < 0 ||
+        (rc = read_number(in, object, "factor", 1, &scaling->factor)) < 0 ||
         (rc = read_number(in, object, "beta_fast", 1e-3, &scaling->beta_fast)) < 0 ||
         (rc = read_number(in, object, "beta_slow", 1e-3, &scaling->beta_slow)) < 0)
         return rc;
