@@ -100,6 +100,8 @@ broken "negative tid2eid" layers.0.ffn.gate.tid2eid \
 broken "NaN scale in a dense weight" layers.2.attn.wq_b \
     poke layers.2.attn.wq_b.scale 1 ff
 broken "NaN in an FP8 weight" layers.2.attn.wkv.weight poke layers.2.attn.wkv.weight 1000 7f
+broken "an embedding so large that its squares overflow" 'logits after token' \
+    poke embed.weight $((37 * 512)) 7f7f7f7f
 broken "NaN scale in an expert" 'layer.*2.*expert.*[^0-9]7[^0-9]\|layers\.2\.ffn\.experts\.7' \
     poke layers.2.ffn.experts.7.w1.scale 100 ff
 
