@@ -193,6 +193,7 @@ refused "an unknown flag" 2 frobnicate logits "$good" "${run[@]}" --frobnicate
 refused "an unknown command" 2 frobnicate frobnicate
 refused "no model" 2 . logits
 refused "bad numerics" 2 numerics logits "$good" "${run[@]}" --numerics best
+refused "an unknown instruction set" 2 mmx logits "$good" "${run[@]}" --isa mmx
 refused "an output that cannot be written" 1 "$scratch/none/x.npy" \
     logits "$good" --tokens "$scratch/tokens" --out "$scratch/none/x.npy"
 
