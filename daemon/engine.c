@@ -24,7 +24,6 @@ struct sl_engine {
     struct sl_kernels kernels;
     struct sl_compute compute;
     struct sl_weights weights;
-    bool weights_loaded;
     struct sl_io *io;
     struct sl_reader *reader;
     struct sl_expert_cache *cache;
@@ -219,7 +218,6 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
                          options->with_mtp, e->pool, err);
     if (rc < 0)
         goto out;
-    e->weights_loaded = true;
     if ((rc = start_reader(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||
         (rc = make_sequences(e, err)) < 0 || (rc = start_forward(e, err)) < 0)
         goto out;
@@ -263,8 +261,7 @@ void sl_engine_close(struct sl_engine *engine)
     sl_reader_destroy(engine->reader);
     if (engine->io)
         engine->io->ops->close(engine->io);
-    if (engine->weights_loaded)
-        sl_weights_fini(&engine->weights);
+    sl_weights_fini(&engine->weights); /* zeroed if they were not loaded */
     sl_pool_destroy(engine->pool);
     sl_expert_store_close(engine->store);
     sl_checkpoint_close(engine->checkpoint);

@@ -100,6 +100,8 @@ broken "negative tid2eid" layers.0.ffn.gate.tid2eid \
 broken "NaN scale in a dense weight" layers.2.attn.wq_b \
     poke layers.2.attn.wq_b.scale 1 ff
 broken "NaN in an FP8 weight" layers.2.attn.wkv.weight poke layers.2.attn.wkv.weight 1000 7f
+broken "an embedding so large that its squares overflow" 'logits after token' \
+    poke embed.weight $((37 * 512)) 7f7f7f7f
 broken "NaN scale in an expert" 'layer.*2.*expert.*[^0-9]7[^0-9]\|layers\.2\.ffn\.experts\.7' \
     poke layers.2.ffn.experts.7.w1.scale 100 ff
 
@@ -143,9 +145,10 @@ swiglu_limit -1
 hc_mult 0
 hc_sinkhorn_iters 0
 rms_norm_eps -1
-rope_theta 0
+rope_theta 1
+compress_rope_theta 1
 rope_scaling []
-rope_scaling.factor 0
+rope_scaling.factor 0.001
 max_position_embeddings 0
 bos_token_id 5000
 scoring_func "softmax"
@@ -190,6 +193,7 @@ refused "an unknown flag" 2 frobnicate logits "$good" "${run[@]}" --frobnicate
 refused "an unknown command" 2 frobnicate frobnicate
 refused "no model" 2 . logits
 refused "bad numerics" 2 numerics logits "$good" "${run[@]}" --numerics best
+refused "an unknown instruction set" 2 mmx logits "$good" "${run[@]}" --isa mmx
 refused "an output that cannot be written" 1 "$scratch/none/x.npy" \
     logits "$good" --tokens "$scratch/tokens" --out "$scratch/none/x.npy"
 

@@ -110,6 +110,10 @@ refused() { # name pattern arguments...: exit status 1, and the last line of std
 }
 refused "a prompt longer than the context" "do not fit --context 8" \
     generate "$model" -p "The river rose in the night" -n 4 --context 8
+refused "a list longer than the context" "$scratch/ids: .* do not fit --context 8" \
+    logits "$model" --tokens "$scratch/ids" --out "$scratch/logits.npy" --context 8
+refused "a text longer than the context" "$scratch/text: .* do not fit --context 8" \
+    perplexity "$model" -f "$scratch/text" --context 8
 refused "a context longer than the model's" "max_position_embeddings" \
     generate "$model" -p a -n 4 --context 2000000
 refused "a cache below one token's working set" "give --cache 3M or more" \
@@ -121,6 +125,9 @@ check "... with the table" grep -q 'KV cache' "$scratch/stderr"
 refused "output that cannot be written" "cannot write" \
     logits "$model" --tokens "$scratch/ids" --out /dev/full
 check "... and is left alone, being no plain file" [ -c /dev/full ]
+refused "of two outputs the one that cannot be written" "/dev/full: cannot write" \
+    logits "$model" --tokens "$scratch/ids" --out "$scratch/logits.npy" \
+    --tokens "$scratch/ids" --out /dev/full
 
 check "inspect says who needs what" bash -c "
     '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&

@@ -42,6 +42,7 @@ struct command {
     int sample_rc;
     uint32_t next_id; /* what on_logits() chose */
 
+    uint32_t n_prefilled; /* all of the prompt, unless interrupted */
     uint32_t n_new;
     uint64_t prefill_ns;
     uint64_t decode_ns;
@@ -156,15 +157,15 @@ static int prefill(struct command *command, struct sl_err *err)
     bool terminal = isatty(STDERR_FILENO);
     int rc = 0;
 
-    for (uint32_t done = 0; rc == 0 && done < prompt->n_tokens && !interrupted;) {
-        uint32_t left = prompt->n_tokens - done;
+    while (rc == 0 && command->n_prefilled < prompt->n_tokens && !interrupted) {
+        uint32_t left = prompt->n_tokens - command->n_prefilled;
         uint32_t n =
             left < command->options.segment_tokens ? left : command->options.segment_tokens;
 
         if (terminal && prompt->n_tokens > command->options.segment_tokens)
-            fprintf(stderr, "\rprompt: %u of %u tokens", done, prompt->n_tokens);
-        rc = step(command, prompt->tokens + done, n, n == left, err);
-        done += n;
+            fprintf(stderr, "\rprompt: %u of %u tokens", command->n_prefilled, prompt->n_tokens);
+        rc = step(command, prompt->tokens + command->n_prefilled, n, n == left, err);
+        command->n_prefilled += rc == 0 ? n : 0;
     }
     if (terminal && prompt->n_tokens > command->options.segment_tokens)
         fprintf(stderr, "\r\033[K");
@@ -219,9 +220,9 @@ static void print_figures(const struct command *command)
     /* The first new token comes from the prompt's pass. */
     uint32_t n_decoded = command->n_new ? command->n_new - 1 : 0;
 
-    fprintf(stderr, "\nprompt   %u tokens in %.2f s (%.2f tokens/s)\n", command->prompt.n_tokens,
+    fprintf(stderr, "\nprompt   %u tokens in %.2f s (%.2f tokens/s)\n", command->n_prefilled,
             (double)command->prefill_ns / 1e9,
-            per_second(command->prompt.n_tokens, command->prefill_ns));
+            per_second(command->n_prefilled, command->prefill_ns));
     fprintf(stderr, "text     %u tokens, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
             n_decoded, (double)command->decode_ns / 1e9, per_second(n_decoded, command->decode_ns),
             interrupted ? ", interrupted" : "");
@@ -246,7 +247,7 @@ static int write_stats(const struct command *command, struct sl_err *err)
     json_t *object = json_object();
     int rc = 0;
 
-    set(object, "prompt_tokens", json_integer(command->prompt.n_tokens));
+    set(object, "prompt_tokens", json_integer(command->n_prefilled));
     set(object, "new_tokens", json_integer(command->n_new));
     set(object, "prefill_seconds", json_real((double)command->prefill_ns / 1e9));
     set(object, "decode_seconds", json_real((double)command->decode_ns / 1e9));
@@ -304,10 +305,13 @@ static int prepare(struct command *command, struct sl_err *err)
 
 static int run(struct command *command, struct sl_err *err)
 {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_interrupt,
+                               .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
     int rc;
 
-    sigaction(SIGINT, &action, NULL); /* a second one ends the program at once */
+    /* A second one ends the program at once. Restarting keeps a write that waits for its reader
+     * from failing: `interrupted` is looked at between steps. */
+    sigaction(SIGINT, &action, NULL);
     rc = prefill(command, err);
     if (rc == 0 && !interrupted)
         rc = decode(command, err);

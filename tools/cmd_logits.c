@@ -33,7 +33,8 @@ struct command {
     uint32_t n_tokens_given, n_out_given;
     struct sl_engine *engine;
     struct list *active[LISTS_MAX]; /* of the step at hand, by span */
-    int write_errno;
+    int write_errno;                /* the first failure, and whose */
+    const char *write_path;
 };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
@@ -108,7 +109,8 @@ static int read_tokens(struct list *list, struct sl_err *err)
     return rc;
 }
 
-/* Ids outside the vocabulary are found here, before the weights are loaded. */
+/* Ids outside the vocabulary and lists longer than the context are found here, before the weights
+ * are loaded. */
 static int check_tokens(const struct command *command, struct sl_err *err)
 {
     struct sl_config config;
@@ -117,6 +119,9 @@ static int check_tokens(const struct command *command, struct sl_err *err)
     for (uint32_t s = 0; rc == 0 && s < command->n_tokens_given; s++) {
         const struct list *list = &command->lists[s];
 
+        if (list->n_tokens > command->options.context_tokens)
+            rc = sl_err_set(err, -SL_EBUDGET, "%s: %u tokens do not fit --context %u",
+                            list->tokens_path, list->n_tokens, command->options.context_tokens);
         for (uint32_t i = 0; rc == 0 && i < list->n_tokens; i++)
             if ((uint32_t)list->tokens[i] >= config.vocab_size)
                 rc =
@@ -146,6 +151,14 @@ static int start_npy(struct list *list, uint32_t rows, uint32_t cols, struct sl_
     return 0;
 }
 
+static void note_write_error(struct command *command, const struct list *list)
+{
+    if (command->write_errno)
+        return;
+    command->write_errno = errno ? errno : EIO;
+    command->write_path = list->out_path;
+}
+
 static void write_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
 {
     struct command *command = context;
@@ -153,8 +166,8 @@ static void write_row(void *context, uint32_t span_index, uint32_t token_index, 
     size_t n = sl_engine_config(command->engine)->vocab_size;
 
     (void)token_index;
-    if (fwrite(logits, sizeof(float), n, list->out) != n && !command->write_errno)
-        command->write_errno = errno ? errno : EIO;
+    if (fwrite(logits, sizeof(float), n, list->out) != n)
+        note_write_error(command, list);
 }
 
 /* Gives every unfinished list's next tokens to the model, as many as a pass takes in all. */
@@ -221,14 +234,14 @@ static int run(struct command *command, struct sl_err *err)
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
         rc = start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
                        vocab_size, err);
-    while (rc == 0 && unfinished(command))
+    while (rc == 0 && !command->write_errno && unfinished(command))
         rc = run_step(command, err);
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
-        if (command->lists[i].out && fclose(command->lists[i].out) != 0 && !command->write_errno)
-            command->write_errno = errno;
+        if (command->lists[i].out && fclose(command->lists[i].out) != 0)
+            note_write_error(command, &command->lists[i]);
     if (rc == 0 && command->write_errno)
-        rc = sl_err_set(err, -command->write_errno, "%s: cannot write: %s",
-                        command->lists[0].out_path, sl_strerror(command->write_errno));
+        rc = sl_err_set(err, -command->write_errno, "%s: cannot write: %s", command->write_path,
+                        sl_strerror(command->write_errno));
     for (uint32_t i = 0; rc < 0 && i < command->n_tokens_given; i++)
         if (command->lists[i].out)
             remove_half_written(command->lists[i].out_path);
@@ -256,8 +269,10 @@ int sl_cmd_logits(int argc, char **argv)
     uint32_t longest = 0;
     int rc = 0;
 
-    if (!command)
+    if (!command) {
+        fprintf(stderr, "sluice: out of memory\n");
         return 1;
+    }
     argp_parse(&argp, argc, argv, 0, NULL, command);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = read_tokens(&command->lists[i], &err);

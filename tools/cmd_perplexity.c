@@ -81,6 +81,9 @@ static int prepare(struct command *command, struct sl_err *err)
         rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no text", command->file);
     if (rc == 0 && command->options.context_tokens == 0)
         command->options.context_tokens = command->prompt.n_tokens;
+    if (rc == 0 && command->prompt.n_tokens > command->options.context_tokens)
+        rc = sl_err_set(err, -SL_EBUDGET, "%s: %u tokens do not fit --context %u", command->file,
+                        command->prompt.n_tokens, command->options.context_tokens);
     return rc;
 }
 

@@ -55,6 +55,7 @@ static void parse_size(struct argp_state *state, const char *option, const char 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct sl_engine_options *o = state->input;
+    struct sl_kernels kernels;
 
     switch (key) {
     case ARGP_KEY_INIT:
@@ -84,6 +85,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->io = strcmp(value, "threads") == 0 ? SL_IO_THREADS : SL_IO_URING;
         return 0;
     case OPTION_ISA:
+        if (sl_kernels_select(&kernels, value, NULL) == -EINVAL)
+            argp_error(state, "--isa does not know \"%s\"", value);
         o->isa = value;
         return 0;
     case OPTION_NUMERICS:

@@ -1,7 +1,9 @@
 /* sluice: the command. Finds the subcommand; each has a file of its own, cmd_NAME.c. */
 #include <argp.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/commands.h"
 
@@ -29,8 +31,21 @@ static void print_usage(FILE *out)
     fprintf(out, "\n\"sluice COMMAND --help\" tells a command's options; so does sluice(1).\n");
 }
 
+/* If the caller closed stdin, stdout or stderr, the next file that is opened would get its number,
+ * and what we print would end up in it. Reading finds nothing then, and writing fails. */
+static void fill_standard_descriptors(void)
+{
+    int fd = open("/dev/null", O_RDONLY);
+
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDONLY);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    fill_standard_descriptors();
     argp_err_exit_status = 2; /* misuse, in every command */
     if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
         print_usage(stdout);

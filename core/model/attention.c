@@ -24,7 +24,7 @@ struct query {
     uint32_t window_first; /* position of window entry 0, even; may lie before the window */
     uint32_t window_slots; /* even; the compressed entries follow */
     uint32_t n_compressed;
-    uint32_t n_entries; /* window_slots + n_compressed, rounded up to even */
+    uint32_t n_entries; /* window_slots + n_compressed, rounded up to even; exact: of `exacts` */
     bool selected;      /* `chosen` holds the compressed entries, else they are 0, 1, ... */
     uint32_t *chosen;   /* (index_topk) */
 
@@ -493,12 +493,10 @@ static void attend_exact(void *context, size_t first, size_t end, uint32_t threa
 
     for (size_t item = first; item < end; item++) {
         const struct query *query = &in->a->queries[item / heads];
-        uint32_t head = (uint32_t)(item % heads), n = 0;
+        uint32_t head = (uint32_t)(item % heads);
 
-        for (uint32_t i = 0; i < query->n_entries; i++)
-            n += query->exacts[i] != NULL;
         sl_exact_attend(
-            c->head_dim, n,
+            c->head_dim, query->n_entries,
             in->a->q + query->row * sl_r16_padded_rows(heads_dim(c)) + (size_t)head * c->head_dim,
             query->exacts, in->weights->attn_sink[head], in->a->threads[thread_index].exact_p, out);
         finish_head(in, query, head, out);

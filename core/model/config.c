@@ -11,6 +11,10 @@
 #define COLS_MAX 65536u
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
 
+/* YaRN divides by the logarithm of theta. With this and a scaling factor of at least 1, frequencies
+ * lie between 0 and 1, and angles stay as small as rope.c asks. */
+#define THETA_MIN 2
+
 struct reader {
     const json_t *root;
     const char *where;
@@ -83,8 +87,7 @@ static int read_integers(const struct reader *in, struct sl_config *config)
     return 0;
 }
 
-/* A finite number of at least `min` that float32 can hold. What is divided by must not be 0, and no
- * position may turn by more than a radian per token (rope.c). */
+/* A finite number of at least `min` that float32 can hold. */
 static int read_number(const struct reader *in, const json_t *object, const char *key, double min,
                        double *ret_value)
 {
@@ -108,9 +111,9 @@ static int read_numbers(const struct reader *in, struct sl_config *config)
     if ((rc = read_number(in, in->root, "routed_scaling_factor", 1e-30, &scaling_factor)) < 0 ||
         (rc = read_number(in, in->root, "hc_eps", 1e-30, &hc_eps)) < 0 ||
         (rc = read_number(in, in->root, "rms_norm_eps", 1e-30, &norm_eps)) < 0 ||
-        (rc = read_number(in, in->root, "rope_theta", 2, &config->rope_theta)) < 0 ||
-        (rc = read_number(in, in->root, "compress_rope_theta", 2, &config->compress_rope_theta)) <
-            0)
+        (rc = read_number(in, in->root, "rope_theta", THETA_MIN, &config->rope_theta)) < 0 ||
+        (rc = read_number(in, in->root, "compress_rope_theta", THETA_MIN,
+                          &config->compress_rope_theta)) < 0)
         return rc;
     if (json_object_get(in->root, "swiglu_limit")) {
         rc = read_number(in, in->root, "swiglu_limit", 0, &limit);

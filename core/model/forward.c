@@ -247,8 +247,19 @@ struct logit_group {
     uint32_t n;
 };
 
-static void give_group(const struct head *head, struct logit_group *group, sl_logits_fn *on_logits,
-                       void *context)
+static bool all_finite(const float *values, size_t count)
+{
+    bool finite = true;
+
+    for (size_t i = 0; i < count; i++)
+        finite &= (sl_f32_bits(values[i]) & 0x7f800000u) != 0x7f800000u;
+    return finite;
+}
+
+/* Weights are finite, which was seen to when they were loaded, but damaged ones can be so large
+ * that what is computed from them is not. */
+static int give_group(const struct head *head, struct logit_group *group, sl_logits_fn *on_logits,
+                      void *context, struct sl_err *err)
 {
     struct sl_forward *f = head->f;
     const size_t stride = sl_r16_padded_rows(f->params.config->vocab_size);
@@ -256,20 +267,28 @@ static void give_group(const struct head *head, struct logit_group *group, sl_lo
                                 f->logits, stride, group->n};
 
     if (group->n == 0)
-        return;
+        return 0;
     sl_pool_run(f->params.compute->pool, group->n, 1, head_rows, (void *)head);
     sl_linear_run(f->params.compute, &job, 1);
-    for (uint32_t row = 0; row < group->n; row++)
+    for (uint32_t row = 0; row < group->n; row++) {
+        if (!all_finite(f->logits + row * stride, f->params.config->vocab_size))
+            return sl_err_set(err, -SL_ECORRUPT,
+                              "the logits after token %u are not finite: weights of the model, or "
+                              "of experts that it used, are damaged",
+                              f->tokens[f->rows[row]].position);
         on_logits(context, group->span_index[row], group->token_index[row],
                   f->logits + row * stride);
+    }
     group->n = 0;
+    return 0;
 }
 
 /* Hands out the logits of every row that a span wants. */
-static void give_logits(const struct head *head, const struct sl_span *spans, uint32_t n_spans,
-                        sl_logits_fn *on_logits, void *context)
+static int give_logits(const struct head *head, const struct sl_span *spans, uint32_t n_spans,
+                       sl_logits_fn *on_logits, void *context, struct sl_err *err)
 {
     struct logit_group group = {.n = 0};
+    int rc;
 
     for (uint32_t s = 0; s < n_spans; s++) {
         uint32_t first = spans[s].logits == SL_LOGITS_ALL ? 0 : spans[s].n_tokens - 1;
@@ -277,14 +296,17 @@ static void give_logits(const struct head *head, const struct sl_span *spans, ui
         if (spans[s].logits == SL_LOGITS_NONE || spans[s].n_tokens == 0)
             continue;
         for (uint32_t i = first; i < spans[s].n_tokens; i++) {
-            if (group.n == LOGIT_ROWS_MAX)
-                give_group(head, &group, on_logits, context);
+            if (group.n == LOGIT_ROWS_MAX) {
+                rc = give_group(head, &group, on_logits, context, err);
+                if (rc < 0)
+                    return rc;
+            }
             head->f->rows[group.n] = head->f->span_first[s] + i;
             group.span_index[group.n] = s;
             group.token_index[group.n++] = i;
         }
     }
-    give_group(head, &group, on_logits, context);
+    return give_group(head, &group, on_logits, context, err);
 }
 
 /* ---- the pass ----------------------------------------------------------------------------------
@@ -313,14 +335,14 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
     sl_pool_run(f->params.compute->pool, f->step.n_tokens, 4, embed_tokens, f);
     for (uint32_t i = 0; i < f->params.config->num_hidden_layers && rc == 0; i++)
         rc = run_layer(f, i, err);
+    if (rc == 0)
+        rc = give_logits(&head, spans, n_spans, on_logits, context, err);
     for (uint32_t s = 0; s < n_spans; s++) {
         if (rc < 0)
             spans[s].kv->broken = true;
         else
             spans[s].kv->n_tokens += spans[s].n_tokens;
     }
-    if (rc == 0)
-        give_logits(&head, spans, n_spans, on_logits, context);
     return rc;
 }
 
@@ -436,13 +458,13 @@ int sl_forward_mtp(struct sl_forward *f, const struct sl_span *spans, uint32_t n
         return 0;
     set_mtp_streams(f);
     rc = run_layer(f, f->params.config->num_hidden_layers, err);
+    if (rc == 0)
+        rc = give_logits(&head, spans, n_spans, on_logits, context, err);
     for (uint32_t s = 0; s < n_spans; s++) {
         if (rc < 0)
             spans[s].kv->broken = true;
         else
             spans[s].kv->n_mtp_tokens += spans[s].n_tokens;
     }
-    if (rc == 0)
-        give_logits(&head, spans, n_spans, on_logits, context);
     return rc;
 }

@@ -59,8 +59,8 @@ void sl_forward_destroy(struct sl_forward *forward);
 
 /* Runs all spans through all layers. Fails before anything is changed with -SL_EFORMAT (a token
  * outside the vocabulary), -SL_EBUDGET (a span does not fit its KV cache, or the step this forward)
- * or -EINVAL (a broken KV cache); or as the expert source fails, and then every KV cache of the
- * step is broken. */
+ * or -EINVAL (a broken KV cache); or, and then every KV cache of the step is broken, as the expert
+ * source fails or with -SL_ECORRUPT (logits that are not finite, and so not given). */
 int sl_forward_step(struct sl_forward *forward, const struct sl_span *spans, uint32_t n_spans,
                     sl_logits_fn *on_logits, void *context, struct sl_err *err);
 
