@@ -33,8 +33,11 @@ uint64_t sl_memory_available_bytes(void)
     uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
     uint64_t group_max = number_in("/sys/fs/cgroup/memory.max", "");
     uint64_t group_used = number_in("/sys/fs/cgroup/memory.current", "");
+    /* What the page cache could give back at once is counted as used there. */
+    uint64_t group_idle = number_in("/sys/fs/cgroup/memory.stat", "\ninactive_file ");
     uint64_t reserve;
 
+    group_used = group_used > group_idle ? group_used - group_idle : 0;
     if (group_max && group_max < total) {
         uint64_t group_left = group_max > group_used ? group_max - group_used : 0;
 
