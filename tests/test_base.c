@@ -1,6 +1,6 @@
-/* Base: sizes, arenas, the pool. Sizes are parsed and printed as people write them; an arena
- * measures exactly what it later hands out; the pool runs every item once, whatever the number of
- * threads. */
+/* Base: sizes, arenas, messages, the pool. Sizes are parsed and printed as people write them; an
+ * arena measures exactly what it later hands out; the pool runs every item once, whatever the
+ * number of threads. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "core/base/arena.h"
+#include "core/base/err.h"
 #include "core/base/pool.h"
 #include "core/base/size.h"
 
@@ -77,6 +78,18 @@ static void test_arena_hands_out_what_it_measured(void **state)
     sl_arena_fini(&arena);
 }
 
+static void test_messages_are_one_line(void **state)
+{
+    struct sl_err err = {0};
+
+    (void)state;
+    assert_int_equal(sl_err_set(&err, -SL_EFORMAT, "key \"%s\"", "a\nb\x7f\tc"), -SL_EFORMAT);
+    assert_string_equal(err.message, "key \"a?b??c\"");
+    assert_int_equal(sl_err_prefix(&err, -EIO, "layer %d", 3), -EIO);
+    assert_string_equal(err.message, "layer 3: key \"a?b??c\"");
+    assert_int_equal(err.code, -EIO);
+}
+
 struct visits {
     unsigned char count[1000];
 };
@@ -117,6 +130,7 @@ int main(void)
         cmocka_unit_test(test_size_parse),
         cmocka_unit_test(test_size_format),
         cmocka_unit_test(test_arena_hands_out_what_it_measured),
+        cmocka_unit_test(test_messages_are_one_line),
         cmocka_unit_test(test_pool_runs_each_item_once),
     };
 

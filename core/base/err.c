@@ -5,6 +5,14 @@
 
 #include "core/base/assert.h"
 
+/* Messages quote what files hold; one message stays one line. */
+static void blank_control_characters(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = '?';
+}
+
 int sl_err_set(struct sl_err *err, int code, const char *format, ...)
 {
     va_list args;
@@ -16,6 +24,7 @@ int sl_err_set(struct sl_err *err, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->message, sizeof(err->message), format, args);
     va_end(args);
+    blank_control_characters(err->message);
     return code;
 }
 
