@@ -33,11 +33,17 @@ uint64_t sl_memory_available_bytes(void)
     uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
     uint64_t group_max = number_in("/sys/fs/cgroup/memory.max", "");
     uint64_t group_used = number_in("/sys/fs/cgroup/memory.current", "");
+    /* The page cache counts as used by the group, and after one reading of the weights it is most
+     * of it; but it gives way. */
+    uint64_t group_cache = number_in("/sys/fs/cgroup/memory.stat", "\ninactive_file ") +
+                           number_in("/sys/fs/cgroup/memory.stat", "\nactive_file ");
     uint64_t reserve;
 
     if (group_max && group_max < total) {
-        uint64_t group_left = group_max > group_used ? group_max - group_used : 0;
+        uint64_t group_left;
 
+        group_used -= group_cache < group_used ? group_cache : group_used;
+        group_left = group_max > group_used ? group_max - group_used : 0;
         total = group_max;
         available = available < group_left ? available : group_left;
     }
