@@ -33,17 +33,14 @@ uint64_t sl_memory_available_bytes(void)
     uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
     uint64_t group_max = number_in("/sys/fs/cgroup/memory.max", "");
     uint64_t group_used = number_in("/sys/fs/cgroup/memory.current", "");
-    /* The page cache counts as used by the group, and after one reading of the weights it is most
-     * of it; but it gives way. */
-    uint64_t group_cache = number_in("/sys/fs/cgroup/memory.stat", "\ninactive_file ") +
-                           number_in("/sys/fs/cgroup/memory.stat", "\nactive_file ");
+    /* What the page cache could give back at once is counted as used there. */
+    uint64_t group_idle = number_in("/sys/fs/cgroup/memory.stat", "\ninactive_file ");
     uint64_t reserve;
 
+    group_used = group_used > group_idle ? group_used - group_idle : 0;
     if (group_max && group_max < total) {
-        uint64_t group_left;
+        uint64_t group_left = group_max > group_used ? group_max - group_used : 0;
 
-        group_used -= group_cache < group_used ? group_cache : group_used;
-        group_left = group_max > group_used ? group_max - group_used : 0;
         total = group_max;
         available = available < group_left ? available : group_left;
     }
@@ -64,9 +61,8 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
                          struct sl_err *err)
 {
     const uint64_t fixed = fixed_bytes(plan);
-    const uint64_t min_bytes = plan->slots_min * plan->slot_bytes;
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
-    char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], min[SL_SIZE_TEXT_BYTES];
+    char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], cache[SL_SIZE_TEXT_BYTES];
     uint64_t slots;
 
     if (cache_min)
@@ -81,16 +77,15 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     if (slots < plan->slots_min)
         return sl_err_set(err, -SL_EBUDGET,
                           "an expert cache of %s is below one token's working set (%llu experts, "
-                          "%s), where it would miss always; give --cache %lluM or more",
+                          "%s), where it would miss always; give --cache min, or more",
                           sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
-                          sl_size_format(min_bytes, need),
-                          (unsigned long long)((min_bytes + (1u << 20) - 1) >> 20));
+                          sl_size_format(plan->slots_min * plan->slot_bytes, need));
     if (fixed + plan->need_bytes[SL_MEMORY_CACHE] > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "
                           "%s (%s); give a smaller --cache, --context or --segment, or more --ram",
                           sl_size_format(fixed + plan->need_bytes[SL_MEMORY_CACHE], need),
-                          sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], min),
+                          sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache),
                           sl_size_format(plan->budget_bytes, have),
                           plan->budget_given ? "--ram" : "what is available less a reserve");
     return 0;

@@ -116,7 +116,7 @@ refused "a text longer than the context" "$scratch/text: .* do not fit --context
     perplexity "$model" -f "$scratch/text" --context 8
 refused "a context longer than the model's" "max_position_embeddings" \
     generate "$model" -p a -n 4 --context 2000000
-refused "a cache below one token's working set" "give --cache 3M or more" \
+refused "a cache below one token's working set" "give --cache min, or more" \
     generate "$model" -p a --cache 1M
 check "... with the table" grep -q 'dense weights' "$scratch/stderr"
 refused "a budget that is too small" "the budget is 8.00 MiB (--ram)" \

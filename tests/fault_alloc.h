@@ -1,9 +1,9 @@
 /* Allocations that fail on request.
  *
- * Linking this file puts a counting malloc, calloc, realloc and free in front of the C library's,
- * for all code of the test program, shared libraries included. Sanitizers and valgrind bring their
- * own allocator; there nothing can be made to fail, and fault_alloc_works() says so. Counts are per
- * thread. */
+ * Linking this file puts a counting malloc, calloc, realloc, aligned_alloc, posix_memalign, free
+ * and mmap in front of the C library's, for all code of the test program, shared libraries
+ * included. Sanitizers and valgrind bring their own allocator; there nothing can be made to fail,
+ * and fault_alloc_works() says so. Failures and live_count are per thread. */
 #ifndef SL_TESTS_FAULT_ALLOC_H
 #define SL_TESTS_FAULT_ALLOC_H
 
@@ -17,7 +17,11 @@ void fault_alloc_set(uint64_t nth, bool persist);
 /* True if an allocation has failed since fault_alloc_set(). */
 bool fault_alloc_happened(void);
 
-/* Allocations not yet freed: equal before and after a call that leaks nothing. */
+/* Allocations so far, memory maps included, of all threads together. */
+uint64_t fault_alloc_total_count(void);
+
+/* Allocations not yet freed, without memory maps: equal before and after a call that leaks nothing.
+ */
 int64_t fault_alloc_live_count(void);
 
 bool fault_alloc_works(void);

@@ -109,7 +109,7 @@ static int read_numbers(const struct reader *in, struct sl_config *config)
     int rc;
 
     if ((rc = read_number(in, in->root, "routed_scaling_factor", 1e-30, &scaling_factor)) < 0 ||
-        (rc = read_number(in, in->root, "hc_eps", 0, &hc_eps)) < 0 ||
+        (rc = read_number(in, in->root, "hc_eps", 1e-30, &hc_eps)) < 0 ||
         (rc = read_number(in, in->root, "rms_norm_eps", 1e-30, &norm_eps)) < 0 ||
         (rc = read_number(in, in->root, "rope_theta", THETA_MIN, &config->rope_theta)) < 0 ||
         (rc = read_number(in, in->root, "compress_rope_theta", THETA_MIN,
@@ -154,6 +154,9 @@ static int read_compress_ratios(const struct reader *in, struct sl_config *confi
     uint32_t n_layers = config->num_hidden_layers + config->num_nextn_predict_layers;
     size_t length = json_array_size(list);
 
+    if (n_layers > SL_LAYERS_MAX)
+        return broken(in, "\"num_hidden_layers\" and \"num_nextn_predict_layers\" exceed 256",
+                      n_layers);
     if (!json_is_array(list))
         return sl_err_set(in->err, -SL_EFORMAT, "%s: \"compress_ratios\" is missing or not a list",
                           in->where);
@@ -171,7 +174,20 @@ static int read_compress_ratios(const struct reader *in, struct sl_config *confi
     return 0;
 }
 
-/* Keys whose value selects code: any other value is another model. */
+/* A key whose value selects code: any other value is another model. */
+static int check_word(const struct reader *in, const json_t *object, const char *prefix,
+                      const char *key, const char *expected)
+{
+    const json_t *value = json_object_get(object, key);
+    const char *text = json_string_value(value);
+
+    if (value && (!text || strcmp(text, expected) != 0))
+        return sl_err_set(in->err, -SL_EUNSUPPORTED,
+                          "%s: \"%s%s\" is \"%s\"; this engine runs \"%s\" only", in->where, prefix,
+                          key, text ? text : "?", expected);
+    return 0;
+}
+
 static int check_kind(const struct reader *in)
 {
     static const struct {
@@ -186,16 +202,15 @@ static int check_kind(const struct reader *in)
         const char *key;
         int value;
     } numbers[] = {{"num_key_value_heads", 1}, {"n_shared_experts", 1}};
+    const json_t *scaling = json_object_get(in->root, "rope_scaling");
+    int rc;
 
-    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++) {
-        const json_t *value = json_object_get(in->root, strings[i].key);
-        const char *text = json_string_value(value);
-
-        if (value && (!text || strcmp(text, strings[i].value) != 0))
-            return sl_err_set(in->err, -SL_EUNSUPPORTED,
-                              "%s: \"%s\" is \"%s\"; this engine runs \"%s\" only", in->where,
-                              strings[i].key, text ? text : "?", strings[i].value);
-    }
+    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
+        if ((rc = check_word(in, in->root, "", strings[i].key, strings[i].value)) < 0)
+            return rc;
+    if ((rc = check_word(in, scaling, "rope_scaling.", "type", "yarn")) < 0 ||
+        (rc = check_word(in, scaling, "rope_scaling.", "rope_type", "yarn")) < 0)
+        return rc;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         const json_t *value = json_object_get(in->root, numbers[i].key);
 
@@ -251,9 +266,6 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
 {
     uint32_t rope_dim = config->qk_rope_head_dim;
 
-    if (config->num_hidden_layers + config->num_nextn_predict_layers > SL_LAYERS_MAX)
-        return broken(in, "\"num_hidden_layers\" and \"num_nextn_predict_layers\" exceed 256",
-                      config->num_hidden_layers);
     if (config->bos_token_id >= config->vocab_size)
         return broken(in, "\"bos_token_id\" is outside vocab_size", config->bos_token_id);
     if (config->eos_token_id >= config->vocab_size)
@@ -267,6 +279,9 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
         return broken(in, "\"q_lora_rank\" must be a multiple of 128", config->q_lora_rank);
     if (config->o_lora_rank % 128 != 0)
         return broken(in, "\"o_lora_rank\" must be a multiple of 128", config->o_lora_rank);
+    if (config->hc_mult * config->hidden_size > COLS_MAX)
+        return broken(in, "\"hc_mult\" streams of hidden_size exceed 65536 columns",
+                      config->hc_mult);
     if (config->num_hash_layers > config->num_hidden_layers)
         return broken(in, "\"num_hash_layers\" exceeds num_hidden_layers", config->num_hash_layers);
     if (rope_dim % 2 != 0)

@@ -135,6 +135,7 @@ static int check_spans(const struct sl_forward *f, const struct sl_span *spans, 
         const struct sl_span *span = &spans[s];
         uint32_t seen = mtp ? span->kv->n_mtp_tokens : span->kv->n_tokens;
 
+        sl_assert(span->kv->capacity_tokens <= f->params.context_max);
         if (span->kv->broken)
             return sl_err_set(err, -EINVAL, "an earlier step of this sequence failed");
         if (span->n_tokens > span->kv->capacity_tokens - seen)
@@ -348,6 +349,21 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
 /* ---- the MTP block -----------------------------------------------------------------------------
  */
 
+/* The spans are those of the step before, and the MTP block has seen all that came before them. */
+static void assert_follows_step(const struct sl_forward *f, const struct sl_span *spans,
+                                uint32_t n_spans)
+{
+    for (uint32_t s = 0; s < n_spans; s++) {
+        const struct sl_step_token *token = &f->tokens[f->span_first[s]];
+
+        if (spans[s].n_tokens == 0)
+            continue;
+        sl_assert(token->kv == spans[s].kv);
+        sl_assert(token->position == spans[s].kv->n_mtp_tokens);
+        sl_assert(token[spans[s].n_tokens - 1].span_first == f->span_first[s]);
+    }
+}
+
 /* Moves the streams that have a next token to the front, as the MTP step counts them. */
 static void compact_streams(struct sl_forward *f, const struct sl_span *spans, uint32_t n_spans)
 {
@@ -435,6 +451,7 @@ int sl_forward_mtp(struct sl_forward *f, const struct sl_span *spans, uint32_t n
     rc = check_spans(f, spans, n_spans, true, err);
     if (rc < 0)
         return rc;
+    assert_follows_step(f, spans, n_spans);
     compact_streams(f, spans, n_spans);
     set_tokens(f, spans, n_spans, true);
     if (f->step.n_tokens == 0)

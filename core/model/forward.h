@@ -26,7 +26,7 @@ struct sl_forward_params {
     const struct sl_compute *compute;
     struct sl_expert_source *source;
     uint32_t tokens_max;  /* of one step, all spans together */
-    uint32_t context_max; /* of one sequence */
+    uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
 };
 
@@ -67,7 +67,8 @@ int sl_forward_step(struct sl_forward *forward, const struct sl_span *spans, uin
 /* Runs the MTP block over the spans of the step before, whose final streams are still here: span
  * i's tokens are what followed each of its tokens, as far as known (n_tokens 0 to that span's
  * n_tokens). Logits row t predicts the token after tokens[t]. Only with weights that have an MTP
- * block. May be called once per step. Fails like sl_forward_step(). */
+ * block. May be called once per step; of a sequence for all steps or none, since the block attends
+ * to its own past: only the last step may leave out tokens. Fails like sl_forward_step(). */
 int sl_forward_mtp(struct sl_forward *forward, const struct sl_span *spans, uint32_t n_spans,
                    sl_logits_fn *on_logits, void *context, struct sl_err *err);
 

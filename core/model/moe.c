@@ -314,7 +314,8 @@ static void run_batch(const struct run *in)
     m->n_rows = 0;
 }
 
-/* Puts a lent expert's pairs into the batch, running it whenever it is full. */
+/* Puts a lent expert's pairs into the batch, running it whenever it is full. An expert has at most
+ * one part in a batch, so that there are no more parts than loans. */
 static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan)
 {
     struct sl_moe *m = in->m;
@@ -337,7 +338,7 @@ static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan
         };
         next += part->n;
         m->n_rows += part->n;
-        if (m->n_rows == m->rows_max || m->n_parts == LOANS_MAX)
+        if (m->n_rows == m->rows_max)
             run_batch(in);
     }
 }

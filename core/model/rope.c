@@ -63,12 +63,12 @@ void sl_rope_frequencies(const struct sl_config *config, enum sl_rope_kind kind,
     }
 }
 
-/* |x| < 2^25: x minus a multiple of pi / 2 in three parts, the first two of 33 bits, whose products
+/* |x| < 2^25: x minus a multiple of pi / 2 in three parts, the first two of 28 bits, whose products
  * with the multiple are exact; then the Taylor series to beyond double's precision. */
 static void sincos_f64(double x, double *ret_sin, double *ret_cos)
 {
     double k = rint(x * (2 / PI));
-    double r = ((x - k * 0x1.921fb544p+0) - k * 0x1.0b4611a6p-34) - k * 0x1.3198a2e037073p-69;
+    double r = ((x - k * 0x1.921fb54p+0) - k * 0x1.10b461p-30) - k * 0x1.a62633145c06ep-58;
     double rr = r * r, s = 1, c = 1;
 
     for (int i = 18; i >= 2; i -= 2) {

@@ -207,7 +207,7 @@ static void pack_matrix(struct loader *in, const char *name, const struct sl_mat
             return;
         sl_pool_run(in->pool, (n + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, 1, pack_blocks, &chunk);
         if (chunk.rc < 0) {
-            bad_value(in, name, "a NaN or infinity, or a scale that is NaN or above 2^60");
+            bad_value(in, name, "a NaN or infinity");
             return;
         }
     }
@@ -239,12 +239,16 @@ static uint8_t *load_scales(struct loader *in, const char *short_name, struct sl
         fail(in, -ENOMEM, "%s: out of memory", name);
         return NULL;
     }
-    if (!read_bytes(in, name, 0, rows * cols, bytes)) {
+    read_bytes(in, name, 0, rows * cols, bytes);
+    for (uint64_t i = 0; i < rows * cols && in->rc == 0; i++) {
+        if (bytes[i] > SL_E8M0_BIAS + SL_SCALE_EXPONENT_MAX) /* 255 is NaN */
+            bad_value(in, name, "a scale that is NaN or above 2^60");
+        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS);
+    }
+    if (in->rc < 0) {
         free(bytes);
         return NULL;
     }
-    for (uint64_t i = 0; i < rows * cols; i++)
-        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS); /* packing refuses absurd ones */
     return bytes;
 }
 
@@ -441,9 +445,32 @@ static void load_layer(struct loader *in, struct sl_layer_weights *layer, uint32
         load_matrix(in, "ffn.shared_experts.w3", c->moe_intermediate_size, c->hidden_size);
 }
 
+struct embed_check {
+    const struct sl_matrix *table;
+    int rc; /* written by any thread, the same value; read after the job */
+};
+
+static void check_embed_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct embed_check *check = context;
+    const size_t from = first * check->table->cols, to = end * check->table->cols;
+    bool finite = true;
+
+    (void)thread_index;
+    if (check->table->kind == SL_MATRIX_BF16)
+        for (size_t i = from; i < to; i++)
+            finite &= (((const uint16_t *)(const void *)check->table->tiles)[i] & 0x7f80) != 0x7f80;
+    else
+        for (size_t i = from; i < to; i++)
+            finite &= isfinite(((const float *)(const void *)check->table->tiles)[i]) != 0;
+    if (!finite)
+        __atomic_store_n(&check->rc, -SL_ECORRUPT, __ATOMIC_RELAXED);
+}
+
 static void load_embed(struct loader *in, struct sl_weights *weights)
 {
     const struct sl_config *c = in->config;
+    struct embed_check check = {0};
     struct sl_tensor_info info;
     uint8_t *table;
 
@@ -460,8 +487,12 @@ static void load_embed(struct loader *in, struct sl_weights *weights)
         .cols = c->hidden_size,
         .tiles = table,
     };
-    if (!measuring(in))
-        read_bytes(in, "embed.weight", 0, info.size_bytes, table);
+    if (measuring(in) || !read_bytes(in, "embed.weight", 0, info.size_bytes, table))
+        return;
+    check.table = &weights->embed;
+    sl_pool_run(in->pool, c->vocab_size, 64, check_embed_rows, &check);
+    if (check.rc < 0)
+        bad_value(in, "embed.weight", "a value that is not finite");
 }
 
 static void load_mtp(struct loader *in, struct sl_mtp_weights *mtp)

@@ -1,0 +1,428 @@
+/* The engine: what it joins gives the bytes that the forward pass gives over sources in memory, its
+ * plan is what it takes, and what cannot be opened leaves nothing behind. The tiny model is written
+ * as a checkpoint; then options are refused, and every allocation while opening fails in turn. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/assert.h"
+#include "daemon/engine.h"
+#include "storage/checkpoint.h"
+#include "tests/fault_alloc.h"
+#include "tests/fixture_checkpoint.h"
+#include "tests/fixture_model.h"
+
+#define SHARD "model-00001-of-00001.safetensors"
+#define TOKENS 40u
+
+struct model {
+    char folder[FIXTURE_PATH_BYTES];
+    struct sl_config config;
+    struct fixture_weights source;
+    struct fixture_experts experts;
+    int32_t tokens[TOKENS];
+    float *logits, *mtp_logits; /* (TOKENS, vocab_size), over sources in memory */
+};
+
+/* ---- the model on disk -------------------------------------------------------------------------
+ */
+
+static void write_config(const struct sl_config *c, const char *folder)
+{
+    char text[4096];
+    int length = snprintf(
+        text, sizeof(text),
+        "{\"vocab_size\":%u,\"bos_token_id\":%u,\"eos_token_id\":%u,\"hidden_size\":%u,"
+        "\"num_hidden_layers\":%u,\"num_hash_layers\":%u,\"num_nextn_predict_layers\":%u,"
+        "\"num_attention_heads\":%u,\"head_dim\":%u,\"qk_rope_head_dim\":%u,\"q_lora_rank\":%u,"
+        "\"o_groups\":%u,\"o_lora_rank\":%u,\"index_n_heads\":%u,\"index_head_dim\":%u,"
+        "\"index_topk\":%u,\"sliding_window\":%u,\"n_routed_experts\":%u,"
+        "\"num_experts_per_tok\":%u,\"moe_intermediate_size\":%u,\"hc_mult\":%u,"
+        "\"hc_sinkhorn_iters\":%u,\"max_position_embeddings\":%u,\"routed_scaling_factor\":%.9g,"
+        "\"swiglu_limit\":%.9g,\"hc_eps\":%.9g,\"rms_norm_eps\":%.9g,\"rope_theta\":%.9g,"
+        "\"compress_rope_theta\":%.9g,\"rope_scaling\":{\"factor\":%.9g,\"beta_fast\":%.9g,"
+        "\"beta_slow\":%.9g,\"original_max_position_embeddings\":%u},\"compress_ratios\":[",
+        c->vocab_size, c->bos_token_id, c->eos_token_id, c->hidden_size, c->num_hidden_layers,
+        c->num_hash_layers, c->num_nextn_predict_layers, c->num_attention_heads, c->head_dim,
+        c->qk_rope_head_dim, c->q_lora_rank, c->o_groups, c->o_lora_rank, c->index_n_heads,
+        c->index_head_dim, c->index_topk, c->sliding_window, c->n_routed_experts,
+        c->num_experts_per_tok, c->moe_intermediate_size, c->hc_mult, c->hc_sinkhorn_iters,
+        c->max_position_embeddings, (double)c->routed_scaling_factor, (double)c->swiglu_limit,
+        (double)c->hc_eps, (double)c->rms_norm_eps, c->rope_theta, c->compress_rope_theta,
+        c->rope_scaling.factor, c->rope_scaling.beta_fast, c->rope_scaling.beta_slow,
+        c->rope_scaling.original_max_position_embeddings);
+
+    for (uint32_t i = 0; i < c->num_hidden_layers + c->num_nextn_predict_layers; i++)
+        length += snprintf(text + length, sizeof(text) - (size_t)length, "%s%u", i ? "," : "",
+                           c->compress_ratios[i]);
+    length += snprintf(text + length, sizeof(text) - (size_t)length, "]}");
+    sl_assert((size_t)length < sizeof(text));
+    fixture_write_text(folder, "config.json", text);
+}
+
+static const char *block_of(const struct sl_config *c, uint32_t layer_index, char name[32])
+{
+    if (layer_index < c->num_hidden_layers)
+        snprintf(name, 32, "layers.%u", layer_index);
+    else
+        snprintf(name, 32, "mtp.%u", layer_index - c->num_hidden_layers);
+    return name;
+}
+
+/* Headers first, with holes for data. */
+static void write_headers(const struct model *m)
+{
+    struct fixture_list list = {0};
+    char block[32];
+    FILE *index;
+
+    for (uint32_t i = 0; i < m->source.count; i++) {
+        const struct fixture_weight *weight = &m->source.list[i];
+        bool matrix = weight->info.n_dims == 2;
+
+        fixture_add(&list, weight->info.dtype, weight->info.shape[0],
+                    matrix ? weight->info.shape[1] : 0, "%s", weight->name);
+    }
+    for (uint32_t i = 0; i < m->experts.n_layers; i++)
+        fixture_add_experts(&list, block_of(&m->config, i, block), m->config.n_routed_experts,
+                            m->config.hidden_size, m->config.moe_intermediate_size);
+    fixture_write_shard(m->folder, SHARD, &list, true);
+    index = fixture_index_begin(m->folder);
+    fixture_index_add(index, &list, SHARD);
+    fixture_index_end(index);
+    fixture_fini(&list);
+}
+
+static void write_tensor(const struct sl_checkpoint *checkpoint, int fd, const char *name,
+                         const void *data)
+{
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+
+    sl_assert(tensor);
+    sl_assert(pwrite(fd, data, tensor->info.size_bytes, (off_t)tensor->offset_bytes) ==
+              (ssize_t)tensor->info.size_bytes);
+}
+
+static void write_expert(const struct model *m, const struct sl_checkpoint *checkpoint, int fd,
+                         struct sl_expert_key key)
+{
+    uint8_t codes[128 * 128 / 2], scales[128 * 128 / 32];
+    char block[32], name[96];
+
+    sl_assert(m->config.hidden_size == 128 && m->config.moe_intermediate_size == 128);
+    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
+        fixture_experts_raw(&m->experts, &m->config, key, matrix, codes, scales);
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.weight",
+                 block_of(&m->config, key.layer_index, block), key.expert_index, matrix + 1);
+        write_tensor(checkpoint, fd, name, codes);
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.scale", block, key.expert_index,
+                 matrix + 1);
+        write_tensor(checkpoint, fd, name, scales);
+    }
+}
+
+static void write_checkpoint(const struct model *m)
+{
+    struct sl_checkpoint *checkpoint;
+    int rc, fd;
+
+    write_config(&m->config, m->folder);
+    write_headers(m);
+    rc = sl_checkpoint_open(&checkpoint, m->folder, NULL);
+    sl_assert(rc == 0);
+    fd = open(sl_checkpoint_file_path(checkpoint, 0), O_WRONLY);
+    sl_assert(fd >= 0);
+    for (uint32_t i = 0; i < m->source.count; i++)
+        write_tensor(checkpoint, fd, m->source.list[i].name, m->source.list[i].data);
+    for (uint16_t layer = 0; layer < m->experts.n_layers; layer++)
+        for (uint16_t expert = 0; expert < m->config.n_routed_experts; expert++)
+            write_expert(m, checkpoint, fd, (struct sl_expert_key){layer, expert});
+    close(fd);
+    sl_checkpoint_close(checkpoint);
+}
+
+/* ---- answers -----------------------------------------------------------------------------------
+ */
+
+struct rows {
+    float *to;
+    size_t vocab_size;
+};
+
+static void keep_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+{
+    struct rows *rows = context;
+
+    (void)span_index;
+    (void)token_index;
+    memcpy(rows->to, logits, rows->vocab_size * sizeof(float));
+    rows->to += rows->vocab_size;
+}
+
+/* All rows of the model's tokens, `at_once` at a time. */
+static void run(const struct model *m, struct sl_forward *forward, struct sl_kv_cache *kv,
+                uint32_t at_once, float *logits, float *mtp_logits)
+{
+    struct rows rows = {logits, m->config.vocab_size}, mtp = {mtp_logits, m->config.vocab_size};
+
+    for (uint32_t i = 0; i < TOKENS; i += at_once) {
+        uint32_t n = TOKENS - i < at_once ? TOKENS - i : at_once;
+        struct sl_span span = {kv, m->tokens + i, n, SL_LOGITS_ALL};
+
+        assert_int_equal(sl_forward_step(forward, &span, 1, keep_row, &rows, NULL), 0);
+        span.tokens++;
+        span.n_tokens -= i + n == TOKENS;
+        assert_int_equal(sl_forward_mtp(forward, &span, 1, keep_row, &mtp, NULL), 0);
+    }
+}
+
+static void answer(struct model *m)
+{
+    struct sl_kernels kernels;
+    struct sl_compute compute = {.kernels = &kernels};
+    struct sl_kv_cache kv;
+    struct sl_weights weights;
+    struct sl_forward_params params = {&m->config, &weights, &compute, &m->experts.source,
+                                       TOKENS,     TOKENS,   1};
+    struct sl_forward *forward;
+
+    assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);
+    assert_int_equal(sl_kernels_select(&kernels, "ref", NULL), 0);
+    assert_int_equal(
+        sl_weights_load(&weights, &m->config, &m->source.source, true, compute.pool, NULL), 0);
+    assert_int_equal(sl_forward_create(&forward, &params, NULL), 0);
+    assert_int_equal(
+        sl_kv_cache_init(&kv, &m->config, m->experts.n_layers, TOKENS, SL_NUMERICS_NATIVE, NULL),
+        0);
+    run(m, forward, &kv, TOKENS, m->logits, m->mtp_logits);
+    sl_kv_cache_fini(&kv);
+    sl_forward_destroy(forward);
+    sl_weights_fini(&weights);
+    sl_pool_destroy(compute.pool);
+}
+
+static int model_create(void **state)
+{
+    struct model *m = calloc(1, sizeof(*m));
+    uint64_t random = 17;
+
+    sl_assert(m);
+    fixture_config(&m->config);
+    fixture_weights_init(&m->source, &m->config, 41);
+    fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 42);
+    for (uint32_t i = 0; i < TOKENS; i++)
+        m->tokens[i] = (int32_t)fixture_below(&random, m->config.vocab_size);
+    fixture_folder_create(m->folder);
+    write_checkpoint(m);
+    m->logits = calloc(TOKENS * m->config.vocab_size, sizeof(float));
+    m->mtp_logits = calloc(TOKENS * m->config.vocab_size, sizeof(float));
+    sl_assert(m->logits && m->mtp_logits);
+    answer(m);
+    *state = m;
+    return 0;
+}
+
+static int model_destroy(void **state)
+{
+    struct model *m = *state;
+
+    fixture_folder_remove(m->folder);
+    fixture_weights_fini(&m->source);
+    fixture_experts_fini(&m->experts);
+    free(m->logits);
+    free(m->mtp_logits);
+    free(m);
+    return 0;
+}
+
+/* ---- the engine --------------------------------------------------------------------------------
+ */
+
+static struct sl_engine_options options_of(const struct model *m)
+{
+    return (struct sl_engine_options){
+        .model = m->folder,
+        .ram_bytes = UINT64_C(1) << 30,
+        .cache_min = true,
+        .n_threads = 2,
+        .segment_tokens = 16,
+        .context_tokens = TOKENS,
+        .n_sequences = 2,
+        .io = SL_IO_THREADS,
+        .with_mtp = true,
+    };
+}
+
+static void test_bytes_are_those_of_the_forward(void **state)
+{
+    const struct model *m = *state;
+    const size_t size_bytes = (size_t)TOKENS * m->config.vocab_size * sizeof(float);
+    float *logits = calloc(1, size_bytes), *mtp_logits = calloc(1, size_bytes);
+
+    assert_non_null(logits);
+    assert_non_null(mtp_logits);
+    for (int round = 0; round < 2; round++) {
+        struct sl_engine_options options = options_of(m);
+        struct sl_expert_cache_counters counters;
+        struct sl_engine *engine;
+
+        options.cache_min = round == 0;
+        assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+        assert_int_equal(sl_engine_config(engine)->vocab_size, m->config.vocab_size);
+        for (uint32_t s = 0; s < 2; s++) {
+            run(m, sl_engine_forward(engine), sl_engine_kv(engine, s), s ? 1 : 16, logits,
+                mtp_logits);
+            assert_memory_equal(logits, m->logits, size_bytes);
+            assert_memory_equal(mtp_logits, m->mtp_logits, size_bytes);
+        }
+        counters = sl_engine_counters(engine);
+        assert_true(counters.n_requests > 0 && counters.n_hits > 0);
+        /* The whole model fits the second time, and is read once. */
+        assert_true(round == 0 ? counters.n_evictions > 0 : counters.n_evictions == 0);
+        assert_true(round == 0 || counters.n_loads <= 40);
+        sl_engine_close(engine);
+    }
+    free(logits);
+    free(mtp_logits);
+}
+
+static void test_plan_is_what_it_takes(void **state)
+{
+    struct model *m = *state;
+    struct sl_engine_options options = options_of(m);
+    struct sl_memory_plan plan, opened;
+    struct sl_engine *engine;
+    uint64_t weights_bytes;
+    int verdict;
+
+    assert_int_equal(sl_engine_plan(&options, &plan, &verdict, NULL), 0);
+    assert_int_equal(verdict, 0);
+    assert_int_equal(sl_engine_open(&engine, &options, &opened, NULL), 0);
+    assert_memory_equal(&plan, &opened, sizeof(plan));
+    assert_int_equal(sl_weights_measure(&m->config, &m->source.source, true, &weights_bytes, NULL),
+                     0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], weights_bytes);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], 2 * sl_engine_kv(engine, 0)->arena.used_bytes);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
+                     sl_forward_measure(&m->config, SL_NUMERICS_NATIVE, 2, 16, TOKENS, 2));
+    assert_true(plan.slot_bytes >= m->experts.offset_bytes[SL_EXPERT_MATRICES]);
+    assert_int_equal(plan.slots_min, 5 * 3);
+    assert_int_equal(plan.slots_max, 5 * 8);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_CACHE], 15 * plan.slot_bytes);
+    sl_engine_close(engine);
+    /* Without the MTP block all of it is less. */
+    options.with_mtp = false;
+    assert_int_equal(sl_engine_plan(&options, &opened, &verdict, NULL), 0);
+    assert_int_equal(opened.slots_max, 4 * 8);
+    assert_true(opened.need_bytes[SL_MEMORY_WEIGHTS] < weights_bytes);
+    assert_true(opened.need_bytes[SL_MEMORY_KV] < plan.need_bytes[SL_MEMORY_KV]);
+}
+
+static void expect_refusal(const struct sl_engine_options *options, int rc, const char *says,
+                           bool with_plan)
+{
+    struct sl_memory_plan plan;
+    struct sl_engine *engine;
+    struct sl_err err;
+
+    assert_int_equal(sl_engine_open(&engine, options, &plan, &err), rc);
+    assert_int_equal(err.code, rc);
+    if (!strstr(err.message, says))
+        fail_msg("\"%s\" does not say \"%s\"", err.message, says);
+    assert_int_equal(plan.budget_bytes != 0, with_plan);
+}
+
+static void test_refusals(void **state)
+{
+    const struct model *m = *state;
+    struct sl_engine_options options = options_of(m), right = options;
+    struct sl_memory_plan plan;
+    struct sl_err err;
+    int verdict;
+
+    options.ram_bytes = 1 << 20;
+    expect_refusal(&options, -SL_EBUDGET, "the budget is 1.00 MiB (--ram)", true);
+    assert_int_equal(sl_engine_plan(&options, &plan, &verdict, &err), 0);
+    assert_int_equal(verdict, -SL_EBUDGET);
+    assert_int_equal(err.code, -SL_EBUDGET);
+    options = right;
+    options.cache_min = false;
+    options.cache_bytes = 1;
+    expect_refusal(&options, -SL_EBUDGET, "working set (15 experts", true);
+    options = right;
+    options.context_tokens = 4097;
+    expect_refusal(&options, -SL_EBUDGET, "max_position_embeddings, 4096", false);
+    options = right;
+    options.isa = "z80";
+    expect_refusal(&options, -EINVAL, "\"z80\"", false);
+    options = right;
+    options.model = "/nowhere/at/all";
+    expect_refusal(&options, -ENOENT, "/nowhere/at/all", false);
+}
+
+/* ---- what fails on the way ---------------------------------------------------------------------
+ */
+
+static uint32_t open_file_count(void)
+{
+    DIR *folder = opendir("/proc/self/fd");
+    uint32_t n = 0;
+
+    assert_non_null(folder);
+    while (readdir(folder))
+        n++;
+    closedir(folder);
+    return n;
+}
+
+/* The first hundred allocations one by one, then ever fewer. */
+static void test_failing_allocations(void **state)
+{
+    const struct model *m = *state;
+    const struct sl_engine_options options = options_of(m);
+    struct sl_engine *engine = NULL;
+    bool happened = true;
+
+    if (!fault_alloc_works())
+        skip();
+    for (uint64_t nth = 1; happened; nth += 1 + nth / 100) {
+        uint32_t n_files = open_file_count();
+        int64_t live_count = fault_alloc_live_count();
+        struct sl_err err = {0};
+        int rc;
+
+        fault_alloc_set(nth, false);
+        rc = sl_engine_open(&engine, &options, NULL, &err);
+        happened = fault_alloc_happened();
+        fault_alloc_set(0, false);
+        /* Or another error: the JSON parser does not say why it gave up. Or none: without a buffer
+         * stdio goes on. */
+        assert_true(rc == 0 ? engine != NULL : happened && err.code == rc && err.message[0]);
+        sl_engine_close(engine);
+        engine = NULL;
+        assert_int_equal(fault_alloc_live_count(), live_count);
+        assert_int_equal(open_file_count(), n_files);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bytes_are_those_of_the_forward),
+        cmocka_unit_test(test_plan_is_what_it_takes),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_failing_allocations),
+    };
+
+    return cmocka_run_group_tests_name("engine", tests, model_create, model_destroy);
+}

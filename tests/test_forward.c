@@ -1,0 +1,623 @@
+/* The forward pass: one answer, whatever is cut, mixed, threaded, delayed or refused on the way.
+ * Random steps over several sequences of a tiny model are compared byte for byte with each sequence
+ * alone, a token at a time, on one thread of the reference kernels. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/assert.h"
+#include "core/model/forward.h"
+#include "tests/fault_alloc.h"
+#include "tests/fixture_model.h"
+
+#define SEQUENCES 5u
+#define TOKENS_MAX 221u /* of all sequences together */
+#define CONTEXT_MAX 160u
+
+/* The first is longer than the longest window, a chunk, and a batch of an expert's rows. */
+static const uint32_t lengths[SEQUENCES] = {140, 29, 9, 26, 17};
+
+/* Logits of every row of one sequence. */
+struct answer {
+    float *logits; /* (length, vocab_size) */
+    float *mtp;    /* (length - 1, vocab_size) */
+};
+
+struct model {
+    struct sl_config config;
+    struct fixture_weights source;
+    struct sl_weights weights;
+    struct fixture_experts experts;
+    int32_t tokens[SEQUENCES][CONTEXT_MAX];
+    struct answer native[SEQUENCES];
+};
+
+/* What computes. */
+struct rig {
+    struct sl_kernels kernels;
+    struct sl_pool *pool;
+    struct sl_compute compute;
+    struct sl_forward *forward;
+    struct sl_kv_cache kv[SEQUENCES];
+};
+
+struct rig_options {
+    const char *isa;
+    uint32_t n_threads;
+    enum sl_numerics numerics;
+    uint32_t tokens_max;
+};
+
+static const struct rig_options plain = {"ref", 1, SL_NUMERICS_NATIVE, TOKENS_MAX};
+
+static void renew_kv(const struct model *m, struct rig *rig, uint32_t s, uint32_t capacity)
+{
+    sl_kv_cache_fini(&rig->kv[s]);
+    assert_int_equal(sl_kv_cache_init(&rig->kv[s], &m->config, m->config.num_hidden_layers + 1,
+                                      capacity, rig->compute.numerics, NULL),
+                     0);
+}
+
+static void rig_init(struct rig *rig, struct model *m, const struct rig_options *options)
+{
+    struct sl_forward_params params = {
+        .config = &m->config,
+        .weights = &m->weights,
+        .compute = &rig->compute,
+        .source = &m->experts.source,
+        .tokens_max = options->tokens_max,
+        .context_max = CONTEXT_MAX,
+        .spans_max = SEQUENCES,
+    };
+
+    *rig = (struct rig){0};
+    if (sl_kernels_select(&rig->kernels, options->isa, NULL) < 0) /* not on this CPU */
+        assert_int_equal(sl_kernels_select(&rig->kernels, "ref", NULL), 0);
+    assert_int_equal(sl_pool_create(&rig->pool, options->n_threads, NULL), 0);
+    rig->compute = (struct sl_compute){&rig->kernels, rig->pool, options->numerics};
+    assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        renew_kv(m, rig, s, lengths[s]);
+}
+
+static void rig_fini(struct rig *rig)
+{
+    sl_forward_destroy(rig->forward);
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        sl_kv_cache_fini(&rig->kv[s]);
+    sl_pool_destroy(rig->pool);
+}
+
+/* ---- answers -----------------------------------------------------------------------------------
+ */
+
+struct rows {
+    float *to;
+    size_t vocab_size;
+};
+
+static void keep_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+{
+    struct rows *rows = context;
+
+    (void)span_index;
+    (void)token_index;
+    memcpy(rows->to, logits, rows->vocab_size * sizeof(float));
+    rows->to += rows->vocab_size;
+}
+
+/* A token at a time, alone, as `options` say. */
+static void answer_init(struct answer *answer, struct model *m, const struct rig_options *options,
+                        uint32_t s)
+{
+    const size_t vocab_size = m->config.vocab_size;
+    struct rows rows = {NULL, vocab_size}, mtp = {NULL, vocab_size};
+    struct rig rig;
+
+    answer->logits = rows.to = calloc(lengths[s] * vocab_size, sizeof(float));
+    answer->mtp = mtp.to = calloc(lengths[s] * vocab_size, sizeof(float));
+    assert_non_null(answer->logits);
+    assert_non_null(answer->mtp);
+    rig_init(&rig, m, options);
+    for (uint32_t i = 0; i < lengths[s]; i++) {
+        struct sl_span span = {&rig.kv[s], &m->tokens[s][i], 1, SL_LOGITS_ALL};
+
+        assert_int_equal(sl_forward_step(rig.forward, &span, 1, keep_row, &rows, NULL), 0);
+        span.tokens++;
+        if (i + 1 < lengths[s])
+            assert_int_equal(sl_forward_mtp(rig.forward, &span, 1, keep_row, &mtp, NULL), 0);
+    }
+    rig_fini(&rig);
+}
+
+static void answer_fini(struct answer *answer)
+{
+    free(answer->logits);
+    free(answer->mtp);
+}
+
+static int model_create(void **state)
+{
+    struct model *m = calloc(1, sizeof(*m));
+    uint64_t random = 7;
+    struct sl_pool *pool;
+    int rc;
+
+    sl_assert(m);
+    fixture_config(&m->config);
+    fixture_weights_init(&m->source, &m->config, 1);
+    fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 2);
+    rc = sl_pool_create(&pool, 1, NULL);
+    sl_assert(rc == 0);
+    rc = sl_weights_load(&m->weights, &m->config, &m->source.source, true, pool, NULL);
+    sl_assert(rc == 0);
+    sl_pool_destroy(pool);
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        for (uint32_t i = 0; i < CONTEXT_MAX; i++)
+            m->tokens[s][i] = (int32_t)fixture_below(&random, m->config.vocab_size);
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        answer_init(&m->native[s], m, &plain, s);
+    *state = m;
+    return 0;
+}
+
+static int model_destroy(void **state)
+{
+    struct model *m = *state;
+
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        answer_fini(&m->native[s]);
+    sl_weights_fini(&m->weights);
+    fixture_weights_fini(&m->source);
+    fixture_experts_fini(&m->experts);
+    free(m);
+    return 0;
+}
+
+/* The source as it is between tests. */
+static void calm(struct model *m)
+{
+    m->experts.source.hold_max = m->experts.hold_limit;
+    m->experts.shuffle = false;
+    m->experts.delay_permille = 0;
+    m->experts.fail_nth = 0;
+    assert_int_equal(m->experts.n_held, 0);
+}
+
+/* ---- steps, checked against the answers --------------------------------------------------------
+ */
+
+struct check {
+    const struct model *m;
+    const struct answer *answers; /* (SEQUENCES) */
+    bool mtp;
+    struct sl_span spans[SEQUENCES];
+    uint32_t sequence[SEQUENCES]; /* of each span */
+    uint32_t first[SEQUENCES];    /* position of each span's first token */
+    uint32_t n_spans;
+    uint32_t next_span, next_token; /* the row that must come next */
+};
+
+/* The next row that the spans want, from (next_span, next_token) on. False if there is none. */
+static bool find_next_row(struct check *check)
+{
+    for (; check->next_span < check->n_spans; check->next_span++, check->next_token = 0) {
+        const struct sl_span *span = &check->spans[check->next_span];
+
+        if (span->logits == SL_LOGITS_LAST && span->n_tokens > 0 && check->next_token == 0)
+            check->next_token = span->n_tokens - 1;
+        if (span->logits != SL_LOGITS_NONE && check->next_token < span->n_tokens)
+            return true;
+    }
+    return false;
+}
+
+static void check_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+{
+    struct check *check = context;
+    const size_t vocab_size = check->m->config.vocab_size;
+    const struct answer *answer;
+    const float *expected;
+
+    assert_true(find_next_row(check));
+    assert_int_equal(span_index, check->next_span);
+    assert_int_equal(token_index, check->next_token);
+    answer = &check->answers[check->sequence[span_index]];
+    expected = (check->mtp ? answer->mtp : answer->logits) +
+               (check->first[span_index] + token_index) * vocab_size;
+    if (memcmp(logits, expected, vocab_size * sizeof(float)) != 0)
+        fail_msg("sequence %u: %slogits after token %u differ", check->sequence[span_index],
+                 check->mtp ? "MTP " : "", check->first[span_index] + token_index);
+    check->next_token++;
+}
+
+static void add_span(struct check *check, struct rig *rig, uint32_t s, uint32_t n_tokens,
+                     enum sl_logits_wanted logits)
+{
+    uint32_t i = check->n_spans++;
+
+    check->sequence[i] = s;
+    check->first[i] = rig->kv[s].n_tokens;
+    check->spans[i] =
+        (struct sl_span){&rig->kv[s], check->m->tokens[s] + rig->kv[s].n_tokens, n_tokens, logits};
+}
+
+/* Runs the spans, and with `mtp` the MTP block after them, as far as next tokens are known. */
+static int run_spans(struct check *check, struct rig *rig, bool mtp, struct sl_err *err)
+{
+    int rc;
+
+    check->mtp = false;
+    check->next_span = check->next_token = 0;
+    rc = sl_forward_step(rig->forward, check->spans, check->n_spans, check_row, check, err);
+    if (rc < 0)
+        return rc;
+    assert_false(find_next_row(check));
+    if (!mtp)
+        return 0;
+    check->mtp = true;
+    check->next_span = check->next_token = 0;
+    for (uint32_t i = 0; i < check->n_spans; i++) {
+        struct sl_span *span = &check->spans[i];
+
+        span->tokens++;
+        if (check->first[i] + span->n_tokens == lengths[check->sequence[i]])
+            span->n_tokens--; /* nobody knows what follows */
+        if (span->n_tokens == 0)
+            span->logits = SL_LOGITS_NONE;
+    }
+    rc = sl_forward_mtp(rig->forward, check->spans, check->n_spans, check_row, check, err);
+    assert_true(rc < 0 || !find_next_row(check));
+    return rc;
+}
+
+struct trial {
+    struct rig_options options;
+    uint32_t first_sequence; /* this and all after it take part */
+    bool mtp;
+};
+
+/* A random step of sequences that are not at their end. Returns false if there are none. */
+static bool run_random_step(const struct model *m, struct rig *rig, const struct trial *trial,
+                            uint64_t *random)
+{
+    struct check check = {.m = m, .answers = m->native};
+    uint32_t open[SEQUENCES], n_open = 0, n_spans, room = trial->options.tokens_max;
+
+    for (uint32_t s = trial->first_sequence; s < SEQUENCES; s++) {
+        uint32_t at = fixture_below(random, n_open + 1); /* in random order */
+
+        if (rig->kv[s].n_tokens == lengths[s])
+            continue;
+        open[n_open] = open[at];
+        open[at] = s;
+        n_open++;
+    }
+    if (n_open == 0)
+        return false;
+    n_spans = 1 + fixture_below(random, n_open);
+    for (uint32_t i = 0; i < n_spans && room > 0; i++) {
+        uint32_t s = open[i], most = lengths[s] - rig->kv[s].n_tokens, n = 1;
+
+        most = most < room ? most : room;
+        if (fixture_below(random, 4) > 0)
+            n = fixture_below(random, 3) > 0 ? 1 + fixture_below(random, most) : most;
+        add_span(&check, rig, s, n, (enum sl_logits_wanted)fixture_below(random, 3));
+        room -= n;
+    }
+    assert_int_equal(run_spans(&check, rig, trial->mtp, NULL), 0);
+    for (uint32_t i = 0; i < check.n_spans; i++) {
+        const struct sl_kv_cache *kv = &rig->kv[check.sequence[i]];
+
+        assert_false(kv->broken);
+        assert_true(kv->n_tokens > check.first[i]);
+        if (trial->mtp)
+            assert_int_equal(kv->n_mtp_tokens,
+                             kv->n_tokens - (kv->n_tokens == lengths[check.sequence[i]]));
+    }
+    return true;
+}
+
+static void run_random_steps(struct model *m, const struct trial *trial, uint64_t *random)
+{
+    struct fixture_experts *experts = &m->experts;
+    const uint32_t k = m->config.num_experts_per_tok;
+    struct rig rig;
+
+    rig_init(&rig, m, &trial->options);
+    for (uint32_t s = 0; s < SEQUENCES; s++)
+        renew_kv(m, &rig, s, lengths[s] + fixture_below(random, CONTEXT_MAX - lengths[s] + 1));
+    do {
+        experts->source.hold_max = k + fixture_below(random, experts->hold_limit - k + 1);
+        experts->shuffle = fixture_below(random, 4) > 0;
+        experts->delay_permille = fixture_below(random, 1001);
+    } while (run_random_step(m, &rig, trial, random));
+    calm(m);
+    rig_fini(&rig);
+}
+
+static void test_any_steps_give_one_answer(void **state)
+{
+    static const uint32_t threads[] = {1, 2, 3, 5};
+    struct model *m = *state;
+    uint64_t random = 11;
+
+    for (uint32_t i = 0; i < 8; i++) {
+        struct trial trial = {
+            .options = {i % 2 ? "avx2" : "ref", threads[i / 2], SL_NUMERICS_NATIVE,
+                        1 + fixture_below(&random, i % 3 ? 30 : TOKENS_MAX)},
+            .first_sequence = i == 3 || i == 6 ? 0 : 1, /* the long one now and then */
+            .mtp = i % 4 < 2 || i == 6,
+        };
+
+        run_random_steps(m, &trial, &random);
+    }
+}
+
+/* All sequences whole, in one step, every row. */
+static void test_all_at_once_gives_the_answer(void **state)
+{
+    struct model *m = *state;
+    struct check check = {.m = m, .answers = m->native};
+    struct rig_options options = plain;
+    struct rig rig;
+
+    options.n_threads = 2;
+    rig_init(&rig, m, &options);
+    for (uint32_t i = 0; i < SEQUENCES; i++) { /* chunks end inside windows of the long one */
+        uint32_t s = (i + 2) % SEQUENCES;
+
+        add_span(&check, &rig, s, lengths[s], SL_LOGITS_ALL);
+    }
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    rig_fini(&rig);
+}
+
+/* The same promise in `exact`, over the shorter sequences, since it is slow; and the two numerics
+ * are two. */
+static void test_exact_has_one_answer_too(void **state)
+{
+    struct model *m = *state;
+    struct rig_options options = {"ref", 3, SL_NUMERICS_EXACT, TOKENS_MAX};
+    struct answer answers[SEQUENCES];
+    struct check check = {.m = m, .answers = answers};
+    struct rig rig;
+
+    answer_init(&answers[4], m, &options, 4);
+    answer_init(&answers[2], m, &options, 2);
+    rig_init(&rig, m, &options);
+    add_span(&check, &rig, 4, 11, SL_LOGITS_ALL);
+    add_span(&check, &rig, 2, 9, SL_LOGITS_ALL);
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    check.n_spans = 0;
+    add_span(&check, &rig, 4, 6, SL_LOGITS_LAST);
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    assert_memory_not_equal(answers[4].logits, m->native[4].logits,
+                            m->config.vocab_size * sizeof(float));
+    rig_fini(&rig);
+    answer_fini(&answers[4]);
+    answer_fini(&answers[2]);
+}
+
+/* Logits that say nothing, or the same to everything, would pass all of the above. */
+static void test_answers_are_alive(void **state)
+{
+    const struct model *m = *state;
+    const size_t vocab_size = m->config.vocab_size;
+
+    for (uint32_t s = 0; s < SEQUENCES; s++) {
+        for (uint32_t row = 0; row < lengths[s]; row++) {
+            const float *logits = m->native[s].logits + row * vocab_size;
+            float low = INFINITY, high = -INFINITY;
+
+            for (size_t i = 0; i < vocab_size; i++) {
+                assert_true(isfinite(logits[i]));
+                low = logits[i] < low ? logits[i] : low;
+                high = logits[i] > high ? logits[i] : high;
+            }
+            assert_true(high - low > 0.1f && high - low < 1000);
+            if (row > 0)
+                assert_memory_not_equal(logits, logits - vocab_size, vocab_size * sizeof(float));
+        }
+    }
+    for (uint32_t layer = 0; layer <= m->config.num_hidden_layers; layer++)
+        assert_true(m->experts.n_demanded[layer] >= m->config.num_experts_per_tok);
+}
+
+/* ---- refusals ----------------------------------------------------------------------------------
+ */
+
+/* A span at fault, and what is said about it. */
+struct refusal {
+    bool mtp;
+    uint32_t sequence;
+    const int32_t *tokens;
+    uint32_t n_tokens;
+    int rc;
+    const char *says;
+};
+
+/* The second of two spans is at fault: nothing happens to either. */
+static void expect_refusal(const struct model *m, struct rig *rig, const struct refusal *refusal)
+{
+    struct sl_span spans[2] = {
+        {&rig->kv[3], m->tokens[3] + rig->kv[3].n_tokens + refusal->mtp, 1, SL_LOGITS_ALL},
+        {&rig->kv[refusal->sequence], refusal->tokens, refusal->n_tokens, SL_LOGITS_ALL}};
+    struct sl_kv_cache before[2] = {*spans[0].kv, *spans[1].kv};
+    uint64_t n_requests = m->experts.n_requests;
+    uint8_t *memory[2];
+    struct sl_err err;
+    int rc;
+
+    for (int i = 0; i < 2; i++) {
+        memory[i] = malloc(before[i].arena.size_bytes);
+        assert_non_null(memory[i]);
+        memcpy(memory[i], before[i].arena.base, before[i].arena.size_bytes);
+    }
+    rc =
+        (refusal->mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, spans, 2, NULL, NULL, &err);
+    assert_int_equal(rc, refusal->rc);
+    assert_int_equal(err.code, refusal->rc);
+    if (!strstr(err.message, refusal->says))
+        fail_msg("\"%s\" does not say \"%s\"", err.message, refusal->says);
+    assert_int_equal(m->experts.n_requests, n_requests);
+    for (int i = 0; i < 2; i++) {
+        assert_memory_equal(spans[i].kv, &before[i], sizeof(before[i]));
+        assert_memory_equal(memory[i], before[i].arena.base, before[i].arena.size_bytes);
+        free(memory[i]);
+    }
+}
+
+static void test_refusals_change_nothing(void **state)
+{
+    static const int32_t high[] = {1, 2, 75}, low[] = {-1}, least[] = {0, INT32_MIN}, good[16];
+    static const struct refusal refusals[] = {
+        {false, 1, high, 3, -SL_EFORMAT, "token id 75 (number 9)"},
+        {true, 1, high, 3, -SL_EFORMAT, "token id 75 (number 2)"},
+        {false, 1, low, 1, -SL_EFORMAT, "token id -1"},
+        {true, 1, low, 1, -SL_EFORMAT, "token id -1"},
+        {false, 1, least, 2, -SL_EFORMAT, "token id -2147483648"},
+        {false, 1, good, 16, -SL_EBUDGET, "17 tokens in one step, which was made for 16"},
+        {false, 2, good, 10, -SL_EBUDGET,
+         "10 tokens do not fit the KV cache, which was made for 9"},
+        {false, 2, good, UINT32_MAX, -SL_EBUDGET, "KV cache"},
+        {false, 4, good, 1, -EINVAL, "failed"},
+        {true, 4, good, 1, -EINVAL, "failed"},
+    };
+    struct model *m = *state;
+    struct check check = {.m = m, .answers = m->native};
+    struct rig_options options = plain;
+    struct rig rig;
+
+    options.tokens_max = 16;
+    rig_init(&rig, m, &options);
+    rig.kv[4].broken = true;
+    add_span(&check, &rig, 1, 7, SL_LOGITS_ALL);
+    add_span(&check, &rig, 3, 9, SL_LOGITS_LAST);
+    assert_int_equal(run_spans(&check, &rig, false, NULL), 0);
+    for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++)
+        expect_refusal(m, &rig, &refusals[i]);
+    /* After all that the step's streams are still here, and so are the sequences. */
+    check.mtp = true;
+    check.next_span = check.next_token = 0;
+    check.spans[0].tokens++;
+    check.spans[1].tokens++;
+    assert_int_equal(sl_forward_mtp(rig.forward, check.spans, 2, check_row, &check, NULL), 0);
+    check.n_spans = 0;
+    add_span(&check, &rig, 1, 10, SL_LOGITS_ALL);
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    rig_fini(&rig);
+}
+
+/* ---- failures ----------------------------------------------------------------------------------
+ */
+
+/* Two sequences take a step and an MTP step, of which the nth request of an expert fails. Returns
+ * false if there was no nth. */
+static bool fail_nth_request(struct model *m, struct rig *rig, uint64_t nth)
+{
+    struct check check = {.m = m, .answers = m->native};
+    struct sl_err err;
+    int rc;
+
+    renew_kv(m, rig, 1, lengths[1]);
+    renew_kv(m, rig, 4, lengths[4]);
+    add_span(&check, rig, 4, 2, SL_LOGITS_ALL);
+    add_span(&check, rig, 1, 5, SL_LOGITS_ALL);
+    m->experts.fail_nth = nth;
+    rc = run_spans(&check, rig, true, &err);
+    assert_int_equal(m->experts.n_held, 0);
+    if (m->experts.fail_nth > 0) {
+        assert_int_equal(rc, 0);
+        return false;
+    }
+    assert_int_equal(rc, m->experts.fail_code);
+    assert_int_equal(err.code, m->experts.fail_code);
+    assert_string_equal(err.message, FIXTURE_EXPERT_FAILURE);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_true(check.spans[i].kv->broken);
+        assert_int_equal(sl_forward_step(rig->forward, &check.spans[i], 1, check_row, &check, NULL),
+                         -EINVAL);
+    }
+    /* Whoever comes next does not notice. */
+    renew_kv(m, rig, 2, lengths[2]);
+    check.n_spans = 0;
+    add_span(&check, rig, 2, 2, SL_LOGITS_ALL);
+    assert_int_equal(run_spans(&check, rig, true, NULL), 0);
+    return true;
+}
+
+static void test_failing_experts(void **state)
+{
+    struct model *m = *state;
+    struct rig_options options = plain;
+    struct rig rig;
+    uint64_t nth = 1;
+
+    options.n_threads = 2;
+    rig_init(&rig, m, &options);
+    m->experts.source.hold_max = m->config.num_experts_per_tok;
+    m->experts.shuffle = true;
+    m->experts.delay_permille = 200;
+    m->experts.fail_code = -EIO;
+    while (fail_nth_request(m, &rig, nth))
+        nth++;
+    /* Each layer and the MTP block demanded once, and took at least one token's experts. */
+    assert_true(nth > (m->config.num_hidden_layers + 1) * (1 + m->config.num_experts_per_tok));
+    calm(m);
+    rig_fini(&rig);
+}
+
+/* ---- allocations -------------------------------------------------------------------------------
+ */
+
+static void test_steps_allocate_nothing(void **state)
+{
+    struct model *m = *state;
+    struct check check = {.m = m, .answers = m->native};
+    struct rig_options options = {NULL, 3, SL_NUMERICS_NATIVE, 64};
+    uint64_t before;
+    struct rig rig;
+
+    if (!fault_alloc_works())
+        skip();
+    rig_init(&rig, m, &options);
+    before = fault_alloc_total_count();
+    add_span(&check, &rig, 3, 20, SL_LOGITS_ALL);
+    add_span(&check, &rig, 1, 24, SL_LOGITS_NONE);
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    for (uint32_t i = 0; i < 5; i++) {
+        check.n_spans = 0;
+        add_span(&check, &rig, 1, 1, SL_LOGITS_LAST);
+        add_span(&check, &rig, 3, 1, SL_LOGITS_LAST);
+        assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    }
+    assert_int_equal(fault_alloc_total_count(), before);
+    rig_fini(&rig);
+    assert_true(fault_alloc_total_count() == before);
+    renew_kv(m, &rig, 1, 1); /* the count does count */
+    assert_true(fault_alloc_total_count() > before);
+    sl_kv_cache_fini(&rig.kv[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_answers_are_alive),
+        cmocka_unit_test(test_any_steps_give_one_answer),
+        cmocka_unit_test(test_all_at_once_gives_the_answer),
+        cmocka_unit_test(test_exact_has_one_answer_too),
+        cmocka_unit_test(test_refusals_change_nothing),
+        cmocka_unit_test(test_failing_experts),
+        cmocka_unit_test(test_steps_allocate_nothing),
+    };
+
+    return cmocka_run_group_tests_name("forward", tests, model_create, model_destroy);
+}

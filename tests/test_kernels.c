@@ -1,0 +1,280 @@
+/* Kernels: every instruction set gives the reference's bytes. Each entry of the table that differs
+ * from the reference's is run on all shapes, tails and kinds of input of kernel_cases.c, with
+ * inputs and outputs next to guard pages and the space around outputs watched.
+ *
+ *   --bench or SL_BENCH=1   speed of the matrix products instead
+ *   --hash                  a hash of the reference's outputs instead, to hold builds against
+ *                           each other
+ *   SL_SEED=n               other inputs */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/clock.h"
+#include "core/base/cpu.h"
+#include "core/kernels/kernels.h"
+#include "tests/kernel_cases.h"
+
+static const char *const isas[] = {"avx2", "avx512"};
+#define N_ISAS (sizeof(isas) / sizeof(isas[0]))
+#define KERNELS_MAX 32u
+
+/* ---- one answer --------------------------------------------------------------------------------
+ */
+
+struct check {
+    const char *isa;
+    const struct kernel_spec *spec;
+    struct kernel_case c;
+    struct sl_kernels ref, other;
+    bool is_running; /* inside a kernel: what a crash leaves behind */
+    uint8_t *expected[CASE_OUTPUTS];
+    char failure[256];
+};
+
+static void describe(const struct kernel_spec *spec, const struct kernel_case *c, const char *isa)
+{
+    fprintf(stderr, "%s %s:", isa, spec->name);
+    for (size_t d = 0; d < CASE_DIMS && spec->dims[d]; d++)
+        fprintf(stderr, " %s %zu,", spec->dim_names[d], c->dims[d]);
+    fprintf(stderr, " strides +%zu, inputs %s, guard page %s, SL_SEED=%" PRIu64 "\n", c->pad,
+            input_kind_name(c->kind), c->side == GUARD_AFTER ? "after" : "before", inputs_seed());
+}
+
+static bool outputs_are_intact(const struct kernel_case *c)
+{
+    for (size_t i = 0; i < c->n_outputs; i++) {
+        const struct case_output *out = &c->outputs[i];
+
+        if (!guarded_is_intact(&out->where, out->n_rows, out->row_bytes, out->stride_bytes))
+            return false;
+    }
+    return true;
+}
+
+static bool run_case(struct check *check, const struct sl_kernels *kernels)
+{
+    case_reset_outputs(&check->c);
+    check->is_running = true;
+    check->spec->call(&check->c, kernels);
+    check->is_running = false;
+    if (outputs_are_intact(&check->c))
+        return true;
+    snprintf(check->failure, sizeof(check->failure), "%s writes outside its output", kernels->isa);
+    return false;
+}
+
+static bool outputs_agree(struct check *check)
+{
+    for (size_t i = 0; i < check->c.n_outputs; i++) {
+        const struct case_output *out = &check->c.outputs[i];
+        const uint8_t *expected = check->expected[i], *found = out->where.data;
+        size_t at = 0;
+
+        if (memcmp(expected, found, out->where.size_bytes) == 0)
+            continue;
+        while (expected[at] == found[at])
+            at++;
+        snprintf(check->failure, sizeof(check->failure),
+                 "output %zu differs first in row %zu, byte %zu: reference %02x, %s %02x", i,
+                 at / out->stride_bytes, at % out->stride_bytes, expected[at], check->isa,
+                 found[at]);
+        return false;
+    }
+    return true;
+}
+
+static bool compare_case(const struct kernel_spec *spec, struct kernel_case *c, void *context)
+{
+    struct check *check = context;
+
+    if (!run_case(check, &check->ref))
+        goto failed;
+    for (size_t i = 0; i < c->n_outputs; i++) {
+        const struct guarded *where = &c->outputs[i].where;
+
+        check->expected[i] = realloc(check->expected[i], where->size_bytes);
+        assert_non_null(check->expected[i]);
+        memcpy(check->expected[i], where->data, where->size_bytes);
+    }
+    if (run_case(check, &check->other) && outputs_agree(check))
+        return true;
+failed:
+    describe(spec, c, check->isa);
+    return false;
+}
+
+static bool same_entry(const struct check *check)
+{
+    return memcmp((const char *)&check->ref + check->spec->entry,
+                  (const char *)&check->other + check->spec->entry, sizeof(void (*)(void))) == 0;
+}
+
+static void test_entry(void **state)
+{
+    struct check *check = *state;
+    uint64_t float_mode;
+
+    assert_int_equal(sl_kernels_select(&check->ref, "ref", NULL), 0);
+    if (sl_kernels_select(&check->other, check->isa, NULL) < 0) {
+        print_message("%s: this machine does not have it\n", check->isa);
+        skip();
+    }
+    if (same_entry(check)) {
+        print_message("%s %s: is the reference's\n", check->isa, check->spec->name);
+        skip();
+    }
+    case_open(&check->c);
+    float_mode = sl_cpu_flush_subnormals();
+    case_for_each(check->spec, &check->c, &check->ref, inputs_seed(), compare_case, check);
+    sl_cpu_restore_float_mode(float_mode);
+    if (check->failure[0])
+        fail_msg("%s", check->failure);
+}
+
+static int end_entry(void **state)
+{
+    struct check *check = *state;
+
+    if (check->is_running)
+        describe(check->spec, &check->c, check->isa);
+    case_close(&check->c);
+    for (size_t i = 0; i < CASE_OUTPUTS; i++)
+        free(check->expected[i]);
+    return 0;
+}
+
+/* ---- a hash of the reference -------------------------------------------------------------------
+ */
+
+struct hash {
+    struct sl_kernels ref;
+    uint64_t value;
+};
+
+static bool hash_case(const struct kernel_spec *spec, struct kernel_case *c, void *context)
+{
+    struct hash *hash = context;
+
+    case_reset_outputs(c);
+    spec->call(c, &hash->ref);
+    for (size_t i = 0; i < c->n_outputs; i++)
+        for (size_t at = 0; at < c->outputs[i].where.size_bytes; at++)
+            hash->value = (hash->value ^ c->outputs[i].where.data[at]) * UINT64_C(0x100000001b3);
+    return true;
+}
+
+static int print_hashes(void)
+{
+    struct hash hash;
+    struct kernel_case c;
+    uint64_t float_mode = sl_cpu_flush_subnormals();
+
+    sl_kernels_select(&hash.ref, "ref", NULL);
+    case_open(&c);
+    for (size_t i = 0; i < kernel_specs_count; i++) {
+        hash.value = UINT64_C(0xcbf29ce484222325);
+        case_for_each(&kernel_specs[i], &c, &hash.ref, inputs_seed(), hash_case, &hash);
+        printf("%016" PRIx64 " %s\n", hash.value, kernel_specs[i].name);
+    }
+    case_close(&c);
+    sl_cpu_restore_float_mode(float_mode);
+    return 0;
+}
+
+/* ---- speed -------------------------------------------------------------------------------------
+ */
+
+#define BENCH_TILES 8u
+#define BENCH_BYTES (UINT64_C(128) << 20) /* more than the last-level cache keeps */
+#define BENCH_NS UINT64_C(150000000)
+
+/* Streams through copies of one packed block of weights, as a step streams through a model. */
+static void bench_matmul(const struct kernel_spec *spec, const struct sl_kernels *ref,
+                         const struct sl_kernels *kernels, size_t cols, size_t n_tokens,
+                         uint8_t *weights)
+{
+    struct kernel_case c;
+    uint64_t start_ns, ns, n_calls = 0;
+    size_t block_bytes, n_blocks;
+    uint8_t *own;
+
+    case_open(&c);
+    c.dims[0] = BENCH_TILES;
+    c.dims[1] = cols;
+    c.dims[2] = n_tokens;
+    spec->prepare(&c, ref);
+    case_reset_outputs(&c);
+    own = c.inputs[0].data;
+    block_bytes = c.inputs[0].size_bytes;
+    n_blocks = BENCH_BYTES / block_bytes;
+    for (size_t i = 0; i < n_blocks; i++)
+        memcpy(weights + i * block_bytes, own, block_bytes);
+    start_ns = sl_clock_ns();
+    do {
+        c.inputs[0].data = weights + n_calls++ % n_blocks * block_bytes;
+        spec->call(&c, kernels);
+        ns = sl_clock_ns() - start_ns;
+    } while (ns < BENCH_NS);
+    printf("%s %s, %zu columns, %zu tokens: %.2f GB/s, %.2f GMAC/s\n", kernels->isa, spec->name,
+           cols, n_tokens, (double)(n_calls * block_bytes) / (double)ns,
+           (double)(n_calls * BENCH_TILES * SL_R16_ROWS * cols * n_tokens) / (double)ns);
+    case_close(&c);
+}
+
+static int bench(void)
+{
+    /* hidden_size of Flash and Pro, and the other width that each kind of matrix has there */
+    static const size_t cols[4][4] = {
+        {4096, 7168, 2048, 3072}, {4096, 7168, 1024, 1536}, {4096, 7168}, {4096, 7168}};
+    static const size_t n_tokens[] = {1, 8, 64};
+    uint64_t float_mode = sl_cpu_flush_subnormals();
+    uint8_t *weights = aligned_alloc(4096, BENCH_BYTES);
+    struct sl_kernels ref, kernels;
+
+    if (!weights)
+        return 1;
+    sl_kernels_select(&ref, "ref", NULL);
+    for (size_t isa = 0; isa <= N_ISAS; isa++) {
+        if (sl_kernels_select(&kernels, isa == 0 ? "ref" : isas[isa - 1], NULL) < 0)
+            continue;
+        for (size_t i = 0; i < 4; i++)
+            for (size_t w = 0; w < 4 && cols[i][w]; w++)
+                for (size_t t = 0; t < sizeof(n_tokens) / sizeof(n_tokens[0]); t++)
+                    bench_matmul(&kernel_specs[i], &ref, &kernels, cols[i][w], n_tokens[t],
+                                 weights);
+    }
+    free(weights);
+    sl_cpu_restore_float_mode(float_mode);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct check checks[N_ISAS * KERNELS_MAX];
+    static struct CMUnitTest tests[N_ISAS * KERNELS_MAX];
+    static char names[N_ISAS * KERNELS_MAX][40];
+    const char *environment = getenv("SL_BENCH");
+    size_t n = 0;
+
+    if (argc > 1 && strcmp(argv[1], "--hash") == 0)
+        return print_hashes();
+    if ((argc > 1 && strcmp(argv[1], "--bench") == 0) || (environment && *environment))
+        return bench();
+    for (size_t isa = 0; isa < N_ISAS; isa++) {
+        for (size_t i = 0; i < kernel_specs_count; i++, n++) {
+            snprintf(names[n], sizeof(names[n]), "%s %s", isas[isa], kernel_specs[i].name);
+            checks[n].isa = isas[isa];
+            checks[n].spec = &kernel_specs[i];
+            tests[n] = (struct CMUnitTest){names[n], test_entry, NULL, end_entry, &checks[n]};
+        }
+    }
+    return _cmocka_run_group_tests("kernels", tests, n, NULL, NULL);
+}

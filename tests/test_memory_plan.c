@@ -1,0 +1,175 @@
+/* The memory plan: what the expert cache gets of a budget, what is refused, and with which figures.
+ * Plans are made up and the answers computed by hand, down to the last byte that does not fit. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "daemon/memory_plan.h"
+
+#define MIB (UINT64_C(1) << 20)
+
+/* Fixed parts of 60 MiB; 10 experts of 4 MiB for a token, 100 in the model. */
+static struct sl_memory_plan plan_of(uint64_t budget_bytes)
+{
+    return (struct sl_memory_plan){
+        .budget_bytes = budget_bytes,
+        .budget_given = true,
+        .need_bytes = {[SL_MEMORY_WEIGHTS] = 40 * MIB,
+                       [SL_MEMORY_KV] = 10 * MIB,
+                       [SL_MEMORY_ACTIVATIONS] = 7 * MIB,
+                       [SL_MEMORY_STAGING] = 3 * MIB},
+        .slot_bytes = 4 * MIB,
+        .slots_min = 10,
+        .slots_max = 100,
+        .context_tokens = 4096,
+        .n_sequences = 2,
+    };
+}
+
+/* The plan's cache is `slots` experts large, and it fits. */
+static void expect_slots(uint64_t budget_bytes, uint64_t cache_bytes, bool cache_min,
+                         uint64_t slots)
+{
+    struct sl_memory_plan plan = plan_of(budget_bytes), before = plan;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_memory_plan_cache(&plan, cache_bytes, cache_min, &err), 0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_CACHE], slots * 4 * MIB);
+    before.need_bytes[SL_MEMORY_CACHE] = slots * 4 * MIB; /* and nothing else has changed */
+    assert_memory_equal(&plan, &before, sizeof(plan));
+}
+
+static void expect_refusal(uint64_t budget_bytes, uint64_t cache_bytes, bool cache_min,
+                           const char *message)
+{
+    struct sl_memory_plan plan = plan_of(budget_bytes);
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_memory_plan_cache(&plan, cache_bytes, cache_min, &err), -SL_EBUDGET);
+    assert_int_equal(err.code, -SL_EBUDGET);
+    assert_string_equal(err.message, message);
+    assert_int_equal(sl_memory_plan_cache(&plan, cache_bytes, cache_min, NULL), -SL_EBUDGET);
+}
+
+static void test_cache_takes_what_is_left(void **state)
+{
+    (void)state;
+    expect_slots(200 * MIB, 0, false, 35);
+    expect_slots(204 * MIB - 1, 0, false, 35); /* no part of an expert */
+    expect_slots(204 * MIB, 0, false, 36);
+    expect_slots(100 * MIB, 0, false, 10);
+    expect_slots(UINT64_MAX, 0, false, 100); /* no more than the model has */
+}
+
+static void test_cache_of_a_given_size(void **state)
+{
+    (void)state;
+    expect_slots(200 * MIB, 60 * MIB, false, 15);
+    expect_slots(200 * MIB, 64 * MIB - 1, false, 15);
+    expect_slots(200 * MIB, 40 * MIB, false, 10);
+    expect_slots(200 * MIB, 140 * MIB, false, 35);
+    expect_slots(460 * MIB, UINT64_MAX, false, 100);
+}
+
+static void test_least_cache(void **state)
+{
+    (void)state;
+    expect_slots(200 * MIB, 0, true, 10);
+    expect_slots(100 * MIB, 0, true, 10);
+    expect_slots(UINT64_MAX, 77 * MIB, true, 10);
+}
+
+static void test_cache_below_one_token(void **state)
+{
+    (void)state;
+    expect_refusal(200 * MIB, 40 * MIB - 1, false,
+                   "an expert cache of 40.0 MiB is below one token's working set (10 experts, 40.0 "
+                   "MiB), where it would miss always; give --cache min, or more");
+    expect_refusal(200 * MIB, 1, false,
+                   "an expert cache of 1 B is below one token's working set (10 experts, 40.0 "
+                   "MiB), where it would miss always; give --cache min, or more");
+}
+
+static void test_parts_that_do_not_fit(void **state)
+{
+    struct sl_memory_plan plan = plan_of(99 * MIB);
+    struct sl_err err = {0};
+
+    (void)state;
+    expect_refusal(
+        100 * MIB - 1, 0, false,
+        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "is 100.0 MiB (--ram); give a smaller --cache, --context or --segment, or more "
+        "--ram");
+    expect_refusal(
+        100 * MIB - 1, 0, true,
+        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "is 100.0 MiB (--ram); give a smaller --cache, --context or --segment, or more "
+        "--ram");
+    expect_refusal(200 * MIB, 144 * MIB, false,
+                   "needs 204 MiB of memory, of which 144 MiB for the expert cache, but the budget "
+                   "is 200 MiB (--ram); give a smaller --cache, --context or --segment, or more "
+                   "--ram");
+    expect_refusal(
+        0, 0, false,
+        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "is 0 B (--ram); give a smaller --cache, --context or --segment, or more --ram");
+    plan.budget_given = false;
+    assert_int_equal(sl_memory_plan_cache(&plan, 0, false, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "99.0 MiB (what is available less a reserve)"));
+}
+
+static void test_print(void **state)
+{
+    struct sl_memory_plan plan = plan_of(200 * MIB);
+    char *text = NULL;
+    size_t length;
+    FILE *out;
+
+    (void)state;
+    assert_int_equal(sl_memory_plan_cache(&plan, 0, false, NULL), 0);
+    out = open_memstream(&text, &length);
+    assert_non_null(out);
+    sl_memory_plan_print(&plan, out);
+    fclose(out);
+    assert_string_equal(text,
+                        "memory\n"
+                        "  dense weights      40.0 MiB\n"
+                        "  KV cache           10.0 MiB   2 x 4096 tokens\n"
+                        "  activations        7.00 MiB\n"
+                        "  reads in flight    3.00 MiB\n"
+                        "  expert cache        140 MiB   35 of 100 experts, 4.00 MiB each; one "
+                        "token needs 10\n"
+                        "  together            200 MiB   of 200 MiB (--ram)\n");
+    free(text);
+}
+
+static void test_available_memory_is_not_all(void **state)
+{
+    uint64_t total_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+
+    (void)state;
+    assert_true(sl_memory_available_bytes() < total_bytes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cache_takes_what_is_left),
+        cmocka_unit_test(test_cache_of_a_given_size),
+        cmocka_unit_test(test_least_cache),
+        cmocka_unit_test(test_cache_below_one_token),
+        cmocka_unit_test(test_parts_that_do_not_fit),
+        cmocka_unit_test(test_print),
+        cmocka_unit_test(test_available_memory_is_not_all),
+    };
+
+    return cmocka_run_group_tests_name("memory_plan", tests, NULL, NULL);
+}

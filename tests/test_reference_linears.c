@@ -1,0 +1,249 @@
+/* The reference's linears are right: each, and the rounding of its activations, is held bit by bit
+ * against its contract written down again plainly, from a checkpoint's rows on. */
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/kernel_inputs.h"
+#include "tests/reference_check.h"
+
+/* No product or sum of these linears is ever subnormal: flushing or not must be the same. */
+#define CHECK_BOTH_MODES(y, expected, call)                                                        \
+    do {                                                                                           \
+        memset(y, 0x5a, sizeof(y));                                                                \
+        call;                                                                                      \
+        assert_same_floats(&(y)[0][0], &(expected)[0][0], TOKENS *ROWS);                           \
+        memset(y, 0x5a, sizeof(y));                                                                \
+        FLUSHED(call);                                                                             \
+        assert_same_floats(&(y)[0][0], &(expected)[0][0], TOKENS *ROWS);                           \
+    } while (0)
+
+enum { TILES = 3, ROWS = 48, COLS = 384, TOKENS = 6 };
+
+/* ---- linears -----------------------------------------------------------------------------------
+ */
+
+/* The column of eight that quantise_int8() stores at each place. */
+static const size_t column_at[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+static float fp4_sum(const uint8_t *codes, const uint8_t *scales, const int8_t *q,
+                     const float *q_scale)
+{
+    float sum = 0;
+
+    for (size_t b = 0; b < COLS / 32; b++) {
+        double scale = scales[b] < 127 - 48 ? 0 : ldexp(1, scales[b] - 127), dot = 0;
+
+        for (size_t i = 0; i < 32; i++) {
+            size_t col = b * 32 + i / 8 * 8 + column_at[i % 8];
+            uint32_t code = col % 2 ? codes[col / 2] >> 4 : codes[col / 2] & 15;
+
+            dot += value_of_e2m1(code) * q[b * 32 + i];
+        }
+        sum = fmaf((float)dot, (float)(scale * (double)q_scale[b]), sum);
+    }
+    return sum;
+}
+
+static void test_matmul_fp4(void **state)
+{
+    static uint8_t codes[ROWS][COLS / 2], scales[ROWS][COLS / 32];
+    static uint8_t tiles[TILES * COLS / 128 * SL_FP4_GROUP_BYTES] __attribute__((aligned(64)));
+    static float x[COLS], q_scale[TOKENS][COLS / 32], y[TOKENS][ROWS], expected[TOKENS][ROWS];
+    static int8_t q[TOKENS][COLS];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_fp4(&rng, kind, sizeof(codes), &codes[0][0], sizeof(scales), &scales[0][0]);
+        assert_int_equal(sl_r16_pack_fp4(COLS, 0, TILES, &codes[0][0], &scales[0][0], tiles), 0);
+        for (size_t t = 0; t < TOKENS; t++) {
+            fill_floats(&rng, kind, 40, COLS, x);
+            k.quantise_int8(COLS, x, q[t], q_scale[t]);
+            for (size_t row = 0; row < ROWS; row++)
+                expected[t][row] = fp4_sum(codes[row], scales[row], q[t], q_scale[t]);
+        }
+        CHECK_BOTH_MODES(
+            y, expected,
+            k.matmul_fp4(TILES, COLS, TOKENS, tiles, &q[0][0], &q_scale[0][0], &y[0][0], ROWS));
+    }
+}
+
+/* Pairs of columns ascend; the odd column of each goes first. */
+static float pairs_sum(const float *w, const uint16_t *x)
+{
+    float sum = 0;
+
+    for (size_t col = 0; col < COLS; col += 2) {
+        sum = fmaf(w[col + 1], (float)value_of_bf16(x[col + 1]), sum);
+        sum = fmaf(w[col], (float)value_of_bf16(x[col]), sum);
+    }
+    return sum;
+}
+
+struct bf16_linear {
+    float w[ROWS][COLS];
+    uint16_t x[TOKENS][COLS];
+    float y[TOKENS][ROWS], expected[TOKENS][ROWS];
+};
+
+static void fill_bf16_linear(struct bf16_linear *linear, struct rng *rng, enum input_kind kind,
+                             const struct sl_kernels *k)
+{
+    static float x[TOKENS * COLS];
+
+    fill_floats(rng, kind, 40, TOKENS * COLS, x);
+    k->to_bf16(TOKENS * COLS, x, &linear->x[0][0]);
+    for (size_t row = 0; row < ROWS; row++) {
+        for (size_t col = 0; col < COLS; col++)
+            if (fabsf(linear->w[row][col]) < 0x1p-48f)
+                linear->w[row][col] = 0;
+        for (size_t t = 0; t < TOKENS; t++)
+            linear->expected[t][row] = pairs_sum(linear->w[row], linear->x[t]);
+    }
+}
+
+static void test_matmul_fp8(void **state)
+{
+    static uint8_t codes[ROWS][COLS];
+    static uint8_t tiles[ROWS * COLS] __attribute__((aligned(64)));
+    static struct bf16_linear linear;
+    uint8_t scale_bytes[COLS / 128];
+    float scale[COLS / 128];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_fp8(&rng, kind, sizeof(codes), &codes[0][0], COLS / 128, scale_bytes);
+        assert_int_equal(sl_r16_pack_fp8(ROWS, COLS, &codes[0][0], scale_bytes, tiles), 0);
+        for (size_t i = 0; i < COLS / 128; i++)
+            scale[i] = ldexpf(1, scale_bytes[i] - 127);
+        for (size_t i = 0; i < ROWS * COLS; i++)
+            linear.w[i / COLS][i % COLS] =
+                (float)ldexp(value_of_e4m3((&codes[0][0])[i]), scale_bytes[i % COLS / 128] - 127);
+        fill_bf16_linear(&linear, &rng, kind, &k);
+        CHECK_BOTH_MODES(linear.y, linear.expected,
+                         k.matmul_fp8(TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0], COLS,
+                                      &linear.y[0][0], ROWS));
+    }
+}
+
+static void test_matmul_bf16(void **state)
+{
+    static uint16_t codes[ROWS][COLS];
+    static uint8_t tiles[ROWS * COLS * 2] __attribute__((aligned(64)));
+    static struct bf16_linear linear;
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_floats(&rng, kind, 60, ROWS * COLS, &linear.w[0][0]);
+        for (size_t i = 0; i < ROWS * COLS; i++) {
+            codes[i / COLS][i % COLS] = sl_f32_to_bf16(linear.w[i / COLS][i % COLS]);
+            linear.w[i / COLS][i % COLS] = (float)value_of_bf16(codes[i / COLS][i % COLS]);
+        }
+        assert_int_equal(sl_r16_pack_bf16(ROWS, COLS, &codes[0][0], tiles), 0);
+        fill_bf16_linear(&linear, &rng, kind, &k);
+        CHECK_BOTH_MODES(linear.y, linear.expected,
+                         k.matmul_bf16(TILES, COLS, TOKENS, tiles, &linear.x[0][0], COLS,
+                                       &linear.y[0][0], ROWS));
+    }
+}
+
+static void test_matmul_f32(void **state)
+{
+    static float w[ROWS][COLS], x[TOKENS][COLS], y[TOKENS][ROWS], expected[TOKENS][ROWS];
+    static uint8_t tiles[ROWS * COLS * 4] __attribute__((aligned(64)));
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_floats(&rng, kind, 50, ROWS * COLS, &w[0][0]);
+        fill_floats(&rng, kind == INPUT_TINY ? INPUT_WIDE : kind, 50, TOKENS * COLS, &x[0][0]);
+        assert_int_equal(sl_r16_pack_f32(ROWS, COLS, &w[0][0], tiles), 0);
+        for (size_t i = 0; i < TOKENS * ROWS; i++) {
+            const float *w_row = w[i % ROWS], *x_row = x[i / ROWS];
+            float sum = 0;
+
+            for (size_t col = 0; col < COLS; col++)
+                sum += (fabsf(w_row[col]) < 0x1p-48f ? 0 : w_row[col]) * x_row[col];
+            expected[i / ROWS][i % ROWS] = sum;
+        }
+        FLUSHED(k.matmul_f32(TILES, COLS, TOKENS, tiles, &x[0][0], COLS, &y[0][0], ROWS));
+        assert_same_floats(&y[0][0], &expected[0][0], TOKENS * ROWS);
+    }
+}
+
+/* ---- their activations -------------------------------------------------------------------------
+ */
+
+static void check_quantised(const float *x, const int8_t *q, const float *scale)
+{
+    for (size_t b = 0; b < COLS / 32; b++) {
+        float amax = 0;
+
+        for (size_t i = 0; i < 32; i++)
+            amax = fmaxf(amax, fabsf(x[b * 32 + i]));
+        if (amax < 0x1p-40f)
+            amax = 0;
+        assert_true(scale[b] == amax / 127);
+        for (size_t i = 0; i < 32; i++) {
+            float value = x[b * 32 + i / 8 * 8 + column_at[i % 8]];
+
+            assert_int_equal(q[b * 32 + i], amax > 0 ? rintf(value * (127 / amax)) : 0);
+        }
+    }
+}
+
+static void test_quantise_int8(void **state)
+{
+    float x[COLS], scale[COLS / 32];
+    int8_t q[COLS];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned n = 0; n < 50 * INPUT_KINDS; n++) {
+        fill_floats(&rng, n % INPUT_KINDS, 120, COLS, x);
+        for (size_t i = 0; n >= 25 * INPUT_KINDS && i < COLS; i++) /* halves: ties */
+            x[i] = i % 32 == n % 32 ? 127.0f : (float)rng_below(&rng, 254) * 0.5f - 63.5f;
+        FLUSHED(k.quantise_int8(COLS, x, q, scale));
+        check_quantised(x, q, scale);
+    }
+}
+
+static void test_to_bf16(void **state)
+{
+    static float x[4096];
+    static uint16_t y[4096];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_floats(&rng, kind, 126, 4096, x);
+        FLUSHED(k.to_bf16(4096, x, y));
+        for (size_t i = 0; i < 4096; i++) {
+            int exponent;
+            double fraction = frexp((double)x[i], &exponent);
+            double rounded = ldexp(rint(ldexp(fraction, 8)), exponent - 8);
+
+            assert_true(value_of_bf16(y[i]) == (fabs(rounded) < 0x1p-48 ? 0 : rounded));
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matmul_fp4),    cmocka_unit_test(test_matmul_fp8),
+        cmocka_unit_test(test_matmul_bf16),   cmocka_unit_test(test_matmul_f32),
+        cmocka_unit_test(test_quantise_int8), cmocka_unit_test(test_to_bf16),
+    };
+
+    return cmocka_run_group_tests_name("reference linears", tests, NULL, NULL);
+}
