@@ -230,10 +230,10 @@ int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read
 
     sl_assert(read->rc < 0);
     if (read->rc == -SL_ECORRUPT)
-        return sl_err_set(err, read->rc,
-                          "%s: the file ends at offset %llu; %llu bytes were wanted at offset %llu",
-                          path, (unsigned long long)read->fail_offset_bytes, size_bytes,
-                          offset_bytes);
+        return sl_err_set(
+            err, read->rc,
+            "%s: the file has no bytes from offset %llu on; %llu were wanted at offset %llu", path,
+            (unsigned long long)read->fail_offset_bytes, size_bytes, offset_bytes);
     return sl_err_set(err, read->rc,
                       "%s: reading at offset %llu failed twice (%llu bytes wanted at %llu): %s",
                       path, (unsigned long long)read->fail_offset_bytes, size_bytes, offset_bytes,

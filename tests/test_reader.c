@@ -285,7 +285,7 @@ static void test_end_of_file(void **state)
     struct fixture *f = *state;
     char ends_at[64];
 
-    snprintf(ends_at, sizeof(ends_at), "ends at offset %u;", FILE_BYTES);
+    snprintf(ends_at, sizeof(ends_at), "from offset %u on;", FILE_BYTES);
     for (uint32_t uring = 0; uring < 2; uring++) {
         struct sl_read *read;
         struct sl_err err;
