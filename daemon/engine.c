@@ -100,6 +100,53 @@ static int plan_memory(struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
+/* The checkpoint's tensors, with every read reported. */
+struct reporting_source {
+    struct sl_weight_source source; /* first */
+    struct sl_weight_source *inner;
+    const struct sl_engine *engine;
+    uint64_t read_bytes;
+};
+
+static int reporting_find(struct sl_weight_source *source, const char *name,
+                          struct sl_tensor_info *ret_info)
+{
+    struct sl_weight_source *inner = ((struct reporting_source *)source)->inner;
+
+    return inner->ops->find(inner, name, ret_info);
+}
+
+static int reporting_read(struct sl_weight_source *source, const char *name, uint64_t offset_bytes,
+                          uint64_t size_bytes, void *dst, struct sl_err *err)
+{
+    struct reporting_source *in = (struct reporting_source *)source;
+    const struct sl_engine *e = in->engine;
+    int rc = in->inner->ops->read(in->inner, name, offset_bytes, size_bytes, dst, err);
+
+    in->read_bytes += size_bytes;
+    if (e->options.on_load)
+        e->options.on_load(e->options.on_load_context, in->read_bytes,
+                           e->plan.need_bytes[SL_MEMORY_WEIGHTS]);
+    return rc;
+}
+
+static const char *reporting_where(struct sl_weight_source *source, const char *name)
+{
+    struct sl_weight_source *inner = ((struct reporting_source *)source)->inner;
+
+    return inner->ops->where(inner, name);
+}
+
+static int load_weights(struct sl_engine *e, struct sl_err *err)
+{
+    static const struct sl_weight_source_ops ops = {reporting_find, reporting_read,
+                                                    reporting_where};
+    struct reporting_source source = {{&ops}, sl_checkpoint_weights(e->checkpoint), e, 0};
+
+    return sl_weights_load(&e->weights, &e->config, &source.source, e->options.with_mtp, e->pool,
+                           err);
+}
+
 static int start_reader(struct sl_engine *e, struct sl_err *err)
 {
     static sl_io_open_fn *const backends[] = {
@@ -158,6 +205,7 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .tokens_max = e->options.segment_tokens,
         .context_max = e->options.context_tokens,
         .spans_max = e->options.n_sequences,
+        .stop = e->options.stop,
     };
 
     return sl_forward_create(&e->forward, &params, err);
@@ -214,8 +262,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if (rc < 0 || (rc = sl_pool_create(&e->pool, e->options.n_threads, err)) < 0)
         goto out;
     e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
-    rc = sl_weights_load(&e->weights, &e->config, sl_checkpoint_weights(e->checkpoint),
-                         options->with_mtp, e->pool, err);
+    rc = load_weights(e, err);
     if (rc < 0)
         goto out;
     if ((rc = start_reader(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||

@@ -5,10 +5,12 @@
 #ifndef SL_DAEMON_ENGINE_H
 #define SL_DAEMON_ENGINE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "cache/expert_cache.h"
+#include "core/base/progress_fn.h"
 #include "core/model/forward.h"
 #include "daemon/memory_plan.h"
 
@@ -27,6 +29,10 @@ struct sl_engine_options {
     const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
+
+    sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */
+    void *on_load_context;
+    const atomic_bool *stop; /* NULL, or ends a step early when true: see forward.h */
 };
 
 #define SL_SEGMENT_TOKENS_DEFAULT 512u

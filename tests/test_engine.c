@@ -193,7 +193,7 @@ static void answer(struct model *m)
     struct sl_kv_cache kv;
     struct sl_weights weights;
     struct sl_forward_params params = {&m->config, &weights, &compute, &m->experts.source,
-                                       TOKENS,     TOKENS,   1};
+                                       TOKENS,     TOKENS,   1,        NULL};
     struct sl_forward *forward;
 
     assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);

@@ -3,6 +3,7 @@
  * alone, a token at a time, on one thread of the reference kernels. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
@@ -46,6 +47,7 @@ struct rig {
     struct sl_compute compute;
     struct sl_forward *forward;
     struct sl_kv_cache kv[SEQUENCES];
+    atomic_bool stop;
 };
 
 struct rig_options {
@@ -75,6 +77,7 @@ static void rig_init(struct rig *rig, struct model *m, const struct rig_options 
         .tokens_max = options->tokens_max,
         .context_max = CONTEXT_MAX,
         .spans_max = SEQUENCES,
+        .stop = &rig->stop,
     };
 
     *rig = (struct rig){0};
@@ -575,6 +578,27 @@ static void test_failing_experts(void **state)
     rig_fini(&rig);
 }
 
+static void test_a_step_can_be_stopped(void **state)
+{
+    struct model *m = *state;
+    struct check check = {.m = m, .answers = m->native};
+    struct sl_err err;
+    struct rig rig;
+
+    rig_init(&rig, m, &plain);
+    add_span(&check, &rig, 2, 3, SL_LOGITS_ALL);
+    atomic_store(&rig.stop, true);
+    assert_int_equal(run_spans(&check, &rig, false, &err), -ECANCELED);
+    assert_true(check.spans[0].kv->broken);
+    /* What was stopped is lost; what comes next is not. */
+    atomic_store(&rig.stop, false);
+    renew_kv(m, &rig, 2, lengths[2]);
+    check.n_spans = 0;
+    add_span(&check, &rig, 2, 3, SL_LOGITS_ALL);
+    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    rig_fini(&rig);
+}
+
 /* ---- allocations -------------------------------------------------------------------------------
  */
 
@@ -616,6 +640,7 @@ int main(void)
         cmocka_unit_test(test_exact_has_one_answer_too),
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_failing_experts),
+        cmocka_unit_test(test_a_step_can_be_stopped),
         cmocka_unit_test(test_steps_allocate_nothing),
     };
 

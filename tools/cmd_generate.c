@@ -2,6 +2,7 @@
 #include <argp.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include "core/text/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/progress.h"
 #include "tools/prompt.h"
 
 #define TOKENS_DEFAULT 128u
@@ -49,12 +51,12 @@ struct command {
     struct sl_expert_cache_counters prefill_counters;
 };
 
-static volatile sig_atomic_t interrupted;
+static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
 
 static void on_interrupt(int signal)
 {
     (void)signal;
-    interrupted = 1;
+    atomic_store(&interrupted, true);
 }
 
 static double parse_real(struct argp_state *state, const char *option, const char *text)
@@ -143,6 +145,8 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
 
     command->sample_rc = 0;
     rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
+    if (rc == -ECANCELED) /* the callers' loops look at `interrupted` themselves */
+        return 0;
     if (rc == 0 && command->sample_rc < 0) {
         rc = command->sample_rc;
         *err = command->sample_err;
@@ -153,8 +157,7 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
 static int prefill(struct command *command, struct sl_err *err)
 {
     const struct sl_prompt *prompt = &command->prompt;
-    uint64_t start_ns = sl_clock_ns();
-    bool terminal = isatty(STDERR_FILENO);
+    struct sl_progress progress = sl_progress_start(stderr, "prompt", "tokens");
     int rc = 0;
 
     while (rc == 0 && command->n_prefilled < prompt->n_tokens && !interrupted) {
@@ -162,14 +165,12 @@ static int prefill(struct command *command, struct sl_err *err)
         uint32_t n =
             left < command->options.segment_tokens ? left : command->options.segment_tokens;
 
-        if (terminal && prompt->n_tokens > command->options.segment_tokens)
-            fprintf(stderr, "\rprompt: %u of %u tokens", command->n_prefilled, prompt->n_tokens);
+        sl_progress_show(&progress, command->n_prefilled, prompt->n_tokens);
         rc = step(command, prompt->tokens + command->n_prefilled, n, n == left, err);
-        command->n_prefilled += rc == 0 ? n : 0;
+        command->n_prefilled += rc == 0 && !interrupted ? n : 0;
     }
-    if (terminal && prompt->n_tokens > command->options.segment_tokens)
-        fprintf(stderr, "\r\033[K");
-    command->prefill_ns = sl_clock_ns() - start_ns;
+    sl_progress_end(&progress);
+    command->prefill_ns = sl_clock_ns() - progress.start_ns;
     command->prefill_counters = sl_engine_counters(command->engine);
     return rc;
 }
@@ -310,7 +311,7 @@ static int run(struct command *command, struct sl_err *err)
     int rc;
 
     /* A second one ends the program at once. Restarting keeps a write that waits for its reader
-     * from failing: `interrupted` is looked at between steps. */
+     * from failing: `interrupted` is looked at between layers and steps. */
     sigaction(SIGINT, &action, NULL);
     rc = prefill(command, err);
     if (rc == 0 && !interrupted)
@@ -349,6 +350,7 @@ int sl_cmd_generate(int argc, char **argv)
     int rc;
 
     argp_parse(&argp, argc, argv, 0, NULL, &command);
+    command.options.stop = &interrupted;
     rc = prepare(&command, &err);
     if (rc < 0)
         fprintf(stderr, "sluice: %s\n", err.message);

@@ -4,12 +4,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/text/tokenizer.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/progress.h"
 #include "tools/prompt.h"
 
 struct command {
@@ -89,7 +89,7 @@ static int prepare(struct command *command, struct sl_err *err)
 
 static int run(struct command *command, struct sl_err *err)
 {
-    uint64_t start_ns = sl_clock_ns();
+    struct sl_progress progress = sl_progress_start(stderr, "text", "tokens");
     double seconds;
     int rc = 0;
 
@@ -100,16 +100,14 @@ static int run(struct command *command, struct sl_err *err)
         struct sl_span span = {sl_engine_kv(command->engine, 0),
                                command->prompt.tokens + command->n_given, n, SL_LOGITS_ALL};
 
-        if (isatty(STDERR_FILENO))
-            fprintf(stderr, "\r%u of %u tokens", command->n_given, command->prompt.n_tokens);
+        sl_progress_show(&progress, command->n_given, command->prompt.n_tokens);
         rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
         command->n_given += n;
     }
-    if (isatty(STDERR_FILENO))
-        fprintf(stderr, "\r\033[K");
+    sl_progress_end(&progress);
     if (rc < 0)
         return rc;
-    seconds = (double)(sl_clock_ns() - start_ns) / 1e9;
+    seconds = (double)(sl_clock_ns() - progress.start_ns) / 1e9;
     printf("tokens          %u\n", command->n_scored);
     printf("bytes           %llu\n", (unsigned long long)command->prompt.text_bytes);
     printf("nats per token  %.6f\n", command->nats / command->n_scored);

@@ -16,13 +16,12 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
+#include "tools/progress.h"
 #include "tools/synth_plan.h"
 #include "tools/synth_tokenizer.h"
 #include "tools/synth_write.h"
 
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
-#define LINE_NS UINT64_C(10000000000) /* between lines of progress that go to a file */
-#define REDRAW_NS UINT64_C(250000000)
 
 struct arguments {
     const char *config_path;
@@ -161,31 +160,6 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
     return rc;
 }
 
-struct progress {
-    const char *folder;
-    uint64_t start_ns;
-    uint64_t shown_ns;
-    bool terminal;
-};
-
-static void show_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
-{
-    struct progress *progress = context;
-    uint64_t now_ns = sl_clock_ns();
-    double seconds = (double)(now_ns - progress->start_ns) * 1e-9;
-    double rate = (double)done_bytes / seconds;
-    char done[SL_SIZE_TEXT_BYTES], total[SL_SIZE_TEXT_BYTES];
-
-    if (done_bytes == 0 || now_ns - progress->shown_ns < (progress->terminal ? REDRAW_NS : LINE_NS))
-        return;
-    progress->shown_ns = now_ns;
-    printf("%s%s: %s of %s, %.2f GB/s, %.0f s left%s", progress->terminal ? "\r" : "",
-           progress->folder, sl_size_format(done_bytes, done), sl_size_format(total_bytes, total),
-           rate * 1e-9, (double)(total_bytes - done_bytes) / rate,
-           progress->terminal ? "\033[K" : "\n");
-    fflush(stdout);
-}
-
 static int write_text(const char *folder, const char *name, const char *text, struct sl_err *err)
 {
     char *path;
@@ -260,18 +234,16 @@ struct checkpoint {
 static int write_checkpoint(const struct checkpoint *checkpoint, const char *part,
                             const char *folder, struct sl_err *err)
 {
-    struct progress progress = {folder, sl_clock_ns(), 0, isatty(STDOUT_FILENO)};
+    struct sl_progress progress = sl_progress_start(stdout, folder, NULL);
     const struct sl_synth_plan *plan = checkpoint->plan;
     char size[SL_SIZE_TEXT_BYTES];
     double seconds;
     int rc;
 
-    progress.shown_ns = progress.start_ns;
     /* A thread or two more than processors: some write while the others make. */
-    rc = sl_synth_write(plan, &checkpoint->tables, part, sl_cpu_count() + 1, show_progress,
+    rc = sl_synth_write(plan, &checkpoint->tables, part, sl_cpu_count() + 1, sl_progress_show,
                         &progress, err);
-    if (progress.terminal)
-        printf("\r\033[K");
+    sl_progress_end(&progress);
     if (rc < 0 || (rc = write_text(part, "model.safetensors.index.json", plan->index, err)) < 0 ||
         (rc = write_text(part, "tokenizer.json", checkpoint->tokenizer_text, err)) < 0 ||
         (rc = write_text(part, "config.json", checkpoint->config_text, err)) < 0)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/size.h"
+#include "tools/progress.h"
 
 enum {
     OPTION_RAM = 512, /* apart from the commands' own */
@@ -113,9 +114,16 @@ const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
 int sl_open_engine_or_explain(struct sl_engine **ret_engine,
                               const struct sl_engine_options *engine_options)
 {
+    struct sl_progress progress = sl_progress_start(stderr, "loading dense weights", NULL);
+    struct sl_engine_options reporting = *engine_options;
     struct sl_memory_plan plan;
     struct sl_err err = {0};
-    int rc = sl_engine_open(ret_engine, engine_options, &plan, &err);
+    int rc;
+
+    reporting.on_load = sl_progress_show;
+    reporting.on_load_context = &progress;
+    rc = sl_engine_open(ret_engine, &reporting, &plan, &err);
+    sl_progress_end(&progress);
 
     if (rc < 0) {
         if (rc == -SL_EBUDGET && plan.budget_bytes > 0)

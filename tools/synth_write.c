@@ -196,7 +196,7 @@ static void *run(void *context)
 }
 
 /* Watches the threads and for signals until the last thread is done. */
-static void watch(struct writer *w, const sigset_t *signals, sl_synth_progress_fn *progress,
+static void watch(struct writer *w, const sigset_t *signals, sl_progress_fn *progress,
                   void *context)
 {
     const struct timespec poll = {.tv_nsec = POLL_NS};
@@ -217,8 +217,8 @@ static void watch(struct writer *w, const sigset_t *signals, sl_synth_progress_f
 }
 
 int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_tables *tables,
-                   const char *folder, uint32_t n_threads, sl_synth_progress_fn *progress,
-                   void *context, struct sl_err *err)
+                   const char *folder, uint32_t n_threads, sl_progress_fn *progress, void *context,
+                   struct sl_err *err)
 {
     struct writer w = {.plan = plan, .tables = tables, .folder = folder};
     pthread_t threads[THREADS_MAX];

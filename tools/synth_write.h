@@ -6,16 +6,14 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
+#include "core/base/progress_fn.h"
 #include "tools/synth_plan.h"
 
-/* Called by the thread that called sl_synth_write(), a few times a second. */
-typedef void sl_synth_progress_fn(void *context, uint64_t done_bytes, uint64_t total_bytes);
-
-/* Writes all shards into `folder` and flushes them. SIGINT and SIGTERM end it early with -EINTR.
- * Also fails with -ENOMEM, -EAGAIN (no thread to be had) or -errno of open and write; the files
- * written so far stay. */
+/* Writes all shards into `folder` and flushes them; `progress` is told a few times a second. SIGINT
+ * and SIGTERM end it early with -EINTR. Also fails with -ENOMEM, -EAGAIN (no thread to be had) or
+ * -errno of open and write; the files written so far stay. */
 int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_tables *tables,
-                   const char *folder, uint32_t n_threads, sl_synth_progress_fn *progress,
-                   void *context, struct sl_err *err);
+                   const char *folder, uint32_t n_threads, sl_progress_fn *progress, void *context,
+                   struct sl_err *err);
 
 #endif

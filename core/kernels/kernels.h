@@ -23,8 +23,8 @@
 
 /* y[t][r] = sum over blocks b of 32 columns, ascending, of scale_w[r][b] * x_scale[t][b] * dot(b),
  * where dot is an exact integer and each block adds with one fused multiply-add.
- * w: FP4 tiles. x (token_count, cols): int8 as quantise_int8() lays them out; x_scale
- * (token_count, cols / 32). y (token_count, tile_count * 16) at y_stride. */
+ * w: FP4 tiles of at most 65,536 columns. x (token_count, cols): int8 as quantise_int8() lays them
+ * out; x_scale (token_count, cols / 32). y (token_count, tile_count * 16) at y_stride. */
 typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const int8_t *restrict x,
                               const float *restrict x_scale, float *restrict y, size_t y_stride);

@@ -316,6 +316,8 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
 {
     const struct sl_layer_weights *layer = &f->params.weights->layers[layer_index];
 
+    if (f->params.stop && atomic_load_explicit(f->params.stop, memory_order_relaxed))
+        return sl_err_set(err, -ECANCELED, "stopped before layer %u", layer_index);
     sl_attention_run(f->attention, &f->step, layer_index, layer);
     return sl_moe_run(f->moe, &f->step, layer_index, layer, f->params.source, err);
 }

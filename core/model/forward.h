@@ -9,6 +9,7 @@
 #ifndef SL_MODEL_FORWARD_H
 #define SL_MODEL_FORWARD_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -28,6 +29,7 @@ struct sl_forward_params {
     uint32_t tokens_max;  /* of one step, all spans together */
     uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
+    const atomic_bool *stop; /* NULL, or looked at before each layer; may be set from anywhere */
 };
 
 enum sl_logits_wanted { SL_LOGITS_NONE, SL_LOGITS_LAST, SL_LOGITS_ALL };
@@ -60,7 +62,8 @@ void sl_forward_destroy(struct sl_forward *forward);
 /* Runs all spans through all layers. Fails before anything is changed with -SL_EFORMAT (a token
  * outside the vocabulary), -SL_EBUDGET (a span does not fit its KV cache, or the step this forward)
  * or -EINVAL (a broken KV cache); or, and then every KV cache of the step is broken, as the expert
- * source fails or with -SL_ECORRUPT (logits that are not finite, and so not given). */
+ * source fails, with -SL_ECORRUPT (logits that are not finite, and so not given) or -ECANCELED
+ * (stop was set). */
 int sl_forward_step(struct sl_forward *forward, const struct sl_span *spans, uint32_t n_spans,
                     sl_logits_fn *on_logits, void *context, struct sl_err *err);
 
