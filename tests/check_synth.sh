@@ -75,7 +75,7 @@ sed 's/"hidden_size": 256/"hidden_size": 200/' "$configs/tiny-flash.json" >"$scr
 refuses "a config with a broken relation" 1 '"hidden_size"' "$scratch/broken.json" "$scratch/same"
 sed 's/"vocab_size": 515/"vocab_size": 200/' "$configs/no-yarn.json" >"$scratch/broken.json"
 refuses "a vocabulary without room for bytes" 1 'broken.json: "vocab_size" is 200' "$scratch/broken.json" "$scratch/same"
-sed 's/"hidden_size": 384/"hidden_size": 65536/; s/"moe_intermediate_size": 128/"moe_intermediate_size": 65536/
+sed 's/"hidden_size": 384/"hidden_size": 16384/; s/"moe_intermediate_size": 128/"moe_intermediate_size": 65536/
     s/"n_routed_experts": 5/"n_routed_experts": 4096/' "$configs/no-yarn.json" >"$scratch/vast.json"
 refuses "more than the disk holds" 1 'are needed, .* are free' "$scratch/vast.json" "$scratch/same"
 refuses "more layers than there are" 1 'less than --layers' "$configs/no-yarn.json" "$scratch/same" --layers 4
