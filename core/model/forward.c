@@ -322,6 +322,22 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
     return sl_moe_run(f->moe, &f->step, layer_index, layer, f->params.source, err);
 }
 
+/* The end of a step: its tokens have been seen, or its sequences are of no use any more. */
+static int settle(const struct sl_span *spans, uint32_t n_spans, bool mtp, int rc)
+{
+    for (uint32_t s = 0; s < n_spans; s++) {
+        struct sl_kv_cache *kv = spans[s].kv;
+
+        if (rc < 0)
+            kv->broken = true;
+        else if (mtp)
+            kv->n_mtp_tokens += spans[s].n_tokens;
+        else
+            kv->n_tokens += spans[s].n_tokens;
+    }
+    return rc;
+}
+
 int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t n_spans,
                     sl_logits_fn *on_logits, void *context, struct sl_err *err)
 {
@@ -339,13 +355,7 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
         rc = run_layer(f, i, err);
     if (rc == 0)
         rc = give_logits(&head, spans, n_spans, on_logits, context, err);
-    for (uint32_t s = 0; s < n_spans; s++) {
-        if (rc < 0)
-            spans[s].kv->broken = true;
-        else
-            spans[s].kv->n_tokens += spans[s].n_tokens;
-    }
-    return rc;
+    return settle(spans, n_spans, false, rc);
 }
 
 /* ---- the MTP block -----------------------------------------------------------------------------
@@ -462,11 +472,5 @@ int sl_forward_mtp(struct sl_forward *f, const struct sl_span *spans, uint32_t n
     rc = run_layer(f, f->params.config->num_hidden_layers, err);
     if (rc == 0)
         rc = give_logits(&head, spans, n_spans, on_logits, context, err);
-    for (uint32_t s = 0; s < n_spans; s++) {
-        if (rc < 0)
-            spans[s].kv->broken = true;
-        else
-            spans[s].kv->n_mtp_tokens += spans[s].n_tokens;
-    }
-    return rc;
+    return settle(spans, n_spans, true, rc);
 }
