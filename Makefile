@@ -95,11 +95,11 @@ check-fast: tests ## the C tests alone (of this CONFIG)
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference; --bench times them
 	$(B)/tests/test_kernels
 
-# The sanitizers run the C tests, the stored fuzz inputs and the commands themselves.
+# The sanitizers run the C tests, the stored fuzz inputs and, on one model, the commands themselves.
 SANITIZED_SCRIPTS := tests/check_one_answer.sh tests/check_bad_input.sh
 asan ubsan tsan: deps
 	$(Q)$(MAKE) CONFIG=$@ tests fuzz-replay
-	$(Q)SLUICE=build/$@/sluice tests/run.sh $(TEST_SRC:%.c=build/$@/%) $(SANITIZED_SCRIPTS)
+	$(Q)CONFIGS=tiny-flash SLUICE=build/$@/sluice tests/run.sh $(TEST_SRC:%.c=build/$@/%) $(SANITIZED_SCRIPTS)
 asan: ## the tests under AddressSanitizer
 ubsan: ## the tests under UndefinedBehaviorSanitizer
 tsan: ## the tests under ThreadSanitizer

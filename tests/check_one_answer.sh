@@ -2,6 +2,7 @@
 # One answer: the logits of a checkpoint and its tokens are the same bytes whatever the threads, the
 # cache, the I/O back end, the segments, what shares the passes, the instruction set and the compiler.
 # Each is varied alone and some together; the hash of the .npy is compared with that of a plain run.
+# CONFIGS names the models, tiny-flash and tiny-pro by default.
 cd "$(dirname "$0")/.." || exit 1
 . tests/tap.sh
 
@@ -39,8 +40,8 @@ for isa in avx2 avx512; do
     ! grep -q "$isa" /proc/cpuinfo || variants+=("--isa $isa" "--isa $isa --segment 1 --threads 1")
 done
 
-for config in tests/oracle/configs/tiny-flash.json tests/oracle/configs/tiny-pro.json; do
-    name=$(basename "$config" .json)
+for name in ${CONFIGS:-tiny-flash tiny-pro}; do
+    config=tests/oracle/configs/$name.json
     if ! case=$("$python" tests/oracle/make_case.py "$config" build/oracle) ||
         ! plain=$(logits "$sluice") || ! mtp=$(logits "$sluice" --mtp); then
         fail "$name: a plain run"
