@@ -352,15 +352,12 @@ int sl_cmd_generate(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     command.options.stop = &interrupted;
     rc = prepare(&command, &err);
+    if (rc == 0)
+        rc = sl_open_engine(&command.engine, &command.options, &err);
+    if (rc == 0)
+        rc = run(&command, &err);
     if (rc < 0)
         fprintf(stderr, "sluice: %s\n", err.message);
-    else
-        rc = sl_open_engine_or_explain(&command.engine, &command.options);
-    if (rc == 0) {
-        rc = run(&command, &err);
-        if (rc < 0)
-            fprintf(stderr, "sluice: %s\n", err.message);
-    }
     sl_engine_close(command.engine);
     sl_arena_fini(&command.arena);
     sl_prompt_fini(&command.prompt);

@@ -284,15 +284,12 @@ int sl_cmd_logits(int argc, char **argv)
     command->options.n_sequences = command->n_tokens_given;
     if (rc == 0)
         rc = check_tokens(command, &err);
+    if (rc == 0)
+        rc = sl_open_engine(&command->engine, &command->options, &err);
+    if (rc == 0)
+        rc = run(command, &err);
     if (rc < 0)
         fprintf(stderr, "sluice: %s\n", err.message);
-    if (rc == 0)
-        rc = sl_open_engine_or_explain(&command->engine, &command->options);
-    if (rc == 0) {
-        rc = run(command, &err);
-        if (rc < 0)
-            fprintf(stderr, "sluice: %s\n", err.message);
-    }
     sl_engine_close(command->engine);
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
         free(command->lists[i].tokens);

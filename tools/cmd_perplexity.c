@@ -140,15 +140,12 @@ int sl_cmd_perplexity(int argc, char **argv)
 
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     rc = prepare(&command, &err);
+    if (rc == 0)
+        rc = sl_open_engine(&command.engine, &command.options, &err);
+    if (rc == 0)
+        rc = run(&command, &err);
     if (rc < 0)
         fprintf(stderr, "sluice: %s\n", err.message);
-    else
-        rc = sl_open_engine_or_explain(&command.engine, &command.options);
-    if (rc == 0) {
-        rc = run(&command, &err);
-        if (rc < 0)
-            fprintf(stderr, "sluice: %s\n", err.message);
-    }
     sl_engine_close(command.engine);
     sl_prompt_fini(&command.prompt);
     return rc < 0 ? 1 : 0;

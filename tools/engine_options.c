@@ -111,27 +111,21 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
 const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
 
-int sl_open_engine_or_explain(struct sl_engine **ret_engine,
-                              const struct sl_engine_options *engine_options)
+int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *engine_options,
+                   struct sl_err *err)
 {
     struct sl_progress progress = sl_progress_start(stderr, "loading dense weights", NULL);
     struct sl_engine_options reporting = *engine_options;
     struct sl_memory_plan plan;
-    struct sl_err err = {0};
     int rc;
 
     reporting.on_load = sl_progress_show;
     reporting.on_load_context = &progress;
-    rc = sl_engine_open(ret_engine, &reporting, &plan, &err);
+    rc = sl_engine_open(ret_engine, &reporting, &plan, err);
     sl_progress_end(&progress);
-
-    if (rc < 0) {
-        if (rc == -SL_EBUDGET && plan.budget_bytes > 0)
-            sl_memory_plan_print(&plan, stderr);
-        fprintf(stderr, "sluice: %s\n", err.message);
-        return rc;
-    }
-    if (sl_engine_note(*ret_engine)[0])
+    if (rc == -SL_EBUDGET && plan.budget_bytes > 0)
+        sl_memory_plan_print(&plan, stderr);
+    if (rc == 0 && sl_engine_note(*ret_engine)[0])
         fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
-    return 0;
+    return rc;
 }

@@ -15,9 +15,9 @@ extern const struct argp sl_engine_argp;
 uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
                         uint32_t max);
 
-/* Opens the engine. Prints the note, or what went wrong (and the memory table where memory did), to
- * stderr. */
-int sl_open_engine_or_explain(struct sl_engine **ret_engine,
-                              const struct sl_engine_options *options);
+/* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
+ * not fit; what went wrong is left to the caller, in `err`. */
+int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                   struct sl_err *err);
 
 #endif
