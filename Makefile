@@ -15,6 +15,7 @@ CFLAGS ?= -O3 -g
 NUMERIC := -ffp-contract=off -fno-math-errno -fno-trapping-math
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) $(NUMERIC) $(SANITIZE) -pthread -MMD -MP
+AARCH64_ROOT := build/aarch64-root
 LIBS := -luring -lpcre2-8 -ljansson -lm
 
 ifeq ($(CONFIG),asan)
@@ -32,6 +33,8 @@ else ifeq ($(CONFIG),fuzz)
 CC := clang
 SANITIZE := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all -DSL_DEBUG
 CFLAGS := -O1 -g
+else ifeq ($(CONFIG),aarch64)
+CC := aarch64-linux-gnu-gcc --sysroot=$(AARCH64_ROOT) -B$(AARCH64_ROOT)/usr/lib/aarch64-linux-gnu
 endif
 
 ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
@@ -47,6 +50,9 @@ ISA_OBJ := $(ISA_SRC:%.c=$(B)/%.ref.o)
 ifeq ($(ARCH),x86_64)
 ISA_OBJ += $(ISA_SRC:%.c=$(B)/%.avx2.o) $(ISA_SRC:%.c=$(B)/%.avx512.o)
 LIB_SRC += $(wildcard kernels-avx512/*.c)
+else ifeq ($(ARCH),aarch64)
+ISA_OBJ += $(B)/kernels-neon/fp4_neon.dot.o
+LIB_SRC += $(wildcard kernels-neon/*.c)
 endif
 AVX512 := -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
 
@@ -66,7 +72,7 @@ tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
-	@echo "  CONFIG=release|clang|asan|ubsan|tsan|fuzz chooses the build, V=1 shows commands"
+	@echo "  CONFIG=release|clang|aarch64|asan|ubsan|tsan|fuzz chooses the build, V=1 shows commands"
 
 # ---- on a new machine -----------------------------------------------------------------------------
 
@@ -138,6 +144,12 @@ $(B)/kernels-avx512/%_avx512.o: kernels-avx512/%_avx512.c
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) $(AVX512) -mavx512vnni -mavx512bf16 -c -o $@ $<
 
+# The same source as for the baseline, with the int8 dot product.
+$(B)/kernels-neon/%.dot.o: kernels-neon/%.c
+	@mkdir -p $(@D)
+	$(say) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) -DSL_NEON_DOT -march=armv8.2-a+dotprod -c -o $@ $<
+
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(say) CC $@
@@ -191,4 +203,4 @@ uninstall: ## remove what install put there
 clean: ## remove everything built
 	rm -rf build
 
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(shell find build -name '*.d' -type f 2>/dev/null)

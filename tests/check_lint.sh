@@ -56,6 +56,8 @@ echo '#include <cmocka.h>' >cache/ring.c
 finds "cmocka is fenced" 'cache/ring.c:1: <cmocka.h>'
 echo '#include <jansson.h>' >cache/ring.c
 finds "jansson is fenced" 'cache/ring.c:1: <jansson.h>'
+echo '#include <arm_neon.h>' >cache/ring.c
+finds "instruction sets are fenced" 'cache/ring.c:1: <arm_neon.h> is for kernels-neon/'
 rm cache/ring.c
 echo '#include <pcre2.h>' | tee core/text/one.c >core/text/two.c
 finds "pcre2 is for one file" 'core/text/two.c: a second file'

@@ -77,6 +77,9 @@ check_fences() {
         pcre2.h) fence='core/text/*.c' ;;
         jansson.h) fence='core/base/json.h' ;;
         cmocka.h) fence='tests/*' ;;
+        immintrin.h) fence='kernels-avx512/*' ;;
+        arm_neon.h) fence='kernels-neon/*' ;;
+        sys/auxv.h) fence='core/base/cpu.c' ;;
         *) continue ;;
         esac
         # shellcheck disable=SC2053 # the fence is a pattern

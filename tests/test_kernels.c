@@ -22,7 +22,7 @@
 #include "core/kernels/kernels.h"
 #include "tests/kernel_cases.h"
 
-static const char *const isas[] = {"avx2", "avx512"};
+static const char *const isas[] = {"avx2", "avx512", "neon"};
 #define N_ISAS (sizeof(isas) / sizeof(isas[0]))
 #define KERNELS_MAX 32u
 

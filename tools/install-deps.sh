@@ -3,27 +3,42 @@
 #
 #   tools/install-deps.sh build         to build
 #   tools/install-deps.sh build test    and to run the tests and checks
+#   tools/install-deps.sh cross         to build for aarch64 and run that
+#   tools/install-deps.sh --list SET... prints the packages instead
 #
 # Uses apt-get, through sudo when not root.
 set -eu
 
+list_only=
+[ "${1:-}" != --list ] || {
+    list_only=yes
+    shift
+}
+
 build="gcc libc6-dev make liburing-dev libpcre2-dev libjansson-dev"
 test="libcmocka-dev python3 python3-numpy clang libclang-rt-14-dev clang-format valgrind mandoc shellcheck"
+cross="gcc-aarch64-linux-gnu qemu-user"
 
 wanted=
 for set in "$@"; do
     case $set in
     build) wanted="$wanted $build" ;;
     test) wanted="$wanted $test" ;;
+    cross) wanted="$wanted $cross" ;;
     *)
-        echo "install-deps.sh: unknown set \"$set\" (known: build, test)" >&2
+        echo "install-deps.sh: unknown set \"$set\" (known: build, test, cross)" >&2
         exit 2
         ;;
     esac
 done
 [ -n "$wanted" ] || {
-    echo "usage: install-deps.sh build [test]" >&2
+    echo "usage: install-deps.sh [--list] [build] [test] [cross]" >&2
     exit 2
+}
+
+[ -z "$list_only" ] || {
+    echo "$wanted"
+    exit 0
 }
 
 # Words are split on purpose: these are lists of package names.

@@ -1,6 +1,9 @@
 #include "core/base/cpu.h"
 
 #include <sched.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 uint32_t sl_cpu_flags(void)
 {
@@ -17,6 +20,13 @@ uint32_t sl_cpu_flags(void)
         if (__builtin_cpu_supports("avx512bf16"))
             flags |= SL_CPU_AVX512_BF16;
     }
+#elif defined(__aarch64__)
+    unsigned long capabilities = getauxval(AT_HWCAP);
+
+    if (capabilities & HWCAP_ASIMD)
+        flags |= SL_CPU_NEON;
+    if (capabilities & HWCAP_ASIMDDP)
+        flags |= SL_CPU_NEON_DOT;
 #endif
     return flags;
 }

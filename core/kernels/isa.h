@@ -22,7 +22,8 @@ SL_DECLARE_INSTALLERS(ref)
 SL_DECLARE_INSTALLERS(avx2)
 SL_DECLARE_INSTALLERS(avx512)
 
-/* Overwrites entries of a table that the above filled: kernels-avx512/. */
+/* Overwrite entries of a table that the above filled: kernels-avx512/ and kernels-neon/. */
 void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags);
+void sl_install_neon(struct sl_kernels *kernels, uint32_t cpu_flags);
 
 #endif

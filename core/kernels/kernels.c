@@ -32,19 +32,33 @@ static void install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
     sl_install_attention_avx512(kernels);
     sl_install_avx512(kernels, cpu_flags);
 }
+#else
+#define install_avx2 NULL
+#define install_avx512 NULL
 #endif
 
-/* From the least to the most capable. */
+#if defined(__aarch64__)
+/* The reference is NEON already, as far as the compiler gets. */
+static void install_neon(struct sl_kernels *kernels, uint32_t cpu_flags)
+{
+    install_ref(kernels, cpu_flags);
+    sl_install_neon(kernels, cpu_flags);
+}
+#else
+#define install_neon NULL
+#endif
+
+/* From the least to the most capable. Names of other architectures are known, but no CPU that this
+ * is built for has their flags. */
 static const struct {
     const char *name;
     uint32_t flags_needed;
     void (*install)(struct sl_kernels *kernels, uint32_t cpu_flags);
 } sets[] = {
     {"ref", 0, install_ref},
-#if defined(__x86_64__)
     {"avx2", SL_CPU_AVX2_FMA, install_avx2},
     {"avx512", SL_CPU_AVX2_FMA | SL_CPU_AVX512, install_avx512},
-#endif
+    {"neon", SL_CPU_NEON, install_neon},
 };
 
 int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl_err *err)

@@ -52,8 +52,10 @@ typedef void sl_matmul_f32_fn(size_t tile_count, size_t cols, size_t token_count
  */
 
 /* One row of `cols` values (a multiple of 32) to int8: per block of 32, scale = max|x| / 127 and
- * q = round(x * (127 / max|x|)), ties to even; all zero with scale 0 when max|x| < 2^-40. Columns
- * of each eight are stored in the order 0 2 4 6 1 3 5 7, which is how FP4 tiles hold them. */
+ * q = round(x * (127 / max|x|)), ties to even; all zero with scale 0 when max|x| < 2^-40 ("Tiny
+ * operands" in docs/NUMERICS.md). Columns of each eight are stored in the order 0 2 4 6 1 3 5 7,
+ * which is how FP4 tiles hold them. */
+#define SL_QUANTISE_AMAX_MIN 0x1p-40f
 typedef void sl_quantise_int8_fn(size_t cols, const float *restrict x, int8_t *restrict q,
                                  float *restrict scale);
 
@@ -159,9 +161,9 @@ struct sl_kernels {
     sl_index_reduce_fn *index_reduce;
 };
 
-/* Fills the table for instruction set `isa` ("ref", "avx2", "avx512", or NULL for the best that
- * this CPU has). Fails with -EINVAL for an unknown name and -SL_EUNSUPPORTED for one that the CPU
- * lacks. */
+/* Fills the table for instruction set `isa` ("ref", "avx2", "avx512", "neon", or NULL for the best
+ * that this CPU has). Fails with -EINVAL for an unknown name and -SL_EUNSUPPORTED for one that the
+ * CPU lacks. */
 int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl_err *err);
 
 static inline size_t sl_kv_entry_bytes(size_t fp8_count, size_t bf16_count)

@@ -13,15 +13,12 @@
 #define BLOCK_COLS 128u
 #define TOKENS_AT_ONCE 4u
 
-/* Below this a block of activations counts as zero: see "Tiny operands" in docs/NUMERICS.md. */
-#define AMAX_MIN 0x1p-40f
-
 /* Words of a tile: 16 lanes that the compiler can load and shift as a vector. */
 typedef uint16_t __attribute__((may_alias)) word16;
 typedef uint32_t __attribute__((may_alias)) word32;
 
 /* a * b + c where a * b is exact in float32, so that fused and separate give the same bits. */
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define MUL_ADD_EXACT(a, b, c) __builtin_fmaf(a, b, c)
 #else
 #define MUL_ADD_EXACT(a, b, c) ((c) + (a) * (b))
@@ -254,8 +251,8 @@ static void quantise_int8(size_t cols, const float *restrict x, int8_t *restrict
 
             amax = magnitude > amax ? magnitude : amax;
         }
-        inverse = amax < AMAX_MIN ? 0.0f : 127.0f / amax;
-        scale[b] = amax < AMAX_MIN ? 0.0f : amax / 127.0f;
+        inverse = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : 127.0f / amax;
+        scale[b] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
         for (size_t eight = 0; eight < SL_FP4_BLOCK_COLS; eight += 8) {
             for (size_t i = 0; i < 8; i++) {
                 float rounded = block[eight + i] * inverse + SL_ROUND_MAGIC;

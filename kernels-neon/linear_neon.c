@@ -1,0 +1,351 @@
+/* FP8 and BF16 x BF16 with NEON, by float32 multiply-adds, and int8 quantisation. The order of
+ * summation is that of core/kernels/kernels.h. ARM's own BF16 dot product rounds otherwise (to odd,
+ * once for two products), so it cannot serve.
+ *
+ * A tile's 16 rows are four vectors. One token: weights go from memory through the decoder straight
+ * into the sums. Several tokens: each tile's weights of a block of columns are decoded once, to
+ * float32, and serve four tokens at a time. */
+#include "kernels-neon/neon.h"
+
+#include <arm_neon.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "core/kernels/formats.h"
+
+#define ROWS SL_R16_ROWS
+#define VECTORS (ROWS / 4)
+#define BLOCK_COLS SL_FP8_BLOCK
+#define BLOCK_PAIRS (BLOCK_COLS / 2)
+#define TILES_AT_ONCE 2u
+#define TOKENS_AT_ONCE 4u
+#define TOKENS_MAX 64u
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* ---- pairs of columns --------------------------------------------------------------------------
+ */
+
+/* One pair of columns of a tile, as float32. */
+struct pair {
+    float32x4_t even[VECTORS], odd[VECTORS];
+};
+
+/* Both halves of words of two BF16. */
+static ALWAYS_INLINE float32x4_t even_bf16(uint32x4_t words)
+{
+    return vreinterpretq_f32_u32(vshlq_n_u32(words, 16));
+}
+
+static ALWAYS_INLINE float32x4_t odd_bf16(uint32x4_t words)
+{
+    return vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff0000)));
+}
+
+static ALWAYS_INLINE struct pair load_bf16(const uint8_t *codes)
+{
+    struct pair pair;
+
+    for (size_t v = 0; v < VECTORS; v++) {
+        uint32x4_t words = vreinterpretq_u32_u8(vld1q_u8(codes + v * 16));
+
+        pair.even[v] = even_bf16(words);
+        pair.odd[v] = odd_bf16(words);
+    }
+    return pair;
+}
+
+/* Eight e4m3 codes, each in the upper half of a word (the lower is ignored), as float16 numbers
+ * 2^-8 times as large: sign, exponent and mantissa only move. What is subnormal stays so. */
+static ALWAYS_INLINE float16x8_t fp8_to_f16(int16x8_t words)
+{
+    int16x8_t bits = vandq_s16(vshrq_n_s16(words, 1), vdupq_n_s16((int16_t)0xbf80));
+
+    return vreinterpretq_f16_s16(bits);
+}
+
+/* e4m3 codes times 2^-8. Conversion from float16 takes subnormal numbers whatever the float mode.
+ */
+static ALWAYS_INLINE struct pair load_fp8(const uint8_t *codes)
+{
+    struct pair pair;
+
+    for (size_t v = 0; v < VECTORS; v += 2) {
+        int16x8_t words = vreinterpretq_s16_u8(vld1q_u8(codes + v * 8));
+        float16x8_t even = fp8_to_f16(vshlq_n_s16(words, 8)), odd = fp8_to_f16(words);
+
+        pair.even[v] = vcvt_f32_f16(vget_low_f16(even));
+        pair.even[v + 1] = vcvt_high_f32_f16(even);
+        pair.odd[v] = vcvt_f32_f16(vget_low_f16(odd));
+        pair.odd[v + 1] = vcvt_high_f32_f16(odd);
+    }
+    return pair;
+}
+
+static ALWAYS_INLINE struct pair scale_pair(struct pair pair, float factor)
+{
+    for (size_t v = 0; v < VECTORS; v++) {
+        pair.even[v] = vmulq_n_f32(pair.even[v], factor);
+        pair.odd[v] = vmulq_n_f32(pair.odd[v], factor);
+    }
+    return pair;
+}
+
+/* ---- one token ---------------------------------------------------------------------------------
+ */
+
+static ALWAYS_INLINE void add_pair(const struct pair *w, float32x4_t even, float32x4_t odd,
+                                   float32x4_t acc[VECTORS])
+{
+    for (size_t v = 0; v < VECTORS; v++)
+        acc[v] = vfmaq_f32(acc[v], w->odd[v], odd);
+    for (size_t v = 0; v < VECTORS; v++)
+        acc[v] = vfmaq_f32(acc[v], w->even[v], even);
+}
+
+static ALWAYS_INLINE uint32x4_t broadcast_pair(const uint16_t *x)
+{
+    uint32_t word;
+
+    memcpy(&word, x, sizeof(word));
+    return vdupq_n_u32(word);
+}
+
+static ALWAYS_INLINE void store_tiles(size_t n, float32x4_t acc[][VECTORS], float *y)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t v = 0; v < VECTORS; v++)
+            vst1q_f32(y + i * ROWS + v * 4, acc[i][v]);
+}
+
+/* n tiles (1 or 2) at a time: one tile's chains of additions alone would wait for each other. */
+static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w, const uint16_t *x,
+                                         float *y)
+{
+    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
+    float32x4_t acc[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
+
+    for (size_t pair = 0; pair < cols / 2; pair++) {
+        uint32x4_t both = broadcast_pair(x + 2 * pair);
+
+        for (size_t i = 0; i < n; i++) {
+            struct pair weights = load_bf16(w + i * tile_bytes + pair * 64);
+
+            add_pair(&weights, even_bf16(both), odd_bf16(both), acc[i]);
+        }
+    }
+    store_tiles(n, acc, y);
+}
+
+/* One block of n tiles. The factor (2^8 times the scale) goes into the activation, which is one
+ * multiplication for 16 rows, or into the weights. */
+static ALWAYS_INLINE void fp8_block_one(size_t n, bool scale_x, size_t tile_bytes, const uint8_t *w,
+                                        float factor, const uint16_t *x, float32x4_t acc[][VECTORS])
+{
+    for (size_t pair = 0; pair < BLOCK_PAIRS; pair++) {
+        uint32x4_t both = broadcast_pair(x + 2 * pair);
+        float32x4_t even = even_bf16(both), odd = odd_bf16(both);
+
+        if (scale_x) {
+            even = vmulq_n_f32(even, factor);
+            odd = vmulq_n_f32(odd, factor);
+        }
+        for (size_t i = 0; i < n; i++) {
+            struct pair weights = load_fp8(w + i * tile_bytes + pair * 32);
+
+            if (!scale_x)
+                weights = scale_pair(weights, factor);
+            add_pair(&weights, even, odd, acc[i]);
+        }
+    }
+}
+
+static ALWAYS_INLINE void fp8_tiles_one(size_t n, size_t cols, const uint8_t *w, const float *scale,
+                                        const uint16_t *x, float *y)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    float32x4_t acc[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
+
+    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+        float factor = scale[c / BLOCK_COLS] * 0x1p8f;
+
+        /* An activation made smaller cannot overflow. Should it underflow, the block's weights are
+         * all zero, since none is tiny once scaled. */
+        if (factor <= 1.0f)
+            fp8_block_one(n, true, tile_bytes, w + c * ROWS, factor, x + c, acc);
+        else
+            fp8_block_one(n, false, tile_bytes, w + c * ROWS, factor, x + c, acc);
+    }
+    store_tiles(n, acc, y);
+}
+
+/* ---- several tokens ----------------------------------------------------------------------------
+ */
+
+/* A block's activations as float32, token after token: x (n_tokens, n_cols) to (n_tokens,
+ * BLOCK_COLS). */
+static void gather_block(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
+                         float *block)
+{
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t c = 0; c < n_cols; c++)
+            block[t * BLOCK_COLS + c] = sl_bf16_to_f32(x[t * x_stride + c]);
+}
+
+static ALWAYS_INLINE void store_pair(struct pair pair, float *weights)
+{
+    for (size_t v = 0; v < VECTORS; v++) {
+        vst1q_f32(weights + v * 4, pair.even[v]);
+        vst1q_f32(weights + ROWS + v * 4, pair.odd[v]);
+    }
+}
+
+/* Adds n_pairs pairs of columns of one tile, weights (2 * n_pairs, 16), to n tokens (1 to 4). */
+static ALWAYS_INLINE void add_pairs_tokens(size_t n, size_t n_pairs, const float *weights,
+                                           const float *x, float *y, size_t y_stride)
+{
+    float32x4_t acc[TOKENS_AT_ONCE][VECTORS];
+
+    for (size_t t = 0; t < n; t++)
+        for (size_t v = 0; v < VECTORS; v++)
+            acc[t][v] = vld1q_f32(y + t * y_stride + v * 4);
+    for (size_t pair = 0; pair < n_pairs; pair++, weights += 2 * ROWS) {
+        for (size_t t = 0; t < n; t++) {
+            float32x2_t both = vld1_f32(x + t * BLOCK_COLS + 2 * pair);
+
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] = vfmaq_lane_f32(acc[t][v], vld1q_f32(weights + ROWS + v * 4), both, 1);
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] = vfmaq_lane_f32(acc[t][v], vld1q_f32(weights + v * 4), both, 0);
+        }
+    }
+    for (size_t t = 0; t < n; t++)
+        for (size_t v = 0; v < VECTORS; v++)
+            vst1q_f32(y + t * y_stride + v * 4, acc[t][v]);
+}
+
+static void add_pairs(size_t n_tokens, size_t n_pairs, const float *weights, const float *x,
+                      float *y, size_t y_stride)
+{
+    size_t t = 0;
+
+    for (; t + 4 <= n_tokens; t += 4)
+        add_pairs_tokens(4, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+    for (; t + 2 <= n_tokens; t += 2)
+        add_pairs_tokens(2, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+    for (; t < n_tokens; t++)
+        add_pairs_tokens(1, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+}
+
+static void clear_rows(size_t n_tokens, size_t tile_count, float *y, size_t y_stride)
+{
+    for (size_t t = 0; t < n_tokens; t++)
+        memset(y + t * y_stride, 0, tile_count * ROWS * sizeof(*y));
+}
+
+static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
+                       const float *scale, const uint16_t *x, size_t x_stride, float *y,
+                       size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    float x_block[TOKENS_MAX * BLOCK_COLS], weights[BLOCK_COLS * ROWS];
+
+    clear_rows(n_tokens, tile_count, y, y_stride);
+    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+        float factor = scale[c / BLOCK_COLS] * 0x1p8f;
+
+        gather_block(n_tokens, BLOCK_COLS, x + c, x_stride, x_block);
+        for (size_t tile = 0; tile < tile_count; tile++) {
+            const uint8_t *codes = w + tile * tile_bytes + c * ROWS;
+
+            for (size_t pair = 0; pair < BLOCK_PAIRS; pair++)
+                store_pair(scale_pair(load_fp8(codes + pair * 32), factor),
+                           weights + pair * 2 * ROWS);
+            add_pairs(n_tokens, BLOCK_PAIRS, weights, x_block, y + tile * ROWS, y_stride);
+        }
+    }
+}
+
+static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
+                        const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
+    float x_block[TOKENS_MAX * BLOCK_COLS], weights[BLOCK_COLS * ROWS];
+
+    clear_rows(n_tokens, tile_count, y, y_stride);
+    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+        size_t n_cols = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;
+
+        gather_block(n_tokens, n_cols, x + c, x_stride, x_block);
+        for (size_t tile = 0; tile < tile_count; tile++) {
+            const uint8_t *codes = w + tile * tile_bytes + c * ROWS * 2;
+
+            for (size_t pair = 0; pair < n_cols / 2; pair++)
+                store_pair(load_bf16(codes + pair * 64), weights + pair * 2 * ROWS);
+            add_pairs(n_tokens, n_cols / 2, weights, x_block, y + tile * ROWS, y_stride);
+        }
+    }
+}
+
+/* ---- entries -----------------------------------------------------------------------------------
+ */
+
+void sl_matmul_fp8_neon(size_t tile_count, size_t cols, size_t token_count,
+                        const uint8_t *restrict w, const float *restrict scale,
+                        const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                        size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    size_t tile = 0;
+
+    for (size_t t = 0; token_count > 1 && t < token_count; t += TOKENS_MAX)
+        fp8_tokens(tile_count, cols, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX, w,
+                   scale, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+    if (token_count > 1)
+        return;
+    for (; tile + 2 <= tile_count; tile += 2)
+        fp8_tiles_one(2, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+    for (; tile < tile_count; tile++)
+        fp8_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+}
+
+void sl_matmul_bf16_neon(size_t tile_count, size_t cols, size_t token_count,
+                         const uint8_t *restrict w, const uint16_t *restrict x, size_t x_stride,
+                         float *restrict y, size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
+    size_t tile = 0;
+
+    for (size_t t = 0; token_count > 1 && t < token_count; t += TOKENS_MAX)
+        bf16_tokens(tile_count, cols, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX,
+                    w, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+    if (token_count > 1)
+        return;
+    for (; tile + 2 <= tile_count; tile += 2)
+        bf16_tiles_one(2, cols, w + tile * tile_bytes, x, y + tile * ROWS);
+    for (; tile < tile_count; tile++)
+        bf16_tiles_one(1, cols, w + tile * tile_bytes, x, y + tile * ROWS);
+}
+
+/* Here because a compiler does not vectorise the search for the largest magnitude. */
+void sl_quantise_int8_neon(size_t cols, const float *restrict x, int8_t *restrict q,
+                           float *restrict scale)
+{
+    for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++, x += SL_FP4_BLOCK_COLS) {
+        float32x4_t most = vdupq_n_f32(0);
+        float amax, inverse;
+
+        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i += 4)
+            most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
+        amax = vmaxvq_f32(most);
+        inverse = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : 127.0f / amax;
+        scale[b] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
+        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i += 8, q += 8) {
+            int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
+            int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
+            int16x8_t even_odd =
+                vmovn_high_s32(vmovn_s32(vuzp1q_s32(low, high)), vuzp2q_s32(low, high));
+
+            vst1_s8(q, vmovn_s16(even_odd));
+        }
+    }
+}

@@ -1,0 +1,13 @@
+/* Puts the NEON kernels into the table. Compiled for the baseline CPU: it also runs where the dot
+ * product is missing. */
+#include "core/base/cpu.h"
+#include "core/kernels/isa.h"
+#include "kernels-neon/neon.h"
+
+void sl_install_neon(struct sl_kernels *kernels, uint32_t cpu_flags)
+{
+    kernels->matmul_fp4 = cpu_flags & SL_CPU_NEON_DOT ? sl_matmul_fp4_neondot : sl_matmul_fp4_neon;
+    kernels->matmul_fp8 = sl_matmul_fp8_neon;
+    kernels->matmul_bf16 = sl_matmul_bf16_neon;
+    kernels->quantise_int8 = sl_quantise_int8_neon;
+}

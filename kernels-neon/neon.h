@@ -1,0 +1,14 @@
+/* What the NEON folder offers: entries of the kernel table. Those called ..._neondot need a CPU
+ * with the int8 dot product (SL_CPU_NEON_DOT); the others run on every aarch64. */
+#ifndef SL_KERNELS_NEON_NEON_H
+#define SL_KERNELS_NEON_NEON_H
+
+#include "core/kernels/kernels.h"
+
+sl_matmul_fp4_fn sl_matmul_fp4_neon;
+sl_matmul_fp4_fn sl_matmul_fp4_neondot;
+sl_matmul_fp8_fn sl_matmul_fp8_neon;
+sl_matmul_bf16_fn sl_matmul_bf16_neon;
+sl_quantise_int8_fn sl_quantise_int8_neon;
+
+#endif
