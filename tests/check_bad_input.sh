@@ -194,10 +194,17 @@ refused "an unknown command" 2 frobnicate frobnicate
 refused "no model" 2 . logits
 refused "bad numerics" 2 numerics logits "$good" "${run[@]}" --numerics best
 refused "an unknown instruction set" 2 mmx logits "$good" "${run[@]}" --isa mmx
+SLUICE_ISA=mmx refused "the same in the environment" 2 'SLUICE_ISA .*mmx' logits "$good" "${run[@]}"
+elsewhere=neon
+[ "$(uname -m)" = x86_64 ] || elsewhere=avx512
+refused "an instruction set that this CPU lacks" 1 "$elsewhere" \
+    logits "$good" "${run[@]}" --isa $elsewhere
+SLUICE_ISA=$elsewhere refused "the same in the environment" 1 "$elsewhere" logits "$good" "${run[@]}"
 refused "an output that cannot be written" 1 "$scratch/none/x.npy" \
     logits "$good" --tokens "$scratch/tokens" --out "$scratch/none/x.npy"
 
-check "the undamaged one runs" "$sluice" logits "$good" "${run[@]}"
+# The command line wins over the environment, so this one runs as well.
+check "the undamaged one runs" env SLUICE_ISA=$elsewhere "$sluice" logits "$good" "${run[@]}" --isa ref
 rm -f "$scratch/logits.npy"
 check "and its tokenizer" "$sluice" tokenize "$good" -p "some text"
 tap_end

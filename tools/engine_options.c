@@ -28,7 +28,8 @@ static const struct argp_option options[] = {
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
     {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
-    {"isa", OPTION_ISA, "ref|avx2|avx512", 0, "instruction set (default: the best there is)", 0},
+    {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+     "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
      "exact rounds nothing and is slow: for tests (default native)", 0},
     {0}};
@@ -53,10 +54,20 @@ static void parse_size(struct argp_state *state, const char *option, const char 
         argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
 }
 
-static error_t parse_option(int key, char *value, struct argp_state *state)
+static void set_isa(struct argp_state *state, const char *source, const char *name)
 {
     struct sl_engine_options *o = state->input;
     struct sl_kernels kernels;
+
+    if (sl_kernels_select(&kernels, name, NULL) == -EINVAL)
+        argp_error(state, "%s does not know \"%s\"", source, name);
+    o->isa = name;
+}
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+    const char *isa = getenv("SLUICE_ISA");
 
     switch (key) {
     case ARGP_KEY_INIT:
@@ -86,9 +97,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->io = strcmp(value, "threads") == 0 ? SL_IO_THREADS : SL_IO_URING;
         return 0;
     case OPTION_ISA:
-        if (sl_kernels_select(&kernels, value, NULL) == -EINVAL)
-            argp_error(state, "--isa does not know \"%s\"", value);
-        o->isa = value;
+        set_isa(state, "--isa", value);
         return 0;
     case OPTION_NUMERICS:
         if (strcmp(value, "native") != 0 && strcmp(value, "exact") != 0)
@@ -103,6 +112,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (!o->model)
             argp_error(state, "MODEL is missing");
+        if (!o->isa && isa && *isa)
+            set_isa(state, "SLUICE_ISA", isa);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
