@@ -111,7 +111,7 @@ ubsan: ## the tests under UndefinedBehaviorSanitizer
 tsan: ## the tests under ThreadSanitizer
 
 valgrind: deps tests ## the C tests under valgrind
-	$(Q)SL_VALGRIND=1 TEST_WRAPPER="valgrind -q --error-exitcode=99 --leak-check=full" \
+	$(Q)SL_SLOW=1 TEST_WRAPPER="valgrind -q --error-exitcode=99 --leak-check=full" \
 	    tests/run.sh $(TEST_BIN)
 
 lint: deps ## layers, names, headers, format

@@ -28,6 +28,7 @@ program crash <<<'echo 1..2; echo ok 1 - a; echo ok 2 - b; kill -SEGV $$'
 program hang <<<'echo 1..1; echo ok 1 - a; exec sleep 100'
 program short <<<'echo 1..3; echo ok 1 - a'
 program silent <<<'exit 0'
+program reasons <<<'echo 1..2; echo "ok 1 - a # SKIP no b here"; echo ok 2 - c; echo "# SKIP half of c"'
 program lies <<<'echo 1..1; echo ok 1 - a; exit 3'
 program away <<<'exit 77'
 program groups <<<'echo 1..1; echo ok 1 - a; echo 1..1; echo ok 1 - b'
@@ -44,4 +45,7 @@ expect "a program that skips itself" 0 "2 passed, 0 failed, 1 skipped" good away
 expect "nothing but skips" 1 "0 passed, 0 failed, 1 skipped" away
 expect "two groups in one program" 0 "2 passed, 0 failed, 0 skipped" groups
 expect "a program that is not there" 1 "0 passed, 1 failed, 0 skipped" missing
+expect "skipped as scripts do" 0 "1 passed, 0 failed, 1 skipped" reasons
+why=$(tests/run.sh "$scratch/reasons" | sed -n 's/.*| skipped: //p')
+check "why something was skipped" [ "$why" = $'a: no b here\nhalf of c' ]
 tap_end

@@ -532,13 +532,14 @@ static size_t list_length(const size_t *list)
     return n;
 }
 
-/* Sanitizers and valgrind take ten times as long, and care for shapes more than for values. */
+/* Sanitizers, valgrind and qemu take ten times as long, and care for shapes more than for values.
+ */
 static bool is_slow_run(void)
 {
 #ifdef SL_DEBUG
     return true;
 #else
-    return getenv("SL_VALGRIND") != NULL;
+    return getenv("SL_SLOW") != NULL;
 #endif
 }
 

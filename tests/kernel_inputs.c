@@ -36,8 +36,8 @@ size_t rng_below(struct rng *rng, size_t n)
 
 const char *input_kind_name(enum input_kind kind)
 {
-    static const char *const names[INPUT_KINDS] = {"plain", "wide", "tiny",
-                                                   "large", "zero", "mixed"};
+    static const char *const names[INPUT_KINDS] = {"plain", "wide", "tiny", "large",
+                                                   "ties",  "zero", "mixed"};
 
     return names[kind];
 }
@@ -109,13 +109,31 @@ static void fill_tiny(struct rng *rng, size_t count, float *x)
     }
 }
 
+/* Small multiples of a power of two. Either the largest is 127 of them, so that int8 blocks have
+ * halves, or some have nine bits, which is one more than BF16 keeps; FP8 and FP4 keep fewer. */
+static void fill_ties(struct rng *rng, int exponent_max, size_t count, float *x)
+{
+    bool is_int8 = rng_next(rng) & 1;
+    size_t most = is_int8 ? 254 : 511;
+    int exponent = (exponent_max < 8 ? exponent_max : 8) - 8 - (int)rng_below(rng, 8);
+
+    for (size_t i = 0; i < count; i++) {
+        size_t multiple = is_int8 && i == 0 ? most : rng_below(rng, most + 1);
+
+        x[i] = with_random_sign(rng, ldexpf((float)multiple, exponent - 1));
+    }
+}
+
 /* One random number makes sign, exponent and mantissa. */
 static void fill_block(struct rng *rng, enum input_kind kind, int exponent_max, size_t count,
                        float *x)
 {
+    bool is_one_sign = kind == INPUT_LARGE && rng_next(rng) & 1;
+
     for (size_t i = 0; i < count; i++) {
         uint64_t random = rng_next(rng), range = (uint64_t)exponent_max + 61;
-        uint32_t sign = (uint32_t)random & 0x80000000u, mantissa = (uint32_t)random & 0x7fffffu;
+        uint32_t sign = is_one_sign ? 0 : (uint32_t)random & 0x80000000u;
+        uint32_t mantissa = (uint32_t)random & 0x7fffffu;
         uint32_t exponent = (uint32_t)((random >> 32) * range >> 32) + 127 - 60;
 
         switch (kind) {
@@ -148,6 +166,8 @@ void fill_floats(struct rng *rng, enum input_kind kind, int exponent_max, size_t
 
         if (block_kind == INPUT_TINY)
             fill_tiny(rng, n, x + i);
+        else if (block_kind == INPUT_TIES)
+            fill_ties(rng, exponent_max, n, x + i);
         else
             fill_block(rng, block_kind, exponent_max, n, x + i);
     }
@@ -161,6 +181,7 @@ static void fill_scales(struct rng *rng, enum input_kind kind, size_t n_scales,
     for (size_t i = 0; i < n_scales; i++) {
         switch (kind_of_block(rng, kind)) {
         case INPUT_PLAIN:
+        case INPUT_TIES:
             scale_bytes[i] = (uint8_t)(SL_E8M0_BIAS - 10 + rng_below(rng, 10));
             break;
         case INPUT_WIDE:
@@ -179,30 +200,39 @@ static void fill_scales(struct rng *rng, enum input_kind kind, size_t n_scales,
     }
 }
 
+/* Random codes. If its kind says so, a block is all zeros, or all of the largest magnitude: with
+ * random signs or, so that sums reach their limit, with one. */
+static void fill_codes(struct rng *rng, enum input_kind kind, uint8_t sign, uint8_t largest,
+                       size_t n_bytes, uint8_t *codes)
+{
+    for (size_t first = 0; first < n_bytes; first += BLOCK) {
+        enum input_kind block_kind = kind_of_block(rng, kind);
+        uint8_t signs = block_kind == INPUT_LARGE && rng_next(rng) & 1 ? 0 : sign;
+
+        for (size_t i = first; i < n_bytes && i < first + BLOCK; i++) {
+            uint8_t random = (uint8_t)(rng_next(rng) >> 56);
+
+            codes[i] = block_kind == INPUT_ZERO    ? random & sign
+                       : block_kind == INPUT_LARGE ? (random & signs) | largest
+                                                   : random;
+        }
+    }
+}
+
 void fill_fp4(struct rng *rng, enum input_kind kind, size_t n_bytes, uint8_t *codes,
               size_t n_scales, uint8_t *scale_bytes)
 {
     fill_scales(rng, kind, n_scales, scale_bytes);
-    for (size_t i = 0; i < n_bytes; i++) {
-        uint8_t random = (uint8_t)(rng_next(rng) >> 56);
-
-        codes[i] = kind == INPUT_ZERO    ? random & 0x88
-                   : kind == INPUT_LARGE ? random | 0x77
-                                         : random;
-    }
+    fill_codes(rng, kind, 0x88, 0x77, n_bytes, codes);
 }
 
 void fill_fp8(struct rng *rng, enum input_kind kind, size_t n_codes, uint8_t *codes,
               size_t n_scales, uint8_t *scale_bytes)
 {
     fill_scales(rng, kind, n_scales, scale_bytes);
-    for (size_t i = 0; i < n_codes; i++) {
-        uint8_t random = (uint8_t)(rng_next(rng) >> 56);
-
-        codes[i] = kind == INPUT_ZERO                               ? random & 0x80
-                   : kind == INPUT_LARGE || (random & 0x7f) == 0x7f ? (random & 0x80) | 0x7e
-                                                                    : random;
-    }
+    fill_codes(rng, kind, 0x80, 0x7e, n_codes, codes);
+    for (size_t i = 0; i < n_codes; i++)
+        codes[i] -= (codes[i] & 0x7f) == 0x7f; /* NaN becomes the largest number */
 }
 
 void guarded_open(struct guarded *buffer, size_t size_bytes_max)

@@ -30,7 +30,8 @@ enum input_kind {
     INPUT_PLAIN, /* uniform within +-4 */
     INPUT_WIDE,  /* any exponent from -60 to the largest that the kernel takes */
     INPUT_TINY,  /* subnormals, and both sides of every border near 2^-48 and 2^-40 */
-    INPUT_LARGE, /* everything at the largest magnitude */
+    INPUT_LARGE, /* everything at the largest magnitude, half of it with one sign */
+    INPUT_TIES,  /* often halfway between two numbers of a small format */
     INPUT_ZERO,  /* zeros of both signs */
     INPUT_MIXED, /* each 32 values of one of the kinds above */
     INPUT_KINDS,

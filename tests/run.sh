@@ -6,6 +6,8 @@
 # A program is a cmocka binary or a script; both print TAP on stdout. One line is shown for each,
 # with its time, and the full output of those that fail. The last line is always
 # "N passed, N failed, N skipped"; the exit status is 0 if nothing failed and something passed.
+# Why something was skipped is shown where the program says it: "ok 3 - name # SKIP why", or
+# "# SKIP why" on a line of its own.
 # A program that crashes, takes too long, reports fewer tests than it planned or plans none counts
 # as a failed test; one that exits with 77 as a skipped one.
 #
@@ -78,6 +80,8 @@ for program in "$@"; do
     printf '%-4s %-28s %4d passed, %d failed, %d skipped  %d.%03d s%s\n' $verdict \
         "$(basename "$program")" "$passed" "$failed" "$skipped" \
         $((ms / 1000)) $((ms % 1000)) "${why:+  ($why)}"
+    sed -n -e 's/^ok [0-9]* - \(.*\) # SKIP /     | skipped: \1: /p' \
+        -e 's/^# SKIP /     | skipped: /p' "$scratch/out"
     [ $verdict = ok ] || sed 's/^/     | /' "$scratch/out" "$scratch/err"
     all_passed=$((all_passed + passed))
     all_failed=$((all_failed + failed))
