@@ -65,7 +65,7 @@ LIB := $(B)/libsluice.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests deps deps-build demo check check-fast check-kernels asan ubsan tsan valgrind lint \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -88,12 +88,19 @@ demo: deps-build ## build, make a small random model, generate text from it
 
 # ---- tests ----------------------------------------------------------------------------------------
 
-# Two configurations are built, since one answer holds across compilers as well.
+# Three configurations are built, since one answer holds across compilers and processors as well.
 check: deps ## build and run all tests
 	$(Q)$(MAKE) tests
-	$(Q)$(MAKE) CONFIG=clang build/clang/sluice
+	$(Q)$(MAKE) CONFIG=clang build/clang/sluice build/clang/tests/test_kernels
+	$(Q)$(MAKE) aarch64
 	$(Q)$(MAKE) fuzz-replay
-	$(Q)tests/run.sh $(TEST_BIN) $(wildcard tests/check_*.sh)
+	$(Q)tests/run.sh $(TEST_BIN) build/clang/tests/test_kernels $(wildcard tests/check_*.sh)
+
+# Where the cross compiler, qemu or the libraries cannot be had, check_aarch64.sh counts as skipped.
+aarch64: ## build sluice and the kernels' test for aarch64, to run under qemu
+	$(Q)if [ $(ARCH) != aarch64 ] && tools/install-deps.sh cross && tools/aarch64-root.sh $(AARCH64_ROOT); \
+	    then $(MAKE) CONFIG=aarch64 build/aarch64/sluice build/aarch64/tests/test_kernels; \
+	    else rm -rf build/aarch64; echo "no build for aarch64"; fi
 
 check-fast: tests ## the C tests alone (of this CONFIG)
 	$(Q)tests/run.sh $(TEST_BIN)
