@@ -1,6 +1,6 @@
 /* FP8 and BF16 x BF16 with NEON, by float32 multiply-adds, and int8 quantisation. The order of
- * summation is that of core/kernels/kernels.h. ARM's own BF16 dot product rounds otherwise (to odd,
- * once for two products), so it cannot serve.
+ * summation is that of core/kernels/kernels.h. ARM's own BF16 dot product rounds otherwise (to
+ * odd), so it cannot serve.
  *
  * A tile's 16 rows are four vectors. One token: weights go from memory through the decoder straight
  * into the sums. Several tokens: each tile's weights of a block of columns are decoded once, to

@@ -16,7 +16,7 @@ if [ "$(uname -m)" = aarch64 ]; then
     missing="this machine is one, and all other tests are for it"
 elif ! command -v qemu-aarch64 >/dev/null; then
     missing="there is no qemu-aarch64 (make aarch64)"
-elif [ ! -x $there/sluice ] || [ ! -x $there/tests/test_kernels ]; then
+elif [ ! -x "$there/sluice" ] || [ ! -x "$there/tests/test_kernels" ]; then
     missing="there is no build for aarch64 (make aarch64)"
 fi
 if [ -n "$missing" ]; then
@@ -25,14 +25,14 @@ if [ -n "$missing" ]; then
 fi
 
 emulate() { # cpu program arguments...
-    qemu-aarch64 -L $root -cpu "$@"
+    qemu-aarch64 -L "$root" -cpu "$@"
 }
 
 # Entries that are the reference's count as skipped; the linears must not be among them.
 kernels_agree() { # cpu
     local entry
 
-    CMOCKA_MESSAGE_OUTPUT=TAP emulate "$1" $there/tests/test_kernels >"$scratch/kernels" 2>&1 || {
+    CMOCKA_MESSAGE_OUTPUT=TAP emulate "$1" "$there/tests/test_kernels" >"$scratch/kernels" 2>&1 || {
         cat "$scratch/kernels"
         return 1
     }
@@ -44,7 +44,7 @@ kernels_agree() { # cpu
 
 same_reference() {
     build/release/tests/test_kernels --hash >"$scratch/here" &&
-        emulate max $there/tests/test_kernels --hash | diff "$scratch/here" - &&
+        emulate max "$there/tests/test_kernels" --hash | diff "$scratch/here" - &&
         echo "$(wc -l <"$scratch/here") entries"
 }
 
@@ -56,7 +56,7 @@ same_logits() { # name token-count cpu flags...
     tr -s ' \n' '\n' <"$case/tokens.txt" | head -n "$2" >"$tokens"
     shift 3
     "$here" logits "$case/checkpoint" --tokens "$tokens" --out "$scratch/here.npy" &&
-        emulate "$cpu" $there/sluice logits "$case/checkpoint" --tokens "$tokens" \
+        emulate "$cpu" "$there/sluice" logits "$case/checkpoint" --tokens "$tokens" \
             --out "$scratch/there.npy" --io threads "$@" &&
         cmp "$scratch/here.npy" "$scratch/there.npy"
 }
