@@ -36,8 +36,12 @@ variants=(
     "--threads 1 --cache min --io threads --segment 1 --isa ref"
     "--threads 2 --cache min --io uring --segment 7"
 )
-for isa in avx2 avx512; do
-    ! grep -q "$isa" /proc/cpuinfo || variants+=("--isa $isa" "--isa $isa --segment 1 --threads 1")
+for isa in avx2 avx512 neon; do
+    if grep -q "$isa" /proc/cpuinfo || [ "$isa $(uname -m)" = "neon aarch64" ]; then
+        variants+=("--isa $isa" "--isa $isa --segment 1 --threads 1")
+    else
+        skip "--isa $isa" "this CPU does not have it"
+    fi
 done
 
 for name in ${CONFIGS:-tiny-flash tiny-pro}; do
