@@ -131,33 +131,76 @@ def hadamard(x):
 
 # --------------------------------------------------------------------------- pieces
 
+class Unit(torch.autograd.Function):
+    """x divided by the root of its mean square along the last axis."""
+
+    @staticmethod
+    def forward(ctx, x, eps):
+        inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, inverse = ctx.saved_tensors
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1).mul_(inverse), None
+
+
+class Share(torch.autograd.Function):
+    """x divided by its sum along an axis."""
+
+    @staticmethod
+    def forward(ctx, x, dim, eps):
+        total = x.sum(dim, keepdim=True).add_(eps)
+        y = x / total
+        ctx.save_for_backward(y, total)
+        ctx.dim = dim
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, total = ctx.saved_tensors
+        return grad.sub((grad * y).sum(ctx.dim, keepdim=True)).div_(total), None, None
+
+
+class Rotate(torch.autograd.Function):
+    """Pairs (2i, 2i+1) of the last entries of x turned by the angles of `turn`, a complex factor."""
+
+    @staticmethod
+    def forward(ctx, x, turn):
+        ctx.turn = turn
+        y, n = x.clone(), 2 * turn.shape[-1]
+        pairs = x[..., -n:].to(turn.real.dtype).unflatten(-1, (-1, 2))
+        y[..., -n:] = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Rotate.apply(grad, ctx.turn.conj().resolve_conj()), None
+
+
 class Norm(nn.Module):
     def __init__(self, n, eps, num):
         super().__init__()
         self.weight, self.eps, self.num = nn.Parameter(torch.ones(n)), eps, num
 
     def forward(self, x):
-        y = x.to(self.num.small)
-        y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + self.eps)
-        return (self.weight * y).to(self.num.dtype)
+        return (self.weight * Unit.apply(x.to(self.num.small), self.eps)).to(self.num.dtype)
 
 
 class Rope:
-    """Rotates pairs (2i, 2i+1) of the last `rope` entries of x [B, T, ..., d]."""
+    """Rotary positions on the last entries of x [B, T, ..., d]."""
 
     def __init__(self, cfg, compressed):
         self.freqs = torch.from_numpy(v4ref.rope_frequencies(cfg, compressed).astype("float32"))
 
     def __call__(self, x, positions, inverse=False):
-        n = 2 * len(self.freqs)
         angle = positions.float()[:, None] * self.freqs
-        shape = (1, len(positions)) + (1,) * (x.ndim - 3) + (n // 2,)
-        c, s = torch.cos(angle).to(x.dtype).reshape(shape), torch.sin(angle).to(x.dtype).reshape(shape)
-        if inverse:
-            s = -s
-        a, b = x[..., -n::2], x[..., -n + 1::2]
-        turned = torch.stack([a * c - b * s, a * s + b * c], -1).flatten(-2)
-        return torch.cat([x[..., :-n], turned], -1)
+        angle = angle.reshape(len(positions), *(1,) * (x.ndim - 3), -1)
+        angle = angle.double() if x.dtype == torch.float64 else angle
+        return Rotate.apply(x, torch.polar(torch.ones_like(angle), -angle if inverse else angle))
 
 
 def matrix(*shape, gain=1.0):
@@ -315,8 +358,7 @@ class Attention(nn.Module):
         t = torch.arange(T)
         qr = self.q_norm(num.linear(x, self.wq_a))
         q = num.linear(qr, self.wq_b).reshape(B, T, self.h, self.d).to(num.small)
-        q = q * torch.rsqrt((q * q).mean(-1, keepdim=True) + cfg["rms_norm_eps"])
-        q = self.rope(q, t).to(num.dtype)
+        q = self.rope(Unit.apply(q, cfg["rms_norm_eps"]).to(num.dtype), t)
         kv = num.kv_entry(self.rope(self.kv_norm(num.linear(x, self.wkv)), t), self.rope_dim)
         entries = self.compressor(x) if self.ratio else kv[:, :0]
         seen, score = self.visible(x, qr, entries.shape[1], notes)
@@ -325,7 +367,7 @@ class Attention(nn.Module):
             notes["indexer"].append((score, mass, seen))
         o = self.rope(o, t, inverse=True).reshape(B, T, len(self.wo_a), -1)
         wo_a = num.weight(self.wo_a, "dense").to(num.dtype)
-        o = torch.cat([F.linear(o[:, :, g], wo_a[g]) for g in range(len(wo_a))], -1)
+        o = torch.cat([F.linear(part, w) for part, w in zip(o.unbind(2), wo_a.unbind())], -1)
         return num.linear(o, self.wo_b)
 
 
@@ -346,11 +388,40 @@ class Gather(torch.autograd.Function):
         return grad.reshape(-1, ctx.times, grad.shape[-1]).sum(1) if ctx.times > 1 else grad, None, None, None
 
 
+class SwiGLU(torch.autograd.Function):
+    """silu(min(gate, limit)) * clamp(up, -limit, limit) * weight for gate_up [N, 2 I], weight [N, 1]."""
+
+    @staticmethod
+    def forward(ctx, gate_up, weight, limit):
+        ctx.save_for_backward(gate_up, weight)
+        ctx.limit = limit
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate.clamp(max=limit)).mul_(up.clamp(-limit, limit)).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (gate_up, weight), limit = ctx.saved_tensors, ctx.limit
+        gate, up = gate_up.chunk(2, -1)
+        g, u = gate.clamp(max=limit), up.clamp(-limit, limit)
+        s = torch.sigmoid(g)
+        silu = g * s
+        grad_weight = (grad * silu * u).sum(-1, keepdim=True)
+        grad = grad * weight
+        out = torch.empty_like(gate_up)
+        into_gate, into_up = out.chunk(2, -1)
+        torch.mul(grad * u, s + silu * (1 - s), out=into_gate)
+        torch.mul(grad, silu, out=into_up)
+        if gate_up.abs().max() > limit:
+            into_gate.mul_(gate <= limit)
+            into_up.mul_(up.abs() <= limit)
+        return out, grad_weight, None
+
+
 class MoE(nn.Module):
     def __init__(self, cfg, layer, num):
         super().__init__()
         D, I, self.E = cfg["hidden_size"], cfg["moe_intermediate_size"], cfg["n_routed_experts"]
-        self.k, self.num, self.limit = cfg["num_experts_per_tok"], num, cfg.get("swiglu_limit", 0)
+        self.k, self.num, self.limit = cfg["num_experts_per_tok"], num, cfg.get("swiglu_limit") or torch.inf
         self.scaling = cfg["routed_scaling_factor"]
         self.gate = matrix(self.E, D)
         if layer < cfg["num_hash_layers"]:
@@ -359,12 +430,6 @@ class MoE(nn.Module):
             self.register_buffer("bias", torch.zeros(self.E))
         self.w13, self.w2 = matrix(self.E, 2 * I, D), matrix(self.E, D, I, gain=0.5)
         self.shared_w13, self.shared_w2 = matrix(2 * I, D), matrix(D, I, gain=0.5)
-
-    def expert(self, x, w13, w2):
-        gate, up = F.linear(x, w13).chunk(2, -1)
-        if self.limit > 0:
-            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return F.silu(gate) * up
 
     def forward(self, x, ids, notes):
         num, shape = self.num, x.shape
@@ -388,14 +453,14 @@ class MoE(nn.Module):
         mine = fp8_blocks(x, 128) if quantised else x
         pairs = Gather.apply(mine.to(num.dtype), order // self.k, back, self.k)
         scale = Gather.apply(weights.reshape(-1, 1), order, back, 1)
-        w13, w2 = (num.weight(w, "experts").to(num.dtype) for w in (self.w13, self.w2))
-        outs = []
-        for e, (part, s) in enumerate(zip(pairs.split(counts), scale.split(counts))):
-            h = self.expert(part, w13[e], w2[e]) * s.to(num.dtype)
-            outs.append(F.linear(fp8_blocks(h, 128) if quantised else h, w2[e]))
-        y = Gather.apply(torch.cat(outs), back, order, 1).reshape(-1, self.k, shape[-1]).sum(1)
+        w13, w2 = (num.weight(w, "experts").to(num.dtype).unbind() for w in (self.w13, self.w2))
+        each = lambda parts, w: torch.cat([F.linear(p, v) for p, v in zip(parts.split(counts), w)])
+        h = SwiGLU.apply(each(pairs, w13), scale.to(num.dtype), self.limit)
+        y = each(fp8_blocks(h, 128) if quantised else h, w2)
+        y = Gather.apply(y, back, order, 1).reshape(-1, self.k, shape[-1]).sum(1)
 
-        h = self.expert(mine.to(num.dtype), num.weight(self.shared_w13, "dense").to(num.dtype), None)
+        gate_up = F.linear(mine.to(num.dtype), num.weight(self.shared_w13, "dense").to(num.dtype))
+        h = SwiGLU.apply(gate_up, torch.ones(1, 1, dtype=num.dtype), self.limit)
         return (y + num.linear(h, self.shared_w2)).reshape(shape)
 
 
@@ -423,10 +488,9 @@ class HyperConnection(nn.Module):
         post = 2 * torch.sigmoid(m[:, S:2 * S] * self.scale[1] + self.base[S:2 * S])
         comb = (m[:, 2 * S:] * self.scale[2] + self.base[2 * S:]).t().reshape(S, S, -1)
         comb = torch.softmax(comb, 1) + eps
-        comb = comb / (comb.sum(0, keepdim=True) + eps)
+        comb = Share.apply(comb, 0, eps)
         for _ in range(self.iters - 1):
-            comb = comb / (comb.sum(1, keepdim=True) + eps)
-            comb = comb / (comb.sum(0, keepdim=True) + eps)
+            comb = Share.apply(Share.apply(comb, 1, eps), 0, eps)
         x = torch.bmm(pre[:, None].to(self.num.dtype), streams)[:, 0]
         return x, post, comb.permute(2, 0, 1)
 
