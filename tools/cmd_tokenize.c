@@ -9,10 +9,10 @@
 #include <string.h>
 
 #include "core/base/file.h"
-#include "core/base/json.h"
 #include "core/text/detokenizer.h"
 #include "core/text/tokenizer.h"
 #include "tools/commands.h"
+#include "tools/json_lines.h"
 
 struct options {
     const char *model;
@@ -179,8 +179,9 @@ static int print_decoded_as_json(struct command *command, struct sl_err *err)
     return rc;
 }
 
-static int run_value(struct command *command, const json_t *value, struct sl_err *err)
+static int run_value(void *context, const json_t *value, struct sl_err *err)
 {
+    struct command *command = context;
     const json_t *item;
     size_t i;
     int rc;
@@ -214,36 +215,6 @@ static int run_value(struct command *command, const json_t *value, struct sl_err
     return rc;
 }
 
-static int run_lines(struct command *command, const char *path, struct sl_err *err)
-{
-    FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
-    size_t capacity = 0, n_lines = 0;
-    char *line = NULL;
-    ssize_t length;
-    int rc = 0;
-
-    if (!file)
-        return sl_err_set(err, -errno, "%s: cannot open: %s", path, sl_strerror(errno));
-    while (rc == 0 && (length = getline(&line, &capacity, file)) >= 0) {
-        json_error_t error;
-        /* Unlike a file's own JSON, a text may hold zero bytes. */
-        json_t *value = json_loadb(line, (size_t)length, JSON_DECODE_ANY | JSON_ALLOW_NUL, &error);
-
-        n_lines++;
-        rc = value ? run_value(command, value, err)
-                   : sl_err_set(err, -SL_EFORMAT, "not valid JSON: %s", error.text);
-        if (rc < 0)
-            sl_err_prefix(err, rc, "%s: line %zu", path, n_lines);
-        json_decref(value);
-    }
-    if (rc == 0 && ferror(file))
-        rc = sl_err_set(err, -EIO, "%s: cannot read", path);
-    free(line);
-    if (file != stdin)
-        fclose(file);
-    return rc;
-}
-
 static int run(struct command *command, struct sl_err *err)
 {
     const struct options *options = &command->options;
@@ -258,7 +229,7 @@ static int run(struct command *command, struct sl_err *err)
     if (rc < 0)
         return rc;
     if (options->jsonl)
-        return run_lines(command, options->jsonl, err);
+        return sl_json_lines_each(options->jsonl, run_value, command, err);
     if (options->text)
         return run_text(command, options->text, strlen(options->text), err);
     rc = sl_file_read_all(strcmp(options->file, "-") == 0 ? "/dev/stdin" : options->file,

@@ -12,7 +12,6 @@
 struct sl_prompt {
     int32_t *tokens;
     uint32_t n_tokens;
-    uint64_t text_bytes;
 };
 
 /* Takes `text`, or the contents of `path` ("-": standard input) when text is NULL. The tokenizer's

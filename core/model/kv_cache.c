@@ -86,3 +86,10 @@ void sl_kv_cache_fini(struct sl_kv_cache *kv)
     sl_arena_fini(&kv->arena);
     *kv = (struct sl_kv_cache){0};
 }
+
+void sl_kv_cache_clear(struct sl_kv_cache *kv)
+{
+    kv->n_tokens = 0;
+    kv->n_mtp_tokens = 0;
+    kv->broken = false;
+}

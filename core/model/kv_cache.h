@@ -56,6 +56,9 @@ int sl_kv_cache_init(struct sl_kv_cache *kv, const struct sl_config *config, uin
 
 void sl_kv_cache_fini(struct sl_kv_cache *kv);
 
+/* Empty again, for another sequence. */
+void sl_kv_cache_clear(struct sl_kv_cache *kv);
+
 /* Columns of an indexer key in an FP4 tile: index_head_dim rounded up to whole groups. */
 static inline uint32_t sl_index_key_cols(const struct sl_config *config)
 {

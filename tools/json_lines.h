@@ -1,0 +1,13 @@
+/* Files of one JSON value a line. */
+#ifndef SL_TOOLS_JSON_LINES_H
+#define SL_TOOLS_JSON_LINES_H
+
+#include "core/base/json.h"
+
+typedef int sl_json_line_fn(void *context, const json_t *value, struct sl_err *err);
+
+/* Calls `fn` for the value of each line of `path` ("-": standard input) until one fails; an error
+ * names file and line. */
+int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err);
+
+#endif
