@@ -32,7 +32,7 @@ SEQUENCE = 1024             # tokens; LONG_SEQUENCE once the indexer selects
 LONG_SEQUENCE = 2048
 BATCH_TOKENS = 4096         # a process and step
 WARMUP = 60
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 5e-3
 DECAY = 0.4                 # the last part of the run, over which the learning rate falls to zero
 STRETCHES = {"select": 0.6, "roundings": 0.75}      # share of the run after which each begins
 MTP_WEIGHT = 0.3
@@ -298,7 +298,7 @@ def main():
     ap.add_argument("--steps", type=int, default=2000)
     ap.add_argument("--processes", type=int, default=os.cpu_count())
     ap.add_argument("--seed", type=int, default=1)
-    ap.add_argument("--config", default=os.path.join(here, "configs", "small.json"))
+    ap.add_argument("--config", default=os.path.join(here, "small.json"))
     ap.add_argument("--sluice", default=os.path.join(here, "../../build/release/sluice"))
     args = ap.parse_args()
     tune_process()
