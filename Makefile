@@ -82,9 +82,9 @@ deps: ## install the Debian packages that building and testing need
 deps-build:
 	@tools/install-deps.sh build
 
-demo: deps-build ## build, make a small random model, generate text from it
+demo: deps-build ## build, generate text with the small model that is here
 	$(Q)$(MAKE) all
-	@tools/demo.sh $(B)/sluice $(B)/demo
+	@tools/demo.sh $(B)/sluice
 
 # ---- tests ----------------------------------------------------------------------------------------
 

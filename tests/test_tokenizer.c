@@ -128,6 +128,8 @@ static void test_added_tokens(void **state)
     assert_true(sl_tokenizer_is_special(small, 0));
     assert_false(sl_tokenizer_is_special(small, SMALL_THINK));
     assert_false(sl_tokenizer_is_special(small, UINT32_MAX));
+    assert_true(sl_tokenizer_is_added(small, SMALL_THINK));
+    assert_false(sl_tokenizer_is_added(small, UINT32_MAX));
     assert_int_equal(sl_tokenizer_id_count(small), SMALL_N_IDS);
     assert_memory_equal(sl_tokenizer_bytes(small, SMALL_AB, &length), "<a>b", 4);
     assert_int_equal(length, 4);

@@ -21,7 +21,15 @@
 
 #define TOKENS_DEFAULT 128u
 
-enum { OPTION_TEMP = 256, OPTION_TOP_P, OPTION_TOP_K, OPTION_MIN_P, OPTION_SEED, OPTION_STATS };
+enum {
+    OPTION_TEMP = 256,
+    OPTION_TOP_P,
+    OPTION_TOP_K,
+    OPTION_MIN_P,
+    OPTION_SEED,
+    OPTION_SPECIAL,
+    OPTION_STATS
+};
 
 struct command {
     struct sl_engine_options options;
@@ -29,6 +37,7 @@ struct command {
     const char *text;
     const char *file;
     const char *stats_path;
+    bool special;
     uint64_t seed;
     uint32_t n_new_max;
 
@@ -106,6 +115,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->seed = strtoull(value, &end, 10);
         if (value[0] < '0' || value[0] > '9' || *end || errno)
             argp_error(state, "--seed takes a whole number, not \"%s\"", value);
+        return 0;
+    case OPTION_SPECIAL:
+        command->special = true;
         return 0;
     case OPTION_STATS:
         command->stats_path = value;
@@ -286,7 +298,7 @@ static int prepare(struct command *command, struct sl_err *err)
         (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
         (rc = sl_detokenizer_create(&command->detok, command->tok, false, err)) < 0 ||
         (rc = sl_prompt_read(&command->prompt, command->tok, &command->config, command->text,
-                             command->file, err)) < 0)
+                             command->file, command->special ? SL_ENCODE_ADDED : 0, err)) < 0)
         return rc;
     context = (uint64_t)command->prompt.n_tokens + command->n_new_max;
     if (command->options.context_tokens == 0)
@@ -332,6 +344,7 @@ static const struct argp_option options[] = {
     {"min-p", OPTION_MIN_P, "P", 0, "drop tokens P times less probable than the best (default 0)",
      0},
     {"seed", OPTION_SEED, "S", 0, "same seed, same text (default 0)", 0},
+    {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well", 0},
     {0}};
 

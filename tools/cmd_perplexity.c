@@ -14,8 +14,6 @@
 #include "tools/json_lines.h"
 #include "tools/progress.h"
 
-#define SL_WINDOW_TOKENS_MAX (1u << 24)
-
 struct command {
     struct sl_engine_options options;
     const char *file;  /* -f: one document */
@@ -44,8 +42,6 @@ enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_WINDOW };
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct command *command = state->input;
-    char *end;
-    unsigned long window;
 
     switch (key) {
     case ARGP_KEY_INIT:
@@ -61,11 +57,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->special = true;
         return 0;
     case OPTION_WINDOW:
-        window = strtoul(value, &end, 10);
-        if (*end || end == value || window < 2 || window > SL_WINDOW_TOKENS_MAX)
-            argp_error(state, "--window \"%s\": expected a number of tokens from 2 to %u", value,
-                       SL_WINDOW_TOKENS_MAX);
-        command->window_tokens = (uint32_t)window;
+        command->window_tokens = sl_parse_count(state, "--window", value, 1u << 24);
+        if (command->window_tokens < 2)
+            argp_error(state, "--window takes 2 tokens or more");
         return 0;
     case ARGP_KEY_END:
         if (!command->file == !command->jsonl)
@@ -123,7 +117,7 @@ static int add_document(struct command *command, const char *text, size_t length
                               "tokenizer.json gives id %u, but config.json's vocab_size is %u", id,
                               command->config.vocab_size);
         sl_tokenizer_bytes(command->tok, id, &n_bytes);
-        command->text_bytes += sl_tokenizer_is_special(command->tok, id) ? 0 : n_bytes;
+        command->text_bytes += sl_tokenizer_is_added(command->tok, id) ? 0 : n_bytes;
     }
     if (command->ids.n > UINT32_MAX)
         return sl_err_set(err, -SL_EFORMAT, "more than %u tokens of text", UINT32_MAX);

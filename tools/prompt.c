@@ -8,7 +8,7 @@
 
 static int encode(struct sl_prompt *prompt, const struct sl_tokenizer *tok,
                   const struct sl_config *config, const char *text, size_t length,
-                  struct sl_err *err)
+                  unsigned encode_flags, struct sl_err *err)
 {
     struct sl_token_list ids = {0};
     struct sl_encoder *encoder = NULL;
@@ -16,7 +16,7 @@ static int encode(struct sl_prompt *prompt, const struct sl_tokenizer *tok,
 
     rc = sl_encoder_create(&encoder, tok, err);
     if (rc == 0)
-        rc = sl_encode(encoder, text, length, 0, &ids, err);
+        rc = sl_encode(encoder, text, length, encode_flags, &ids, err);
     sl_encoder_destroy(encoder);
     if (rc == 0) {
         prompt->tokens = malloc((ids.n + 1) * sizeof(*prompt->tokens));
@@ -40,7 +40,7 @@ static int encode(struct sl_prompt *prompt, const struct sl_tokenizer *tok,
 
 int sl_prompt_read(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
                    const struct sl_config *config, const char *text, const char *path,
-                   struct sl_err *err)
+                   unsigned encode_flags, struct sl_err *err)
 {
     struct sl_prompt prompt = {0};
     char *contents = NULL;
@@ -56,7 +56,7 @@ int sl_prompt_read(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
     } else {
         length = strlen(text);
     }
-    rc = encode(&prompt, tok, config, text, length, err);
+    rc = encode(&prompt, tok, config, text, length, encode_flags, err);
     free(contents);
     if (rc < 0) {
         sl_prompt_fini(&prompt);

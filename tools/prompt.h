@@ -14,11 +14,12 @@ struct sl_prompt {
     uint32_t n_tokens;
 };
 
-/* Takes `text`, or the contents of `path` ("-": standard input) when text is NULL. The tokenizer's
- * ids must lie in the model's vocabulary: -SL_EFORMAT otherwise. Freed by the caller. */
+/* Takes `text`, or the contents of `path` ("-": standard input) when text is NULL; encode_flags are
+ * those of sl_encode(). The tokenizer's ids must lie in the model's vocabulary: -SL_EFORMAT
+ * otherwise. Freed by the caller. */
 int sl_prompt_read(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
                    const struct sl_config *config, const char *text, const char *path,
-                   struct sl_err *err);
+                   unsigned encode_flags, struct sl_err *err);
 
 void sl_prompt_fini(struct sl_prompt *prompt);
 

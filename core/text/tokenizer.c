@@ -40,6 +40,11 @@ const uint8_t *sl_tokenizer_bytes(const struct sl_tokenizer *tok, uint32_t id, s
     return tok->bytes + tok->tokens[id].offset_bytes;
 }
 
+bool sl_tokenizer_is_added(const struct sl_tokenizer *tok, uint32_t id)
+{
+    return id < tok->n_tokens && tok->tokens[id].flags & SL_TOKEN_ADDED;
+}
+
 bool sl_tokenizer_is_special(const struct sl_tokenizer *tok, uint32_t id)
 {
     return id < tok->n_tokens && tok->tokens[id].flags & SL_TOKEN_SPECIAL;

@@ -61,6 +61,9 @@ int sl_tokenizer_find(const struct sl_tokenizer *tok, const char *text, uint32_t
  * without text, however high, has none: the length is then 0. Never NULL. */
 const uint8_t *sl_tokenizer_bytes(const struct sl_tokenizer *tok, uint32_t id, size_t *ret_length);
 
+/* Whether this is an added token: a control token or another that stands outside the vocabulary. */
+bool sl_tokenizer_is_added(const struct sl_tokenizer *tok, uint32_t id);
+
 /* Whether the file marks this added token as special: not to be shown to a reader. */
 bool sl_tokenizer_is_special(const struct sl_tokenizer *tok, uint32_t id);
 

@@ -38,7 +38,7 @@ class Text:
         assert len(starts) == len(texts)
         self.pieces, self.n_bytes = [], 0
         for text, start, end in list(zip(texts, starts, [*starts[1:], len(ids)]))[:documents]:
-            self.n_bytes += len(re.sub("<｜(begin|end)▁of▁sentence｜>", "", text).encode())
+            self.n_bytes += len(re.sub("<｜[^｜]*｜>|</?think>", "", text).encode())
             rest = ids[start + 1:end]
             for at in range(0, len(rest), window - 1):
                 self.pieces.append(torch.from_numpy(np.append([0], rest[at:at + window - 1]))[None])
