@@ -31,6 +31,21 @@ check "-f reads the prompt from a file" bash -c "
     [ \"\$('$sluice' generate '$model' -f '$scratch/prompt' -n 20 --temp 0 2>/dev/null)\" = \
       \"\$('$sluice' generate '$model' -p 'The river rose' -n 20 --temp 0 2>/dev/null)\" ]"
 
+# Documents know nothing of each other, and neither do a document's pieces.
+nats() { # file flags...
+    "$sluice" perplexity "$model" --jsonl "$@" 2>/dev/null | awk '/^nats per token/ { print $4 }'
+}
+documents_stand_alone() {
+    local one='"the river rose in the night and took the bridge"'
+
+    echo "$one" >"$scratch/one"
+    printf '%s\n' "$one" "$one" >"$scratch/two"
+    [ -n "$(nats "$scratch/one")" ] && [ "$(nats "$scratch/one")" = "$(nats "$scratch/two")" ] &&
+        [ "$(nats "$scratch/one" --window 8)" = "$(nats "$scratch/two" --window 8 --segment 3)" ] &&
+        [ "$(nats "$scratch/one" --window 8)" != "$(nats "$scratch/one")" ]
+}
+check "perplexity: documents and their pieces stand alone" documents_stand_alone
+
 figures_add_up() {
     generate -n 30 --cache min --stats "$scratch/stats.json" >/dev/null || return
     "$python" - "$scratch/stats.json" <<'PYTHON'
