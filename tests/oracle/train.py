@@ -51,7 +51,7 @@ def tune_process():
             env["ATEN_CPU_CAPABILITY"] = "avx512"
     heap = glob.glob("/usr/lib/*/libjemalloc.so.2")
     if heap:
-        env.update(LD_PRELOAD=heap[0], MALLOC_CONF="oversize_threshold:0,dirty_decay_ms:20000,muzzy_decay_ms:20000,thp:always")
+        env.update(LD_PRELOAD=heap[0], MALLOC_CONF="oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always")
     os.execve(sys.executable, [sys.executable] + sys.argv, env)
 
 
