@@ -15,7 +15,7 @@ recorded=$model/passage.bits
 export PYTHONDONTWRITEBYTECODE=1
 
 bits() { # flags...
-    "$sluice" perplexity $model --jsonl $passage --special --window 2048 "$@" 2>/dev/null |
+    "$sluice" perplexity "$model" --jsonl "$passage" --special --window 2048 "$@" 2>/dev/null |
         awk '/^bits per byte/ { print $4 }'
 }
 
@@ -27,10 +27,10 @@ within() { # percent figure reference
 
 native=$(bits)
 if [ "${1-}" = --record ]; then
-    echo "$native" >$recorded
+    echo "$native" >"$recorded"
     exit
 fi
-check "quality is what it was" within 0.2 "$native" "$(cat $recorded)"
+check "quality is what it was" within 0.2 "$native" "$(cat "$recorded")"
 check "another cache and segment: the same figure" \
     [ "$(bits --cache min --segment 100 --threads 1)" = "$native" ]
 
@@ -43,13 +43,13 @@ agrees() { # numerics mode flags...
     local numerics=$1 mode=$2
 
     shift 2
-    "$sluice" logits $model --tokens "$scratch/tokens" --out "$scratch/logits.npy" \
+    "$sluice" logits "$model" --tokens "$scratch/tokens" --out "$scratch/logits.npy" \
         --numerics "$numerics" "$@" >/dev/null 2>&1 &&
-        "$python" tests/oracle/compare.py $model "$scratch/tokens" "$scratch/logits.npy" \
+        "$python" tests/oracle/compare.py "$model" "$scratch/tokens" "$scratch/logits.npy" \
             --against "$mode" "$@" |
         awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
 }
-"$sluice" tokenize $model --special --jsonl "$passage" | tr -d '[],' | cut -d ' ' -f 1-300 >"$scratch/tokens"
+"$sluice" tokenize "$model" --special --jsonl "$passage" | tr -d '[],' | cut -d ' ' -f 1-300 >"$scratch/tokens"
 check "the oracle agrees: exact" agrees exact exact
 check "the oracle agrees: native" agrees native stored
 check "the oracle agrees: native, MTP" agrees native stored --mtp
@@ -57,7 +57,7 @@ check "the oracle agrees: native, MTP" agrees native stored --mtp
 speaks() {
     local text words
 
-    text=$("$sluice" generate $model -p "The file system" -n 60 --temp 0 --cache 4M 2>/dev/null) || return
+    text=$("$sluice" generate "$model" -p "The file system" -n 60 --temp 0 --cache 4M 2>/dev/null) || return
     words=$(grep -oE '[a-z]{2,}' <<<"$text" | sort -u | wc -l)
     echo "$words different words: $text"
     [ "$words" -ge 10 ]
