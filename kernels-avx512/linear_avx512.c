@@ -454,3 +454,63 @@ bool sl_avx512_dot_bf16_is_two_fmas(void)
     }
     return true;
 }
+
+/* ---- F32 ---------------------------------------------------------------------------------------
+ */
+
+#define F32_TOKENS 8u
+#define F32_COLS 256u
+
+/* Eight tokens, a block of columns at a time, each column's eight values side by side. A product is
+ * rounded before it is added, as in the reference: no FMA. */
+static void f32_eight(size_t cols, const float *w, const float *x, size_t x_stride, float *y,
+                      size_t y_stride)
+{
+    float block[F32_COLS * F32_TOKENS];
+    __m512 sum[F32_TOKENS];
+
+    for (size_t t = 0; t < F32_TOKENS; t++)
+        sum[t] = _mm512_setzero_ps();
+    for (size_t c = 0; c < cols; c += F32_COLS) {
+        size_t n = cols - c < F32_COLS ? cols - c : F32_COLS;
+
+        for (size_t t = 0; t < F32_TOKENS; t++)
+            for (size_t i = 0; i < n; i++)
+                block[i * F32_TOKENS + t] = x[t * x_stride + c + i];
+        for (size_t i = 0; i < n; i++, w += ROWS) {
+            __m512 column = _mm512_loadu_ps(w);
+
+            for (size_t t = 0; t < F32_TOKENS; t++)
+                sum[t] = _mm512_add_ps(
+                    sum[t], _mm512_mul_ps(column, _mm512_set1_ps(block[i * F32_TOKENS + t])));
+        }
+    }
+    for (size_t t = 0; t < F32_TOKENS; t++)
+        _mm512_storeu_ps(y + t * y_stride, sum[t]);
+}
+
+static void f32_one(size_t cols, const float *w, const float *x, float *y)
+{
+    __m512 sum = _mm512_setzero_ps();
+
+    for (size_t c = 0; c < cols; c++)
+        sum =
+            _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(w + c * ROWS), _mm512_set1_ps(x[c])));
+    _mm512_storeu_ps(y, sum);
+}
+
+void sl_matmul_f32_avx512(size_t tile_count, size_t cols, size_t token_count,
+                          const uint8_t *restrict w, const float *restrict x, size_t x_stride,
+                          float *restrict y, size_t y_stride)
+{
+    const float *tile = (const float *)(const void *)w;
+
+    for (size_t i = 0; i < tile_count; i++, tile += cols * ROWS, y += ROWS) {
+        size_t t = 0;
+
+        for (; t + F32_TOKENS <= token_count; t += F32_TOKENS)
+            f32_eight(cols, tile, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+        for (; t < token_count; t++)
+            f32_one(cols, tile, x + t * x_stride, y + t * y_stride);
+    }
+}

@@ -5,6 +5,27 @@
 /* Rows of a mixing matrix: pre, post and comb of up to SL_HC_MULT_MAX streams, in whole tiles. */
 #define MIX_ROWS_MAX 80u
 _Static_assert((2 + SL_HC_MULT_MAX) * SL_HC_MULT_MAX <= MIX_ROWS_MAX, "rows of hc_*_fn");
+_Static_assert(SL_HC_MULT_MAX <= SL_R16_ROWS, "rows of hc_head_fn");
+
+/* A row's long sum is cut into parts that are summed apart and then added in ascending order, so
+ * that one token's projection, which reads hc_fn once, can use many threads. */
+#define PART_COLS 1024u
+#define TOKENS_AT_ONCE 64u
+
+static uint32_t parts_of_stream(const struct sl_config *config)
+{
+    return (config->hidden_size + PART_COLS - 1) / PART_COLS;
+}
+
+static uint32_t n_parts(const struct sl_config *config)
+{
+    return config->hc_mult * parts_of_stream(config);
+}
+
+static uint32_t rows_padded(const struct sl_config *config)
+{
+    return (uint32_t)sl_r16_padded_rows((2 + (size_t)config->hc_mult) * config->hc_mult);
+}
 
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
                                  uint64_t tokens)
@@ -13,33 +34,40 @@ struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config 
 
     mix.post = sl_arena_take(arena, tokens * config->hc_mult, sizeof(float));
     mix.comb = sl_arena_take(arena, tokens * config->hc_mult * config->hc_mult, sizeof(float));
+    mix.part = sl_arena_take(arena, tokens * n_parts(config) * rows_padded(config), sizeof(float));
     return mix;
 }
 
-/* m = fn . streams / rms(streams). Each stream's columns are summed apart, then streams ascending:
- * four short chains of additions instead of a long one. */
-static void mixes(const struct sl_step *step, const struct sl_hc_weights *hc, const float *streams,
-                  float m[MIX_ROWS_MAX])
+/* Part `part` of tile `tile` of fn . streams: out (token_count, 16) at out_stride. */
+static void project_part(const struct sl_step *step, const struct sl_hc_weights *hc, size_t tile,
+                         uint32_t part, const float *streams, size_t token_count, float *out,
+                         size_t out_stride)
 {
-    const struct sl_kernels *k = step->compute->kernels;
-    const uint32_t hidden = step->config->hidden_size, hc_mult = step->config->hc_mult;
-    const uint32_t rows = hc->fn.rows;
-    const size_t n_tiles = sl_r16_tile_count(rows), tile_bytes = sl_matrix_tile_bytes(&hc->fn);
-    float factor = k->rms_factor((size_t)hc_mult * hidden, streams, step->config->rms_norm_eps);
-    float part[SL_R16_ROWS];
+    const uint32_t hidden = step->config->hidden_size, per_stream = parts_of_stream(step->config);
+    const uint32_t first = part % per_stream * PART_COLS; /* in its stream */
+    const uint32_t cols = hidden - first < PART_COLS ? hidden - first : PART_COLS;
+    const size_t column = (size_t)(part / per_stream) * hidden + first;
+    const uint8_t *w =
+        hc->fn.tiles + tile * sl_matrix_tile_bytes(&hc->fn) + column * SL_R16_ROWS * sizeof(float);
 
-    for (size_t tile = 0; tile < n_tiles; tile++) {
-        float *out = m + tile * SL_R16_ROWS;
+    step->compute->kernels->matmul_f32(1, cols, token_count, w, streams + column,
+                                       (size_t)step->config->hc_mult * hidden, out, out_stride);
+}
 
-        for (uint32_t s = 0; s < hc_mult; s++) {
-            k->matmul_f32(1, hidden, 1,
-                          hc->fn.tiles + tile * tile_bytes +
-                              (size_t)s * hidden * SL_R16_ROWS * sizeof(float),
-                          streams + (size_t)s * hidden, hidden, part, SL_R16_ROWS);
-            for (uint32_t r = 0; r < SL_R16_ROWS; r++)
-                out[r] = s == 0 ? part[r] : out[r] + part[r];
-        }
-    }
+/* Adds the parts, each `stride` floats after the other, and divides by the streams' RMS. */
+static void add_parts(const struct sl_step *step, uint32_t rows, const float *part, size_t stride,
+                      const float *streams, float m[MIX_ROWS_MAX])
+{
+    const struct sl_config *config = step->config;
+    const uint32_t n = n_parts(config);
+    const float factor = step->compute->kernels->rms_factor(
+        (size_t)config->hc_mult * config->hidden_size, streams, config->rms_norm_eps);
+
+    for (uint32_t r = 0; r < rows; r++)
+        m[r] = part[r];
+    for (uint32_t i = 1; i < n; i++)
+        for (uint32_t r = 0; r < rows; r++)
+            m[r] += part[i * stride + r];
     for (uint32_t r = 0; r < rows; r++)
         m[r] *= factor;
 }
@@ -98,9 +126,33 @@ struct before {
     const struct sl_hc_weights *hc;
     const float *norm;
     uint32_t first;
+    uint32_t n_tokens;
     const struct sl_hc_mix *mix;
     const struct sl_act_buffer *x;
 };
+
+/* One task is a part of a tile for some tokens. */
+static void project_tasks(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct before *in = context;
+    const struct sl_config *config = in->step->config;
+    const size_t tiles = sl_r16_tile_count(in->hc->fn.rows), parts = n_parts(config);
+    const size_t out_stride = parts * rows_padded(config);
+
+    (void)thread_index;
+    for (size_t task = first; task < end; task++) {
+        size_t token = task / (tiles * parts) * TOKENS_AT_ONCE;
+        size_t part = task / tiles % parts, tile = task % tiles;
+        size_t left = in->n_tokens - token;
+
+        project_part(
+            in->step, in->hc, tile, (uint32_t)part,
+            in->step->streams + (in->first + token) * config->hc_mult * config->hidden_size,
+            left < TOKENS_AT_ONCE ? left : TOKENS_AT_ONCE,
+            in->mix->part + token * out_stride + part * rows_padded(config) + tile * SL_R16_ROWS,
+            out_stride);
+    }
+}
 
 static void before_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
@@ -117,7 +169,9 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
         float *x = in->x->f32 + row * hidden;
         float m[MIX_ROWS_MAX], pre[SL_HC_MULT_MAX];
 
-        mixes(in->step, in->hc, streams, m);
+        add_parts(in->step, in->hc->fn.rows,
+                  in->mix->part + row * n_parts(config) * rows_padded(config), rows_padded(config),
+                  streams, m);
         for (uint32_t s = 0; s < n; s++) {
             pre[s] = sl_sigmoidf(m[s] * scale[0] + base[s]) + config->hc_eps;
             post[s] = 2.0f * sl_sigmoidf(m[n + s] * scale[1] + base[n + s]);
@@ -135,8 +189,12 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
                   uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
                   const struct sl_act_buffer *x)
 {
-    struct before in = {step, hc, norm, first, mix, x};
+    struct before in = {step, hc, norm, first, end - first, mix, x};
+    size_t groups = (in.n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
 
+    sl_pool_run(step->compute->pool,
+                groups * n_parts(step->config) * sl_r16_tile_count(hc->fn.rows), 2, project_tasks,
+                &in);
     sl_pool_run(step->compute->pool, end - first, 1, before_rows, &in);
 }
 
@@ -173,9 +231,17 @@ void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, cons
 {
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
-    float m[MIX_ROWS_MAX], pre[SL_HC_MULT_MAX];
+    float m[SL_R16_ROWS] = {0}, pre[SL_HC_MULT_MAX], part[SL_R16_ROWS];
+    float factor =
+        k->rms_factor((size_t)config->hc_mult * config->hidden_size, streams, config->rms_norm_eps);
 
-    mixes(step, hc, streams, m);
+    for (uint32_t i = 0; i < n_parts(config); i++) {
+        project_part(step, hc, 0, i, streams, 1, part, SL_R16_ROWS);
+        for (uint32_t r = 0; r < SL_R16_ROWS; r++)
+            m[r] = i == 0 ? part[r] : m[r] + part[r];
+    }
+    for (uint32_t r = 0; r < config->hc_mult; r++)
+        m[r] *= factor;
     for (uint32_t s = 0; s < config->hc_mult; s++)
         pre[s] = sl_sigmoidf(m[s] * hc->scale[0] + hc->base[s]) + config->hc_eps;
     k->hc_reduce(config->hc_mult, config->hidden_size, pre, streams, x);

@@ -14,6 +14,7 @@
 struct sl_hc_mix {
     float *post; /* (tokens, hc_mult) */
     float *comb; /* (tokens, hc_mult, hc_mult) */
+    float *part; /* before()'s own: sums over parts of the columns */
 };
 
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
