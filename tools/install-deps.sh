@@ -4,6 +4,7 @@
 #   tools/install-deps.sh build         to build
 #   tools/install-deps.sh build test    and to run the tests and checks
 #   tools/install-deps.sh cross         to build for aarch64 and run that
+#   tools/install-deps.sh train         to make the small model (docs/MODEL.md)
 #   tools/install-deps.sh --list SET... prints the packages instead
 #
 # Uses apt-get, through sudo when not root.
@@ -18,6 +19,7 @@ list_only=
 build="gcc libc6-dev make liburing-dev libpcre2-dev libjansson-dev"
 test="libcmocka-dev python3 python3-numpy clang libclang-rt-14-dev clang-format valgrind mandoc shellcheck"
 cross="gcc-aarch64-linux-gnu qemu-user"
+train="python3 python3-numpy python3-regex python3-torch python3-matplotlib libjemalloc2 mandoc"
 
 wanted=
 for set in "$@"; do
@@ -25,14 +27,15 @@ for set in "$@"; do
     build) wanted="$wanted $build" ;;
     test) wanted="$wanted $test" ;;
     cross) wanted="$wanted $cross" ;;
+    train) wanted="$wanted $train" ;;
     *)
-        echo "install-deps.sh: unknown set \"$set\" (known: build, test, cross)" >&2
+        echo "install-deps.sh: unknown set \"$set\" (known: build, test, cross, train)" >&2
         exit 2
         ;;
     esac
 done
 [ -n "$wanted" ] || {
-    echo "usage: install-deps.sh [--list] [build] [test] [cross]" >&2
+    echo "usage: install-deps.sh [--list] build|test|cross|train ..." >&2
     exit 2
 }
 
