@@ -1,6 +1,7 @@
+#!/usr/bin/python3
 """Makes the text that Sluice's small model is trained on, from Debian's documentation packages.
 
-    python3 tests/oracle/corpus.py OUT_DIR [--table]
+    corpus.py OUT_DIR [--table]
 
 Fetches the packages listed below with apt-get (into OUT_DIR/debs; none is installed), reads the
 manual pages, handbooks, dictionaries and stories in them, and writes

@@ -1,6 +1,7 @@
+#!/usr/bin/python3
 """Trains the byte-level BPE tokenizer of Sluice's small model, in the form of V4's tokenizer.json.
 
-    python3 tests/oracle/train_tokenizer.py TRAIN.jsonl OUT/tokenizer.json [--vocab 4096]
+    train_tokenizer.py TRAIN.jsonl OUT/tokenizer.json [--vocab 4096]
 
 TRAIN.jsonl holds one document a line, a JSON string with V4's special tokens in it (corpus.py
 writes it). Ids are given as in V4: three control tokens, the 256 bytes, the merges in the order
