@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """What the trained small model does on text that it was not trained on.
 
-    evaluate.py CORPUS_DIR RUN_DIR [--documents N] [--window 2048]
+    evaluate.py CORPUS_DIR RUN_DIR [--every N] [--window 2048]
 
 From RUN_DIR/state.pt and CORPUS_DIR/heldout.jsonl, prints one JSON object: bits per byte with none,
 each and all of the release's roundings; of the routing, by layer, the share of load of the busiest
@@ -30,14 +30,14 @@ class Text:
     """Documents cut into pieces of at most `window` tokens, each behind a begin-of-sentence token, as
     `sluice perplexity --jsonl --special --window` cuts them."""
 
-    def __init__(self, corpus, sluice, window, documents):
+    def __init__(self, corpus, sluice, window, every):
         ids = train.token_ids(corpus, "heldout", sluice).astype(np.int64)
         with open(os.path.join(corpus, "heldout.jsonl")) as f:
             texts = [json.loads(line) for line in f]
         starts = np.flatnonzero(ids == 0)
         assert len(starts) == len(texts)
         self.pieces, self.n_bytes = [], 0
-        for text, start, end in list(zip(texts, starts, [*starts[1:], len(ids)]))[:documents]:
+        for text, start, end in list(zip(texts, starts, [*starts[1:], len(ids)]))[::every]:
             self.n_bytes += len(re.sub("<｜[^｜]*｜>|</?think>", "", text).encode())
             rest = ids[start + 1:end]
             for at in range(0, len(rest), window - 1):
@@ -111,7 +111,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("corpus")
     ap.add_argument("run")
-    ap.add_argument("--documents", type=int)
+    ap.add_argument("--every", type=int, default=1, help="take every Nth document alone")
     ap.add_argument("--window", type=int, default=2048)
     ap.add_argument("--config", default=os.path.join(here, "small.json"))
     ap.add_argument("--sluice", default=os.path.join(here, "../../build/release/sluice"))
@@ -121,11 +121,11 @@ def main():
     with open(args.config) as f:
         model = v4torch.Model(json.load(f), v4torch.Numerics())
     model.load_state_dict(torch.load(os.path.join(args.run, "state.pt"))["model"])
-    text = Text(args.corpus, args.sluice, args.window, args.documents)
+    text = Text(args.corpus, args.sluice, args.window, args.every)
     with torch.no_grad():
         rounded = by_rounding(model, text)
         facts, routing = drafts_and_recall(model, text)
-    print(json.dumps({"documents": args.documents, "bytes": text.n_bytes, "tokens": sum(p.numel() for p in text.pieces),
+    print(json.dumps({"every": args.every, "bytes": text.n_bytes, "tokens": sum(p.numel() for p in text.pieces),
                       "bits_per_byte": rounded, **facts, **routing_facts(model, routing)}, indent=1))
 
 

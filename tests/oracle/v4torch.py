@@ -198,7 +198,7 @@ class Rope:
 
     def __call__(self, x, positions, inverse=False):
         angle = positions.float()[:, None] * self.freqs
-        angle = angle.reshape(len(positions), *(1,) * (x.ndim - 3), -1)
+        angle = angle.reshape(len(positions), *(1,) * (x.ndim - 3), len(self.freqs))
         angle = angle.double() if x.dtype == torch.float64 else angle
         return Rotate.apply(x, torch.polar(torch.ones_like(angle), -angle if inverse else angle))
 
@@ -222,6 +222,8 @@ class Compressor(nn.Module):
     def forward(self, x):
         """x [B, T, D] -> [B, T // ratio, d]"""
         B, n, r, d = len(x), x.shape[1] // self.ratio, self.ratio, self.d
+        if n == 0:
+            return x.new_zeros(B, 0, d)
         x = x[:, :n * r]
         kv = self.num.linear(x, self.wkv, "plain").reshape(B, n, r, self.width)
         score = self.num.linear(x, self.wgate, "plain").reshape(B, n, r, self.width).to(self.num.small) + self.ape
