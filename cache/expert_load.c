@@ -188,6 +188,7 @@ static int repack(struct sl_expert_loader *loader, const struct sl_expert_load *
                   int *ret_matrix)
 {
     struct repack repack = {.load = load, .shape = sl_expert_store_shape(loader->store)};
+    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
     uint64_t start_ns = sl_clock_ns();
     size_t n_tiles = 0;
 
@@ -195,6 +196,7 @@ static int repack(struct sl_expert_loader *loader, const struct sl_expert_load *
         n_tiles += sl_r16_tile_count(matrix_rows(repack.shape, matrix));
     sl_pool_run(loader->pool, n_tiles, REPACK_GRAIN, repack_tiles, &repack);
     loader->repack_ns += sl_clock_ns() - start_ns;
+    sl_pool_phase(loader->pool, phase);
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
         if (atomic_load_explicit(&repack.corrupt[matrix], memory_order_relaxed)) {
             *ret_matrix = matrix;
@@ -250,12 +252,25 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     return true;
 }
 
+static struct sl_read *reap_read(struct sl_expert_loader *loader, bool wait)
+{
+    struct sl_read *read;
+    enum sl_phase phase;
+
+    if (!wait)
+        return sl_reader_reap(loader->reader, false);
+    phase = sl_pool_phase(loader->pool, SL_PHASE_DRIVE);
+    read = sl_reader_reap(loader->reader, true);
+    sl_pool_phase(loader->pool, phase);
+    return read;
+}
+
 bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
                            struct sl_expert_load_end *ret_end)
 {
     struct sl_read *read;
 
-    while ((read = sl_reader_reap(loader->reader, wait))) {
+    while ((read = reap_read(loader, wait))) {
         struct sl_expert_load *load = read->owner;
 
         if (read->rc < 0 && !load->failed)

@@ -41,8 +41,15 @@ struct sl_pool {
     uint32_t n_parts;
 
     atomic_uint_fast64_t generation; /* written by the driver only */
+    atomic_uint_fast64_t busy_ns;    /* of the present job: each worker adds its time in it */
     atomic_uint_fast32_t n_busy;     /* workers that have not finished the present job */
     atomic_bool stop;
+
+    /* The account of time: the driver's own. */
+    struct sl_phase_counters counters;
+    enum sl_phase phase;
+    uint64_t since_ns;  /* when it was last brought up to date */
+    uint64_t waited_ns; /* the threads' mean wait in jobs since then */
 };
 
 static void run_part(const struct sl_pool *pool, uint32_t part)
@@ -79,15 +86,19 @@ static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
     struct sl_pool *pool = worker->pool;
-    uint64_t seen = 0;
+    uint64_t seen = 0, start_ns;
 
     for (;;) {
         await_job(pool, seen);
         seen++;
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed))
             return NULL;
-        if (worker->thread_index < pool->n_parts)
+        if (worker->thread_index < pool->n_parts) {
+            start_ns = sl_clock_ns();
             run_part(pool, worker->thread_index);
+            atomic_fetch_add_explicit(&pool->busy_ns, sl_clock_ns() - start_ns,
+                                      memory_order_relaxed);
+        }
         /* Release: the driver reads what this part wrote after it sees the count reach zero. */
         if (atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_acq_rel) == 1) {
             pthread_mutex_lock(&pool->lock);
@@ -100,6 +111,7 @@ static void *worker_main(void *argument)
 static void post_job(struct sl_pool *pool)
 {
     atomic_store_explicit(&pool->n_busy, pool->n_started, memory_order_relaxed);
+    atomic_store_explicit(&pool->busy_ns, 0, memory_order_relaxed);
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
     pthread_cond_broadcast(&pool->job_posted);
@@ -132,6 +144,7 @@ int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err 
     if (!pool)
         return sl_err_set(err, -ENOMEM, "thread pool: out of memory");
     pool->n_threads = n_threads;
+    pool->since_ns = sl_clock_ns();
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->job_posted, NULL);
     pthread_cond_init(&pool->job_finished, NULL);
@@ -179,6 +192,22 @@ uint32_t sl_pool_thread_count(const struct sl_pool *pool)
     return pool->n_threads;
 }
 
+/* A job of several threads. What they waited is what they all had less what they used. */
+static void run_together(struct sl_pool *pool)
+{
+    uint64_t start_ns = sl_clock_ns(), had_ns, busy_ns;
+
+    post_job(pool);
+    run_part(pool, 0);
+    busy_ns = sl_clock_ns() - start_ns;
+    await_finish(pool);
+    had_ns = (sl_clock_ns() - start_ns) * pool->n_threads;
+    busy_ns += atomic_load_explicit(&pool->busy_ns, memory_order_relaxed);
+    /* The threads' clocks may disagree by a little. */
+    pool->waited_ns += had_ns > busy_ns ? (had_ns - busy_ns) / pool->n_threads : 0;
+    pool->counters.of[pool->phase].n_barriers++;
+}
+
 void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context)
 {
     size_t parts_useful;
@@ -191,11 +220,35 @@ void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn 
     pool->context = context;
     pool->n_items = n_items;
     pool->n_parts = parts_useful < pool->n_threads ? (uint32_t)parts_useful : pool->n_threads;
-    if (pool->n_parts == 1) {
+    if (pool->n_parts == 1)
         run_part(pool, 0);
-        return;
-    }
-    post_job(pool);
-    run_part(pool, 0);
-    await_finish(pool);
+    else
+        run_together(pool);
+}
+
+enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)
+{
+    uint64_t now_ns = sl_clock_ns(), spent_ns = now_ns - pool->since_ns, waited_ns = 0;
+    enum sl_phase ended = pool->phase;
+
+    if (ended != SL_PHASE_OUTSIDE) /* more than all of it only where jobs had few parts */
+        waited_ns = pool->waited_ns < spent_ns ? pool->waited_ns : spent_ns;
+    pool->counters.of[ended].ns += spent_ns - waited_ns;
+    pool->counters.of[SL_PHASE_BARRIERS].ns += waited_ns;
+    pool->phase = phase;
+    pool->since_ns = now_ns;
+    pool->waited_ns = 0;
+    return ended;
+}
+
+void sl_pool_count(struct sl_pool *pool, uint64_t read_bytes, uint64_t multiplications)
+{
+    pool->counters.of[pool->phase].read_bytes += read_bytes;
+    pool->counters.of[pool->phase].multiplications += multiplications;
+}
+
+struct sl_phase_counters sl_pool_counters(struct sl_pool *pool)
+{
+    sl_pool_phase(pool, pool->phase);
+    return pool->counters;
 }

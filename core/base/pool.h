@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
+#include "core/base/phase.h"
 
 #define SL_POOL_THREADS_MAX 256
 
@@ -34,5 +35,18 @@ uint32_t sl_pool_thread_count(const struct sl_pool *pool);
 /* Runs fn over n_items items and returns when all are done. `grain` is the least number of items
  * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. */
 void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context);
+
+/* ---- the account of time: core/base/phase.h -----------------------------------------------------
+ * Kept by the thread that drives the pool; it alone calls these. */
+
+/* From now on time belongs to `phase`; returns the phase that ends. Costs a reading of the clock.
+ * Also allowed inside a job, to the driver (thread_index 0): its share stands for all. */
+enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase);
+
+/* Adds to the present phase what was read and multiplied in it. */
+void sl_pool_count(struct sl_pool *pool, uint64_t read_bytes, uint64_t multiplications);
+
+/* Up to this moment, since the pool was created. */
+struct sl_phase_counters sl_pool_counters(struct sl_pool *pool);
 
 #endif

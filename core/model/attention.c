@@ -239,6 +239,7 @@ static void compress(const struct run *in)
 
     if (in->weights->ratio == 0)
         return;
+    sl_pool_phase(in->step->compute->pool, SL_PHASE_COMPRESSOR);
     sl_compressor_add(in->step, &run, in->first, in->end, in->a->compressors);
     if (in->weights->ratio != SL_CSA_RATIO)
         return;
@@ -262,14 +263,13 @@ static void finish_first_projections(void *context, size_t first, size_t end, ui
     const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
     const uint32_t pairs = c->qk_rope_head_dim / 2;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++) {
         size_t i = in->first + row;
         float *kv = in->a->kv + row * sl_r16_padded_rows(c->head_dim);
         float *qr = in->a->qr.f32 + row * c->q_lora_rank;
 
         k->rms_norm(c->q_lora_rank, qr, in->weights->q_norm, c->rms_norm_eps, qr);
-        sl_act_buffer_round(&in->a->qr, k, row);
+        sl_act_buffer_round(&in->a->qr, in->step->compute, thread_index, row);
         k->rms_norm(c->head_dim, kv, in->weights->kv_norm, c->rms_norm_eps, kv);
         k->rotate(pairs, kv + c->head_dim - 2 * pairs, in->step->cosine[kind] + i * pairs,
                   in->step->sine[kind] + i * pairs, 1.0f);
@@ -349,6 +349,7 @@ static void set_up_queries(struct run *in, uint32_t next)
 static void select_entries(const struct run *in)
 {
     const struct sl_config *c = in->step->config;
+    struct sl_pool *pool = in->step->compute->pool;
     struct sl_index_query queries[QUERIES_AT_ONCE_MAX];
     uint32_t n = 0;
 
@@ -366,8 +367,11 @@ static void select_entries(const struct run *in)
             .ret_chosen = query->chosen,
         };
     }
-    if (n)
-        sl_indexer_select(in->a->indexer, in->step, in->layer_index, queries, n);
+    if (n == 0)
+        return;
+    sl_pool_phase(pool, SL_PHASE_INDEXER);
+    sl_indexer_select(in->a->indexer, in->step, in->layer_index, queries, n);
+    sl_pool_phase(pool, SL_PHASE_ATTENTION);
 }
 
 /* Where entry n of a query is stored; NULL for a gap (before the window, or padding). */
@@ -506,6 +510,7 @@ static void attend_exact(void *context, size_t first, size_t end, uint32_t threa
 static void attend_queries(struct run *in)
 {
     const struct sl_config *c = in->step->config;
+    const struct sl_attention *a = in->a;
     struct sl_pool *pool = in->step->compute->pool;
     const uint32_t items = (in->a->entries_max + ENTRIES_PER_ITEM - 1) / ENTRIES_PER_ITEM;
 
@@ -528,6 +533,9 @@ static void attend_queries(struct run *in)
             sl_pool_run(pool, (size_t)in->n_queries * c->num_attention_heads, 1, attend_exact, in);
             continue;
         }
+        for (uint32_t i = 0; i < in->n_queries; i++)
+            sl_pool_count(pool, (uint64_t)a->queries[i].n_entries * a->entry_bytes,
+                          2 * (uint64_t)a->queries[i].n_entries * heads_dim(c));
         sl_pool_run(pool, (size_t)in->n_queries * items, 1, gather, in);
         sl_pool_run(pool, in->n_queries * sl_r16_tile_count(c->num_attention_heads), 1, attend, in);
     }
@@ -539,8 +547,8 @@ static void attend_queries(struct run *in)
 static struct sl_linear_job job_of(const struct run *in, const struct sl_matrix *matrix,
                                    struct sl_act x, float *y)
 {
-    return (struct sl_linear_job){matrix, x, y, sl_r16_padded_rows(matrix->rows),
-                                  in->end - in->first};
+    return (struct sl_linear_job){
+        matrix, x, y, sl_r16_padded_rows(matrix->rows), in->end - in->first, 0};
 }
 
 /* All linears that read the layer's normed input. */
@@ -581,29 +589,19 @@ static void round_o_a(void *context, size_t first, size_t end, uint32_t thread_i
 {
     const struct run *in = context;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++)
-        sl_act_buffer_round(&in->a->o_a, in->step->compute->kernels, row);
+        sl_act_buffer_round(&in->a->o_a, in->step->compute, thread_index, row);
 }
 
 /* The grouped output projection: each group's heads to o_lora_rank, then all to hidden_size. */
 static void project_output(struct run *in)
 {
-    const struct sl_config *c = in->step->config;
-    const uint32_t rank = c->o_lora_rank, group_cols = sl_config_group_cols(c);
-    struct sl_linear_job job;
+    struct sl_linear_job job =
+        job_of(in, &in->weights->wo_a, sl_act_buffer_rows(&in->a->o, 0), in->a->o_a.f32);
 
-    for (uint32_t g = 0; g < c->o_groups; g++) {
-        struct sl_matrix group = sl_matrix_row_view(&in->weights->wo_a, g * rank, rank);
-        struct sl_act o = sl_act_buffer_rows(&in->a->o, 0);
-
-        o.f32 += (size_t)g * group_cols;
-        if (o.bf16)
-            o.bf16 += (size_t)g * group_cols;
-        job = job_of(in, &group, o, in->a->o_a.f32 + (size_t)g * rank);
-        job.y_stride = in->a->o_a.cols;
-        sl_linear_run(in->step->compute, &job, 1);
-    }
+    job.y_stride = in->a->o_a.cols;
+    job.group_rows = in->step->config->o_lora_rank;
+    sl_linear_run(in->step->compute, &job, 1);
     sl_pool_run(in->step->compute->pool, in->end - in->first, 4, round_o_a, in);
     job = job_of(in, &in->weights->wo_b, sl_act_buffer_rows(&in->a->o_a, 0), in->a->out);
     sl_linear_run(in->step->compute, &job, 1);
@@ -641,15 +639,21 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
         needs_index = chunk_needs_index(&in);
         sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
                      &attention->x);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_first(&in, needs_index);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION);
         sl_pool_run(pool, in.end - in.first, 1, finish_first_projections, &in);
         compress(&in);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_queries(&in, needs_index);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION);
         sl_pool_run(pool, in.end - in.first, 1, finish_queries, &in);
         attend_queries(&in);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_output(&in);
         sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,
                     step->config->hidden_size);
     }
+    sl_pool_phase(pool, SL_PHASE_ATTENTION);
     sl_pool_run(pool, step->n_tokens, 64, keep_window, &in);
 }

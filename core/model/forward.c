@@ -231,12 +231,11 @@ static void head_rows(void *context, size_t first, size_t end, uint32_t thread_i
     struct sl_forward *f = head->f;
     const size_t hidden = f->params.config->hidden_size;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++) {
         sl_hc_head(&f->step, head->hc, head->norm,
                    f->step.streams + f->rows[row] * f->params.config->hc_mult * hidden,
                    f->head_x.f32 + row * hidden);
-        sl_act_buffer_round(&f->head_x, f->params.compute->kernels, row);
+        sl_act_buffer_round(&f->head_x, f->params.compute, thread_index, row);
     }
 }
 
@@ -263,12 +262,18 @@ static int give_group(const struct head *head, struct logit_group *group, sl_log
 {
     struct sl_forward *f = head->f;
     const size_t stride = sl_r16_padded_rows(f->params.config->vocab_size);
-    struct sl_linear_job job = {&f->params.weights->head, sl_act_buffer_rows(&f->head_x, 0),
-                                f->logits, stride, group->n};
+    struct sl_linear_job job = {&f->params.weights->head,
+                                sl_act_buffer_rows(&f->head_x, 0),
+                                f->logits,
+                                stride,
+                                group->n,
+                                0};
+    struct sl_pool *pool = f->params.compute->pool;
 
     if (group->n == 0)
         return 0;
-    sl_pool_run(f->params.compute->pool, group->n, 1, head_rows, (void *)head);
+    sl_pool_phase(pool, SL_PHASE_HEAD);
+    sl_pool_run(pool, group->n, 1, head_rows, (void *)head);
     sl_linear_run(f->params.compute, &job, 1);
     for (uint32_t row = 0; row < group->n; row++) {
         if (!all_finite(f->logits + row * stride, f->params.config->vocab_size))
@@ -276,8 +281,10 @@ static int give_group(const struct head *head, struct logit_group *group, sl_log
                               "the logits after token %u are not finite: weights of the model, or "
                               "of experts that it used, are damaged",
                               f->tokens[f->rows[row]].position);
+        sl_pool_phase(pool, SL_PHASE_OUTSIDE);
         on_logits(context, group->span_index[row], group->token_index[row],
                   f->logits + row * stride);
+        sl_pool_phase(pool, SL_PHASE_HEAD);
     }
     group->n = 0;
     return 0;
@@ -323,7 +330,8 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
 }
 
 /* The end of a step: its tokens have been seen, or its sequences are of no use any more. */
-static int settle(const struct sl_span *spans, uint32_t n_spans, bool mtp, int rc)
+static int settle(const struct sl_forward *f, const struct sl_span *spans, uint32_t n_spans,
+                  bool mtp, int rc)
 {
     for (uint32_t s = 0; s < n_spans; s++) {
         struct sl_kv_cache *kv = spans[s].kv;
@@ -335,6 +343,7 @@ static int settle(const struct sl_span *spans, uint32_t n_spans, bool mtp, int r
         else
             kv->n_tokens += spans[s].n_tokens;
     }
+    sl_pool_phase(f->params.compute->pool, SL_PHASE_OUTSIDE);
     return rc;
 }
 
@@ -348,6 +357,7 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
     rc = check_spans(f, spans, n_spans, false, err);
     if (rc < 0)
         return rc;
+    sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
     set_tokens(f, spans, n_spans, false);
     sl_moe_hint(f->moe, &f->step, weights->layers, f->params.source);
     sl_pool_run(f->params.compute->pool, f->step.n_tokens, 4, embed_tokens, f);
@@ -355,7 +365,7 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
         rc = run_layer(f, i, err);
     if (rc == 0)
         rc = give_logits(&head, spans, n_spans, on_logits, context, err);
-    return settle(spans, n_spans, false, rc);
+    return settle(f, spans, n_spans, false, rc);
 }
 
 /* ---- the MTP block -----------------------------------------------------------------------------
@@ -399,22 +409,22 @@ static void norm_mtp_inputs(void *context, size_t first, size_t end, uint32_t th
 {
     const struct mtp_chunk *chunk = context;
     struct sl_forward *f = chunk->f;
-    const struct sl_kernels *k = f->params.compute->kernels;
+    const struct sl_compute *compute = f->params.compute;
+    const struct sl_kernels *k = compute->kernels;
     const struct sl_mtp_weights *mtp = &f->params.weights->mtp;
     const size_t hidden = f->params.config->hidden_size, n = f->params.config->hc_mult;
     const float eps = f->params.config->rms_norm_eps;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++) {
         float *e = f->mtp_e.f32 + row * hidden;
 
         embed(f, f->tokens[chunk->first + row].id, e);
         k->rms_norm(hidden, e, mtp->enorm, eps, e);
-        sl_act_buffer_round(&f->mtp_e, k, row);
+        sl_act_buffer_round(&f->mtp_e, compute, thread_index, row);
         for (size_t s = row * n; s < (row + 1) * n; s++) {
             k->rms_norm(hidden, f->step.streams + (chunk->first * n + s) * hidden, mtp->hnorm, eps,
                         f->mtp_h.f32 + s * hidden);
-            sl_act_buffer_round(&f->mtp_h, k, s);
+            sl_act_buffer_round(&f->mtp_h, compute, thread_index, s);
         }
     }
 }
@@ -435,6 +445,7 @@ static void add_mtp_inputs(void *context, size_t first, size_t end, uint32_t thr
 /* streams = e_proj(enorm(embedding of the next token)) + h_proj(hnorm(stream)). */
 static void set_mtp_streams(struct sl_forward *f)
 {
+    struct sl_pool *pool = f->params.compute->pool;
     const struct sl_mtp_weights *mtp = &f->params.weights->mtp;
     const size_t hidden = f->params.config->hidden_size, n = f->params.config->hc_mult;
 
@@ -443,12 +454,13 @@ static void set_mtp_streams(struct sl_forward *f)
             f->step.n_tokens - first < SL_CHUNK_TOKENS ? f->step.n_tokens - first : SL_CHUNK_TOKENS;
         struct mtp_chunk chunk = {f, first};
         struct sl_linear_job jobs[2] = {
-            {&mtp->e_proj, sl_act_buffer_rows(&f->mtp_e, 0), f->mtp_e_out, hidden, rows},
-            {&mtp->h_proj, sl_act_buffer_rows(&f->mtp_h, 0), f->mtp_h_out, hidden, rows * n}};
+            {&mtp->e_proj, sl_act_buffer_rows(&f->mtp_e, 0), f->mtp_e_out, hidden, rows, 0},
+            {&mtp->h_proj, sl_act_buffer_rows(&f->mtp_h, 0), f->mtp_h_out, hidden, rows * n, 0}};
 
-        sl_pool_run(f->params.compute->pool, rows, 1, norm_mtp_inputs, &chunk);
+        sl_pool_phase(pool, SL_PHASE_HEAD);
+        sl_pool_run(pool, rows, 1, norm_mtp_inputs, &chunk);
         sl_linear_run(f->params.compute, jobs, 2);
-        sl_pool_run(f->params.compute->pool, rows, 1, add_mtp_inputs, &chunk);
+        sl_pool_run(pool, rows, 1, add_mtp_inputs, &chunk);
     }
 }
 
@@ -464,13 +476,14 @@ int sl_forward_mtp(struct sl_forward *f, const struct sl_span *spans, uint32_t n
     if (rc < 0)
         return rc;
     assert_follows_step(f, spans, n_spans);
+    sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
     compact_streams(f, spans, n_spans);
     set_tokens(f, spans, n_spans, true);
     if (f->step.n_tokens == 0)
-        return 0;
+        return settle(f, spans, n_spans, true, 0);
     set_mtp_streams(f);
     rc = run_layer(f, f->params.config->num_hidden_layers, err);
     if (rc == 0)
         rc = give_logits(&head, spans, n_spans, on_logits, context, err);
-    return settle(spans, n_spans, true, rc);
+    return settle(f, spans, n_spans, true, rc);
 }

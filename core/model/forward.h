@@ -5,7 +5,9 @@
  * layer-major (every span passes layer n before layer n + 1 starts) and expert-major inside the
  * MoE. The logits after a token depend on weights and earlier tokens alone, bit for bit.
  *
- * One thread drives a forward; it owns all working memory and allocates nothing after creation. */
+ * One thread drives a forward; it owns all working memory and allocates nothing after creation.
+ * What a step's time went to is in the pool's account (core/base/phase.h), without what
+ * on_logits() took. */
 #ifndef SL_MODEL_FORWARD_H
 #define SL_MODEL_FORWARD_H
 

@@ -162,7 +162,6 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
     const uint32_t n = config->hc_mult, hidden = config->hidden_size;
     const float *scale = in->hc->scale, *base = in->hc->base;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++) {
         const float *streams = in->step->streams + (in->first + row) * n * hidden;
         float *post = in->mix->post + row * n, *comb = in->mix->comb + row * n * n;
@@ -181,7 +180,7 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
         sinkhorn(config, comb);
         k->hc_reduce(n, hidden, pre, streams, x);
         k->rms_norm(hidden, x, in->norm, config->rms_norm_eps, x);
-        sl_act_buffer_round(in->x, k, row);
+        sl_act_buffer_round(in->x, in->step->compute, thread_index, row);
     }
 }
 
@@ -192,6 +191,10 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
     struct before in = {step, hc, norm, first, end - first, mix, x};
     size_t groups = (in.n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
 
+    sl_pool_phase(step->compute->pool, SL_PHASE_HYPER_CONNECTION);
+    sl_pool_count(step->compute->pool,
+                  sl_r16_tile_count(hc->fn.rows) * sl_matrix_tile_bytes(&hc->fn),
+                  (uint64_t)hc->fn.rows * hc->fn.cols * (end - first));
     sl_pool_run(step->compute->pool,
                 groups * n_parts(step->config) * sl_r16_tile_count(hc->fn.rows), 2, project_tasks,
                 &in);
@@ -223,6 +226,7 @@ void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
 {
     struct after in = {step, first, mix, out, out_stride};
 
+    sl_pool_phase(step->compute->pool, SL_PHASE_HYPER_CONNECTION);
     sl_pool_run(step->compute->pool, end - first, 1, after_rows, &in);
 }
 

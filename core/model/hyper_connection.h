@@ -1,7 +1,7 @@
 /* mHC: residual streams mixed into a block's input, and its output mixed back.
  *
  * Source: the V4 report, manifold-constrained hyper-connections; tests/oracle/v4ref.py,
- * HyperConnection. All in float32. */
+ * HyperConnection. All in float32. before() and after() begin the phase of mHC. */
 #ifndef SL_MODEL_HYPER_CONNECTION_H
 #define SL_MODEL_HYPER_CONNECTION_H
 

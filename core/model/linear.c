@@ -22,19 +22,6 @@ size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix)
     return 0;
 }
 
-struct sl_matrix sl_matrix_row_view(const struct sl_matrix *matrix, uint32_t first_row,
-                                    uint32_t rows)
-{
-    struct sl_matrix view = *matrix;
-
-    sl_assert(first_row % SL_FP8_BLOCK == 0 && first_row + rows <= matrix->rows);
-    view.rows = rows;
-    view.tiles += first_row / SL_R16_ROWS * sl_matrix_tile_bytes(matrix);
-    if (view.scales)
-        view.scales += (size_t)(first_row / SL_FP8_BLOCK) * (matrix->cols / SL_FP8_BLOCK);
-    return view;
-}
-
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics)
 {
@@ -52,17 +39,24 @@ struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, 
     return buffer;
 }
 
-void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_kernels *kernels,
-                         size_t row)
+void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_compute *compute,
+                         uint32_t thread_index, size_t row)
 {
+    const struct sl_kernels *kernels = compute->kernels;
     const size_t cols = buffer->cols;
     const float *x = buffer->f32 + row * cols;
+    enum sl_phase phase = SL_PHASE_OUTSIDE;
+
+    if (thread_index == 0)
+        phase = sl_pool_phase(compute->pool, SL_PHASE_QUANTISE);
 
     if (buffer->bf16)
         kernels->to_bf16(cols, x, buffer->bf16 + row * cols);
     if (buffer->int8)
         kernels->quantise_int8(cols, x, buffer->int8 + row * cols,
                                buffer->int8_scale + row * (cols / SL_FP4_BLOCK_COLS));
+    if (thread_index == 0)
+        sl_pool_phase(compute->pool, phase);
 }
 
 struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row)
@@ -122,6 +116,26 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
     }
 }
 
+/* The same for a job whose rows are in groups: cuts at their borders. */
+static void run_groups(const struct sl_compute *compute, const struct sl_linear_job *job,
+                       size_t first_tile, size_t end_tile)
+{
+    const size_t group_tiles = job->group_rows / SL_R16_ROWS;
+
+    sl_assert(job->group_rows % SL_R16_ROWS == 0);
+    while (first_tile < end_tile) {
+        struct sl_linear_job part = *job;
+        size_t group = first_tile / group_tiles, end = (group + 1) * group_tiles;
+
+        end = end < end_tile ? end : end_tile;
+        part.x.f32 += group * job->matrix->cols;
+        if (part.x.bf16)
+            part.x.bf16 += group * job->matrix->cols;
+        run_tiles(compute, &part, first_tile, end);
+        first_tile = end;
+    }
+}
+
 struct shares {
     const struct sl_compute *compute;
     const struct sl_linear_job *jobs;
@@ -141,7 +155,9 @@ static void run_shares(void *context, size_t first, size_t end, uint32_t thread_
         size_t first_tile = n_tiles * first / shares->n_shares;
         size_t end_tile = n_tiles * end / shares->n_shares;
 
-        if (first_tile < end_tile)
+        if (job->group_rows)
+            run_groups(shares->compute, job, first_tile, end_tile);
+        else if (first_tile < end_tile)
             run_tiles(shares->compute, job, first_tile, end_tile);
     }
 }
@@ -150,10 +166,15 @@ void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job 
                    size_t n_jobs)
 {
     struct shares shares = {compute, jobs, n_jobs, sl_pool_thread_count(compute->pool)};
-    uint64_t work = 0;
+    uint64_t work = 0, read_bytes = 0;
 
-    for (size_t i = 0; i < n_jobs; i++)
-        work += (uint64_t)jobs[i].matrix->rows * jobs[i].matrix->cols * jobs[i].token_count;
+    for (size_t i = 0; i < n_jobs; i++) {
+        const struct sl_matrix *m = jobs[i].matrix;
+
+        work += (uint64_t)m->rows * m->cols * jobs[i].token_count;
+        read_bytes += sl_r16_tile_count(m->rows) * sl_matrix_tile_bytes(m);
+    }
+    sl_pool_count(compute->pool, read_bytes, work);
     if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
         shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
     sl_pool_run(compute->pool, shares.n_shares, 1, run_shares, &shares);

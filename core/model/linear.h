@@ -23,10 +23,6 @@ struct sl_matrix {
 
 size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix);
 
-/* The rows first_row .. first_row + rows; first_row is a multiple of 128. */
-struct sl_matrix sl_matrix_row_view(const struct sl_matrix *matrix, uint32_t first_row,
-                                    uint32_t rows);
-
 /* Rows of activations in the forms that linears read: FP8 and BF16 weights take bf16, FP4 weights
  * int8 with their scales, F32 weights and all of `exact` float32. Only what is read need be set. */
 struct sl_act {
@@ -53,9 +49,9 @@ enum sl_act_forms { SL_ACT_BF16 = 1, SL_ACT_INT8 = 2 };
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics);
 
-/* Rounds row `row` of f32 into the other forms. */
-void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_kernels *kernels,
-                         size_t row);
+/* Rounds row `row` of f32 into the other forms. For jobs of the pool, hence thread_index. */
+void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_compute *compute,
+                         uint32_t thread_index, size_t row);
 
 /* The rows from first_row on, to read. */
 struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row);
@@ -66,9 +62,12 @@ struct sl_linear_job {
     float *y; /* (token_count, rows rounded up to 16) at y_stride */
     size_t y_stride;
     size_t token_count;
+    /* 0, or a multiple of 16: each so many rows read x further on by the matrix's columns. */
+    uint32_t group_rows;
 };
 
-/* Runs all jobs and returns when they are done. Outputs must not overlap any input. */
+/* Runs all jobs and returns when they are done. Outputs must not overlap any input. Thread i of n
+ * always takes the same part of a matrix: its tiles from i / n on, as sl_pool_run() cuts them. */
 void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job *jobs,
                    size_t n_jobs);
 

@@ -221,12 +221,26 @@ static void activate(void *context, size_t first, size_t end, uint32_t thread_in
     const struct sl_kernels *k = in->step->compute->kernels;
     const size_t cols = in->step->config->moe_intermediate_size;
 
-    (void)thread_index;
     for (size_t row = first; row < end; row++) {
         k->swiglu(cols, m->gate + row * cols, m->up + row * cols, in->step->config->swiglu_limit,
                   m->row_weight[row], m->h.f32 + row * cols);
-        sl_act_buffer_round(&m->h, k, row);
+        sl_act_buffer_round(&m->h, in->step->compute, thread_index, row);
     }
+}
+
+/* Two linears, the activation, one linear. */
+static void run_ffn(const struct run *in, enum sl_phase linears, const struct sl_linear_job *up,
+                    size_t n_up, size_t n_rows, const struct sl_linear_job *down, size_t n_down)
+{
+    const struct sl_compute *compute = in->step->compute;
+
+    sl_pool_phase(compute->pool, linears);
+    sl_linear_run(compute, up, n_up);
+    sl_pool_phase(compute->pool, SL_PHASE_REST);
+    sl_pool_run(compute->pool, n_rows, 1, activate, (void *)in);
+    sl_pool_phase(compute->pool, linears);
+    sl_linear_run(compute, down, n_down);
+    sl_pool_phase(compute->pool, SL_PHASE_REST);
 }
 
 /* The shared expert over all tokens, a batch at a time. */
@@ -240,16 +254,18 @@ static void run_shared(const struct run *in)
         uint32_t n =
             in->step->n_tokens - first < m->rows_max ? in->step->n_tokens - first : m->rows_max;
         struct sl_act x = sl_act_buffer_rows(&m->x, first);
-        struct sl_linear_job jobs[2] = {{&in->weights->shared_w1, x, m->gate, inner, n},
-                                        {&in->weights->shared_w3, x, m->up, inner, n}};
-        struct sl_linear_job down = {&in->weights->shared_w2, sl_act_buffer_rows(&m->h, 0),
-                                     m->shared_out + first * hidden, hidden, n};
+        struct sl_linear_job up[2] = {{&in->weights->shared_w1, x, m->gate, inner, n, 0},
+                                      {&in->weights->shared_w3, x, m->up, inner, n, 0}};
+        struct sl_linear_job down = {&in->weights->shared_w2,
+                                     sl_act_buffer_rows(&m->h, 0),
+                                     m->shared_out + first * hidden,
+                                     hidden,
+                                     n,
+                                     0};
 
-        sl_linear_run(in->step->compute, jobs, 2);
         for (uint32_t row = 0; row < n; row++)
             m->row_weight[row] = 1.0f;
-        sl_pool_run(in->step->compute->pool, n, 1, activate, (void *)in);
-        sl_linear_run(in->step->compute, &down, 1);
+        run_ffn(in, SL_PHASE_SHARED_LINEARS, up, 2, n, &down, 1);
     }
 }
 
@@ -284,32 +300,28 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
 static void run_batch(const struct run *in)
 {
     struct sl_moe *m = in->m;
-    const struct sl_compute *compute = in->step->compute;
     const size_t hidden = in->step->config->hidden_size;
     const size_t inner = in->step->config->moe_intermediate_size;
-    struct sl_linear_job jobs[2 * LOANS_MAX];
+    struct sl_linear_job up[2 * LOANS_MAX], down[LOANS_MAX];
 
-    sl_pool_run(compute->pool, m->n_parts, 1, gather_rows, (void *)in);
+    sl_pool_run(in->step->compute->pool, m->n_parts, 1, gather_rows, (void *)in);
     for (uint32_t p = 0; p < m->n_parts; p++) {
         const struct part *part = &m->parts[p];
         struct sl_act x = sl_act_buffer_rows(&m->in, part->batch_row);
         size_t at = part->batch_row * inner;
 
-        jobs[2 * p] =
-            (struct sl_linear_job){&part->w[SL_EXPERT_W1], x, m->gate + at, inner, part->n};
-        jobs[2 * p + 1] =
-            (struct sl_linear_job){&part->w[SL_EXPERT_W3], x, m->up + at, inner, part->n};
-    }
-    sl_linear_run(compute, jobs, 2 * (size_t)m->n_parts);
-    sl_pool_run(compute->pool, m->n_rows, 1, activate, (void *)in);
-    for (uint32_t p = 0; p < m->n_parts; p++) {
-        const struct part *part = &m->parts[p];
-
-        jobs[p] = (struct sl_linear_job){&part->w[SL_EXPERT_W2],
+        up[2 * p] =
+            (struct sl_linear_job){&part->w[SL_EXPERT_W1], x, m->gate + at, inner, part->n, 0};
+        up[2 * p + 1] =
+            (struct sl_linear_job){&part->w[SL_EXPERT_W3], x, m->up + at, inner, part->n, 0};
+        down[p] = (struct sl_linear_job){&part->w[SL_EXPERT_W2],
                                          sl_act_buffer_rows(&m->h, part->batch_row),
-                                         m->pair_out + part->first * hidden, hidden, part->n};
+                                         m->pair_out + part->first * hidden,
+                                         hidden,
+                                         part->n,
+                                         0};
     }
-    sl_linear_run(compute, jobs, m->n_parts);
+    run_ffn(in, SL_PHASE_ROUTED_LINEARS, up, 2 * (size_t)m->n_parts, m->n_rows, down, m->n_parts);
     m->n_parts = 0;
     m->n_rows = 0;
 }
@@ -404,21 +416,24 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
 {
     struct run in = {moe, step, weights, layer_index};
     const struct sl_config *config = step->config;
-    struct sl_linear_job gate = {&weights->gate,
-                                 {0},
-                                 moe->scores,
-                                 sl_r16_padded_rows(config->n_routed_experts),
-                                 step->n_tokens};
+    struct sl_linear_job gate = {&weights->gate, {0},
+                                 moe->scores,    sl_r16_padded_rows(config->n_routed_experts),
+                                 step->n_tokens, 0};
+    struct sl_pool *pool = step->compute->pool;
+    uint32_t n_wanted;
     int rc;
 
     sl_hc_before(step, &weights->hc_ffn, weights->ffn_norm, 0, step->n_tokens, &moe->mix, &moe->x);
     gate.x = sl_act_buffer_rows(&moe->x, 0);
+    sl_pool_phase(pool, SL_PHASE_ROUTER);
     sl_linear_run(step->compute, &gate, 1);
-    sl_pool_run(step->compute->pool, step->n_tokens, 4, route, &in);
-    rc = run_routed(&in, sort_pairs(&in), source, err);
+    sl_pool_run(pool, step->n_tokens, 4, route, &in);
+    n_wanted = sort_pairs(&in);
+    sl_pool_phase(pool, SL_PHASE_REST);
+    rc = run_routed(&in, n_wanted, source, err);
     if (rc < 0)
         return rc;
-    sl_pool_run(step->compute->pool, step->n_tokens, 1, sum_experts, &in);
+    sl_pool_run(pool, step->n_tokens, 1, sum_experts, &in);
     sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, config->hidden_size);
     return 0;
 }

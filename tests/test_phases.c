@@ -1,0 +1,344 @@
+/* The account of time: phases add up to the clock, waits and barriers are those that were, and a
+ * step books every kind of work. Jobs of a known make run on pools of known size between readings
+ * of the clock that must enclose what was booked; then a tiny model takes steps. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "core/base/clock.h"
+#include "core/base/phase.h"
+#include "core/base/pool.h"
+#include "core/model/forward.h"
+#include "tests/fixture_model.h"
+
+#define WORK_NS UINT64_C(200000)
+
+static void work_until(uint64_t end_ns)
+{
+    while (sl_clock_ns() < end_ns)
+        ;
+}
+
+/* ---- an account between two readings -----------------------------------------------------------
+ */
+
+struct account {
+    struct sl_pool *pool;
+    struct sl_phase_counters begin;
+    uint64_t before_ns, after_ns; /* around the first reading */
+};
+
+static struct account account_begin(struct sl_pool *pool)
+{
+    struct account account = {.pool = pool};
+
+    account.before_ns = sl_clock_ns();
+    account.begin = sl_pool_counters(pool);
+    account.after_ns = sl_clock_ns();
+    return account;
+}
+
+/* What was booked lies between the inner and the outer time: nothing is lost, nothing doubled. */
+static struct sl_phase_counters account_end(const struct account *account)
+{
+    uint64_t inner_ns = sl_clock_ns() - account->after_ns, outer_ns, sum_ns = 0;
+    struct sl_phase_counters end = sl_pool_counters(account->pool);
+    struct sl_phase_counters booked = sl_phase_difference(&account->begin, &end);
+
+    outer_ns = sl_clock_ns() - account->before_ns;
+    for (int phase = 0; phase < SL_PHASES; phase++)
+        sum_ns += booked.of[phase].ns;
+    assert_in_range(sum_ns, inner_ns, outer_ns);
+    return booked;
+}
+
+/* ---- the pool ----------------------------------------------------------------------------------
+ */
+
+struct job {
+    atomic_uint n_parts;
+    atomic_bool driver_done;
+    bool worker_is_late;
+};
+
+static void run_part(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct job *job = context;
+
+    (void)first;
+    (void)end;
+    atomic_fetch_add(&job->n_parts, 1);
+    if (job->worker_is_late && thread_index == 1) {
+        while (!atomic_load(&job->driver_done))
+            ;
+        work_until(sl_clock_ns() + WORK_NS);
+    }
+    if (thread_index == 0)
+        atomic_store(&job->driver_done, true);
+}
+
+static void test_phases_add_up(void **state)
+{
+    struct sl_phase_counters booked;
+    struct account account;
+    struct sl_pool *pool;
+
+    (void)state;
+    assert_int_equal(sl_pool_create(&pool, 1, NULL), 0);
+    account = account_begin(pool);
+    assert_int_equal(sl_pool_phase(pool, SL_PHASE_ROUTER), SL_PHASE_OUTSIDE);
+    work_until(sl_clock_ns() + WORK_NS);
+    assert_int_equal(sl_pool_phase(pool, SL_PHASE_HEAD), SL_PHASE_ROUTER);
+    work_until(sl_clock_ns() + 2 * WORK_NS);
+    sl_pool_count(pool, 10, 1000);
+    sl_pool_count(pool, 1, 100);
+    assert_int_equal(sl_pool_phase(pool, SL_PHASE_OUTSIDE), SL_PHASE_HEAD);
+    sl_pool_count(pool, 7, 7);
+    booked = account_end(&account);
+    assert_true(booked.of[SL_PHASE_ROUTER].ns >= WORK_NS);
+    assert_true(booked.of[SL_PHASE_HEAD].ns >= 2 * WORK_NS);
+    assert_int_equal(booked.of[SL_PHASE_HEAD].read_bytes, 11);
+    assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications, 1100);
+    assert_int_equal(booked.of[SL_PHASE_ROUTER].read_bytes, 0);
+    assert_int_equal(booked.of[SL_PHASE_OUTSIDE].read_bytes, 7);
+    sl_pool_destroy(pool);
+}
+
+/* Jobs are barriers when, and only when, more than one thread takes part. */
+static void test_barriers_are_counted(void **state)
+{
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
+        uint64_t n_barriers = 0;
+        struct sl_phase_counters booked;
+        struct account account;
+        struct sl_pool *pool;
+
+        assert_int_equal(sl_pool_create(&pool, n_threads, NULL), 0);
+        account = account_begin(pool);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION);
+        for (size_t n = 0; n < 12; n++) {
+            for (size_t grain = 1; grain <= 9; grain += 4) {
+                struct job job = {0};
+
+                sl_pool_run(pool, n, grain, run_part, &job);
+                n_barriers += atomic_load(&job.n_parts) > 1;
+            }
+        }
+        sl_pool_phase(pool, SL_PHASE_OUTSIDE);
+        booked = account_end(&account);
+        assert_int_equal(booked.of[SL_PHASE_ATTENTION].n_barriers, n_barriers);
+        assert_int_equal(n_barriers > 0, n_threads > 1);
+        assert_int_equal(booked.of[SL_PHASE_OUTSIDE].n_barriers, 0);
+        if (n_threads == 1)
+            assert_int_equal(booked.of[SL_PHASE_BARRIERS].ns, 0);
+        sl_pool_destroy(pool);
+    }
+}
+
+/* One of two threads is late by WORK_NS, so that they wait half of it on average. */
+static void test_waits_are_barriers(void **state)
+{
+    struct sl_phase_counters booked;
+    struct account account;
+    struct sl_pool *pool;
+    struct job job;
+    uint64_t waited_ns = 0;
+
+    (void)state;
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    /* Several tries: the system may interrupt the driver where it would wait. */
+    for (int i = 0; i < 50 && waited_ns < WORK_NS / 2; i++) {
+        job = (struct job){.worker_is_late = true};
+        account = account_begin(pool);
+        sl_pool_phase(pool, SL_PHASE_ATTENTION);
+        sl_pool_run(pool, 2, 1, run_part, &job);
+        sl_pool_phase(pool, SL_PHASE_OUTSIDE);
+        booked = account_end(&account);
+        waited_ns = booked.of[SL_PHASE_BARRIERS].ns;
+        /* What the worker did is the phase's. */
+        assert_true(booked.of[SL_PHASE_ATTENTION].ns >= WORK_NS / 2);
+    }
+    assert_true(waited_ns >= WORK_NS / 2);
+
+    /* Between steps nobody waits for anybody. */
+    account = account_begin(pool);
+    job = (struct job){.worker_is_late = true};
+    sl_pool_run(pool, 2, 1, run_part, &job);
+    booked = account_end(&account);
+    assert_int_equal(booked.of[SL_PHASE_BARRIERS].ns, 0);
+    assert_true(booked.of[SL_PHASE_OUTSIDE].ns >= WORK_NS);
+    sl_pool_destroy(pool);
+}
+
+/* ---- steps -------------------------------------------------------------------------------------
+ */
+
+#define PROMPT_TOKENS 32u /* long enough for the indexer to choose: index_topk is 3 */
+
+struct rig {
+    struct sl_config config;
+    struct fixture_weights source;
+    struct fixture_experts experts;
+    struct sl_weights weights;
+    struct sl_kernels kernels;
+    struct sl_compute compute;
+    struct sl_forward *forward;
+    struct sl_kv_cache kv;
+    int32_t tokens[PROMPT_TOKENS + 1];
+};
+
+static void rig_init(struct rig *rig, uint32_t n_threads)
+{
+    struct sl_forward_params params = {
+        .config = &rig->config,
+        .weights = &rig->weights,
+        .compute = &rig->compute,
+        .source = &rig->experts.source,
+        .tokens_max = PROMPT_TOKENS,
+        .context_max = PROMPT_TOKENS + 1,
+        .spans_max = 1,
+    };
+
+    fixture_config(&rig->config);
+    fixture_weights_init(&rig->source, &rig->config, 1);
+    fixture_experts_init(&rig->experts, &rig->config, rig->config.n_routed_experts, 2);
+    assert_int_equal(sl_kernels_select(&rig->kernels, NULL, NULL), 0);
+    rig->compute = (struct sl_compute){.kernels = &rig->kernels, .numerics = SL_NUMERICS_NATIVE};
+    assert_int_equal(sl_pool_create(&rig->compute.pool, n_threads, NULL), 0);
+    assert_int_equal(sl_weights_load(&rig->weights, &rig->config, &rig->source.source, true,
+                                     rig->compute.pool, NULL),
+                     0);
+    assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
+    assert_int_equal(sl_kv_cache_init(&rig->kv, &rig->config, rig->config.num_hidden_layers + 1,
+                                      PROMPT_TOKENS + 1, SL_NUMERICS_NATIVE, NULL),
+                     0);
+    for (uint32_t i = 0; i <= PROMPT_TOKENS; i++)
+        rig->tokens[i] = (int32_t)(i * 7 % rig->config.vocab_size);
+}
+
+static void rig_fini(struct rig *rig)
+{
+    sl_kv_cache_fini(&rig->kv);
+    sl_forward_destroy(rig->forward);
+    sl_weights_fini(&rig->weights);
+    sl_pool_destroy(rig->compute.pool);
+    fixture_experts_fini(&rig->experts);
+    fixture_weights_fini(&rig->source);
+}
+
+static void take_time(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+{
+    (void)span_index;
+    (void)token_index;
+    (void)logits;
+    ++*(uint32_t *)context;
+    work_until(sl_clock_ns() + WORK_NS);
+}
+
+static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mtp,
+                                     uint64_t *n_loans)
+{
+    struct sl_span span = {&rig->kv, rig->tokens, n_tokens, SL_LOGITS_ALL};
+    struct account account = account_begin(rig->compute.pool);
+    struct sl_phase_counters booked;
+    uint32_t n_rows = 0;
+
+    *n_loans = rig->experts.n_loans;
+    assert_int_equal(
+        (mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, &span, 1, take_time, &n_rows, NULL),
+        0);
+    *n_loans = rig->experts.n_loans - *n_loans;
+    booked = account_end(&account);
+    assert_int_equal(n_rows, n_tokens);
+    assert_true(booked.of[SL_PHASE_OUTSIDE].ns >= n_tokens * WORK_NS);
+    assert_int_equal(booked.of[SL_PHASE_OUTSIDE].n_barriers, 0);
+    return booked;
+}
+
+static void test_a_step_books_every_kind_of_work(void **state)
+{
+    static const enum sl_phase linears[] = {SL_PHASE_ATTENTION_LINEARS, SL_PHASE_SHARED_LINEARS,
+                                            SL_PHASE_ROUTED_LINEARS,    SL_PHASE_HEAD,
+                                            SL_PHASE_ATTENTION,         SL_PHASE_INDEXER,
+                                            SL_PHASE_HYPER_CONNECTION,  SL_PHASE_ROUTER};
+    static const enum sl_phase others[] = {SL_PHASE_COMPRESSOR, SL_PHASE_QUANTISE, SL_PHASE_REST};
+
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 3; n_threads += 2) {
+        static struct rig rig;
+        const struct sl_config *c = &rig.config;
+        uint64_t hidden, inner, k, n_loans, expert_bytes;
+        struct sl_phase_counters booked;
+
+        rig = (struct rig){0};
+        rig_init(&rig, n_threads);
+        hidden = c->hidden_size, inner = c->moe_intermediate_size, k = c->num_experts_per_tok;
+        booked = step(&rig, PROMPT_TOKENS, false, &n_loans);
+        for (size_t i = 0; i < sizeof(linears) / sizeof(linears[0]); i++) {
+            assert_true(booked.of[linears[i]].ns > 0);
+            assert_true(booked.of[linears[i]].read_bytes > 0);
+            assert_true(booked.of[linears[i]].multiplications > 0);
+        }
+        for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+            assert_true(booked.of[others[i]].ns > 0);
+        assert_int_equal(booked.of[SL_PHASE_BARRIERS].ns > 0, n_threads > 1);
+        /* The fixture has no drive. */
+        assert_int_equal(booked.of[SL_PHASE_DRIVE].ns, 0);
+        assert_int_equal(booked.of[SL_PHASE_REPACK].ns, 0);
+
+        expert_bytes = 2 * sl_r16_tile_count(inner) * sl_r16_fp4_tile_bytes(hidden) +
+                       sl_r16_tile_count(hidden) * sl_r16_fp4_tile_bytes(inner);
+        assert_int_equal(booked.of[SL_PHASE_ROUTED_LINEARS].multiplications,
+                         PROMPT_TOKENS * c->num_hidden_layers * k * 3 * hidden * inner);
+        assert_int_equal(booked.of[SL_PHASE_ROUTED_LINEARS].read_bytes, n_loans * expert_bytes);
+        assert_int_equal(booked.of[SL_PHASE_SHARED_LINEARS].multiplications,
+                         PROMPT_TOKENS * c->num_hidden_layers * 3 * hidden * inner);
+        assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications,
+                         PROMPT_TOKENS * c->vocab_size * hidden);
+
+        booked = step(&rig, 1, false, &n_loans);
+        assert_int_equal(n_loans, c->num_hidden_layers * k);
+        assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications, c->vocab_size * hidden);
+        rig_fini(&rig);
+    }
+}
+
+/* The MTP block's steps end outside too, also one without tokens. */
+static void test_mtp_steps_are_booked(void **state)
+{
+    static struct rig rig;
+    const struct sl_config *c = &rig.config;
+    uint64_t n_loans, hidden;
+    struct sl_phase_counters booked;
+
+    (void)state;
+    rig = (struct rig){0};
+    rig_init(&rig, 2);
+    hidden = c->hidden_size;
+    step(&rig, 3, false, &n_loans);
+    booked = step(&rig, 3, true, &n_loans);
+    assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications,
+                     3 * (c->vocab_size * hidden + (1 + c->hc_mult) * hidden * hidden));
+    step(&rig, 1, false, &n_loans);
+    booked = step(&rig, 0, true, &n_loans);
+    assert_int_equal(sl_pool_phase(rig.compute.pool, SL_PHASE_OUTSIDE), SL_PHASE_OUTSIDE);
+    rig_fini(&rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_phases_add_up),
+        cmocka_unit_test(test_barriers_are_counted),
+        cmocka_unit_test(test_waits_are_barriers),
+        cmocka_unit_test(test_a_step_books_every_kind_of_work),
+        cmocka_unit_test(test_mtp_steps_are_booked),
+    };
+
+    return cmocka_run_group_tests_name("phases", tests, NULL, NULL);
+}
