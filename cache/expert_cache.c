@@ -429,10 +429,12 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
                                  : options->num_experts_per_tok;
     sl_arena_init_measure(&measure);
     carve(cache, &measure);
-    rc = sl_arena_init(&cache->arena, measure.used_bytes, "expert cache", err);
+    rc = sl_arena_map(&cache->arena, measure.used_bytes, "expert cache", err);
     if (rc < 0)
         goto fail;
     carve(cache, &cache->arena);
+    sl_expert_slab_place(&cache->shape, pool, cache->slab, cache->n_slots);
+    sl_arena_lock(&cache->arena);
     init_slots(cache);
     *ret_cache = cache;
     return 0;
@@ -457,6 +459,11 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)
 {
     return &cache->source;
+}
+
+const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache)
+{
+    return &cache->arena;
 }
 
 uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache)

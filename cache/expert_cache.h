@@ -20,6 +20,7 @@
 
 #include <stdint.h>
 
+#include "core/base/arena.h"
 #include "core/base/err.h"
 #include "core/base/pool.h"
 #include "core/model/expert_source.h"
@@ -78,6 +79,9 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache);
  * from before is not demanded again, and no more than hold_max loans are out, those of an earlier
  * demand included. */
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache);
+
+/* Slab and staging buffers: for figures. */
+const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache);
 
 uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache);
 

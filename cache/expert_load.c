@@ -43,6 +43,16 @@ uint64_t sl_expert_tiles_offset_bytes(const struct sl_expert_shape *shape, int m
     return bytes;
 }
 
+void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
+                          uint32_t n_slots)
+{
+    for (int i = 0; i < SL_EXPERT_MATRICES; i++)
+        sl_pool_place(pool, slab + sl_expert_tiles_offset_bytes(shape, i),
+                      sl_r16_tile_count(matrix_rows(shape, i)),
+                      sl_r16_fp4_tile_bytes(matrix_cols(shape, i)), n_slots,
+                      sl_expert_tiles_offset_bytes(shape, SL_EXPERT_MATRICES));
+}
+
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape)

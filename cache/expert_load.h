@@ -51,6 +51,10 @@ struct sl_expert_load_end {
 /* Where a matrix starts in a slot; for SL_EXPERT_MATRICES, the size of a slot. */
 uint64_t sl_expert_tiles_offset_bytes(const struct sl_expert_shape *shape, int matrix);
 
+/* For a slab of n_slots that nobody has touched yet: see sl_pool_place(). */
+void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
+                          uint32_t n_slots);
+
 /* Enough for any expert, wherever its extents lie. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape);
 

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "core/base/cpu.h"
 #include "storage/checkpoint.h"
 #include "storage/io.h"
 #include "storage/reader.h"
@@ -93,7 +92,7 @@ static int plan_memory(struct sl_engine *e, struct sl_err *err)
         o->n_sequences *
         sl_kv_cache_measure(&e->config, n_layers(e), o->context_tokens, o->numerics);
     plan->need_bytes[SL_MEMORY_ACTIVATIONS] =
-        sl_forward_measure(&e->config, o->numerics, o->n_threads, o->segment_tokens,
+        sl_forward_measure(&e->config, o->numerics, o->placement.n_threads, o->segment_tokens,
                            o->context_tokens, o->n_sequences);
     plan->need_bytes[SL_MEMORY_STAGING] =
         sl_expert_cache_staging_bytes(shape, sl_expert_cache_inflight_default(k));
@@ -232,10 +231,6 @@ static struct sl_engine *create(const struct sl_engine_options *options)
     if (!e)
         return NULL;
     e->options = *options;
-    if (e->options.n_threads == 0)
-        e->options.n_threads = sl_cpu_count();
-    if (e->options.n_threads > SL_POOL_THREADS_MAX)
-        e->options.n_threads = SL_POOL_THREADS_MAX;
     if (e->options.segment_tokens > tokens_max)
         e->options.segment_tokens = (uint32_t)tokens_max;
     return e;
@@ -259,14 +254,17 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     rc = sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
     if (ret_plan)
         *ret_plan = e->plan;
-    if (rc < 0 || (rc = sl_pool_create(&e->pool, e->options.n_threads, err)) < 0)
+    /* The reader first: its threads may run anywhere. */
+    if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
+        (rc = sl_pool_create(&e->pool, options->placement.n_threads, err)) < 0)
         goto out;
+    sl_pool_pin(e->pool, &options->placement);
     e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
     rc = load_weights(e, err);
     if (rc < 0)
         goto out;
-    if ((rc = start_reader(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||
-        (rc = make_sequences(e, err)) < 0 || (rc = start_forward(e, err)) < 0)
+    if ((rc = start_cache(e, err)) < 0 || (rc = make_sequences(e, err)) < 0 ||
+        (rc = start_forward(e, err)) < 0)
         goto out;
     if (!e->weights.arena.locked)
         add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
@@ -334,6 +332,23 @@ struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_ind
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)
 {
     return sl_expert_cache_counters(engine->cache);
+}
+
+static void add_area(struct sl_engine_area *area, const char *name, const struct sl_arena *arena)
+{
+    area->name = name;
+    area->size_bytes += arena->size_bytes;
+    area->huge_bytes += sl_arena_huge_bytes(arena);
+}
+
+void sl_engine_areas(const struct sl_engine *e, struct sl_engine_area ret_areas[SL_ENGINE_AREAS])
+{
+    memset(ret_areas, 0, SL_ENGINE_AREAS * sizeof(*ret_areas));
+    add_area(&ret_areas[0], "dense weights", &e->weights.arena);
+    for (uint32_t i = 0; i < e->options.n_sequences; i++)
+        add_area(&ret_areas[1], "KV cache", &e->kv[i].arena);
+    add_area(&ret_areas[2], "activations", sl_forward_arena(e->forward));
+    add_area(&ret_areas[3], "expert cache", sl_expert_cache_arena(e->cache));
 }
 
 const char *sl_engine_note(const struct sl_engine *engine)

@@ -1,7 +1,7 @@
 /* The composition root: opens a model and joins storage, cache, kernels and the forward pass.
  *
  * The one place where parts that know nothing of each other meet. An engine belongs to the thread
- * that opened it. */
+ * that opened it, which is one of the compute threads and tied to its processor until close. */
 #ifndef SL_DAEMON_ENGINE_H
 #define SL_DAEMON_ENGINE_H
 
@@ -11,20 +11,21 @@
 
 #include "cache/expert_cache.h"
 #include "core/base/progress_fn.h"
+#include "core/base/topology.h"
 #include "core/model/forward.h"
 #include "daemon/memory_plan.h"
 
 enum sl_io_backend { SL_IO_URING, SL_IO_THREADS };
 
 struct sl_engine_options {
-    const char *model;       /* a checkpoint folder */
-    uint64_t ram_bytes;      /* the whole budget; 0: what is available less a reserve */
-    uint64_t cache_bytes;    /* for experts; 0: what the budget leaves */
-    bool cache_min;          /* one token's working set instead */
-    uint32_t n_threads;      /* 0: one per processor that we may use */
-    uint32_t segment_tokens; /* most tokens of one step */
-    uint32_t context_tokens; /* that each sequence can hold */
-    uint32_t n_sequences;    /* KV caches to make */
+    const char *model;             /* a checkpoint folder */
+    uint64_t ram_bytes;            /* the whole budget; 0: what is available less a reserve */
+    uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
+    bool cache_min;                /* one token's working set instead */
+    struct sl_placement placement; /* of the compute threads, as sl_placement_choose() left it */
+    uint32_t segment_tokens;       /* most tokens of one step */
+    uint32_t context_tokens;       /* that each sequence can hold */
+    uint32_t n_sequences;          /* KV caches to make */
     enum sl_io_backend io;
     const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
@@ -60,6 +61,16 @@ struct sl_forward *sl_engine_forward(struct sl_engine *engine);
 struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
 
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
+
+/* The large areas of memory, and how much of each really is in huge pages. */
+#define SL_ENGINE_AREAS 4
+struct sl_engine_area {
+    const char *name;
+    uint64_t size_bytes;
+    uint64_t huge_bytes;
+};
+void sl_engine_areas(const struct sl_engine *engine,
+                     struct sl_engine_area ret_areas[SL_ENGINE_AREAS]);
 
 /* One line about what was left aside or could not be had (MTP blocks of a later generation, locked
  * memory, direct I/O), or "". */

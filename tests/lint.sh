@@ -76,6 +76,7 @@ check_fences() {
         liburing.h) fence='storage/io_uring.c' ;;
         pcre2.h) fence='core/text/*.c' ;;
         jansson.h) fence='core/base/json.h' ;;
+        numa.h) fence='core/base/topology.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;

@@ -254,7 +254,7 @@ static struct sl_engine_options options_of(const struct model *m)
         .model = m->folder,
         .ram_bytes = UINT64_C(1) << 30,
         .cache_min = true,
-        .n_threads = 2,
+        .placement = {.n_threads = 2},
         .segment_tokens = 16,
         .context_tokens = TOKENS,
         .n_sequences = 2,

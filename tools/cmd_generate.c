@@ -247,6 +247,7 @@ static void print_figures(const struct command *command)
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
+    sl_print_resources(command->engine, &command->options.placement, stderr);
 }
 
 static int set(json_t *object, const char *key, json_t *value)

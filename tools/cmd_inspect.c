@@ -202,6 +202,9 @@ static int print_summary(struct arguments *arguments, struct sl_checkpoint *chec
         return rc;
     print_config(config, checkpoint);
     sl_memory_plan_print(&plan, stdout);
+    printf("compute\n  ");
+    sl_placement_print(&arguments->engine.placement, stdout);
+    putchar('\n');
     if (verdict < 0)
         printf("does not fit: %s\n", err->message);
     return 0;

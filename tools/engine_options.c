@@ -23,7 +23,7 @@ static const struct argp_option options[] = {
      0},
     {"cache", OPTION_CACHE, "SIZE|min", 0,
      "memory for experts (default: what is left; min: one token's working set)", 0},
-    {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per processor)", 0},
+    {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
     {"segment", OPTION_SEGMENT, "TOKENS", 0, "most tokens of one pass (default 512)", 0},
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
@@ -45,6 +45,16 @@ uint32_t sl_parse_count(struct argp_state *state, const char *option, const char
     if (text[0] < '0' || text[0] > '9' || *end || errno || value < 1 || value > max)
         argp_error(state, "%s takes a whole number from 1 to %u, not \"%s\"", option, max, text);
     return (uint32_t)value;
+}
+
+struct sl_placement sl_place_threads(uint32_t n_threads)
+{
+    struct sl_topology topology;
+    struct sl_placement placement;
+
+    sl_topology_read(&topology);
+    sl_placement_choose(&placement, &topology, n_threads);
+    return placement;
 }
 
 static void parse_size(struct argp_state *state, const char *option, const char *text,
@@ -71,7 +81,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT:
-        *o = (struct sl_engine_options){.segment_tokens = SL_SEGMENT_TOKENS_DEFAULT,
+        *o = (struct sl_engine_options){.placement = sl_place_threads(0),
+                                        .segment_tokens = SL_SEGMENT_TOKENS_DEFAULT,
                                         .n_sequences = 1};
         return 0;
     case OPTION_RAM:
@@ -83,7 +94,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
             parse_size(state, "--cache", value, &o->cache_bytes);
         return 0;
     case OPTION_THREADS:
-        o->n_threads = sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX);
+        o->placement =
+            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
         return 0;
     case OPTION_SEGMENT:
         o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
@@ -139,4 +151,21 @@ int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options
     if (rc == 0 && sl_engine_note(*ret_engine)[0])
         fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
     return rc;
+}
+
+void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+                        FILE *out)
+{
+    struct sl_engine_area areas[SL_ENGINE_AREAS];
+    char text[SL_SIZE_TEXT_BYTES];
+
+    fprintf(out, "compute  ");
+    sl_placement_print(placement, out);
+    fprintf(out, "\nmemory   in huge pages");
+    sl_engine_areas(engine, areas);
+    for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)
+        fprintf(out, "%s %s %.0f %% of %s", i ? "," : ":", areas[i].name,
+                100 * (double)areas[i].huge_bytes / (double)areas[i].size_bytes,
+                sl_size_format(areas[i].size_bytes, text));
+    fputc('\n', out);
 }

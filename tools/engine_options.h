@@ -4,6 +4,7 @@
 
 #include <argp.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "daemon/engine.h"
 
@@ -15,9 +16,17 @@ extern const struct argp sl_engine_argp;
 uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
                         uint32_t max);
 
+/* The placement of n_threads threads on this machine; 0: one per core. */
+struct sl_placement sl_place_threads(uint32_t n_threads);
+
 /* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
  * not fit; what went wrong is left to the caller, in `err`. */
 int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_err *err);
+
+/* Two lines about the machine's part in the figures: where the threads ran, and the share of huge
+ * pages in each area of memory. */
+void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+                        FILE *out);
 
 #endif

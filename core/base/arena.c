@@ -13,7 +13,7 @@ void sl_arena_init_measure(struct sl_arena *arena)
     *arena = (struct sl_arena){0};
 }
 
-int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
+int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
 {
     char text[SL_SIZE_TEXT_BYTES];
     uint64_t mapped_bytes;
@@ -42,8 +42,21 @@ int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
     }
     arena->base = base;
     arena->size_bytes = size_bytes;
-    arena->locked = mlock(base, size_bytes) == 0;
     return 0;
+}
+
+void sl_arena_lock(struct sl_arena *arena)
+{
+    arena->locked = mlock(arena->base, arena->size_bytes) == 0;
+}
+
+int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
+{
+    int rc = sl_arena_map(arena, size_bytes, what, err);
+
+    if (rc == 0)
+        sl_arena_lock(arena);
+    return rc;
 }
 
 void sl_arena_fini(struct sl_arena *arena)
@@ -72,4 +85,41 @@ void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t ite
         return NULL;
     sl_assert(end <= arena->size_bytes);
     return arena->base + start;
+}
+
+uint64_t sl_smaps_huge_bytes(FILE *smaps, uint64_t first, uint64_t end)
+{
+    unsigned long long from = 0, to = 0, a, b, kilobytes;
+    uint64_t huge_bytes = 0;
+    char line[512];
+
+    while (fgets(line, sizeof(line), smaps)) {
+        uint64_t overlap_first, overlap_end;
+
+        if (sscanf(line, "%llx-%llx ", &a, &b) == 2) { /* the next mapping's first line */
+            from = a;
+            to = b;
+        }
+        if (to <= from || sscanf(line, "AnonHugePages: %llu kB", &kilobytes) != 1)
+            continue;
+        overlap_first = from > first ? from : first;
+        overlap_end = to < end ? to : end;
+        if (overlap_first < overlap_end)
+            huge_bytes += (uint64_t)((double)kilobytes * 1024 *
+                                     ((double)(overlap_end - overlap_first) / (double)(to - from)));
+    }
+    return huge_bytes;
+}
+
+uint64_t sl_arena_huge_bytes(const struct sl_arena *arena)
+{
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    uint64_t huge_bytes = 0;
+
+    if (!smaps)
+        return 0;
+    huge_bytes = sl_smaps_huge_bytes(smaps, (uintptr_t)arena->base,
+                                     (uintptr_t)arena->base + arena->size_bytes);
+    fclose(smaps);
+    return huge_bytes;
 }

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "core/base/err.h"
 
@@ -25,9 +26,15 @@ struct sl_arena {
 /* A measuring arena: sl_arena_take() returns NULL and counts. Needs no fini. */
 void sl_arena_init_measure(struct sl_arena *arena);
 
-/* Maps `size_bytes` (rounded up to 2 MiB when larger than that) of zeroed memory, asks for huge
- * pages and tries to lock it. Not being allowed to lock is no error: see `locked`.
- * Fails with -ENOMEM; `what` names the user in the message. */
+/* Maps `size_bytes` (rounded up to 2 MiB when larger than that) of zeroed memory and asks for huge
+ * pages. Fails with -ENOMEM; `what` names the user in the message. */
+int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err);
+
+/* Tries to lock all of it, which also brings in what nobody has touched. Not being allowed to is no
+ * error: see `locked`. */
+void sl_arena_lock(struct sl_arena *arena);
+
+/* Both, for memory whose place does not matter: see sl_pool_place(). */
 int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
                   struct sl_err *err);
 
@@ -41,5 +48,13 @@ void *sl_arena_take(struct sl_arena *arena, uint64_t count, uint64_t item_bytes)
 /* As above, aligned to `align_bytes`, a power of two of at most 2 MiB. */
 void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t item_bytes,
                             uint64_t align_bytes);
+
+/* How much of the arena the system has put in huge pages; 0 if it does not tell. Takes a while on
+ * large arenas: for figures at the end. */
+uint64_t sl_arena_huge_bytes(const struct sl_arena *arena);
+
+/* The same of first <= address < end, from what /proc/PID/smaps says. Of a mapping that also holds
+ * other memory its share is taken. */
+uint64_t sl_smaps_huge_bytes(FILE *smaps, uint64_t first, uint64_t end);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -18,6 +19,10 @@
  * two jobs of a step, far shorter than a wait for the drive. */
 #define WATCH_NS 20000
 
+#define PAGE_BYTES                                                                                 \
+    4096u /* the smallest there is; touching larger ones several times is harmless                 \
+           */
+
 struct worker {
     struct sl_pool *pool;
     pthread_t thread;
@@ -28,6 +33,8 @@ struct sl_pool {
     uint32_t n_threads;
     uint32_t n_started;
     struct worker *workers; /* n_threads - 1 */
+    bool pinned;
+    cpu_set_t driver_was; /* what the driver was tied to before */
 
     pthread_mutex_t lock;        /* guards sleeping and waking; the job is published under it */
     pthread_cond_t job_posted;   /* workers wait here */
@@ -170,10 +177,33 @@ int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err 
     return 0;
 }
 
+static void tie(pthread_t thread, const struct sl_cpu *cpu)
+{
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(cpu->cpu_index, &set);
+    pthread_setaffinity_np(thread, sizeof(set), &set); /* a wish */
+}
+
+void sl_pool_pin(struct sl_pool *pool, const struct sl_placement *placement)
+{
+    sl_assert(!pool->pinned && placement->n_threads == pool->n_threads);
+    if (!placement->pinned ||
+        pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was), &pool->driver_was) != 0)
+        return;
+    pool->pinned = true;
+    tie(pthread_self(), &placement->cpus[0]);
+    for (uint32_t i = 0; i < pool->n_started; i++)
+        tie(pool->workers[i].thread, &placement->cpus[i + 1]);
+}
+
 void sl_pool_destroy(struct sl_pool *pool)
 {
     if (!pool)
         return;
+    if (pool->pinned)
+        pthread_setaffinity_np(pthread_self(), sizeof(pool->driver_was), &pool->driver_was);
     if (pool->n_started) {
         atomic_store_explicit(&pool->stop, true, memory_order_relaxed);
         post_job(pool);
@@ -224,6 +254,36 @@ void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn 
         run_part(pool, 0);
     else
         run_together(pool);
+}
+
+struct place {
+    uint8_t *base;
+    size_t item_bytes, n_copies, stride_bytes;
+};
+
+static void touch(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct place *place = context;
+
+    (void)thread_index;
+    for (size_t copy = 0; copy < place->n_copies; copy++) {
+        uint8_t *base = place->base + copy * place->stride_bytes;
+        volatile uint8_t *at = base + first * place->item_bytes;
+        volatile uint8_t *stop = base + end * place->item_bytes;
+
+        while (at < stop) {
+            *at = 0;
+            at += PAGE_BYTES - (uintptr_t)at % PAGE_BYTES;
+        }
+    }
+}
+
+void sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                   size_t n_copies, size_t stride_bytes)
+{
+    struct place place = {base, item_bytes, n_copies, stride_bytes};
+
+    sl_pool_run(pool, n_items, 1, touch, &place);
 }
 
 enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)

@@ -14,8 +14,7 @@
 
 #include "core/base/err.h"
 #include "core/base/phase.h"
-
-#define SL_POOL_THREADS_MAX 256
+#include "core/base/topology.h"
 
 struct sl_pool;
 
@@ -27,6 +26,11 @@ typedef void sl_pool_fn(void *context, size_t first, size_t end, uint32_t thread
  * Fails with -ENOMEM or -EAGAIN (no thread to be had). The caller destroys *ret_pool. */
 int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err *err);
 
+/* Ties the threads to their processors, as far as the system allows; `placement` is for as many.
+ * The driver is the thread that calls this, and is tied from here until sl_pool_destroy(): threads
+ * that it starts meanwhile would be tied to the same processor. */
+void sl_pool_pin(struct sl_pool *pool, const struct sl_placement *placement);
+
 /* NULL is allowed. No job may be running. */
 void sl_pool_destroy(struct sl_pool *pool);
 
@@ -35,6 +39,12 @@ uint32_t sl_pool_thread_count(const struct sl_pool *pool);
 /* Runs fn over n_items items and returns when all are done. `grain` is the least number of items
  * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. */
 void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context);
+
+/* For memory that nobody has touched yet: lets each thread touch its share of n_items items of
+ * item_bytes, as sl_pool_run() cuts them with grain 1, so that it lies on that thread's node. The
+ * same for n_copies - 1 further such runs of items, stride_bytes apart. */
+void sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                   size_t n_copies, size_t stride_bytes);
 
 /* ---- the account of time: core/base/phase.h -----------------------------------------------------
  * Kept by the thread that drives the pool; it alone calls these. */

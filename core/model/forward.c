@@ -122,6 +122,11 @@ void sl_forward_destroy(struct sl_forward *forward)
     free(forward);
 }
 
+const struct sl_arena *sl_forward_arena(const struct sl_forward *forward)
+{
+    return &forward->arena;
+}
+
 /* ---- setting up a step -------------------------------------------------------------------------
  */
 

@@ -61,6 +61,9 @@ int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_p
 /* NULL is allowed. */
 void sl_forward_destroy(struct sl_forward *forward);
 
+/* All working memory: for figures. */
+const struct sl_arena *sl_forward_arena(const struct sl_forward *forward);
+
 /* Runs all spans through all layers. Fails before anything is changed with -SL_EFORMAT (a token
  * outside the vocabulary), -SL_EBUDGET (a span does not fit its KV cache, or the step this forward)
  * or -EINVAL (a broken KV cache); or, and then every KV cache of the step is broken, as the expert

@@ -283,8 +283,11 @@ static struct sl_matrix load_matrix(struct loader *in, const char *short_name, u
         return matrix;
     tiles = sl_arena_take(in->arena, sl_r16_tile_count(rows), sl_matrix_tile_bytes(&matrix));
     matrix.tiles = tiles;
-    if (!measuring(in))
+    if (!measuring(in)) {
+        sl_pool_place(in->pool, tiles, sl_r16_tile_count(rows), sl_matrix_tile_bytes(&matrix), 1,
+                      0);
         pack_matrix(in, name, &matrix, tiles, scale_bytes, sl_dtype_size_bytes(info.dtype));
+    }
     free(scale_bytes);
     return matrix;
 }
@@ -572,7 +575,7 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
     rc = sl_weights_measure(config, source, with_mtp, &size_bytes, err);
     if (rc < 0)
         return rc;
-    rc = sl_arena_init(&weights->arena, size_bytes, "dense weights", err);
+    rc = sl_arena_map(&weights->arena, size_bytes, "dense weights", err);
     if (rc < 0)
         return rc;
     in.staging = malloc(STAGING_BYTES);
@@ -583,6 +586,8 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
     free(in.staging);
     if (rc < 0)
         sl_weights_fini(weights);
+    else
+        sl_arena_lock(&weights->arena);
     return rc;
 }
 

@@ -76,7 +76,8 @@ bool sl_weights_mtp_known(const struct sl_config *config, struct sl_weight_sourc
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
                        bool with_mtp, uint64_t *ret_bytes, struct sl_err *err);
 
-/* Loads everything; `pool` packs. On success the caller calls sl_weights_fini(). Fails with
+/* Loads everything; `pool` packs, and each of its threads will find its part of every linear on its
+ * own node. On success the caller calls sl_weights_fini(). Fails with
  * -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype or shape) or -SL_ECORRUPT
  * (NaN, absurd scale, table entry out of range), naming file and tensor. */
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,

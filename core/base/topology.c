@@ -1,0 +1,142 @@
+#include "core/base/topology.h"
+
+#include <numa.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "core/base/assert.h"
+
+/* The core's lowest processor stands for it. */
+static uint32_t core_of(uint32_t cpu_index)
+{
+    char path[96];
+    uint32_t first = cpu_index;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%u/topology/thread_siblings_list",
+             cpu_index);
+    file = fopen(path, "re");
+    if (!file)
+        return cpu_index;
+    if (fscanf(file, "%u", &first) != 1)
+        first = cpu_index;
+    fclose(file);
+    return first;
+}
+
+void sl_topology_read(struct sl_topology *ret_topology)
+{
+    bool has_nodes = numa_available() >= 0;
+    cpu_set_t allowed;
+
+    ret_topology->n_cpus = 0;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        CPU_ZERO(&allowed);
+    for (uint32_t i = 0; i < SL_TOPOLOGY_CPUS_MAX; i++) {
+        int node;
+
+        if (!CPU_ISSET(i, &allowed))
+            continue;
+        node = has_nodes ? numa_node_of_cpu((int)i) : 0;
+        ret_topology->cpus[ret_topology->n_cpus++] =
+            (struct sl_cpu){i, core_of(i), node > 0 ? (uint32_t)node : 0};
+    }
+    if (ret_topology->n_cpus == 0) /* more processors than a cpu_set_t has, or no such call */
+        ret_topology->cpus[ret_topology->n_cpus++] = (struct sl_cpu){0};
+}
+
+struct candidate {
+    struct sl_cpu cpu;
+    uint32_t sibling; /* 0 for the first processor of its core, ... */
+};
+
+static int compare(uint32_t a, uint32_t b)
+{
+    return (a > b) - (a < b);
+}
+
+static int by_place(const void *left, const void *right)
+{
+    const struct candidate *a = left, *b = right;
+    int order = compare(a->cpu.node_index, b->cpu.node_index);
+
+    if (order == 0)
+        order = compare(a->cpu.core_index, b->cpu.core_index);
+    return order ? order : compare(a->sibling, b->sibling);
+}
+
+static int by_sibling(const void *left, const void *right)
+{
+    const struct candidate *a = left, *b = right;
+    int order = compare(a->sibling, b->sibling);
+
+    return order ? order : by_place(left, right);
+}
+
+void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_topology *topology,
+                         uint32_t n_threads)
+{
+    struct candidate candidates[SL_TOPOLOGY_CPUS_MAX];
+    uint32_t n_cores = 0;
+
+    sl_assert(topology->n_cpus >= 1 && topology->n_cpus <= SL_TOPOLOGY_CPUS_MAX);
+    for (uint32_t i = 0; i < topology->n_cpus; i++) {
+        const struct sl_cpu *cpu = &topology->cpus[i];
+
+        candidates[i] = (struct candidate){*cpu, 0};
+        for (uint32_t j = 0; j < i; j++)
+            candidates[i].sibling += topology->cpus[j].core_index == cpu->core_index;
+        n_cores += candidates[i].sibling == 0;
+    }
+    if (n_threads == 0)
+        n_threads = n_cores;
+    ret_placement->n_threads = n_threads < SL_POOL_THREADS_MAX ? n_threads : SL_POOL_THREADS_MAX;
+    n_threads = ret_placement->n_threads;
+    ret_placement->pinned = n_threads > 1 && n_threads <= topology->n_cpus;
+    if (!ret_placement->pinned)
+        return;
+    qsort(candidates, topology->n_cpus, sizeof(candidates[0]), by_sibling);
+    qsort(candidates, n_threads, sizeof(candidates[0]), by_place);
+    for (uint32_t i = 0; i < n_threads; i++)
+        ret_placement->cpus[i] = candidates[i].cpu;
+}
+
+/* "0-3,8" of the threads first <= i < end. */
+static void print_cpus(const struct sl_placement *placement, uint32_t first, uint32_t end,
+                       FILE *out)
+{
+    bool used[SL_TOPOLOGY_CPUS_MAX + 1] = {false};
+    const char *separator = " ";
+
+    for (uint32_t i = first; i < end; i++)
+        used[placement->cpus[i].cpu_index] = true;
+    for (uint32_t cpu = 0; cpu < SL_TOPOLOGY_CPUS_MAX; cpu++) {
+        uint32_t last = cpu;
+
+        if (!used[cpu])
+            continue;
+        while (used[last + 1])
+            last++;
+        fprintf(out, last > cpu ? "%s%u-%u" : "%s%u", separator, cpu, last);
+        separator = ",";
+        cpu = last;
+    }
+}
+
+void sl_placement_print(const struct sl_placement *placement, FILE *out)
+{
+    const char *separator = ": ";
+
+    fprintf(out, "%u thread%s", placement->n_threads, placement->n_threads == 1 ? "" : "s");
+    if (!placement->pinned)
+        fprintf(out, ", not pinned");
+    for (uint32_t i = 0, end; placement->pinned && i < placement->n_threads; i = end) {
+        uint32_t node = placement->cpus[i].node_index;
+
+        for (end = i; end < placement->n_threads && placement->cpus[end].node_index == node; end++)
+            ;
+        fprintf(out, "%snode %u, CPU%s", separator, node, end - i == 1 ? "" : "s");
+        print_cpus(placement, i, end, out);
+        separator = "; ";
+    }
+}

@@ -1,0 +1,47 @@
+/* Processors, and which of them the compute threads run on.
+ *
+ * Memory bandwidth is what compute threads share, so each gets a physical core of its own, and
+ * thread numbers ascend node by node: then a node's threads have neighbouring shares of every job,
+ * and what they touch first (sl_pool_place()) lies in their node's memory. The choice is a function
+ * of a description, so that it can be tried on machines that are not there. */
+#ifndef SL_BASE_TOPOLOGY_H
+#define SL_BASE_TOPOLOGY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define SL_POOL_THREADS_MAX 256u
+#define SL_TOPOLOGY_CPUS_MAX 1024u
+
+struct sl_cpu {
+    uint32_t cpu_index;  /* as the system numbers them */
+    uint32_t core_index; /* the same for the siblings of a core, different for different cores */
+    uint32_t node_index;
+};
+
+struct sl_topology {
+    uint32_t n_cpus; /* at least 1 */
+    struct sl_cpu cpus[SL_TOPOLOGY_CPUS_MAX];
+};
+
+/* The processors that the calling thread may run on, as the system and libnuma describe them. What
+ * they do not tell is filled in: a core for each processor, one node. */
+void sl_topology_read(struct sl_topology *ret_topology);
+
+struct sl_placement {
+    uint32_t n_threads;
+    bool pinned;
+    struct sl_cpu cpus[SL_POOL_THREADS_MAX]; /* if pinned: (n_threads), by node, then core */
+};
+
+/* n_threads 0 means one for each core; no more than SL_POOL_THREADS_MAX are given. Siblings are
+ * used when there are more threads than cores. Not pinned are more threads than processors, and a
+ * single one, which the system may as well move out of others' way. */
+void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_topology *topology,
+                         uint32_t n_threads);
+
+/* "4 threads: node 0, CPUs 0-1,8; node 1, CPUs 16", without a newline. */
+void sl_placement_print(const struct sl_placement *placement, FILE *out);
+
+#endif
