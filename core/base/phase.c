@@ -17,7 +17,6 @@ const char *sl_phase_name(enum sl_phase phase)
         [SL_PHASE_DRIVE] = "waiting for the drive",
         [SL_PHASE_REPACK] = "repacking",
         [SL_PHASE_REST] = "rest",
-        [SL_PHASE_BARRIERS] = "barriers",
     };
 
     return names[phase];
@@ -29,7 +28,8 @@ struct sl_phase_counters sl_phase_difference(const struct sl_phase_counters *fro
     struct sl_phase_counters d;
 
     for (int i = 0; i < SL_PHASES; i++) {
-        d.of[i].ns = to->of[i].ns - from->of[i].ns;
+        d.of[i].work_ns = to->of[i].work_ns - from->of[i].work_ns;
+        d.of[i].wait_ns = to->of[i].wait_ns - from->of[i].wait_ns;
         d.of[i].read_bytes = to->of[i].read_bytes - from->of[i].read_bytes;
         d.of[i].multiplications = to->of[i].multiplications - from->of[i].multiplications;
         d.of[i].n_barriers = to->of[i].n_barriers - from->of[i].n_barriers;

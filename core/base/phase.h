@@ -1,9 +1,9 @@
 /* What a step's time goes to.
  *
  * The thread pool keeps the account (core/base/pool.h), since whoever takes part in a step has it
- * at hand. Each moment of the thread that drives the pool belongs to one phase; what the threads of
- * a job waited for each other is taken out of its phase and booked under barriers. So the phases of
- * a step add up to its time on the clock. */
+ * at hand. Each moment of the thread that drives the pool belongs to one phase, as work or, where
+ * the threads of a job waited for each other, as waiting: so both of all phases of a step add up to
+ * its time on the clock. */
 #ifndef SL_BASE_PHASE_H
 #define SL_BASE_PHASE_H
 
@@ -24,13 +24,13 @@ enum sl_phase {
     SL_PHASE_DRIVE,    /* waiting for it */
     SL_PHASE_REPACK,
     SL_PHASE_REST,
-    SL_PHASE_BARRIERS, /* the threads' mean wait inside jobs */
     SL_PHASES,
 };
 
 struct sl_phase_counters {
     struct {
-        uint64_t ns;
+        uint64_t work_ns;
+        uint64_t wait_ns;         /* in barriers: the mean of the threads' */
         uint64_t read_bytes;      /* of weights, KV entries and indexer keys; each once a job */
         uint64_t multiplications; /* by them */
         uint64_t n_barriers;      /* jobs begun in this phase that took more than one thread */

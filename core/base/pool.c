@@ -55,8 +55,8 @@ struct sl_pool {
     /* The account of time: the driver's own. */
     struct sl_phase_counters counters;
     enum sl_phase phase;
-    uint64_t since_ns;  /* when it was last brought up to date */
-    uint64_t waited_ns; /* the threads' mean wait in jobs since then */
+    uint64_t since_ns; /* when it was last brought up to date */
+    uint64_t wait_ns;  /* the threads' mean wait in jobs since then */
 };
 
 static void run_part(const struct sl_pool *pool, uint32_t part)
@@ -234,7 +234,7 @@ static void run_together(struct sl_pool *pool)
     had_ns = (sl_clock_ns() - start_ns) * pool->n_threads;
     busy_ns += atomic_load_explicit(&pool->busy_ns, memory_order_relaxed);
     /* The threads' clocks may disagree by a little. */
-    pool->waited_ns += had_ns > busy_ns ? (had_ns - busy_ns) / pool->n_threads : 0;
+    pool->wait_ns += had_ns > busy_ns ? (had_ns - busy_ns) / pool->n_threads : 0;
     pool->counters.of[pool->phase].n_barriers++;
 }
 
@@ -288,16 +288,16 @@ void sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item
 
 enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)
 {
-    uint64_t now_ns = sl_clock_ns(), spent_ns = now_ns - pool->since_ns, waited_ns = 0;
+    uint64_t now_ns = sl_clock_ns(), spent_ns = now_ns - pool->since_ns;
     enum sl_phase ended = pool->phase;
+    /* More than all of it only where a job had few parts and the driver left the phase inside. */
+    uint64_t wait_ns = pool->wait_ns < spent_ns ? pool->wait_ns : spent_ns;
 
-    if (ended != SL_PHASE_OUTSIDE) /* more than all of it only where jobs had few parts */
-        waited_ns = pool->waited_ns < spent_ns ? pool->waited_ns : spent_ns;
-    pool->counters.of[ended].ns += spent_ns - waited_ns;
-    pool->counters.of[SL_PHASE_BARRIERS].ns += waited_ns;
+    pool->counters.of[ended].work_ns += spent_ns - wait_ns;
+    pool->counters.of[ended].wait_ns += wait_ns;
     pool->phase = phase;
     pool->since_ns = now_ns;
-    pool->waited_ns = 0;
+    pool->wait_ns = 0;
     return ended;
 }
 
