@@ -98,7 +98,7 @@ check_folders() {
 }
 
 check_unique_names() {
-    printf '%s\n' "${files[@]}" | grep -v -e '^tests/oracle/' -e '^tests/fuzz/corpus/' -e 'README.md$' |
+    printf '%s\n' "${files[@]}" | grep -v -e '^tests/oracle/' -e '^tests/small/' -e '^tests/fuzz/corpus/' -e 'README.md$' |
         awk -F/ '$NF in first { print $0 ": has the name of " first[$NF] } { first[$NF] = $0 }'
 }
 

@@ -351,7 +351,8 @@ class Attention(nn.Module):
         with torch.set_grad_enabled(train):
             score = self.indexer(x.detach(), qr.detach()).masked_fill(~seen, -torch.inf)
         if select and n > self.cfg["index_topk"]:
-            best = score.detach().topk(self.cfg["index_topk"], -1).indices
+            # Scores of 0 are common (ReLU); of equal ones the lower position goes first.
+            best = score.detach().sort(dim=-1, descending=True, stable=True).indices[..., :self.cfg["index_topk"]]
             seen = torch.zeros_like(score, dtype=torch.bool).scatter_(2, best, True) & seen
         return seen, score
 
