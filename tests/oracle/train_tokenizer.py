@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Trains the byte-level BPE tokenizer of Sluice's small model, in the form of V4's tokenizer.json.
 
-    train_tokenizer.py TRAIN.jsonl OUT/tokenizer.json [--vocab 4096]
+    python3 tests/oracle/train_tokenizer.py TRAIN.jsonl OUT/tokenizer.json [--vocab 4096]
 
 TRAIN.jsonl holds one document a line, a JSON string with V4's special tokens in it (corpus.py
 writes it). Ids are given as in V4: three control tokens, the 256 bytes, the merges in the order
@@ -25,15 +25,38 @@ SAMPLE_BYTES = 30 << 20
 SPLITS = [
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""".replace(r"\r\n", "\r\n"),     # the file has the two characters themselves
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
+    "\r\n"      # the file has the two characters themselves, not their escapes
+    r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[" "\r\n" r"]*|\s*[" "\r\n" r"]+|\s+(?!\S)|\s+",
 ]
 FIRST_TOKENS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
 LAST_TOKENS = [
-    "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜User｜>", "<｜Assistant｜>", "<|EOT|>",
-    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>",
-    "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
-    "<｜tool▁sep｜>", "<think>", "</think>", "｜DSML｜", "<｜latest_reminder｜>", "<｜action｜>", "<｜query｜>",
-    "<｜authority｜>", "<｜domain｜>", "<｜title｜>", "<｜extracted_url｜>", "<｜read_url｜>",
+    "<｜fim▁hole｜>",
+    "<｜fim▁begin｜>",
+    "<｜fim▁end｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<|EOT|>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁outputs▁begin｜>",
+    "<｜tool▁outputs▁end｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
+    "<｜tool▁sep｜>",
+    "<think>",
+    "</think>",
+    "｜DSML｜",
+    "<｜latest_reminder｜>",
+    "<｜action｜>",
+    "<｜query｜>",
+    "<｜authority｜>",
+    "<｜domain｜>",
+    "<｜title｜>",
+    "<｜extracted_url｜>",
+    "<｜read_url｜>",
 ]
 # The tokens that V4's file marks as special: not to be shown to a reader.
 HIDDEN = frozenset(FIRST_TOKENS + ["<|EOT|>"])
@@ -55,6 +78,7 @@ def sorted_bytes(letters):
 
 # --------------------------------------------------------------------------- words
 
+
 def read_sample(path, size_bytes):
     """Documents spread evenly over the file, up to the size."""
     with open(path, "rb") as f:
@@ -74,7 +98,7 @@ def isolate(pieces, expression):
         end = 0
         for match in expression.finditer(piece):
             if match.start() > end:
-                yield piece[end:match.start()]
+                yield piece[end : match.start()]
             yield match.group()
             end = match.end()
         if end < len(piece):
@@ -96,6 +120,7 @@ def count_words(documents):
 
 # --------------------------------------------------------------------------- merges
 
+
 def merge_word(word, left, right, made):
     """The word with each pair left, right replaced by the symbol made."""
     out, i = [], 0
@@ -111,7 +136,9 @@ def merge_word(word, left, right, made):
 
 def learn_merges(counts, first_id, id_of_byte, merge_count):
     """The pairs of ids to merge, most frequent first; merge i makes the id first_id + i."""
-    words = [([id_of_byte[b] for b in w.encode()], n) for w, n in sorted(counts.items()) if len(w.encode()) > 1]
+    words = [
+        ([id_of_byte[b] for b in w.encode()], n) for w, n in sorted(counts.items()) if len(w.encode()) > 1
+    ]
     words = [list(w) for w in words]
     pair_count, pair_words = collections.Counter(), collections.defaultdict(set)
     for i, (word, n) in enumerate(words):
@@ -124,7 +151,7 @@ def learn_merges(counts, first_id, id_of_byte, merge_count):
     while len(merges) < merge_count:
         n, pair = heapq.heappop(heap)
         if -n != pair_count[pair]:
-            continue      # an old entry: the pair's count has changed since, and was pushed again
+            continue  # an old entry: the pair's count has changed since, and was pushed again
         made = first_id + len(merges)
         merges.append(pair)
         changed = set()
@@ -148,28 +175,51 @@ def learn_merges(counts, first_id, id_of_byte, merge_count):
 
 # --------------------------------------------------------------------------- the file
 
+
 def added_token(token_id, content):
     hidden = content in HIDDEN
-    return {"id": token_id, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": not hidden or content == "<|EOT|>", "special": hidden}
+    return {
+        "id": token_id,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": not hidden or content == "<|EOT|>",
+        "special": hidden,
+    }
 
 
 def tokenizer_json(symbols, merges, first_added_id):
     """The file as a dictionary; symbols is the list of all vocabulary entries by id."""
-    split = [{"type": "Split", "pattern": {"Regex": s}, "behavior": "Isolated", "invert": False} for s in SPLITS]
+    split = [
+        {"type": "Split", "pattern": {"Regex": s}, "behavior": "Isolated", "invert": False} for s in SPLITS
+    ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     added = [added_token(i, t) for i, t in enumerate(FIRST_TOKENS)]
     added += [added_token(first_added_id + i, t) for i, t in enumerate(LAST_TOKENS)]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": []},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers":
-                          split + [dict(byte_level, add_prefix_space=False, use_regex=False)]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": split + [dict(byte_level, add_prefix_space=False, use_regex=False)],
+        },
         "post_processor": dict(byte_level, trim_offsets=False),
         "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "vocab": {s: i for i, s in enumerate(symbols)},
-                  "merges": ["%s %s" % (symbols[a], symbols[b]) for a, b in merges]},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {s: i for i, s in enumerate(symbols)},
+            "merges": ["%s %s" % (symbols[a], symbols[b]) for a, b in merges],
+        },
     }
 
 
