@@ -10,6 +10,9 @@ sl_matmul_fp4_fn sl_matmul_fp4_avx512vnni;
 sl_matmul_fp8_fn sl_matmul_fp8_avx512bf16;
 sl_matmul_bf16_fn sl_matmul_bf16_avx512bf16;
 sl_matmul_f32_fn sl_matmul_f32_avx512;
+sl_probe_multiply_fn sl_probe_f32_avx512;
+sl_probe_multiply_fn sl_probe_int8_avx512vnni;
+sl_probe_multiply_fn sl_probe_bf16_avx512bf16;
 
 /* Tries whether this CPU's BF16 dot product gives the bits of two fused multiply-adds, the odd
  * element first, on some 65,000 numbers of the sizes that linears may meet. */

@@ -519,7 +519,7 @@ const struct kernel_spec kernel_specs[] = {
 };
 const size_t kernel_specs_count = sizeof(kernel_specs) / sizeof(kernel_specs[0]);
 _Static_assert(sizeof(kernel_specs) / sizeof(kernel_specs[0]) ==
-                   (sizeof(struct sl_kernels) - offsetof(struct sl_kernels, matmul_fp4)) /
+                   (offsetof(struct sl_kernels, probes) - offsetof(struct sl_kernels, matmul_fp4)) /
                        sizeof(void (*)(void)),
                "a kernel has no case");
 

@@ -16,7 +16,8 @@
 #define SL_DECLARE_INSTALLERS(isa)                                                                 \
     void sl_install_linear_##isa(struct sl_kernels *kernels);                                      \
     void sl_install_activation_##isa(struct sl_kernels *kernels);                                  \
-    void sl_install_attention_##isa(struct sl_kernels *kernels);
+    void sl_install_attention_##isa(struct sl_kernels *kernels);                                   \
+    void sl_install_probes_##isa(struct sl_kernels *kernels);
 
 SL_DECLARE_INSTALLERS(ref)
 SL_DECLARE_INSTALLERS(avx2)

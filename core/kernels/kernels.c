@@ -14,6 +14,7 @@ static void install_ref(struct sl_kernels *kernels, uint32_t cpu_flags)
     sl_install_linear_ref(kernels);
     sl_install_activation_ref(kernels);
     sl_install_attention_ref(kernels);
+    sl_install_probes_ref(kernels);
 }
 
 #if defined(__x86_64__)
@@ -23,6 +24,7 @@ static void install_avx2(struct sl_kernels *kernels, uint32_t cpu_flags)
     sl_install_linear_avx2(kernels);
     sl_install_activation_avx2(kernels);
     sl_install_attention_avx2(kernels);
+    sl_install_probes_avx2(kernels);
 }
 
 static void install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
@@ -30,6 +32,7 @@ static void install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
     sl_install_linear_avx512(kernels);
     sl_install_activation_avx512(kernels);
     sl_install_attention_avx512(kernels);
+    sl_install_probes_avx512(kernels);
     sl_install_avx512(kernels, cpu_flags);
 }
 #else

@@ -137,6 +137,22 @@ typedef void sl_index_reduce_fn(size_t head_count, size_t key_count, const float
                                 size_t score_stride, const float *restrict weight,
                                 float *restrict total);
 
+/* ---- probes: what the instruction set can do at most, to hold the kernels against --------------
+ */
+
+/* Reads size_bytes, a multiple of 1,024, 64-byte aligned. The result depends on all of it. */
+typedef uint64_t sl_probe_read_fn(size_t size_bytes, const uint8_t *data);
+
+/* Multiplies and adds in registers alone, `rounds` times some; returns how many multiplications
+ * that was. *sum, 0 at first, depends on all of them. */
+typedef uint64_t sl_probe_multiply_fn(size_t rounds, float *sum);
+
+/* bf16 and int8 are NULL where the set's matrix kernels multiply float32 instead. */
+struct sl_probes {
+    sl_probe_read_fn *read;
+    sl_probe_multiply_fn *f32, *bf16, *int8;
+};
+
 struct sl_kernels {
     const char *isa; /* as --isa spells it */
     sl_matmul_fp4_fn *matmul_fp4;
@@ -159,6 +175,7 @@ struct sl_kernels {
     sl_attend_softmax_fn *attend_softmax;
     sl_index_encode_fn *index_encode;
     sl_index_reduce_fn *index_reduce;
+    struct sl_probes probes;
 };
 
 /* Fills the table for instruction set `isa` ("ref", "avx2", "avx512", "neon", or NULL for the best
