@@ -105,7 +105,7 @@ aarch64: ## build sluice and the kernels' test for aarch64, to run under qemu
 check-fast: tests ## the C tests alone (of this CONFIG)
 	$(Q)tests/run.sh $(TEST_BIN)
 
-check-kernels: $(B)/tests/test_kernels ## every kernel against its reference; --bench times them
+check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels
 
 # The sanitizers run the C tests, the stored fuzz inputs and, on one model, the commands themselves.
@@ -125,8 +125,9 @@ lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh
 
 bench: tests ## speed of tokenizer, checkpoint reader and kernels
-	$(Q)for t in tokenizer checkpoint_pro kernels; do \
+	$(Q)for t in tokenizer checkpoint_pro; do \
 	    SL_BENCH=1 $(B)/tests/test_$$t 2>&1 | grep -v '^\[' || exit 1; done
+	$(Q)$(B)/sluice bench kernels
 
 # ---- building -------------------------------------------------------------------------------------
 

@@ -313,6 +313,41 @@ void sl_engine_close(struct sl_engine *engine)
     free(engine);
 }
 
+int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, void *context,
+                           struct sl_err *err)
+{
+    struct sl_expert_source *source = sl_expert_cache_source(e->cache);
+    const uint32_t n_experts = e->config.n_routed_experts;
+    const uint64_t total = (uint64_t)n_layers(e) * n_experts;
+    struct sl_expert_loan loan;
+    uint16_t *experts;
+    uint64_t done = 0;
+    int rc = 0;
+
+    if (sl_expert_cache_slot_count(e->cache) < total)
+        return 0;
+    experts = calloc(n_experts, sizeof(*experts));
+    if (!experts)
+        return sl_err_set(err, -ENOMEM, "list of experts: out of memory");
+    for (uint32_t i = 0; i < n_experts; i++)
+        experts[i] = (uint16_t)i;
+    for (uint32_t layer = 0; layer < n_layers(e) && rc >= 0; layer++) {
+        rc = source->ops->demand(source, (uint16_t)layer, experts, n_experts, err);
+        while (rc >= 0 && (rc = source->ops->next(source, true, &loan, err)) == 1) {
+            source->ops->release(source, &loan);
+            if (on_progress)
+                on_progress(context, ++done, total);
+        }
+    }
+    free(experts);
+    return rc < 0 ? rc : 1;
+}
+
+const struct sl_compute *sl_engine_compute(const struct sl_engine *engine)
+{
+    return &engine->compute;
+}
+
 const struct sl_config *sl_engine_config(const struct sl_engine *engine)
 {
     return &engine->config;
@@ -327,6 +362,11 @@ struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_ind
 {
     sl_assert(sequence_index < engine->options.n_sequences);
     return &engine->kv[sequence_index];
+}
+
+uint32_t sl_engine_slot_count(const struct sl_engine *engine)
+{
+    return sl_expert_cache_slot_count(engine->cache);
 }
 
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)

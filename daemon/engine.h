@@ -54,11 +54,22 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
 /* NULL is allowed. */
 void sl_engine_close(struct sl_engine *engine);
 
+/* Loads every expert of the model, if the cache has room for all: returns 1 then, else 0 with
+ * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
+int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
+                           struct sl_err *err);
+
+/* What the forward pass computes with; its pool keeps the account of time. */
+const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);
+
 const struct sl_config *sl_engine_config(const struct sl_engine *engine);
 struct sl_forward *sl_engine_forward(struct sl_engine *engine);
 
 /* Sequence i < n_sequences. */
 struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
+
+/* Experts that the cache holds at most. */
+uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
 

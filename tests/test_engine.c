@@ -296,6 +296,68 @@ static void test_bytes_are_those_of_the_forward(void **state)
     free(mtp_logits);
 }
 
+static void count_up(void *context, uint64_t done, uint64_t total)
+{
+    uint64_t *last = context;
+
+    assert_int_equal(done, ++*last);
+    assert_int_equal(total, 40);
+}
+
+static void test_all_experts_can_be_loaded(void **state)
+{
+    const struct model *m = *state;
+    const size_t size_bytes = (size_t)TOKENS * m->config.vocab_size * sizeof(float);
+    float *logits = calloc(1, size_bytes), *mtp_logits = calloc(1, size_bytes);
+    struct sl_engine_options options = options_of(m);
+    struct sl_expert_cache_counters counters;
+    struct sl_engine *engine;
+    uint64_t last = 0;
+
+    assert_non_null(logits);
+    assert_non_null(mtp_logits);
+    options.cache_min = false;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    assert_int_equal(sl_engine_slot_count(engine), 40);
+    assert_int_equal(sl_engine_load_experts(engine, count_up, &last, NULL), 1);
+    assert_int_equal(last, 40);
+    assert_int_equal(sl_engine_counters(engine).n_loads, 40);
+    run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 16, logits, mtp_logits);
+    assert_memory_equal(logits, m->logits, size_bytes);
+    counters = sl_engine_counters(engine);
+    assert_int_equal(counters.n_loads, 40);
+    sl_engine_close(engine);
+
+    options.cache_min = true; /* there is no room, and nothing is done */
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    assert_int_equal(sl_engine_load_experts(engine, NULL, NULL, NULL), 0);
+    assert_int_equal(sl_engine_counters(engine).n_requests, 0);
+    sl_engine_close(engine);
+    free(logits);
+    free(mtp_logits);
+}
+
+static void test_areas_are_what_was_planned(void **state)
+{
+    const struct model *m = *state;
+    struct sl_engine_options options = options_of(m);
+    struct sl_engine_area areas[SL_ENGINE_AREAS];
+    struct sl_memory_plan plan;
+    struct sl_engine *engine;
+
+    assert_int_equal(sl_engine_open(&engine, &options, &plan, NULL), 0);
+    sl_engine_areas(engine, areas);
+    assert_string_equal(areas[0].name, "dense weights");
+    assert_true(areas[0].size_bytes >= plan.need_bytes[SL_MEMORY_WEIGHTS]);
+    assert_true(areas[1].size_bytes >= plan.need_bytes[SL_MEMORY_KV]);
+    assert_true(areas[2].size_bytes >= plan.need_bytes[SL_MEMORY_ACTIVATIONS]);
+    assert_true(areas[3].size_bytes >=
+                plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING]);
+    for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)
+        assert_true(areas[i].huge_bytes <= areas[i].size_bytes);
+    sl_engine_close(engine);
+}
+
 static void test_plan_is_what_it_takes(void **state)
 {
     struct model *m = *state;
@@ -419,6 +481,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_those_of_the_forward),
+        cmocka_unit_test(test_all_experts_can_be_loaded),
+        cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_failing_allocations),

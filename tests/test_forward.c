@@ -599,6 +599,34 @@ static void test_a_step_can_be_stopped(void **state)
     rig_fini(&rig);
 }
 
+/* What another sequence, and one that was stopped, left behind changes no byte. */
+static void test_a_reset_kv_cache_is_a_new_one(void **state)
+{
+    struct model *m = *state;
+    struct check check = {.m = m, .answers = m->native};
+    struct rig_options options = {NULL, 2, SL_NUMERICS_NATIVE, TOKENS_MAX};
+    struct rig rig;
+
+    rig_init(&rig, m, &options);
+    for (uint32_t s = 1; s < SEQUENCES; s++) {
+        struct sl_span other = {&rig.kv[s], m->tokens[0] + s, lengths[s] - 1, SL_LOGITS_NONE};
+
+        assert_int_equal(sl_forward_step(rig.forward, &other, 1, NULL, NULL, NULL), 0);
+        other.n_tokens = 1;
+        atomic_store(&rig.stop, true);
+        assert_int_equal(sl_forward_step(rig.forward, &other, 1, NULL, NULL, NULL), -ECANCELED);
+        atomic_store(&rig.stop, false);
+        sl_kv_cache_clear(&rig.kv[s]);
+        for (uint32_t n; rig.kv[s].n_tokens < lengths[s];) {
+            n = lengths[s] - rig.kv[s].n_tokens < 5 ? lengths[s] - rig.kv[s].n_tokens : 5;
+            check.n_spans = 0;
+            add_span(&check, &rig, s, n, SL_LOGITS_ALL);
+            assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+        }
+    }
+    rig_fini(&rig);
+}
+
 /* ---- allocations -------------------------------------------------------------------------------
  */
 
@@ -641,6 +669,7 @@ int main(void)
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_failing_experts),
         cmocka_unit_test(test_a_step_can_be_stopped),
+        cmocka_unit_test(test_a_reset_kv_cache_is_a_new_one),
         cmocka_unit_test(test_steps_allocate_nothing),
     };
 

@@ -2,11 +2,9 @@
  * from the reference's is run on all shapes, tails and kinds of input of kernel_cases.c, with
  * inputs and outputs next to guard pages and the space around outputs watched.
  *
- *   --bench or SL_BENCH=1   speed of the matrix products instead
- *   --hash                  a hash of the reference's outputs instead, to hold builds against
- *                           each other
- *   SL_SEED=n               other inputs
- *   SL_SLOW=1               fewer: for valgrind and qemu */
+ *   --hash      a hash of the reference's outputs instead, to hold builds against each other
+ *   SL_SEED=n   other inputs
+ *   SL_SLOW=1   fewer: for valgrind and qemu */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,7 +16,6 @@
 
 #include <cmocka.h>
 
-#include "core/base/clock.h"
 #include "core/base/cpu.h"
 #include "core/kernels/kernels.h"
 #include "tests/kernel_cases.h"
@@ -188,85 +185,15 @@ static int print_hashes(void)
     return 0;
 }
 
-/* ---- speed -------------------------------------------------------------------------------------
- */
-
-#define BENCH_TILES 8u
-#define BENCH_BYTES (UINT64_C(128) << 20) /* more than the last-level cache keeps */
-#define BENCH_NS UINT64_C(150000000)
-
-/* Streams through copies of one packed block of weights, as a step streams through a model. */
-static void bench_matmul(const struct kernel_spec *spec, const struct sl_kernels *ref,
-                         const struct sl_kernels *kernels, size_t cols, size_t n_tokens,
-                         uint8_t *weights)
-{
-    struct kernel_case c;
-    uint64_t start_ns, ns, n_calls = 0;
-    size_t block_bytes, n_blocks;
-    uint8_t *own;
-
-    case_open(&c);
-    c.dims[0] = BENCH_TILES;
-    c.dims[1] = cols;
-    c.dims[2] = n_tokens;
-    spec->prepare(&c, ref);
-    case_reset_outputs(&c);
-    own = c.inputs[0].data;
-    block_bytes = c.inputs[0].size_bytes;
-    n_blocks = BENCH_BYTES / block_bytes;
-    for (size_t i = 0; i < n_blocks; i++)
-        memcpy(weights + i * block_bytes, own, block_bytes);
-    start_ns = sl_clock_ns();
-    do {
-        c.inputs[0].data = weights + n_calls++ % n_blocks * block_bytes;
-        spec->call(&c, kernels);
-        ns = sl_clock_ns() - start_ns;
-    } while (ns < BENCH_NS);
-    printf("%s %s, %zu columns, %zu tokens: %.2f GB/s, %.2f GMAC/s\n", kernels->isa, spec->name,
-           cols, n_tokens, (double)(n_calls * block_bytes) / (double)ns,
-           (double)(n_calls * BENCH_TILES * SL_R16_ROWS * cols * n_tokens) / (double)ns);
-    case_close(&c);
-}
-
-static int bench(void)
-{
-    /* hidden_size of Flash and Pro, and the other width that each kind of matrix has there */
-    static const size_t cols[4][4] = {
-        {4096, 7168, 2048, 3072}, {4096, 7168, 1024, 1536}, {4096, 7168}, {4096, 7168}};
-    static const size_t n_tokens[] = {1, 8, 64};
-    uint64_t float_mode = sl_cpu_flush_subnormals();
-    uint8_t *weights = aligned_alloc(4096, BENCH_BYTES);
-    struct sl_kernels ref, kernels;
-
-    if (!weights)
-        return 1;
-    sl_kernels_select(&ref, "ref", NULL);
-    for (size_t isa = 0; isa <= N_ISAS; isa++) {
-        if (sl_kernels_select(&kernels, isa == 0 ? "ref" : isas[isa - 1], NULL) < 0)
-            continue;
-        for (size_t i = 0; i < 4; i++)
-            for (size_t w = 0; w < 4 && cols[i][w]; w++)
-                for (size_t t = 0; t < sizeof(n_tokens) / sizeof(n_tokens[0]); t++)
-                    bench_matmul(&kernel_specs[i], &ref, &kernels, cols[i][w], n_tokens[t],
-                                 weights);
-    }
-    free(weights);
-    sl_cpu_restore_float_mode(float_mode);
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     static struct check checks[N_ISAS * KERNELS_MAX];
     static struct CMUnitTest tests[N_ISAS * KERNELS_MAX];
     static char names[N_ISAS * KERNELS_MAX][40];
-    const char *environment = getenv("SL_BENCH");
     size_t n = 0;
 
     if (argc > 1 && strcmp(argv[1], "--hash") == 0)
         return print_hashes();
-    if ((argc > 1 && strcmp(argv[1], "--bench") == 0) || (environment && *environment))
-        return bench();
     printf("# SL_SEED=%" PRIu64 "\n", inputs_seed());
     for (size_t isa = 0; isa < N_ISAS; isa++) {
         struct sl_kernels kernels;

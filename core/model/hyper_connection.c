@@ -96,8 +96,7 @@ static void divide_columns(uint32_t n, float *comb, float eps)
     }
 }
 
-/* Softmax over each row, then Sinkhorn: rows and columns divided by their sums in turn. */
-static void sinkhorn(const struct sl_config *config, float *comb)
+void sl_hc_sinkhorn(const struct sl_config *config, float *comb)
 {
     const uint32_t n = config->hc_mult;
     const float eps = config->hc_eps;
@@ -177,7 +176,7 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
         }
         for (uint32_t i = 0; i < n * n; i++)
             comb[i] = m[2 * n + i] * scale[2] + base[2 * n + i];
-        sinkhorn(config, comb);
+        sl_hc_sinkhorn(config, comb);
         k->hc_reduce(n, hidden, pre, streams, x);
         k->rms_norm(hidden, x, in->norm, config->rms_norm_eps, x);
         sl_act_buffer_round(in->x, in->step->compute, thread_index, row);

@@ -30,6 +30,10 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
 void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
                  const struct sl_hc_mix *mix, const float *out, size_t out_stride);
 
+/* comb (hc_mult, hc_mult): softmax over each row, then rows and columns are divided by their sums
+ * in turn. */
+void sl_hc_sinkhorn(const struct sl_config *config, float *comb);
+
 /* For one token's streams (hc_mult, hidden_size): x = norm(head mix of streams). */
 void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
                 const float *streams, float *x);

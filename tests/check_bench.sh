@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# The measurements measure: every line of JSON is a figure beside its limit, nothing is zero, every
+# family of kernels and kind of work is there. Times are as short as they can be and mean nothing.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+model=$scratch/model
+"$sluice" synth tests/oracle/configs/tiny-flash.json "$model" >/dev/null || {
+    fail "synth makes the model"
+    tap_end
+}
+
+figures() { # file what...: lines are sound, and among them are these
+    "$python" - "$@" <<'PYTHON'
+import json, math, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+for line in lines:
+    assert list(line) == ["what", "shape", "value", "unit", "limit", "ratio"], line
+    assert line["what"] and line["shape"] and line["unit"], line
+    assert all(math.isfinite(line[k]) and line[k] > 0 for k in ("value", "limit", "ratio")), line
+    assert abs(line["ratio"] - line["value"] / line["limit"]) < 1e-9 * line["ratio"], line
+names = [(line["what"], line["shape"]) for line in lines]
+assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
+missing = [what for what in sys.argv[2:] if what not in {line["what"] for line in lines}]
+assert not missing, missing
+print(len(lines), "figures")
+PYTHON
+}
+
+kernels() {
+    "$sluice" bench kernels --seconds 0.001 --json >"$scratch/kernels" &&
+        figures "$scratch/kernels" "read bandwidth" "float32 multiply peak" "BF16 multiply peak" \
+            "int8 multiply peak" "FP4 expert w1, Flash" "FP4 expert w2, Pro" "FP8 wq_b, Flash" \
+            "FP8 wo_b, Pro" "BF16 compressor, Flash" "F32 mHC, Pro" "R16 repack, FP4" \
+            "quantise to int8" "RMS norm" "rope" "SwiGLU" "attention softmax" "KV encode" \
+            "KV decode" "compressor pooling" "Sinkhorn" "attention" "indexer" "router" "mHC"
+}
+check "bench kernels" kernels
+
+seq -s ' ' 3000 >"$scratch/text"
+decode() { # flags...
+    "$sluice" bench decode "$model" --tokens 20 --json "$@" >"$scratch/decode" 2>"$scratch/stderr" &&
+        figures "$scratch/decode" decode "decode, slowest" "decode, fastest" \
+            "decode, reading memory" "decode, attention projections" "decode, shared expert" \
+            "decode, routed experts" "decode, head" "decode, attention" "decode, indexer" \
+            "decode, compressor" "decode, mHC" "decode, router" "decode, quantise" "decode, rest" \
+            "decode, barriers" &&
+        grep -q '^compute  .* thread' "$scratch/stderr" &&
+        grep -q '^memory  .*huge pages' "$scratch/stderr"
+}
+check "bench decode" decode --threads 2
+check "... says that all is resident" grep -q '20 tokens, all resident' "$scratch/decode"
+check "... and found every expert" "$python" -c '
+import json, sys
+found = [f for f in map(json.loads, open(sys.argv[1])) if f["what"] == "decode, experts found"]
+assert [f["ratio"] for f in found] == [1] and found[0]["value"] == 36, found' "$scratch/decode"
+check "bench decode of a text, with a cache for some" decode --threads 2 --cache min \
+    -f "$scratch/text"
+check "... says for how many" grep -q '20 tokens, room for 36 of 144' "$scratch/decode"
+
+prefill() {
+    "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --json \
+        >"$scratch/prefill" 2>/dev/null &&
+        figures "$scratch/prefill" prefill "prefill, slowest" "prefill, fastest" \
+            "prefill, multiplying" "prefill, attention projections" "prefill, routed experts" \
+            "prefill, repacking" "prefill, barriers"
+}
+check "bench prefill" prefill
+check "a table for people" bash -c "
+    '$sluice' bench prefill '$model' --tokens 8 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
+
+# Work that one thread does alone has no barriers.
+check "one thread has no barriers" bash -c "
+    '$sluice' bench decode '$model' --tokens 2 --threads 1 --json >'$scratch/one' 2>/dev/null &&
+    grep -q 'decode, head' '$scratch/one' && ! grep -q 'barriers' '$scratch/one'"
+
+misuse() { # status pattern arguments...
+    local want=$1 pattern=$2
+
+    shift 2
+    "$sluice" bench "$@" >/dev/null 2>"$scratch/stderr"
+    [ $? = "$want" ] && grep -q -e "$pattern" "$scratch/stderr"
+}
+printf 'too short' >"$scratch/short"
+check "a text that is too short" misuse 1 "short: [0-9]* tokens, 40 are needed" \
+    decode "$model" --tokens 4 -f "$scratch/short"
+check "tokens that do not fit the context" misuse 1 "40 tokens do not fit --context 39" \
+    decode "$model" --tokens 4 --context 39
+check "no kind" misuse 2 "Usage: "
+check "an unknown kind" misuse 2 "Usage: " walking
+check "no model" misuse 2 "MODEL is missing" prefill
+check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
+check "no time" misuse 2 "takes a number above 0" kernels --seconds 0
+tap_end

@@ -1,0 +1,440 @@
+/* sluice bench decode and prefill: how fast a model runs, where the time goes, and what the machine
+ * would allow. Limits are measured between the runs, on the same threads. */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/size.h"
+#include "tools/bench.h"
+#include "tools/engine_options.h"
+#include "tools/progress.h"
+#include "tools/prompt.h"
+
+#define PAST_TOKENS 16u /* before what decode measures */
+#define DECODE_TOKENS_DEFAULT 32u
+#define PREFILL_TOKENS_DEFAULT 512u
+#define PROBE_NS UINT64_C(100000000)
+
+/* One of the repeats. */
+struct run {
+    uint64_t ns;
+    struct sl_phase_counters spent;
+    double read_rate;                     /* 10^9 bytes a second */
+    double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
+};
+
+struct command {
+    struct sl_engine_options options;
+    const char *file;
+    uint64_t seed;
+    uint32_t n_tokens; /* of one run */
+    bool prefill;
+    bool json;
+
+    struct sl_config config;
+    int32_t *tokens; /* all that is fed; malloc's */
+    uint32_t tokens_needed;
+    struct sl_engine *engine;
+    struct sl_bench bench;
+    bool resident;
+    struct run runs[SL_BENCH_RUNS];
+    struct sl_expert_cache_counters begin, end; /* around the runs */
+};
+
+enum { OPTION_TOKENS = 256, OPTION_JSON, OPTION_SEED };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->options;
+        return 0;
+    case 'f':
+        command->file = value;
+        return 0;
+    case OPTION_TOKENS:
+        command->n_tokens = sl_parse_count(state, "--tokens", value, 1u << 20);
+        return 0;
+    case OPTION_JSON:
+        command->json = true;
+        return 0;
+    case OPTION_SEED:
+        command->seed = sl_parse_count(state, "--seed", value, UINT32_MAX);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- setting up --------------------------------------------------------------------------------
+ */
+
+static int make_tokens(struct command *command, struct sl_err *err)
+{
+    struct sl_tokenizer *tok = NULL;
+    struct sl_prompt text = {0};
+    uint64_t state = command->seed + 1;
+    int rc;
+
+    if (!command->file) {
+        command->tokens = calloc(command->tokens_needed, sizeof(*command->tokens));
+        if (!command->tokens)
+            return sl_err_set(err, -ENOMEM, "tokens: out of memory");
+        for (uint32_t i = 0; i < command->tokens_needed; i++)
+            command->tokens[i] =
+                (int32_t)(sl_bench_random(&state) * UINT64_C(0x9e3779b97f4a7c15) >> 33) %
+                (int32_t)command->config.vocab_size;
+        return 0;
+    }
+    rc = sl_tokenizer_open(&tok, command->options.model, err);
+    if (rc == 0)
+        rc = sl_prompt_read(&text, tok, &command->config, NULL, command->file, 0, err);
+    sl_tokenizer_close(tok);
+    if (rc == 0 && text.n_tokens < command->tokens_needed)
+        rc = sl_err_set(err, -SL_EFORMAT, "%s: %u tokens, %u are needed", command->file,
+                        text.n_tokens, command->tokens_needed);
+    command->tokens = text.tokens;
+    return rc;
+}
+
+static int prepare(struct command *command, struct sl_err *err)
+{
+    uint64_t needed = command->n_tokens;
+    int rc;
+
+    if (!command->prefill) /* a run before those that count */
+        needed = PAST_TOKENS + (uint64_t)command->n_tokens * (1 + SL_BENCH_RUNS);
+    command->tokens_needed = (uint32_t)needed;
+    if (command->options.context_tokens == 0)
+        command->options.context_tokens = command->tokens_needed;
+    if (command->tokens_needed > command->options.context_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%u tokens do not fit --context %u",
+                          command->tokens_needed, command->options.context_tokens);
+    rc = sl_config_read(&command->config, command->options.model, err);
+    return rc < 0 ? rc : make_tokens(command, err);
+}
+
+static int load_experts(struct command *command, struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "loading experts", "experts");
+    int rc = sl_engine_load_experts(command->engine, sl_progress_show, &progress, err);
+
+    sl_progress_end(&progress);
+    command->resident = rc == 1;
+    return rc < 0 ? rc : 0;
+}
+
+/* ---- running -----------------------------------------------------------------------------------
+ */
+
+static void ignore_logits(void *context, uint32_t span_index, uint32_t token_index,
+                          const float *logits)
+{
+    (void)context;
+    (void)span_index;
+    (void)token_index;
+    (void)logits;
+}
+
+/* Feeds tokens first .. first + n, at most `at_once` a step. */
+static int feed(struct command *command, uint32_t first, uint32_t n, uint32_t at_once,
+                struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t done = 0, now; rc == 0 && done < n; done += now) {
+        struct sl_span span = {sl_engine_kv(command->engine, 0), command->tokens + first + done, 0,
+                               SL_LOGITS_NONE};
+
+        now = n - done < at_once ? n - done : at_once;
+        span.n_tokens = now;
+        if (done + now == n || !command->prefill)
+            span.logits = SL_LOGITS_LAST;
+        rc =
+            sl_forward_step(sl_engine_forward(command->engine), &span, 1, ignore_logits, NULL, err);
+    }
+    return rc;
+}
+
+static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
+{
+    if (!command->prefill)
+        return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, 1, err);
+    sl_kv_cache_clear(sl_engine_kv(command->engine, 0));
+    return feed(command, 0, command->n_tokens, command->options.segment_tokens, err);
+}
+
+static int measure(struct command *command, struct sl_err *err)
+{
+    struct sl_pool *pool = sl_engine_compute(command->engine)->pool;
+    int rc = 0;
+
+    if (!command->prefill)
+        rc = feed(command, 0, PAST_TOKENS, command->options.segment_tokens, err);
+    if (rc == 0)
+        rc = feed_run(command, 0, err);
+    command->begin = sl_engine_counters(command->engine);
+    for (uint32_t i = 0; rc == 0 && i < SL_BENCH_RUNS; i++) {
+        struct run *run = &command->runs[i];
+        struct sl_phase_counters begin, end;
+        uint64_t start_ns;
+
+        run->read_rate = sl_bench_read_rate(&command->bench, PROBE_NS);
+        for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
+            run->multiply_rate[peak] =
+                sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
+        begin = sl_pool_counters(pool);
+        start_ns = sl_clock_ns();
+        rc = feed_run(command, i + 1, err);
+        run->ns = sl_clock_ns() - start_ns;
+        end = sl_pool_counters(pool);
+        run->spent = sl_phase_difference(&begin, &end);
+    }
+    command->end = sl_engine_counters(command->engine);
+    return rc;
+}
+
+/* ---- figures -----------------------------------------------------------------------------------
+ */
+
+/* What multiplies in a phase. */
+static enum sl_bench_peak peak_of(int phase)
+{
+    switch (phase) {
+    case SL_PHASE_ROUTED_LINEARS:
+    case SL_PHASE_INDEXER:
+        return SL_BENCH_INT8;
+    case SL_PHASE_HYPER_CONNECTION:
+        return SL_BENCH_F32;
+    default:
+        return SL_BENCH_BF16;
+    }
+}
+
+struct totals {
+    uint64_t read_bytes, multiplications, n_barriers, wait_ns;
+    double limit_ns; /* the least that the run could have taken: reading for decode, multiplying
+                        for prefill */
+};
+
+static struct totals totals_of(const struct command *command, const struct run *run)
+{
+    struct totals t = {0};
+
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
+        t.read_bytes += run->spent.of[phase].read_bytes;
+        t.multiplications += run->spent.of[phase].multiplications;
+        t.n_barriers += run->spent.of[phase].n_barriers;
+        t.wait_ns += run->spent.of[phase].wait_ns;
+        if (command->prefill)
+            t.limit_ns +=
+                (double)run->spent.of[phase].multiplications / run->multiply_rate[peak_of(phase)];
+    }
+    if (!command->prefill)
+        t.limit_ns = (double)t.read_bytes / run->read_rate;
+    return t;
+}
+
+/* What was not there to be measured is left out. */
+static void print_value(const struct command *command, const char *what, const char *shape,
+                        const char *unit, double value, double limit)
+{
+    char name[64];
+
+    snprintf(name, sizeof(name), "%s%s%s", command->prefill ? "prefill" : "decode",
+             what[0] ? ", " : "", what);
+    if (value > 0 && limit > 0)
+        sl_bench_print(&command->bench, name, shape, value, unit, limit);
+}
+
+/* A value and its limit, of each run. */
+struct figure {
+    double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
+};
+
+static void print_medians(const struct command *command, const char *what, const char *shape,
+                          const char *unit, struct figure figure)
+{
+    print_value(command, what, shape, unit, sl_bench_median(figure.values, SL_BENCH_RUNS),
+                sl_bench_median(figure.limits, SL_BENCH_RUNS));
+}
+
+/* Tokens a second: the median, the spread, and the same as bytes or multiplications. */
+static void print_speed(const struct command *command)
+{
+    const uint32_t n_experts = command->config.num_hidden_layers * command->config.n_routed_experts;
+    struct figure speed, rate;
+    uint32_t slowest = 0, fastest = 0;
+    double amount = 0;
+    char shape[64];
+
+    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+        const struct run *run = &command->runs[i];
+        struct totals t = totals_of(command, run);
+
+        amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
+        speed.values[i] = command->n_tokens * 1e9 / (double)run->ns;
+        speed.limits[i] = command->n_tokens * 1e9 / t.limit_ns;
+        rate.values[i] = amount / (double)run->ns;
+        rate.limits[i] = amount / t.limit_ns;
+        slowest = run->ns > command->runs[slowest].ns ? i : slowest;
+        fastest = run->ns < command->runs[fastest].ns ? i : fastest;
+    }
+    if (command->resident)
+        snprintf(shape, sizeof(shape), "%u tokens, all resident", command->n_tokens);
+    else
+        snprintf(shape, sizeof(shape), "%u tokens, room for %u of %u", command->n_tokens,
+                 sl_engine_slot_count(command->engine), n_experts);
+    print_medians(command, "", shape, "tokens/s", speed);
+    print_value(command, "slowest", shape, "tokens/s", speed.values[slowest],
+                speed.limits[slowest]);
+    print_value(command, "fastest", shape, "tokens/s", speed.values[fastest],
+                speed.limits[fastest]);
+    snprintf(shape, sizeof(shape), "%.4g %s a token", amount / command->n_tokens * 1e-9,
+             command->prefill ? "GMAC" : "GB");
+    print_medians(command, command->prefill ? "multiplying" : "reading memory", shape,
+                  command->prefill ? "GMAC/s" : "GB/s", rate);
+}
+
+/* Where the time went: shares of the whole. */
+static void print_times(const struct command *command)
+{
+    const double per_token = 1e-6 / command->n_tokens;
+    const uint32_t n_steps = command->prefill
+                                 ? (command->n_tokens + command->options.segment_tokens - 1) /
+                                       command->options.segment_tokens
+                                 : command->n_tokens;
+    struct figure figure;
+    uint64_t n_barriers = 0;
+    char shape[64];
+
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
+        for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+            const struct run *run = &command->runs[i];
+            struct totals t = totals_of(command, run);
+            uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
+
+            n_barriers = t.n_barriers;
+            figure.values[i] = (double)ns * per_token;
+            figure.limits[i] = (double)run->ns * per_token;
+        }
+        if (phase < SL_PHASES) {
+            print_medians(command, sl_phase_name((enum sl_phase)phase), "time", "ms/token", figure);
+            continue;
+        }
+        snprintf(shape, sizeof(shape), "time, %.1f a layer",
+                 (double)n_barriers / n_steps / command->config.num_hidden_layers);
+        print_medians(command, "barriers", shape, "ms/token", figure);
+    }
+}
+
+/* How fast each kind of work went while it did, waiting in its barriers included. */
+static void print_rates(const struct command *command)
+{
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
+        struct figure figure;
+
+        for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+            const struct run *run = &command->runs[i];
+            uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
+            uint64_t amount = command->prefill ? run->spent.of[phase].multiplications
+                                               : run->spent.of[phase].read_bytes;
+
+            figure.values[i] = ns ? (double)amount / (double)ns : 0;
+            figure.limits[i] =
+                command->prefill ? run->multiply_rate[peak_of(phase)] : run->read_rate;
+        }
+        print_medians(command, sl_phase_name((enum sl_phase)phase), "rate",
+                      command->prefill ? "GMAC/s" : "GB/s", figure);
+    }
+}
+
+static void print_experts(const struct command *command)
+{
+    const double n_tokens = (double)command->n_tokens * SL_BENCH_RUNS;
+    uint64_t n_requests = command->end.n_requests - command->begin.n_requests;
+    uint64_t n_found = command->end.n_hits + command->end.n_hinted_hits - command->begin.n_hits -
+                       command->begin.n_hinted_hits;
+    char shape[64], text[SL_SIZE_TEXT_BYTES];
+
+    snprintf(
+        shape, sizeof(shape), "%s read a token",
+        sl_size_format(
+            (uint64_t)((double)(command->end.read_bytes - command->begin.read_bytes) / n_tokens),
+            text));
+    print_value(command, "experts found", shape, "a token", (double)n_found / n_tokens,
+                (double)n_requests / n_tokens);
+}
+
+/* ---- the commands ------------------------------------------------------------------------------
+ */
+
+static int run(struct command *command, struct sl_err *err)
+{
+    int rc;
+
+    if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
+        (rc = load_experts(command, err)) < 0 ||
+        (rc = sl_bench_init(&command->bench, sl_engine_compute(command->engine), PROBE_NS * 1e-9,
+                            command->json, err)) < 0 ||
+        (rc = measure(command, err)) < 0)
+        return rc;
+    sl_bench_print_header(&command->bench);
+    print_speed(command);
+    print_times(command);
+    print_rates(command);
+    print_experts(command);
+    sl_print_resources(command->engine, &command->options.placement, stderr);
+    return 0;
+}
+
+static int bench_model(int argc, char **argv, bool prefill)
+{
+    static const struct argp_option options[] = {
+        {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
+        {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
+        {"seed", OPTION_SEED, "S", 0, "other random tokens (default 0)", 0},
+        {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
+        {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
+    const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "MODEL",
+        .doc = prefill ? "Measures how fast a prompt goes through the model in the checkpoint "
+                         "folder MODEL, and where the time goes."
+                       : "Measures how fast the model in the checkpoint folder MODEL makes tokens, "
+                         "one at a time, and where the time goes.",
+        .children = children};
+    struct command command = {.prefill = prefill,
+                              .n_tokens = prefill ? PREFILL_TOKENS_DEFAULT : DECODE_TOKENS_DEFAULT};
+    struct sl_err err = {0};
+    int rc;
+
+    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    rc = prepare(&command, &err);
+    if (rc == 0)
+        rc = run(&command, &err);
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    sl_bench_fini(&command.bench);
+    sl_engine_close(command.engine);
+    free(command.tokens);
+    return rc < 0 ? 1 : 0;
+}
+
+int sl_bench_decode(int argc, char **argv)
+{
+    return bench_model(argc, argv, false);
+}
+
+int sl_bench_prefill(int argc, char **argv)
+{
+    return bench_model(argc, argv, true);
+}

@@ -1,0 +1,129 @@
+/* sluice bench: how fast this machine runs, beside what it could do. One file for each kind. */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/bench.h"
+#include "tools/commands.h"
+#include "tools/engine_options.h"
+
+#define SECONDS_DEFAULT 0.3
+
+struct arguments {
+    struct sl_placement placement;
+    const char *isa;
+    double seconds;
+    bool json;
+};
+
+enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct arguments *arguments = state->input;
+    struct sl_kernels kernels;
+    char *end;
+
+    switch (key) {
+    case OPTION_ISA:
+        if (sl_kernels_select(&kernels, value, NULL) == -EINVAL)
+            argp_error(state, "--isa does not know \"%s\"", value);
+        arguments->isa = value;
+        return 0;
+    case OPTION_THREADS:
+        arguments->placement =
+            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
+        return 0;
+    case OPTION_JSON:
+        arguments->json = true;
+        return 0;
+    case OPTION_SECONDS:
+        arguments->seconds = strtod(value, &end);
+        if (end == value || *end || !(arguments->seconds > 0 && arguments->seconds <= 3600))
+            argp_error(state, "--seconds takes a number above 0, not \"%s\"", value);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static int run_kernels(const struct sl_compute *compute, const struct arguments *arguments,
+                       struct sl_err *err)
+{
+    struct sl_bench bench;
+    int rc;
+
+    rc = sl_bench_init(&bench, compute, arguments->seconds, arguments->json, err);
+    if (rc == 0) {
+        sl_bench_print_header(&bench);
+        sl_bench_probes(&bench);
+        if ((rc = sl_bench_linears(&bench, err)) == 0 && (rc = sl_bench_rows(&bench, err)) == 0)
+            rc = sl_bench_layers(&bench, err);
+    }
+    sl_bench_fini(&bench);
+    return rc;
+}
+
+static int bench_kernels(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"isa", OPTION_ISA, "ref|avx2|avx512", 0, "instruction set (default: the best there is)",
+         0},
+        {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
+        {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 0.3)", 0},
+        {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
+        {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .doc = "Measures the kernels on the sizes of the released models, each beside what memory "
+               "and multipliers allow on the same threads in the same run. Needs no model."};
+    struct arguments arguments = {.placement = sl_place_threads(0), .seconds = SECONDS_DEFAULT};
+    struct sl_kernels kernels;
+    struct sl_pool *pool = NULL;
+    struct sl_err err = {0};
+    int rc;
+
+    argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+    if ((rc = sl_kernels_select(&kernels, arguments.isa, &err)) == 0 &&
+        (rc = sl_pool_create(&pool, arguments.placement.n_threads, &err)) == 0) {
+        struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
+
+        sl_pool_pin(pool, &arguments.placement);
+        rc = run_kernels(&compute, &arguments, &err);
+    }
+    sl_pool_destroy(pool);
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    return rc < 0 ? 1 : 0;
+}
+
+int sl_cmd_bench(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(int argc, char **argv);
+    } kinds[] = {
+        {"decode", sl_bench_decode},
+        {"kernels", bench_kernels},
+        {"prefill", sl_bench_prefill},
+    };
+    bool is_help = argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0);
+
+    for (size_t i = 0; argc >= 2 && i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        char name[64];
+
+        if (strcmp(argv[1], kinds[i].name) != 0)
+            continue;
+        snprintf(name, sizeof(name), "%s %s", argv[0], argv[1]); /* as argp's usage line shows it */
+        argv[1] = name;
+        return kinds[i].run(argc - 1, argv + 1);
+    }
+    fprintf(is_help ? stdout : stderr,
+            "Usage: %s kernels [OPTION...]\n"
+            "       %s decode|prefill MODEL [OPTION...]\n",
+            argv[0], argv[0]);
+    return is_help ? 0 : 2;
+}
