@@ -150,7 +150,7 @@ $(B)/%.avx512.o: %.c
 $(B)/kernels-avx512/%_avx512.o: kernels-avx512/%_avx512.c
 	@mkdir -p $(@D)
 	$(say) CC $@
-	$(Q)$(CC) $(ALL_CFLAGS) $(AVX512) -mavx512vnni -mavx512bf16 -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) $(AVX512) -mavx512vnni -mavx512bf16 -mavx512vbmi -c -o $@ $<
 
 # The same source as for the baseline, with the int8 dot product.
 $(B)/kernels-neon/%.dot.o: kernels-neon/%.c

@@ -433,15 +433,33 @@ static void call_pool_rows(struct kernel_case *c, const struct sl_kernels *k)
     k->pool_rows(c->dims[0], c->dims[1], IN(2), IN(3), OUT(0));
 }
 
+static void prepare_pair_rows(struct kernel_case *c, const struct sl_kernels *ref)
+{
+    size_t tile_bytes = sl_r16_bf16_tile_bytes(2 * c->dims[0]);
+    uint16_t *rows = place(c, 0, 2 * c->dims[0] * c->dims[1] * sizeof(*rows));
+
+    (void)ref;
+    for (size_t i = 0; i < 2 * c->dims[0] * c->dims[1]; i++)
+        rows[i] = (uint16_t)(rng_next(&c->rng) >> 48);
+    add_output(c, sl_r16_tile_count(c->dims[1]), tile_bytes, tile_bytes + 64 * c->pad);
+}
+
+static void call_pair_rows(struct kernel_case *c, const struct sl_kernels *k)
+{
+    k->pair_rows(c->dims[0], c->dims[1], IN(0), OUT(0),
+                 sl_r16_bf16_tile_bytes(2 * c->dims[0]) + 64 * c->pad);
+}
+
 static void prepare_attend_softmax(struct kernel_case *c, const struct sl_kernels *ref)
 {
-    float *scores = place_floats(c, 0, c->dims[0] * SL_R16_ROWS, 20);
+    const size_t stride = SL_R16_ROWS + c->pad;
+    float *scores = place_floats(c, 0, c->dims[0] * stride, 20);
 
     (void)ref;
     for (size_t n = 0; n < c->dims[0]; n++)
         if (c->seed & 1 && rng_below(&c->rng, 4) == 0)
             for (size_t h = 0; h < SL_R16_ROWS; h++)
-                scores[n * SL_R16_ROWS + h] = SL_SCORE_ABSENT;
+                scores[n * stride + h] = SL_SCORE_ABSENT;
     place_floats(c, 1, SL_R16_ROWS, 10);
     add_output(c, SL_R16_ROWS, c->dims[0] * sizeof(uint16_t),
                (c->dims[0] + c->pad) * sizeof(uint16_t));
@@ -452,8 +470,8 @@ static void call_attend_softmax(struct kernel_case *c, const struct sl_kernels *
 {
     static const float factors[] = {0.044194173824f, 1.0f, 0.0883883476f};
 
-    k->attend_softmax(c->dims[0], IN(0), pick(c, 3, factors), IN(1), OUT(0), c->dims[0] + c->pad,
-                      OUT(1));
+    k->attend_softmax(c->dims[0], IN(0), SL_R16_ROWS + c->pad, pick(c, 3, factors), IN(1), OUT(0),
+                      c->dims[0] + c->pad, OUT(1));
 }
 
 static void prepare_index_encode(struct kernel_case *c, const struct sl_kernels *ref)
@@ -512,6 +530,7 @@ const struct kernel_spec kernel_specs[] = {
     PLANE(hc_update, "streams", streams, "columns", stream_cols),
     PLANE(kv_encode, "fp8", fp8_counts, "bf16", bf16_counts),
     PLANE(kv_decode, "fp8", fp8_counts, "bf16", bf16_counts),
+    PLANE(pair_rows, "pairs", pooled_rows, "columns", pooled_cols),
     PLANE(pool_rows, "rows", pooled_rows, "columns", pooled_cols),
     ROW(attend_softmax, entries),
     ROW(index_encode, index_counts),

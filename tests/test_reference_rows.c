@@ -370,7 +370,7 @@ static void test_attend_softmax(void **state)
     for (size_t n = 0; n < ENTRIES; n++)
         for (size_t h = 0; h < HEADS; h++)
             scores[n][h] = n % 7 == 3 ? SL_SCORE_ABSENT : scores[n][h] * 20;
-    FLUSHED(k.attend_softmax(ENTRIES, &scores[0][0], 0.125f, sink, &p[0][0], STRIDE, total));
+    FLUSHED(k.attend_softmax(ENTRIES, &scores[0][0], HEADS, 0.125f, sink, &p[0][0], STRIDE, total));
     for (size_t h = 0; h < HEADS; h++) {
         double top = (double)sink[h], sum = 0;
 

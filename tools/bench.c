@@ -78,6 +78,11 @@ int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, doub
     return rc;
 }
 
+bool sl_bench_wants(const struct sl_bench *bench, const char *what)
+{
+    return !bench->only || strstr(what, bench->only);
+}
+
 void sl_bench_fini(struct sl_bench *bench)
 {
     sl_arena_fini(&bench->area);
@@ -171,6 +176,8 @@ void sl_bench_measure(const struct sl_bench *bench, const struct sl_bench_work *
     const double amount = (double)(work->in_bytes ? work->bytes : work->multiplications);
     double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
 
+    if (!sl_bench_wants(bench, work->what))
+        return;
     work->run(work->context); /* what is touched for the first time is now */
     for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
         double limit_ns = 0;

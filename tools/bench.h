@@ -23,6 +23,7 @@ struct sl_bench {
     struct sl_arena area;      /* that the probe of memory reads */
     double seconds;            /* for one figure */
     bool json;                 /* an object a line, or else a table */
+    const char *only;          /* what is measured contains this; NULL for everything */
 };
 
 /* More memory than the last-level caches of this machine hold: what streaming work goes through. */
@@ -32,6 +33,9 @@ uint64_t sl_bench_area_bytes(void);
 int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, double seconds,
                   bool json, struct sl_err *err);
 void sl_bench_fini(struct sl_bench *bench);
+
+/* Whether `only` asks for it. */
+bool sl_bench_wants(const struct sl_bench *bench, const char *what);
 
 /* Each probes for at least `ns`. Billions a second: bytes read, multiplications. */
 double sl_bench_read_rate(const struct sl_bench *bench, uint64_t ns);
@@ -51,7 +55,7 @@ struct sl_bench_work {
     bool in_bytes; /* the figure is GB/s, otherwise GMAC/s */
 };
 
-/* Measures and prints. */
+/* Measures and prints, if it is wanted. */
 void sl_bench_measure(const struct sl_bench *bench, const struct sl_bench_work *work);
 
 /* One figure. `unit` is value's and limit's, and neither is 0. */

@@ -340,6 +340,16 @@ static int bench_layer(const struct sl_bench *bench, const struct sl_config *con
     return in.rc;
 }
 
+/* Whether any of the phases that bench_phases() measures on such a layer is wanted. */
+static bool wants_layer(const struct sl_bench *bench, uint32_t ratio)
+{
+    if (ratio != SL_CSA_RATIO)
+        return sl_bench_wants(bench, sl_phase_name(SL_PHASE_ATTENTION));
+    return sl_bench_wants(bench, sl_phase_name(SL_PHASE_INDEXER)) ||
+           sl_bench_wants(bench, sl_phase_name(SL_PHASE_ROUTER)) ||
+           sl_bench_wants(bench, sl_phase_name(SL_PHASE_HYPER_CONNECTION));
+}
+
 int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err)
 {
     /* What Flash and Pro share, and then where they differ: their config.json. */
@@ -385,6 +395,8 @@ int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err)
         config.moe_intermediate_size = models[m].inner;
         config.routed_scaling_factor = models[m].scaling;
         for (size_t p = 0; rc == 0 && p < 2; p++) {
+            if (!wants_layer(bench, pasts[p].ratio))
+                continue;
             config.compress_ratios[0] = pasts[p].ratio;
             rc = bench_layer(bench, &config, models[m].model, pasts[p].past_tokens, err);
         }

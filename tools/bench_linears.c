@@ -96,8 +96,11 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
         [SL_MATRIX_F32] = SL_BENCH_F32,
     };
     struct linear linear;
-    int rc = linear_init(&linear, &bench->compute, kind, rows, cols, err);
+    int rc;
 
+    if (!sl_bench_wants(bench, what))
+        return 0;
+    rc = linear_init(&linear, &bench->compute, kind, rows, cols, err);
     for (size_t i = 0; rc == 0 && i < sizeof(n_tokens) / sizeof(n_tokens[0]); i++) {
         char shape[64];
         struct sl_bench_work work = {
@@ -176,6 +179,8 @@ static int bench_repack(const struct sl_bench *bench, uint32_t rows, uint32_t co
     };
     int rc;
 
+    if (!sl_bench_wants(bench, work.what))
+        return 0;
     in.n_copies = (uint32_t)(sl_bench_area_bytes() / work.bytes) + 1;
     rc = sl_arena_map(&in.arena, in.n_copies * work.bytes + 3 * SL_CACHE_LINE_BYTES, "bench", err);
     if (rc < 0)

@@ -105,6 +105,11 @@ CALL(kv_decode)
                      (uint16_t *)(void *)b->y + i * 512);
 }
 
+CALL(pair_rows)
+{
+    k->pair_rows(n / 2, 512, (const uint16_t *)(const void *)b->a, (uint8_t *)b->y, n * 32);
+}
+
 CALL(pool_rows)
 {
     k->pool_rows(n, 512, b->a_rows, b->b_rows, b->y);
@@ -112,7 +117,7 @@ CALL(pool_rows)
 
 CALL(attend_softmax)
 {
-    k->attend_softmax(n, b->a, 0.044f, b->b, (uint16_t *)(void *)b->y, n, b->c);
+    k->attend_softmax(n, b->a, 16, 0.044f, b->b, (uint16_t *)(void *)b->y, n, b->c);
 }
 
 CALL(index_encode)
@@ -141,6 +146,7 @@ static const struct row_kernel kernels[] = {
     {"Sinkhorn", "4 x 4, %zu rounds", {20}, 0, 2 * 16, call_sinkhorn},
     {"KV encode", "%zu entries of 448 + 64", {64}, 512 * 4 + 583, 0, call_kv_encode},
     {"KV decode", "%zu entries of 448 + 64", {64}, 583 + 512 * 2, 0, call_kv_decode},
+    {"KV entries paired", "%zu entries of 512", {64}, 512 * 4, 0, call_pair_rows},
     {"compressor pooling", "%zu rows of 512", {8, 128}, 512 * 4 * 2, 0, call_pool_rows},
     {"attention softmax", "16 heads, %zu entries", {640, 1152}, 16 * 6, 0, call_attend_softmax},
     {"indexer encode", "%zu heads of 128", {64}, 128 * 5, 0, call_index_encode},

@@ -13,12 +13,12 @@
 
 struct arguments {
     struct sl_placement placement;
-    const char *isa;
+    const char *isa, *only;
     double seconds;
     bool json;
 };
 
-enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS };
+enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS, OPTION_ONLY };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -44,6 +44,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         if (end == value || *end || !(arguments->seconds > 0 && arguments->seconds <= 3600))
             argp_error(state, "--seconds takes a number above 0, not \"%s\"", value);
         return 0;
+    case OPTION_ONLY:
+        arguments->only = value;
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -57,6 +60,7 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
 
     rc = sl_bench_init(&bench, compute, arguments->seconds, arguments->json, err);
     if (rc == 0) {
+        bench.only = arguments->only;
         sl_bench_print_header(&bench);
         sl_bench_probes(&bench);
         if ((rc = sl_bench_linears(&bench, err)) == 0 && (rc = sl_bench_rows(&bench, err)) == 0)
@@ -69,10 +73,11 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
 static int bench_kernels(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"isa", OPTION_ISA, "ref|avx2|avx512", 0, "instruction set (default: the best there is)",
-         0},
+        {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+         "instruction set (default: the best there is)", 0},
         {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
         {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 0.3)", 0},
+        {"only", OPTION_ONLY, "TEXT", 0, "only what has TEXT in its name", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};
     static const struct argp argp = {

@@ -19,6 +19,8 @@ uint32_t sl_cpu_flags(void)
             flags |= SL_CPU_AVX512_VNNI;
         if (__builtin_cpu_supports("avx512bf16"))
             flags |= SL_CPU_AVX512_BF16;
+        if (__builtin_cpu_supports("avx512vbmi"))
+            flags |= SL_CPU_AVX512_VBMI;
     }
 #elif defined(__aarch64__)
     unsigned long capabilities = getauxval(AT_HWCAP);

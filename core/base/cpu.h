@@ -9,8 +9,9 @@ enum sl_cpu_flag {
     SL_CPU_AVX512 = 1u << 1,   /* F, BW, DQ and VL together */
     SL_CPU_AVX512_VNNI = 1u << 2,
     SL_CPU_AVX512_BF16 = 1u << 3,
-    SL_CPU_NEON = 1u << 4,
-    SL_CPU_NEON_DOT = 1u << 5, /* int8 dot products */
+    SL_CPU_AVX512_VBMI = 1u << 4,
+    SL_CPU_NEON = 1u << 5,
+    SL_CPU_NEON_DOT = 1u << 6, /* int8 dot products */
 };
 
 /* The flags of the CPU we run on. */

@@ -55,6 +55,30 @@ static void kv_decode(size_t fp8_count, size_t bf16_count, const uint8_t *restri
     memcpy(y + fp8_count, rest, bf16_count * 2);
 }
 
+static void pair_rows(size_t pair_count, size_t count, const uint16_t *restrict rows,
+                      uint8_t *restrict tiles, size_t tile_bytes)
+{
+    for (size_t c = 0; c < count; c += SL_R16_ROWS, tiles += tile_bytes) {
+        for (size_t pair = 0; pair < pair_count; pair++) {
+            const uint16_t *even = rows + 2 * pair * count + c, *odd = even + count;
+            uint16_t both[2 * SL_R16_ROWS] = {0};
+
+            if (count - c >= SL_R16_ROWS) { /* a constant count is what vectorises */
+                for (size_t i = 0; i < SL_R16_ROWS; i++) {
+                    both[2 * i] = even[i];
+                    both[2 * i + 1] = odd[i];
+                }
+            } else {
+                for (size_t i = 0; i < count - c; i++) {
+                    both[2 * i] = even[i];
+                    both[2 * i + 1] = odd[i];
+                }
+            }
+            memcpy(tiles + pair * sizeof(both), both, sizeof(both));
+        }
+    }
+}
+
 #define CHANNELS_AT_ONCE 64u
 
 static void pool_rows(size_t row_count, size_t count, const float *const *kv,
@@ -86,35 +110,46 @@ static void pool_rows(size_t row_count, size_t count, const float *const *kv,
     }
 }
 
-static void attend_softmax(size_t entry_count, const float *restrict scores, float scale,
-                           const float *restrict sink, uint16_t *restrict p, size_t p_stride,
-                           float *restrict total)
+#define ENTRIES_AT_ONCE 16u
+
+static void attend_softmax(size_t entry_count, const float *restrict scores, size_t score_stride,
+                           float scale, const float *restrict sink, uint16_t *restrict p,
+                           size_t p_stride, float *restrict total)
 {
-    float top[HEADS];
+    uint16_t block[ENTRIES_AT_ONCE][HEADS]; /* rounded; then turned round */
+    float top[HEADS], sum[HEADS];
 
     for (size_t h = 0; h < HEADS; h++) {
         top[h] = sink[h];
-        total[h] = 0;
+        sum[h] = 0;
     }
     for (size_t n = 0; n < entry_count; n++) {
         for (size_t h = 0; h < HEADS; h++) {
-            float s = scores[n * HEADS + h] * scale;
+            float s = scores[n * score_stride + h] * scale;
 
             top[h] = s > top[h] ? s : top[h];
         }
     }
-    for (size_t n = 0; n < entry_count; n++) {
-        float e[HEADS];
+    for (size_t first = 0; first < entry_count; first += ENTRIES_AT_ONCE, p += ENTRIES_AT_ONCE) {
+        size_t n_block =
+            entry_count - first < ENTRIES_AT_ONCE ? entry_count - first : ENTRIES_AT_ONCE;
 
-        for (size_t h = 0; h < HEADS; h++) {
-            e[h] = sl_expf(scores[n * HEADS + h] * scale - top[h]);
-            total[h] += e[h];
+        for (size_t n = 0; n < n_block; n++) {
+            const float *score = scores + (first + n) * score_stride;
+
+            for (size_t h = 0; h < HEADS; h++) {
+                float e = sl_expf(score[h] * scale - top[h]);
+
+                sum[h] += e;
+                block[n][h] = sl_bf16_drop_tiny(sl_f32_to_bf16(e));
+            }
         }
         for (size_t h = 0; h < HEADS; h++)
-            p[h * p_stride + n] = sl_bf16_drop_tiny(sl_f32_to_bf16(e[h]));
+            for (size_t n = 0; n < n_block; n++)
+                p[h * p_stride + n] = block[n][h];
     }
     for (size_t h = 0; h < HEADS; h++)
-        total[h] += sl_expf(sink[h] - top[h]);
+        total[h] = sum[h] + sl_expf(sink[h] - top[h]);
 }
 
 static void index_encode(size_t count, const float *restrict x, uint8_t *restrict codes,
@@ -151,6 +186,7 @@ void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
 {
     kernels->kv_encode = kv_encode;
     kernels->kv_decode = kv_decode;
+    kernels->pair_rows = pair_rows;
     kernels->pool_rows = pool_rows;
     kernels->attend_softmax = attend_softmax;
     kernels->index_encode = index_encode;

@@ -110,19 +110,25 @@ typedef void sl_kv_encode_fn(size_t fp8_count, size_t bf16_count, const float *r
 typedef void sl_kv_decode_fn(size_t fp8_count, size_t bf16_count, const uint8_t *restrict entry,
                              uint16_t *restrict y);
 
+/* Rows 2i and 2i + 1 of `rows` (2 * pair_count, count) side by side, as column pair i of R16 BF16
+ * tiles whose rows are the `count` columns, in the last one zero beyond them: tile t is at tiles +
+ * t * tile_bytes, pair i at 64 * i in it. */
+typedef void sl_pair_rows_fn(size_t pair_count, size_t count, const uint16_t *restrict rows,
+                             uint8_t *restrict tiles, size_t tile_bytes);
+
 /* Pools `row_count` rows per channel: y[c] = sum_r kv[r][c] * e[r] / sum_r e[r], rows ascending,
  * e[r] = exp(score[r][c] - max_r score[r][c]). Rows are given by pointer. */
 typedef void sl_pool_rows_fn(size_t row_count, size_t count, const float *const *kv,
                              const float *const *score, float *restrict y);
 
 /* Softmax over entries for 16 heads side by side, with a sink.
- * scores (entry_count, 16), still to be multiplied by `scale`. With top = max(sink, scores):
- * p[h][n] = exp(score - top) as BF16 at p_stride, and total[h] = sum over n ascending of the
- * unrounded p, plus exp(sink[h] - top). A score of SL_SCORE_ABSENT gives p = 0. */
+ * scores (entry_count, 16) at score_stride, still to be multiplied by `scale`. With top = max(sink,
+ * scores): p[h][n] = exp(score - top) as BF16 at p_stride, and total[h] = sum over n ascending of
+ * the unrounded p, plus exp(sink[h] - top). A score of SL_SCORE_ABSENT gives p = 0. */
 #define SL_SCORE_ABSENT (-1e30f)
-typedef void sl_attend_softmax_fn(size_t entry_count, const float *restrict scores, float scale,
-                                  const float *restrict sink, uint16_t *restrict p, size_t p_stride,
-                                  float *restrict total);
+typedef void sl_attend_softmax_fn(size_t entry_count, const float *restrict scores,
+                                  size_t score_stride, float scale, const float *restrict sink,
+                                  uint16_t *restrict p, size_t p_stride, float *restrict total);
 
 /* ---- indexer -----------------------------------------------------------------------------------
  */
@@ -171,6 +177,7 @@ struct sl_kernels {
     sl_hc_update_fn *hc_update;
     sl_kv_encode_fn *kv_encode;
     sl_kv_decode_fn *kv_decode;
+    sl_pair_rows_fn *pair_rows;
     sl_pool_rows_fn *pool_rows;
     sl_attend_softmax_fn *attend_softmax;
     sl_index_encode_fn *index_encode;

@@ -127,6 +127,19 @@ int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *t
     return sound ? 0 : -SL_ECORRUPT;
 }
 
+void sl_r16_lay_bf16(size_t cols, const uint16_t *codes, uint8_t *tile)
+{
+    const size_t whole = cols / 8 * 8;
+
+    for (size_t row = 0; row < SL_R16_ROWS; row += 4)
+        for (size_t col = 0; col < whole; col += 8) /* a quad is a pair of columns */
+            transpose_quads((const uint8_t *)(codes + row * cols + col), cols * sizeof(*codes),
+                            tile + col * 2 * SL_R16_ROWS + row * 4);
+    for (size_t row = 0; row < SL_R16_ROWS; row++)
+        for (size_t col = whole; col < cols; col += 2)
+            memcpy(tile + col * 2 * SL_R16_ROWS + row * 4, codes + row * cols + col, 4);
+}
+
 int sl_r16_pack_f32(size_t rows, size_t cols, const float *values, uint8_t *tiles)
 {
     float *dst = (float *)(void *)tiles;

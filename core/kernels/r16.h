@@ -85,6 +85,9 @@ int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_
 /* codes (rows, cols) BF16. Returns 0 or -SL_ECORRUPT for a value that is not finite. */
 int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles);
 
+/* The same for one tile of 16 rows of finite numbers that are not tiny; cols is even. */
+void sl_r16_lay_bf16(size_t cols, const uint16_t *codes, uint8_t *tile);
+
 /* values (rows, cols), row r at values + r * cols. Returns 0 or -SL_ECORRUPT as above. */
 int sl_r16_pack_f32(size_t rows, size_t cols, const float *values, uint8_t *tiles);
 

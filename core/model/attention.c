@@ -1,53 +1,18 @@
-/* A chunk of tokens at a time goes through the projections; inside it a few queries at a time
- * through indexer, gather and softmax. A query's entries are laid out once as rows (for the scores)
- * and once as R16 tiles of their transpose (for the weighted sum), so that both products are the
- * BF16 matrix kernel: heads against entries, then channels against heads. */
+/* A chunk of tokens at a time goes through the projections and then, as queries, to attend.c. */
 #include "core/model/attention.h"
 
-#include <math.h>
 #include <string.h>
 
-#include "core/base/assert.h"
+#include "core/model/attend.h"
 #include "core/model/compressor.h"
-#include "core/model/exact.h"
 #include "core/model/hyper_connection.h"
 #include "core/model/indexer.h"
 #include "core/model/linear.h"
 
-#define QUERIES_AT_ONCE_MAX 16u
-#define ENTRIES_PER_ITEM 64u /* gathered by a thread at a time; even */
-
-/* One of the queries that are gathered and attended together. */
-struct query {
-    uint32_t token;        /* step index */
-    uint32_t row;          /* of the chunk */
-    uint32_t window_first; /* position of window entry 0, even; may lie before the window */
-    uint32_t window_slots; /* even; the compressed entries follow */
-    uint32_t n_compressed;
-    uint32_t n_entries; /* window_slots + n_compressed, rounded up to even; exact: of `exacts` */
-    bool selected;      /* `chosen` holds the compressed entries, else they are 0, 1, ... */
-    uint32_t *chosen;   /* (index_topk) */
-
-    uint16_t *rows;       /* native: (n_entries, head_dim) BF16 */
-    uint8_t *columns;     /* native: R16 tiles (head_dim, n_entries) BF16 */
-    const float **exacts; /* exact: pointers to the entries that exist */
-};
-
-struct thread_scratch {
-    float *scores; /* (entries_max, 16) */
-    uint16_t *p;   /* (16, entries_max) */
-    float *sums;   /* (16, head_dim rounded up to 16) */
-    double *exact_p;
-};
-
 struct sl_attention {
-    uint32_t n_queries_at_once;
-    uint32_t entries_max; /* of one query, even */
     uint32_t entry_bytes;
-    struct query queries[QUERIES_AT_ONCE_MAX];
-    struct thread_scratch *threads;
     struct sl_compressor_scratch *compressors; /* per thread */
-    struct sl_indexer *indexer;
+    struct sl_attend *attend;
 
     uint8_t *step_entries; /* (tokens_max) this layer's window entries of the step */
     struct sl_hc_mix mix;
@@ -58,7 +23,8 @@ struct sl_attention {
     struct sl_act_buffer o;   /* (chunk, heads * head_dim) */
     struct sl_act_buffer o_a; /* (chunk, o_groups * o_lora_rank) */
     float *kv, *q, *out;      /* (chunk, head_dim), (chunk, heads * head_dim), (chunk, hidden) */
-    uint8_t *q_tiles;         /* native: per token R16 tiles (heads, head_dim) BF16 */
+    uint16_t *rounded_heads;  /* native: per thread (16, head_dim) BF16 */
+    uint8_t *q_tiles;         /* native: per token sl_attend_tile_bytes() */
     float *compressed_kv, *compressed_score; /* (chunk, 2 * head_dim) */
     float *index_kv, *index_score;           /* (chunk, 2 * index_head_dim) */
     float *index_q, *index_weights;          /* (chunk, heads * dim), (chunk, heads) */
@@ -71,80 +37,11 @@ struct run {
     const struct sl_layer_weights *weights;
     uint32_t layer_index;
     uint32_t first, end; /* the chunk */
-    uint32_t n_queries;  /* of a->queries in use */
 };
 
 static uint32_t heads_dim(const struct sl_config *c)
 {
     return c->num_attention_heads * c->head_dim;
-}
-
-static uint64_t query_tile_bytes(const struct sl_config *c)
-{
-    return sl_r16_tile_count(c->num_attention_heads) * sl_r16_bf16_tile_bytes(c->head_dim);
-}
-
-static uint32_t round_up_even(uint32_t n)
-{
-    return (n + 1) & ~1u;
-}
-
-/* The most entries that a query can have in any layer. */
-static uint32_t entries_max(const struct sl_config *c, uint32_t context_max)
-{
-    uint32_t most = 0;
-
-    for (uint32_t i = 0; i < c->num_hidden_layers + c->num_nextn_predict_layers; i++) {
-        uint32_t ratio = c->compress_ratios[i], n = ratio ? context_max / ratio : 0;
-
-        if (ratio == SL_CSA_RATIO && n > c->index_topk)
-            n = c->index_topk;
-        most = n > most ? n : most;
-    }
-    return round_up_even(c->sliding_window + 2) + round_up_even(most);
-}
-
-static void carve_queries(struct sl_attention *a, struct sl_arena *arena, const struct sl_config *c,
-                          enum sl_numerics numerics)
-{
-    uint64_t dim_padded = sl_r16_padded_rows(c->head_dim);
-
-    for (uint32_t i = 0; i < a->n_queries_at_once; i++) {
-        struct query *query = &a->queries[i];
-
-        query->chosen = sl_arena_take(arena, c->index_topk, sizeof(*query->chosen));
-        if (numerics == SL_NUMERICS_EXACT) {
-            query->exacts = sl_arena_take(arena, a->entries_max, sizeof(*query->exacts));
-            continue;
-        }
-        query->rows = sl_arena_take(arena, (uint64_t)a->entries_max * c->head_dim, 2);
-        query->columns = sl_arena_take(arena, (uint64_t)a->entries_max * dim_padded, 2);
-    }
-}
-
-static void carve_threads(struct sl_attention *a, struct sl_arena *arena, const struct sl_config *c,
-                          enum sl_numerics numerics, uint32_t n_threads)
-{
-    a->threads = sl_arena_take(arena, n_threads, sizeof(*a->threads));
-    a->compressors = sl_arena_take(arena, n_threads, sizeof(*a->compressors));
-    for (uint32_t i = 0; i < n_threads; i++) {
-        struct sl_compressor_scratch compressor = sl_compressor_scratch_carve(arena, c);
-        struct thread_scratch thread = {0};
-
-        if (numerics == SL_NUMERICS_EXACT) {
-            thread.exact_p = sl_arena_take(arena, a->entries_max, sizeof(double));
-        } else {
-            thread.scores =
-                sl_arena_take(arena, (uint64_t)a->entries_max * SL_R16_ROWS, sizeof(float));
-            thread.p = sl_arena_take(arena, (uint64_t)a->entries_max * SL_R16_ROWS, 2);
-            thread.sums =
-                sl_arena_take(arena, SL_R16_ROWS * sl_r16_padded_rows(c->head_dim), sizeof(float));
-        }
-        if (a->threads) {
-            a->threads[i] = thread;
-            a->compressors[i] = compressor;
-        }
-    }
 }
 
 static void carve_chunk(struct sl_attention *a, struct sl_arena *arena, const struct sl_config *c,
@@ -158,7 +55,7 @@ static void carve_chunk(struct sl_attention *a, struct sl_arena *arena, const st
     a->q = sl_arena_take(arena, chunk * sl_r16_padded_rows(heads_dim(c)), sizeof(float));
     a->out = sl_arena_take(arena, chunk * c->hidden_size, sizeof(float));
     if (numerics != SL_NUMERICS_EXACT)
-        a->q_tiles = sl_arena_take(arena, chunk, query_tile_bytes(c));
+        a->q_tiles = sl_arena_take(arena, chunk, sl_attend_tile_bytes(c));
     a->compressed_kv = sl_arena_take(arena, chunk * sl_r16_padded_rows(2 * c->head_dim), 4);
     a->compressed_score = sl_arena_take(arena, chunk * sl_r16_padded_rows(2 * c->head_dim), 4);
     a->index_kv = sl_arena_take(arena, chunk * sl_r16_padded_rows(2 * c->index_head_dim), 4);
@@ -177,13 +74,18 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
     struct sl_attention a = {0};
     uint32_t chunk = tokens_max < SL_CHUNK_TOKENS ? tokens_max : SL_CHUNK_TOKENS;
 
-    a.n_queries_at_once = n_threads < QUERIES_AT_ONCE_MAX ? n_threads : QUERIES_AT_ONCE_MAX;
-    a.entries_max = entries_max(config, context_max);
     a.entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
-    carve_queries(&a, arena, config, numerics);
-    carve_threads(&a, arena, config, numerics, n_threads);
-    a.indexer = sl_indexer_carve(arena, config, numerics, n_threads, a.n_queries_at_once,
-                                 config->index_n_heads ? context_max / SL_CSA_RATIO : 0);
+    a.compressors = sl_arena_take(arena, n_threads, sizeof(*a.compressors));
+    for (uint32_t i = 0; i < n_threads; i++) {
+        struct sl_compressor_scratch compressor = sl_compressor_scratch_carve(arena, config);
+
+        if (a.compressors)
+            a.compressors[i] = compressor;
+    }
+    if (numerics != SL_NUMERICS_EXACT)
+        a.rounded_heads =
+            sl_arena_take(arena, (uint64_t)n_threads * SL_R16_ROWS * config->head_dim, 2);
+    a.attend = sl_attend_carve(arena, config, numerics, n_threads, context_max);
     a.step_entries = sl_arena_take(arena, tokens_max, a.entry_bytes);
     a.mix = sl_hc_mix_carve(arena, config, chunk);
     carve_chunk(&a, arena, config, numerics, chunk);
@@ -280,7 +182,8 @@ static void finish_first_projections(void *context, size_t first, size_t end, ui
 /* ---- queries -----------------------------------------------------------------------------------
  */
 
-/* Per head: norm without weights, rotation, and in native the heads side by side as BF16 tiles. */
+/* Per head: norm without weights, rotation, and in native the heads side by side as BF16 tiles.
+ * Items are (row, tile of 16 heads). */
 static void finish_queries(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct run *in = context;
@@ -288,256 +191,24 @@ static void finish_queries(void *context, size_t first, size_t end, uint32_t thr
     const struct sl_kernels *k = in->step->compute->kernels;
     const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
     const uint32_t pairs = c->qk_rope_head_dim / 2, dim = c->head_dim;
-    uint16_t head[4096]; /* config.c bounds head_dim */
+    const size_t tiles = sl_r16_tile_count(c->num_attention_heads);
+    uint16_t *rounded = in->a->rounded_heads + (size_t)thread_index * SL_R16_ROWS * dim;
 
-    (void)thread_index;
-    for (size_t row = first; row < end; row++) {
-        size_t i = in->first + row;
-        float *q = in->a->q + row * sl_r16_padded_rows(heads_dim(c));
+    for (size_t item = first; item < end; item++) {
+        size_t row = item / tiles, i = in->first + row, head = item % tiles * SL_R16_ROWS;
+        float *q = in->a->q + row * sl_r16_padded_rows(heads_dim(c)) + head * dim;
 
-        for (uint32_t h = 0; h < c->num_attention_heads; h++, q += dim) {
-            uint16_t *tile;
-
+        for (size_t h = 0; h < SL_R16_ROWS && head + h < c->num_attention_heads; h++, q += dim) {
             k->rms_norm(dim, q, NULL, c->rms_norm_eps, q);
             k->rotate(pairs, q + dim - 2 * pairs, in->step->cosine[kind] + i * pairs,
                       in->step->sine[kind] + i * pairs, 1.0f);
-            if (!in->a->q_tiles)
-                continue;
-            tile = (uint16_t *)(void *)(in->a->q_tiles + row * query_tile_bytes(c) +
-                                        h / SL_R16_ROWS * sl_r16_bf16_tile_bytes(dim));
-            k->to_bf16(dim, q, head);
-            for (uint32_t d = 0; d < dim; d++)
-                tile[(d / 2 * SL_R16_ROWS + h % SL_R16_ROWS) * 2 + d % 2] = head[d];
+            if (in->a->q_tiles)
+                k->to_bf16(dim, q, rounded + h * dim);
         }
-    }
-}
-
-static bool chunk_needs_index(const struct run *in)
-{
-    if (in->weights->ratio != SL_CSA_RATIO)
-        return false;
-    for (uint32_t i = in->first; i < in->end; i++)
-        if ((in->step->tokens[i].position + 1) / SL_CSA_RATIO > in->step->config->index_topk)
-            return true;
-    return false;
-}
-
-/* Takes tokens from `next` on as the queries at hand. */
-static void set_up_queries(struct run *in, uint32_t next)
-{
-    const struct sl_config *c = in->step->config;
-    struct sl_attention *a = in->a;
-
-    in->n_queries = in->end - next < a->n_queries_at_once ? in->end - next : a->n_queries_at_once;
-    for (uint32_t i = 0; i < in->n_queries; i++) {
-        struct query *query = &a->queries[i];
-        uint32_t position = in->step->tokens[next + i].position;
-        uint32_t window = c->sliding_window;
-        uint32_t visible = in->weights->ratio ? (position + 1) / in->weights->ratio : 0;
-
-        query->token = next + i;
-        query->row = next + i - in->first;
-        query->window_first = (position + 1 > window ? position + 1 - window : 0) & ~1u;
-        query->window_slots = round_up_even(position + 1 - query->window_first);
-        query->selected = in->weights->ratio == SL_CSA_RATIO && visible > c->index_topk;
-        query->n_compressed = query->selected ? c->index_topk : visible;
-        query->n_entries = query->window_slots + round_up_even(query->n_compressed);
-        sl_assert(query->n_entries <= a->entries_max);
-    }
-}
-
-static void select_entries(const struct run *in)
-{
-    const struct sl_config *c = in->step->config;
-    struct sl_pool *pool = in->step->compute->pool;
-    struct sl_index_query queries[QUERIES_AT_ONCE_MAX];
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < in->n_queries; i++) {
-        const struct query *query = &in->a->queries[i];
-
-        if (!query->selected)
-            continue;
-        queries[n++] = (struct sl_index_query){
-            .token = query->token,
-            .n_visible = (in->step->tokens[query->token].position + 1) / SL_CSA_RATIO,
-            .q = in->a->index_q +
-                 query->row * sl_r16_padded_rows(c->index_n_heads * c->index_head_dim),
-            .weights = in->a->index_weights + query->row * sl_r16_padded_rows(c->index_n_heads),
-            .ret_chosen = query->chosen,
-        };
-    }
-    if (n == 0)
-        return;
-    sl_pool_phase(pool, SL_PHASE_INDEXER);
-    sl_indexer_select(in->a->indexer, in->step, in->layer_index, queries, n);
-    sl_pool_phase(pool, SL_PHASE_ATTENTION);
-}
-
-/* Where entry n of a query is stored; NULL for a gap (before the window, or padding). */
-static const uint8_t *entry_at(const struct run *in, const struct query *query, uint32_t n)
-{
-    const struct sl_config *c = in->step->config;
-    const struct sl_step_token *token = &in->step->tokens[query->token];
-    const struct sl_kv_layer *layer = &token->kv->layers[in->layer_index];
-    const size_t bytes = in->a->entry_bytes;
-
-    if (n < query->window_slots) {
-        uint32_t position = query->window_first + n;
-        int64_t index;
-
-        if (position > token->position || position + c->sliding_window <= token->position)
-            return NULL;
-        index = sl_step_index_of(in->step, query->token, position);
-        return index >= 0 ? in->a->step_entries + (size_t)index * bytes
-                          : layer->window + position % c->sliding_window * bytes;
-    }
-    n -= query->window_slots;
-    if (n >= query->n_compressed)
-        return NULL;
-    return layer->entries + (query->selected ? query->chosen[n] : n) * bytes;
-}
-
-/* Items are (query, ENTRIES_PER_ITEM entries). */
-static void gather(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct run *in = context;
-    const struct sl_config *c = in->step->config;
-    const uint32_t items = (in->a->entries_max + ENTRIES_PER_ITEM - 1) / ENTRIES_PER_ITEM;
-    const uint32_t dim = c->head_dim;
-
-    (void)thread_index;
-    for (size_t item = first; item < end; item++) {
-        const struct query *query = &in->a->queries[item / items];
-        uint32_t from = (uint32_t)(item % items) * ENTRIES_PER_ITEM;
-        uint32_t to =
-            from + ENTRIES_PER_ITEM < query->n_entries ? from + ENTRIES_PER_ITEM : query->n_entries;
-
-        for (uint32_t n = from; n < to; n++) {
-            const uint8_t *entry = entry_at(in, query, n);
-            uint16_t *row = query->rows + (size_t)n * dim;
-            uint16_t *column =
-                (uint16_t *)(void *)query->columns + (size_t)(n / 2) * SL_R16_ROWS * 2 + n % 2;
-
-            if (entry)
-                in->step->compute->kernels->kv_decode(dim - c->qk_rope_head_dim,
-                                                      c->qk_rope_head_dim, entry, row);
-            else
-                memset(row, 0, dim * sizeof(*row));
-            for (uint32_t d = 0; d < dim; d++) /* tile d / 16, pair n / 2, lane d % 16 */
-                column[(size_t)(d / SL_R16_ROWS) * query->n_entries * SL_R16_ROWS +
-                       d % SL_R16_ROWS * 2] = row[d];
-        }
-    }
-}
-
-/* Undoes the rotation of one head's output and puts it where the output projection reads it. */
-static void finish_head(const struct run *in, const struct query *query, uint32_t head, float *out)
-{
-    const struct sl_config *c = in->step->config;
-    const struct sl_kernels *k = in->step->compute->kernels;
-    const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
-    const uint32_t pairs = c->qk_rope_head_dim / 2;
-    size_t at = (size_t)query->row * heads_dim(c) + (size_t)head * c->head_dim;
-
-    k->rotate(pairs, out + c->head_dim - 2 * pairs,
-              in->step->cosine[kind] + (size_t)query->token * pairs,
-              in->step->sine[kind] + (size_t)query->token * pairs, -1.0f);
-    memcpy(in->a->o.f32 + at, out, c->head_dim * sizeof(float));
-    if (in->a->o.bf16)
-        k->to_bf16(c->head_dim, out, in->a->o.bf16 + at);
-}
-
-/* Items are (query, tile of 16 heads). */
-static void attend(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct run *in = context;
-    const struct sl_config *c = in->step->config;
-    const struct sl_kernels *k = in->step->compute->kernels;
-    const struct thread_scratch *own = &in->a->threads[thread_index];
-    const uint32_t tiles = (uint32_t)sl_r16_tile_count(c->num_attention_heads);
-    const uint32_t dim = c->head_dim, dim_padded = (uint32_t)sl_r16_padded_rows(dim);
-    float total[SL_R16_ROWS];
-
-    for (size_t item = first; item < end; item++) {
-        const struct query *query = &in->a->queries[item / tiles];
-        uint32_t tile = (uint32_t)(item % tiles), head = tile * SL_R16_ROWS;
-        uint32_t heads = c->num_attention_heads - head < SL_R16_ROWS ? c->num_attention_heads - head
-                                                                     : SL_R16_ROWS;
-
-        k->matmul_bf16(1, dim, query->n_entries,
-                       in->a->q_tiles + query->row * query_tile_bytes(c) +
-                           tile * sl_r16_bf16_tile_bytes(dim),
-                       query->rows, dim, own->scores, SL_R16_ROWS);
-        for (uint32_t n = 0; n < query->n_entries; n++)
-            if (!entry_at(in, query, n))
-                for (uint32_t h = 0; h < SL_R16_ROWS; h++)
-                    own->scores[n * SL_R16_ROWS + h] = SL_SCORE_ABSENT;
-        k->attend_softmax(query->n_entries, own->scores, 1.0f / sqrtf((float)dim),
-                          in->weights->attn_sink + head, own->p, query->n_entries, total);
-        k->matmul_bf16(dim_padded / SL_R16_ROWS, query->n_entries, heads, query->columns, own->p,
-                       query->n_entries, own->sums, dim_padded);
-        for (uint32_t h = 0; h < heads; h++) {
-            float *out = own->sums + (size_t)h * dim_padded;
-
-            for (uint32_t d = 0; d < dim; d++)
-                out[d] = out[d] / total[h];
-            finish_head(in, query, head + h, out);
-        }
-    }
-}
-
-/* The same in `exact`; items are (query, head). */
-static void attend_exact(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct run *in = context;
-    const struct sl_config *c = in->step->config;
-    const uint32_t heads = c->num_attention_heads;
-    float out[4096]; /* config.c bounds head_dim */
-
-    for (size_t item = first; item < end; item++) {
-        const struct query *query = &in->a->queries[item / heads];
-        uint32_t head = (uint32_t)(item % heads);
-
-        sl_exact_attend(
-            c->head_dim, query->n_entries,
-            in->a->q + query->row * sl_r16_padded_rows(heads_dim(c)) + (size_t)head * c->head_dim,
-            query->exacts, in->weights->attn_sink[head], in->a->threads[thread_index].exact_p, out);
-        finish_head(in, query, head, out);
-    }
-}
-
-static void attend_queries(struct run *in)
-{
-    const struct sl_config *c = in->step->config;
-    const struct sl_attention *a = in->a;
-    struct sl_pool *pool = in->step->compute->pool;
-    const uint32_t items = (in->a->entries_max + ENTRIES_PER_ITEM - 1) / ENTRIES_PER_ITEM;
-
-    for (uint32_t next = in->first; next < in->end; next += in->n_queries) {
-        set_up_queries(in, next);
-        select_entries(in);
-        if (in->step->compute->numerics == SL_NUMERICS_EXACT) {
-            for (uint32_t i = 0; i < in->n_queries; i++) {
-                struct query *query = &in->a->queries[i];
-                uint32_t n = 0;
-
-                for (uint32_t e = 0; e < query->n_entries; e++) {
-                    const uint8_t *entry = entry_at(in, query, e);
-
-                    if (entry)
-                        query->exacts[n++] = (const float *)(const void *)entry;
-                }
-                query->n_entries = n;
-            }
-            sl_pool_run(pool, (size_t)in->n_queries * c->num_attention_heads, 1, attend_exact, in);
-            continue;
-        }
-        for (uint32_t i = 0; i < in->n_queries; i++)
-            sl_pool_count(pool, (uint64_t)a->queries[i].n_entries * a->entry_bytes,
-                          2 * (uint64_t)a->queries[i].n_entries * heads_dim(c));
-        sl_pool_run(pool, (size_t)in->n_queries * items, 1, gather, in);
-        sl_pool_run(pool, in->n_queries * sl_r16_tile_count(c->num_attention_heads), 1, attend, in);
+        if (in->a->q_tiles)
+            sl_r16_lay_bf16(dim, rounded,
+                            in->a->q_tiles + row * sl_attend_tile_bytes(c) +
+                                item % tiles * sl_r16_bf16_tile_bytes(dim));
     }
 }
 
@@ -607,6 +278,25 @@ static void project_output(struct run *in)
     sl_linear_run(in->step->compute, &job, 1);
 }
 
+static void attend(const struct run *in)
+{
+    struct sl_attention *a = in->a;
+    const struct sl_attend_run run = {
+        .weights = in->weights,
+        .layer_index = in->layer_index,
+        .first = in->first,
+        .end = in->end,
+        .q = a->q,
+        .q_tiles = a->q_tiles,
+        .index_q = a->index_q,
+        .index_weights = a->index_weights,
+        .step_entries = a->step_entries,
+        .o = &a->o,
+    };
+
+    sl_attend_run(a->attend, in->step, &run);
+}
+
 /* The last sliding_window entries of every sequence go into its ring. Items are step tokens. */
 static void keep_window(void *context, size_t first, size_t end, uint32_t thread_index)
 {
@@ -636,7 +326,7 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
 
         in.end = step->n_tokens - in.first < SL_CHUNK_TOKENS ? step->n_tokens
                                                              : in.first + SL_CHUNK_TOKENS;
-        needs_index = chunk_needs_index(&in);
+        needs_index = sl_attend_needs_index(step, weights, in.first, in.end);
         sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
                      &attention->x);
         sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
@@ -647,8 +337,10 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
         sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_queries(&in, needs_index);
         sl_pool_phase(pool, SL_PHASE_ATTENTION);
-        sl_pool_run(pool, in.end - in.first, 1, finish_queries, &in);
-        attend_queries(&in);
+        sl_pool_run(pool,
+                    (in.end - in.first) * sl_r16_tile_count(step->config->num_attention_heads), 1,
+                    finish_queries, &in);
+        attend(&in);
         sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_output(&in);
         sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,

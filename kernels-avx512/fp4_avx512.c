@@ -1,0 +1,292 @@
+/* Experts' linears with AVX-512: FP4 weights by int8 dot products (VNNI). The order of summation is
+ * that of core/kernels/kernels.h.
+ *
+ * One token: weights go from memory through the decoder straight into the dot product, and speed is
+ * that of memory. Several tokens: a group of 128 columns at a time, two tiles decoded once for all
+ * tokens, and the sums of up to six tokens by two tiles kept in registers: each activation that is
+ * loaded serves two products, each weight six. */
+#include "kernels-avx512/avx512.h"
+#include "kernels-avx512/vectors.h"
+
+/* VPDPBUSD multiplies unsigned by signed, so weights enter as twice their value plus 12, and each
+ * block's sum starts at -12 times the sum of its activations. */
+#define WEIGHT_OFFSET 12
+
+#define COLS_MAX 65536u /* as the contract has it */
+
+static ALWAYS_INLINE __m512i fp4_table(void)
+{
+    return _mm512_broadcast_i32x4(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+}
+
+static ALWAYS_INLINE __m512i fp4_low(__m512i codes, __m512i table)
+{
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+}
+
+static ALWAYS_INLINE __m512i fp4_high(__m512i codes, __m512i table)
+{
+    return fp4_low(_mm512_srli_epi16(codes, 4), table);
+}
+
+/* 16 E8M0 bytes as floats. */
+static ALWAYS_INLINE __m512 scales16(const uint8_t *bytes)
+{
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)bytes));
+
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 23));
+}
+
+static void sum_blocks(size_t n_blocks, const int8_t *x, int32_t *sums)
+{
+    const __m256i offset = _mm256_set1_epi8(WEIGHT_OFFSET);
+
+    for (size_t b = 0; b < n_blocks; b++) {
+        __m256i block = _mm256_loadu_si256((const __m256i *)(const void *)(x + b * 32));
+        __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), offset, block);
+        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+
+        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+        sums[b] = -_mm_cvtsi128_si32(half);
+    }
+}
+
+/* One tile, one token. */
+static ALWAYS_INLINE __m512 fp4_tile_one(size_t cols, const uint8_t *w, const int8_t *x,
+                                         const float *x_scale, const int32_t *sums)
+{
+    const __m512i table = fp4_table();
+    __m512 acc = _mm512_setzero_ps();
+
+    for (size_t c = 0; c < cols; c += SL_FP4_GROUP_COLS, w += SL_FP4_GROUP_BYTES) {
+        for (size_t b = 0; b < 4; b++, x += 32, x_scale++, sums++) {
+            __m512i even = _mm512_set1_epi32(*sums), odd = _mm512_setzero_si512();
+            __m512 scale = _mm512_mul_ps(scales16(w + b * ROWS), _mm512_set1_ps(*x_scale * 0.5f));
+
+            for (size_t j = 0; j < 4; j++) {
+                __m512i codes = _mm512_loadu_si512(w + 64 + b * 256 + j * 64);
+
+                even = _mm512_dpbusd_epi32(even, fp4_low(codes, table), broadcast4(x + j * 8));
+                odd = _mm512_dpbusd_epi32(odd, fp4_high(codes, table), broadcast4(x + j * 8 + 4));
+            }
+            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), scale, acc);
+        }
+    }
+    return acc;
+}
+
+#define TILES_AT_ONCE 2u
+#define TOKENS_AT_ONCE 6u
+#define TOKENS_MAX 64u
+#define GROUPS_MAX 32u
+#define BLOCKS (SL_FP4_GROUP_COLS / SL_FP4_BLOCK_COLS)
+
+/* Up to 64 tokens' activations of up to 32 groups of 128 columns, group after group: rows lie a
+ * power of two apart and would evict each other from the cache. */
+struct panel {
+    int8_t x[GROUPS_MAX * TOKENS_MAX * SL_FP4_GROUP_COLS];
+    float x_scale[GROUPS_MAX * TOKENS_MAX * BLOCKS];
+    int32_t sums[GROUPS_MAX * TOKENS_MAX * BLOCKS];
+};
+
+/* A group of 128 columns of up to two tiles, decoded. */
+struct fp4_group {
+    __m512i weights[BLOCKS][8][TILES_AT_ONCE];
+    __m512 half_scale[BLOCKS][TILES_AT_ONCE];
+};
+
+static ALWAYS_INLINE void decode_group(const uint8_t *group, size_t tile, struct fp4_group *to)
+{
+    const __m512i table = fp4_table();
+
+    for (size_t b = 0; b < BLOCKS; b++) {
+        to->half_scale[b][tile] = _mm512_mul_ps(scales16(group + b * ROWS), _mm512_set1_ps(0.5f));
+        for (size_t j = 0; j < 4; j++) {
+            __m512i codes = _mm512_loadu_si512(group + 64 + b * 256 + j * 64);
+
+            to->weights[b][2 * j][tile] = fp4_low(codes, table);
+            to->weights[b][2 * j + 1][tile] = fp4_high(codes, table);
+        }
+    }
+}
+
+/* Adds a decoded group's products of n_tiles tiles (1 or 2) and n_tokens tokens (1 to 6) to acc
+ * (n_tokens, 2, 16). x (n_tokens, 128); x_scale and sums (n_tokens, 4). */
+static ALWAYS_INLINE void add_group(size_t n_tiles, size_t n_tokens, const struct fp4_group *group,
+                                    const int8_t *x, const float *x_scale, const int32_t *sums,
+                                    float *acc)
+{
+    __m512 sum[TOKENS_AT_ONCE][TILES_AT_ONCE];
+
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            sum[t][tile] = _mm512_loadu_ps(acc + (t * TILES_AT_ONCE + tile) * ROWS);
+    for (size_t b = 0; b < BLOCKS; b++) {
+        __m512i dot[TOKENS_AT_ONCE][TILES_AT_ONCE];
+
+        for (size_t t = 0; t < n_tokens; t++)
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                dot[t][tile] = _mm512_set1_epi32(sums[t * BLOCKS + b]);
+        for (size_t i = 0; i < 8; i++) {
+            __m512i w[TILES_AT_ONCE];
+
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                w[tile] = group->weights[b][i][tile];
+            for (size_t t = 0; t < n_tokens; t++) {
+                __m512i four = broadcast4(x + t * SL_FP4_GROUP_COLS + b * 32 + i * 4);
+
+                for (size_t tile = 0; tile < n_tiles; tile++)
+                    dot[t][tile] = _mm512_dpbusd_epi32(dot[t][tile], w[tile], four);
+            }
+        }
+        for (size_t t = 0; t < n_tokens; t++) {
+            __m512 scale = _mm512_set1_ps(x_scale[t * BLOCKS + b]);
+
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                sum[t][tile] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][tile]),
+                                    _mm512_mul_ps(group->half_scale[b][tile], scale), sum[t][tile]);
+        }
+    }
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            _mm512_storeu_ps(acc + (t * TILES_AT_ONCE + tile) * ROWS, sum[t][tile]);
+}
+
+static ALWAYS_INLINE void add_group_tokens(size_t n_tiles, size_t n_tokens,
+                                           const struct fp4_group *group, const int8_t *x,
+                                           const float *x_scale, const int32_t *sums, float *acc)
+{
+    while (n_tokens) {
+        size_t n = n_tokens >= TOKENS_AT_ONCE ? TOKENS_AT_ONCE : n_tokens >= 4 ? 4 : 1;
+
+        if (n == TOKENS_AT_ONCE) /* a constant count keeps the sums in registers */
+            add_group(n_tiles, TOKENS_AT_ONCE, group, x, x_scale, sums, acc);
+        else if (n == 4)
+            add_group(n_tiles, 4, group, x, x_scale, sums, acc);
+        else
+            add_group(n_tiles, 1, group, x, x_scale, sums, acc);
+        n_tokens -= n;
+        x += n * SL_FP4_GROUP_COLS;
+        x_scale += n * BLOCKS;
+        sums += n * BLOCKS;
+        acc += n * TILES_AT_ONCE * ROWS;
+    }
+}
+
+/* The same for one or two tiles, as many as there are. Not inlined, or the compiler would keep the
+ * decoded weights in registers that it does not have. */
+static __attribute__((noinline)) void add_tiles(size_t n_tiles, size_t n_tokens,
+                                                const struct fp4_group *group, const int8_t *x,
+                                                const float *x_scale, const int32_t *sums,
+                                                float *acc)
+{
+    if (n_tiles == 2)
+        add_group_tokens(2, n_tokens, group, x, x_scale, sums, acc);
+    else
+        add_group_tokens(1, n_tokens, group, x, x_scale, sums, acc);
+}
+
+static void fill_panel(struct panel *panel, size_t n_groups, size_t cols, size_t n_tokens,
+                       const int8_t *x, const float *x_scale)
+{
+    for (size_t t = 0; t < n_tokens; t++) {
+        for (size_t g = 0; g < n_groups; g++) {
+            size_t at = g * n_tokens + t;
+
+            memcpy(panel->x + at * SL_FP4_GROUP_COLS, x + t * cols + g * SL_FP4_GROUP_COLS,
+                   SL_FP4_GROUP_COLS);
+            memcpy(panel->x_scale + at * BLOCKS,
+                   x_scale + t * (cols / SL_FP4_BLOCK_COLS) + g * BLOCKS,
+                   BLOCKS * sizeof(*x_scale));
+        }
+    }
+    sum_blocks(n_groups * n_tokens * BLOCKS, panel->x, panel->sums);
+}
+
+/* y (n_tokens, n_tiles * 16) to acc (n_tokens, 2, 16) or back. */
+static ALWAYS_INLINE void move_rows(size_t n_tokens, size_t n_tiles, const float *from,
+                                    size_t from_stride, float *to, size_t to_stride)
+{
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            _mm512_storeu_ps(to + t * to_stride + tile * ROWS,
+                             _mm512_loadu_ps(from + t * from_stride + tile * ROWS));
+}
+
+/* Has a group on its way to the second-level cache while the one before is multiplied. */
+static ALWAYS_INLINE void prefetch_group(const uint8_t *group)
+{
+    for (size_t i = 0; i < SL_FP4_GROUP_BYTES; i += 64)
+        __builtin_prefetch(group + i, 0, 2);
+}
+
+/* y = or, after the first panel, += the products of a panel's columns; w is where they start in the
+ * first tile. */
+static void add_panel(bool is_first, const struct panel *panel, size_t n_groups, size_t tile_count,
+                      size_t tile_bytes, size_t n_tokens, const uint8_t *w, float *y,
+                      size_t y_stride)
+{
+    const size_t acc_stride = TILES_AT_ONCE * ROWS;
+    _Alignas(64) float acc[TOKENS_MAX * TILES_AT_ONCE * ROWS];
+    struct fp4_group group;
+
+    for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE) {
+        size_t n = tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE;
+
+        if (is_first)
+            clear_rows(n_tokens, TILES_AT_ONCE, acc, acc_stride);
+        else
+            move_rows(n_tokens, n, y + tile * ROWS, y_stride, acc, acc_stride);
+        for (size_t g = 0; g < n_groups; g++) {
+            for (size_t i = 0; i < n; i++) {
+                const uint8_t *codes = w + (tile + i) * tile_bytes + g * SL_FP4_GROUP_BYTES;
+
+                decode_group(codes, i, &group);
+                prefetch_group(codes + (g + 1 < n_groups
+                                            ? SL_FP4_GROUP_BYTES
+                                            : TILES_AT_ONCE * tile_bytes - g * SL_FP4_GROUP_BYTES));
+            }
+            add_tiles(n, n_tokens, &group, panel->x + g * n_tokens * SL_FP4_GROUP_COLS,
+                      panel->x_scale + g * n_tokens * BLOCKS, panel->sums + g * n_tokens * BLOCKS,
+                      acc);
+        }
+        move_rows(n_tokens, n, acc, acc_stride, y + tile * ROWS, y_stride);
+    }
+}
+
+static void fp4_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
+                       const int8_t *x, const float *x_scale, float *y, size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_fp4_tile_bytes(cols), groups = cols / SL_FP4_GROUP_COLS;
+    struct panel panel;
+
+    for (size_t g = 0; g < groups; g += GROUPS_MAX) {
+        size_t n = groups - g < GROUPS_MAX ? groups - g : GROUPS_MAX;
+
+        fill_panel(&panel, n, cols, n_tokens, x + g * SL_FP4_GROUP_COLS, x_scale + g * BLOCKS);
+        add_panel(g == 0, &panel, n, tile_count, tile_bytes, n_tokens, w + g * SL_FP4_GROUP_BYTES,
+                  y, y_stride);
+    }
+}
+
+void sl_matmul_fp4_avx512vnni(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const int8_t *restrict x,
+                              const float *restrict x_scale, float *restrict y, size_t y_stride)
+{
+    const size_t n_blocks = cols / SL_FP4_BLOCK_COLS, tile_bytes = sl_r16_fp4_tile_bytes(cols);
+    int32_t sums[COLS_MAX / SL_FP4_BLOCK_COLS];
+
+    if (token_count == 1) {
+        sum_blocks(n_blocks, x, sums);
+        for (size_t tile = 0; tile < tile_count; tile++)
+            _mm512_storeu_ps(y + tile * ROWS,
+                             fp4_tile_one(cols, w + tile * tile_bytes, x, x_scale, sums));
+        return;
+    }
+    for (size_t t = 0; t < token_count; t += TOKENS_MAX)
+        fp4_tokens(tile_count, cols, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX, w,
+                   x + t * cols, x_scale + t * n_blocks, y + t * y_stride, y_stride);
+}

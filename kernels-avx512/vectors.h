@@ -1,0 +1,30 @@
+/* What the AVX-512 files share. For files compiled for AVX-512 alone. */
+#ifndef SL_KERNELS_AVX512_VECTORS_H
+#define SL_KERNELS_AVX512_VECTORS_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/kernels/r16.h"
+
+#define ROWS SL_R16_ROWS
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* Four bytes, sixteen times. */
+static ALWAYS_INLINE __m512i broadcast4(const void *bytes)
+{
+    int32_t word;
+
+    memcpy(&word, bytes, sizeof(word));
+    return _mm512_set1_epi32(word);
+}
+
+/* y[t][row] = 0 for the rows of tile_count tiles. */
+static inline void clear_rows(size_t n_tokens, size_t tile_count, float *y, size_t y_stride)
+{
+    for (size_t t = 0; t < n_tokens; t++)
+        memset(y + t * y_stride, 0, tile_count * ROWS * sizeof(*y));
+}
+
+#endif
