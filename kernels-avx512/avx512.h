@@ -10,6 +10,8 @@ sl_matmul_fp4_fn sl_matmul_fp4_avx512vnni;
 sl_matmul_fp8_fn sl_matmul_fp8_avx512bf16;
 sl_matmul_bf16_fn sl_matmul_bf16_avx512bf16;
 sl_matmul_f32_fn sl_matmul_f32_avx512;
+sl_quantise_int8_fn sl_quantise_int8_avx512;
+sl_attend_softmax_fn sl_attend_softmax_avx512;
 sl_probe_multiply_fn sl_probe_f32_avx512;
 sl_probe_multiply_fn sl_probe_int8_avx512vnni;
 sl_probe_multiply_fn sl_probe_bf16_avx512bf16;

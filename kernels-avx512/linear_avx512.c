@@ -125,10 +125,10 @@ static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w
 }
 
 /* Adds n_pairs pairs of columns of n_tiles tiles (1 or 2), as BF16 and tile_bytes apart, to n
- * tokens (1 to 8). x (n, BLOCK_COLS). */
+ * tokens (1 to 8). */
 static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
                                     const uint8_t *weights, size_t tile_bytes, const uint16_t *x,
-                                    float *y, size_t y_stride)
+                                    size_t x_stride, float *y, size_t y_stride)
 {
     __m512 acc[TOKENS_AT_ONCE][TILES_AT_ONCE];
 
@@ -141,7 +141,7 @@ static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
         for (size_t tile = 0; tile < n_tiles; tile++)
             w[tile] = _mm512_loadu_si512(weights + tile * tile_bytes + pair * 64);
         for (size_t t = 0; t < n; t++) {
-            __m512i both = broadcast4(x + t * BLOCK_COLS + 2 * pair);
+            __m512i both = broadcast4(x + t * x_stride + 2 * pair);
 
             for (size_t tile = 0; tile < n_tiles; tile++)
                 acc[t][tile] = dot_bf16(acc[t][tile], w[tile], both);
@@ -154,31 +154,34 @@ static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
 
 static ALWAYS_INLINE void add_pairs_tokens(size_t n_tiles, size_t n_tokens, size_t n_pairs,
                                            const uint8_t *weights, size_t tile_bytes,
-                                           const uint16_t *x, float *y, size_t y_stride)
+                                           const uint16_t *x, size_t x_stride, float *y,
+                                           size_t y_stride)
 {
     while (n_tokens) {
         size_t n = n_tokens >= TOKENS_AT_ONCE ? TOKENS_AT_ONCE : n_tokens >= 4 ? 4 : 1;
 
         if (n == TOKENS_AT_ONCE) /* a constant count keeps the sums in registers */
-            add_pairs(n_tiles, TOKENS_AT_ONCE, n_pairs, weights, tile_bytes, x, y, y_stride);
+            add_pairs(n_tiles, TOKENS_AT_ONCE, n_pairs, weights, tile_bytes, x, x_stride, y,
+                      y_stride);
         else if (n == 4)
-            add_pairs(n_tiles, 4, n_pairs, weights, tile_bytes, x, y, y_stride);
+            add_pairs(n_tiles, 4, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
         else
-            add_pairs(n_tiles, 1, n_pairs, weights, tile_bytes, x, y, y_stride);
+            add_pairs(n_tiles, 1, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
         n_tokens -= n;
-        x += n * BLOCK_COLS;
+        x += n * x_stride;
         y += n * y_stride;
     }
 }
 
 /* The same for one or two tiles, as many as there are. */
 static void add_tiles(size_t n_tiles, size_t n_tokens, size_t n_pairs, const uint8_t *weights,
-                      size_t tile_bytes, const uint16_t *x, float *y, size_t y_stride)
+                      size_t tile_bytes, const uint16_t *x, size_t x_stride, float *y,
+                      size_t y_stride)
 {
     if (n_tiles == 2)
-        add_pairs_tokens(2, n_tokens, n_pairs, weights, tile_bytes, x, y, y_stride);
+        add_pairs_tokens(2, n_tokens, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
     else
-        add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, x, y, y_stride);
+        add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
 }
 
 /* A block's activations, token after token: x (n_tokens, n_cols) to (n_tokens, BLOCK_COLS). */
@@ -210,26 +213,37 @@ static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
                     fp8_decode(decoder, w + (tile + i) * tile_bytes + c * ROWS + pair * 32,
                                &weights[i][pair]);
             add_tiles(n, n_tokens, BLOCK_PAIRS, (const uint8_t *)weights, sizeof(weights[0]),
-                      x_block, y + tile * ROWS, y_stride);
+                      x_block, BLOCK_COLS, y + tile * ROWS, y_stride);
         }
     }
 }
+
+/* Few tiles do not earn the bringing together: rows are taken where they lie, all columns at once.
+ */
+#define TILES_FEW 4u
 
 static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
                         const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
     const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
+    const size_t at_once = tile_count > TILES_FEW ? BLOCK_COLS : cols;
     _Alignas(64) uint16_t x_block[BF16_TOKENS_MAX * BLOCK_COLS];
 
     clear_rows(n_tokens, tile_count, y, y_stride);
-    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
-        size_t n_cols = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;
+    for (size_t c = 0; c < cols; c += at_once) {
+        size_t n_cols = cols - c < at_once ? cols - c : at_once;
+        const uint16_t *block = x;
+        size_t stride = x_stride;
 
-        gather_block(n_tokens, n_cols, x + c, x_stride, x_block);
+        if (tile_count > TILES_FEW) {
+            gather_block(n_tokens, n_cols, x + c, x_stride, x_block);
+            block = x_block;
+            stride = BLOCK_COLS;
+        }
         for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE)
             add_tiles(tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE,
-                      n_tokens, n_cols / 2, w + tile * tile_bytes + c * ROWS * 2, tile_bytes,
-                      x_block, y + tile * ROWS, y_stride);
+                      n_tokens, n_cols / 2, w + tile * tile_bytes + c * ROWS * 2, tile_bytes, block,
+                      stride, y + tile * ROWS, y_stride);
     }
 }
 

@@ -2,6 +2,8 @@
 #ifndef SL_KERNELS_AVX512_VECTORS_H
 #define SL_KERNELS_AVX512_VECTORS_H
 
+#ifdef __AVX512F__ /* elsewhere there is nothing to share */
+
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -26,5 +28,7 @@ static inline void clear_rows(size_t n_tokens, size_t tile_count, float *y, size
     for (size_t t = 0; t < n_tokens; t++)
         memset(y + t * y_stride, 0, tile_count * ROWS * sizeof(*y));
 }
+
+#endif
 
 #endif

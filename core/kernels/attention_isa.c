@@ -61,18 +61,14 @@ static void pair_rows(size_t pair_count, size_t count, const uint16_t *restrict 
     for (size_t c = 0; c < count; c += SL_R16_ROWS, tiles += tile_bytes) {
         for (size_t pair = 0; pair < pair_count; pair++) {
             const uint16_t *even = rows + 2 * pair * count + c, *odd = even + count;
-            uint16_t both[2 * SL_R16_ROWS] = {0};
+            uint32_t both[SL_R16_ROWS] = {0};
 
             if (count - c >= SL_R16_ROWS) { /* a constant count is what vectorises */
-                for (size_t i = 0; i < SL_R16_ROWS; i++) {
-                    both[2 * i] = even[i];
-                    both[2 * i + 1] = odd[i];
-                }
+                for (size_t i = 0; i < SL_R16_ROWS; i++)
+                    both[i] = even[i] | (uint32_t)odd[i] << 16;
             } else {
-                for (size_t i = 0; i < count - c; i++) {
-                    both[2 * i] = even[i];
-                    both[2 * i + 1] = odd[i];
-                }
+                for (size_t i = 0; i < count - c; i++)
+                    both[i] = even[i] | (uint32_t)odd[i] << 16;
             }
             memcpy(tiles + pair * sizeof(both), both, sizeof(both));
         }
