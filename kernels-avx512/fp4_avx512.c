@@ -196,8 +196,8 @@ static void fill_panel(struct panel *panel, size_t n_groups, size_t cols, size_t
         for (size_t g = 0; g < n_groups; g++) {
             size_t at = g * n_tokens + t;
 
-            memcpy(panel->x + at * SL_FP4_GROUP_COLS, x + t * cols + g * SL_FP4_GROUP_COLS,
-                   SL_FP4_GROUP_COLS);
+            copy_row(panel->x + at * SL_FP4_GROUP_COLS, x + t * cols + g * SL_FP4_GROUP_COLS,
+                     SL_FP4_GROUP_COLS);
             memcpy(panel->x_scale + at * BLOCKS,
                    x_scale + t * (cols / SL_FP4_BLOCK_COLS) + g * BLOCKS,
                    BLOCKS * sizeof(*x_scale));

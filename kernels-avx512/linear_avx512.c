@@ -189,7 +189,7 @@ static void gather_block(size_t n_tokens, size_t n_cols, const uint16_t *x, size
                          uint16_t *block)
 {
     for (size_t t = 0; t < n_tokens; t++)
-        memcpy(block + t * BLOCK_COLS, x + t * x_stride, n_cols * sizeof(*x));
+        copy_row(block + t * BLOCK_COLS, x + t * x_stride, n_cols * sizeof(*x));
 }
 
 static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,

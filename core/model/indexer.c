@@ -10,6 +10,7 @@
 /* Keys scored at a time by one thread: their scores for all heads stay in the second-level cache.
  */
 #define KEYS_AT_ONCE 512u
+#define SCORES_STRIDE (KEYS_AT_ONCE + SL_R16_ROWS) /* a power of two would share few cache sets */
 
 struct query_slot {
     float *q;       /* exact: (index_n_heads, index_head_dim) */
@@ -22,7 +23,7 @@ struct query_slot {
 struct sl_indexer {
     uint32_t queries_max;
     struct query_slot *slots; /* (queries_max) */
-    float **head_scores;      /* per thread (index_n_heads, KEYS_AT_ONCE) */
+    float **head_scores;      /* per thread (index_n_heads, SCORES_STRIDE) */
     float **rotated;          /* per thread (index_head_dim) */
     uint8_t **codes;          /* per thread (index_head_dim) */
 };
@@ -53,7 +54,7 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
             slots[i] = slot;
     }
     for (uint32_t i = 0; i < n_threads; i++) {
-        float *scores = sl_arena_take(arena, heads * KEYS_AT_ONCE, sizeof(float));
+        float *scores = sl_arena_take(arena, heads * SCORES_STRIDE, sizeof(float));
         float *vector = sl_arena_take(arena, config->index_head_dim, sizeof(float));
         uint8_t *bytes = sl_arena_take(arena, config->index_head_dim, 1);
 
@@ -178,8 +179,8 @@ static void score_keys(void *context, size_t first, size_t end, uint32_t thread_
         }
         k->matmul_fp4(sl_r16_tile_count(n), cols, heads,
                       layer->keys + from / SL_R16_ROWS * sl_r16_fp4_tile_bytes(cols), slot->q_int8,
-                      slot->q_scale, head_scores, KEYS_AT_ONCE);
-        k->index_reduce(heads, n, head_scores, KEYS_AT_ONCE, slot->weights, slot->scores + from);
+                      slot->q_scale, head_scores, SCORES_STRIDE);
+        k->index_reduce(heads, n, head_scores, SCORES_STRIDE, slot->weights, slot->scores + from);
     }
 }
 
