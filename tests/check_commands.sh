@@ -146,7 +146,7 @@ refused "of two outputs the one that cannot be written" "/dev/full: cannot write
 
 check "inspect says who needs what" bash -c "
     '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&
-    grep -q 'expert cache' '$scratch/inspect' && grep -q '1 x 1000 tokens' '$scratch/inspect'"
+    grep -q 'expert cache' '$scratch/inspect' && grep -q 'huge pages: [0-9]' '$scratch/inspect' && grep -q '1 x 1000 tokens' '$scratch/inspect'"
 check "inspect says what does not fit, and that is no failure" bash -c "
     '$sluice' inspect '$model' --ram 9M | grep -q '^does not fit: '"
 check "inspect lists the experts" bash -c "

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/arena.h"
 #include "core/base/size.h"
 #include "core/model/config.h"
 #include "core/model/weights.h"
@@ -16,6 +17,7 @@
 #include "tools/engine_options.h"
 
 #define CONTEXT_TOKENS_DEFAULT 8192u
+#define TRIAL_BYTES (UINT64_C(64) << 20)
 
 struct arguments {
     struct sl_engine_options engine;
@@ -185,6 +187,21 @@ static void print_config(const struct sl_config *c, const struct sl_checkpoint *
            sl_checkpoint_tensor_count(checkpoint), sl_checkpoint_file_count(checkpoint));
 }
 
+/* Whether this system gives huge pages when asked, as all large memory of a run asks. */
+static void print_huge_pages(void)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+    struct sl_arena trial;
+
+    if (sl_arena_map(&trial, TRIAL_BYTES, "trial of huge pages", NULL) < 0)
+        return;
+    memset(trial.base, 1, trial.size_bytes);
+    printf("  huge pages: %.0f %% of %s tried\n",
+           100 * (double)sl_arena_huge_bytes(&trial) / (double)trial.size_bytes,
+           sl_size_format(trial.size_bytes, text));
+    sl_arena_fini(&trial);
+}
+
 /* What the model is and what memory it would take with the options given. A model that would not
  * fit is no failure here: the last line says so. */
 static int print_summary(struct arguments *arguments, struct sl_checkpoint *checkpoint,
@@ -205,6 +222,7 @@ static int print_summary(struct arguments *arguments, struct sl_checkpoint *chec
     printf("compute\n  ");
     sl_placement_print(&arguments->engine.placement, stdout);
     putchar('\n');
+    print_huge_pages();
     if (verdict < 0)
         printf("does not fit: %s\n", err->message);
     return 0;
