@@ -26,10 +26,15 @@ struct group {
     uint8_t *columns; /* native: R16 tiles (head_dim, n_entries) BF16 */
 };
 
-struct thread_scratch {
-    float *scores; /* (entries_max, tiles * 16) */
-    uint16_t *p;   /* (tiles * 16, entries_max) */
-    float *sums;   /* (tiles * 16, head_dim rounded up to 16) */
+/* Up to TILES_AT_ONCE tiles of 16 heads of one group's queries, whose tiles lie one after the
+ * other, and room to attend with them. */
+struct bundle {
+    const struct group *group;
+    uint32_t first_tile, n_tiles;
+    float *scores; /* (entries_max, n_tiles * 16) */
+    uint16_t *p;   /* (n_tiles * 16, entries_max) */
+    float *sums;   /* (n_tiles * 16, head_dim rounded up to 16) */
+    float *total;  /* (n_tiles * 16) */
     double *exact_p;
     const float **exact_entries; /* (entries_max) */
 };
@@ -39,7 +44,7 @@ struct sl_attend {
     uint32_t entries_max; /* of one group, even */
     uint32_t entry_bytes;
     struct group groups[GROUPS_MAX];
-    struct thread_scratch *threads;
+    struct bundle *bundles; /* one for each thread */
     struct sl_indexer *indexer;
 };
 
@@ -51,6 +56,8 @@ struct work {
     uint32_t n_groups;
     uint32_t gather_items[GROUPS_MAX + 1]; /* items before each group */
     uint32_t attend_items[GROUPS_MAX + 1];
+    uint32_t n_bundles; /* of a->bundles, where threads share them */
+    uint32_t n_parts;   /* that the entries of each are cut into */
 };
 
 static uint32_t heads_dim(const struct sl_config *c)
@@ -88,21 +95,22 @@ static uint32_t entries_max(const struct sl_config *c, uint32_t context_max)
     return round_up_even(c->sliding_window + GROUP_QUERIES_MAX + 1) + round_up_even(most);
 }
 
-static struct thread_scratch carve_thread(const struct sl_attend *a, struct sl_arena *arena,
-                                          const struct sl_config *c, enum sl_numerics numerics)
+static struct bundle carve_bundle(const struct sl_attend *a, struct sl_arena *arena,
+                                  const struct sl_config *c, enum sl_numerics numerics)
 {
     const uint64_t heads = TILES_AT_ONCE * SL_R16_ROWS;
-    struct thread_scratch thread = {0};
+    struct bundle bundle = {0};
 
     if (numerics == SL_NUMERICS_EXACT) {
-        thread.exact_p = sl_arena_take(arena, a->entries_max, sizeof(double));
-        thread.exact_entries = sl_arena_take(arena, a->entries_max, sizeof(float *));
+        bundle.exact_p = sl_arena_take(arena, a->entries_max, sizeof(double));
+        bundle.exact_entries = sl_arena_take(arena, a->entries_max, sizeof(float *));
     } else {
-        thread.scores = sl_arena_take(arena, a->entries_max * heads, sizeof(float));
-        thread.p = sl_arena_take(arena, a->entries_max * heads, sizeof(uint16_t));
-        thread.sums = sl_arena_take(arena, heads * sl_r16_padded_rows(c->head_dim), sizeof(float));
+        bundle.scores = sl_arena_take(arena, a->entries_max * heads, sizeof(float));
+        bundle.p = sl_arena_take(arena, a->entries_max * heads, sizeof(uint16_t));
+        bundle.sums = sl_arena_take(arena, heads * sl_r16_padded_rows(c->head_dim), sizeof(float));
+        bundle.total = sl_arena_take(arena, heads, sizeof(float));
     }
-    return thread;
+    return bundle;
 }
 
 struct sl_attend *sl_attend_carve(struct sl_arena *arena, const struct sl_config *config,
@@ -125,12 +133,12 @@ struct sl_attend *sl_attend_carve(struct sl_arena *arena, const struct sl_config
         group->columns =
             sl_arena_take(arena, (uint64_t)a.entries_max * sl_r16_padded_rows(config->head_dim), 2);
     }
-    a.threads = sl_arena_take(arena, n_threads, sizeof(*a.threads));
+    a.bundles = sl_arena_take(arena, n_threads, sizeof(*a.bundles));
     for (uint32_t i = 0; i < n_threads; i++) {
-        struct thread_scratch thread = carve_thread(&a, arena, config, numerics);
+        struct bundle bundle = carve_bundle(&a, arena, config, numerics);
 
-        if (a.threads)
-            a.threads[i] = thread;
+        if (a.bundles)
+            a.bundles[i] = bundle;
     }
     a.indexer = sl_indexer_carve(arena, config, numerics, n_threads, a.n_groups_max,
                                  config->index_n_heads ? context_max / SL_CSA_RATIO : 0);
@@ -355,52 +363,80 @@ static void finish_head(const struct work *in, uint32_t token, uint32_t head, fl
         k->to_bf16(c->head_dim, out, o->bf16 + at);
 }
 
-/* Tiles `first_tile` to first_tile + n_tiles of a group, whose queries' tiles lie one after the
- * other. */
-static void attend_tiles(const struct work *in, const struct thread_scratch *own,
-                         const struct group *group, uint32_t first_tile, uint32_t n_tiles)
+/* Attending with a bundle is four pieces of work, each of which can be cut into parts that do not
+ * depend on each other: entries, tiles, channels, heads. */
+
+/* Scores of entries first to end. */
+static void score(const struct work *in, const struct bundle *bundle, uint32_t first, uint32_t end)
 {
     const struct sl_config *c = in->step->config;
-    const struct sl_kernels *k = in->step->compute->kernels;
-    const uint32_t tiles = head_tiles(c), dim = c->head_dim;
-    const uint32_t dim_padded = (uint32_t)sl_r16_padded_rows(dim);
-    const size_t stride = (size_t)n_tiles * SL_R16_ROWS, n_entries = group->n_entries;
-    float total[TILES_AT_ONCE * SL_R16_ROWS];
+    const size_t row = bundle->group->first - in->run->first,
+                 stride = bundle->n_tiles * SL_R16_ROWS;
 
-    k->matmul_bf16(n_tiles, dim, n_entries,
-                   in->run->q_tiles + (group->first - in->run->first) * sl_attend_tile_bytes(c) +
-                       first_tile * sl_r16_bf16_tile_bytes(dim),
-                   group->rows, dim, own->scores, stride);
-    for (uint32_t i = 0; i < n_tiles; i++) {
-        uint32_t tile = first_tile + i, head = tile % tiles * SL_R16_ROWS;
-        struct sight sight = sight_of(in, group, group->first + tile / tiles);
-        float *scores = own->scores + i * SL_R16_ROWS;
+    if (first < end)
+        in->step->compute->kernels->matmul_bf16(
+            bundle->n_tiles, c->head_dim, end - first,
+            in->run->q_tiles + row * sl_attend_tile_bytes(c) +
+                bundle->first_tile * sl_r16_bf16_tile_bytes(c->head_dim),
+            bundle->group->rows + (size_t)first * c->head_dim, c->head_dim,
+            bundle->scores + first * stride, stride);
+}
 
-        hide(scores, stride, 0, sight.window_first);
-        hide(scores, stride, sight.window_end, group->window_slots);
-        hide(scores, stride, group->window_slots + sight.n_compressed, group->n_entries);
-        k->attend_softmax(n_entries, scores, stride, 1.0f / sqrtf((float)dim),
-                          in->run->weights->attn_sink + head, own->p + i * SL_R16_ROWS * n_entries,
-                          n_entries, total + i * SL_R16_ROWS);
-    }
-    k->matmul_bf16(dim_padded / SL_R16_ROWS, n_entries, stride, group->columns, own->p, n_entries,
-                   own->sums, dim_padded);
-    for (uint32_t i = 0; i < n_tiles * SL_R16_ROWS; i++) {
-        uint32_t head = (first_tile * SL_R16_ROWS + i) % (tiles * SL_R16_ROWS);
-        float *out = own->sums + (size_t)i * dim_padded;
+/* What tile i's query does not see has no weight; the rest becomes weights. */
+static void weigh(const struct work *in, const struct bundle *bundle, uint32_t i)
+{
+    const struct sl_config *c = in->step->config;
+    const struct group *group = bundle->group;
+    const uint32_t tiles = head_tiles(c), tile = bundle->first_tile + i;
+    const size_t stride = bundle->n_tiles * SL_R16_ROWS;
+    struct sight sight = sight_of(in, group, group->first + tile / tiles);
+    float *scores = bundle->scores + i * SL_R16_ROWS;
+
+    hide(scores, stride, 0, sight.window_first);
+    hide(scores, stride, sight.window_end, group->window_slots);
+    hide(scores, stride, group->window_slots + sight.n_compressed, group->n_entries);
+    in->step->compute->kernels->attend_softmax(
+        group->n_entries, scores, stride, 1.0f / sqrtf((float)c->head_dim),
+        in->run->weights->attn_sink + tile % tiles * SL_R16_ROWS,
+        bundle->p + (size_t)i * SL_R16_ROWS * group->n_entries, group->n_entries,
+        bundle->total + i * SL_R16_ROWS);
+}
+
+/* Weighted sums of the entries' channels 16 * first to 16 * end. */
+static void sum(const struct work *in, const struct bundle *bundle, uint32_t first, uint32_t end)
+{
+    const size_t n_entries = bundle->group->n_entries;
+
+    if (first < end)
+        in->step->compute->kernels->matmul_bf16(
+            end - first, n_entries, bundle->n_tiles * SL_R16_ROWS,
+            bundle->group->columns + first * sl_r16_bf16_tile_bytes(n_entries), bundle->p,
+            n_entries, bundle->sums + first * SL_R16_ROWS,
+            sl_r16_padded_rows(in->step->config->head_dim));
+}
+
+static void finish(const struct work *in, const struct bundle *bundle, uint32_t i)
+{
+    const struct sl_config *c = in->step->config;
+    const uint32_t tiles = head_tiles(c), tile = bundle->first_tile + i;
+
+    for (uint32_t h = 0; h < SL_R16_ROWS; h++) {
+        uint32_t head = tile % tiles * SL_R16_ROWS + h, row = i * SL_R16_ROWS + h;
+        float *out = bundle->sums + row * sl_r16_padded_rows(c->head_dim);
 
         if (head >= c->num_attention_heads)
-            continue;
-        for (uint32_t d = 0; d < dim; d++)
-            out[d] = out[d] / total[i];
-        finish_head(in, group->first + (first_tile + i / SL_R16_ROWS) / tiles, head, out);
+            return;
+        for (uint32_t d = 0; d < c->head_dim; d++)
+            out[d] = out[d] / bundle->total[row];
+        finish_head(in, bundle->group->first + tile / tiles, head, out);
     }
 }
 
-/* Items are the tiles of all groups' queries. */
+/* Items are the tiles of all groups' queries; a thread attends with several at once. */
 static void attend(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct work *in = context;
+    struct bundle *bundle = &in->a->bundles[thread_index];
 
     while (first < end) {
         uint32_t g = group_of(in->attend_items, first);
@@ -408,10 +444,95 @@ static void attend(void *context, size_t first, size_t end, uint32_t thread_inde
 
         n = n < end - first ? n : end - first;
         n = n < TILES_AT_ONCE ? n : TILES_AT_ONCE;
-        attend_tiles(in, &in->a->threads[thread_index], &in->a->groups[g],
-                     (uint32_t)first - in->attend_items[g], (uint32_t)n);
+        bundle->group = &in->a->groups[g];
+        bundle->first_tile = (uint32_t)first - in->attend_items[g];
+        bundle->n_tiles = (uint32_t)n;
+        score(in, bundle, 0, bundle->group->n_entries);
+        for (uint32_t i = 0; i < n; i++)
+            weigh(in, bundle, i);
+        sum(in, bundle, 0, (uint32_t)sl_r16_tile_count(in->step->config->head_dim));
+        for (uint32_t i = 0; i < n; i++)
+            finish(in, bundle, i);
         first += n;
     }
+}
+
+/* The same for all threads together on each bundle, a piece of work at a time: where there are
+ * fewer tiles than threads. Items are (bundle, part), and (bundle, tile). */
+static void score_part(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct work *in = context;
+
+    (void)thread_index;
+    for (size_t item = first; item < end; item++) {
+        const struct bundle *bundle = &in->a->bundles[item / in->n_parts];
+        uint32_t n = bundle->group->n_entries, part = (uint32_t)(item % in->n_parts);
+
+        score(in, bundle, n * part / in->n_parts, n * (part + 1) / in->n_parts);
+    }
+}
+
+static void sum_part(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct work *in = context;
+    const uint32_t n = (uint32_t)sl_r16_tile_count(in->step->config->head_dim);
+
+    (void)thread_index;
+    for (size_t item = first; item < end; item++) {
+        uint32_t part = (uint32_t)(item % in->n_parts);
+
+        sum(in, &in->a->bundles[item / in->n_parts], n * part / in->n_parts,
+            n * (part + 1) / in->n_parts);
+    }
+}
+
+static void weigh_tile(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct work *in = context;
+
+    (void)thread_index;
+    for (size_t item = first; item < end; item++) {
+        const struct bundle *bundle = &in->a->bundles[item / TILES_AT_ONCE];
+
+        if (item % TILES_AT_ONCE < bundle->n_tiles)
+            weigh(in, bundle, (uint32_t)(item % TILES_AT_ONCE));
+    }
+}
+
+static void finish_tile(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct work *in = context;
+
+    (void)thread_index;
+    for (size_t item = first; item < end; item++) {
+        const struct bundle *bundle = &in->a->bundles[item / TILES_AT_ONCE];
+
+        if (item % TILES_AT_ONCE < bundle->n_tiles)
+            finish(in, bundle, (uint32_t)(item % TILES_AT_ONCE));
+    }
+}
+
+static void attend_together(struct work *in)
+{
+    struct sl_pool *pool = in->step->compute->pool;
+
+    in->n_bundles = 0;
+    in->n_parts = sl_pool_thread_count(pool);
+    for (uint32_t g = 0; g < in->n_groups; g++) {
+        uint32_t tiles = in->attend_items[g + 1] - in->attend_items[g];
+
+        for (uint32_t tile = 0; tile < tiles; tile += TILES_AT_ONCE) {
+            struct bundle *bundle = &in->a->bundles[in->n_bundles++];
+
+            bundle->group = &in->a->groups[g];
+            bundle->first_tile = tile;
+            bundle->n_tiles = tiles - tile < TILES_AT_ONCE ? tiles - tile : TILES_AT_ONCE;
+        }
+    }
+    sl_pool_run(pool, (size_t)in->n_bundles * in->n_parts, 1, score_part, in);
+    sl_pool_run(pool, (size_t)in->n_bundles * TILES_AT_ONCE, 1, weigh_tile, in);
+    sl_pool_run(pool, (size_t)in->n_bundles * in->n_parts, 1, sum_part, in);
+    sl_pool_run(pool, (size_t)in->n_bundles * TILES_AT_ONCE, 1, finish_tile, in);
 }
 
 /* ---- exact -------------------------------------------------------------------------------------
@@ -422,7 +543,7 @@ static void attend_exact(void *context, size_t first, size_t end, uint32_t threa
 {
     const struct work *in = context;
     const struct sl_config *c = in->step->config;
-    const struct thread_scratch *own = &in->a->threads[thread_index];
+    const struct bundle *own = &in->a->bundles[thread_index];
     const uint32_t heads = head_tiles(c) * SL_R16_ROWS;
     float out[4096]; /* config.c bounds head_dim */
 
@@ -465,6 +586,9 @@ void sl_attend_run(struct sl_attend *a, const struct sl_step *step, const struct
                           2 * (uint64_t)a->groups[g].n_entries * a->groups[g].n_queries *
                               heads_dim(step->config));
         sl_pool_run(pool, in.gather_items[in.n_groups], 1, gather, &in);
-        sl_pool_run(pool, in.attend_items[in.n_groups], 1, attend, &in);
+        if (in.attend_items[in.n_groups] < sl_pool_thread_count(pool))
+            attend_together(&in);
+        else
+            sl_pool_run(pool, in.attend_items[in.n_groups], 1, attend, &in);
     }
 }
