@@ -15,6 +15,7 @@
 #include "tests/fixture_model.h"
 
 #define ENTRIES_MAX 3000u
+#define MANY 40001u /* scores to select among */
 #define HEADS 5u
 #define DIM_MAX 256u
 
@@ -35,7 +36,7 @@ static int by_rank(const void *a, const void *b)
 
 static void rank(const float *scores, uint32_t n, uint32_t *ret_rank)
 {
-    static struct ranked sorted[ENTRIES_MAX];
+    static struct ranked sorted[MANY];
 
     for (uint32_t i = 0; i < n; i++)
         sorted[i] = (struct ranked){scores[i], i};
@@ -101,6 +102,32 @@ static void test_select_top_is_a_stable_sort(void **state)
                 sl_select_top(scores, n, k, chosen);
                 assert_int_equal(chosen[k], UINT32_MAX);
                 check_chosen(chosen, order, n, k);
+            }
+        }
+    }
+}
+
+/* So many that a sample narrows the search, which may mislead: every 64th score is among the best,
+ * or among the worst. */
+static void test_select_top_of_many(void **state)
+{
+    static const uint32_t counts[] = {1, 2, 63, 64, 512, 1024, 5000, MANY - 1, MANY};
+    static float scores[MANY];
+    static uint32_t order[MANY], chosen[MANY];
+    uint64_t random = 4;
+
+    (void)state;
+    for (int spread = 0; spread < SPREADS; spread++) {
+        for (int lie = -1; lie <= 1; lie++) {
+            for (uint32_t i = 0; i < MANY; i++) {
+                scores[i] = random_score(&random, (enum spread)spread);
+                if (lie && i % 64 == 0)
+                    scores[i] = (float)lie * 3.2e38f;
+            }
+            rank(scores, MANY, order);
+            for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+                sl_select_top(scores, MANY, counts[i], chosen);
+                check_chosen(chosen, order, MANY, counts[i]);
             }
         }
     }
@@ -384,6 +411,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_select_top_is_a_stable_sort),
+        cmocka_unit_test(test_select_top_of_many),
         cmocka_unit_test(test_selection_is_by_the_codes),
     };
 

@@ -189,34 +189,63 @@ static uint32_t ordered(float score)
 {
     uint32_t bits = sl_f32_bits(score);
 
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return bits ^ ((bits >> 31) * 0x7fffffffu | 0x80000000u);
 }
 
-void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+/* The k-th highest of those of scores[0], scores[step], ... (n of them) that are not below `floor`,
+ * of which there are k or more. *ret_ties: how many equal to it belong to the k. */
+static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint32_t k,
+                            uint32_t floor, uint32_t *ret_ties)
 {
-    uint32_t prefix = 0, still = k, n_chosen = 0;
+    uint32_t prefix = 0;
 
-    sl_assert(k >= 1 && k <= n);
-    /* Radix search for the k-th highest value, a byte at a time: `still` of those that share the
-     * prefix so far are to be taken. */
+    /* Radix search, a byte at a time: k of those that share the prefix so far are to be taken. */
     for (int shift = 24; shift >= 0; shift -= 8) {
         uint32_t counts[256] = {0}, digit = 255;
 
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t key = ordered(scores[i]);
+            uint32_t key = ordered(scores[(size_t)i * step]);
 
-            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8))
+            if (key >= floor && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)))
                 counts[key >> shift & 255]++;
         }
-        while (counts[digit] < still)
-            still -= counts[digit--];
+        while (counts[digit] < k)
+            k -= counts[digit--];
         prefix |= digit << shift;
     }
+    *ret_ties = k;
+    return prefix;
+}
+
+/* Every so many scores are a sample of them. */
+#define SAMPLE_STEP 64u
+
+/* A bound that most scores lie below, but not the k highest: found in a sample, so that the search
+ * above has few to count. 0 where it would not pay, or if the sample misled. */
+static uint32_t sampled_floor(const float *scores, uint32_t n, uint32_t k)
+{
+    const uint32_t n_sample = n / SAMPLE_STEP, rank = 2 * k / SAMPLE_STEP + 32;
+    uint32_t floor, ties, n_above = 0;
+
+    if (n_sample < 4 * rank)
+        return 0;
+    floor = kth_highest(scores, n_sample, SAMPLE_STEP, rank, 0, &ties);
+    for (uint32_t i = 0; i < n; i++)
+        n_above += ordered(scores[i]) >= floor;
+    return n_above >= k ? floor : 0;
+}
+
+void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+{
+    uint32_t lowest, ties, n_chosen = 0;
+
+    sl_assert(k >= 1 && k <= n);
+    lowest = kth_highest(scores, n, 1, k, sampled_floor(scores, n, k), &ties);
     for (uint32_t i = 0; i < n && n_chosen < k; i++) {
         uint32_t key = ordered(scores[i]);
 
-        if (key > prefix || (key == prefix && still > 0)) {
-            still -= key == prefix;
+        if (key > lowest || (key == lowest && ties > 0)) {
+            ties -= key == lowest;
             ret_chosen[n_chosen++] = i;
         }
     }
