@@ -291,6 +291,8 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
     }
     progress(cache, false);
     while (wait && cache->failure.code == 0 && sl_list_is_empty(&cache->lendable)) {
+        if (sl_expert_loader_check(&cache->loader, &cache->failure) < 0)
+            break;
         /* Nothing in flight and nothing to lend: all slots are lent, against hold_max. */
         sl_assert(!sl_expert_loader_is_idle(&cache->loader));
         progress(cache, true);
@@ -451,7 +453,8 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
         return;
     sl_assert(cache->n_lent == 0);
     while (sl_expert_loader_reap(&cache->loader, true, &end))
-        ; /* the kernel must not write to memory that is gone */
+        ;
+    sl_reader_drain(cache->loader.reader); /* nobody may write to memory that is gone */
     sl_arena_fini(&cache->arena);
     free(cache);
 }

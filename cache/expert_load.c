@@ -1,6 +1,7 @@
 /* Owns loads and staging buffers; how an expert's bytes become tiles. */
 #include "cache/expert_load.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -140,8 +141,10 @@ static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *
 {
     load->failed = NULL;
     load->n_reads_left = load->n_reads;
-    for (uint32_t i = 0; i < load->n_reads; i++)
-        sl_reader_queue(loader->reader, &load->reads[i], urgent);
+    for (uint32_t i = 0; i < load->n_reads; i++) {
+        load->reads[i].read_class = urgent ? SL_READ_DEMAND : SL_READ_PREFETCH;
+        sl_reader_queue(loader->reader, &load->reads[i]);
+    }
 }
 
 void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_key key,
@@ -166,7 +169,7 @@ void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_ind
 {
     struct sl_expert_load *load = loader->loads;
 
-    while (!load->busy || load->slot_index != slot_index)
+    while (!load->busy || load->held || load->slot_index != slot_index)
         load++;
     for (uint32_t i = 0; i < load->n_reads; i++)
         sl_reader_promote(loader->reader, &load->reads[i]);
@@ -257,9 +260,34 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
         sl_err_prefix(&end->err, end->rc, "%s %u, expert %u", is_mtp ? "MTP block" : "layer",
                       load->key.layer_index - (is_mtp ? shape->num_hidden_layers : 0),
                       load->key.expert_index);
-    load->busy = false;
-    loader->n_busy--;
+    load->busy = load->held = load->late_reads != 0;
+    loader->n_busy -= !load->busy;
+    loader->n_held += load->held;
     return true;
+}
+
+/* A read is back, or back again. Returns true if that ends its load. */
+static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
+                      struct sl_expert_load_end *end)
+{
+    struct sl_expert_load *load = read->owner;
+    const uint32_t bit = UINT32_C(1) << (read - load->reads);
+
+    if (load->late_reads & bit) {
+        load->late_reads &= ~bit;
+        if (load->held && load->late_reads == 0) {
+            load->busy = load->held = false;
+            loader->n_busy--;
+            loader->n_held--;
+        }
+        return false;
+    }
+    if (read->rc < 0 && !load->failed)
+        load->failed = read;
+    if (read->late)
+        load->late_reads |= bit;
+    load->n_reads_left--;
+    return load->n_reads_left == 0 && finish(loader, load, end);
 }
 
 static struct sl_read *reap_read(struct sl_expert_loader *loader, bool wait)
@@ -281,13 +309,17 @@ bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
     struct sl_read *read;
 
     while ((read = reap_read(loader, wait))) {
-        struct sl_expert_load *load = read->owner;
-
-        if (read->rc < 0 && !load->failed)
-            load->failed = read;
-        load->n_reads_left--;
-        if (load->n_reads_left == 0 && finish(loader, load, ret_end))
+        if (take_read(loader, read, ret_end))
             return true;
     }
     return false;
+}
+
+int sl_expert_loader_check(const struct sl_expert_loader *loader, struct sl_err *err)
+{
+    if (loader->n_held < loader->inflight_max)
+        return 0;
+    sl_reader_explain(loader->reader, loader->loads[0].failed, err);
+    return sl_err_prefix(err, -ETIMEDOUT, "no buffer is left to read into: the drives hold all %u",
+                         loader->inflight_max);
 }

@@ -3,8 +3,9 @@
  * Private to the expert cache, which decides what is loaded, and where to. A loader has a fixed
  * number of loads; each owns a staging buffer, into which its reads go as aligned supersets of the
  * extents, neighbours merged. When the last read has landed, sl_expert_loader_reap() repacks over
- * the thread pool. An expert whose scales are corrupt is read again once. One thread makes all
- * calls. */
+ * the thread pool. An expert whose scales are corrupt is read again once. A load whose reads passed
+ * the reader's deadline ends as failed, but its staging buffer stays taken until the device has let
+ * go of it. One thread makes all calls. */
 #ifndef SL_CACHE_EXPERT_LOAD_H
 #define SL_CACHE_EXPERT_LOAD_H
 
@@ -26,7 +27,9 @@ struct sl_expert_load {
     uint32_t n_reads, n_reads_left;
     struct sl_read *failed; /* the first read that failed */
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging */
+    uint32_t late_reads; /* bit i: reads[i] was handed back late */
     bool busy;
+    bool held;   /* it has ended, but the device has not let go of its staging buffer */
     bool reread; /* it was corrupt once */
 };
 
@@ -38,6 +41,7 @@ struct sl_expert_loader {
     uint8_t *staging;             /* inflight_max * staging_bytes */
     uint64_t staging_bytes;
     uint32_t inflight_max, n_busy;
+    uint32_t n_held; /* of the busy */
     uint64_t wanted_bytes, repack_ns, n_rereads;
 };
 
@@ -70,8 +74,12 @@ static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loade
 
 static inline bool sl_expert_loader_is_idle(const struct sl_expert_loader *loader)
 {
-    return loader->n_busy == 0;
+    return loader->n_busy == loader->n_held;
 }
+
+/* 0; or -ETIMEDOUT and the line of one of them, if nothing can be loaded because the drives hold
+ * all staging buffers. */
+int sl_expert_loader_check(const struct sl_expert_loader *loader, struct sl_err *err);
 
 /* Queues the reads of an expert of the model; the loader is not full. `tiles` is the slot's memory,
  * the loader's until the load ends. */

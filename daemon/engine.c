@@ -10,9 +10,6 @@
 #include "storage/io.h"
 #include "storage/reader.h"
 
-/* Pieces of reads that a drive has before it at once; it takes the next from the queue. */
-#define READS_IN_FLIGHT_MAX 64u
-
 struct sl_engine {
     struct sl_engine_options options;
     struct sl_memory_plan plan;
@@ -152,6 +149,12 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         [SL_IO_URING] = sl_io_uring_open,
         [SL_IO_THREADS] = sl_io_threads_open,
     };
+    const struct sl_reader_options options = {
+        .piece_bytes = e->options.io_piece_bytes,
+        .depth = e->options.io_depth,
+        .stall_ns = e->options.io_stall_s * UINT64_C(1000000000),
+    };
+    const uint32_t depth = options.depth ? options.depth : SL_READER_DEPTH;
     uint32_t n_files = sl_expert_store_file_count(e->store);
     const char **paths = calloc(n_files, sizeof(*paths));
     int rc;
@@ -160,13 +163,13 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
     for (uint32_t i = 0; i < n_files; i++)
         paths[i] = sl_expert_store_file_path(e->store, i);
-    rc = backends[e->options.io](&e->io, paths, n_files, READS_IN_FLIGHT_MAX, err);
+    rc = backends[e->options.io](&e->io, paths, n_files, depth, err);
     free(paths);
     if (rc < 0)
         return rc;
     if (!e->io->direct)
         add_note(e, "the file system has no direct I/O, so the page cache takes part");
-    return sl_reader_create(&e->reader, e->io, SL_READER_PIECE_BYTES, err);
+    return sl_reader_create(&e->reader, e->io, &options, err);
 }
 
 static int start_cache(struct sl_engine *e, struct sl_err *err)

@@ -27,6 +27,9 @@ struct sl_engine_options {
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
     enum sl_io_backend io;
+    uint32_t io_piece_bytes; /* these three as in struct sl_reader_options, 0 for its defaults */
+    uint32_t io_depth;
+    uint32_t io_stall_s;
     const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */

@@ -6,7 +6,10 @@
  *
  * Files are opened with O_DIRECT: offset, size and destination of every read are multiples of
  * SL_IO_ALIGN_BYTES. Where the filesystem refuses O_DIRECT the file is opened without, and
- * `direct` says so. One thread makes all calls on an sl_io. */
+ * `direct` says so. One thread makes all calls on an sl_io.
+ *
+ * Files are grouped by the drive that they lie on, as far as the system tells (st_dev). One back
+ * end serves all drives, and none waits for another: each may have its own share of reads out. */
 #ifndef SL_STORAGE_IO_H
 #define SL_STORAGE_IO_H
 
@@ -30,6 +33,8 @@ struct sl_io_completion {
     int32_t result; /* bytes read, or -errno */
 };
 
+#define SL_IO_FOREVER UINT64_MAX
+
 struct sl_io;
 
 struct sl_io_ops {
@@ -37,10 +42,18 @@ struct sl_io_ops {
      * What the system cannot take now is kept and started by reap(). */
     void (*submit)(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads);
 
-    /* Hands back up to n_max finished reads and returns how many. With `wait`, returns 0 only when
+    /* Hands back up to n_max finished reads and returns how many. If there is none but some are
+     * out, waits for one: up to wait_ns or a little less. With SL_IO_FOREVER, returns 0 only when
      * no read is out. */
-    uint32_t (*reap)(struct sl_io *io, bool wait, struct sl_io_completion *completions,
+    uint32_t (*reap)(struct sl_io *io, uint64_t wait_ns, struct sl_io_completion *completions,
                      uint32_t n_max);
+
+    /* Tells the system of memory that most reads will go to, so that it need not look it up for
+     * each; once at most. The pages are held from then on: until close() they must not be given
+     * back to the system (MADV_DONTNEED and the like), or reads would land in pages that nobody
+     * sees. On failure, which is -ENOMEM where the limit of locked memory is too low (ulimit -l),
+     * all works as before. NULL in back ends that have no use for it. */
+    int (*attach)(struct sl_io *io, void *base, uint64_t size_bytes);
 
     /* All reads have been reaped. */
     void (*close)(struct sl_io *io);
@@ -49,6 +62,8 @@ struct sl_io_ops {
 struct sl_io_file {
     int fd;
     char *path;
+    uint64_t device; /* st_dev */
+    uint32_t drive_index;
 };
 
 /* First member of every back end. */
@@ -56,22 +71,25 @@ struct sl_io {
     const struct sl_io_ops *ops;
     struct sl_io_file *files;
     uint32_t n_files;
-    uint32_t reads_max; /* that may be out at once */
+    uint32_t n_drives;
+    uint32_t reads_max; /* that may be out at once, all drives together; at least one for each */
     bool direct;        /* all files are open with O_DIRECT */
 };
 
-/* Opens n_files files (paths are copied) for at most reads_max reads at once. On failure `err`
- * names the file, or says that io_uring is not to be had. The caller ends with ops->close(). */
+/* Opens n_files files (paths are copied) for at most `depth` reads at once on each drive; the back
+ * end may allow fewer. On failure `err` names the file, or says that io_uring is not to be had. The
+ * caller ends with ops->close(). */
 typedef int sl_io_open_fn(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
-                          uint32_t reads_max, struct sl_err *err);
+                          uint32_t depth, struct sl_err *err);
 
-sl_io_open_fn sl_io_uring_open;   /* reads progress in the kernel; reads_max up to 4,096 */
-sl_io_open_fn sl_io_threads_open; /* pread() in a few threads of its own */
+sl_io_open_fn sl_io_uring_open;   /* reads progress in the kernel; 4,096 at most */
+sl_io_open_fn sl_io_threads_open; /* pread(), in as many threads as reads may be out; 64 at most */
 
-/* For back ends: fills files, n_files and direct of a zeroed `io`. On failure what was opened stays
- * in it, for sl_io_files_close(), which takes a zeroed `io` too. */
-int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_files,
-                     struct sl_err *err);
+/* For back ends: fills files, n_files, n_drives and direct of a zeroed `io`, and reads_max with
+ * `depth` for each drive, but reads_max_limit in all. On failure what was opened stays in it, for
+ * sl_io_files_close(), which takes a zeroed `io` too. */
+int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_files, uint32_t depth,
+                     uint32_t reads_max_limit, struct sl_err *err);
 void sl_io_files_close(struct sl_io *io);
 
 #endif

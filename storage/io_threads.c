@@ -1,23 +1,25 @@
-/* Reads through pread() in a few threads, for systems where io_uring is not to be had. Reads wait
- * in one ring buffer and results in another; both hold as many as may be out, so neither can run
- * over. */
+/* Reads through pread() in threads, for systems where io_uring is not to be had. Reads wait in one
+ * ring buffer and results in another; both hold as many as may be out, so neither can run over.
+ * There is a thread for every read that may be out: so a drive that does not answer keeps its own
+ * reads waiting and no others. */
 #include "storage/io.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/base/assert.h"
 
-/* Each thread keeps one read in flight: with reads of 1 MiB enough for a fast drive. */
-#define THREADS_MAX 16u
+#define THREADS_MAX 64u
+#define NS_PER_S UINT64_C(1000000000)
 
 struct threads {
     struct sl_io io;
     uint32_t n_started;
-    uint32_t n_out; /* submitted and not reaped; the caller's thread only */
-    pthread_t threads[THREADS_MAX];
+    uint32_t n_out;     /* submitted and not reaped; the caller's thread only */
+    pthread_t *threads; /* reads_max */
 
     pthread_mutex_t lock;    /* guards all below */
     pthread_cond_t posted;   /* the threads wait here */
@@ -84,15 +86,34 @@ static void threads_submit(struct sl_io *io, const struct sl_io_read *reads, uin
     pthread_mutex_unlock(&threads->lock);
 }
 
-static uint32_t threads_reap(struct sl_io *io, bool wait, struct sl_io_completion *completions,
-                             uint32_t n_max)
+/* Caller holds the lock. */
+static void wait_for_one(struct threads *threads, uint64_t wait_ns)
+{
+    struct timespec until;
+    int rc = 0;
+
+    if (wait_ns == SL_IO_FOREVER) {
+        while (threads->n_done == 0)
+            pthread_cond_wait(&threads->finished, &threads->lock);
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    wait_ns += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(wait_ns / NS_PER_S);
+    until.tv_nsec = (long)(wait_ns % NS_PER_S);
+    while (threads->n_done == 0 && rc == 0)
+        rc = pthread_cond_timedwait(&threads->finished, &threads->lock, &until);
+}
+
+static uint32_t threads_reap(struct sl_io *io, uint64_t wait_ns,
+                             struct sl_io_completion *completions, uint32_t n_max)
 {
     struct threads *threads = threads_of(io);
     uint32_t n = 0;
 
     pthread_mutex_lock(&threads->lock);
-    while (wait && threads->n_done == 0 && threads->n_out > 0)
-        pthread_cond_wait(&threads->finished, &threads->lock);
+    if (wait_ns > 0 && threads->n_out > 0)
+        wait_for_one(threads, wait_ns);
     for (; n < n_max && threads->n_done > 0; n++, threads->n_done--) {
         completions[n] = threads->done[threads->first_done];
         threads->first_done = (threads->first_done + 1) % io->reads_max;
@@ -116,6 +137,7 @@ static void threads_close(struct sl_io *io)
     pthread_cond_destroy(&threads->finished);
     pthread_cond_destroy(&threads->posted);
     pthread_mutex_destroy(&threads->lock);
+    free(threads->threads);
     free(threads->pending);
     free(threads->done);
     sl_io_files_close(io);
@@ -130,9 +152,14 @@ static const struct sl_io_ops threads_ops = {
 
 static int start_threads(struct threads *threads, struct sl_err *err)
 {
-    uint32_t n = threads->io.reads_max < THREADS_MAX ? threads->io.reads_max : THREADS_MAX;
+    uint32_t n = threads->io.reads_max;
     int rc;
 
+    threads->threads = calloc(n, sizeof(*threads->threads));
+    threads->pending = calloc(n, sizeof(*threads->pending));
+    threads->done = calloc(n, sizeof(*threads->done));
+    if (!threads->threads || !threads->pending || !threads->done)
+        return sl_err_set(err, -ENOMEM, "I/O threads: out of memory");
     for (uint32_t i = 0; i < n; i++) {
         rc = pthread_create(&threads->threads[i], NULL, thread_main, threads);
         if (rc != 0)
@@ -144,26 +171,23 @@ static int start_threads(struct threads *threads, struct sl_err *err)
 }
 
 int sl_io_threads_open(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
-                       uint32_t reads_max, struct sl_err *err)
+                       uint32_t depth, struct sl_err *err)
 {
     struct threads *threads;
+    pthread_condattr_t monotonic;
     int rc;
 
-    sl_assert(reads_max >= 1);
     threads = calloc(1, sizeof(*threads));
     if (!threads)
         return sl_err_set(err, -ENOMEM, "I/O threads: out of memory");
     threads->io.ops = &threads_ops;
-    threads->io.reads_max = reads_max;
     pthread_mutex_init(&threads->lock, NULL);
     pthread_cond_init(&threads->posted, NULL);
-    pthread_cond_init(&threads->finished, NULL);
-    threads->pending = calloc(reads_max, sizeof(*threads->pending));
-    threads->done = calloc(reads_max, sizeof(*threads->done));
-    if (threads->pending && threads->done)
-        rc = sl_io_files_open(&threads->io, paths, n_files, err);
-    else
-        rc = sl_err_set(err, -ENOMEM, "I/O threads: out of memory");
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&threads->finished, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    rc = sl_io_files_open(&threads->io, paths, n_files, depth, THREADS_MAX, err);
     if (rc == 0)
         rc = start_threads(threads, err);
     if (rc < 0) {

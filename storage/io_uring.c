@@ -1,22 +1,37 @@
 /* Reads through io_uring. The ring has an entry for every read that may be out, so an entry is
  * always to be had and completions cannot overflow; what the kernel does not take at once stays in
- * the ring and goes with the next call. */
+ * the ring and goes with the next call.
+ *
+ * One ring serves all drives. A ring is a list of wishes and a list of answers: the queues to the
+ * drives are the kernel's, one for each device, and the reader bounds what is out on each drive. A
+ * drive whose queue is full makes the kernel hand the read to a worker thread and go on with the
+ * next one; those workers belong to the process, so rings of their own would share them just the
+ * same. And one ring is one wait for all drives. */
 #include "storage/io.h"
 
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <sys/uio.h>
 
 #include "core/base/assert.h"
 
 #define READS_MAX 4096u
 #define REAP_BATCH 64u
+#define NS_PER_S UINT64_C(1000000000)
+
+/* The kernel's limits: of one registered buffer, and of their number. */
+#define BUFFER_BYTES (UINT64_C(1) << 30)
+#define BUFFERS_MAX (UINT64_C(1) << 14)
 
 struct uring {
     struct sl_io io;
     struct io_uring ring;
     uint32_t n_out; /* submitted and not reaped */
     bool has_ring;
+    bool files_registered;
+    uintptr_t attached; /* registered buffers: buffer i begins BUFFER_BYTES * i after this */
+    uint64_t attached_bytes;
 };
 
 static struct uring *uring_of(struct sl_io *io)
@@ -31,26 +46,63 @@ static void check_enter(int rc)
     sl_assert(rc >= 0 || rc == -EAGAIN || rc == -EBUSY || rc == -EINTR || rc == -ENOMEM);
 }
 
+/* The registered buffer that the read's destination lies in; -1 if it is in none, or in two. */
+static int buffer_index(const struct uring *uring, const struct sl_io_read *read)
+{
+    uint64_t first = (uintptr_t)read->dst - uring->attached; /* huge if it lies before */
+
+    if (first >= uring->attached_bytes || read->size_bytes > uring->attached_bytes - first ||
+        first / BUFFER_BYTES != (first + read->size_bytes - 1) / BUFFER_BYTES)
+        return -1;
+    return (int)(first / BUFFER_BYTES);
+}
+
+static void prepare(const struct uring *uring, struct io_uring_sqe *sqe,
+                    const struct sl_io_read *read)
+{
+    int buffer = buffer_index(uring, read);
+    int file =
+        uring->files_registered ? (int)read->file_index : uring->io.files[read->file_index].fd;
+
+    if (buffer >= 0)
+        io_uring_prep_read_fixed(sqe, file, read->dst, read->size_bytes, read->offset_bytes,
+                                 buffer);
+    else
+        io_uring_prep_read(sqe, file, read->dst, read->size_bytes, read->offset_bytes);
+    if (uring->files_registered)
+        sqe->flags |= IOSQE_FIXED_FILE;
+    sqe->user_data = read->tag;
+}
+
 static void uring_submit(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads)
 {
     struct uring *uring = uring_of(io);
 
     sl_assert(n_reads <= io->reads_max - uring->n_out);
     for (uint32_t i = 0; i < n_reads; i++) {
-        const struct sl_io_read *read = &reads[i];
         struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
 
         sl_assert(sqe);
-        sl_assert(read->file_index < io->n_files);
-        io_uring_prep_read(sqe, io->files[read->file_index].fd, read->dst, read->size_bytes,
-                           read->offset_bytes);
-        sqe->user_data = read->tag;
+        sl_assert(reads[i].file_index < io->n_files);
+        prepare(uring, sqe, &reads[i]);
     }
     uring->n_out += n_reads;
     check_enter(io_uring_submit(&uring->ring));
 }
 
-static uint32_t uring_reap(struct sl_io *io, bool wait, struct sl_io_completion *completions,
+static void wait_for_one(struct uring *uring, uint64_t wait_ns)
+{
+    struct __kernel_timespec limit = {.tv_sec = (long long)(wait_ns / NS_PER_S),
+                                      .tv_nsec = (long long)(wait_ns % NS_PER_S)};
+    struct io_uring_cqe *cqe;
+    int rc = io_uring_submit_and_wait_timeout(&uring->ring, &cqe, 1,
+                                              wait_ns == SL_IO_FOREVER ? NULL : &limit, NULL);
+
+    if (rc != -ETIME)
+        check_enter(rc);
+}
+
+static uint32_t uring_reap(struct sl_io *io, uint64_t wait_ns, struct sl_io_completion *completions,
                            uint32_t n_max)
 {
     struct uring *uring = uring_of(io);
@@ -62,9 +114,11 @@ static uint32_t uring_reap(struct sl_io *io, bool wait, struct sl_io_completion 
     if (io_uring_sq_ready(&uring->ring) > 0)
         check_enter(io_uring_submit(&uring->ring));
     n = io_uring_peek_batch_cqe(&uring->ring, cqes, n_max);
-    while (n == 0 && wait && uring->n_out > 0) {
-        check_enter(io_uring_submit_and_wait(&uring->ring, 1));
-        n = io_uring_peek_batch_cqe(&uring->ring, cqes, n_max);
+    if (n == 0 && wait_ns > 0 && uring->n_out > 0) {
+        do {
+            wait_for_one(uring, wait_ns);
+            n = io_uring_peek_batch_cqe(&uring->ring, cqes, n_max);
+        } while (n == 0 && wait_ns == SL_IO_FOREVER);
     }
     for (uint32_t i = 0; i < n; i++) {
         completions[i].tag = cqes[i]->user_data;
@@ -74,6 +128,34 @@ static uint32_t uring_reap(struct sl_io *io, bool wait, struct sl_io_completion 
     sl_assert(n <= uring->n_out);
     uring->n_out -= n;
     return n;
+}
+
+static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes)
+{
+    struct uring *uring = uring_of(io);
+    uint64_t n = (size_bytes + BUFFER_BYTES - 1) / BUFFER_BYTES;
+    struct iovec *buffers;
+    int rc;
+
+    sl_assert(uring->attached_bytes == 0 && size_bytes > 0);
+    if (n > BUFFERS_MAX)
+        return -E2BIG;
+    buffers = calloc(n, sizeof(*buffers));
+    if (!buffers)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t left_bytes = size_bytes - i * BUFFER_BYTES;
+
+        buffers[i].iov_base = (uint8_t *)base + i * BUFFER_BYTES;
+        buffers[i].iov_len = left_bytes < BUFFER_BYTES ? left_bytes : BUFFER_BYTES;
+    }
+    rc = io_uring_register_buffers(&uring->ring, buffers, (unsigned)n);
+    free(buffers);
+    if (rc < 0)
+        return rc;
+    uring->attached = (uintptr_t)base;
+    uring->attached_bytes = size_bytes;
+    return 0;
 }
 
 static void uring_close(struct sl_io *io)
@@ -90,32 +172,50 @@ static void uring_close(struct sl_io *io)
 static const struct sl_io_ops uring_ops = {
     .submit = uring_submit,
     .reap = uring_reap,
+    .attach = uring_attach,
     .close = uring_close,
 };
 
+/* Spares the kernel the lookup of the file for each read. Where the kernel will not, all works. */
+static int register_files(struct uring *uring, struct sl_err *err)
+{
+    int *fds = calloc(uring->io.n_files ? uring->io.n_files : 1, sizeof(*fds));
+
+    if (!fds)
+        return sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
+    for (uint32_t i = 0; i < uring->io.n_files; i++)
+        fds[i] = uring->io.files[i].fd;
+    uring->files_registered = io_uring_register_files(&uring->ring, fds, uring->io.n_files) == 0;
+    free(fds);
+    return 0;
+}
+
 int sl_io_uring_open(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
-                     uint32_t reads_max, struct sl_err *err)
+                     uint32_t depth, struct sl_err *err)
 {
     struct uring *uring;
     int rc;
 
-    sl_assert(reads_max >= 1 && reads_max <= READS_MAX);
     uring = calloc(1, sizeof(*uring));
     if (!uring)
         return sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
     uring->io.ops = &uring_ops;
-    uring->io.reads_max = reads_max;
-    rc = sl_io_files_open(&uring->io, paths, n_files, err);
+    rc = sl_io_files_open(&uring->io, paths, n_files, depth, READS_MAX, err);
     if (rc < 0)
         goto fail;
-    rc = io_uring_queue_init(reads_max, &uring->ring, 0);
+    rc = io_uring_queue_init(uring->io.reads_max, &uring->ring, 0);
+    uring->has_ring = rc == 0;
+    if (rc == 0 && !(uring->ring.features & IORING_FEAT_EXT_ARG))
+        rc = -ENOSYS; /* before Linux 5.11: it could not wait for a limited time */
     if (rc < 0) {
         /* Containers forbid it as a rule (EPERM, ENOSYS); old kernels count it as locked memory. */
         rc = sl_err_set(err, rc, "io_uring is not available here: %s; use --io threads",
                         sl_strerror(rc));
         goto fail;
     }
-    uring->has_ring = true;
+    rc = register_files(uring, err);
+    if (rc < 0)
+        goto fail;
     *ret_io = &uring->io;
     return 0;
 fail:

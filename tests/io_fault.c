@@ -10,8 +10,10 @@
 struct entry {
     struct sl_io_read read;
     int32_t result;
+    uint64_t due_ns; /* if it waits */
     bool used;
     bool fails;
+    bool waits; /* for its time, before it goes to `inner` */
     bool landed;
 };
 
@@ -19,7 +21,9 @@ struct fault {
     struct sl_io io;
     struct sl_io *inner;
     struct entry *entries; /* reads_max; the index is the inner tag */
-    uint32_t n_inner_out, n_landed;
+    uint32_t n_inner_out, n_landed, n_waiting;
+    uint64_t now_ns;
+    struct sl_io_read log[IO_FAULT_LOG];
     struct io_fault_plan plan;
     uint64_t random;
     uint64_t n_reads, delivered_bytes;
@@ -39,7 +43,7 @@ uint64_t io_fault_random(uint64_t *state)
 
 static bool must_fail(struct fault *fault, const struct sl_io_read *read)
 {
-    fault->n_reads++;
+    fault->log[fault->n_reads++ % IO_FAULT_LOG] = *read;
     if (fault->n_reads == fault->plan.fail_nth) {
         fault->broken = fault->plan.fail_for_good;
         fault->broken_file_index = read->file_index;
@@ -51,12 +55,22 @@ static bool must_fail(struct fault *fault, const struct sl_io_read *read)
            fault->broken_offset_bytes < read->offset_bytes + read->size_bytes;
 }
 
+static void submit_inner(struct fault *fault, uint32_t index)
+{
+    struct sl_io_read read = fault->entries[index].read;
+
+    read.tag = index;
+    fault->inner->ops->submit(fault->inner, &read, 1);
+    fault->n_inner_out++;
+}
+
 static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads)
 {
     struct fault *fault = (struct fault *)(void *)io;
 
     for (uint32_t i = 0; i < n_reads; i++) {
-        struct sl_io_read read = reads[i];
+        const struct sl_io_read read = reads[i];
+        struct entry *entry;
         uint32_t index = 0;
 
         while (index < io->reads_max && fault->entries[index].used)
@@ -65,17 +79,20 @@ static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint3
         sl_assert(read.offset_bytes % SL_IO_ALIGN_BYTES == 0);
         sl_assert(read.size_bytes > 0 && read.size_bytes % SL_IO_ALIGN_BYTES == 0);
         sl_assert((uintptr_t)read.dst % SL_IO_ALIGN_BYTES == 0);
-        fault->entries[index] =
-            (struct entry){.read = read, .used = true, .fails = must_fail(fault, &read)};
-        if (fault->entries[index].fails && fault->plan.fail_code < 0) {
-            fault->entries[index].result = fault->plan.fail_code;
-            fault->entries[index].landed = true;
+        entry = &fault->entries[index];
+        *entry = (struct entry){.read = read, .used = true, .fails = must_fail(fault, &read)};
+        if (entry->fails && fault->plan.fail_kind == IO_FAULT_LATE) {
+            entry->due_ns = fault->now_ns + fault->plan.late_ns;
+            entry->waits = true;
+            fault->n_waiting++;
+        } else if (entry->fails && fault->plan.fail_kind == IO_FAULT_FAIL &&
+                   fault->plan.fail_code < 0) {
+            entry->result = fault->plan.fail_code;
+            entry->landed = true;
             fault->n_landed++;
-            continue;
+        } else {
+            submit_inner(fault, index);
         }
-        read.tag = index;
-        fault->inner->ops->submit(fault->inner, &read, 1);
-        fault->n_inner_out++;
     }
 }
 
@@ -84,9 +101,11 @@ static void spoil(struct fault *fault, struct entry *entry)
     uint32_t block = (uint32_t)SL_IO_ALIGN_BYTES;
     uint32_t got = entry->result > 0 ? (uint32_t)entry->result : 0;
 
-    if (entry->fails)
+    if (entry->fails && fault->plan.fail_kind == IO_FAULT_FAIL)
         memset(entry->read.dst, 0xff, got);
-    if (got > block && io_fault_random(&fault->random) % 1000 < fault->plan.short_permille) {
+    if (entry->fails && fault->plan.fail_kind == IO_FAULT_SHORT && got > 0)
+        entry->result = (int32_t)(got > block ? got / block / 2 * block : got / 2);
+    else if (got > block && io_fault_random(&fault->random) % 1000 < fault->plan.short_permille) {
         uint32_t kept = block + (uint32_t)(io_fault_random(&fault->random) % (got - block));
 
         memset((uint8_t *)entry->read.dst + kept, 0xa5,
@@ -100,7 +119,7 @@ static void gather(struct fault *fault)
     struct sl_io_completion completions[GATHER_MAX];
 
     while (fault->n_inner_out > 0) {
-        uint32_t n = fault->inner->ops->reap(fault->inner, true, completions, GATHER_MAX);
+        uint32_t n = fault->inner->ops->reap(fault->inner, SL_IO_FOREVER, completions, GATHER_MAX);
 
         sl_assert(n >= 1 && n <= fault->n_inner_out);
         for (uint32_t i = 0; i < n; i++) {
@@ -115,6 +134,35 @@ static void gather(struct fault *fault)
     }
 }
 
+/* Lets those go whose time has come. */
+static void start_due(struct fault *fault)
+{
+    for (uint32_t i = 0; i < fault->io.reads_max && fault->n_waiting > 0; i++) {
+        struct entry *entry = &fault->entries[i];
+
+        if (!entry->waits || entry->due_ns > fault->now_ns)
+            continue;
+        entry->waits = false;
+        fault->n_waiting--;
+        submit_inner(fault, i);
+    }
+}
+
+/* Nothing is to be had now: the time until something is, or until wait_ns have passed. */
+static void pass_time(struct fault *fault, uint64_t wait_ns)
+{
+    uint64_t next_ns = IO_FAULT_NEVER;
+
+    for (uint32_t i = 0; i < fault->io.reads_max; i++) {
+        const struct entry *entry = &fault->entries[i];
+
+        if (entry->waits && entry->due_ns < next_ns)
+            next_ns = entry->due_ns;
+    }
+    sl_assert(wait_ns != SL_IO_FOREVER || next_ns < IO_FAULT_NEVER); /* it would never return */
+    fault->now_ns = wait_ns < next_ns - fault->now_ns ? fault->now_ns + wait_ns : next_ns;
+}
+
 static uint32_t pick(struct fault *fault)
 {
     uint64_t nth = fault->plan.shuffle ? io_fault_random(&fault->random) % fault->n_landed : 0;
@@ -125,15 +173,22 @@ static uint32_t pick(struct fault *fault)
     }
 }
 
-static uint32_t fault_reap(struct sl_io *io, bool wait, struct sl_io_completion *completions,
+static uint32_t fault_reap(struct sl_io *io, uint64_t wait_ns, struct sl_io_completion *completions,
                            uint32_t n_max)
 {
+    const bool wait = wait_ns > 0;
     struct fault *fault = (struct fault *)(void *)io;
     uint32_t n = 0;
 
+    start_due(fault);
     gather(fault);
     if (fault->plan.lazy && !wait)
         return 0;
+    if (wait && fault->n_landed == 0 && fault->n_waiting > 0) {
+        pass_time(fault, wait_ns);
+        start_due(fault);
+        gather(fault);
+    }
     if (fault->plan.shuffle) {
         n_max = (uint32_t)(io_fault_random(&fault->random) % (n_max < 4 ? n_max + 1 : 4));
         if (wait && n_max == 0)
@@ -156,15 +211,23 @@ static void fault_close(struct sl_io *io)
 {
     struct fault *fault = (struct fault *)(void *)io;
 
-    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0);
+    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0 && fault->n_waiting == 0);
     fault->inner->ops->close(fault->inner);
     free(fault->entries);
     free(fault);
 }
 
+static int fault_attach(struct sl_io *io, void *base, uint64_t size_bytes)
+{
+    struct sl_io *inner = ((struct fault *)(void *)io)->inner;
+
+    return inner->ops->attach ? inner->ops->attach(inner, base, size_bytes) : 0;
+}
+
 static const struct sl_io_ops fault_ops = {
     .submit = fault_submit,
     .reap = fault_reap,
+    .attach = fault_attach,
     .close = fault_close,
 };
 
@@ -185,7 +248,7 @@ void io_fault_set(struct sl_io *io, const struct io_fault_plan *plan)
 {
     struct fault *fault = (struct fault *)(void *)io;
 
-    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0);
+    sl_assert(fault->n_inner_out == 0 && fault->n_landed == 0 && fault->n_waiting == 0);
     fault->plan = *plan;
     fault->random = plan->seed;
     fault->n_reads = fault->delivered_bytes = 0;
@@ -198,6 +261,28 @@ void io_fault_heal(struct sl_io *io)
 
     fault->plan.fail_nth = 0;
     fault->broken = false;
+    for (uint32_t i = 0; i < io->reads_max; i++)
+        fault->entries[i].due_ns = fault->now_ns;
+}
+
+void io_fault_set_drives(struct sl_io *io, uint32_t n_drives)
+{
+    for (uint32_t i = 0; i < io->n_files; i++)
+        io->files[i].drive_index = i % n_drives;
+    io->n_drives = n_drives;
+}
+
+uint64_t io_fault_clock_ns(void *io)
+{
+    return ((const struct fault *)io)->now_ns;
+}
+
+struct sl_io_read io_fault_read(const struct sl_io *io, uint64_t nth)
+{
+    const struct fault *fault = (const struct fault *)(const void *)io;
+
+    sl_assert(nth >= 1 && nth <= fault->n_reads && fault->n_reads - nth < IO_FAULT_LOG);
+    return fault->log[(nth - 1) % IO_FAULT_LOG];
 }
 
 uint64_t io_fault_read_count(const struct sl_io *io)

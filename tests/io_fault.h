@@ -1,5 +1,5 @@
 /* An I/O back end around another one that does what devices do on bad days: short reads, errors,
- * wrong bytes, completions late and in any order.
+ * wrong bytes, completions late, in any order, or never. It has a clock of its own.
  *
  * Same seed, same reads, same behaviour: whenever it is asked it first gathers all that is out, and
  * then decides by its own random numbers. */
@@ -17,12 +17,20 @@ struct io_fault_plan {
     bool shuffle;            /* hand back in any order, now and then nothing at all */
     bool lazy;               /* hand back nothing to those who do not wait */
 
-    /* The nth read (1: the first; 0: none) fails with fail_code, or if that is 0 delivers bytes of
-     * 0xff. For good: so does every later one that covers the block it began with. */
+    /* What happens to the nth read (1: the first; 0: none). For good: and to every later one that
+     * covers the block it began with. */
     uint64_t fail_nth;
+    enum {
+        IO_FAULT_FAIL,  /* fails with fail_code, or if that is 0 delivers bytes of 0xff */
+        IO_FAULT_SHORT, /* delivers half of its blocks, or all but the last bytes of the only one */
+        IO_FAULT_LATE,  /* nothing of it happens until late_ns later, by io_fault_clock_ns() */
+    } fail_kind;
     int fail_code; /* negative */
+    uint64_t late_ns;
     bool fail_for_good;
 };
+
+#define IO_FAULT_NEVER (UINT64_MAX / 2) /* for late_ns: until io_fault_heal() */
 
 /* Takes `inner`, which closes with it. The plan is empty. */
 struct sl_io *io_fault_wrap(struct sl_io *inner);
@@ -30,11 +38,22 @@ struct sl_io *io_fault_wrap(struct sl_io *inner);
 /* No read is out. Counting starts anew. */
 void io_fault_set(struct sl_io *io, const struct io_fault_plan *plan);
 
-/* No more failures, from now on; reads may be out. */
+/* As if the files lay on so many drives, in turn. Before a reader is made. */
+void io_fault_set_drives(struct sl_io *io, uint32_t n_drives);
+
+/* The time, which passes only in waits that bring nothing: they take no time, but by this clock as
+ * long as was asked for. For struct sl_reader_options; `io` is the wrapper. */
+uint64_t io_fault_clock_ns(void *io);
+
+/* No more failures, from now on, and what is late is due; reads may be out. */
 void io_fault_heal(struct sl_io *io);
 
 /* Since io_fault_set(). */
 uint64_t io_fault_read_count(const struct sl_io *io);
+
+/* The nth read (1: the first) of those, if it is one of the last IO_FAULT_LOG. */
+#define IO_FAULT_LOG 256u
+struct sl_io_read io_fault_read(const struct sl_io *io, uint64_t nth);
 uint64_t io_fault_delivered_bytes(const struct sl_io *io);
 
 /* splitmix64: the tests' random numbers. */

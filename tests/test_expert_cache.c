@@ -496,7 +496,7 @@ static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool 
         paths[i] = sl_expert_store_file_path(f->store, i);
     rc = (threads ? sl_io_threads_open : sl_io_uring_open)(&io, paths, CACHE_FILES, 8, err);
     if (rc == 0)
-        rc = sl_reader_create(&reader, io, SL_READER_PIECE_BYTES, err);
+        rc = sl_reader_create(&reader, io, NULL, err);
     if (rc == 0)
         rc = sl_expert_cache_create(&cache, f->store, reader, pool, &options, err);
     sl_expert_cache_destroy(cache);

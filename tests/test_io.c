@@ -139,7 +139,7 @@ static void test_random_reads(void **state)
             }
             io->ops->submit(io, batch, n);
             n_out += n;
-            n = io->ops->reap(io, io_fault_random(&random) % 2, completions, 7);
+            n = io->ops->reap(io, io_fault_random(&random) % 3 ? SL_IO_FOREVER : 0, completions, 7);
             for (uint32_t i = 0; i < n; i++) {
                 assert_true(completions[i].tag < READS_MAX && out[completions[i].tag]);
                 out[completions[i].tag] = false;
@@ -148,7 +148,7 @@ static void test_random_reads(void **state)
             n_out -= n;
             n_done += n;
         }
-        assert_int_equal(io->ops->reap(io, true, NULL, 0), 0);
+        assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, NULL, 0), 0);
         io->ops->close(io);
     }
 }
@@ -168,9 +168,9 @@ static void test_waiting_brings_at_least_one(void **state)
             io->ops->submit(io, &read, 1);
         }
         for (uint32_t i = 0; i < READS_MAX; i++)
-            assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+            assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
         assert_memory_equal(f->memory, f->data[0], READS_MAX * BLOCK);
-        assert_int_equal(io->ops->reap(io, true, &completion, 1), 0);
+        assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 0);
         io->ops->close(io);
     }
 }
@@ -187,7 +187,7 @@ static void test_errors_are_errno(void **state)
         struct sl_io_completion completion;
 
         io->ops->submit(io, &read, 1);
-        assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+        assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
         assert_int_equal(completion.result, -EISDIR);
         io->ops->close(io);
     }
@@ -225,7 +225,7 @@ static void test_direct_where_it_can_be(void **state)
 
         assert_false(io->direct);
         io->ops->submit(io, &read, 1);
-        assert_int_equal(io->ops->reap(io, true, &completion, 1), 1);
+        assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
         assert_int_equal(completion.result, length);
         assert_memory_equal(f->memory, expected, length);
         io->ops->close(io);

@@ -72,12 +72,15 @@ static int tear_down(void **state)
 static void rig_init(struct rig *rig, struct fixture *f, bool uring, uint32_t reads_max)
 {
     sl_io_open_fn *open_io = uring ? sl_io_uring_open : sl_io_threads_open;
+    struct sl_reader_options options = {
+        .piece_bytes = PIECE_BYTES, .depth = 64, .clock_ns = io_fault_clock_ns};
     const char *path = f->path;
     struct sl_io *io;
 
     assert_int_equal(open_io(&io, &path, 1, reads_max, NULL), 0);
     rig->io = io_fault_wrap(io);
-    assert_int_equal(sl_reader_create(&rig->reader, rig->io, PIECE_BYTES, NULL), 0);
+    options.clock_context = rig->io;
+    assert_int_equal(sl_reader_create(&rig->reader, rig->io, &options, NULL), 0);
 }
 
 static void rig_fini(struct rig *rig)
@@ -87,14 +90,17 @@ static void rig_fini(struct rig *rig)
 }
 
 static struct sl_read *rig_queue(struct rig *rig, const struct fixture *f, uint32_t i,
-                                 uint64_t offset_bytes, uint64_t size_bytes, bool urgent)
+                                 uint64_t offset_bytes, uint64_t size_bytes,
+                                 enum sl_read_class read_class)
 {
     uint8_t *dst = f->memory + i * DST_BYTES;
 
-    rig->reads[i] =
-        (struct sl_read){.offset_bytes = offset_bytes, .size_bytes = size_bytes, .dst = dst};
+    rig->reads[i] = (struct sl_read){.offset_bytes = offset_bytes,
+                                     .size_bytes = size_bytes,
+                                     .dst = dst,
+                                     .read_class = read_class};
     memset(dst, 0x5a, DST_BYTES);
-    sl_reader_queue(rig->reader, &rig->reads[i], urgent);
+    sl_reader_queue(rig->reader, &rig->reads[i]);
     return &rig->reads[i];
 }
 
@@ -132,7 +138,7 @@ static uint64_t random_reads(struct rig *rig, const struct fixture *f, uint64_t 
 
         if (io_fault_random(random) % 8 == 0)
             offset = FILE_BYTES - size; /* up to the last byte, which is in no whole block */
-        rig_queue(rig, f, i, offset, size, io_fault_random(random) % 2);
+        rig_queue(rig, f, i, offset, size, io_fault_random(random) % SL_READ_CLASSES);
         expected_bytes += device_bytes(&rig->reads[i]);
     }
     while ((read = sl_reader_reap(rig->reader, true))) {
@@ -237,7 +243,7 @@ static void test_nth_read_fails_for_good(void **state)
         n++;
         io_fault_set(rig.io, &plan);
         for (uint32_t i = 0; i < READS; i++) /* of different blocks: one of them fails */
-            rig_queue(&rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % 3 == 0);
+            rig_queue(&rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % SL_READ_CLASSES);
         while ((read = sl_reader_reap(rig.reader, true))) {
             n_done++;
             if (read->rc == 0) {
@@ -271,7 +277,7 @@ static void test_retries_are_counted(void **state)
 
     rig_init(&rig, f, true, 4);
     io_fault_set(rig.io, &plan);
-    read = rig_queue(&rig, f, 0, 0, 4 * PIECE_BYTES, true);
+    read = rig_queue(&rig, f, 0, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
     assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
     check_content(f, read);
     assert_int_equal(sl_reader_counters(rig.reader).n_retries, 1);
@@ -292,17 +298,17 @@ static void test_end_of_file(void **state)
         struct rig rig;
 
         rig_init(&rig, f, uring, 4);
-        read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK, true);
+        read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
         check_content(f, read);
 
-        read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK + 1, true);
+        read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK + 1, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
         assert_int_equal(sl_reader_explain(rig.reader, read, &err), -SL_ECORRUPT);
         assert_non_null(strstr(err.message, f->path));
         assert_non_null(strstr(err.message, ends_at));
 
-        read = rig_queue(&rig, f, 0, FILE_BYTES + 5 * BLOCK, 1, true);
+        read = rig_queue(&rig, f, 0, FILE_BYTES + 5 * BLOCK, 1, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
         assert_int_equal(read->rc, -SL_ECORRUPT);
         rig_fini(&rig);
@@ -317,10 +323,10 @@ static void test_urgent_first_and_promotion(void **state)
     struct rig rig;
 
     rig_init(&rig, f, true, 1);
-    a = rig_queue(&rig, f, 0, 0, 30 * BLOCK, false);
-    b = rig_queue(&rig, f, 1, 5 * BLOCK, 30 * BLOCK, false);
+    a = rig_queue(&rig, f, 0, 0, 30 * BLOCK, SL_READ_PREFETCH);
+    b = rig_queue(&rig, f, 1, 5 * BLOCK, 30 * BLOCK, SL_READ_PREFETCH);
     sl_reader_start(rig.reader); /* the first piece of `a` is under way */
-    c = rig_queue(&rig, f, 2, 7 * BLOCK, 30 * BLOCK, true);
+    c = rig_queue(&rig, f, 2, 7 * BLOCK, 30 * BLOCK, SL_READ_DEMAND);
     assert_ptr_equal(sl_reader_reap(rig.reader, true), c);
     sl_reader_promote(rig.reader, c); /* harmless: it has ended */
     sl_reader_promote(rig.reader, b);
