@@ -45,7 +45,6 @@ struct drive {
     struct sl_link queues[SL_READ_CLASSES]; /* reads with bytes left to cut */
     uint32_t n_out[SL_READ_CLASSES];        /* pieces at the back end, or in the batch */
     uint32_t n_out_late;                    /* the same, of reads past the deadline */
-    uint64_t heard_ns; /* when it last answered, or got work after having none */
 };
 
 struct sl_reader {
@@ -127,8 +126,6 @@ static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_r
         left_bytes < reader->options.piece_bytes ? left_bytes : reader->options.piece_bytes;
 
     sl_assert(piece_index != NO_PIECE); /* the drives' depths add up to no more */
-    if (pieces_on(drive) == 0)
-        drive->heard_ns = reader->now_ns;
     drive->n_out[read->read_class]++;
     reader->n_out++;
     reader->first_free_piece = piece->next_free;
@@ -143,6 +140,11 @@ static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_r
     batch_add(reader, piece_index);
 }
 
+static uint32_t depth_of(const struct sl_reader *reader, int read_class)
+{
+    return read_class == SL_READ_DEMAND ? reader->depth : reader->depth_background;
+}
+
 /* The read to be cut next; NULL if there is none, or none that may go now. */
 static struct sl_read *next_read(const struct sl_reader *reader, const struct drive *drive)
 {
@@ -153,7 +155,7 @@ static struct sl_read *next_read(const struct sl_reader *reader, const struct dr
         if (drive->n_out[k] > 0 || ++k == SL_READ_CLASSES)
             return NULL;
     }
-    if (n >= (k == SL_READ_DEMAND ? reader->depth : reader->depth_background))
+    if (n >= depth_of(reader, k))
         return NULL;
     return sl_list_item(drive->queues[k].next, struct sl_read, link);
 }
@@ -307,7 +309,6 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
     struct piece *piece = &reader->pieces[piece_index];
     int rc;
 
-    drive_of(reader, piece->read)->heard_ns = reader->now_ns;
     if (result > 0)
         reader->counters.read_bytes += (uint32_t)result;
     if (take_delivery(piece, result, &rc) || piece->read->rc < 0) {
@@ -327,6 +328,18 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
         reader->counters.n_retries++;
     }
     batch_add(reader, piece_index);
+}
+
+/* What late pieces leave no room for. */
+static void give_up_queues(struct sl_reader *reader, struct drive *drive)
+{
+    for (int k = 0; k < SL_READ_CLASSES; k++) {
+        while (drive->n_out_late >= depth_of(reader, k) && !sl_list_is_empty(&drive->queues[k])) {
+            struct sl_read *read = sl_list_item(drive->queues[k].next, struct sl_read, link);
+
+            give_up(reader, read, read->cut_bytes);
+        }
+    }
 }
 
 /* Counts stalls, and gives up what is past the deadline. Called when all that has landed was taken
@@ -351,20 +364,8 @@ static void check_times(struct sl_reader *reader)
         if (age_ns > stall_ns * SL_READER_DEADLINE_STALLS)
             give_up(reader, piece->read, piece->offset_bytes);
     }
-    for (uint32_t i = 0; i < reader->io->n_drives; i++) {
-        struct drive *drive = &reader->drives[i];
-
-        if (pieces_on(drive) == 0 ||
-            reader->now_ns - drive->heard_ns <= stall_ns * SL_READER_DEADLINE_STALLS)
-            continue;
-        for (int k = 0; k < SL_READ_CLASSES; k++) {
-            while (!sl_list_is_empty(&drive->queues[k])) {
-                struct sl_read *read = sl_list_item(drive->queues[k].next, struct sl_read, link);
-
-                give_up(reader, read, read->cut_bytes);
-            }
-        }
-    }
+    for (uint32_t i = 0; i < reader->io->n_drives; i++)
+        give_up_queues(reader, &reader->drives[i]);
 }
 
 /* Waits until something lands or it is time to look for stalls. Returns how many pieces landed. */

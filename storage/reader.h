@@ -13,12 +13,12 @@
  * still.
  *
  * Time: a piece in flight for longer than stall_ns is counted. After SL_READER_DEADLINE_STALLS
- * times that its read fails with -ETIMEDOUT, and so do reads in the queues of a drive that has
- * answered nothing for as long; all others go on. The device may still write to the destination of
- * such a read, for io_uring cannot take a piece back from it. So it is handed back twice: first
- * with `late` set, when its owner learns that it failed but touches neither it nor dst; and again,
- * with `late` cleared, when the device has let go. Until then its pieces count against the drive's
- * depth. A drive that never answers keeps them for good, and sl_reader_drain() waits with it.
+ * times that its read fails with -ETIMEDOUT; all others go on. The device may still write to the
+ * destination of such a read, for io_uring cannot take a piece back from it. So it is handed back
+ * twice: first with `late` set, when its owner learns that it failed but touches neither it nor
+ * dst; and again, with `late` cleared, when the device has let go. Until then its pieces count
+ * against the drive's depth; what they leave no room for fails as well. A drive that never answers
+ * keeps them for good, and sl_reader_drain() waits with it.
  *
  * One thread makes all calls. Nothing is allocated after create. */
 #ifndef SL_STORAGE_READER_H

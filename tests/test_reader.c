@@ -1,6 +1,7 @@
 /* The reader: any run of bytes is delivered whole or reported, whatever the device does. Random
  * reads of a random file go through every back end, clean and with seeded faults, and the 1st, 2nd,
- * 3rd ... read of a run is made to fail, once and for good. */
+ * 3rd ... read of a run is made to fail, to be short or late, once and for good. Time is the fault
+ * wrapper's. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -316,7 +317,7 @@ static void test_end_of_file(void **state)
 }
 
 /* With one read in flight at a time, the order in which reads end is the order of cutting. */
-static void test_urgent_first_and_promotion(void **state)
+static void test_demand_first_and_promotion(void **state)
 {
     struct fixture *f = *state;
     struct sl_read *a, *b, *c;
@@ -339,6 +340,436 @@ static void test_urgent_first_and_promotion(void **state)
     rig_fini(&rig);
 }
 
+/* ---- classes, drives, cancellation -------------------------------------------------------------
+ */
+
+static void test_demand_finds_room(void **state)
+{
+    static const struct io_fault_plan lazy = {.lazy = true};
+    struct fixture *f = *state;
+    struct sl_read *prefetch, *scrub, *demand;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 8);
+    io_fault_set(rig.io, &lazy);
+    prefetch = rig_queue(&rig, f, 0, 0, 10 * PIECE_BYTES, SL_READ_PREFETCH);
+    scrub = rig_queue(&rig, f, 1, 0, 10 * PIECE_BYTES, SL_READ_SCRUB);
+    sl_reader_start(rig.reader);
+    assert_int_equal(io_fault_read_count(rig.io), 4); /* half of the depth */
+    demand = rig_queue(&rig, f, 2, 60 * BLOCK, 10 * PIECE_BYTES, SL_READ_DEMAND);
+    sl_reader_start(rig.reader);
+    assert_int_equal(io_fault_read_count(rig.io), 8);
+    for (uint64_t nth = 5; nth <= 8; nth++)
+        assert_int_equal(io_fault_read(rig.io, nth).offset_bytes,
+                         60 * BLOCK + (nth - 5) * PIECE_BYTES);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), demand);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), prefetch);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), scrub);
+    check_content(f, demand);
+    check_content(f, prefetch);
+    check_content(f, scrub);
+    rig_fini(&rig);
+}
+
+/* The last piece of each class but the last is held back: nothing of the next goes out meanwhile.
+ */
+static void test_classes_wait_for_each_other(void **state)
+{
+    struct fixture *f = *state;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 8);
+    for (uint32_t k = 0; k < SL_READ_SCRUB; k++) {
+        const struct io_fault_plan plan = {
+            .fail_nth = 5, .fail_kind = IO_FAULT_LATE, .late_ns = 1000};
+        struct sl_read *first, *second;
+
+        io_fault_set(rig.io, &plan);
+        second = rig_queue(&rig, f, 1, 0, PIECE_BYTES, k + 1);
+        first = rig_queue(&rig, f, 0, 0, 5 * PIECE_BYTES, k);
+        for (uint32_t i = 0; i < 5; i++)
+            assert_null(sl_reader_reap(rig.reader, false));
+        assert_int_equal(io_fault_read_count(rig.io), 5);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), first);
+        assert_int_equal(io_fault_read_count(rig.io), 6);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), second);
+    }
+    rig_fini(&rig);
+}
+
+/* So that of reads queued together the first is there first. */
+static void test_pieces_go_out_in_order(void **state)
+{
+    struct fixture *f = *state;
+    struct rig rig;
+    uint64_t nth = 0;
+
+    rig_init(&rig, f, true, 3);
+    for (uint32_t i = 0; i < 4; i++)
+        rig_queue(&rig, f, i, (30 - 9 * i) * BLOCK, 3 * PIECE_BYTES, SL_READ_DEMAND);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[i]);
+    for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t k = 0; k < 3; k++)
+            assert_int_equal(io_fault_read(rig.io, ++nth).offset_bytes,
+                             (30 - 9 * i) * BLOCK + k * PIECE_BYTES);
+    }
+    rig_fini(&rig);
+}
+
+static void test_cancel(void **state)
+{
+    static const struct io_fault_plan lazy = {.lazy = true, .short_permille = 1000};
+    struct fixture *f = *state;
+    struct sl_read *out, *queued, *other;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 2);
+    io_fault_set(rig.io, &lazy);
+    out = rig_queue(&rig, f, 0, 0, 5 * PIECE_BYTES, SL_READ_DEMAND);
+    queued = rig_queue(&rig, f, 1, 0, 5 * PIECE_BYTES, SL_READ_PREFETCH);
+    sl_reader_start(rig.reader);
+    other = rig_queue(&rig, f, 2, 77, 2 * PIECE_BYTES, SL_READ_SCRUB);
+    sl_reader_cancel(rig.reader, queued);
+    sl_reader_cancel(rig.reader, out);
+    sl_reader_cancel(rig.reader, out);
+    sl_reader_promote(rig.reader, out);
+    assert_ptr_equal(sl_reader_reap(rig.reader, false), queued); /* nothing of it was out */
+    assert_null(sl_reader_reap(rig.reader, false));
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), out);
+    assert_int_equal(queued->rc, -ECANCELED);
+    assert_int_equal(out->rc, -ECANCELED);
+    assert_false(out->late);
+    for (uint32_t k = 2 * PIECE_BYTES; k < DST_BYTES; k++)
+        assert_int_equal(out->dst[k], 0x5a);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), other);
+    check_content(f, other);
+    /* Two pieces of the one that was out, whose rests nobody wanted; the others are the third's. */
+    for (uint64_t nth = 3; nth <= io_fault_read_count(rig.io); nth++)
+        assert_true((uint8_t *)io_fault_read(rig.io, nth).dst >= other->dst);
+
+    /* What has ended stays as it is. */
+    io_fault_set(rig.io, &(struct io_fault_plan){0});
+    out = rig_queue(&rig, f, 0, 0, PIECE_BYTES, SL_READ_DEMAND);
+    other = rig_queue(&rig, f, 1, 0, PIECE_BYTES, SL_READ_DEMAND);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), out);
+    sl_reader_cancel(rig.reader, other);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), other);
+    check_content(f, other);
+    rig_fini(&rig);
+}
+
+/* ---- time --------------------------------------------------------------------------------------
+ */
+
+#define SECOND UINT64_C(1000000000)
+#define DEADLINE_NS (SL_READER_STALL_NS * SL_READER_DEADLINE_STALLS)
+
+static void test_slow_is_counted(void **state)
+{
+    static const uint64_t late_ns[] = {SL_READER_STALL_NS / 2, 2 * SL_READER_STALL_NS,
+                                       DEADLINE_NS - SECOND};
+    struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < 3; i++) {
+        const struct io_fault_plan plan = {
+            .fail_nth = 3, .fail_kind = IO_FAULT_LATE, .late_ns = late_ns[i]};
+        struct sl_reader_counters counters;
+        struct rig rig;
+
+        rig_init(&rig, f, true, 4);
+        io_fault_set(rig.io, &plan);
+        rig_queue(&rig, f, 0, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
+        rig_queue(&rig, f, 1, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[1]); /* it does not wait */
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
+        check_content(f, &rig.reads[0]);
+        check_content(f, &rig.reads[1]);
+        counters = sl_reader_counters(rig.reader);
+        assert_int_equal(counters.n_stalls, i > 0);
+        assert_true(counters.longest_ns <= late_ns[i]);
+        assert_true(i == 0 || counters.longest_ns > late_ns[i] - SL_READER_STALL_NS / 4);
+        assert_int_equal(counters.wait_ns, late_ns[i]);
+        assert_int_equal(io_fault_clock_ns(rig.io), late_ns[i]);
+        rig_fini(&rig);
+    }
+}
+
+static uint64_t jumping_clock(void *context)
+{
+    return *(const uint64_t *)context;
+}
+
+/* A thread that looks only after hours finds what has landed meanwhile, all of it. */
+static void test_busy_is_not_slow(void **state)
+{
+    uint64_t now_ns = SECOND;
+    const struct sl_reader_options options = {
+        .piece_bytes = BLOCK, .depth = 64, .clock_ns = jumping_clock, .clock_context = &now_ns};
+    struct fixture *f = *state;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 64);
+    sl_reader_destroy(rig.reader);
+    assert_int_equal(sl_reader_create(&rig.reader, rig.io, &options, NULL), 0);
+    for (uint32_t i = 0; i < 5; i++) {
+        rig_queue(&rig, f, i, 0, 20 * BLOCK, SL_READ_DEMAND);
+        sl_reader_start(rig.reader);
+        now_ns += 3 * DEADLINE_NS;
+    }
+    for (uint32_t i = 0; i < 5; i++) {
+        struct sl_read *read = sl_reader_reap(rig.reader, true);
+
+        assert_non_null(read);
+        check_content(f, read);
+        now_ns += 3 * DEADLINE_NS;
+    }
+    assert_int_equal(sl_reader_counters(rig.reader).n_stalls, 0);
+    rig_fini(&rig);
+}
+
+/* A rig of two drives, a file on each, and one read at a time on either. */
+static void rig_init_drives(struct rig *rig, struct fixture *f, bool uring)
+{
+    const char *paths[] = {f->path, f->path};
+    struct sl_reader_options options = {.piece_bytes = PIECE_BYTES, .clock_ns = io_fault_clock_ns};
+    struct sl_io *io;
+
+    assert_int_equal((uring ? sl_io_uring_open : sl_io_threads_open)(&io, paths, 2, 2, NULL), 0);
+    assert_int_equal(io->n_drives, 1);
+    rig->io = io_fault_wrap(io);
+    io_fault_set_drives(rig->io, 2);
+    options.clock_context = rig->io;
+    assert_int_equal(sl_reader_create(&rig->reader, rig->io, &options, NULL), 0);
+}
+
+static struct sl_read *queue_on(struct rig *rig, const struct fixture *f, uint32_t i,
+                                uint32_t drive, uint64_t size_bytes)
+{
+    rig->reads[i] = (struct sl_read){.offset_bytes = 123 * i,
+                                     .size_bytes = size_bytes,
+                                     .dst = f->memory + i * DST_BYTES,
+                                     .file_index = drive};
+    memset(rig->reads[i].dst, 0x5a, DST_BYTES);
+    sl_reader_queue(rig->reader, &rig->reads[i]);
+    return &rig->reads[i];
+}
+
+static void check_timed_out(const struct rig *rig, const struct fixture *f,
+                            const struct sl_read *read)
+{
+    struct sl_err err;
+
+    assert_int_equal(sl_reader_explain(rig->reader, read, &err), -ETIMEDOUT);
+    assert_non_null(strstr(err.message, f->path));
+    assert_non_null(strstr(err.message, "drive "));
+    assert_non_null(strstr(err.message, " did not answer for 120 s, at offset "));
+}
+
+static void test_dead_drive(void **state)
+{
+    static const struct io_fault_plan plan = {
+        .fail_nth = 2, .fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER};
+    struct fixture *f = *state;
+
+    for (uint32_t uring = 0; uring < 2; uring++) {
+        struct sl_read *stuck, *behind, *later;
+        struct rig rig;
+
+        rig_init_drives(&rig, f, uring);
+        io_fault_set(rig.io, &plan);
+        queue_on(&rig, f, 2, 0, 1);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
+        stuck = queue_on(&rig, f, 0, 0, 3 * PIECE_BYTES);
+        behind = queue_on(&rig, f, 1, 0, 3 * PIECE_BYTES);
+        for (uint32_t i = 2; i < READS; i++) { /* the other drive goes on */
+            queue_on(&rig, f, i, 1, 3 * PIECE_BYTES);
+            assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[i]);
+            check_content(f, &rig.reads[i]);
+        }
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), stuck);
+        assert_true(stuck->late);
+        check_timed_out(&rig, f, stuck);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), behind);
+        assert_false(behind->late);
+        check_timed_out(&rig, f, behind);
+        assert_true(io_fault_clock_ns(rig.io) > DEADLINE_NS);
+        assert_true(io_fault_clock_ns(rig.io) < DEADLINE_NS + SL_READER_STALL_NS);
+        assert_int_equal(sl_reader_counters(rig.reader).n_stalls, 1);
+
+        /* Nothing is waited for any more; the other drive works, and this one fails at once. */
+        assert_null(sl_reader_reap(rig.reader, true));
+        queue_on(&rig, f, 2, 1, 3 * PIECE_BYTES);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
+        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
+        assert_true(io_fault_clock_ns(rig.io) < DEADLINE_NS + SL_READER_STALL_NS);
+        assert_int_equal(later->rc, -ETIMEDOUT);
+
+        /* It comes back: with what it had, and for more. */
+        assert_int_equal(stuck->dst[0], 0x5a);
+        io_fault_heal(rig.io);
+        assert_ptr_equal(sl_reader_reap(rig.reader, false), stuck);
+        assert_false(stuck->late);
+        assert_int_equal(stuck->rc, -ETIMEDOUT);
+        assert_memory_equal(stuck->dst, f->data, PIECE_BYTES);
+        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES);
+        assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
+        check_content(f, later);
+        assert_null(sl_reader_reap(rig.reader, true));
+        rig_fini(&rig);
+    }
+}
+
+static void test_drain(void **state)
+{
+    static const struct io_fault_plan plan = {
+        .fail_nth = 1, .fail_kind = IO_FAULT_LATE, .late_ns = 10 * DEADLINE_NS};
+    struct fixture *f = *state;
+    struct rig rig;
+
+    rig_init_drives(&rig, f, true);
+    io_fault_set(rig.io, &plan);
+    queue_on(&rig, f, 0, 0, PIECE_BYTES);
+    sl_reader_start(rig.reader);
+    sl_reader_cancel(rig.reader, &rig.reads[0]); /* also a cancelled read can be late */
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
+    assert_int_equal(rig.reads[0].rc, -ECANCELED);
+    assert_true(rig.reads[0].late);
+    sl_reader_drain(rig.reader);
+    assert_int_equal(io_fault_clock_ns(rig.io), 10 * DEADLINE_NS);
+    assert_memory_equal(rig.reads[0].dst, f->data, PIECE_BYTES);
+    assert_null(sl_reader_reap(rig.reader, true));
+    rig_fini(&rig);
+}
+
+/* Of eight reads, whose nth piece is short, slow, or never comes back; then all of it again. */
+static void nth_run(struct rig *rig, const struct fixture *f, const struct io_fault_plan *plan)
+{
+    const bool never = plan->late_ns == IO_FAULT_NEVER;
+    struct sl_read *read, *lost = NULL;
+    uint32_t n_done = 0;
+
+    io_fault_set(rig->io, plan);
+    for (uint32_t i = 0; i < READS; i++)
+        rig_queue(rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % SL_READ_CLASSES);
+    while ((read = sl_reader_reap(rig->reader, true))) {
+        n_done++;
+        if (read->rc == 0) {
+            check_content(f, read);
+            continue;
+        }
+        if (read->rc == -SL_ECORRUPT) { /* half of a block is all there is of it, again and again */
+            assert_true(plan->fail_kind == IO_FAULT_SHORT && plan->fail_for_good);
+            continue;
+        }
+        assert_true(never && !lost && read->late);
+        check_timed_out(rig, f, read);
+        lost = read;
+    }
+    assert_int_equal(n_done, READS);
+    assert_int_equal(lost != NULL, never && io_fault_read_count(rig->io) >= plan->fail_nth);
+    io_fault_heal(rig->io);
+    assert_ptr_equal(sl_reader_reap(rig->reader, false), lost);
+}
+
+static void test_nth_read_is_short_or_late(void **state)
+{
+    static const struct io_fault_plan kinds[] = {
+        {.fail_kind = IO_FAULT_SHORT},
+        {.fail_kind = IO_FAULT_SHORT, .fail_for_good = true},
+        {.fail_kind = IO_FAULT_LATE, .late_ns = 3 * SL_READER_STALL_NS},
+        {.fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER},
+    };
+    struct fixture *f = *state;
+
+    for (uint32_t kind = 0; kind < 4; kind++) {
+        struct rig rig;
+        uint64_t n = 0, n_reads;
+
+        rig_init(&rig, f, kind % 2, 4);
+        do {
+            struct io_fault_plan plan = kinds[kind];
+
+            plan.fail_nth = ++n;
+            nth_run(&rig, f, &plan);
+            n_reads = io_fault_read_count(rig.io);
+        } while (n_reads >= n);
+        assert_true(n > 40);
+        assert_int_equal(sl_reader_counters(rig.reader).n_stalls, kind >= 2 ? n - 1 : 0);
+        rig_fini(&rig);
+    }
+}
+
+/* ---- all of it together ------------------------------------------------------------------------
+ */
+
+/* Reads come, are promoted, cancelled and reaped at random, on two drives of which pieces fail, are
+ * short, late, and in any order. Whatever happens, each read ends once (and is let go of once, if
+ * it was late), and one that says so has its bytes. */
+static void storm(struct rig *rig, const struct fixture *f, uint64_t random)
+{
+    enum { FREE, QUEUED, CANCELLED, LATE } now[READS] = {FREE};
+    uint32_t n_ended = 0;
+
+    for (uint32_t step = 0; step < 300 || n_ended > 0; step++) {
+        const uint32_t i = (uint32_t)(io_fault_random(&random) % READS);
+        const uint64_t dice = io_fault_random(&random) % 8;
+        struct sl_read *read = NULL;
+
+        if (step == 300)
+            io_fault_heal(rig->io); /* or what never comes back would not */
+        if (now[i] == FREE && step < 300) {
+            queue_on(rig, f, i, (uint32_t)(dice % 2), 1 + dice * 4 * BLOCK);
+            now[i] = QUEUED;
+            n_ended++; /* will have */
+        } else if (now[i] == QUEUED && dice == 0) {
+            sl_reader_cancel(rig->reader, &rig->reads[i]);
+            now[i] = CANCELLED;
+        } else if (now[i] == QUEUED && dice <= 2) {
+            sl_reader_promote(rig->reader, &rig->reads[i]);
+        } else {
+            read = sl_reader_reap(rig->reader, dice > 4);
+        }
+        if (!read)
+            continue;
+        assert_true(now[read - rig->reads] != FREE);
+        if (read->rc == 0)
+            check_content(f, read);
+        else if (read->rc == -ECANCELED)
+            assert_true(now[read - rig->reads] != QUEUED);
+        else
+            assert_true(read->rc == -EIO || read->rc == -ETIMEDOUT);
+        assert_false(read->late && now[read - rig->reads] == LATE);
+        now[read - rig->reads] = read->late ? LATE : FREE;
+        n_ended -= !read->late;
+    }
+}
+
+static void test_storm(void **state)
+{
+    struct fixture *f = *state;
+
+    for (uint64_t seed = 0; seed < 32; seed++) {
+        const struct io_fault_plan plan = {.seed = seed,
+                                           .short_permille = 100,
+                                           .shuffle = true,
+                                           .lazy = seed % 3 == 0,
+                                           .fail_nth = 1 + seed * 3,
+                                           .fail_kind = seed % 2 ? IO_FAULT_LATE : IO_FAULT_FAIL,
+                                           .fail_code = -EIO,
+                                           .late_ns = seed % 4 == 1 ? DEADLINE_NS * 2 : SECOND,
+                                           .fail_for_good = true};
+        struct rig rig;
+
+        rig_init_drives(&rig, f, seed % 2);
+        io_fault_set(rig.io, &plan);
+        storm(&rig, f, seed);
+        assert_null(sl_reader_reap(rig.reader, true));
+        rig_fini(&rig);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -348,7 +779,17 @@ int main(void)
         cmocka_unit_test(test_nth_read_fails_for_good),
         cmocka_unit_test(test_retries_are_counted),
         cmocka_unit_test(test_end_of_file),
-        cmocka_unit_test(test_urgent_first_and_promotion),
+        cmocka_unit_test(test_demand_first_and_promotion),
+        cmocka_unit_test(test_demand_finds_room),
+        cmocka_unit_test(test_classes_wait_for_each_other),
+        cmocka_unit_test(test_pieces_go_out_in_order),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_slow_is_counted),
+        cmocka_unit_test(test_busy_is_not_slow),
+        cmocka_unit_test(test_dead_drive),
+        cmocka_unit_test(test_drain),
+        cmocka_unit_test(test_nth_read_is_short_or_late),
+        cmocka_unit_test(test_storm),
     };
 
     return cmocka_run_group_tests_name("reader", tests, set_up, tear_down);
