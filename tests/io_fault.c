@@ -260,7 +260,7 @@ void io_fault_heal(struct sl_io *io)
     struct fault *fault = (struct fault *)(void *)io;
 
     fault->plan.fail_nth = 0;
-    fault->broken = false;
+    fault->plan.lazy = fault->broken = false;
     for (uint32_t i = 0; i < io->reads_max; i++)
         fault->entries[i].due_ns = fault->now_ns;
 }

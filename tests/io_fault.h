@@ -45,7 +45,7 @@ void io_fault_set_drives(struct sl_io *io, uint32_t n_drives);
  * long as was asked for. For struct sl_reader_options; `io` is the wrapper. */
 uint64_t io_fault_clock_ns(void *io);
 
-/* No more failures, from now on, and what is late is due; reads may be out. */
+/* No more failures and nothing held back, from now on; reads may be out. */
 void io_fault_heal(struct sl_io *io);
 
 /* Since io_fault_set(). */
