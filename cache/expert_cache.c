@@ -480,6 +480,8 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
     const struct sl_reader_counters reader = sl_reader_counters(cache->loader.reader);
 
     counters.n_retries = reader.n_retries + cache->loader.n_rereads;
+    counters.n_stalls = reader.n_stalls;
+    counters.longest_ns = reader.longest_ns;
     counters.wanted_bytes = cache->loader.wanted_bytes;
     counters.read_bytes = reader.read_bytes;
     counters.wait_ns = reader.wait_ns;

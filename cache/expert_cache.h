@@ -42,7 +42,9 @@ struct sl_expert_cache_counters {
     uint64_t n_hinted_hits; /* of these, brought by a hint that nobody had demanded before */
     uint64_t n_loads;       /* reads of an expert that were begun, hinted ones included */
     uint64_t n_evictions;
-    uint64_t n_retries;    /* reads, and loads of corrupt data, that were tried again */
+    uint64_t n_retries; /* reads, and loads of corrupt data, that were tried again */
+    uint64_t n_stalls;  /* these two as in struct sl_reader_counters */
+    uint64_t longest_ns;
     uint64_t wanted_bytes; /* of experts, as stored */
     uint64_t read_bytes;   /* delivered by the drives for that */
     uint64_t wait_ns;      /* spent waiting for the drives in next() */

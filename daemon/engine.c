@@ -7,8 +7,7 @@
 
 #include "core/base/assert.h"
 #include "storage/checkpoint.h"
-#include "storage/io.h"
-#include "storage/reader.h"
+#include "storage/io_probe.h"
 
 struct sl_engine {
     struct sl_engine_options options;
@@ -25,7 +24,7 @@ struct sl_engine {
     struct sl_expert_cache *cache;
     struct sl_forward *forward;
     struct sl_kv_cache *kv; /* (n_sequences) */
-    char note[256];
+    char note[512];
 };
 
 static uint32_t n_layers(const struct sl_engine *e)
@@ -143,18 +142,28 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
                            err);
 }
 
+/* Pieces and depth, as far as the options leave them open. */
+static struct sl_reader_options choose_reader(const struct sl_engine *e)
+{
+    struct sl_reader_options options = e->options.reader;
+    struct sl_io_probe probe;
+
+    if (options.piece_bytes && options.depth)
+        return options;
+    sl_io_probe(e->io, &probe);
+    if (options.piece_bytes == 0)
+        options.piece_bytes = probe.piece_bytes;
+    if (options.depth == 0)
+        options.depth = probe.depth;
+    return options;
+}
+
 static int start_reader(struct sl_engine *e, struct sl_err *err)
 {
-    static sl_io_open_fn *const backends[] = {
-        [SL_IO_URING] = sl_io_uring_open,
-        [SL_IO_THREADS] = sl_io_threads_open,
-    };
-    const struct sl_reader_options options = {
-        .piece_bytes = e->options.io_piece_bytes,
-        .depth = e->options.io_depth,
-        .stall_ns = e->options.io_stall_s * UINT64_C(1000000000),
-    };
-    const uint32_t depth = options.depth ? options.depth : SL_READER_DEPTH;
+    sl_io_open_fn *open_io = e->options.io ? e->options.io : sl_io_uring_open;
+    const uint32_t depth =
+        e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
+    struct sl_reader_options options;
     uint32_t n_files = sl_expert_store_file_count(e->store);
     const char **paths = calloc(n_files, sizeof(*paths));
     int rc;
@@ -163,12 +172,13 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
     for (uint32_t i = 0; i < n_files; i++)
         paths[i] = sl_expert_store_file_path(e->store, i);
-    rc = backends[e->options.io](&e->io, paths, n_files, depth, err);
+    rc = open_io(&e->io, paths, n_files, depth, err);
     free(paths);
     if (rc < 0)
         return rc;
     if (!e->io->direct)
         add_note(e, "the file system has no direct I/O, so the page cache takes part");
+    options = choose_reader(e);
     return sl_reader_create(&e->reader, e->io, &options, err);
 }
 
@@ -180,8 +190,16 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         .slots_min = (uint32_t)e->plan.slots_min,
         .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
     };
+    const struct sl_arena *arena;
+    int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
 
-    return sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
+    if (rc < 0 || !e->io->ops->attach)
+        return rc;
+    arena = sl_expert_cache_arena(e->cache);
+    if (e->io->ops->attach(e->io, arena->base, arena->size_bytes) < 0)
+        add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
+                    "reads cost more processor time");
+    return 0;
 }
 
 static int make_sequences(struct sl_engine *e, struct sl_err *err)

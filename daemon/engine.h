@@ -14,8 +14,7 @@
 #include "core/base/topology.h"
 #include "core/model/forward.h"
 #include "daemon/memory_plan.h"
-
-enum sl_io_backend { SL_IO_URING, SL_IO_THREADS };
+#include "storage/reader.h"
 
 struct sl_engine_options {
     const char *model;             /* a checkpoint folder */
@@ -26,10 +25,9 @@ struct sl_engine_options {
     uint32_t segment_tokens;       /* most tokens of one step */
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
-    enum sl_io_backend io;
-    uint32_t io_piece_bytes; /* these three as in struct sl_reader_options, 0 for its defaults */
-    uint32_t io_depth;
-    uint32_t io_stall_s;
+    sl_io_open_fn *io;             /* NULL: sl_io_uring_open() */
+    /* A piece or depth of 0: what a probe of the drives finds. */
+    struct sl_reader_options reader;
     const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
@@ -87,7 +85,7 @@ void sl_engine_areas(const struct sl_engine *engine,
                      struct sl_engine_area ret_areas[SL_ENGINE_AREAS]);
 
 /* One line about what was left aside or could not be had (MTP blocks of a later generation, locked
- * memory, direct I/O), or "". */
+ * or registered memory, direct I/O), or "". */
 const char *sl_engine_note(const struct sl_engine *engine);
 
 #endif

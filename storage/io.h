@@ -49,9 +49,10 @@ struct sl_io_ops {
                      uint32_t n_max);
 
     /* Tells the system of memory that most reads will go to, so that it need not look it up for
-     * each; once at most. The pages are held from then on: until close() they must not be given
-     * back to the system (MADV_DONTNEED and the like), or reads would land in pages that nobody
-     * sees. On failure, which is -ENOMEM where the limit of locked memory is too low (ulimit -l),
+     * each. The pages are held from then on: until close(), or until this is called for other
+     * memory or for none (size_bytes 0) while no read is out, they must not be given back to the
+     * system (MADV_DONTNEED and the like), or reads would land in pages that nobody sees. On
+     * failure, which is -ENOMEM where the limit of locked memory is too low (ulimit -l),
      * all works as before. NULL in back ends that have no use for it. */
     int (*attach)(struct sl_io *io, void *base, uint64_t size_bytes);
 

@@ -137,7 +137,12 @@ static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes)
     struct iovec *buffers;
     int rc;
 
-    sl_assert(uring->attached_bytes == 0 && size_bytes > 0);
+    sl_assert(uring->n_out == 0);
+    if (uring->attached_bytes > 0)
+        io_uring_unregister_buffers(&uring->ring);
+    uring->attached_bytes = 0;
+    if (size_bytes == 0)
+        return 0;
     if (n > BUFFERS_MAX)
         return -E2BIG;
     buffers = calloc(n, sizeof(*buffers));

@@ -258,7 +258,7 @@ static struct sl_engine_options options_of(const struct model *m)
         .segment_tokens = 16,
         .context_tokens = TOKENS,
         .n_sequences = 2,
-        .io = SL_IO_THREADS,
+        .io = sl_io_threads_open,
         .with_mtp = true,
     };
 }

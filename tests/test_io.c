@@ -13,12 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "core/base/clock.h"
 #include "storage/io.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
@@ -34,6 +37,7 @@ struct fixture {
     char folder[FIXTURE_PATH_BYTES];
     char names[N_FILES][FIXTURE_PATH_BYTES + 8];
     const char *paths[N_FILES];
+    char pipe[FIXTURE_PATH_BYTES + 8];
     uint8_t *data[N_FILES];
     uint8_t *memory; /* READS_MAX buffers */
 };
@@ -59,6 +63,8 @@ static int set_up(void **state)
         assert_int_equal(fwrite(f->data[i], 1, file_bytes[i], stream), file_bytes[i]);
         assert_int_equal(fclose(stream), 0);
     }
+    snprintf(f->pipe, sizeof(f->pipe), "%s/pipe", f->folder);
+    assert_int_equal(mkfifo(f->pipe, 0600), 0);
     assert_int_equal(
         posix_memalign((void **)&f->memory, BLOCK, (size_t)READS_MAX * READ_BLOCKS_MAX * BLOCK), 0);
     *state = f;
@@ -237,6 +243,131 @@ static void test_direct_where_it_can_be(void **state)
     }
 }
 
+/* Reads into attached memory, out of it, and across its edges are the same to those who ask. */
+static void test_attached_memory(void **state)
+{
+    struct fixture *f = *state;
+    const struct {
+        uint32_t first, n;
+    } parts[] = {{1, READS_MAX - 2}, {0, READS_MAX}, {3, 1}, {0, 0}};
+
+    for (uint32_t i = 0; i < 4; i++) {
+        struct sl_io *io = open_backend(0, f->paths, N_FILES);
+        struct sl_io_completion completion;
+
+        assert_int_equal(io->ops->attach(io, f->memory, READS_MAX * BLOCK), 0);
+        assert_int_equal(
+            io->ops->attach(io, f->memory + parts[i].first * BLOCK, parts[i].n * BLOCK), 0);
+        memset(f->memory, 0, READS_MAX * BLOCK);
+        for (uint64_t k = 0; k < READS_MAX; k += 2) {
+            struct sl_io_read read = {
+                .offset_bytes = k * BLOCK, .size_bytes = 2 * BLOCK, .dst = f->memory + k * BLOCK};
+
+            io->ops->submit(io, &read, 1);
+        }
+        for (uint32_t k = 0; k < READS_MAX; k += 2) {
+            assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
+            assert_int_equal(completion.result, 2 * BLOCK);
+        }
+        assert_memory_equal(f->memory, f->data[0], READS_MAX * BLOCK);
+        io->ops->close(io);
+    }
+}
+
+/* As an ordinary user with little memory to lock: nothing is attached, and all works. */
+static int child_without_locked_memory(struct fixture *f)
+{
+    const struct rlimit limit = {16 * BLOCK, 16 * BLOCK};
+    const size_t size_bytes = (size_t)READS_MAX * READ_BLOCKS_MAX * BLOCK;
+    struct sl_io_read read = {.size_bytes = 2 * BLOCK, .dst = f->memory};
+    struct sl_io_completion completion;
+    struct sl_err err;
+    struct sl_io *io;
+
+    if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || (geteuid() == 0 && setuid(65534) < 0))
+        return 77;
+    if (sl_io_uring_open(&io, f->paths, 1, 4, &err) < 0)
+        return err.code == -EACCES ? 77 : 1; /* another user's folder */
+    if (io->ops->attach(io, f->memory, size_bytes) != -ENOMEM)
+        return 2;
+    io->ops->submit(io, &read, 1);
+    if (io->ops->reap(io, SL_IO_FOREVER, &completion, 1) != 1 ||
+        memcmp(f->memory, f->data[0], 2 * BLOCK) != 0)
+        return 3;
+    io->ops->close(io);
+    return 0;
+}
+
+static void test_without_locked_memory(void **state)
+{
+    struct fixture *f = *state;
+    int status;
+    pid_t child;
+
+    assert_int_equal(chmod(f->folder, 0755), 0); /* for the user that the child becomes */
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(child_without_locked_memory(f));
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* A wait that has a limit ends, also where nothing comes: a read of an empty pipe. */
+static void test_waiting_has_a_limit(void **state)
+{
+    struct fixture *f = *state;
+    struct sl_io_read read = {.size_bytes = BLOCK, .dst = f->memory};
+    struct sl_io_completion completion;
+    uint64_t start_ns = sl_clock_ns();
+    const char *path = f->pipe;
+    struct sl_io *io;
+    int end = open(f->pipe, O_RDWR | O_CLOEXEC); /* so that opening it does not wait */
+
+    assert_true(end >= 0);
+    io = open_backend(0, &path, 1);
+    assert_int_equal(io->ops->reap(io, 1000000000, &completion, 1), 0); /* nothing is out */
+    io->ops->submit(io, &read, 1);
+    assert_int_equal(io->ops->reap(io, 0, &completion, 1), 0);
+    assert_int_equal(io->ops->reap(io, 2000000, &completion, 1), 0);
+    assert_true(sl_clock_ns() - start_ns < 1000000000);
+    assert_int_equal(write(end, "here", 4), 4);
+    assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
+    assert_int_equal(completion.result, 4);
+    io->ops->close(io);
+    close(end);
+
+    io = open_backend(1, f->paths, 1); /* pread() knows no pipes */
+    io->ops->submit(io, &read, 1);
+    while (io->ops->reap(io, 1, &completion, 1) == 0)
+        ;
+    assert_int_equal(completion.result, BLOCK);
+    io->ops->close(io);
+}
+
+/* Files of one device share a drive. */
+static void test_drives(void **state)
+{
+    struct fixture *f = *state;
+    const char *paths[] = {f->paths[0], "/proc/version", f->paths[1], "/proc/meminfo"};
+
+    for (uint32_t backend = 0; backend < 2; backend++) {
+        struct sl_io *io = open_backend(backend, paths, 4);
+
+        assert_int_equal(io->n_drives, 2);
+        for (uint32_t i = 0; i < 4; i++)
+            assert_int_equal(io->files[i].drive_index, i % 2);
+        assert_int_equal(io->reads_max, 2 * READS_MAX);
+        io->ops->close(io);
+        assert_int_equal(backends[backend](&io, paths, 4, 5000, NULL), 0);
+        assert_int_equal(io->reads_max, backend == 0 ? 4096 : 64);
+        io->ops->close(io);
+    }
+}
+
 /* As in a container that filters the system call. */
 static int child_without_uring(const char *const *paths)
 {
@@ -283,6 +414,10 @@ int main(void)
         cmocka_unit_test(test_missing_file_is_named),
         cmocka_unit_test(test_direct_where_it_can_be),
         cmocka_unit_test(test_without_uring_it_says_what_to_do),
+        cmocka_unit_test(test_attached_memory),
+        cmocka_unit_test(test_without_locked_memory),
+        cmocka_unit_test(test_waiting_has_a_limit),
+        cmocka_unit_test(test_drives),
     };
 
     return cmocka_run_group_tests_name("io", tests, set_up, tear_down);

@@ -247,6 +247,9 @@ static void print_figures(const struct command *command)
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
+    if (c.n_stalls > 0)
+        fprintf(stderr, "stalls   %llu reads took longer than --io-stall, the longest %.0f s\n",
+                (unsigned long long)c.n_stalls, (double)c.longest_ns / 1e9);
     sl_print_resources(command->engine, &command->options.placement, stderr);
 }
 
@@ -271,6 +274,7 @@ static int write_stats(const struct command *command, struct sl_err *err)
     set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
     set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
     set(object, "read_retries", json_integer((json_int_t)c.n_retries));
+    set(object, "read_stalls", json_integer((json_int_t)c.n_stalls));
     set(object, "wanted_bytes", json_integer((json_int_t)c.wanted_bytes));
     set(object, "read_bytes", json_integer((json_int_t)c.read_bytes));
     set(object, "wait_seconds", json_real((double)c.wait_ns / 1e9));

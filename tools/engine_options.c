@@ -14,6 +14,9 @@ enum {
     OPTION_SEGMENT,
     OPTION_CONTEXT,
     OPTION_IO,
+    OPTION_IO_PIECE,
+    OPTION_IO_DEPTH,
+    OPTION_IO_STALL,
     OPTION_ISA,
     OPTION_NUMERICS,
 };
@@ -28,6 +31,11 @@ static const struct argp_option options[] = {
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
     {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
+    {"io-piece", OPTION_IO_PIECE, "SIZE", 0,
+     "pieces that reads are cut into (default: what a short probe of the drive finds)", 0},
+    {"io-depth", OPTION_IO_DEPTH, "N", 0, "pieces in flight on each drive (default: likewise)", 0},
+    {"io-stall", OPTION_IO_STALL, "SECONDS", 0,
+     "a piece that takes longer is counted; after four times that it has failed (default 30)", 0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
@@ -62,6 +70,26 @@ static void parse_size(struct argp_state *state, const char *option, const char 
 {
     if (sl_size_parse(text, ret_bytes) < 0 || *ret_bytes == 0)
         argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
+}
+
+double sl_parse_seconds(struct argp_state *state, const char *option, const char *text)
+{
+    char *end;
+    double seconds = strtod(text, &end);
+
+    if (end == text || *end || !(seconds > 0 && seconds <= 3600))
+        argp_error(state, "%s takes a number above 0, not \"%s\"", option, text);
+    return seconds;
+}
+
+uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text)
+{
+    uint64_t bytes;
+
+    if (sl_size_parse(text, &bytes) < 0 || bytes == 0 || bytes % SL_IO_ALIGN_BYTES != 0 ||
+        bytes > SL_IO_PIECE_BYTES_MAX)
+        argp_error(state, "%s takes a multiple of 4K up to 64M, not \"%s\"", option, text);
+    return (uint32_t)bytes;
 }
 
 static void set_isa(struct argp_state *state, const char *source, const char *name)
@@ -106,7 +134,17 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_IO:
         if (strcmp(value, "uring") != 0 && strcmp(value, "threads") != 0)
             argp_error(state, "--io takes uring or threads, not \"%s\"", value);
-        o->io = strcmp(value, "threads") == 0 ? SL_IO_THREADS : SL_IO_URING;
+        o->io = strcmp(value, "threads") == 0 ? sl_io_threads_open : sl_io_uring_open;
+        return 0;
+    case OPTION_IO_PIECE:
+        o->reader.piece_bytes = sl_parse_piece(state, "--io-piece", value);
+        return 0;
+    case OPTION_IO_DEPTH:
+        o->reader.depth = sl_parse_count(state, "--io-depth", value, SL_IO_DEPTH_MAX);
+        return 0;
+    case OPTION_IO_STALL:
+        o->reader.stall_ns =
+            sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);

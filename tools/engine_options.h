@@ -16,6 +16,14 @@ extern const struct argp sl_engine_argp;
 uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
                         uint32_t max);
 
+/* Likewise a number above 0, of at most an hour. */
+double sl_parse_seconds(struct argp_state *state, const char *option, const char *text);
+
+/* Likewise a size for struct sl_reader_options. */
+#define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
+#define SL_IO_DEPTH_MAX 256u
+uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);
+
 /* The placement of n_threads threads on this machine; 0: one per core. */
 struct sl_placement sl_place_threads(uint32_t n_threads);
 
