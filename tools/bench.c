@@ -210,11 +210,14 @@ void sl_bench_print(const struct sl_bench *bench, const char *what, const char *
     json_t *object;
 
     if (bench->json) {
-        object = json_pack("{s:s, s:s, s:f, s:s, s:f, s:f}", "what", what, "shape", shape, "value",
-                           value, "unit", unit, "limit", limit, "ratio", value / limit);
+        object = json_pack("{s:s, s:s, s:f, s:s, s:o, s:o}", "what", what, "shape", shape, "value",
+                           value, "unit", unit, "limit", limit > 0 ? json_real(limit) : json_null(),
+                           "ratio", limit > 0 ? json_real(value / limit) : json_null());
         json_dumpf(object, stdout, JSON_COMPACT);
         json_decref(object);
         putchar('\n');
+    } else if (limit <= 0) {
+        printf("%-32s %-32s %10.4g    %8s %-10s\n", what, shape, value, "", unit);
     } else {
         printf("%-32s %-32s %10.4g of %8.4g %-10s %6.1f %%\n", what, shape, value, limit, unit,
                100 * value / limit);

@@ -58,7 +58,7 @@ struct sl_bench_work {
 /* Measures and prints, if it is wanted. */
 void sl_bench_measure(const struct sl_bench *bench, const struct sl_bench_work *work);
 
-/* One figure. `unit` is value's and limit's, and neither is 0. */
+/* One figure. `unit` is value's and limit's; a limit of 0 is one that nobody knows. */
 void sl_bench_print(const struct sl_bench *bench, const char *what, const char *shape, double value,
                     const char *unit, double limit);
 
@@ -83,5 +83,8 @@ int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err);
 /* The commands: decode and prefill of a model. */
 int sl_bench_decode(int argc, char **argv);
 int sl_bench_prefill(int argc, char **argv);
+
+/* And one that needs no compute: the drives. */
+int sl_bench_io(int argc, char **argv);
 
 #endif

@@ -24,7 +24,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct arguments *arguments = state->input;
     struct sl_kernels kernels;
-    char *end;
 
     switch (key) {
     case OPTION_ISA:
@@ -40,9 +39,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         arguments->json = true;
         return 0;
     case OPTION_SECONDS:
-        arguments->seconds = strtod(value, &end);
-        if (end == value || *end || !(arguments->seconds > 0 && arguments->seconds <= 3600))
-            argp_error(state, "--seconds takes a number above 0, not \"%s\"", value);
+        arguments->seconds = sl_parse_seconds(state, "--seconds", value);
         return 0;
     case OPTION_ONLY:
         arguments->only = value;
@@ -112,6 +109,7 @@ int sl_cmd_bench(int argc, char **argv)
         int (*run)(int argc, char **argv);
     } kinds[] = {
         {"decode", sl_bench_decode},
+        {"io", sl_bench_io},
         {"kernels", bench_kernels},
         {"prefill", sl_bench_prefill},
     };
@@ -128,7 +126,8 @@ int sl_cmd_bench(int argc, char **argv)
     }
     fprintf(is_help ? stdout : stderr,
             "Usage: %s kernels [OPTION...]\n"
-            "       %s decode|prefill MODEL [OPTION...]\n",
-            argv[0], argv[0]);
+            "       %s decode|prefill MODEL [OPTION...]\n"
+            "       %s io MODEL|FILE... [OPTION...]\n",
+            argv[0], argv[0], argv[0]);
     return is_help ? 0 : 2;
 }
