@@ -1,6 +1,7 @@
 /* The engine: what it joins gives the bytes that the forward pass gives over sources in memory, its
  * plan is what it takes, and what cannot be opened leaves nothing behind. The tiny model is written
- * as a checkpoint; then options are refused, and every allocation while opening fails in turn. */
+ * as a checkpoint; then options are refused, every allocation while opening fails in turn, and
+ * every read of a request. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,6 +22,7 @@
 #include "tests/fault_alloc.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/fixture_model.h"
+#include "tests/io_fault.h"
 
 #define SHARD "model-00001-of-00001.safetensors"
 #define TOKENS 40u
@@ -477,6 +479,102 @@ static void test_failing_allocations(void **state)
     }
 }
 
+/* What the engine reads through. */
+static struct sl_io *faulty;
+
+static int open_faulty(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
+                       uint32_t depth, struct sl_err *err)
+{
+    struct sl_io *io;
+    int rc = sl_io_uring_open(&io, paths, n_files, depth, err);
+
+    if (rc == 0)
+        *ret_io = faulty = io_fault_wrap(io);
+    return rc;
+}
+
+static uint64_t faulty_clock_ns(void *context)
+{
+    (void)context;
+    return io_fault_clock_ns(faulty);
+}
+
+#define REQUEST_TOKENS 2u
+
+static int request(const struct model *m, struct sl_engine *engine, struct sl_err *err)
+{
+    const size_t size_bytes = (size_t)REQUEST_TOKENS * m->config.vocab_size * sizeof(float);
+    struct sl_span span = {sl_engine_kv(engine, 0), m->tokens, REQUEST_TOKENS, SL_LOGITS_ALL};
+    float *logits = calloc(1, size_bytes);
+    struct rows rows = {logits, m->config.vocab_size};
+    int rc;
+
+    assert_non_null(logits);
+    sl_kv_cache_clear(span.kv);
+    rc = sl_forward_step(sl_engine_forward(engine), &span, 1, keep_row, &rows, err);
+    if (rc == 0)
+        assert_memory_equal(logits, m->logits, size_bytes);
+    free(logits);
+    return rc;
+}
+
+/* The nth read of a request goes wrong. Returns false if there was none. */
+static bool nth_read(const struct model *m, const struct io_fault_plan *plan)
+{
+    const bool never = plan->late_ns == IO_FAULT_NEVER;
+    struct sl_engine_options options = options_of(m);
+    struct sl_engine *engine;
+    struct sl_err err;
+    bool happened;
+    int rc;
+
+    options.io = open_faulty;
+    options.reader.clock_ns = faulty_clock_ns;
+    options.reader.piece_bytes = 4096;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    io_fault_set(faulty, plan);
+    rc = request(m, engine, &err);
+    happened = io_fault_read_count(faulty) >= plan->fail_nth;
+    if (rc < 0) { /* what was hinted is read again when it is demanded, and may then be there */
+        assert_true(happened);
+        assert_true(never ? rc == -ETIMEDOUT : plan->fail_for_good && rc == plan->fail_code);
+        assert_non_null(strstr(err.message, "layer "));
+        assert_non_null(strstr(err.message, "expert "));
+        assert_non_null(strstr(err.message, m->folder));
+        assert_null(strchr(err.message, '\n'));
+    }
+    assert_true(rc < 0 || !happened || !plan->fail_for_good);
+    if (happened && plan->late_ns > 0)
+        assert_int_equal(sl_engine_counters(engine).n_stalls, 1);
+    io_fault_heal(faulty);
+    assert_int_equal(request(m, engine, NULL), 0);
+    sl_engine_close(engine);
+    return happened;
+}
+
+static void test_failing_reads(void **state)
+{
+    static const struct io_fault_plan plans[] = {
+        {.fail_code = -EIO},
+        {.fail_code = -EIO, .fail_for_good = true},
+        {.fail_kind = IO_FAULT_SHORT},
+        {.fail_kind = IO_FAULT_LATE, .late_ns = 2 * SL_READER_STALL_NS},
+        {.fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER},
+    };
+    const struct model *m = *state;
+    const uint32_t n_files = open_file_count();
+
+    for (uint32_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
+        struct io_fault_plan plan = plans[i];
+
+        do
+            plan.fail_nth += 1 + plan.fail_nth / 16;
+        while (nth_read(m, &plan));
+        assert_true(plan.fail_nth > 40);
+        assert_int_equal(open_file_count(), n_files);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -486,6 +584,7 @@ int main(void)
         cmocka_unit_test(test_plan_is_what_it_takes),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_failing_reads),
     };
 
     return cmocka_run_group_tests_name("engine", tests, model_create, model_destroy);
