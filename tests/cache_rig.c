@@ -170,7 +170,8 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
                     const struct cache_rig_options *options)
 {
     sl_io_open_fn *open_io = options->threads ? sl_io_threads_open : sl_io_uring_open;
-    struct sl_reader_options reader_options = {.piece_bytes = options->piece_bytes};
+    struct sl_reader_options reader_options = {.piece_bytes = options->piece_bytes,
+                                               .clock_ns = io_fault_clock_ns};
     struct sl_expert_cache_options cache_options = {
         .slab_bytes = options->n_slots * sl_expert_cache_slot_bytes(&cache_shape) + 4095,
         .num_experts_per_tok = CACHE_PER_TOKEN,
@@ -186,6 +187,7 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
     rig->f = f;
     rig->io = io_fault_wrap(io);
     rig->random = 1;
+    reader_options.clock_context = rig->io;
     assert_int_equal(sl_reader_create(&rig->reader, rig->io, &reader_options, NULL), 0);
     assert_int_equal(sl_pool_create(&rig->pool, 2, NULL), 0);
     assert_int_equal(

@@ -476,6 +476,47 @@ static void test_leftovers_of_a_failed_demand(void **state)
     cache_rig_fini(&rig);
 }
 
+/* A drive that keeps a read for good keeps its buffer: others go on with what is left, and where
+ * nothing is left it is said. When the drive comes back all is as before. */
+static void test_drive_keeps_a_buffer(void **state)
+{
+    static const struct io_fault_plan plan = {
+        .fail_nth = 1, .fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER};
+    static const uint16_t experts[] = {2, 8, 9};
+    const struct cache_fixture *fixtures = *state;
+
+    for (uint32_t inflight_max = 1; inflight_max <= 2; inflight_max++) {
+        const struct cache_rig_options options = {
+            .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 6, .inflight_max = inflight_max};
+        struct sl_err err;
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, fixtures, &options);
+        io_fault_set(rig.io, &plan);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 1, NULL, &err), -ETIMEDOUT);
+        check_message(&err, fixtures, 1, 0, experts);
+        for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++) {
+            if (inflight_max == 2) {
+                assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), 0);
+                continue;
+            }
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), -ETIMEDOUT);
+            assert_non_null(strstr(err.message, "no buffer is left to read into"));
+        }
+        io_fault_heal(rig.io);
+        for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++)
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_stalls, 1);
+        cache_rig_fini(&rig);
+
+        cache_rig_init(&rig, fixtures, &options); /* one that comes back while the cache closes */
+        io_fault_set(rig.io, &plan);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 1, NULL, &err), -ETIMEDOUT);
+        io_fault_heal(rig.io);
+        cache_rig_fini(&rig);
+    }
+}
+
 /* ---- Memory ---- */
 
 static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool *pool,
@@ -620,6 +661,7 @@ int main(void)
         cmocka_unit_test(test_evicted_hints_give_back_their_share),
         cmocka_unit_test(test_failed_hint_is_read_again),
         cmocka_unit_test(test_leftovers_of_a_failed_demand),
+        cmocka_unit_test(test_drive_keeps_a_buffer),
         cmocka_unit_test(test_failing_allocations),
         cmocka_unit_test(test_nothing_is_allocated_after_create),
         cmocka_unit_test(test_too_small_a_slab_is_refused),
