@@ -77,6 +77,8 @@ check_fences() {
         pcre2.h) fence='core/text/*.c' ;;
         jansson.h) fence='core/base/json.h' ;;
         numa.h) fence='core/base/topology.c' ;;
+        lmdb.h) fence='storage/catalog.c' ;;
+        xxhash.h) fence='storage/checksum.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;
