@@ -13,7 +13,9 @@
 #include <unistd.h>
 
 #include "core/base/assert.h"
+#include "core/base/file.h"
 #include "core/base/json.h"
+#include "storage/checksum.h"
 #include "storage/safetensors.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
@@ -48,26 +50,6 @@ static int no_memory(const struct sl_checkpoint *checkpoint, struct sl_err *err)
 static const char *base_name(const struct shard *shard)
 {
     return strrchr(shard->path, '/') + 1;
-}
-
-/* Reads until `size_bytes` are there or the file ends. Returns how many there are, or -errno. */
-static int64_t read_at(int fd, void *dst, uint64_t size_bytes, uint64_t offset_bytes)
-{
-    uint64_t done_bytes = 0;
-
-    while (done_bytes < size_bytes) {
-        ssize_t got = pread(fd, (char *)dst + done_bytes, size_bytes - done_bytes,
-                            (off_t)(offset_bytes + done_bytes));
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return -errno;
-        if (got == 0)
-            break;
-        done_bytes += (uint64_t)got;
-    }
-    return (int64_t)done_bytes;
 }
 
 /* ---- Which files ---- */
@@ -193,7 +175,7 @@ static int read_header(struct shard *shard, struct sl_safetensors *ret_header, s
     int64_t got;
     int rc;
 
-    got = read_at(shard->fd, prefix, sizeof(prefix), 0);
+    got = sl_file_read_at(shard->fd, prefix, sizeof(prefix), 0);
     if (got < 0)
         return sl_err_set(err, (int)got, "%s: cannot read: %s", shard->path, sl_strerror((int)got));
     rc = sl_safetensors_read_length(prefix, shard->size_bytes, &length, shard->path, err);
@@ -202,7 +184,7 @@ static int read_header(struct shard *shard, struct sl_safetensors *ret_header, s
     text = malloc(length + 1); /* + 1: the length may be 0 */
     if (!text)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", shard->path);
-    got = read_at(shard->fd, text, length, sizeof(prefix));
+    got = sl_file_read_at(shard->fd, text, length, sizeof(prefix));
     if (got < 0)
         rc = sl_err_set(err, (int)got, "%s: cannot read: %s", shard->path, sl_strerror((int)got));
     else if ((size_t)got < length)
@@ -343,6 +325,67 @@ static int open_unindexed(struct sl_checkpoint *checkpoint, struct sl_err *err)
     return rc == 0 ? open_shards(checkpoint, err) : rc;
 }
 
+int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes, void *dst, struct sl_err *err)
+{
+    const struct shard *shard = &checkpoint->shards[file_index];
+    int64_t got = sl_file_read_at(shard->fd, dst, size_bytes, offset_bytes);
+
+    if (got < 0)
+        return sl_err_set(err, (int)got, "%s: cannot read %llu bytes at %llu: %s", shard->path,
+                          (unsigned long long)size_bytes, (unsigned long long)offset_bytes,
+                          sl_strerror((int)got));
+    if ((uint64_t)got < size_bytes)
+        return sl_err_set(err, -SL_ECORRUPT,
+                          "%s: the file now ends at byte %llu, expected to read up to %llu: was it "
+                          "cut after it was opened?",
+                          shard->path, (unsigned long long)offset_bytes + (uint64_t)got,
+                          (unsigned long long)(offset_bytes + size_bytes));
+    return 0;
+}
+
+/* ---- Identity ---- */
+
+static uint64_t tensors_checksum(const struct sl_checkpoint *checkpoint, uint64_t seed)
+{
+    char text[SL_TENSOR_TEXT_BYTES];
+
+    for (uint32_t i = 0; i < checkpoint->tensor_count; i++) {
+        const struct sl_checkpoint_tensor *tensor = &checkpoint->tensors[i];
+        const char *file = base_name(&checkpoint->shards[tensor->file_index]);
+
+        sl_tensor_format(&tensor->info, text);
+        seed = sl_checksum_seeded(tensor->name, strlen(tensor->name), seed);
+        seed = sl_checksum_seeded(text, strlen(text), seed);
+        seed = sl_checksum_seeded(file, strlen(file), seed);
+        snprintf(text, sizeof(text), "%llu", (unsigned long long)tensor->offset_bytes);
+        seed = sl_checksum_seeded(text, strlen(text), seed);
+    }
+    return seed;
+}
+
+int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_t *ret_checksum,
+                                 struct sl_err *err)
+{
+    char *path, *text;
+    size_t length;
+    int rc = 0;
+
+    if (asprintf(&path, "%s/%s", checkpoint->folder, INDEX_NAME) < 0)
+        return no_memory(checkpoint, err);
+    if (access(path, F_OK) != 0) {
+        *ret_checksum = tensors_checksum(checkpoint, 0);
+    } else {
+        rc = sl_file_read_all(path, INDEX_BYTES_MAX, &text, &length, err);
+        if (rc == 0) {
+            *ret_checksum = sl_checksum(text, length);
+            free(text);
+        }
+    }
+    free(path);
+    return rc;
+}
+
 /* ---- As a weight source ---- */
 
 static int source_find(struct sl_weight_source *source, const char *name,
@@ -362,28 +405,15 @@ static int source_read(struct sl_weight_source *source, const char *name, uint64
 {
     const struct sl_checkpoint *checkpoint = (struct sl_checkpoint *)source;
     const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
-    const struct shard *shard;
-    uint64_t from_bytes;
-    int64_t got;
+    int rc;
 
     if (!tensor)
         return sl_err_set(err, -ENOENT, "%s: there is no tensor \"%s\"", checkpoint->folder, name);
     sl_assert(offset_bytes <= tensor->info.size_bytes);
     sl_assert(size_bytes <= tensor->info.size_bytes - offset_bytes);
-    shard = &checkpoint->shards[tensor->file_index];
-    from_bytes = tensor->offset_bytes + offset_bytes;
-    got = read_at(shard->fd, dst, size_bytes, from_bytes);
-    if (got < 0)
-        return sl_err_set(err, (int)got, "%s: tensor \"%s\": cannot read %llu bytes at %llu: %s",
-                          shard->path, name, (unsigned long long)size_bytes,
-                          (unsigned long long)from_bytes, sl_strerror((int)got));
-    if ((uint64_t)got < size_bytes)
-        return sl_err_set(err, -SL_ECORRUPT,
-                          "%s: tensor \"%s\": the file now ends at byte %llu, expected to read up "
-                          "to %llu: was it cut after it was opened?",
-                          shard->path, name, (unsigned long long)from_bytes + (uint64_t)got,
-                          (unsigned long long)(from_bytes + size_bytes));
-    return 0;
+    rc = sl_checkpoint_read(checkpoint, tensor->file_index, tensor->offset_bytes + offset_bytes,
+                            size_bytes, dst, err);
+    return rc < 0 ? sl_err_prefix(err, rc, "tensor \"%s\"", name) : 0;
 }
 
 static const char *source_where(struct sl_weight_source *source, const char *name)

@@ -30,6 +30,12 @@ int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder
 /* NULL is allowed. */
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
 
+/* A checksum of what the model's files say they hold: of the bytes of model.safetensors.index.json,
+ * or where there is none, of every tensor's name, dtype, shape, file and offset. Fails as reading
+ * that file does. */
+int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_t *ret_checksum,
+                                 struct sl_err *err);
+
 /* The checkpoint as core's weight source; lives as long as the checkpoint. */
 struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint);
 
@@ -42,6 +48,11 @@ const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_check
 /* NULL if there is none of that name. */
 const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
                                                       const char *name);
+
+/* Reads bytes of a file that lie within its tensors. Fails with -errno or -SL_ECORRUPT (the file
+ * was cut after it was opened), naming file and offset. Any thread. */
+int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes, void *dst, struct sl_err *err);
 
 uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint);
 const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index);

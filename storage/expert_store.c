@@ -1,5 +1,5 @@
-/* One flat table of records, filled by looking up every expert's six tensors by name. Pro has
- * 142,848 of them, its MTP block included. */
+/* Of a checkpoint one flat table of records, filled by looking up every expert's six tensors by
+ * name: Pro has 142,848 of them, its MTP block included. A packed store has such a table itself. */
 #include "storage/expert_store.h"
 
 #include <errno.h>
@@ -11,12 +11,19 @@
 #include "core/kernels/r16.h"
 #include "storage/checkpoint.h"
 #include "storage/safetensors.h"
+#include "storage/store.h"
 
 #define LAYERS_AND_EXPERTS_MAX 65536u /* what struct sl_expert_key can count */
 #define NAME_BYTES 80
 
+/* More than any model has; sizes of records stay far from overflow. */
+#define SIDE_MAX 65536u
+
+_Static_assert(SL_EXPERT_READS_MAX >= 2 * SL_EXPERT_MATRICES, "six extents are six reads at most");
+
 struct sl_expert_store {
-    struct sl_checkpoint *checkpoint;
+    struct sl_checkpoint *checkpoint; /* or packed: one is NULL */
+    const struct sl_store *packed;
     struct sl_expert_shape shape;
     struct sl_expert_record *records; /* (layers, experts) */
 };
@@ -26,6 +33,74 @@ static const char *const matrix_names[SL_EXPERT_MATRICES] = {
     [SL_EXPERT_W2] = "w2",
     [SL_EXPERT_W3] = "w3",
 };
+
+/* The first two of a record are read first, and computed with while the third lands. */
+static const int matrix_order[SL_EXPERT_MATRICES] = {SL_EXPERT_W1, SL_EXPERT_W3, SL_EXPERT_W2};
+
+bool sl_expert_shape_is_sound(const struct sl_expert_shape *shape)
+{
+    return shape->num_hidden_layers >= 1 && shape->num_hidden_layers < LAYERS_AND_EXPERTS_MAX &&
+           shape->n_mtp_layers <= LAYERS_AND_EXPERTS_MAX - shape->num_hidden_layers &&
+           shape->n_routed_experts >= 1 && shape->n_routed_experts <= LAYERS_AND_EXPERTS_MAX &&
+           shape->hidden_size >= 1 && shape->hidden_size <= SIDE_MAX &&
+           shape->hidden_size % SL_FP4_GROUP_COLS == 0 && shape->moe_intermediate_size >= 1 &&
+           shape->moe_intermediate_size <= SIDE_MAX &&
+           shape->moe_intermediate_size % SL_FP4_GROUP_COLS == 0;
+}
+
+uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix)
+{
+    return sl_r16_tile_count(sl_expert_matrix_rows(shape, matrix)) *
+           sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(shape, matrix));
+}
+
+uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix)
+{
+    uint64_t offset_bytes = 0;
+
+    for (int i = 0; matrix_order[i] != matrix; i++)
+        offset_bytes +=
+            sl_round_up(sl_expert_matrix_bytes(shape, matrix_order[i]), SL_READ_ALIGN_BYTES);
+    return offset_bytes;
+}
+
+uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape)
+{
+    const int last = matrix_order[SL_EXPERT_MATRICES - 1];
+
+    return sl_expert_matrix_offset_bytes(shape, last) +
+           sl_round_up(sl_expert_matrix_bytes(shape, last), SL_READ_ALIGN_BYTES);
+}
+
+struct sl_extent sl_packed_expert_matrix(const struct sl_packed_expert *expert,
+                                         const struct sl_expert_shape *shape, int matrix)
+{
+    uint64_t skip_bytes = sl_expert_matrix_offset_bytes(shape, matrix);
+    uint64_t size_bytes = sl_expert_matrix_bytes(shape, matrix), left_bytes;
+    const struct sl_extent *part = expert->parts;
+
+    for (; skip_bytes >= part->size_bytes; part++)
+        skip_bytes -= part->size_bytes;
+    left_bytes = part->size_bytes - skip_bytes;
+    return (struct sl_extent){.offset_bytes = part->offset_bytes + skip_bytes,
+                              .size_bytes = size_bytes < left_bytes ? size_bytes : left_bytes,
+                              .file_index = part->file_index};
+}
+
+const char *sl_expert_matrix_name(int matrix)
+{
+    return matrix_names[matrix];
+}
+
+const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expert_key key,
+                             char buffer[SL_EXPERT_TEXT_BYTES])
+{
+    bool is_mtp = key.layer_index >= shape->num_hidden_layers;
+
+    snprintf(buffer, SL_EXPERT_TEXT_BYTES, "%s %u, expert %u", is_mtp ? "MTP block" : "layer",
+             key.layer_index - (is_mtp ? shape->num_hidden_layers : 0), key.expert_index);
+    return buffer;
+}
 
 static uint32_t layer_count(const struct sl_expert_shape *shape)
 {
@@ -123,6 +198,33 @@ int sl_expert_store_open(struct sl_expert_store **ret_store, struct sl_checkpoin
     return 0;
 }
 
+int sl_expert_store_open_packed(struct sl_expert_store **ret_store, const struct sl_store *packed,
+                                const struct sl_expert_shape *shape, struct sl_err *err)
+{
+    const struct sl_expert_shape *found = &sl_store_model(packed)->shape;
+    struct sl_expert_store *store;
+
+    if (found->num_hidden_layers != shape->num_hidden_layers ||
+        found->n_mtp_layers < shape->n_mtp_layers ||
+        found->n_routed_experts != shape->n_routed_experts ||
+        found->hidden_size != shape->hidden_size ||
+        found->moe_intermediate_size != shape->moe_intermediate_size)
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: the catalog is of a model with %u layers and %u MTP blocks of %u "
+                          "experts, %u by %u; config.json says %u and %u of %u, %u by %u",
+                          sl_store_folder(packed), found->num_hidden_layers, found->n_mtp_layers,
+                          found->n_routed_experts, found->hidden_size, found->moe_intermediate_size,
+                          shape->num_hidden_layers, shape->n_mtp_layers, shape->n_routed_experts,
+                          shape->hidden_size, shape->moe_intermediate_size);
+    store = calloc(1, sizeof(*store));
+    if (!store)
+        return sl_err_set(err, -ENOMEM, "table of experts: out of memory");
+    store->packed = packed;
+    store->shape = *shape;
+    *ret_store = store;
+    return 0;
+}
+
 void sl_expert_store_close(struct sl_expert_store *store)
 {
     if (!store)
@@ -136,14 +238,30 @@ const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store
     return &store->shape;
 }
 
+bool sl_expert_store_is_packed(const struct sl_expert_store *store)
+{
+    return store->packed != NULL;
+}
+
+static bool has(const struct sl_expert_store *store, struct sl_expert_key key)
+{
+    return key.layer_index < layer_count(&store->shape) &&
+           key.expert_index < store->shape.n_routed_experts;
+}
+
 const struct sl_expert_record *sl_expert_store_find(const struct sl_expert_store *store,
                                                     struct sl_expert_key key)
 {
-    const struct sl_expert_shape *shape = &store->shape;
-
-    if (key.layer_index >= layer_count(shape) || key.expert_index >= shape->n_routed_experts)
+    if (!store->records || !has(store, key))
         return NULL;
-    return &store->records[(size_t)key.layer_index * shape->n_routed_experts + key.expert_index];
+    return &store->records[(size_t)key.layer_index * store->shape.n_routed_experts +
+                           key.expert_index];
+}
+
+const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_expert_store *store,
+                                                           struct sl_expert_key key)
+{
+    return store->packed && has(store, key) ? sl_store_expert(store->packed, key) : NULL;
 }
 
 static int compare_extents(const void *a, const void *b)
@@ -160,15 +278,15 @@ static int compare_extents(const void *a, const void *b)
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                 struct sl_extent ret_reads[SL_EXPERT_READS_MAX])
 {
-    struct sl_extent extents[SL_EXPERT_READS_MAX];
+    struct sl_extent extents[2 * SL_EXPERT_MATRICES];
     uint32_t count = 0;
 
     for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
         extents[2 * m] = record->codes[m];
         extents[2 * m + 1] = record->scales[m];
     }
-    qsort(extents, SL_EXPERT_READS_MAX, sizeof(extents[0]), compare_extents);
-    for (uint32_t i = 0; i < SL_EXPERT_READS_MAX; i++) {
+    qsort(extents, 2 * SL_EXPERT_MATRICES, sizeof(extents[0]), compare_extents);
+    for (uint32_t i = 0; i < 2 * SL_EXPERT_MATRICES; i++) {
         struct sl_extent *last = count ? &ret_reads[count - 1] : NULL;
         uint64_t begin = sl_round_down(extents[i].offset_bytes, SL_READ_ALIGN_BYTES);
         uint64_t end =
@@ -187,10 +305,12 @@ uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
 
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store)
 {
-    return sl_checkpoint_file_count(store->checkpoint);
+    return store->packed ? sl_store_file_count(store->packed)
+                         : sl_checkpoint_file_count(store->checkpoint);
 }
 
 const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint32_t file_index)
 {
-    return sl_checkpoint_file_path(store->checkpoint, file_index);
+    return store->packed ? sl_store_file_path(store->packed, file_index)
+                         : sl_checkpoint_file_path(store->checkpoint, file_index);
 }

@@ -1,17 +1,19 @@
-/* Where each routed expert of a checkpoint lies on disk.
+/* Where each routed expert of a model lies on disk: six extents in a checkpoint, as the release has
+ * them, or one packed record in a store, as the kernels want it (docs/FORMAT.md).
  *
- * The store answers "where", never "what": it reads nothing after it was opened. Opening checks
- * that all six tensors of every expert are there, with the dtype and shape that the model's sizes
- * ask for. Any thread may call sl_expert_store_find(). */
+ * It answers "where", never "what": it reads nothing after it was opened. Opening checks that all
+ * experts are there, of the sizes that the model's config asks for. Any thread may ask. */
 #ifndef SL_STORAGE_EXPERT_STORE_H
 #define SL_STORAGE_EXPERT_STORE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
 #include "core/model/expert_source.h"
 
 struct sl_checkpoint;
+struct sl_store;
 struct sl_expert_store;
 
 /* What the store must know of the model; names as in config.json. */
@@ -37,25 +39,89 @@ struct sl_expert_record {
     struct sl_extent scales[SL_EXPERT_MATRICES];
 };
 
-/* `checkpoint` must outlive the store. Fails with -ENOMEM or -SL_EFORMAT, naming the tensor. */
+/* A packed record holds the matrices as FP4 R16 tiles, w1, w3, w2, each from a block's start on and
+ * padded to whole blocks with zeros: what a slot of the expert cache holds. Its parts one after the
+ * other are the record; each is of whole blocks. */
+#define SL_EXPERT_PARTS_MAX 8u
+struct sl_packed_expert {
+    uint64_t checksums[SL_EXPERT_MATRICES]; /* of the tiles (storage/checksum.h) */
+    uint32_t n_parts;
+    struct sl_extent parts[SL_EXPERT_PARTS_MAX];
+};
+
+/* When a packed expert that was read is held against its checksums. */
+enum sl_verify {
+    SL_VERIFY_FIRST, /* the first time in a run */
+    SL_VERIFY_ALWAYS,
+    SL_VERIFY_NEVER,
+};
+
+/* ---- the sizes of a packed expert -------------------------------------------------------------
+ */
+
+/* False for sizes that no record can have: the asserts of the functions below. */
+bool sl_expert_shape_is_sound(const struct sl_expert_shape *shape);
+
+static inline uint32_t sl_expert_matrix_rows(const struct sl_expert_shape *shape, int matrix)
+{
+    return matrix == SL_EXPERT_W2 ? shape->hidden_size : shape->moe_intermediate_size;
+}
+
+static inline uint32_t sl_expert_matrix_cols(const struct sl_expert_shape *shape, int matrix)
+{
+    return matrix == SL_EXPERT_W2 ? shape->moe_intermediate_size : shape->hidden_size;
+}
+
+/* Of its tiles, and where they start in the record. */
+uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix);
+uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix);
+
+uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape);
+
+/* Where a matrix starts, and as much of it as is in that part. */
+struct sl_extent sl_packed_expert_matrix(const struct sl_packed_expert *expert,
+                                         const struct sl_expert_shape *shape, int matrix);
+
+/* "w1" and so on. */
+const char *sl_expert_matrix_name(int matrix);
+
+/* "layer 3, expert 17" or "MTP block 0, expert 17". Returns `buffer`. */
+#define SL_EXPERT_TEXT_BYTES 48
+const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expert_key key,
+                             char buffer[SL_EXPERT_TEXT_BYTES]);
+
+/* ---- where they are ---------------------------------------------------------------------------
+ */
+
+/* Experts of a checkpoint, which must outlive this. Fails with -ENOMEM or -SL_EFORMAT, naming the
+ * tensor. */
 int sl_expert_store_open(struct sl_expert_store **ret_store, struct sl_checkpoint *checkpoint,
                          const struct sl_expert_shape *shape, struct sl_err *err);
+
+/* Experts of a packed store, which must outlive this. Fails with -ENOMEM, or -SL_EFORMAT if the
+ * store's sizes are not the model's; but it may have MTP blocks that are not wanted. */
+int sl_expert_store_open_packed(struct sl_expert_store **ret_store, const struct sl_store *packed,
+                                const struct sl_expert_shape *shape, struct sl_err *err);
 
 /* NULL is allowed. */
 void sl_expert_store_close(struct sl_expert_store *store);
 
 const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store *store);
 
-/* NULL if the model has no such expert. */
+bool sl_expert_store_is_packed(const struct sl_expert_store *store);
+
+/* NULL if the model has no such expert, or the experts are packed; and the other way round. */
 const struct sl_expert_record *sl_expert_store_find(const struct sl_expert_store *store,
                                                     struct sl_expert_key key);
+const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_expert_store *store,
+                                                           struct sl_expert_key key);
 
-/* The reads that bring one expert in past the page cache: its six extents, each widened to whole
- * blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file and offset. As the
- * release lays experts out these are two. The last may reach past the end of its file. Returns
- * their number, 1 to SL_EXPERT_READS_MAX. */
+/* The reads that bring an expert of a checkpoint in past the page cache: its six extents, each
+ * widened to whole blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file
+ * and offset. As the release lays experts out these are two. The last may reach past the end of its
+ * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads. */
 #define SL_READ_ALIGN_BYTES UINT64_C(4096)
-#define SL_EXPERT_READS_MAX (2 * SL_EXPERT_MATRICES)
+#define SL_EXPERT_READS_MAX SL_EXPERT_PARTS_MAX
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                 struct sl_extent ret_reads[SL_EXPERT_READS_MAX]);
 

@@ -67,3 +67,22 @@ int sl_file_read_all(const char *path, uint64_t size_max_bytes, char **ret_text,
     close(fd);
     return rc;
 }
+
+int64_t sl_file_read_at(int fd, void *dst, uint64_t size_bytes, uint64_t offset_bytes)
+{
+    uint64_t done_bytes = 0;
+
+    while (done_bytes < size_bytes) {
+        ssize_t got = pread(fd, (char *)dst + done_bytes, size_bytes - done_bytes,
+                            (off_t)(offset_bytes + done_bytes));
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            break;
+        done_bytes += (uint64_t)got;
+    }
+    return (int64_t)done_bytes;
+}

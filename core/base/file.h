@@ -1,4 +1,4 @@
-/* Whole small files: configs, tokenizers, prompts. */
+/* Whole small files (configs, tokenizers, prompts), and parts of large ones. */
 #ifndef SL_BASE_FILE_H
 #define SL_BASE_FILE_H
 
@@ -12,5 +12,9 @@
  * a file that is too large; then the outputs are untouched. */
 int sl_file_read_all(const char *path, uint64_t size_max_bytes, char **ret_text, size_t *ret_length,
                      struct sl_err *err);
+
+/* Reads at `offset_bytes` until `size_bytes` are there or the file ends. Returns how many there
+ * are, or -errno. */
+int64_t sl_file_read_at(int fd, void *dst, uint64_t size_bytes, uint64_t offset_bytes);
 
 #endif

@@ -1,0 +1,57 @@
+#include "storage/hot_list.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/base/assert.h"
+#include "storage/catalog.h"
+#include "storage/store_format.h"
+
+int sl_hot_list_read(const char *store_folder, struct sl_expert_key *keys, uint32_t n_max,
+                     uint32_t *ret_n_keys, struct sl_err *err)
+{
+    struct sl_catalog *catalog;
+    const uint8_t *value;
+    size_t size_bytes;
+    uint32_t n_keys = 0;
+    int rc;
+
+    rc = sl_catalog_open(&catalog, store_folder, false, err);
+    if (rc < 0)
+        return rc;
+    rc = sl_catalog_begin(catalog, err);
+    if (rc == 0)
+        rc = sl_catalog_get(catalog, SL_STORE_KEY_HOT, &value, &size_bytes, err);
+    if (rc == 1 && !sl_store_hot_decode(keys, n_max, &n_keys, value, size_bytes))
+        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the catalog's entry \"%s\" makes no sense",
+                        store_folder, SL_STORE_KEY_HOT);
+    sl_catalog_close(catalog);
+    if (rc >= 0)
+        *ret_n_keys = n_keys;
+    return rc < 0 ? rc : 0;
+}
+
+int sl_hot_list_write(const char *store_folder, const struct sl_expert_key *keys, uint32_t n_keys,
+                      struct sl_err *err)
+{
+    struct sl_catalog *catalog;
+    uint8_t *value;
+    int rc;
+
+    sl_assert(n_keys <= SL_STORE_HOT_MAX);
+    value = malloc(SL_STORE_HOT_BYTES(n_keys) + 1); /* + 1: the list may be empty */
+    if (!value)
+        return sl_err_set(err, -ENOMEM, "%s: hot list: out of memory", store_folder);
+    rc = sl_catalog_open(&catalog, store_folder, true, err);
+    if (rc == 0) {
+        rc = sl_catalog_begin(catalog, err);
+        if (rc == 0)
+            rc = sl_catalog_put(catalog, SL_STORE_KEY_HOT, value,
+                                sl_store_hot_encode(keys, n_keys, value), err);
+        if (rc == 0)
+            rc = sl_catalog_commit(catalog, err);
+        sl_catalog_close(catalog);
+    }
+    free(value);
+    return rc;
+}
