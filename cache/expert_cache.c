@@ -274,7 +274,7 @@ static void lend(struct sl_expert_cache *cache, struct slot *slot, struct sl_exp
     ret_loan->slot_index = index;
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
         ret_loan->w[matrix] = cache->slab + index * cache->slot_bytes +
-                              sl_expert_tiles_offset_bytes(&cache->shape, matrix);
+                              sl_expert_matrix_offset_bytes(&cache->shape, matrix);
 }
 
 static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
@@ -341,7 +341,7 @@ uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok)
 
 uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape)
 {
-    return sl_expert_tiles_offset_bytes(shape, SL_EXPERT_MATRICES);
+    return sl_packed_expert_bytes(shape);
 }
 
 uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
@@ -350,9 +350,9 @@ uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
     return num_experts_per_tok * (shape->num_hidden_layers + shape->n_mtp_layers);
 }
 
-uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_shape *shape, uint32_t inflight_max)
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max)
 {
-    return inflight_max * sl_expert_load_staging_bytes(shape);
+    return inflight_max * sl_expert_load_staging_bytes(store);
 }
 
 static void carve(struct sl_expert_cache *cache, struct sl_arena *arena)
@@ -423,7 +423,8 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     rc = count_slots(cache, options, err);
     if (rc < 0)
         goto fail;
-    sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max);
+    sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max,
+                          options->verify);
     cache->source.ops = &source_ops;
     /* Half, so that loads go on while the caller holds what it may. */
     cache->source.hold_max = cache->n_slots / 2 > options->num_experts_per_tok
@@ -486,5 +487,6 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
     counters.read_bytes = reader.read_bytes;
     counters.wait_ns = reader.wait_ns;
     counters.repack_ns = cache->loader.repack_ns;
+    counters.verify_ns = cache->loader.verify_ns;
     return counters;
 }

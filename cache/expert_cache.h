@@ -34,6 +34,7 @@ struct sl_expert_cache_options {
     uint32_t num_experts_per_tok;
     uint32_t slots_min;    /* fewer are refused, and fewer than num_experts_per_tok in any case */
     uint32_t inflight_max; /* loads at once, each with a staging buffer; at least 1 */
+    enum sl_verify verify; /* of a packed store */
 };
 
 struct sl_expert_cache_counters {
@@ -49,6 +50,7 @@ struct sl_expert_cache_counters {
     uint64_t read_bytes;   /* delivered by the drives for that */
     uint64_t wait_ns;      /* spent waiting for the drives in next() */
     uint64_t repack_ns;
+    uint64_t verify_ns; /* spent on checksums */
 };
 
 /* Loads in flight at once for one token: those of the three hash-routed layers that both released
@@ -63,8 +65,8 @@ uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape);
 uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
                                    uint32_t num_experts_per_tok);
 
-/* What the staging buffers take on top of the slab. */
-uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_shape *shape, uint32_t inflight_max);
+/* What the staging buffers take on top of the slab: nothing for a packed store. */
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max);
 
 /* Borrows store, reader (its counters are the cache's from now on) and pool until destroy; the
  * reader's files are the store's, in its order. hidden_size and moe_intermediate_size that R16

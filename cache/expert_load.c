@@ -1,4 +1,4 @@
-/* Owns loads and staging buffers; how an expert's bytes become tiles. */
+/* Owns loads and staging buffers; how an expert's bytes become tiles, and proved ones. */
 #include "cache/expert_load.h"
 
 #include <errno.h>
@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
+#include "storage/checksum.h"
 
 _Static_assert(SL_READ_ALIGN_BYTES == SL_IO_ALIGN_BYTES,
                "the store and the reader agree on blocks");
@@ -16,52 +17,37 @@ _Static_assert(SL_READ_ALIGN_BYTES == SL_IO_ALIGN_BYTES,
 /* Tiles worth waking a thread for: about 280 KB of Flash, some 50 microseconds. */
 #define REPACK_GRAIN 8u
 
-struct repack {
+/* A job over what a load has brought. */
+struct landed {
     const struct sl_expert_load *load;
     const struct sl_expert_shape *shape;
+    const struct sl_packed_expert *packed; /* NULL: to be repacked */
     /* Any thread sets its matrix's; the driver reads after the pool has joined them. */
     atomic_bool corrupt[SL_EXPERT_MATRICES];
 };
-
-static size_t matrix_rows(const struct sl_expert_shape *shape, int matrix)
-{
-    return matrix == SL_EXPERT_W2 ? shape->hidden_size : shape->moe_intermediate_size;
-}
-
-static size_t matrix_cols(const struct sl_expert_shape *shape, int matrix)
-{
-    return matrix == SL_EXPERT_W2 ? shape->moe_intermediate_size : shape->hidden_size;
-}
-
-uint64_t sl_expert_tiles_offset_bytes(const struct sl_expert_shape *shape, int matrix)
-{
-    uint64_t bytes = 0;
-
-    for (int i = 0; i < matrix; i++)
-        bytes += sl_round_up(sl_r16_tile_count(matrix_rows(shape, i)) *
-                                 sl_r16_fp4_tile_bytes(matrix_cols(shape, i)),
-                             SL_IO_ALIGN_BYTES);
-    return bytes;
-}
 
 void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
                           uint32_t n_slots)
 {
     for (int i = 0; i < SL_EXPERT_MATRICES; i++)
-        sl_pool_place(pool, slab + sl_expert_tiles_offset_bytes(shape, i),
-                      sl_r16_tile_count(matrix_rows(shape, i)),
-                      sl_r16_fp4_tile_bytes(matrix_cols(shape, i)), n_slots,
-                      sl_expert_tiles_offset_bytes(shape, SL_EXPERT_MATRICES));
+        sl_pool_place(pool, slab + sl_expert_matrix_offset_bytes(shape, i),
+                      sl_r16_tile_count(sl_expert_matrix_rows(shape, i)),
+                      sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(shape, i)), n_slots,
+                      sl_packed_expert_bytes(shape));
 }
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
-uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape)
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store)
 {
+    const struct sl_expert_shape *shape = sl_expert_store_shape(store);
     uint64_t bytes = 0;
 
+    if (sl_expert_store_is_packed(store))
+        return 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
-        uint64_t elements = (uint64_t)matrix_rows(shape, i) * matrix_cols(shape, i);
+        uint64_t elements =
+            (uint64_t)sl_expert_matrix_rows(shape, i) * sl_expert_matrix_cols(shape, i);
 
         bytes += sl_round_up(elements / 2, SL_IO_ALIGN_BYTES) + SL_IO_ALIGN_BYTES;
         bytes += sl_round_up(elements / SL_FP4_BLOCK_COLS, SL_IO_ALIGN_BYTES) + SL_IO_ALIGN_BYTES;
@@ -70,20 +56,27 @@ uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape)
 }
 
 void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
-                           struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max)
+                           struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max,
+                           enum sl_verify verify)
 {
     sl_assert(inflight_max >= 1);
     *loader = (struct sl_expert_loader){
         .store = store,
         .reader = reader,
         .pool = pool,
-        .staging_bytes = sl_expert_load_staging_bytes(sl_expert_store_shape(store)),
+        .staging_bytes = sl_expert_load_staging_bytes(store),
+        .verify = verify,
         .inflight_max = inflight_max,
     };
 }
 
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena)
 {
+    const struct sl_expert_shape *shape = sl_expert_store_shape(loader->store);
+    uint64_t n_layers = shape->num_hidden_layers + shape->n_mtp_layers;
+
+    loader->verified =
+        sl_arena_take(arena, n_layers * shape->n_routed_experts, sizeof(*loader->verified));
     loader->staging = sl_arena_take_aligned(arena, loader->inflight_max, loader->staging_bytes,
                                             SL_IO_ALIGN_BYTES);
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
@@ -137,6 +130,27 @@ static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *l
     }
 }
 
+/* The parts of a record, one after the other into the slot. */
+static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *load)
+{
+    const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
+    uint8_t *dst = load->tiles;
+
+    sl_assert(packed);
+    load->n_reads = packed->n_parts;
+    for (uint32_t i = 0; i < packed->n_parts; i++) {
+        load->reads[i] = (struct sl_read){
+            .offset_bytes = packed->parts[i].offset_bytes,
+            .size_bytes = packed->parts[i].size_bytes,
+            .dst = dst,
+            .owner = load,
+            .file_index = packed->parts[i].file_index,
+        };
+        dst += packed->parts[i].size_bytes;
+    }
+    loader->wanted_bytes += (uint64_t)(dst - load->tiles);
+}
+
 static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load, bool urgent)
 {
     load->failed = NULL;
@@ -161,7 +175,10 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->busy = true;
     load->reread = false;
     loader->n_busy++;
-    plan_reads(loader, load);
+    if (sl_expert_store_is_packed(loader->store))
+        plan_packed(loader, load);
+    else
+        plan_reads(loader, load);
     queue_reads(loader, load, urgent);
 }
 
@@ -178,40 +195,87 @@ void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_ind
 /* Items are the tiles of the three matrices, one after the other. */
 static void repack_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    struct repack *repack = context;
-    const struct sl_expert_load *load = repack->load;
+    struct landed *landed = context;
+    const struct sl_expert_load *load = landed->load;
 
     (void)thread_index;
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES && end > 0; matrix++) {
-        size_t n_tiles = sl_r16_tile_count(matrix_rows(repack->shape, matrix));
+        size_t n_tiles = sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
         size_t stop = end < n_tiles ? end : n_tiles;
 
         if (first < stop &&
-            sl_r16_pack_fp4(matrix_cols(repack->shape, matrix), first, stop, load->codes[matrix],
-                            load->scales[matrix],
-                            load->tiles + sl_expert_tiles_offset_bytes(repack->shape, matrix)) < 0)
-            atomic_store_explicit(&repack->corrupt[matrix], true, memory_order_relaxed);
+            sl_r16_pack_fp4(sl_expert_matrix_cols(landed->shape, matrix), first, stop,
+                            load->codes[matrix], load->scales[matrix],
+                            load->tiles + sl_expert_matrix_offset_bytes(landed->shape, matrix)) < 0)
+            atomic_store_explicit(&landed->corrupt[matrix], true, memory_order_relaxed);
         first = first > n_tiles ? first - n_tiles : 0;
         end = end > n_tiles ? end - n_tiles : 0;
     }
 }
 
-/* Returns 0, or -SL_ECORRUPT with *ret_matrix set. */
-static int repack(struct sl_expert_loader *loader, const struct sl_expert_load *load,
-                  int *ret_matrix)
+/* Items are the three matrices. */
+static void verify_matrices(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    struct repack repack = {.load = load, .shape = sl_expert_store_shape(loader->store)};
-    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
+    struct landed *landed = context;
+
+    (void)thread_index;
+    for (int matrix = (int)first; matrix < (int)end; matrix++) {
+        const uint8_t *tiles =
+            landed->load->tiles + sl_expert_matrix_offset_bytes(landed->shape, matrix);
+
+        if (sl_checksum(tiles, sl_expert_matrix_bytes(landed->shape, matrix)) !=
+            landed->packed->checksums[matrix])
+            atomic_store_explicit(&landed->corrupt[matrix], true, memory_order_relaxed);
+    }
+}
+
+static bool *verified_of(const struct sl_expert_loader *loader, struct sl_expert_key key)
+{
+    return &loader->verified[(size_t)key.layer_index *
+                                 sl_expert_store_shape(loader->store)->n_routed_experts +
+                             key.expert_index];
+}
+
+static void verify(struct sl_expert_loader *loader, struct landed *landed)
+{
+    bool *verified = verified_of(loader, landed->load->key);
+    uint64_t start_ns = sl_clock_ns();
+
+    if (loader->verify == SL_VERIFY_NEVER || (loader->verify == SL_VERIFY_FIRST && *verified))
+        return;
+    sl_pool_run(loader->pool, SL_EXPERT_MATRICES, 1, verify_matrices, landed);
+    loader->verify_ns += sl_clock_ns() - start_ns;
+    *verified = true; /* if it is corrupt, the load fails, or it is read and verified again */
+}
+
+static void repack(struct sl_expert_loader *loader, struct landed *landed)
+{
     uint64_t start_ns = sl_clock_ns();
     size_t n_tiles = 0;
 
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        n_tiles += sl_r16_tile_count(matrix_rows(repack.shape, matrix));
-    sl_pool_run(loader->pool, n_tiles, REPACK_GRAIN, repack_tiles, &repack);
+        n_tiles += sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
+    sl_pool_run(loader->pool, n_tiles, REPACK_GRAIN, repack_tiles, landed);
     loader->repack_ns += sl_clock_ns() - start_ns;
+}
+
+/* Makes what has landed an expert. Returns 0, or -SL_ECORRUPT with *ret_matrix set. */
+static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load *load,
+                   int *ret_matrix)
+{
+    struct landed landed = {.load = load,
+                            .shape = sl_expert_store_shape(loader->store),
+                            .packed = sl_expert_store_find_packed(loader->store, load->key)};
+    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
+
+    if (landed.packed)
+        verify(loader, &landed);
+    else
+        repack(loader, &landed);
     sl_pool_phase(loader->pool, phase);
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
-        if (atomic_load_explicit(&repack.corrupt[matrix], memory_order_relaxed)) {
+        if (atomic_load_explicit(&landed.corrupt[matrix], memory_order_relaxed)) {
+            *verified_of(loader, load->key) = false;
             *ret_matrix = matrix;
             return -SL_ECORRUPT;
         }
@@ -219,18 +283,33 @@ static int repack(struct sl_expert_loader *loader, const struct sl_expert_load *
     return 0;
 }
 
+static int explain_packed(const struct sl_expert_loader *loader,
+                          const struct sl_packed_expert *packed, int matrix, struct sl_err *err)
+{
+    struct sl_extent at =
+        sl_packed_expert_matrix(packed, sl_expert_store_shape(loader->store), matrix);
+
+    return sl_err_set(err, -SL_ECORRUPT,
+                      "%s: %s at offset %llu does not have the checksum that the catalog names, "
+                      "read twice; sluice verify --repair can mend it",
+                      sl_expert_store_file_path(loader->store, at.file_index),
+                      sl_expert_matrix_name(matrix), (unsigned long long)at.offset_bytes);
+}
+
 static int explain_corrupt(const struct sl_expert_loader *loader, const struct sl_expert_load *load,
                            int matrix, struct sl_err *err)
 {
-    static const char *const names[SL_EXPERT_MATRICES] = {
-        [SL_EXPERT_W1] = "w1", [SL_EXPERT_W2] = "w2", [SL_EXPERT_W3] = "w3"};
-    const struct sl_extent *scales =
-        &sl_expert_store_find(loader->store, load->key)->scales[matrix];
+    const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
+    const struct sl_extent *scales;
 
+    if (packed)
+        return explain_packed(loader, packed, matrix, err);
+    scales = &sl_expert_store_find(loader->store, load->key)->scales[matrix];
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s has a scale that is NaN or above 2^%d in its %llu at offset %llu",
-                      sl_expert_store_file_path(loader->store, scales->file_index), names[matrix],
-                      SL_SCALE_EXPONENT_MAX, (unsigned long long)scales->size_bytes,
+                      sl_expert_store_file_path(loader->store, scales->file_index),
+                      sl_expert_matrix_name(matrix), SL_SCALE_EXPONENT_MAX,
+                      (unsigned long long)scales->size_bytes,
                       (unsigned long long)scales->offset_bytes);
 }
 
@@ -238,15 +317,14 @@ static int explain_corrupt(const struct sl_expert_loader *loader, const struct s
 static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
                    struct sl_expert_load_end *end)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(loader->store);
-    bool is_mtp = load->key.layer_index >= shape->num_hidden_layers;
+    char text[SL_EXPERT_TEXT_BYTES];
     int matrix = 0;
 
     end->slot_index = load->slot_index;
     if (load->failed) {
         end->rc = sl_reader_explain(loader->reader, load->failed, &end->err);
     } else {
-        end->rc = repack(loader, load, &matrix);
+        end->rc = take_in(loader, load, &matrix);
         if (end->rc < 0 && !load->reread) {
             load->reread = true;
             loader->n_rereads++;
@@ -257,9 +335,8 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
             explain_corrupt(loader, load, matrix, &end->err);
     }
     if (end->rc < 0)
-        sl_err_prefix(&end->err, end->rc, "%s %u, expert %u", is_mtp ? "MTP block" : "layer",
-                      load->key.layer_index - (is_mtp ? shape->num_hidden_layers : 0),
-                      load->key.expert_index);
+        sl_err_prefix(&end->err, end->rc, "%s",
+                      sl_expert_format(sl_expert_store_shape(loader->store), load->key, text));
     load->busy = load->held = load->late_reads != 0;
     loader->n_busy -= !load->busy;
     loader->n_held += load->held;

@@ -1,11 +1,13 @@
-/* Loading experts: from six extents on disk, through a staging buffer, to R16 tiles in a slot.
+/* Loading experts: from disk to R16 tiles in a slot.
  *
  * Private to the expert cache, which decides what is loaded, and where to. A loader has a fixed
- * number of loads; each owns a staging buffer, into which its reads go as aligned supersets of the
- * extents, neighbours merged. When the last read has landed, sl_expert_loader_reap() repacks over
- * the thread pool. An expert whose scales are corrupt is read again once. A load whose reads passed
- * the reader's deadline ends as failed, but its staging buffer stays taken until the device has let
- * go of it. One thread makes all calls. */
+ * number of loads. Of a packed store, a load reads the expert's record straight into the slot, and
+ * holds it against its checksums when all of it has landed. Of a checkpoint, a load owns a staging
+ * buffer, into which its reads go as aligned supersets of the six extents, neighbours merged; when
+ * the last has landed, sl_expert_loader_reap() repacks over the thread pool. An expert that is
+ * corrupt (a checksum, a scale) is read again once. A load whose reads passed the reader's deadline
+ * ends as failed, but its staging buffer stays taken until the device has let go of it. One thread
+ * makes all calls. */
 #ifndef SL_CACHE_EXPERT_LOAD_H
 #define SL_CACHE_EXPERT_LOAD_H
 
@@ -26,7 +28,7 @@ struct sl_expert_load {
     struct sl_read reads[SL_EXPERT_READS_MAX];
     uint32_t n_reads, n_reads_left;
     struct sl_read *failed; /* the first read that failed */
-    const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging */
+    const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging, if any */
     uint32_t late_reads; /* bit i: reads[i] was handed back late */
     bool busy;
     bool held;   /* it has ended, but the device has not let go of its staging buffer */
@@ -40,9 +42,11 @@ struct sl_expert_loader {
     struct sl_expert_load *loads; /* inflight_max */
     uint8_t *staging;             /* inflight_max * staging_bytes */
     uint64_t staging_bytes;
+    bool *verified; /* (layers, experts); of a packed store */
+    enum sl_verify verify;
     uint32_t inflight_max, n_busy;
     uint32_t n_held; /* of the busy */
-    uint64_t wanted_bytes, repack_ns, n_rereads;
+    uint64_t wanted_bytes, repack_ns, verify_ns, n_rereads;
 };
 
 /* A load that has ended. */
@@ -52,19 +56,17 @@ struct sl_expert_load_end {
     struct sl_err err; /* filled if rc is negative: file, offset, layer, expert and cause */
 };
 
-/* Where a matrix starts in a slot; for SL_EXPERT_MATRICES, the size of a slot. */
-uint64_t sl_expert_tiles_offset_bytes(const struct sl_expert_shape *shape, int matrix);
-
 /* For a slab of n_slots that nobody has touched yet: see sl_pool_place(). */
 void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
                           uint32_t n_slots);
 
-/* Enough for any expert, wherever its extents lie. */
-uint64_t sl_expert_load_staging_bytes(const struct sl_expert_shape *shape);
+/* Of one load: enough for any expert, wherever its extents lie; 0 for a packed store. */
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store);
 
 /* Borrows all three. sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
 void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
-                           struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max);
+                           struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max,
+                           enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
 
 static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)

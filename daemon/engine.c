@@ -6,14 +6,15 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "storage/checkpoint.h"
 #include "storage/io_probe.h"
+#include "storage/model_files.h"
 
 struct sl_engine {
     struct sl_engine_options options;
     struct sl_memory_plan plan;
     struct sl_config config;
-    struct sl_checkpoint *checkpoint;
+    struct sl_model_files files;
+    struct sl_weight_source *source; /* of files */
     struct sl_expert_store *store;
     struct sl_pool *pool;
     struct sl_kernels kernels;
@@ -47,9 +48,10 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
     int rc;
 
     if ((rc = sl_config_read(&e->config, e->options.model, err)) < 0 ||
-        (rc = sl_checkpoint_open(&e->checkpoint, e->options.model, err)) < 0)
+        (rc = sl_model_files_open(&e->files, e->options.model, err)) < 0)
         return rc;
-    mtp_known = sl_weights_mtp_known(&e->config, sl_checkpoint_weights(e->checkpoint));
+    e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
+    mtp_known = sl_weights_mtp_known(&e->config, e->source);
     if (e->options.with_mtp && !mtp_known)
         return sl_err_set(err, -SL_EUNSUPPORTED,
                           "%s: no MTP block of a kind that this engine knows", e->options.model);
@@ -62,7 +64,7 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         .hidden_size = e->config.hidden_size,
         .moe_intermediate_size = e->config.moe_intermediate_size,
     };
-    return sl_expert_store_open(&e->store, e->checkpoint, &shape, err);
+    return sl_model_files_experts(&e->files, &shape, &e->store, err);
 }
 
 static int plan_memory(struct sl_engine *e, struct sl_err *err)
@@ -80,7 +82,7 @@ static int plan_memory(struct sl_engine *e, struct sl_err *err)
     plan->slot_bytes = sl_expert_cache_slot_bytes(shape);
     plan->slots_min = sl_expert_cache_slots_min(shape, k);
     plan->slots_max = (uint64_t)n_layers(e) * e->config.n_routed_experts;
-    rc = sl_weights_measure(&e->config, sl_checkpoint_weights(e->checkpoint), o->with_mtp,
+    rc = sl_weights_measure(&e->config, e->source, o->with_mtp,
                             &plan->need_bytes[SL_MEMORY_WEIGHTS], err);
     if (rc < 0)
         return rc;
@@ -91,11 +93,11 @@ static int plan_memory(struct sl_engine *e, struct sl_err *err)
         sl_forward_measure(&e->config, o->numerics, o->placement.n_threads, o->segment_tokens,
                            o->context_tokens, o->n_sequences);
     plan->need_bytes[SL_MEMORY_STAGING] =
-        sl_expert_cache_staging_bytes(shape, sl_expert_cache_inflight_default(k));
+        sl_expert_cache_staging_bytes(e->store, sl_expert_cache_inflight_default(k));
     return 0;
 }
 
-/* The checkpoint's tensors, with every read reported. */
+/* The model's tensors, with every read reported. */
 struct reporting_source {
     struct sl_weight_source source; /* first */
     struct sl_weight_source *inner;
@@ -136,7 +138,7 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 {
     static const struct sl_weight_source_ops ops = {reporting_find, reporting_read,
                                                     reporting_where};
-    struct reporting_source source = {{&ops}, sl_checkpoint_weights(e->checkpoint), e, 0};
+    struct reporting_source source = {{&ops}, e->source, e, 0};
 
     return sl_weights_load(&e->weights, &e->config, &source.source, e->options.with_mtp, e->pool,
                            err);
@@ -189,6 +191,7 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         .num_experts_per_tok = e->config.num_experts_per_tok,
         .slots_min = (uint32_t)e->plan.slots_min,
         .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
+        .verify = e->options.verify,
     };
     const struct sl_arena *arena;
     int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
@@ -330,7 +333,7 @@ void sl_engine_close(struct sl_engine *engine)
     sl_weights_fini(&engine->weights); /* zeroed if they were not loaded */
     sl_pool_destroy(engine->pool);
     sl_expert_store_close(engine->store);
-    sl_checkpoint_close(engine->checkpoint);
+    sl_model_files_close(&engine->files);
     free(engine);
 }
 

@@ -17,7 +17,7 @@
 #include "storage/reader.h"
 
 struct sl_engine_options {
-    const char *model;             /* a checkpoint folder */
+    const char *model;             /* a checkpoint folder, or a store */
     uint64_t ram_bytes;            /* the whole budget; 0: what is available less a reserve */
     uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
     bool cache_min;                /* one token's working set instead */
@@ -25,6 +25,7 @@ struct sl_engine_options {
     uint32_t segment_tokens;       /* most tokens of one step */
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
+    enum sl_verify verify;         /* of a store; other than never, dense tensors are verified too */
     sl_io_open_fn *io;             /* NULL: sl_io_uring_open() */
     /* A piece or depth of 0: what a probe of the drives finds. */
     struct sl_reader_options reader;

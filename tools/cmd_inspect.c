@@ -1,4 +1,5 @@
-/* sluice inspect: what a checkpoint folder holds and where. Reads headers only. */
+/* sluice inspect: what a checkpoint folder or a store holds and where. Reads headers, or the
+ * catalog, only. */
 #include <argp.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -10,8 +11,7 @@
 #include "core/base/size.h"
 #include "core/model/config.h"
 #include "core/model/weights.h"
-#include "storage/checkpoint.h"
-#include "storage/expert_store.h"
+#include "storage/model_files.h"
 #include "storage/safetensors.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
@@ -47,14 +47,13 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 
 static const char *base_name(const char *path)
 {
-    return strrchr(path, '/') + 1; /* a checkpoint's paths are folder/name */
+    return strrchr(path, '/') + 1; /* a model's paths are folder/name */
 }
 
-static void print_tensors(const struct sl_checkpoint *checkpoint)
+static void print_checkpoint_tensors(const struct sl_checkpoint *checkpoint)
 {
     char text[SL_TENSOR_TEXT_BYTES];
 
-    printf("# name  dtype [shape]  file  offset  bytes\n");
     for (uint32_t i = 0; i < sl_checkpoint_tensor_count(checkpoint); i++) {
         const struct sl_checkpoint_tensor *tensor = sl_checkpoint_tensor_at(checkpoint, i);
 
@@ -65,11 +64,53 @@ static void print_tensors(const struct sl_checkpoint *checkpoint)
     }
 }
 
+static void print_store_tensors(const struct sl_store *store)
+{
+    char text[SL_TENSOR_TEXT_BYTES];
+
+    for (uint32_t i = 0; i < sl_store_model(store)->n_tensors; i++) {
+        const struct sl_store_tensor *tensor = sl_store_tensor(store, i);
+
+        printf("%-44s %-24s %s %llu %llu\n", tensor->name, sl_tensor_format(&tensor->info, text),
+               base_name(sl_store_file_path(store, tensor->extent.file_index)),
+               (unsigned long long)tensor->extent.offset_bytes,
+               (unsigned long long)tensor->extent.size_bytes);
+    }
+}
+
+static void print_tensors(const struct sl_model_files *files)
+{
+    printf("# name  dtype [shape]  file  offset  bytes\n");
+    if (files->store)
+        print_store_tensors(files->store);
+    else
+        print_checkpoint_tensors(files->checkpoint);
+}
+
 struct layer_summary {
     uint32_t reads_min, reads_max; /* for one expert */
     uint64_t wanted_bytes;         /* of one expert: the same for all */
     uint64_t read_bytes_max;
 };
+
+/* The reads of one expert, and its bytes in *ret_wanted_bytes. */
+static uint32_t reads_of(const struct sl_expert_store *store, struct sl_expert_key key,
+                         struct sl_extent reads[SL_EXPERT_READS_MAX], uint64_t *ret_wanted_bytes)
+{
+    const struct sl_packed_expert *packed = sl_expert_store_find_packed(store, key);
+    const struct sl_expert_record *record;
+
+    *ret_wanted_bytes = 0;
+    if (packed) {
+        memcpy(reads, packed->parts, packed->n_parts * sizeof(*reads));
+        *ret_wanted_bytes = sl_packed_expert_bytes(sl_expert_store_shape(store));
+        return packed->n_parts;
+    }
+    record = sl_expert_store_find(store, key);
+    for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++)
+        *ret_wanted_bytes += record->codes[m].size_bytes + record->scales[m].size_bytes;
+    return sl_expert_record_reads(record, reads);
+}
 
 /* Sets used[file_index] for every file that holds a part of the layer's experts. */
 static struct layer_summary summarize(const struct sl_expert_store *store, uint32_t layer_index,
@@ -79,10 +120,9 @@ static struct layer_summary summarize(const struct sl_expert_store *store, uint3
     uint32_t n_experts = sl_expert_store_shape(store)->n_routed_experts;
 
     for (uint32_t e = 0; e < n_experts; e++) {
-        const struct sl_expert_record *record =
-            sl_expert_store_find(store, (struct sl_expert_key){(uint16_t)layer_index, (uint16_t)e});
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t count = sl_expert_record_reads(record, reads);
+        uint32_t count = reads_of(store, (struct sl_expert_key){(uint16_t)layer_index, (uint16_t)e},
+                                  reads, &summary.wanted_bytes);
         uint64_t read_bytes = 0;
 
         for (uint32_t i = 0; i < count; i++) {
@@ -93,9 +133,6 @@ static struct layer_summary summarize(const struct sl_expert_store *store, uint3
         summary.reads_max = count > summary.reads_max ? count : summary.reads_max;
         if (read_bytes > summary.read_bytes_max)
             summary.read_bytes_max = read_bytes;
-        summary.wanted_bytes = 0;
-        for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++)
-            summary.wanted_bytes += record->codes[m].size_bytes + record->scales[m].size_bytes;
     }
     return summary;
 }
@@ -130,12 +167,12 @@ static void print_layer(const struct sl_expert_store *store, uint32_t layer_inde
     putchar('\n');
 }
 
-static int print_experts(struct sl_checkpoint *checkpoint, const struct sl_config *config,
+static int print_experts(const struct sl_model_files *files, const struct sl_config *config,
                          struct sl_err *err)
 {
     const struct sl_expert_shape shape = {
         .num_hidden_layers = config->num_hidden_layers,
-        .n_mtp_layers = sl_weights_mtp_known(config, sl_checkpoint_weights(checkpoint)),
+        .n_mtp_layers = sl_weights_mtp_known(config, sl_model_files_weights(files, false)),
         .n_routed_experts = config->n_routed_experts,
         .hidden_size = config->hidden_size,
         .moe_intermediate_size = config->moe_intermediate_size,
@@ -144,7 +181,7 @@ static int print_experts(struct sl_checkpoint *checkpoint, const struct sl_confi
     bool *used;
     int rc;
 
-    rc = sl_expert_store_open(&store, checkpoint, &shape, err);
+    rc = sl_model_files_experts(files, &shape, &store, err);
     if (rc < 0)
         return rc;
     used = calloc(sl_expert_store_file_count(store), sizeof(*used));
@@ -160,18 +197,35 @@ static int print_experts(struct sl_checkpoint *checkpoint, const struct sl_confi
     return rc;
 }
 
-static void print_config(const struct sl_config *c, const struct sl_checkpoint *checkpoint)
+static void print_on_disk(const struct sl_model_files *files)
 {
     char text[SL_SIZE_TEXT_BYTES];
-    uint32_t n_window = 0, n_csa = 0;
     uint64_t total_bytes = 0;
+    uint32_t n_files = files->store ? sl_store_file_count(files->store) : 0;
+
+    for (uint32_t i = 0; i < n_files; i++)
+        total_bytes += sl_store_file(files->store, i)->size_bytes;
+    if (files->store) {
+        printf("  on disk          %s packed: %u tensors, %u experts, %u files\n",
+               sl_size_format(total_bytes, text), sl_store_model(files->store)->n_tensors,
+               sl_store_expert_count(&sl_store_model(files->store)->shape), n_files);
+        return;
+    }
+    for (uint32_t i = 0; i < sl_checkpoint_tensor_count(files->checkpoint); i++)
+        total_bytes += sl_checkpoint_tensor_at(files->checkpoint, i)->info.size_bytes;
+    printf("  on disk          %s in %u tensors, %u files\n", sl_size_format(total_bytes, text),
+           sl_checkpoint_tensor_count(files->checkpoint),
+           sl_checkpoint_file_count(files->checkpoint));
+}
+
+static void print_config(const struct sl_config *c)
+{
+    uint32_t n_window = 0, n_csa = 0;
 
     for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
         n_window += c->compress_ratios[i] == 0;
         n_csa += c->compress_ratios[i] == SL_CSA_RATIO;
     }
-    for (uint32_t i = 0; i < sl_checkpoint_tensor_count(checkpoint); i++)
-        total_bytes += sl_checkpoint_tensor_at(checkpoint, i)->info.size_bytes;
     printf("model\n");
     printf("  layers           %u: %u sliding window, %u CSA, %u HCA; %u hash-routed; %u MTP\n",
            c->num_hidden_layers, n_window, n_csa, c->num_hidden_layers - n_window - n_csa,
@@ -183,8 +237,6 @@ static void print_config(const struct sl_config *c, const struct sl_checkpoint *
            c->moe_intermediate_size, c->num_experts_per_tok);
     printf("  vocabulary       %u\n", c->vocab_size);
     printf("  longest context  %u tokens\n", c->max_position_embeddings);
-    printf("  on disk          %s in %u tensors, %u files\n", sl_size_format(total_bytes, text),
-           sl_checkpoint_tensor_count(checkpoint), sl_checkpoint_file_count(checkpoint));
 }
 
 /* Whether this system gives huge pages when asked, as all large memory of a run asks. */
@@ -204,7 +256,7 @@ static void print_huge_pages(void)
 
 /* What the model is and what memory it would take with the options given. A model that would not
  * fit is no failure here: the last line says so. */
-static int print_summary(struct arguments *arguments, struct sl_checkpoint *checkpoint,
+static int print_summary(struct arguments *arguments, const struct sl_model_files *files,
                          struct sl_config *config, struct sl_err *err)
 {
     struct sl_memory_plan plan;
@@ -217,7 +269,8 @@ static int print_summary(struct arguments *arguments, struct sl_checkpoint *chec
     rc = sl_engine_plan(&arguments->engine, &plan, &verdict, err);
     if (rc < 0)
         return rc;
-    print_config(config, checkpoint);
+    print_config(config);
+    print_on_disk(files);
     sl_memory_plan_print(&plan, stdout);
     printf("compute\n  ");
     sl_placement_print(&arguments->engine.placement, stdout);
@@ -239,30 +292,30 @@ int sl_cmd_inspect(int argc, char **argv)
         {0}};
     static const struct argp_child children[] = {
         {&sl_engine_argp, 0, "The memory it would take to run with:", 1}, {0}};
-    static const struct argp argp = {
-        .options = options,
-        .parser = parse_option,
-        .args_doc = "MODEL",
-        .doc = "Shows what the checkpoint folder MODEL holds and what memory it needs, without "
-               "reading its data.",
-        .children = children};
+    static const struct argp argp = {.options = options,
+                                     .parser = parse_option,
+                                     .args_doc = "MODEL",
+                                     .doc = "Shows what MODEL, a checkpoint folder or a store, "
+                                            "holds and what memory it needs, without "
+                                            "reading its data.",
+                                     .children = children};
     struct arguments arguments = {0};
-    struct sl_checkpoint *checkpoint = NULL;
+    struct sl_model_files files = {0};
     struct sl_config config;
     struct sl_err err = {0};
     int rc;
 
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
-    rc = sl_checkpoint_open(&checkpoint, arguments.engine.model, &err);
+    rc = sl_model_files_open(&files, arguments.engine.model, &err);
     if (rc == 0 && arguments.tensors)
-        print_tensors(checkpoint);
+        print_tensors(&files);
     if (rc == 0 && (arguments.experts || !arguments.tensors))
         rc = sl_config_read(&config, arguments.engine.model, &err);
     if (rc == 0 && arguments.experts)
-        rc = print_experts(checkpoint, &config, &err);
+        rc = print_experts(&files, &config, &err);
     if (rc == 0 && !arguments.experts && !arguments.tensors)
-        rc = print_summary(&arguments, checkpoint, &config, &err);
-    sl_checkpoint_close(checkpoint);
+        rc = print_summary(&arguments, &files, &config, &err);
+    sl_model_files_close(&files);
     if (fflush(stdout) != 0 && rc == 0)
         rc = sl_err_set(&err, -errno, "cannot write the listing: %s", sl_strerror(errno));
     if (rc < 0)

@@ -17,6 +17,7 @@ enum {
     OPTION_IO_PIECE,
     OPTION_IO_DEPTH,
     OPTION_IO_STALL,
+    OPTION_VERIFY,
     OPTION_ISA,
     OPTION_NUMERICS,
 };
@@ -36,6 +37,10 @@ static const struct argp_option options[] = {
     {"io-depth", OPTION_IO_DEPTH, "N", 0, "pieces in flight on each drive (default: likewise)", 0},
     {"io-stall", OPTION_IO_STALL, "SECONDS", 0,
      "a piece that takes longer is counted; after four times that it has failed (default 30)", 0},
+    {"verify", OPTION_VERIFY, "first|always|never", 0,
+     "when what is read from a store is held against its checksums: the first time in a run "
+     "(default), each time, or not at all",
+     0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
@@ -145,6 +150,14 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_IO_STALL:
         o->reader.stall_ns =
             sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
+        return 0;
+    case OPTION_VERIFY:
+        if (strcmp(value, "first") != 0 && strcmp(value, "always") != 0 &&
+            strcmp(value, "never") != 0)
+            argp_error(state, "--verify takes first, always or never, not \"%s\"", value);
+        o->verify = value[0] == 'f'   ? SL_VERIFY_FIRST
+                    : value[0] == 'a' ? SL_VERIFY_ALWAYS
+                                      : SL_VERIFY_NEVER;
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);
