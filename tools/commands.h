@@ -7,6 +7,7 @@ int sl_cmd_bench(int argc, char **argv);
 int sl_cmd_generate(int argc, char **argv);
 int sl_cmd_inspect(int argc, char **argv);
 int sl_cmd_logits(int argc, char **argv);
+int sl_cmd_pack(int argc, char **argv);
 int sl_cmd_perplexity(int argc, char **argv);
 int sl_cmd_synth(int argc, char **argv);
 int sl_cmd_tokenize(int argc, char **argv);

@@ -18,6 +18,7 @@ static const struct {
     {"generate", sl_cmd_generate, "continue a text"},
     {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
     {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
+    {"pack", sl_cmd_pack, "make a store of a checkpoint, which runs at the drive's speed"},
     {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
     {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},

@@ -1,0 +1,86 @@
+/* File numbers are descriptors. */
+#include "storage/file_writer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int make_folder(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    return mkdir(path, 0777) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
+static int sync_folder(struct sl_file_writer *writer, const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc;
+
+    (void)writer;
+    if (fd < 0)
+        return -errno;
+    rc = fsync(fd) == 0 ? 0 : -errno;
+    close(fd);
+    return rc;
+}
+
+static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC;
+    int fd = open(path, flags | (bulk ? O_DIRECT : O_TRUNC), 0666);
+
+    (void)writer;
+    if (fd < 0 && errno == EINVAL && bulk) /* a file system without O_DIRECT, such as tmpfs */
+        fd = open(path, flags, 0666);
+    if (fd < 0)
+        return -errno;
+    *ret_file = fd;
+    return 0;
+}
+
+static int write_file(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
+                      const void *data, uint64_t size_bytes)
+{
+    uint64_t done_bytes = 0;
+
+    (void)writer;
+    while (done_bytes < size_bytes) {
+        ssize_t n = pwrite(file, (const char *)data + done_bytes, size_bytes - done_bytes,
+                           (off_t)(offset_bytes + done_bytes));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        done_bytes += (uint64_t)n;
+    }
+    return 0;
+}
+
+static int sync_file(struct sl_file_writer *writer, int file)
+{
+    (void)writer;
+    return fdatasync(file) == 0 ? 0 : -errno;
+}
+
+static void close_file(struct sl_file_writer *writer, int file)
+{
+    (void)writer;
+    close(file); /* what matters has been synced */
+}
+
+struct sl_file_writer *sl_file_writer(void)
+{
+    static const struct sl_file_writer_ops ops = {
+        .make_folder = make_folder,
+        .sync_folder = sync_folder,
+        .open = open_file,
+        .write = write_file,
+        .sync = sync_file,
+        .close = close_file,
+    };
+    static struct sl_file_writer writer = {&ops};
+
+    return &writer;
+}

@@ -1,0 +1,108 @@
+#include "storage/store_records.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+#include "core/kernels/r16.h"
+#include "storage/checksum.h"
+
+int sl_write_error(struct sl_err *err, int rc, const char *path, const char *what)
+{
+    return sl_err_set(err, rc, "%s: cannot %s: %s", path, what, sl_strerror(rc));
+}
+
+uint64_t sl_record_staging_bytes(const struct sl_expert_shape *shape)
+{
+    uint64_t elements = 3 * (uint64_t)shape->hidden_size * shape->moe_intermediate_size;
+
+    return elements / 2 + elements / SL_FP4_BLOCK_COLS;
+}
+
+static int read_extent(const struct sl_checkpoint *checkpoint, const struct sl_extent *extent,
+                       uint8_t **staging, const uint8_t **ret_bytes, struct sl_err *err)
+{
+    int rc = sl_checkpoint_read(checkpoint, extent->file_index, extent->offset_bytes,
+                                extent->size_bytes, *staging, err);
+
+    *ret_bytes = *staging;
+    *staging += extent->size_bytes;
+    return rc;
+}
+
+int sl_record_make(const struct sl_checkpoint *checkpoint, const struct sl_expert_store *experts,
+                   struct sl_expert_key key, uint8_t *staging, uint8_t *record,
+                   uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err)
+{
+    const struct sl_expert_shape *shape = sl_expert_store_shape(experts);
+    const struct sl_expert_record *from = sl_expert_store_find(experts, key);
+    const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES];
+    char text[SL_EXPERT_TEXT_BYTES];
+    int rc = 0;
+
+    sl_assert(from);
+    /* In the order in which the release has them: two runs of bytes. */
+    for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++)
+        rc = read_extent(checkpoint, &from->scales[m], &staging, &scales[m], err);
+    for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++)
+        rc = read_extent(checkpoint, &from->codes[m], &staging, &codes[m], err);
+    for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++) {
+        uint8_t *tiles = record + sl_expert_matrix_offset_bytes(shape, m);
+        uint64_t size_bytes = sl_expert_matrix_bytes(shape, m);
+
+        if (sl_r16_pack_fp4(sl_expert_matrix_cols(shape, m), 0,
+                            sl_r16_tile_count(sl_expert_matrix_rows(shape, m)), codes[m], scales[m],
+                            tiles) < 0)
+            rc = sl_err_set(err, -SL_ECORRUPT, "%s: %s has a scale that is NaN or above 2^%d",
+                            sl_expert_store_file_path(experts, from->scales[m].file_index),
+                            sl_expert_matrix_name(m), SL_SCALE_EXPONENT_MAX);
+        memset(tiles + size_bytes, 0, sl_round_up(size_bytes, SL_WRITE_ALIGN_BYTES) - size_bytes);
+        ret_checksums[m] = sl_checksum(tiles, size_bytes);
+    }
+    return rc < 0 ? sl_err_prefix(err, rc, "%s", sl_expert_format(shape, key, text)) : 0;
+}
+
+static int copy_chunks(const struct sl_checkpoint *checkpoint,
+                       const struct sl_checkpoint_tensor *tensor,
+                       const struct sl_tensor_target *target, uint8_t *buffer,
+                       struct sl_checksum_stream *stream, struct sl_err *err)
+{
+    uint64_t size_bytes = tensor->info.size_bytes;
+
+    for (uint64_t at = 0; at < size_bytes; at += SL_TENSOR_BUFFER_BYTES) {
+        uint64_t n =
+            size_bytes - at < SL_TENSOR_BUFFER_BYTES ? size_bytes - at : SL_TENSOR_BUFFER_BYTES;
+        uint64_t padded = sl_round_up(n, SL_WRITE_ALIGN_BYTES);
+        int rc = sl_checkpoint_read(checkpoint, tensor->file_index, tensor->offset_bytes + at, n,
+                                    buffer, err);
+
+        if (rc < 0)
+            return sl_err_prefix(err, rc, "tensor \"%s\"", tensor->name);
+        sl_checksum_stream_add(stream, buffer, n);
+        if (!target->writer)
+            continue;
+        memset(buffer + n, 0, padded - n);
+        rc = target->writer->ops->write(target->writer, target->file, target->offset_bytes + at,
+                                        buffer, padded);
+        if (rc < 0)
+            return sl_write_error(err, rc, target->path, "write");
+    }
+    return 0;
+}
+
+int sl_tensor_copy(const struct sl_checkpoint *checkpoint,
+                   const struct sl_checkpoint_tensor *tensor, const struct sl_tensor_target *target,
+                   uint8_t *buffer, uint64_t *ret_checksum, struct sl_err *err)
+{
+    struct sl_checksum_stream *stream = sl_checksum_stream_create();
+    int rc;
+
+    if (!stream)
+        return sl_err_set(err, -ENOMEM, "tensor \"%s\": out of memory", tensor->name);
+    rc = copy_chunks(checkpoint, tensor, target, buffer, stream, err);
+    if (rc == 0)
+        *ret_checksum = sl_checksum_stream_value(stream);
+    sl_checksum_stream_destroy(stream);
+    return rc;
+}

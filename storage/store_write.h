@@ -1,0 +1,67 @@
+/* Packing: a store made from a checkpoint, durably and in any number of goes.
+ *
+ * Data are written and synced before the catalog's commit that says so, a batch at a time. Whatever
+ * ends the work (a signal, a full disk, a power cut), doing it again goes on after the last batch
+ * and ends with the same bytes. Only one at a time may write to a store; who comes second is
+ * refused. A store that is complete is left as it is. */
+#ifndef SL_STORAGE_STORE_WRITE_H
+#define SL_STORAGE_STORE_WRITE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/base/pool.h"
+#include "core/base/progress_fn.h"
+#include "storage/checkpoint.h"
+#include "storage/expert_store.h"
+#include "storage/file_writer.h"
+#include "storage/store_format.h"
+
+#define SL_PACK_BATCH_BYTES (UINT64_C(256) << 20)
+
+struct sl_pack_options {
+    const char *store_folder; /* made if there is none; else a store, or empty */
+    const char *checkpoint_folder;
+    const struct sl_checkpoint *checkpoint;
+    const struct sl_expert_store *experts; /* of the checkpoint, all that are to be packed */
+    const char *const *tensors;            /* dense ones, in the order in which they will lie */
+    uint32_t n_tensors;
+
+    struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
+    struct sl_file_writer *writer;
+    uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */
+
+    sl_progress_fn *on_progress; /* NULL, or told how many bytes of what was left are written */
+    void *progress_context;
+    const atomic_bool *stop; /* NULL, or ends the work after the present batch when true */
+};
+
+struct sl_pack_result {
+    uint64_t total_bytes;   /* of the store's data files */
+    uint64_t written_bytes; /* of these, now */
+};
+
+/* Memory that one thread takes. */
+uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape);
+
+/* Fails with -errno (-ENOSPC before anything is written if the disk is too small, -EBUSY if another
+ * one writes, -ECANCELED if stopped), -ENOMEM, -SL_EFORMAT (a folder that is not empty, the store
+ * of another model) or -SL_ECORRUPT. ret_result, if not NULL, is filled in any case. */
+int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *ret_result,
+                  struct sl_err *err);
+
+/* What tells a model: checksums of its config.json and of its index. */
+int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
+                      uint64_t *ret_config_checksum, uint64_t *ret_index_checksum,
+                      struct sl_err *err);
+
+/* Keeps other writers from the store until the descriptor, which it returns, is closed. Fails with
+ * -EBUSY or -errno. */
+int sl_store_lock(const char *store_folder, struct sl_err *err);
+
+/* Files that a store carries along, where a checkpoint has them; ends with NULL. */
+extern const char *const sl_store_carried_names[];
+
+#endif

@@ -1,0 +1,205 @@
+/* sluice pack: a store of a checkpoint. Joins the model's list of tensors with the packer. */
+#include "tools/commands.h"
+
+#include <argp.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/size.h"
+#include "core/model/config.h"
+#include "core/model/weights.h"
+#include "storage/store.h"
+#include "storage/store_write.h"
+#include "tools/dense_list.h"
+#include "tools/engine_options.h"
+#include "tools/progress.h"
+
+/* Each takes 70 MB of V4-Pro's experts; more would not be faster than a drive. */
+#define THREADS_DEFAULT_MAX 4u
+
+struct arguments {
+    const char *checkpoint;
+    const char *store;
+    uint32_t n_threads; /* 0: default */
+};
+
+static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
+
+static void on_interrupt(int signal)
+{
+    (void)signal;
+    atomic_store(&interrupted, true);
+}
+
+/* The first signal ends the work after the present batch, the second at once: that loses no more
+ * than the batch. */
+static void catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+enum { OPTION_THREADS = 0x100 };
+
+static const struct argp_option options[] = {
+    {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
+     0},
+    {0},
+};
+
+static error_t parse_option(int key, char *text, struct argp_state *state)
+{
+    struct arguments *arguments = state->input;
+
+    switch (key) {
+    case OPTION_THREADS:
+        arguments->n_threads = sl_parse_count(state, "--threads", text, SL_POOL_THREADS_MAX);
+        return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num > 1)
+            return ARGP_ERR_UNKNOWN;
+        *(state->arg_num == 0 ? &arguments->checkpoint : &arguments->store) = text;
+        return 0;
+    case ARGP_KEY_END:
+        if (state->arg_num < 2)
+            argp_error(state, "a checkpoint and a folder for the store are needed");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp parser = {
+    .options = options,
+    .parser = parse_option,
+    .args_doc = "CHECKPOINT STORE",
+    .doc = "Makes a store of a checkpoint: each expert in one piece, laid out as it is computed "
+           "with, with checksums."
+           "\vSTORE is a new folder, or one that a pack of this checkpoint was stopped in: it goes "
+           "on where that ended.",
+};
+
+/* What there is to pack; all zeroed at first. */
+struct source {
+    struct sl_config config;
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *experts;
+    struct sl_dense_list tensors;
+    bool with_mtp;
+};
+
+static int open_source(struct source *source, const char *folder, struct sl_err *err)
+{
+    struct sl_weight_source *weights;
+    struct sl_expert_shape shape;
+    int rc;
+
+    if (sl_store_is(folder))
+        return sl_err_set(err, -SL_EFORMAT, "%s: a store already, expected a checkpoint", folder);
+    if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
+        (rc = sl_checkpoint_open(&source->checkpoint, folder, err)) < 0)
+        return rc;
+    weights = sl_checkpoint_weights(source->checkpoint);
+    source->with_mtp = sl_weights_mtp_known(&source->config, weights);
+    shape = (struct sl_expert_shape){
+        .num_hidden_layers = source->config.num_hidden_layers,
+        .n_mtp_layers = source->with_mtp,
+        .n_routed_experts = source->config.n_routed_experts,
+        .hidden_size = source->config.hidden_size,
+        .moe_intermediate_size = source->config.moe_intermediate_size,
+    };
+    rc = sl_expert_store_open(&source->experts, source->checkpoint, &shape, err);
+    return rc < 0 ? rc
+                  : sl_dense_list_make(&source->tensors, &source->config, weights, source->with_mtp,
+                                       err);
+}
+
+static void close_source(struct source *source)
+{
+    sl_dense_list_fini(&source->tensors);
+    sl_expert_store_close(source->experts);
+    sl_checkpoint_close(source->checkpoint);
+}
+
+static void print_result(const struct source *source, const struct sl_pack_result *result,
+                         uint64_t elapsed_ns)
+{
+    const uint64_t n_experts = sl_store_expert_count(sl_expert_store_shape(source->experts));
+    const uint64_t n_left = sl_checkpoint_tensor_count(source->checkpoint) -
+                            source->tensors.n_names - n_experts * 2 * SL_EXPERT_MATRICES;
+    char total[SL_SIZE_TEXT_BYTES], written[SL_SIZE_TEXT_BYTES];
+    double seconds = (double)elapsed_ns * 1e-9;
+
+    printf("packed %s: %llu experts, %u dense tensors", sl_size_format(result->total_bytes, total),
+           (unsigned long long)n_experts, source->tensors.n_names);
+    if (result->written_bytes == 0)
+        printf("; all of it was there\n");
+    else
+        printf("; %s written in %.1f s, %.2f GB/s\n",
+               sl_size_format(result->written_bytes, written), seconds,
+               (double)result->written_bytes * 1e-9 / seconds);
+    if (n_left > 0)
+        printf("left aside: %llu tensors that this engine does not use\n",
+               (unsigned long long)n_left);
+}
+
+static int pack(const struct source *source, const struct arguments *arguments, struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "packing", NULL);
+    uint32_t n_threads =
+        arguments->n_threads ? arguments->n_threads : sl_place_threads(0).n_threads;
+    struct sl_pack_options pack_options = {
+        .store_folder = arguments->store,
+        .checkpoint_folder = arguments->checkpoint,
+        .checkpoint = source->checkpoint,
+        .experts = source->experts,
+        .tensors = (const char *const *)source->tensors.names,
+        .n_tensors = source->tensors.n_names,
+        .writer = sl_file_writer(),
+        .batch_bytes = SL_PACK_BATCH_BYTES,
+        .on_progress = sl_progress_show,
+        .progress_context = &progress,
+        .stop = &interrupted,
+    };
+    struct sl_pack_result result;
+    uint64_t start_ns = sl_clock_ns();
+    int rc;
+
+    if (!arguments->n_threads && n_threads > THREADS_DEFAULT_MAX)
+        n_threads = THREADS_DEFAULT_MAX;
+    rc = sl_pool_create(&pack_options.pool, n_threads, err);
+    if (rc < 0)
+        return rc;
+    rc = sl_store_pack(&pack_options, &result, err);
+    sl_pool_destroy(pack_options.pool);
+    sl_progress_end(&progress);
+    if (rc == 0)
+        print_result(source, &result, sl_clock_ns() - start_ns);
+    return rc;
+}
+
+int sl_cmd_pack(int argc, char **argv)
+{
+    struct arguments arguments = {0};
+    struct source source = {0};
+    struct sl_err err = {0};
+    int rc;
+
+    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    catch_interrupts();
+    rc = open_source(&source, arguments.checkpoint, &err);
+    if (rc == 0)
+        rc = pack(&source, &arguments, &err);
+    close_source(&source);
+    if (fflush(stdout) != 0 && rc == 0)
+        rc = sl_err_set(&err, -errno, "cannot write the result: %s", sl_strerror(errno));
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    return rc < 0 ? 1 : 0;
+}
