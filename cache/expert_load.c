@@ -286,14 +286,14 @@ static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load 
 static int explain_packed(const struct sl_expert_loader *loader,
                           const struct sl_packed_expert *packed, int matrix, struct sl_err *err)
 {
-    struct sl_extent at =
-        sl_packed_expert_matrix(packed, sl_expert_store_shape(loader->store), matrix);
+    struct sl_extent at[SL_EXPERT_PARTS_MAX];
 
+    sl_packed_expert_matrix(packed, sl_expert_store_shape(loader->store), matrix, at);
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s at offset %llu does not have the checksum that the catalog names, "
                       "read twice; sluice verify --repair can mend it",
-                      sl_expert_store_file_path(loader->store, at.file_index),
-                      sl_expert_matrix_name(matrix), (unsigned long long)at.offset_bytes);
+                      sl_expert_store_file_path(loader->store, at[0].file_index),
+                      sl_expert_matrix_name(matrix), (unsigned long long)at[0].offset_bytes);
 }
 
 static int explain_corrupt(const struct sl_expert_loader *loader, const struct sl_expert_load *load,

@@ -72,19 +72,32 @@ uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape)
            sl_round_up(sl_expert_matrix_bytes(shape, last), SL_READ_ALIGN_BYTES);
 }
 
-struct sl_extent sl_packed_expert_matrix(const struct sl_packed_expert *expert,
-                                         const struct sl_expert_shape *shape, int matrix)
+uint32_t sl_packed_expert_matrix(const struct sl_packed_expert *expert,
+                                 const struct sl_expert_shape *shape, int matrix,
+                                 struct sl_extent ret_extents[SL_EXPERT_PARTS_MAX])
 {
     uint64_t skip_bytes = sl_expert_matrix_offset_bytes(shape, matrix);
-    uint64_t size_bytes = sl_expert_matrix_bytes(shape, matrix), left_bytes;
-    const struct sl_extent *part = expert->parts;
+    uint64_t left_bytes = sl_expert_matrix_bytes(shape, matrix);
+    uint32_t count = 0;
 
-    for (; skip_bytes >= part->size_bytes; part++)
-        skip_bytes -= part->size_bytes;
-    left_bytes = part->size_bytes - skip_bytes;
-    return (struct sl_extent){.offset_bytes = part->offset_bytes + skip_bytes,
-                              .size_bytes = size_bytes < left_bytes ? size_bytes : left_bytes,
-                              .file_index = part->file_index};
+    for (uint32_t i = 0; left_bytes > 0; i++) {
+        const struct sl_extent *part = &expert->parts[i];
+        uint64_t size_bytes;
+
+        sl_assert(i < expert->n_parts);
+        if (skip_bytes >= part->size_bytes) {
+            skip_bytes -= part->size_bytes;
+            continue;
+        }
+        size_bytes =
+            part->size_bytes - skip_bytes < left_bytes ? part->size_bytes - skip_bytes : left_bytes;
+        ret_extents[count++] = (struct sl_extent){.offset_bytes = part->offset_bytes + skip_bytes,
+                                                  .size_bytes = size_bytes,
+                                                  .file_index = part->file_index};
+        left_bytes -= size_bytes;
+        skip_bytes = 0;
+    }
+    return count;
 }
 
 const char *sl_expert_matrix_name(int matrix)

@@ -78,9 +78,11 @@ uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int 
 
 uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape);
 
-/* Where a matrix starts, and as much of it as is in that part. */
-struct sl_extent sl_packed_expert_matrix(const struct sl_packed_expert *expert,
-                                         const struct sl_expert_shape *shape, int matrix);
+/* Where a matrix's tiles are: as many extents, of any size, as parts hold some of it. Returns their
+ * number. */
+uint32_t sl_packed_expert_matrix(const struct sl_packed_expert *expert,
+                                 const struct sl_expert_shape *shape, int matrix,
+                                 struct sl_extent ret_extents[SL_EXPERT_PARTS_MAX]);
 
 /* "w1" and so on. */
 const char *sl_expert_matrix_name(int matrix);

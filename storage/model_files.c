@@ -3,7 +3,7 @@
 int sl_model_files_open(struct sl_model_files *ret_files, const char *folder, struct sl_err *err)
 {
     *ret_files = (struct sl_model_files){0};
-    return sl_store_is(folder) ? sl_store_open(&ret_files->store, folder, false, err)
+    return sl_store_is(folder) ? sl_store_open(&ret_files->store, folder, SL_STORE_RUN, err)
                                : sl_checkpoint_open(&ret_files->checkpoint, folder, err);
 }
 

@@ -69,7 +69,7 @@ bool sl_store_is(const char *folder)
 /* ---- reading the catalog ----------------------------------------------------------------------
  */
 
-static int read_model(struct sl_store *store, struct sl_catalog *catalog, bool partial,
+static int read_model(struct sl_store *store, struct sl_catalog *catalog, enum sl_store_use use,
                       struct sl_err *err)
 {
     const uint8_t *value;
@@ -94,7 +94,7 @@ static int read_model(struct sl_store *store, struct sl_catalog *catalog, bool p
         store->state.n_tensors_done > store->model.n_tensors ||
         store->state.n_experts_done > sl_store_expert_count(&store->model.shape))
         return bad_entry(store, SL_STORE_KEY_STATE, err);
-    if (!store->state.complete && !partial)
+    if (!store->state.complete && use != SL_STORE_RESUME)
         return sl_err_set(err, -SL_EFORMAT,
                           "%s: the store is not complete: run sluice pack again to go on",
                           store->folder);
@@ -133,7 +133,7 @@ static int take_tensor(void *context, const char *key, const uint8_t *value, siz
     return 0;
 }
 
-/* A record has its size, and no part is in a file that the store does not have. */
+/* A record has its size, and all parts are in files of the store. */
 static int take_expert(void *context, const char *key, const uint8_t *value, size_t size_bytes,
                        struct sl_err *err)
 {
@@ -146,8 +146,11 @@ static int take_expert(void *context, const char *key, const uint8_t *value, siz
     if (store->n_read == store->state.n_experts_done || strcmp(key, wanted) != 0 ||
         !sl_store_expert_decode(expert, value, size_bytes))
         return bad_entry(store, key, err);
-    for (uint32_t i = 0; i < expert->n_parts; i++)
+    for (uint32_t i = 0; i < expert->n_parts; i++) {
         record_bytes += expert->parts[i].size_bytes;
+        if (expert->parts[i].file_index >= store->model.n_files)
+            return bad_entry(store, key, err);
+    }
     if (record_bytes != sl_packed_expert_bytes(&store->model.shape))
         return bad_entry(store, key, err);
     store->n_read++;
@@ -192,13 +195,13 @@ static int read_files(struct sl_store *store, struct sl_catalog *catalog, struct
     return 0;
 }
 
-static int read_catalog(struct sl_store *store, struct sl_catalog *catalog, bool partial,
+static int read_catalog(struct sl_store *store, struct sl_catalog *catalog, enum sl_store_use use,
                         struct sl_err *err)
 {
     const struct sl_store_state *state = &store->state;
     int rc;
 
-    if ((rc = read_model(store, catalog, partial, err)) < 0 ||
+    if ((rc = read_model(store, catalog, use, err)) < 0 ||
         (rc = read_files(store, catalog, err)) < 0 ||
         (rc = sl_catalog_each(catalog, SL_STORE_PREFIX_CARRIED, take_carried, store, err)) < 0)
         return rc;
@@ -242,9 +245,6 @@ static int check_extent(const struct sl_store *store, const struct sl_extent *ex
 {
     uint64_t end_bytes = extent->offset_bytes + extent->size_bytes;
 
-    if (extent->file_index >= store->model.n_files)
-        return sl_err_set(err, -SL_ECORRUPT, "%s: the catalog names file %u of %u", store->folder,
-                          extent->file_index, store->model.n_files);
     if (end_bytes > store->file_bytes[extent->file_index])
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the file has %llu bytes, but the catalog has data up to %llu",
@@ -405,7 +405,8 @@ static int open_dense(struct sl_store *store, struct sl_err *err)
     return store->stream ? 0 : no_memory(store, err);
 }
 
-int sl_store_open(struct sl_store **ret_store, const char *folder, bool partial, struct sl_err *err)
+int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store_use use,
+                  struct sl_err *err)
 {
     struct sl_store *store = calloc(1, sizeof(*store));
     struct sl_catalog *catalog = NULL;
@@ -423,8 +424,8 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, bool partial,
     }
     if ((rc = sl_catalog_open(&catalog, folder, false, err)) < 0 ||
         (rc = sl_catalog_begin(catalog, err)) < 0 ||
-        (rc = read_catalog(store, catalog, partial, err)) < 0 ||
-        (rc = stat_files(store, err)) < 0 || (rc = check_extents(store, err)) < 0 ||
+        (rc = read_catalog(store, catalog, use, err)) < 0 || (rc = stat_files(store, err)) < 0 ||
+        (use != SL_STORE_MEND && (rc = check_extents(store, err)) < 0) ||
         (rc = sort_names(store, err)) < 0 || (rc = open_dense(store, err)) < 0)
         goto out;
     *ret_store = store;

@@ -27,10 +27,16 @@ struct sl_store;
 /* True if the folder holds a catalog: a store, whole or not. */
 bool sl_store_is(const char *folder);
 
-/* `partial` allows a store that is not complete, as sluice pack left it: then only what is said to
- * be done is there. Fails with -errno, -ENOMEM, -SL_ECORRUPT, -SL_EFORMAT (no store, or one that is
- * not complete) or -SL_EUNSUPPORTED (made by a newer sluice). The caller closes *ret_store. */
-int sl_store_open(struct sl_store **ret_store, const char *folder, bool partial,
+/* What a store is opened for, and so what is asked of it. */
+enum sl_store_use {
+    SL_STORE_RUN,    /* complete */
+    SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there */
+    SL_STORE_MEND,   /* complete, but files may be shorter than the catalog says */
+};
+
+/* Fails with -errno, -ENOMEM, -SL_ECORRUPT, -SL_EFORMAT (no store, or one that is not complete) or
+ * -SL_EUNSUPPORTED (made by a newer sluice). The caller closes *ret_store. */
+int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store_use use,
                   struct sl_err *err);
 
 /* NULL is allowed. */

@@ -13,6 +13,20 @@ int sl_write_error(struct sl_err *err, int rc, const char *path, const char *wha
     return sl_err_set(err, rc, "%s: cannot %s: %s", path, what, sl_strerror(rc));
 }
 
+int sl_write_small(struct sl_file_writer *writer, const char *path, const char *text, size_t length,
+                   struct sl_err *err)
+{
+    int file, rc = writer->ops->open(writer, path, false, &file);
+
+    if (rc < 0)
+        return sl_write_error(err, rc, path, "create");
+    rc = writer->ops->write(writer, file, 0, text, length);
+    if (rc == 0)
+        rc = writer->ops->sync(writer, file);
+    writer->ops->close(writer, file);
+    return rc < 0 ? sl_write_error(err, rc, path, "write") : 0;
+}
+
 uint64_t sl_record_staging_bytes(const struct sl_expert_shape *shape)
 {
     uint64_t elements = 3 * (uint64_t)shape->hidden_size * shape->moe_intermediate_size;
@@ -61,6 +75,22 @@ int sl_record_make(const struct sl_checkpoint *checkpoint, const struct sl_exper
         ret_checksums[m] = sl_checksum(tiles, size_bytes);
     }
     return rc < 0 ? sl_err_prefix(err, rc, "%s", sl_expert_format(shape, key, text)) : 0;
+}
+
+int sl_record_write(struct sl_file_writer *writer, const int *files, const char *const *paths,
+                    const struct sl_packed_expert *expert, const uint8_t *record,
+                    struct sl_err *err)
+{
+    for (uint32_t i = 0; i < expert->n_parts; i++) {
+        const struct sl_extent *part = &expert->parts[i];
+        int rc = writer->ops->write(writer, files[part->file_index], part->offset_bytes, record,
+                                    part->size_bytes);
+
+        if (rc < 0)
+            return sl_write_error(err, rc, paths[part->file_index], "write");
+        record += part->size_bytes;
+    }
+    return 0;
 }
 
 static int copy_chunks(const struct sl_checkpoint *checkpoint,

@@ -5,6 +5,7 @@
 #ifndef SL_STORAGE_STORE_RECORDS_H
 #define SL_STORAGE_STORE_RECORDS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -22,6 +23,11 @@ int sl_record_make(const struct sl_checkpoint *checkpoint, const struct sl_exper
                    struct sl_expert_key key, uint8_t *staging, uint8_t *record,
                    uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err);
 
+/* Writes a record to its parts. `files` and `paths` by the parts' file_index. */
+int sl_record_write(struct sl_file_writer *writer, const int *files, const char *const *paths,
+                    const struct sl_packed_expert *expert, const uint8_t *record,
+                    struct sl_err *err);
+
 /* Where a tensor goes. */
 struct sl_tensor_target {
     struct sl_file_writer *writer; /* NULL: nowhere, for the checksum alone */
@@ -36,6 +42,10 @@ struct sl_tensor_target {
 int sl_tensor_copy(const struct sl_checkpoint *checkpoint,
                    const struct sl_checkpoint_tensor *tensor, const struct sl_tensor_target *target,
                    uint8_t *buffer, uint64_t *ret_checksum, struct sl_err *err);
+
+/* A small file, whole and synced. */
+int sl_write_small(struct sl_file_writer *writer, const char *path, const char *text, size_t length,
+                   struct sl_err *err);
 
 /* Fills `err` for a call of a file writer that failed with `rc`, and returns it. */
 int sl_write_error(struct sl_err *err, int rc, const char *path, const char *what);

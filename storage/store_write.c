@@ -388,7 +388,7 @@ static int begin_again(struct packer *p, struct sl_err *err)
 {
     const struct sl_store_model *found;
     struct sl_store *store;
-    int rc = sl_store_open(&store, p->o->store_folder, true, err);
+    int rc = sl_store_open(&store, p->o->store_folder, SL_STORE_RESUME, err);
 
     if (rc < 0)
         return rc;
@@ -469,21 +469,6 @@ static int open_files(struct packer *p, struct sl_err *err)
     return 0;
 }
 
-static int write_small(const struct packer *p, const char *path, const char *text, size_t length,
-                       struct sl_err *err)
-{
-    struct sl_file_writer *writer = p->o->writer;
-    int file, rc = writer->ops->open(writer, path, false, &file);
-
-    if (rc < 0)
-        return sl_write_error(err, rc, path, "create");
-    rc = writer->ops->write(writer, file, 0, text, length);
-    if (rc == 0)
-        rc = writer->ops->sync(writer, file);
-    writer->ops->close(writer, file);
-    return rc < 0 ? sl_write_error(err, rc, path, "write") : 0;
-}
-
 /* Written anew each time: they are small, and may not have got to the disk last time. */
 static int write_carried(struct packer *p, struct sl_err *err)
 {
@@ -501,7 +486,7 @@ static int write_carried(struct packer *p, struct sl_err *err)
             continue;
         rc = carried_path(p, p->o->store_folder, sl_store_carried_names[i], &path, err);
         if (rc == 0) {
-            rc = write_small(p, path, text, length, err);
+            rc = sl_write_small(writer, path, text, length, err);
             free(path);
         }
         free(text);
@@ -586,10 +571,8 @@ static void pack_experts_job(void *context, size_t first, size_t end, uint32_t t
         entry->parts[0] = (struct sl_extent){.file_index = 1,
                                              .offset_bytes = number * p->record_bytes,
                                              .size_bytes = p->record_bytes};
-        w->rc = p->o->writer->ops->write(p->o->writer, p->handles[1], entry->parts[0].offset_bytes,
-                                         w->record, p->record_bytes);
-        if (w->rc < 0)
-            sl_write_error(&w->err, w->rc, p->paths[1], "write");
+        w->rc = sl_record_write(p->o->writer, p->handles, (const char *const *)p->paths, entry,
+                                w->record, &w->err);
     }
 }
 

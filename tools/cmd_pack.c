@@ -1,4 +1,4 @@
-/* sluice pack: a store of a checkpoint. Joins the model's list of tensors with the packer. */
+/* sluice pack: a store of a checkpoint. */
 #include "tools/commands.h"
 
 #include <argp.h>
@@ -10,12 +10,10 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
-#include "core/model/config.h"
-#include "core/model/weights.h"
 #include "storage/store.h"
 #include "storage/store_write.h"
-#include "tools/dense_list.h"
 #include "tools/engine_options.h"
+#include "tools/pack_source.h"
 #include "tools/progress.h"
 
 /* Each takes 70 MB of V4-Pro's experts; more would not be faster than a drive. */
@@ -85,49 +83,7 @@ static const struct argp parser = {
            "on where that ended.",
 };
 
-/* What there is to pack; all zeroed at first. */
-struct source {
-    struct sl_config config;
-    struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *experts;
-    struct sl_dense_list tensors;
-    bool with_mtp;
-};
-
-static int open_source(struct source *source, const char *folder, struct sl_err *err)
-{
-    struct sl_weight_source *weights;
-    struct sl_expert_shape shape;
-    int rc;
-
-    if (sl_store_is(folder))
-        return sl_err_set(err, -SL_EFORMAT, "%s: a store already, expected a checkpoint", folder);
-    if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
-        (rc = sl_checkpoint_open(&source->checkpoint, folder, err)) < 0)
-        return rc;
-    weights = sl_checkpoint_weights(source->checkpoint);
-    source->with_mtp = sl_weights_mtp_known(&source->config, weights);
-    shape = (struct sl_expert_shape){
-        .num_hidden_layers = source->config.num_hidden_layers,
-        .n_mtp_layers = source->with_mtp,
-        .n_routed_experts = source->config.n_routed_experts,
-        .hidden_size = source->config.hidden_size,
-        .moe_intermediate_size = source->config.moe_intermediate_size,
-    };
-    rc = sl_expert_store_open(&source->experts, source->checkpoint, &shape, err);
-    return rc < 0 ? rc
-                  : sl_dense_list_make(&source->tensors, &source->config, weights, source->with_mtp,
-                                       err);
-}
-
-static void close_source(struct source *source)
-{
-    sl_dense_list_fini(&source->tensors);
-    sl_expert_store_close(source->experts);
-    sl_checkpoint_close(source->checkpoint);
-}
-
-static void print_result(const struct source *source, const struct sl_pack_result *result,
+static void print_result(const struct sl_pack_source *source, const struct sl_pack_result *result,
                          uint64_t elapsed_ns)
 {
     const uint64_t n_experts = sl_store_expert_count(sl_expert_store_shape(source->experts));
@@ -149,7 +105,8 @@ static void print_result(const struct source *source, const struct sl_pack_resul
                (unsigned long long)n_left);
 }
 
-static int pack(const struct source *source, const struct arguments *arguments, struct sl_err *err)
+static int pack(const struct sl_pack_source *source, const struct arguments *arguments,
+                struct sl_err *err)
 {
     struct sl_progress progress = sl_progress_start(stderr, "packing", NULL);
     uint32_t n_threads =
@@ -187,16 +144,16 @@ static int pack(const struct source *source, const struct arguments *arguments, 
 int sl_cmd_pack(int argc, char **argv)
 {
     struct arguments arguments = {0};
-    struct source source = {0};
+    struct sl_pack_source source = {0};
     struct sl_err err = {0};
     int rc;
 
     argp_parse(&parser, argc, argv, 0, NULL, &arguments);
     catch_interrupts();
-    rc = open_source(&source, arguments.checkpoint, &err);
+    rc = sl_pack_source_open(&source, arguments.checkpoint, &err);
     if (rc == 0)
         rc = pack(&source, &arguments, &err);
-    close_source(&source);
+    sl_pack_source_close(&source);
     if (fflush(stdout) != 0 && rc == 0)
         rc = sl_err_set(&err, -errno, "cannot write the result: %s", sl_strerror(errno));
     if (rc < 0)

@@ -11,5 +11,6 @@ int sl_cmd_pack(int argc, char **argv);
 int sl_cmd_perplexity(int argc, char **argv);
 int sl_cmd_synth(int argc, char **argv);
 int sl_cmd_tokenize(int argc, char **argv);
+int sl_cmd_verify(int argc, char **argv);
 
 #endif

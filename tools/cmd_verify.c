@@ -1,0 +1,172 @@
+/* sluice verify: a store against its checksums; what is damaged can be made again. */
+#include "tools/commands.h"
+
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/size.h"
+#include "storage/store_repair.h"
+#include "storage/store_verify.h"
+#include "tools/pack_source.h"
+#include "tools/progress.h"
+
+struct arguments {
+    const char *store;
+    const char *checkpoint; /* NULL: no repair */
+    bool io_threads;
+};
+
+/* What was found damaged. */
+struct damage {
+    struct sl_store_item *items;
+    uint32_t n_items;
+    bool no_memory;
+};
+
+enum { OPTION_REPAIR = 0x100, OPTION_IO };
+
+static const struct argp_option options[] = {
+    {"repair", OPTION_REPAIR, "CHECKPOINT", 0,
+     "make what is damaged again, from the checkpoint that was packed", 0},
+    {"io", OPTION_IO, "uring|threads", 0, "how data are read (default uring)", 0},
+    {0},
+};
+
+static error_t parse_option(int key, char *text, struct argp_state *state)
+{
+    struct arguments *arguments = state->input;
+
+    switch (key) {
+    case OPTION_REPAIR:
+        arguments->checkpoint = text;
+        return 0;
+    case OPTION_IO:
+        if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
+            argp_error(state, "--io takes uring or threads, not \"%s\"", text);
+        arguments->io_threads = strcmp(text, "threads") == 0;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (arguments->store)
+            return ARGP_ERR_UNKNOWN;
+        arguments->store = text;
+        return 0;
+    case ARGP_KEY_END:
+        if (!arguments->store)
+            argp_error(state, "which STORE?");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp parser = {
+    .options = options,
+    .parser = parse_option,
+    .args_doc = "STORE",
+    .doc = "Reads all of a store and holds it against the checksums in its catalog. Prints a line "
+           "for everything that is damaged.",
+};
+
+static void on_bad(void *context, const struct sl_store_item *item, const char *message)
+{
+    struct damage *damage = context;
+    struct sl_store_item *items;
+
+    printf("damaged: %s\n", message);
+    if ((damage->n_items & (damage->n_items + 1)) == 0) { /* full: room for 0, 1, 3, 7, ... */
+        items = realloc(damage->items, (2 * (size_t)damage->n_items + 1) * sizeof(*items));
+        damage->no_memory |= !items;
+        if (items)
+            damage->items = items;
+    }
+    if (!damage->no_memory)
+        damage->items[damage->n_items++] = *item;
+}
+
+static int repair(const struct sl_store *store, const char *folder, const struct damage *damage,
+                  struct sl_err *err)
+{
+    struct sl_pack_source source = {0};
+    struct sl_repair_options repair_options = {
+        .store = store, .checkpoint_folder = folder, .writer = sl_file_writer()};
+    int rc = sl_pack_source_open(&source, folder, err);
+
+    if (rc == 0) {
+        repair_options.checkpoint = source.checkpoint;
+        repair_options.experts = source.experts;
+        rc = sl_store_repair(&repair_options, damage->items, damage->n_items, err);
+    }
+    sl_pack_source_close(&source);
+    return rc;
+}
+
+/* What is damaged is in *damage then. */
+static int verify(const struct sl_store *store, const struct arguments *arguments,
+                  struct damage *damage, struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "verifying", NULL);
+    struct sl_verify_options verify_options = {
+        .open_io = arguments->io_threads ? sl_io_threads_open : sl_io_uring_open,
+        .on_bad = on_bad,
+        .bad_context = damage,
+        .on_progress = sl_progress_show,
+        .progress_context = &progress,
+    };
+    struct sl_verify_result result;
+    uint64_t start_ns = sl_clock_ns();
+    int rc = sl_store_verify(store, &verify_options, &result, err);
+    char text[SL_SIZE_TEXT_BYTES];
+    double seconds = (double)(sl_clock_ns() - start_ns) * 1e-9;
+
+    sl_progress_end(&progress);
+    if (rc == 0 && damage->no_memory)
+        rc = sl_err_set(err, -ENOMEM, "list of damage: out of memory");
+    if (rc < 0)
+        return rc;
+    printf("verified %s in %.1f s, %.2f GB/s: %llu of %llu parts damaged\n",
+           sl_size_format(result.read_bytes, text), seconds,
+           (double)result.read_bytes * 1e-9 / seconds, (unsigned long long)result.n_bad,
+           (unsigned long long)result.n_items);
+    return 0;
+}
+
+static int run(const struct arguments *arguments, struct damage *damage, struct sl_err *err)
+{
+    struct sl_store *store;
+    int rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err);
+
+    if (rc < 0)
+        return rc;
+    rc = verify(store, arguments, damage, err);
+    if (rc == 0 && damage->n_items > 0 && !arguments->checkpoint)
+        rc = sl_err_set(err, -SL_ECORRUPT,
+                        "%s: damaged; sluice verify --repair CHECKPOINT can mend it",
+                        arguments->store);
+    else if (rc == 0 && damage->n_items > 0)
+        rc = repair(store, arguments->checkpoint, damage, err);
+    if (rc == 0 && damage->n_items > 0)
+        printf("repaired %u parts\n", damage->n_items);
+    sl_store_close(store);
+    return rc;
+}
+
+int sl_cmd_verify(int argc, char **argv)
+{
+    struct arguments arguments = {0};
+    struct damage damage = {0};
+    struct sl_err err = {0};
+    int rc;
+
+    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    rc = run(&arguments, &damage, &err);
+    free(damage.items);
+    if (fflush(stdout) != 0 && rc == 0)
+        rc = sl_err_set(&err, -errno, "cannot write the result: %s", sl_strerror(errno));
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    return rc < 0 ? 1 : 0;
+}
