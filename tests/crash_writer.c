@@ -1,0 +1,271 @@
+#include "tests/crash_writer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+#include "storage/catalog.h"
+#include "tests/io_fault.h"
+
+#define PATH_BYTES 512
+#define FILES_MAX 16
+#define NAMES_MAX 32
+#define WRITES_MAX 256
+#define SECTOR_BYTES 512u
+
+/* A write that was not synced, and what was there before. */
+struct unsynced {
+    uint8_t *old;
+    uint64_t offset_bytes, size_bytes;
+    int file;
+};
+
+struct file {
+    char path[PATH_BYTES];
+    uint64_t synced_bytes; /* its size when it was synced last */
+    int fd;                /* kept until the writer closes; -1 if there is none */
+};
+
+struct crash_writer {
+    struct sl_file_writer writer; /* first */
+    uint64_t random, nth, count;
+    int fail_code;
+    bool dead;
+    struct file files[FILES_MAX];
+    int n_files;
+    char names[NAMES_MAX][PATH_BYTES]; /* made, and their folders not synced since */
+    int n_names;
+    struct unsynced writes[WRITES_MAX];
+    int n_writes;
+};
+
+static struct crash_writer *of(struct sl_file_writer *writer)
+{
+    return (struct crash_writer *)(void *)writer;
+}
+
+static uint64_t below(struct crash_writer *w, uint64_t limit)
+{
+    return io_fault_random(&w->random) % limit;
+}
+
+/* Counts a call. Returns 0, 1 for the one in which the power goes, or what it fails with. */
+static int step(struct crash_writer *w)
+{
+    if (w->dead)
+        return -EIO;
+    if (++w->count != w->nth)
+        return 0;
+    if (w->fail_code < 0)
+        return w->fail_code;
+    w->dead = true;
+    return 1;
+}
+
+static uint64_t size_of(const struct file *file)
+{
+    struct stat status;
+
+    sl_assert(fstat(file->fd, &status) == 0);
+    return (uint64_t)status.st_size;
+}
+
+static void name_made(struct crash_writer *w, const char *path)
+{
+    sl_assert(w->n_names < NAMES_MAX);
+    sl_assert(snprintf(w->names[w->n_names++], PATH_BYTES, "%s", path) < PATH_BYTES);
+}
+
+static int make_folder(struct sl_file_writer *writer, const char *path)
+{
+    struct crash_writer *w = of(writer);
+    char data[PATH_BYTES];
+    int rc = step(w);
+
+    if (rc < 0)
+        return rc;
+    if (mkdir(path, 0777) < 0)
+        return errno == EEXIST ? (rc ? -EIO : 0) : -errno;
+    if (strcmp(strrchr(path, '/') + 1, SL_CATALOG_FOLDER) == 0) {
+        sl_assert(snprintf(data, sizeof(data), "%s/%s", path, SL_CATALOG_FILE) < PATH_BYTES);
+        name_made(w, path);
+        name_made(w, data); /* LMDB is about to */
+    }
+    return rc ? -EIO : 0;
+}
+
+static int sync_folder(struct sl_file_writer *writer, const char *path)
+{
+    struct crash_writer *w = of(writer);
+    int rc = step(w), kept = 0;
+
+    if (rc)
+        return rc < 0 ? rc : -EIO;
+    for (int i = 0; i < w->n_names; i++) {
+        size_t length = (size_t)(strrchr(w->names[i], '/') - w->names[i]);
+
+        if (strlen(path) == length && strncmp(w->names[i], path, length) == 0)
+            continue;
+        memmove(w->names[kept++], w->names[i], PATH_BYTES);
+    }
+    w->n_names = kept;
+    return 0;
+}
+
+static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    struct crash_writer *w = of(writer);
+    bool is_new = access(path, F_OK) != 0;
+    struct file *file = &w->files[w->n_files];
+    int rc = step(w);
+
+    if (rc < 0)
+        return rc;
+    sl_assert(w->n_files < FILES_MAX);
+    file->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (bulk ? 0 : O_TRUNC), 0666);
+    if (file->fd < 0)
+        return -errno;
+    sl_assert(snprintf(file->path, PATH_BYTES, "%s", path) < PATH_BYTES);
+    file->synced_bytes = size_of(file);
+    if (is_new)
+        name_made(w, path);
+    *ret_file = w->n_files++;
+    return rc ? -EIO : 0;
+}
+
+static int write_file(struct sl_file_writer *writer, int number, uint64_t offset_bytes,
+                      const void *data, uint64_t size_bytes)
+{
+    struct crash_writer *w = of(writer);
+    struct file *file = &w->files[number];
+    struct unsynced *entry = &w->writes[w->n_writes];
+    int rc = step(w);
+
+    if (rc < 0 && rc != w->fail_code)
+        return rc;
+    if (rc < 0)
+        size_bytes /= 2;
+    sl_assert(w->n_writes < WRITES_MAX);
+    *entry = (struct unsynced){calloc(1, size_bytes), offset_bytes, size_bytes, number};
+    sl_assert(entry->old);
+    w->n_writes++;
+    sl_assert(pread(file->fd, entry->old, size_bytes, (off_t)offset_bytes) >= 0);
+    sl_assert(pwrite(file->fd, data, size_bytes, (off_t)offset_bytes) == (ssize_t)size_bytes);
+    return rc > 0 ? -EIO : rc;
+}
+
+static int sync_file(struct sl_file_writer *writer, int number)
+{
+    struct crash_writer *w = of(writer);
+    int rc = step(w), kept = 0;
+
+    if (rc)
+        return rc < 0 ? rc : -EIO;
+    for (int i = 0; i < w->n_writes; i++) {
+        if (w->writes[i].file == number)
+            free(w->writes[i].old);
+        else
+            w->writes[kept++] = w->writes[i];
+    }
+    w->n_writes = kept;
+    w->files[number].synced_bytes = size_of(&w->files[number]);
+    return 0;
+}
+
+static void close_file(struct sl_file_writer *writer, int number)
+{
+    (void)writer;
+    (void)number; /* closing does not sync: what is remembered of it stays */
+}
+
+struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_code)
+{
+    static const struct sl_file_writer_ops ops = {
+        .make_folder = make_folder,
+        .sync_folder = sync_folder,
+        .open = open_file,
+        .write = write_file,
+        .sync = sync_file,
+        .close = close_file,
+    };
+    struct crash_writer *w = calloc(1, sizeof(*w));
+
+    sl_assert(w);
+    w->writer.ops = &ops;
+    w->random = seed;
+    w->nth = nth;
+    w->fail_code = fail_code;
+    return w;
+}
+
+uint64_t crash_writer_count(const struct crash_writer *writer)
+{
+    return writer->count;
+}
+
+struct sl_file_writer *crash_writer_ops(struct crash_writer *writer)
+{
+    return &writer->writer;
+}
+
+/* Now and then a write is lost or kept as a whole, else sector by sector. */
+static void tear(struct crash_writer *w, const struct unsynced *entry)
+{
+    uint64_t lost_percent = below(w, 3) * 50;
+
+    for (uint64_t at = 0; at < entry->size_bytes; at += SECTOR_BYTES) {
+        uint64_t n = entry->size_bytes - at < SECTOR_BYTES ? entry->size_bytes - at : SECTOR_BYTES;
+
+        if (below(w, 100) < lost_percent)
+            sl_assert(pwrite(w->files[entry->file].fd, entry->old + at, n,
+                             (off_t)(entry->offset_bytes + at)) == (ssize_t)n);
+    }
+}
+
+static void resize(struct crash_writer *w, struct file *file)
+{
+    uint64_t size_bytes = size_of(file);
+
+    if (size_bytes > file->synced_bytes && below(w, 2))
+        sl_assert(ftruncate(file->fd, (off_t)(file->synced_bytes +
+                                              below(w, size_bytes - file->synced_bytes + 1))) == 0);
+}
+
+/* A folder that is lost takes what is in it along. */
+static void lose(const char *path)
+{
+    char inner[PATH_BYTES + 16];
+
+    snprintf(inner, sizeof(inner), "%s/" SL_CATALOG_FILE, path);
+    unlink(inner);
+    snprintf(inner, sizeof(inner), "%s/lock.mdb", path);
+    unlink(inner);
+    remove(path);
+}
+
+bool crash_writer_close(struct crash_writer *w)
+{
+    bool dead = w->dead;
+
+    for (int i = w->n_writes; i-- > 0;) {
+        if (dead)
+            tear(w, &w->writes[i]);
+        free(w->writes[i].old);
+    }
+    for (int i = 0; i < w->n_files; i++) {
+        if (dead)
+            resize(w, &w->files[i]);
+        close(w->files[i].fd);
+    }
+    for (int i = 0; dead && i < w->n_names; i++) {
+        if (below(w, 2))
+            lose(w->names[i]);
+    }
+    free(w);
+    return dead;
+}

@@ -1,0 +1,231 @@
+#include "tests/store_rig.h"
+
+#include <fcntl.h>
+#include <ftw.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/file.h"
+#include "storage/catalog.h"
+
+#define SHARD "model-00001-of-00001.safetensors"
+#define FILE_BYTES_MAX (UINT64_C(64) << 20)
+
+const struct sl_expert_shape store_rig_shape = {.num_hidden_layers = 2,
+                                                .n_mtp_layers = 1,
+                                                .n_routed_experts = 3,
+                                                .hidden_size = 256,
+                                                .moe_intermediate_size = 128};
+
+const char *const store_rig_tensors[STORE_RIG_TENSORS] = {
+    "embed.weight", "norm.weight", "layers.0.attn.wkv.scale", "layers.0.attn.wkv.weight"};
+
+/* Bytes that any kind of tensor may have; scales below 2^60. */
+static void fill(const struct store_rig *rig, uint8_t weights)
+{
+    char path[FIXTURE_PATH_BYTES + 64];
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/%s", rig->checkpoint_folder, SHARD);
+    fd = open(path, O_WRONLY);
+    assert_true(fd >= 0);
+    for (uint32_t i = 0; i < sl_checkpoint_tensor_count(rig->checkpoint); i++) {
+        const struct sl_checkpoint_tensor *tensor = sl_checkpoint_tensor_at(rig->checkpoint, i);
+        uint8_t *bytes = malloc(tensor->info.size_bytes);
+
+        assert_non_null(bytes);
+        for (uint64_t k = 0; k < tensor->info.size_bytes; k++)
+            bytes[k] = (uint8_t)(fixture_byte(tensor->name, k) % 180 ^ weights);
+        assert_int_equal(pwrite(fd, bytes, tensor->info.size_bytes, (off_t)tensor->offset_bytes),
+                         tensor->info.size_bytes);
+        free(bytes);
+    }
+    close(fd);
+}
+
+void store_rig_path(const struct store_rig *rig, const char *name, char path[FIXTURE_PATH_BYTES])
+{
+    assert_true(snprintf(path, FIXTURE_PATH_BYTES, "%s/%s", rig->root, name) < FIXTURE_PATH_BYTES);
+}
+
+void store_rig_open(struct store_rig *rig, uint8_t weights)
+{
+    struct fixture_list list = {0};
+    FILE *index;
+
+    fixture_folder_create(rig->root);
+    store_rig_path(rig, "checkpoint", rig->checkpoint_folder);
+    store_rig_path(rig, "store", rig->store_folder);
+    assert_int_equal(mkdir(rig->checkpoint_folder, 0777), 0);
+    fixture_add(&list, SL_DTYPE_BF16, 41, 256, "embed.weight");
+    fixture_add(&list, SL_DTYPE_F32, 256, 0, "norm.weight");
+    fixture_add(&list, SL_DTYPE_F8_E4M3, 32, 128, "layers.0.attn.wkv.weight");
+    fixture_add(&list, SL_DTYPE_F8_E8M0, 1, 1, "layers.0.attn.wkv.scale");
+    fixture_add(&list, SL_DTYPE_BF16, 3, 5, "mtp.1.not_understood");
+    fixture_add_experts(&list, "layers.0", 3, 256, 128);
+    fixture_add_experts(&list, "layers.1", 3, 256, 128);
+    fixture_add_experts(&list, "mtp.0", 3, 256, 128);
+    fixture_write_shard(rig->checkpoint_folder, SHARD, &list, true);
+    index = fixture_index_begin(rig->checkpoint_folder);
+    fixture_index_add(index, &list, SHARD);
+    fixture_index_end(index);
+    fixture_write_text(rig->checkpoint_folder, "config.json", "{\"of\": \"a test\"}\n");
+    fixture_write_text(rig->checkpoint_folder, "tokenizer.json", "{}\n");
+    fixture_fini(&list);
+    assert_int_equal(sl_checkpoint_open(&rig->checkpoint, rig->checkpoint_folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&rig->experts, rig->checkpoint, &store_rig_shape, NULL),
+                     0);
+    assert_int_equal(sl_pool_create(&rig->pool, 1, NULL), 0);
+    fill(rig, weights);
+}
+
+void store_rig_close(struct store_rig *rig)
+{
+    sl_pool_destroy(rig->pool);
+    sl_expert_store_close(rig->experts);
+    sl_checkpoint_close(rig->checkpoint);
+    store_rig_remove(rig->root);
+}
+
+struct sl_pack_options store_rig_options(const struct store_rig *rig, const char *store_folder)
+{
+    return (struct sl_pack_options){
+        .store_folder = store_folder,
+        .checkpoint_folder = rig->checkpoint_folder,
+        .checkpoint = rig->checkpoint,
+        .experts = rig->experts,
+        .tensors = store_rig_tensors,
+        .n_tensors = STORE_RIG_TENSORS,
+        .pool = rig->pool,
+        .writer = sl_file_writer(),
+        .batch_bytes = 2 * sl_packed_expert_bytes(&store_rig_shape),
+    };
+}
+
+void store_rig_pack(const struct store_rig *rig, const char *store_folder)
+{
+    struct sl_pack_options options = store_rig_options(rig, store_folder);
+    struct sl_err err = {0};
+
+    if (sl_store_pack(&options, NULL, &err) < 0)
+        fail_msg("pack: %s", err.message);
+}
+
+/* ---- comparing --------------------------------------------------------------------------------
+ */
+
+static void assert_same_file(const char *folder_a, const char *folder_b, const char *name)
+{
+    char path[FIXTURE_PATH_BYTES + 64], *a, *b;
+    size_t a_bytes, b_bytes;
+
+    snprintf(path, sizeof(path), "%s/%s", folder_a, name);
+    assert_int_equal(sl_file_read_all(path, FILE_BYTES_MAX, &a, &a_bytes, NULL), 0);
+    snprintf(path, sizeof(path), "%s/%s", folder_b, name);
+    assert_int_equal(sl_file_read_all(path, FILE_BYTES_MAX, &b, &b_bytes, NULL), 0);
+    assert_int_equal(a_bytes, b_bytes);
+    if (memcmp(a, b, a_bytes) != 0)
+        fail_msg("%s differs", name);
+    free(a);
+    free(b);
+}
+
+/* All keys and values, one after the other. */
+struct contents {
+    uint8_t *bytes;
+    size_t length;
+};
+
+static void add(struct contents *contents, const void *data, size_t size_bytes)
+{
+    contents->bytes = realloc(contents->bytes, contents->length + size_bytes);
+    assert_non_null(contents->bytes);
+    memcpy(contents->bytes + contents->length, data, size_bytes);
+    contents->length += size_bytes;
+}
+
+static int add_entry(void *context, const char *key, const uint8_t *value, size_t size_bytes,
+                     struct sl_err *err)
+{
+    (void)err;
+    add(context, key, strlen(key) + 1);
+    add(context, &size_bytes, sizeof(size_bytes));
+    add(context, value, size_bytes);
+    return 0;
+}
+
+static struct contents read_catalog(const char *store_folder)
+{
+    struct contents contents = {0};
+    struct sl_catalog *catalog;
+
+    assert_int_equal(sl_catalog_open(&catalog, store_folder, false, NULL), 0);
+    assert_int_equal(sl_catalog_begin(catalog, NULL), 0);
+    assert_int_equal(sl_catalog_each(catalog, "", add_entry, &contents, NULL), 0);
+    sl_catalog_close(catalog);
+    return contents;
+}
+
+void store_rig_assert_same(const char *store_a, const char *store_b)
+{
+    static const char *const names[] = {"config.json", "tokenizer.json", "dense.bin",
+                                        "experts-1.bin"};
+    struct contents a = read_catalog(store_a), b = read_catalog(store_b);
+    struct sl_store *store;
+
+    assert_int_equal(a.length, b.length);
+    assert_memory_equal(a.bytes, b.bytes, a.length);
+    free(a.bytes);
+    free(b.bytes);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        assert_same_file(store_a, store_b, names[i]);
+    assert_int_equal(sl_store_open(&store, store_a, SL_STORE_RUN, NULL), 0);
+    sl_store_close(store);
+}
+
+/* ---- damage -----------------------------------------------------------------------------------
+ */
+
+static int remove_one(const char *path, const struct stat *status, int type, struct FTW *walk)
+{
+    (void)status;
+    (void)type;
+    (void)walk;
+    return remove(path);
+}
+
+void store_rig_remove(const char *folder)
+{
+    if (access(folder, F_OK) == 0)
+        assert_int_equal(nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+}
+
+void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes)
+{
+    uint8_t changed[SL_STORE_VALUE_BYTES_MAX];
+    struct sl_catalog *catalog;
+    const uint8_t *found;
+    size_t found_bytes;
+
+    assert_int_equal(sl_catalog_open(&catalog, store_folder, true, NULL), 0);
+    assert_int_equal(sl_catalog_begin(catalog, NULL), 0);
+    if (!value) {
+        assert_int_equal(sl_catalog_get(catalog, key, &found, &found_bytes, NULL), 1);
+        assert_true(size_bytes < found_bytes && found_bytes <= sizeof(changed));
+        memcpy(changed, found, found_bytes);
+        changed[size_bytes] ^= 0x40;
+        value = changed;
+        size_bytes = found_bytes;
+    }
+    assert_int_equal(sl_catalog_put(catalog, key, value, size_bytes, NULL), 0);
+    assert_int_equal(sl_catalog_commit(catalog, NULL), 0);
+    sl_catalog_close(catalog);
+}

@@ -1,0 +1,52 @@
+/* What tests of packed stores stand on: a small checkpoint with experts and dense tensors of odd
+ * sizes, packed by calling the packer itself. Failures are cmocka's. */
+#ifndef SL_TESTS_STORE_RIG_H
+#define SL_TESTS_STORE_RIG_H
+
+#include <stdint.h>
+
+#include "storage/checkpoint.h"
+#include "storage/store.h"
+#include "storage/store_write.h"
+#include "tests/fixture_checkpoint.h"
+
+#define STORE_RIG_TENSORS 4u
+
+extern const struct sl_expert_shape store_rig_shape; /* two layers and an MTP block */
+extern const char *const store_rig_tensors[STORE_RIG_TENSORS];
+
+struct store_rig {
+    char root[FIXTURE_PATH_BYTES]; /* all below it goes with the rig */
+    char checkpoint_folder[FIXTURE_PATH_BYTES];
+    char store_folder[FIXTURE_PATH_BYTES]; /* not made yet */
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *experts;
+    struct sl_pool *pool; /* of one thread: writes come in one order */
+};
+
+/* Another `weights` gives other bytes under the same config and index. */
+void store_rig_open(struct store_rig *rig, uint8_t weights);
+void store_rig_close(struct store_rig *rig);
+
+/* Writes root/name to `path`. */
+void store_rig_path(const struct store_rig *rig, const char *name, char path[FIXTURE_PATH_BYTES]);
+
+/* Options as a plain pack into `store_folder` has them, with a commit about every tensor and every
+ * second expert. */
+struct sl_pack_options store_rig_options(const struct store_rig *rig, const char *store_folder);
+
+/* Packs, which succeeds. */
+void store_rig_pack(const struct store_rig *rig, const char *store_folder);
+
+/* Fails the test unless both stores are complete and the same: files byte for byte, catalogs key
+ * for key. */
+void store_rig_assert_same(const char *store_a, const char *store_b);
+
+/* Deletes a folder with all below it; there need not be one. */
+void store_rig_remove(const char *folder);
+
+/* Puts a value into a store's catalog; NULL keeps what is there but for byte `size_bytes`, which
+ * becomes other. */
+void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes);
+
+#endif

@@ -1,0 +1,186 @@
+/* Packing survives what may happen to it: whenever the power goes or a call fails, what the catalog
+ * then says is on disk is there, and packing again ends with the bytes of a pack that nothing
+ * happened to. The power is cut at each call in turn, and then again while going on; each call
+ * fails in turn, once with the disk full.
+ *
+ * LMDB's commits are taken to be as durable as they say, with its default of syncing each: they
+ * happen for real between the simulated calls, and a commit that did not happen is one at the call
+ * before. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "storage/store_verify.h"
+#include "tests/crash_writer.h"
+#include "tests/io_fault.h"
+#include "tests/store_rig.h"
+
+#define CUTS_MAX 8u /* in a row; then it may end */
+
+struct fixture {
+    struct store_rig rig;
+    char reference[FIXTURE_PATH_BYTES];
+    uint64_t n_calls; /* of a pack that nothing happens to */
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct sl_pack_options options;
+    struct crash_writer *writer = crash_writer_open(1, 0, 0);
+
+    assert_non_null(f);
+    store_rig_open(&f->rig, 0);
+    store_rig_path(&f->rig, "reference", f->reference);
+    options = store_rig_options(&f->rig, f->reference);
+    options.writer = crash_writer_ops(writer);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    f->n_calls = crash_writer_count(writer);
+    assert_false(crash_writer_close(writer));
+    store_rig_pack(&f->rig, f->rig.store_folder); /* by the real writer */
+    store_rig_assert_same(f->reference, f->rig.store_folder);
+    store_rig_remove(f->rig.store_folder);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    store_rig_close(&f->rig);
+    free(f);
+    return 0;
+}
+
+static void on_bad(void *context, const struct sl_store_item *item, const char *message)
+{
+    (void)context;
+    (void)item;
+    fail_msg("the catalog says that this is there: %s", message);
+}
+
+/* Everything that the catalog says is done is on disk. Returns how many experts are. */
+static uint32_t check_claims(const struct fixture *f)
+{
+    static const struct sl_verify_options options = {.open_io = sl_io_threads_open,
+                                                     .on_bad = on_bad};
+    struct sl_verify_result result;
+    struct sl_err err = {0};
+    struct sl_store *store;
+    uint32_t n_experts;
+    int rc;
+
+    if (!sl_store_is(f->rig.store_folder))
+        return 0;
+    rc = sl_store_open(&store, f->rig.store_folder, SL_STORE_RESUME, &err);
+    if (rc == -SL_EFORMAT && strstr(err.message, "not of a packed model"))
+        return 0; /* before the first commit */
+    if (rc < 0)
+        fail_msg("%s", err.message);
+    assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
+    assert_int_equal(result.n_bad, 0);
+    n_experts = sl_store_state(store)->n_experts_done;
+    assert_int_equal(result.n_items, n_experts == 0 && sl_store_state(store)->n_tensors_done == 0
+                                         ? 0
+                                         : sl_store_state(store)->n_tensors_done + 3 * n_experts);
+    sl_store_close(store);
+    return n_experts;
+}
+
+/* Packs until the power goes at the nth call; true if it did. */
+static bool pack_until(const struct fixture *f, uint64_t seed, uint64_t nth)
+{
+    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
+    struct crash_writer *writer = crash_writer_open(seed, nth, 0);
+    struct sl_err err = {0};
+    int rc;
+
+    options.writer = crash_writer_ops(writer);
+    rc = sl_store_pack(&options, NULL, &err);
+    if (!crash_writer_close(writer)) {
+        if (rc < 0)
+            fail_msg("%s", err.message);
+        return false;
+    }
+    assert_int_equal(rc, -EIO);
+    return true;
+}
+
+static void test_power_cut_at_each_call(void **state)
+{
+    const struct fixture *f = *state;
+    uint32_t n_halfway = 0;
+
+    for (uint64_t nth = 1; nth <= f->n_calls; nth++) {
+        uint32_t n_experts;
+
+        assert_true(pack_until(f, nth, nth));
+        n_experts = check_claims(f);
+        n_halfway += n_experts > 0 && n_experts < sl_store_expert_count(&store_rig_shape);
+        store_rig_pack(&f->rig, f->rig.store_folder);
+        store_rig_assert_same(f->reference, f->rig.store_folder);
+        store_rig_remove(f->rig.store_folder);
+    }
+    assert_true(n_halfway > 5);
+}
+
+static void test_power_cut_again_and_again(void **state)
+{
+    const struct fixture *f = *state;
+    uint64_t random = 7;
+
+    for (uint32_t round = 0; round < 12; round++) {
+        uint32_t n_cuts = 0;
+
+        while (n_cuts < CUTS_MAX &&
+               pack_until(f, io_fault_random(&random), 1 + io_fault_random(&random) % 30)) {
+            check_claims(f);
+            n_cuts++;
+        }
+        assert_true(n_cuts > 0);
+        store_rig_pack(&f->rig, f->rig.store_folder);
+        store_rig_assert_same(f->reference, f->rig.store_folder);
+        store_rig_remove(f->rig.store_folder);
+    }
+}
+
+static void test_each_call_fails(void **state)
+{
+    const struct fixture *f = *state;
+
+    for (uint64_t nth = 1; nth <= f->n_calls; nth++) {
+        const int code = nth % 2 ? -ENOSPC : -EIO;
+        struct crash_writer *writer = crash_writer_open(nth, nth, code);
+        struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
+        struct sl_err err = {0};
+
+        options.writer = crash_writer_ops(writer);
+        assert_int_equal(sl_store_pack(&options, NULL, &err), code);
+        if (!strstr(err.message, sl_strerror(code)) || !strstr(err.message, f->rig.store_folder) ||
+            strchr(err.message, '\n'))
+            fail_msg("call %d: \"%s\"", (int)nth, err.message);
+        assert_false(crash_writer_close(writer));
+        check_claims(f);
+        store_rig_pack(&f->rig, f->rig.store_folder);
+        store_rig_assert_same(f->reference, f->rig.store_folder);
+        store_rig_remove(f->rig.store_folder);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_power_cut_at_each_call),
+        cmocka_unit_test(test_power_cut_again_and_again),
+        cmocka_unit_test(test_each_call_fails),
+    };
+
+    return cmocka_run_group_tests_name("store_crash", tests, set_up, tear_down);
+}
