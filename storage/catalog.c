@@ -90,6 +90,20 @@ static int open_env(struct sl_catalog *catalog, unsigned flags)
     return rc ? rc : mdb_env_open(catalog->env, catalog->path, flags | MDB_NOTLS, 0644);
 }
 
+/* LMDB would take an empty file for a new database, and try to begin one. */
+static bool is_empty(const struct sl_catalog *catalog)
+{
+    struct stat status;
+    char *path;
+    bool empty;
+
+    if (asprintf(&path, "%s/%s", catalog->path, SL_CATALOG_FILE) < 0)
+        return false;
+    empty = stat(path, &status) == 0 && status.st_size == 0;
+    free(path);
+    return empty;
+}
+
 /* A folder that may not be written to has no place for LMDB's lock file. Nobody else can write
  * there either, so it is read without. */
 static int open_reading(struct sl_catalog *catalog)
@@ -116,8 +130,12 @@ int sl_catalog_open(struct sl_catalog **ret_catalog, const char *store_folder, b
         free(catalog);
         return sl_err_set(err, -ENOMEM, "%s: out of memory", store_folder);
     }
-    rc = writable ? open_env(catalog, 0) : open_reading(catalog);
-    rc = rc ? fail(catalog, rc, "cannot open", err) : check_size(catalog, err);
+    if (!writable && is_empty(catalog)) {
+        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the catalog is empty", catalog->path);
+    } else {
+        rc = writable ? open_env(catalog, 0) : open_reading(catalog);
+        rc = rc ? fail(catalog, rc, "cannot open", err) : check_size(catalog, err);
+    }
     if (rc < 0) {
         sl_catalog_close(catalog);
         return rc;

@@ -1,0 +1,601 @@
+/* A packed store holds what the checkpoint holds, and its catalog is not trusted. A small
+ * checkpoint is packed and read back byte for byte; then every entry of the catalog is spoilt in
+ * turn, files are cut, flipped and swapped, packers meet each other, and each must be told in one
+ * line. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/size.h"
+#include "core/kernels/r16.h"
+#include "storage/catalog.h"
+#include "storage/hot_list.h"
+#include "storage/model_files.h"
+#include "storage/store_repair.h"
+#include "storage/store_verify.h"
+#include "tests/io_fault.h"
+#include "tests/store_rig.h"
+
+struct fixture {
+    struct store_rig rig;
+    char other[FIXTURE_PATH_BYTES]; /* a second store */
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+
+    assert_non_null(f);
+    store_rig_open(&f->rig, 0);
+    store_rig_path(&f->rig, "other", f->other);
+    store_rig_pack(&f->rig, f->rig.store_folder);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    store_rig_close(&f->rig);
+    free(f);
+    return 0;
+}
+
+static void assert_says(const struct sl_err *err, const char *text)
+{
+    if (!strstr(err->message, text) || strchr(err->message, '\n'))
+        fail_msg("\"%s\" lacks \"%s\"", err->message, text);
+}
+
+/* Opens the store, which fails and says `text`. */
+static void assert_refused(const char *folder, int code, const char *text)
+{
+    struct sl_store *store;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_RUN, &err), code);
+    assert_says(&err, text);
+    assert_says(&err, folder);
+}
+
+/* ---- what is in it ----------------------------------------------------------------------------
+ */
+
+static void test_tensors_are_the_checkpoints(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_weight_source *from = sl_checkpoint_weights(f->rig.checkpoint), *to;
+    uint8_t expected[32768], found[32768];
+    struct sl_model_files files;
+    struct sl_tensor_info info;
+    uint64_t end_bytes = 0;
+
+    assert_int_equal(sl_model_files_open(&files, f->rig.store_folder, NULL), 0);
+    assert_non_null(files.store);
+    to = sl_model_files_weights(&files, true);
+    for (uint32_t i = 0; i < STORE_RIG_TENSORS; i++) {
+        const char *name = store_rig_tensors[i];
+        const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(f->rig.checkpoint, name);
+        uint64_t size = tensor->info.size_bytes, half = size / 2;
+
+        assert_int_equal(to->ops->find(to, name, &info), 0);
+        assert_memory_equal(&info, &tensor->info, sizeof(info));
+        assert_int_equal(from->ops->read(from, name, 0, size, expected, NULL), 0);
+        assert_int_equal(to->ops->read(to, name, 0, half, found, NULL), 0);
+        assert_int_equal(to->ops->read(to, name, half, size - half, found + half, NULL), 0);
+        assert_memory_equal(found, expected, size);
+        assert_int_equal(sl_store_tensor(files.store, i)->extent.offset_bytes, end_bytes);
+        end_bytes += sl_round_up(size, SL_STORE_BLOCK_BYTES);
+    }
+    assert_int_equal(to->ops->find(to, "mtp.1.not_understood", &info), -ENOENT);
+    assert_int_equal(sl_store_file(files.store, 0)->size_bytes, end_bytes);
+    sl_model_files_close(&files);
+}
+
+static void test_records_are_tiles(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_weight_source *from = sl_checkpoint_weights(f->rig.checkpoint);
+    uint8_t codes[256 * 128], scales[256 * 128], tiles[16 * 1088], found[16 * 1088];
+    struct sl_store *store;
+    int fd;
+
+    assert_int_equal(sl_store_open(&store, f->rig.store_folder, SL_STORE_RUN, NULL), 0);
+    fd = open(sl_store_file_path(store, 1), O_RDONLY);
+    assert_true(fd >= 0);
+    for (uint32_t i = 0; i < sl_store_expert_count(&store_rig_shape) * 3; i++) {
+        struct sl_expert_key key = sl_store_expert_at(&store_rig_shape, i / 3);
+        int matrix = (int)(i % 3);
+        uint32_t cols = sl_expert_matrix_cols(&store_rig_shape, matrix);
+        char block[16], name[96];
+        struct sl_extent at[SL_EXPERT_PARTS_MAX];
+
+        snprintf(block, sizeof(block), "%s", key.layer_index == 2 ? "mtp.0" : "layers.0");
+        block[7] = key.layer_index == 1 ? '1' : block[7];
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.weight", block, key.expert_index,
+                 matrix + 1);
+        assert_int_equal(from->ops->read(from, name, 0, 128 * 256 / 2, codes, NULL), 0);
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.scale", block, key.expert_index,
+                 matrix + 1);
+        assert_int_equal(from->ops->read(from, name, 0, 128 * 256 / 32, scales, NULL), 0);
+        assert_int_equal(sl_r16_pack_fp4(cols, 0, 32768 / cols / 16, codes, scales, tiles), 0);
+        assert_int_equal(
+            sl_packed_expert_matrix(sl_store_expert(store, key), &store_rig_shape, matrix, at), 1);
+        assert_int_equal(at[0].size_bytes, sizeof(tiles));
+        assert_int_equal(pread(fd, found, sizeof(found), (off_t)at[0].offset_bytes), sizeof(found));
+        assert_memory_equal(found, tiles, sizeof(tiles));
+    }
+    close(fd);
+    sl_store_close(store);
+}
+
+/* w1, w3, w2: the order in which they are wanted. */
+static void test_matrices_over_parts(void **state)
+{
+    const struct sl_packed_expert expert = {
+        .n_parts = 3,
+        .parts = {{.offset_bytes = 40960, .size_bytes = 24576, .file_index = 1},
+                  {.offset_bytes = 0, .size_bytes = 4096, .file_index = 2},
+                  {.offset_bytes = 8192, .size_bytes = 32768, .file_index = 3}}};
+    struct sl_extent at[SL_EXPERT_PARTS_MAX];
+
+    (void)state;
+    assert_int_equal(sl_packed_expert_bytes(&store_rig_shape), 3 * 20480);
+    assert_int_equal(sl_packed_expert_matrix(&expert, &store_rig_shape, SL_EXPERT_W1, at), 1);
+    assert_int_equal(at[0].offset_bytes, 40960);
+    assert_int_equal(at[0].size_bytes, 17408);
+    assert_int_equal(sl_packed_expert_matrix(&expert, &store_rig_shape, SL_EXPERT_W3, at), 3);
+    assert_int_equal(at[0].offset_bytes, 40960 + 20480);
+    assert_int_equal(at[0].size_bytes, 4096);
+    assert_int_equal(at[1].size_bytes, 4096);
+    assert_int_equal(at[2].offset_bytes, 8192);
+    assert_int_equal(at[2].size_bytes, 17408 - 8192);
+    assert_int_equal(sl_packed_expert_matrix(&expert, &store_rig_shape, SL_EXPERT_W2, at), 1);
+    assert_int_equal(at[0].file_index, 3);
+    assert_int_equal(at[0].offset_bytes, 8192 + 40960 - 28672);
+    assert_int_equal(at[0].size_bytes, 17408);
+}
+
+static void test_hot_list(void **state)
+{
+    const struct fixture *f = *state;
+    const struct sl_expert_key keys[] = {{2, 1}, {0, 65535}, {700, 0}};
+    struct sl_expert_key found[3] = {{0}};
+    uint32_t n;
+
+    assert_int_equal(sl_hot_list_read(f->rig.store_folder, found, 3, &n, NULL), 0);
+    assert_int_equal(n, 0);
+    assert_int_equal(sl_hot_list_write(f->rig.store_folder, keys, 3, NULL), 0);
+    assert_int_equal(sl_hot_list_read(f->rig.store_folder, found, 2, &n, NULL), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(sl_hot_list_read(f->rig.store_folder, found, 3, &n, NULL), 0);
+    assert_int_equal(n, 3);
+    assert_memory_equal(found, keys, sizeof(keys));
+    assert_int_equal(sl_hot_list_write(f->rig.store_folder, keys, 0, NULL), 0);
+    assert_int_equal(sl_hot_list_read(f->rig.store_folder, found, 3, &n, NULL), 0);
+    assert_int_equal(n, 0);
+}
+
+/* ---- a catalog that is not what it should be --------------------------------------------------
+ */
+
+static void test_spoilt_entries(void **state)
+{
+    /* Byte `at` of the entry changes, by 64. */
+    static const struct {
+        const char *key;
+        size_t at;
+        int code;
+        const char *says;
+    } cases[] = {
+        {"model", 0, -SL_EUNSUPPORTED, "format version 65; this sluice knows version 1"},
+        {"model", 4, -SL_ECORRUPT, "\"model\""},          /* layout */
+        {"model", 25, -SL_ECORRUPT, "\"state\""},         /* layers */
+        {"model", 32, -SL_ECORRUPT, "\"state\""},         /* experts */
+        {"model", 36, -SL_ECORRUPT, "\"model\""},         /* hidden_size, no multiple of 128 */
+        {"model", 44, -SL_ECORRUPT, "\"model\""},         /* files */
+        {"model", 48, -SL_ECORRUPT, "\"state\""},         /* tensors */
+        {"state", 0, -SL_ECORRUPT, "\"state\""},          /* more tensors than there are */
+        {"state", 4, -SL_ECORRUPT, "\"state\""},          /* more experts */
+        {"state", 8, -SL_ECORRUPT, "\"state\""},          /* neither complete nor not */
+        {"file 0", 9, -SL_ECORRUPT, "\"file 0\""},        /* length of the path */
+        {"file 1", 12, -ENOENT, "%xperts-1.bin: cannot"}, /* path */
+        {"carried config.json", 16, -SL_ECORRUPT, "\"carried config.json\""},
+        {"tensor 00000", 8, -SL_ECORRUPT, "\"tensor 00000\""},  /* file */
+        {"tensor 00000", 12, -SL_ECORRUPT, "\"tensor 00000\""}, /* offset, no multiple of 4,096 */
+        {"tensor 00001", 16, -SL_ECORRUPT, "dense.bin: the file has"}, /* offset, past the end */
+        {"tensor 00001", 20, -SL_ECORRUPT, "\"tensor 00001\""},        /* size */
+        {"tensor 00001", 32, -SL_ECORRUPT, "\"tensor 00001\""},        /* dtype */
+        {"expert 00001 00002", 24, -SL_ECORRUPT, "\"expert 00001 00002\""},      /* parts */
+        {"expert 00001 00002", 28, -SL_ECORRUPT, "\"expert 00001 00002\""},      /* file */
+        {"expert 00001 00002", 34, -SL_ECORRUPT, "experts-1.bin: the file has"}, /* offset */
+        {"expert 00001 00002", 41, -SL_ECORRUPT, "\"expert 00001 00002\""},      /* size */
+    };
+    const struct fixture *f = *state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        store_rig_put(f->rig.store_folder, cases[i].key, NULL, cases[i].at);
+        assert_refused(f->rig.store_folder, cases[i].code, cases[i].says);
+        store_rig_put(f->rig.store_folder, cases[i].key, NULL, cases[i].at);
+    }
+    store_rig_put(f->rig.store_folder, "tensor 00009", "?", 1);
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "\"tensor 00009\"");
+}
+
+/* Values of any length and any bytes are decoded or refused; what is accepted is what would be
+ * written. */
+static void test_decoding_any_bytes(void **state)
+{
+    uint8_t value[96], again[SL_STORE_VALUE_BYTES_MAX];
+    struct sl_packed_expert expert = {.n_parts = 2, .parts = {{4096, 8192, 1}, {0, 4096, 2}}};
+    uint64_t random = 3;
+    uint32_t n_accepted = 0;
+
+    (void)state;
+    for (uint32_t i = 0; i < 20000; i++) {
+        size_t size = sl_store_expert_encode(&expert, again);
+
+        assert_true(size <= sizeof(value));
+        memcpy(value, again, size);
+        value[io_fault_random(&random) % size] ^= 1u << io_fault_random(&random) % 8;
+        size -= i % 8 ? 0 : io_fault_random(&random) % size;
+        if (!sl_store_expert_decode(&expert, value, size)) {
+            expert =
+                (struct sl_packed_expert){.n_parts = 2, .parts = {{4096, 8192, 1}, {0, 4096, 2}}};
+            continue;
+        }
+        n_accepted++;
+        assert_int_equal(sl_store_expert_encode(&expert, again), size);
+        assert_memory_equal(again, value, size);
+    }
+    assert_true(n_accepted > 1000);
+}
+
+/* A letter of a tensor's name, wherever the catalog's file has it. */
+static void test_flipped_value(void **state)
+{
+    const struct fixture *f = *state;
+    char catalog[FIXTURE_PATH_BYTES];
+    static const char name[] = "norm.weight";
+    char bytes[65536];
+    ssize_t size;
+    uint32_t n_found = 0;
+    int fd;
+
+    store_rig_path(&f->rig, "store/catalog", catalog);
+    store_rig_path(&f->rig, "store/catalog/data.mdb", bytes);
+    fd = open(bytes, O_RDONLY);
+    assert_true(fd >= 0);
+    size = pread(fd, bytes, sizeof(bytes), 0);
+    close(fd);
+    for (ssize_t i = 0; i < size - (ssize_t)sizeof(name); i++) {
+        if (memcmp(bytes + i, name, strlen(name)) != 0)
+            continue;
+        n_found++;
+        fixture_flip_byte(catalog, SL_CATALOG_FILE, (uint64_t)i);
+    }
+    assert_true(n_found > 0);
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                   "entry \"tensor 00001\" does not have the checksum");
+}
+
+static void test_truncated_catalog(void **state)
+{
+    const struct fixture *f = *state;
+    char catalog[FIXTURE_PATH_BYTES];
+    uint64_t size_bytes;
+
+    store_rig_path(&f->rig, "store/catalog", catalog);
+    size_bytes = fixture_file_size(catalog, SL_CATALOG_FILE);
+    assert_true(size_bytes >= 4 * 4096);
+    for (uint64_t left = size_bytes - 1; left > 0; left = left * 2 / 3) {
+        fixture_truncate(catalog, SL_CATALOG_FILE, left);
+        assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                       left > 8192 ? "the catalog is truncated: data.mdb has" : "catalog");
+    }
+    fixture_truncate(catalog, SL_CATALOG_FILE, 0);
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "the catalog is empty");
+    fixture_write_text(catalog, SL_CATALOG_FILE, "not a database, but long enough for one? no.");
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "cannot open the catalog");
+    fixture_unlink(catalog, SL_CATALOG_FILE);
+    assert_false(sl_store_is(f->rig.store_folder));
+}
+
+static void test_truncated_files(void **state)
+{
+    const struct fixture *f = *state;
+
+    fixture_truncate(f->rig.store_folder, "experts-1.bin", 9 * 61440 - 4096);
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "experts-1.bin: the file has 548864 bytes");
+    fixture_truncate(f->rig.store_folder, "dense.bin", 4096);
+    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "dense.bin: the file has 4096 bytes");
+    fixture_unlink(f->rig.store_folder, "dense.bin");
+    assert_refused(f->rig.store_folder, -ENOENT, "dense.bin: cannot open");
+}
+
+static void test_another_models_config(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_expert_shape shape = store_rig_shape;
+    struct sl_expert_store *experts;
+    struct sl_model_files files;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_model_files_open(&files, f->rig.store_folder, NULL), 0);
+    shape.n_mtp_layers = 0; /* fewer are allowed */
+    assert_int_equal(sl_model_files_experts(&files, &shape, &experts, NULL), 0);
+    assert_null(sl_expert_store_find_packed(experts, (struct sl_expert_key){2, 0}));
+    assert_non_null(sl_expert_store_find_packed(experts, (struct sl_expert_key){1, 2}));
+    sl_expert_store_close(experts);
+    shape.n_routed_experts = 4;
+    assert_int_equal(sl_model_files_experts(&files, &shape, &experts, &err), -SL_EFORMAT);
+    assert_says(
+        &err, "2 layers and 1 MTP blocks of 3 experts, 256 by 128; config.json says 2 and 0 of 4");
+    sl_model_files_close(&files);
+}
+
+/* ---- damage -----------------------------------------------------------------------------------
+ */
+
+struct found {
+    struct sl_store_item items[16];
+    uint32_t n_items;
+    char message[SL_ERR_MESSAGE_BYTES]; /* the last */
+};
+
+static void on_bad(void *context, const struct sl_store_item *item, const char *message)
+{
+    struct found *found = context;
+
+    assert_true(found->n_items < 16);
+    found->items[found->n_items++] = *item;
+    snprintf(found->message, sizeof(found->message), "%s", message);
+}
+
+static void verify(const char *folder, struct found *found)
+{
+    const struct sl_verify_options options = {
+        .open_io = sl_io_threads_open, .on_bad = on_bad, .bad_context = found};
+    struct sl_verify_result result;
+    struct sl_store *store;
+
+    *found = (struct found){0};
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
+    assert_int_equal(result.n_items, 2 + STORE_RIG_TENSORS + 3 * 9);
+    assert_int_equal(result.n_bad, found->n_items);
+    sl_store_close(store);
+}
+
+static int repair(const struct store_rig *from, const char *folder, const struct found *found,
+                  struct sl_err *err)
+{
+    struct sl_repair_options options = {.checkpoint_folder = from->checkpoint_folder,
+                                        .checkpoint = from->checkpoint,
+                                        .experts = from->experts,
+                                        .writer = sl_file_writer()};
+    struct sl_store *store;
+    int rc;
+
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    options.store = store;
+    rc = sl_store_repair(&options, found->items, found->n_items, err);
+    sl_store_close(store);
+    return rc;
+}
+
+static void test_damage_is_named_and_mended(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_weight_source *weights;
+    struct sl_err err = {0};
+    struct sl_store *store;
+    struct found found;
+    uint8_t bytes[1024];
+
+    store_rig_pack(&f->rig, f->other);
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 0);
+    fixture_flip_byte(f->other, "experts-1.bin", 4 * 61440 + 20480 + 17407); /* last byte of w3 */
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 1);
+    assert_non_null(strstr(found.message, "layer 1, expert 1, w3: "));
+    assert_non_null(strstr(found.message, "experts-1.bin: from offset 266240 on"));
+    fixture_flip_byte(f->other, "dense.bin", 24576 + 1023); /* last byte of norm.weight */
+    fixture_flip_byte(f->other, "tokenizer.json", 0);
+    fixture_truncate(f->other, "experts-1.bin", 8 * 61440); /* the last expert is gone */
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 3 + 3);
+    assert_non_null(strstr(found.message, "MTP block 0, expert 2, w2: "));
+    assert_int_equal(found.items[0].kind, SL_STORE_CARRIED);
+    assert_int_equal(found.items[1].kind, SL_STORE_TENSOR);
+
+    assert_int_equal(sl_store_open(&store, f->other, SL_STORE_MEND, NULL), 0);
+    weights = sl_store_weights(store, true);
+    assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1000, bytes, &err), 0);
+    assert_int_equal(weights->ops->read(weights, "norm.weight", 1000, 24, bytes, &err),
+                     -SL_ECORRUPT);
+    assert_says(&err, "dense.bin: tensor \"norm.weight\" at offset 24576");
+    weights = sl_store_weights(store, false);
+    assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1024, bytes, &err), 0);
+    sl_store_close(store);
+
+    assert_int_equal(repair(&f->rig, f->other, &found, NULL), 0);
+    store_rig_assert_same(f->other, f->rig.store_folder);
+}
+
+/* Same config and index, but other numbers. */
+static void test_other_weights_mend_nothing(void **state)
+{
+    const struct fixture *f = *state;
+    struct store_rig tuned;
+    struct sl_err err = {0};
+    struct found found;
+
+    store_rig_open(&tuned, 4);
+    fixture_flip_byte(f->rig.store_folder, "experts-1.bin", 0);
+    verify(f->rig.store_folder, &found);
+    assert_int_equal(found.n_items, 1);
+    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_says(&err, "layer 0, expert 0 is not what");
+    found.items[0] = (struct sl_store_item){.kind = SL_STORE_TENSOR, .index = 2};
+    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_says(&err, "layers.0.attn.wkv.scale is not what");
+    fixture_write_text(tuned.checkpoint_folder, "config.json", "{}\n");
+    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_says(&err, "config.json is not what");
+    store_rig_close(&tuned);
+}
+
+/* ---- packing ----------------------------------------------------------------------------------
+ */
+
+static void stop_at_half(void *context, uint64_t done, uint64_t total)
+{
+    atomic_bool *stop = context;
+
+    atomic_store(stop, done > total / 2);
+}
+
+static void test_stopped_and_gone_on(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+    struct sl_pack_result result;
+    struct sl_err err = {0};
+    struct store_rig tuned;
+    atomic_bool stop = false;
+
+    options.stop = &stop;
+    options.on_progress = stop_at_half;
+    options.progress_context = &stop;
+    assert_int_equal(sl_store_pack(&options, &result, &err), -ECANCELED);
+    assert_says(&err, "run sluice pack again to go on");
+    assert_true(result.written_bytes > result.total_bytes / 2);
+    assert_true(result.written_bytes < result.total_bytes);
+    assert_refused(f->other, -SL_EFORMAT, "the store is not complete");
+
+    store_rig_open(&tuned, 4); /* its experts must not be mixed with those that are there */
+    options = store_rig_options(&tuned, f->other);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "other weights");
+    store_rig_close(&tuned);
+
+    options = store_rig_options(&f->rig, f->other);
+    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
+    assert_true(result.written_bytes < result.total_bytes / 2);
+    store_rig_assert_same(f->other, f->rig.store_folder);
+    assert_int_equal(sl_store_pack(&options, &result, NULL), 0); /* nothing left to do */
+    assert_int_equal(result.written_bytes, 0);
+}
+
+static void test_threads_write_the_same(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+
+    assert_int_equal(sl_pool_create(&options.pool, 3, NULL), 0);
+    options.batch_bytes = UINT64_MAX / 2;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_pool_destroy(options.pool);
+    store_rig_assert_same(f->other, f->rig.store_folder);
+}
+
+static void test_refused_folders(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.checkpoint_folder);
+    struct sl_err err = {0};
+    int lock_fd;
+
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "not empty, and not a store");
+    lock_fd = sl_store_lock(f->rig.store_folder, NULL);
+    assert_true(lock_fd >= 0);
+    options.store_folder = f->rig.store_folder;
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -EBUSY);
+    assert_says(&err, "another process is writing to this store");
+    close(lock_fd);
+    fixture_write_text(f->rig.checkpoint_folder, "config.json", "{\"of\": \"another\"}\n");
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "the store is of another model");
+    store_rig_remove(f->rig.store_folder);
+    assert_int_equal(mkdir(f->rig.store_folder, 0777), 0);
+    fixture_write_text(f->rig.store_folder, "precious", "text");
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "\"precious\" is in it");
+    fixture_unlink(f->rig.checkpoint_folder, "config.json");
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
+    assert_says(&err, "config.json");
+}
+
+/* A tensor of 2 TiB, all of it a hole. */
+static void test_disk_too_small(void **state)
+{
+    static const char *const tensors[] = {"embed.weight"};
+    const struct fixture *f = *state;
+    const struct sl_expert_shape shape = {1, 0, 3, 256, 128};
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+    struct fixture_list list = {0};
+    char folder[FIXTURE_PATH_BYTES];
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *experts;
+    struct sl_err err = {0};
+
+    store_rig_path(&f->rig, "vast", folder);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    fixture_add(&list, SL_DTYPE_BF16, 1u << 20, 1u << 20, "embed.weight");
+    fixture_add_experts(&list, "layers.0", 3, 256, 128);
+    fixture_write_shard(folder, FIXTURE_SHARD_1, &list, true);
+    fixture_write_text(folder, "config.json", "{}\n");
+    fixture_fini(&list);
+    assert_int_equal(sl_checkpoint_open(&checkpoint, folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
+    options.checkpoint_folder = folder;
+    options.checkpoint = checkpoint;
+    options.experts = experts;
+    options.tensors = tensors;
+    options.n_tensors = 1;
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOSPC);
+    assert_says(&err, "2.00 TiB are needed, ");
+    assert_int_equal(rmdir(f->other), 0); /* nothing was written */
+    sl_expert_store_close(experts);
+    sl_checkpoint_close(checkpoint);
+}
+
+#define WITH_STORE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_STORE(test_tensors_are_the_checkpoints),
+        WITH_STORE(test_records_are_tiles),
+        cmocka_unit_test(test_matrices_over_parts),
+        WITH_STORE(test_hot_list),
+        WITH_STORE(test_spoilt_entries),
+        cmocka_unit_test(test_decoding_any_bytes),
+        WITH_STORE(test_flipped_value),
+        WITH_STORE(test_truncated_catalog),
+        WITH_STORE(test_truncated_files),
+        WITH_STORE(test_another_models_config),
+        WITH_STORE(test_damage_is_named_and_mended),
+        WITH_STORE(test_other_weights_mend_nothing),
+        WITH_STORE(test_stopped_and_gone_on),
+        WITH_STORE(test_threads_write_the_same),
+        WITH_STORE(test_refused_folders),
+        WITH_STORE(test_disk_too_small),
+    };
+
+    return cmocka_run_group_tests_name("store", tests, NULL, NULL);
+}
