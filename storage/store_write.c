@@ -319,7 +319,7 @@ static int refuse_entry(void *context, const char *key, const uint8_t *value, si
  * not ours. */
 static int begin_new(struct packer *p, struct sl_err *err)
 {
-    static const char *const folders[] = {"/" SL_CATALOG_FOLDER, "", "/.."};
+    static const char *const folders[] = {("/" SL_CATALOG_FOLDER), "", "/.."};
     struct sl_file_writer *writer = p->o->writer;
     int rc;
 

@@ -23,6 +23,7 @@ struct arguments {
     const char *checkpoint;
     const char *store;
     uint32_t n_threads; /* 0: default */
+    uint64_t batch_bytes;
 };
 
 static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
@@ -43,11 +44,13 @@ static void catch_interrupts(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-enum { OPTION_THREADS = 0x100 };
+enum { OPTION_THREADS = 0x100, OPTION_BATCH };
 
 static const struct argp_option options[] = {
     {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
      0},
+    {"batch", OPTION_BATCH, "SIZE", 0,
+     "what at most has to be done again after a crash (default 256M)", 0},
     {0},
 };
 
@@ -58,6 +61,10 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     switch (key) {
     case OPTION_THREADS:
         arguments->n_threads = sl_parse_count(state, "--threads", text, SL_POOL_THREADS_MAX);
+        return 0;
+    case OPTION_BATCH:
+        if (sl_size_parse(text, &arguments->batch_bytes) < 0)
+            argp_error(state, "--batch takes a size such as 64M, not \"%s\"", text);
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
@@ -119,7 +126,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
         .tensors = (const char *const *)source->tensors.names,
         .n_tensors = source->tensors.n_names,
         .writer = sl_file_writer(),
-        .batch_bytes = SL_PACK_BATCH_BYTES,
+        .batch_bytes = arguments->batch_bytes,
         .on_progress = sl_progress_show,
         .progress_context = &progress,
         .stop = &interrupted,
@@ -143,7 +150,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
 
 int sl_cmd_pack(int argc, char **argv)
 {
-    struct arguments arguments = {0};
+    struct arguments arguments = {.batch_bytes = SL_PACK_BATCH_BYTES};
     struct sl_pack_source source = {0};
     struct sl_err err = {0};
     int rc;

@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Packed stores at the command level: the logits are the checkpoint's, byte for byte; damage is named
+# by the run that meets it and by verify, and mended by verify --repair; a pack that was killed goes
+# on and ends in the same bytes. CONFIGS names the models, tiny-flash and tiny-pro by default.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+configs=tests/oracle/configs
+checkpoint=$scratch/checkpoint
+store=$scratch/store
+seq 0 299 | awk '{ print ($1 * 37 + 5) % 509 }' >"$scratch/tokens"
+
+logits() { # model flags...: prints the hash of the logits
+    local model=$1 out
+
+    shift
+    out=$(mktemp "$scratch/logits.XXXXXX")
+    "$sluice" logits "$model" --tokens "$scratch/tokens" --out "$out" "$@" >/dev/null &&
+        sha256sum <"$out"
+    rm -f "$out"
+}
+
+same() { # hash model flags...
+    local want=$1
+
+    shift
+    [ "$(logits "$@")" = "$want" ]
+}
+
+# Runs the command; it must end with exit status 1 and one line on stderr that matches the pattern.
+refused() { # name pattern arguments...
+    local name=$1 pattern=$2 rc
+
+    shift 2
+    timeout -k 5 60 "$sluice" "$@" >"$scratch/stdout" 2>"$scratch/stderr"
+    rc=$?
+    if [ $rc != 1 ]; then
+        fail "$name" "exit status $rc: $(head -c 300 "$scratch/stderr")"
+    elif [ "$(wc -l <"$scratch/stderr")" != 1 ] || ! grep -q -e "$pattern" "$scratch/stderr"; then
+        fail "$name" "expected one line with $pattern, got $(head -c 300 "$scratch/stderr")"
+    else
+        ok "$name" "$(cat "$scratch/stderr")"
+    fi
+}
+
+run=(--tokens "$scratch/tokens" --out "$scratch/refused.npy")
+
+same_store() { # a b: everything but LMDB's own pages and lock
+    diff -r -x catalog "$1" "$2" && diff <(contents "$1") <(contents "$2")
+}
+
+contents() { # store: what its catalog says, as far as inspect shows it
+    "$sluice" inspect "$1" --tensors --experts
+}
+
+flip() { # file offset
+    local byte
+
+    byte=$(od -An -tu1 -j "$2" -N 1 "$1")
+    # shellcheck disable=SC2059 # the format is the byte
+    printf "\\x$(printf %x $((byte ^ 16)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
+variants=(
+    "" "--io threads" "--cache min" "--cache 1G" "--cache min --io threads --threads 1 --segment 7"
+    "--verify always --cache min" "--verify never" "--verify never --io threads" "--isa ref"
+)
+
+for name in ${CONFIGS:-tiny-flash tiny-pro}; do
+    rm -rf "$checkpoint" "$store"
+    if ! "$sluice" synth "$configs/$name.json" "$checkpoint" >/dev/null ||
+        ! plain=$(logits "$checkpoint") || ! mtp=$(logits "$checkpoint" --mtp) ||
+        ! exact=$(logits "$checkpoint" --numerics exact --segment 50); then
+        fail "$name: a checkpoint that runs"
+        continue
+    fi
+    check "$name is packed" "$sluice" pack "$checkpoint" "$store"
+    check "$name: the store is sound" "$sluice" verify "$store"
+    check "$name: the store is sound, read by threads" "$sluice" verify --io threads "$store"
+    for variant in "${variants[@]}"; do
+        # Flags are split at their spaces.
+        # shellcheck disable=SC2086
+        check "$name packed ${variant:-as it is}" same "$plain" "$store" $variant
+    done
+    check "$name packed --mtp" same "$mtp" "$store" --mtp --cache min
+    check "$name packed --numerics exact" same "$exact" "$store" --numerics exact --segment 50
+    check "$name: text comes out" "$sluice" generate "$store" -p "some text" -n 3
+    check "$name: inspect" "$sluice" inspect "$store"
+    check "$name is packed by one thread" "$sluice" pack "$checkpoint" "$scratch/again" --threads 1 --batch 1M &&
+        check "$name: to the same bytes" same_store "$store" "$scratch/again"
+    rm -rf "$scratch/again"
+done
+
+# From here on with the last of them.
+check "packing what is packed" "$sluice" pack "$checkpoint" "$store"
+refused "a store is no checkpoint" 'a store already' pack "$store" "$scratch/again"
+logits "$store" --cache min >"$scratch/first" &
+logits "$store" --io threads >"$scratch/second"
+wait
+if [ "$(cat "$scratch/first" "$scratch/second" | sort -u)" = "$plain" ]; then
+    ok "two read one store"
+else
+    fail "two read one store"
+fi
+if command -v flock >/dev/null; then
+    check "a second packer" eval "! flock '$store' '$sluice' pack '$checkpoint' '$store' 2>'$scratch/stderr' &&
+        grep 'another process is writing' '$scratch/stderr'"
+else
+    skip "a second packer" "no flock command here"
+fi
+
+# ---- damage ----
+
+cp -r "$store" "$scratch/bad"
+flip "$scratch/bad/experts-1.bin" 70000
+refused "a run meets a flipped bit" 'layer 0, expert [0-9]*: .*experts-1.bin: w. at offset [0-9]* does not have the checksum' \
+    logits "$scratch/bad" "${run[@]}"
+refused "verify names it" 'damaged' verify "$scratch/bad"
+check "with layer, expert and file" grep 'damaged: layer 0, expert [0-9]*, w.*experts-1.bin: from offset' "$scratch/stdout"
+check "a run that does not look" logits "$scratch/bad" --verify never
+flip "$scratch/bad/dense.bin" 5000
+refused "a run meets a flipped bit in a dense tensor" 'dense.bin: tensor "embed.weight"' logits "$scratch/bad" "${run[@]}"
+echo >>"$scratch/bad/config.json"
+"$sluice" synth "$configs/tiny-flash.json" "$scratch/other" --seed 2 >/dev/null
+refused "another model repairs nothing" 'config.json is not what' verify "$scratch/bad" --repair "$scratch/other"
+check "repair" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
+check "what is repaired is sound" "$sluice" verify "$scratch/bad"
+check "and is what was packed" same_store "$store" "$scratch/bad"
+truncate -s -4096 "$scratch/bad/experts-1.bin"
+refused "a file that was cut" 'experts-1.bin: the file has' logits "$scratch/bad" "${run[@]}"
+check "repair of that" "$sluice" verify "$scratch/bad" --repair "$checkpoint" &&
+    check "gives what was packed" same_store "$store" "$scratch/bad"
+sed -i 's/"n_routed_experts": [0-9]*/"n_routed_experts": 8/' "$scratch/bad/config.json"
+refused "a config of other sizes" 'experts' logits "$scratch/bad" "${run[@]}"
+for size in 40000 9000 5000 100 0; do
+    truncate -s $size "$scratch/bad/catalog/data.mdb"
+    refused "a catalog cut to $size bytes" 'catalog' logits "$scratch/bad" "${run[@]}"
+done
+refused "the same for pack" 'catalog\|not empty' pack "$checkpoint" "$scratch/bad"
+rm -r "$scratch/bad"
+
+# ---- killed, again and again ----
+
+RANDOM=${SEED:-1}
+total=$(($(stat -c %s "$store/dense.bin") + $(stat -c %s "$store/experts-1.bin")))
+resumed=0
+for ((i = 0; i < 12; i++)); do
+    "$sluice" pack "$checkpoint" "$scratch/killed" --batch 512K --threads 2 >"$scratch/stdout" 2>"$scratch/stderr" &
+    pid=$!
+    target=$((total * (RANDOM % 1000) / 1000))
+    while kill -0 $pid 2>/dev/null; do
+        now=$(stat -c %s "$scratch/killed/dense.bin" "$scratch/killed/experts-1.bin" 2>/dev/null | awk '{ n += $1 } END { print n + 0 }')
+        [ "$now" -lt $target ] || kill -9 $pid 2>/dev/null
+    done
+    wait $pid 2>/dev/null
+    rc=$?
+    if [ $rc = 137 ]; then
+        resumed=$((resumed + 1))
+    elif [ $rc != 0 ]; then
+        fail "killed and gone on" "$(cat "$scratch/stderr")"
+        break
+    fi
+    if [ $rc = 137 ] && [ $resumed = 1 ] && [ -e "$scratch/killed/experts-1.bin" ]; then
+        refused "a store that is not complete" 'not complete: run sluice pack again' inspect "$scratch/killed"
+    fi
+done
+check "killed $resumed times, it goes on" "$sluice" pack "$checkpoint" "$scratch/killed" &&
+    check "and ends in the same bytes" same_store "$store" "$scratch/killed"
+check "which are sound" "$sluice" verify "$scratch/killed"
+if [ $resumed -ge 2 ]; then
+    ok "it was killed more than once"
+else
+    fail "it was killed more than once" "$resumed"
+fi
+
+"$sluice" pack "$checkpoint" "$scratch/stopped" --batch 512K >/dev/null 2>"$scratch/stderr" &
+pid=$!
+while kill -0 $pid 2>/dev/null && [ ! -s "$scratch/stopped/dense.bin" ]; do :; done
+kill -TERM $pid 2>/dev/null
+wait $pid
+rc=$?
+if [ $rc = 0 ] || { [ $rc = 1 ] && grep -q 'run sluice pack again to go on' "$scratch/stderr"; }; then
+    ok "stopped by a signal" "$(cat "$scratch/stderr")"
+else
+    fail "stopped by a signal" "exit status $rc: $(cat "$scratch/stderr")"
+fi
+tap_end
