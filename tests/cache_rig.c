@@ -176,6 +176,7 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
         .slab_bytes = options->n_slots * sl_expert_cache_slot_bytes(&cache_shape) + 4095,
         .num_experts_per_tok = CACHE_PER_TOKEN,
         .inflight_max = options->inflight_max,
+        .verify = options->verify,
     };
     const char *paths[CACHE_FILES];
     struct sl_io *io;

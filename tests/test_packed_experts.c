@@ -1,0 +1,193 @@
+/* The expert cache over a packed store: what is lent is what a checkpoint's cache would lend,
+ * whatever the device does, and what is corrupt is read again, then named. The cache tests'
+ * checkpoint is packed; its cache is demanded at random with faults, and with bytes on disk changed
+ * under each way of verifying. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "storage/store.h"
+#include "storage/store_write.h"
+#include "tests/cache_rig.h"
+#include "tests/store_rig.h"
+
+#define RECORD_BYTES (3 * UINT64_C(20480))
+
+static const struct cache_rig_options plain = {
+    .threads = true, .reads_max = 8, .piece_bytes = 8192, .n_slots = 3, .inflight_max = 3};
+
+struct fixture {
+    struct cache_fixture raw, packed; /* the checkpoint, and the same over the store */
+    char folder[FIXTURE_PATH_BYTES], store_folder[FIXTURE_PATH_BYTES];
+    struct sl_store *store;
+};
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct sl_pack_options options = {.writer = sl_file_writer(), .batch_bytes = 1 << 20};
+
+    assert_non_null(f);
+    cache_fixture_open(&f->raw, true);
+    fixture_write_text(f->raw.folder, "config.json", "{}\n");
+    fixture_folder_create(f->folder);
+    assert_true(snprintf(f->store_folder, sizeof(f->store_folder), "%s/store", f->folder) <
+                (int)sizeof(f->store_folder));
+    options.store_folder = f->store_folder;
+    options.checkpoint_folder = f->raw.folder;
+    options.checkpoint = f->raw.checkpoint;
+    options.experts = f->raw.store;
+    assert_int_equal(sl_pool_create(&options.pool, 2, NULL), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_pool_destroy(options.pool);
+    f->packed = f->raw;
+    assert_int_equal(sl_store_open(&f->store, f->store_folder, SL_STORE_RUN, NULL), 0);
+    assert_int_equal(sl_expert_store_open_packed(&f->packed.store, f->store, &cache_shape, NULL),
+                     0);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    sl_expert_store_close(f->packed.store);
+    sl_store_close(f->store);
+    cache_fixture_close(&f->raw);
+    store_rig_remove(f->folder);
+    free(f);
+    return 0;
+}
+
+static void test_what_is_lent_is_the_expert(void **state)
+{
+    static const struct cache_rig_options variants[] = {
+        {.reads_max = 64, .piece_bytes = 1 << 20, .n_slots = 20, .inflight_max = 6},
+        {.threads = true, .reads_max = 5, .piece_bytes = 4096, .n_slots = 8, .inflight_max = 2},
+        {.reads_max = 1, .piece_bytes = 8192, .n_slots = CACHE_PER_TOKEN, .inflight_max = 1},
+        {.reads_max = 8,
+         .piece_bytes = 8192,
+         .n_slots = 9,
+         .inflight_max = 4,
+         .verify = SL_VERIFY_ALWAYS},
+    };
+    const struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < 8; i++) {
+        struct io_fault_plan plan = {
+            .seed = i, .short_permille = i / 4 ? 300 : 0, .shuffle = i / 4};
+        struct sl_expert_cache_counters counters;
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, &f->packed, &variants[i % 4]);
+        io_fault_set(rig.io, &plan);
+        for (uint32_t round = 0; round < 25; round++) {
+            uint32_t n = 1 + (uint32_t)cache_rig_below(&rig.random, CACHE_EXPERTS);
+            uint16_t layer = (uint16_t)cache_rig_below(&rig.random, CACHE_LAYERS);
+            uint16_t experts[CACHE_EXPERTS];
+
+            cache_rig_choose(&rig.random, experts, n);
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, n, NULL, NULL), 0);
+        }
+        counters = sl_expert_cache_counters(rig.cache);
+        assert_int_equal(counters.wanted_bytes, counters.n_loads * RECORD_BYTES);
+        assert_int_equal(counters.repack_ns, 0);
+        assert_int_equal(counters.n_retries, 0);
+        cache_rig_fini(&rig);
+    }
+}
+
+static void test_corrupt_reads_are_read_again(void **state)
+{
+    static const uint16_t experts[] = {2, 7, 9};
+    const struct fixture *f = *state;
+
+    for (uint64_t n = 1; n <= 3 * RECORD_BYTES / 8192; n++) {
+        struct io_fault_plan plan = {.fail_nth = n};
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, &f->packed, &plain);
+        io_fault_set(rig.io, &plan);
+        assert_int_equal(cache_rig_demand(&rig, 1, experts, 3, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_retries, 1);
+        cache_rig_fini(&rig);
+    }
+}
+
+static void test_reads_that_stay_corrupt_are_named(void **state)
+{
+    static const uint16_t expert = 9;
+    const struct fixture *f = *state;
+    struct io_fault_plan plan = {.fail_nth = 3, .fail_for_good = true};
+    struct cache_rig rig;
+    struct sl_err err = {0};
+
+    cache_rig_init(&rig, &f->packed, &plain);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(cache_rig_demand(&rig, 2, &expert, 1, NULL, &err), -SL_ECORRUPT);
+    if (!strstr(err.message, "MTP block 0, expert 9: ") ||
+        !strstr(err.message, "experts-1.bin: w") || !strstr(err.message, "read twice"))
+        fail_msg("%s", err.message);
+    io_fault_heal(rig.io);
+    assert_int_equal(cache_rig_demand(&rig, 2, &expert, 1, NULL, NULL), 0);
+    cache_rig_fini(&rig);
+}
+
+/* Loads the expert anew: three others of its layer drive it out of the three slots. */
+static int load_again(struct cache_rig *rig, uint16_t expert)
+{
+    static const uint16_t others[] = {0, 1, 2};
+    int rc = cache_rig_demand(rig, 0, others, 3, NULL, NULL);
+
+    return rc < 0 ? rc : cache_rig_demand(rig, 0, &expert, 1, NULL, NULL);
+}
+
+static void test_when_it_is_verified(void **state)
+{
+    /* Bytes after the tiles belong to no matrix: then what is lent stays right. */
+    static const uint64_t in_tiles = 5 * RECORD_BYTES + 100, after_tiles = 5 * RECORD_BYTES + 17408;
+    struct fixture *f = *state;
+
+    for (int verify = 0; verify < 3; verify++) {
+        struct cache_rig_options options = plain;
+        struct cache_rig rig;
+        uint64_t first_ns;
+
+        options.verify = (enum sl_verify)verify;
+        cache_rig_init(&rig, &f->packed, &options);
+        assert_int_equal(load_again(&rig, 5), 0);
+        first_ns = sl_expert_cache_counters(rig.cache).verify_ns;
+        assert_int_equal(first_ns == 0, verify == SL_VERIFY_NEVER);
+        fixture_flip_byte(f->store_folder, "experts-1.bin", after_tiles);
+        assert_int_equal(load_again(&rig, 5), 0);
+        if (verify != SL_VERIFY_ALWAYS)
+            assert_int_equal(sl_expert_cache_counters(rig.cache).verify_ns, first_ns);
+        fixture_flip_byte(f->store_folder, "experts-1.bin", after_tiles);
+        fixture_flip_byte(f->store_folder, "experts-1.bin", in_tiles);
+        if (verify == SL_VERIFY_ALWAYS) /* it is loaded again, as it was driven out meanwhile */
+            assert_int_equal(load_again(&rig, 5), -SL_ECORRUPT);
+        cache_rig_fini(&rig);
+        fixture_flip_byte(f->store_folder, "experts-1.bin", in_tiles);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_lent_is_the_expert),
+        cmocka_unit_test(test_corrupt_reads_are_read_again),
+        cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
+        cmocka_unit_test(test_when_it_is_verified),
+    };
+
+    return cmocka_run_group_tests_name("packed_experts", tests, set_up, tear_down);
+}
