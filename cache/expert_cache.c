@@ -1,5 +1,6 @@
-/* Owns the slots, their order, and the demand that is open. Loading one expert, from its extents on
- * disk to tiles in a slot, is cache/expert_load.c's. */
+/* Owns the slab, the demand that is open, and what is lent. Which expert is in which slot, and who
+ * makes room, is cache/slot_table.c's; loading one expert, from its extents on disk to tiles in a
+ * slot, is cache/expert_load.c's. */
 #include "cache/expert_cache.h"
 
 #include <errno.h>
@@ -7,28 +8,11 @@
 #include <string.h>
 
 #include "cache/expert_load.h"
+#include "cache/slot_table.h"
 #include "core/base/arena.h"
 #include "core/base/assert.h"
-#include "core/base/list.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
-
-#define NO_SLOT UINT32_MAX
-
-/* Hints hold at most this share of the slots until they are demanded. */
-#define HINTED_SHARE 4u
-
-enum slot_state { SLOT_EMPTY, SLOT_LOADING, SLOT_READY, SLOT_PINNED };
-
-struct slot {
-    struct sl_link link; /* empty: in `empty`; ready: in `lru`; pinned and not yet lent: in
-                          * `lendable`; else in none */
-    struct sl_expert_key key;
-    uint8_t state;
-    bool demanded; /* loading: the open demand waits for it */
-    bool hinted;   /* brought by a hint and not demanded since */
-    bool lent;
-};
 
 struct demand {
     uint16_t *missing; /* experts whose load is not begun; n_routed_experts */
@@ -41,22 +25,17 @@ struct demand {
 struct sl_expert_cache {
     struct sl_expert_source source;
     struct sl_expert_shape shape;
-    uint32_t n_layers;
     struct sl_arena arena;
 
-    uint8_t *slab; /* n_slots * slot_bytes */
+    uint8_t *slab; /* slots * slot_bytes */
     uint64_t slot_bytes;
-    struct slot *slots;
-    uint32_t n_slots;
-    uint32_t *slot_of; /* (n_layers, n_routed_experts), NO_SLOT if not there */
-
-    struct sl_link empty, lru, lendable; /* lru: least recently released first */
-    uint32_t n_hinted, n_lent;
+    struct sl_slot_table table;
+    struct sl_link lendable; /* pinned and not yet lent */
+    uint32_t n_lent;
 
     struct sl_expert_loader loader;
     struct demand demand;
     struct sl_err failure; /* of the open demand; code 0 if none */
-    struct sl_expert_cache_counters counters;
 };
 
 static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
@@ -64,63 +43,21 @@ static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
     return (struct sl_expert_cache *)(void *)source;
 }
 
-static uint32_t slot_index(const struct sl_expert_cache *cache, const struct slot *slot)
-{
-    return (uint32_t)(slot - cache->slots);
-}
-
-static uint32_t *entry_of(struct sl_expert_cache *cache, struct sl_expert_key key)
-{
-    sl_assert(key.layer_index < cache->n_layers);
-    sl_assert(key.expert_index < cache->shape.n_routed_experts);
-    return &cache->slot_of[key.layer_index * cache->shape.n_routed_experts + key.expert_index];
-}
-
-static void unhint(struct sl_expert_cache *cache, struct slot *slot)
-{
-    if (slot->hinted)
-        cache->n_hinted--;
-    slot->hinted = false;
-}
-
-/* A slot to load into; NULL if all are loading or pinned. */
-static struct slot *take_slot(struct sl_expert_cache *cache)
-{
-    struct sl_link *link = sl_list_pop(&cache->empty);
-    struct slot *slot;
-
-    if (link)
-        return sl_list_item(link, struct slot, link);
-    link = sl_list_pop(&cache->lru);
-    if (!link)
-        return NULL;
-    slot = sl_list_item(link, struct slot, link);
-    sl_assert(slot->state == SLOT_READY);
-    *entry_of(cache, slot->key) = NO_SLOT;
-    unhint(cache, slot);
-    cache->counters.n_evictions++;
-    return slot;
-}
-
 /* Returns false if no staging buffer or no slot is free. */
 static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, bool demanded)
 {
-    struct slot *slot;
+    struct sl_slot *slot;
+    uint32_t index;
 
     if (sl_expert_loader_is_full(&cache->loader))
         return false;
-    slot = take_slot(cache);
+    slot = sl_slot_table_take(&cache->table, key, !demanded);
     if (!slot)
         return false;
-    slot->key = key;
-    slot->state = SLOT_LOADING;
     slot->demanded = demanded;
-    slot->hinted = !demanded;
-    cache->n_hinted += !demanded;
-    *entry_of(cache, key) = slot_index(cache, slot);
-    cache->counters.n_loads++;
-    sl_expert_loader_begin(&cache->loader, key, slot_index(cache, slot),
-                           cache->slab + slot_index(cache, slot) * cache->slot_bytes, demanded);
+    index = sl_slot_index(&cache->table, slot);
+    sl_expert_loader_begin(&cache->loader, key, index, cache->slab + index * cache->slot_bytes,
+                           demanded);
     return true;
 }
 
@@ -138,15 +75,9 @@ static void begin_missing(struct sl_expert_cache *cache)
     sl_reader_start(cache->loader.reader);
 }
 
-static void make_ready(struct sl_expert_cache *cache, struct slot *slot)
+static void make_lendable(struct sl_expert_cache *cache, struct sl_slot *slot)
 {
-    slot->state = SLOT_READY;
-    sl_list_append(&cache->lru, &slot->link);
-}
-
-static void make_lendable(struct sl_expert_cache *cache, struct slot *slot)
-{
-    slot->state = SLOT_PINNED;
+    slot->state = SL_SLOT_PINNED;
     slot->demanded = false;
     sl_list_append(&cache->lendable, &slot->link);
 }
@@ -154,20 +85,17 @@ static void make_lendable(struct sl_expert_cache *cache, struct slot *slot)
 /* A hint that failed is forgotten: its demand will read it again, and say so if that fails. */
 static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_end *end)
 {
-    struct slot *slot = &cache->slots[end->slot_index];
+    struct sl_slot *slot = &cache->table.slots[end->slot_index];
 
-    sl_assert(slot->state == SLOT_LOADING);
+    sl_assert(slot->state == SL_SLOT_LOADING);
     if (end->rc == 0 && slot->demanded) {
         make_lendable(cache, slot);
     } else if (end->rc == 0) {
-        make_ready(cache, slot);
+        sl_slot_table_ready(&cache->table, slot);
     } else {
         if (slot->demanded && cache->failure.code == 0)
             cache->failure = end->err;
-        *entry_of(cache, slot->key) = NO_SLOT;
-        unhint(cache, slot);
-        slot->state = SLOT_EMPTY;
-        sl_list_append(&cache->empty, &slot->link);
+        sl_slot_table_drop(&cache->table, slot);
     }
 }
 
@@ -192,31 +120,12 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
 
     progress(cache, false); /* what is free after this, the open demand does not lack */
     for (uint32_t i = 0; i < n_keys; i++) {
-        if (*entry_of(cache, keys[i]) != NO_SLOT)
+        if (sl_slot_table_find(&cache->table, keys[i]))
             continue;
-        if (cache->n_hinted >= cache->n_slots / HINTED_SHARE || !begin_load(cache, keys[i], false))
+        if (!sl_slot_table_may_hint(&cache->table) || !begin_load(cache, keys[i], false))
             break;
     }
     sl_reader_start(cache->loader.reader);
-}
-
-/* Keeps a demanded expert that is there, or on its way, from eviction. */
-static void claim(struct sl_expert_cache *cache, struct slot *slot)
-{
-    sl_assert(!slot->lent);
-    if (slot->hinted)
-        cache->counters.n_hinted_hits++;
-    else
-        cache->counters.n_hits++;
-    unhint(cache, slot);
-    if (slot->state == SLOT_LOADING) {
-        slot->demanded = true;
-        sl_expert_loader_promote(&cache->loader, slot_index(cache, slot));
-    } else {
-        sl_assert(slot->state == SLOT_READY);
-        sl_list_remove(&slot->link);
-        make_lendable(cache, slot);
-    }
 }
 
 static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
@@ -231,17 +140,21 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     demand->layer_index = layer_index;
     demand->n_missing = demand->next_missing = 0;
     demand->n_left = n_experts;
-    cache->counters.n_requests += n_experts;
+    cache->table.policy->ops->visit(cache->table.policy, layer_index);
     /* All that is there is claimed before anything is evicted. */
     for (uint32_t i = 0; i < n_experts; i++) {
-        struct sl_expert_key key = {layer_index, experts[i]};
-        uint32_t index = *entry_of(cache, key);
+        struct sl_slot *slot =
+            sl_slot_table_claim(&cache->table, (struct sl_expert_key){layer_index, experts[i]});
 
         sl_assert(i == 0 || experts[i - 1] < experts[i]);
-        if (index == NO_SLOT)
+        if (!slot) {
             demand->missing[demand->n_missing++] = experts[i];
-        else
-            claim(cache, &cache->slots[index]);
+        } else if (slot->state == SL_SLOT_PINNED) {
+            make_lendable(cache, slot);
+        } else {
+            slot->demanded = true;
+            sl_expert_loader_promote(&cache->loader, sl_slot_index(&cache->table, slot));
+        }
     }
     progress(cache, false);
     return 0;
@@ -254,17 +167,18 @@ static void abandon(struct sl_expert_cache *cache)
     struct sl_link *link;
 
     while ((link = sl_list_pop(&cache->lendable)))
-        make_ready(cache, sl_list_item(link, struct slot, link));
-    for (uint32_t i = 0; i < cache->n_slots; i++)
-        cache->slots[i].demanded = false;
+        sl_slot_table_ready(&cache->table, sl_list_item(link, struct sl_slot, link));
+    for (uint32_t i = 0; i < cache->table.n_slots; i++)
+        cache->table.slots[i].demanded = false;
     cache->demand.n_missing = cache->demand.next_missing = 0;
     cache->demand.open = false;
     cache->failure.code = 0;
 }
 
-static void lend(struct sl_expert_cache *cache, struct slot *slot, struct sl_expert_loan *ret_loan)
+static void lend(struct sl_expert_cache *cache, struct sl_slot *slot,
+                 struct sl_expert_loan *ret_loan)
 {
-    uint32_t index = slot_index(cache, slot);
+    uint32_t index = sl_slot_index(&cache->table, slot);
 
     sl_assert(cache->n_lent < cache->source.hold_max);
     slot->lent = true;
@@ -307,23 +221,23 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
     link = sl_list_pop(&cache->lendable);
     if (!link)
         return -EAGAIN;
-    lend(cache, sl_list_item(link, struct slot, link), ret_loan);
+    lend(cache, sl_list_item(link, struct sl_slot, link), ret_loan);
     return 1;
 }
 
 static void source_release(struct sl_expert_source *source, const struct sl_expert_loan *loan)
 {
     struct sl_expert_cache *cache = cache_of(source);
-    struct slot *slot;
+    struct sl_slot *slot;
 
-    sl_assert(loan->slot_index < cache->n_slots);
-    slot = &cache->slots[loan->slot_index];
+    sl_assert(loan->slot_index < cache->table.n_slots);
+    slot = &cache->table.slots[loan->slot_index];
     sl_assert(slot->lent);
     sl_assert(slot->key.layer_index == loan->key.layer_index);
     sl_assert(slot->key.expert_index == loan->key.expert_index);
     slot->lent = false;
     cache->n_lent--;
-    make_ready(cache, slot);
+    sl_slot_table_ready(&cache->table, slot);
     progress(cache, false);
 }
 
@@ -355,13 +269,12 @@ uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint
     return inflight_max * sl_expert_load_staging_bytes(store);
 }
 
-static void carve(struct sl_expert_cache *cache, struct sl_arena *arena)
+static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
+                  const struct sl_policy_ops *policy)
 {
-    cache->slab = sl_arena_take_aligned(arena, cache->n_slots, cache->slot_bytes, 4096);
+    cache->slab = sl_arena_take_aligned(arena, cache->table.n_slots_max, cache->slot_bytes, 4096);
     sl_expert_loader_carve(&cache->loader, arena);
-    cache->slots = sl_arena_take(arena, cache->n_slots, sizeof(*cache->slots));
-    cache->slot_of = sl_arena_take(arena, (uint64_t)cache->n_layers * cache->shape.n_routed_experts,
-                                   sizeof(*cache->slot_of));
+    sl_slot_table_carve(&cache->table, arena, policy);
     cache->demand.missing =
         sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.missing));
 }
@@ -371,7 +284,7 @@ static int count_slots(struct sl_expert_cache *cache, const struct sl_expert_cac
                        struct sl_err *err)
 {
     uint64_t n_slots = options->slab_bytes / cache->slot_bytes;
-    uint64_t n_experts = (uint64_t)cache->n_layers * cache->shape.n_routed_experts;
+    uint64_t n_experts = (uint64_t)cache->table.n_layers * cache->table.n_experts;
     uint32_t slots_min = options->slots_min > options->num_experts_per_tok
                              ? options->slots_min
                              : options->num_experts_per_tok;
@@ -383,25 +296,15 @@ static int count_slots(struct sl_expert_cache *cache, const struct sl_expert_cac
                           sl_size_format(options->slab_bytes, granted),
                           sl_size_format(slots_min * cache->slot_bytes, needed), slots_min,
                           sl_size_format(cache->slot_bytes, each));
-    cache->n_slots = (uint32_t)(n_slots < n_experts ? n_slots : n_experts);
+    cache->table.n_slots_max = (uint32_t)(n_slots < n_experts ? n_slots : n_experts);
     return 0;
-}
-
-static void init_slots(struct sl_expert_cache *cache)
-{
-    sl_list_init(&cache->empty);
-    sl_list_init(&cache->lru);
-    sl_list_init(&cache->lendable);
-    for (uint32_t i = 0; i < cache->n_slots; i++)
-        sl_list_append(&cache->empty, &cache->slots[i].link);
-    memset(cache->slot_of, 0xff,
-           sizeof(*cache->slot_of) * cache->n_layers * cache->shape.n_routed_experts);
 }
 
 int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err)
 {
+    const struct sl_policy_ops *policy = options->policy ? options->policy : &sl_policy_lru;
     struct sl_expert_cache *cache;
     struct sl_arena measure;
     int rc;
@@ -410,7 +313,8 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     if (!cache)
         return sl_err_set(err, -ENOMEM, "expert cache: out of memory");
     cache->shape = *sl_expert_store_shape(store);
-    cache->n_layers = cache->shape.num_hidden_layers + cache->shape.n_mtp_layers;
+    cache->table.n_layers = cache->shape.num_hidden_layers + cache->shape.n_mtp_layers;
+    cache->table.n_experts = cache->shape.n_routed_experts;
     if (cache->shape.hidden_size % SL_FP4_GROUP_COLS != 0 ||
         cache->shape.moe_intermediate_size % SL_FP4_GROUP_COLS != 0) {
         rc = sl_err_set(err, -SL_EUNSUPPORTED,
@@ -427,18 +331,19 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
                           options->verify);
     cache->source.ops = &source_ops;
     /* Half, so that loads go on while the caller holds what it may. */
-    cache->source.hold_max = cache->n_slots / 2 > options->num_experts_per_tok
-                                 ? cache->n_slots / 2
+    cache->source.hold_max = cache->table.n_slots_max / 2 > options->num_experts_per_tok
+                                 ? cache->table.n_slots_max / 2
                                  : options->num_experts_per_tok;
     sl_arena_init_measure(&measure);
-    carve(cache, &measure);
+    carve(cache, &measure, policy);
     rc = sl_arena_map(&cache->arena, measure.used_bytes, "expert cache", err);
     if (rc < 0)
         goto fail;
-    carve(cache, &cache->arena);
-    sl_expert_slab_place(&cache->shape, pool, cache->slab, cache->n_slots);
+    carve(cache, &cache->arena, policy);
+    sl_expert_slab_place(&cache->shape, pool, cache->slab, cache->table.n_slots_max);
     sl_arena_lock(&cache->arena);
-    init_slots(cache);
+    sl_slot_table_start(&cache->table, cache->table.n_slots_max, options->inflight_max);
+    sl_list_init(&cache->lendable);
     *ret_cache = cache;
     return 0;
 fail:
@@ -472,21 +377,27 @@ const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache
 
 uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache)
 {
-    return cache->n_slots;
+    return cache->table.n_slots;
 }
 
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
 {
-    struct sl_expert_cache_counters counters = cache->counters;
+    const struct sl_slot_counters *slots = &cache->table.counters;
     const struct sl_reader_counters reader = sl_reader_counters(cache->loader.reader);
 
-    counters.n_retries = reader.n_retries + cache->loader.n_rereads;
-    counters.n_stalls = reader.n_stalls;
-    counters.longest_ns = reader.longest_ns;
-    counters.wanted_bytes = cache->loader.wanted_bytes;
-    counters.read_bytes = reader.read_bytes;
-    counters.wait_ns = reader.wait_ns;
-    counters.repack_ns = cache->loader.repack_ns;
-    counters.verify_ns = cache->loader.verify_ns;
-    return counters;
+    return (struct sl_expert_cache_counters){
+        .n_requests = slots->n_requests,
+        .n_hits = slots->n_hits,
+        .n_hinted_hits = slots->n_hinted_hits,
+        .n_loads = slots->n_loads,
+        .n_evictions = slots->n_evictions,
+        .n_retries = reader.n_retries + cache->loader.n_rereads,
+        .n_stalls = reader.n_stalls,
+        .longest_ns = reader.longest_ns,
+        .wanted_bytes = cache->loader.wanted_bytes,
+        .read_bytes = reader.read_bytes,
+        .wait_ns = reader.wait_ns,
+        .repack_ns = cache->loader.repack_ns,
+        .verify_ns = cache->loader.verify_ns,
+    };
 }

@@ -2,7 +2,7 @@
  *
  * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h); what is
  * missing is read as stored into a staging buffer, repacked by the compute threads when all of it
- * has landed, and lent. One global order (least recently released first) decides what makes room.
+ * has landed, and lent. A policy (cache/policy.h) decides what makes room.
  *
  *     empty ──load──► loading ──landed──► ready ◄──release── pinned
  *       ▲                │    └──landed, demanded──────────────►▲
@@ -20,6 +20,7 @@
 
 #include <stdint.h>
 
+#include "cache/policy.h"
 #include "core/base/arena.h"
 #include "core/base/err.h"
 #include "core/base/pool.h"
@@ -35,6 +36,7 @@ struct sl_expert_cache_options {
     uint32_t slots_min;    /* fewer are refused, and fewer than num_experts_per_tok in any case */
     uint32_t inflight_max; /* loads at once, each with a staging buffer; at least 1 */
     enum sl_verify verify; /* of a packed store */
+    const struct sl_policy_ops *policy; /* NULL: the default */
 };
 
 struct sl_expert_cache_counters {

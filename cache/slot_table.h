@@ -1,0 +1,96 @@
+/* Which expert is in which slot, and who makes room: the part of the expert cache that knows
+ * nothing of bytes, reads and loans. The replay of a trace (cache/replay.h) runs the same code.
+ *
+ *     empty ──take──► loading ──ready──► ready ──claim──► pinned
+ *       ▲                │                 │  ▲             │
+ *       └──────drop──────┘                 │  └────ready────┘        ready ──take──► loading
+ *
+ * A claimed slot that is loading stays so; its owner pins it when it has landed. One thread makes
+ * all calls; nothing is allocated after carving. */
+#ifndef SL_CACHE_SLOT_TABLE_H
+#define SL_CACHE_SLOT_TABLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cache/policy.h"
+#include "core/base/arena.h"
+#include "core/base/list.h"
+#include "core/model/expert_source.h"
+
+enum sl_slot_state { SL_SLOT_EMPTY, SL_SLOT_LOADING, SL_SLOT_READY, SL_SLOT_PINNED };
+
+struct sl_slot {
+    struct sl_link link; /* empty: the table's; else its owner's */
+    struct sl_expert_key key;
+    uint8_t state;
+    bool hinted; /* brought by a hint and not claimed since */
+
+    /* The owner's alone. */
+    bool demanded; /* loading: the open demand waits for it */
+    bool lent;
+};
+
+struct sl_slot_counters {
+    uint64_t n_requests;
+    uint64_t n_hits;        /* of these, resident or landing, and claimed before */
+    uint64_t n_hinted_hits; /* of these, brought by a hint and claimed for the first time */
+    uint64_t n_loads;
+    uint64_t n_evictions;
+};
+
+struct sl_slot_table {
+    uint32_t n_layers, n_experts; /* of each layer */
+    uint32_t n_slots_max;
+    uint32_t n_slots; /* in use: the first ones */
+    uint32_t n_hinted, n_hinted_max;
+    struct sl_slot *slots; /* (n_slots_max) */
+    uint32_t *slot_of;     /* (n_layers, n_experts), SL_NO_SLOT if not there */
+    struct sl_link empty;
+    struct sl_policy *policy;
+    struct sl_slot_counters counters;
+};
+
+/* Hints hold at most this share of the slots until they are claimed. */
+#define SL_HINTED_SHARE 4u
+
+/* Takes memory from an arena for the sizes set in a zeroed table (n_layers, n_experts,
+ * n_slots_max). With a mapped one, start() follows: the first n_slots slots are empty. inflight_max
+ * is how many loads there may be at once: hints hold no more slots than that, so that which of them
+ * are begun does not depend on how fast others land. */
+void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
+                         const struct sl_policy_ops *policy);
+void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max);
+
+static inline uint32_t sl_slot_index(const struct sl_slot_table *table, const struct sl_slot *slot)
+{
+    return (uint32_t)(slot - table->slots);
+}
+
+/* NULL if the expert is in no slot. */
+struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert_key key);
+
+/* Asks for an expert of the layer that sl_policy_ops.visit() named last. Returns its slot, pinned
+ * or still loading; NULL if it is in none, and then it is to be loaded. */
+struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
+
+/* A slot to load this expert into, by evicting another if need be; NULL if all are loading or
+ * pinned. */
+struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
+                                   bool hinted);
+
+static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
+{
+    return table->n_hinted < table->n_hinted_max;
+}
+
+/* What was loading or pinned may be evicted from now on. */
+void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
+
+/* What was loading is not there after all. */
+void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot);
+
+/* True if every slot is accounted for: for tests. */
+bool sl_slot_table_is_sound(const struct sl_slot_table *table);
+
+#endif
