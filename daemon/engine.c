@@ -229,6 +229,8 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .context_max = e->options.context_tokens,
         .spans_max = e->options.n_sequences,
         .stop = e->options.stop,
+        .on_route = e->options.on_route,
+        .on_route_context = e->options.on_route_context,
     };
 
     return sl_forward_create(&e->forward, &params, err);

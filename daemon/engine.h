@@ -36,6 +36,8 @@ struct sl_engine_options {
     sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */
     void *on_load_context;
     const atomic_bool *stop; /* NULL, or ends a step early when true: see forward.h */
+    sl_route_fn *on_route;   /* NULL, or told of each layer's choices: see forward.h */
+    void *on_route_context;
 };
 
 #define SL_SEGMENT_TOKENS_DEFAULT 512u

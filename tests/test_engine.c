@@ -194,8 +194,13 @@ static void answer(struct model *m)
     struct sl_compute compute = {.kernels = &kernels};
     struct sl_kv_cache kv;
     struct sl_weights weights;
-    struct sl_forward_params params = {&m->config, &weights, &compute, &m->experts.source,
-                                       TOKENS,     TOKENS,   1,        NULL};
+    struct sl_forward_params params = {.config = &m->config,
+                                       .weights = &weights,
+                                       .compute = &compute,
+                                       .source = &m->experts.source,
+                                       .tokens_max = TOKENS,
+                                       .context_max = TOKENS,
+                                       .spans_max = 1};
     struct sl_forward *forward;
 
     assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);

@@ -21,6 +21,11 @@ int sl_prompt_read(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
                    const struct sl_config *config, const char *text, const char *path,
                    unsigned encode_flags, struct sl_err *err);
 
+/* The same for `length` bytes of text. */
+int sl_prompt_encode(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
+                     const struct sl_config *config, const char *text, size_t length,
+                     unsigned encode_flags, struct sl_err *err);
+
 void sl_prompt_fini(struct sl_prompt *prompt);
 
 #endif

@@ -22,6 +22,8 @@ static const struct {
     {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
     {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
+    {"trace", sl_cmd_trace,
+     "record which experts a text asks for, and replay it with other caches"},
     {"verify", sl_cmd_verify, "hold a store against its checksums, and mend it"},
 };
 

@@ -327,11 +327,16 @@ static int give_logits(const struct head *head, const struct sl_span *spans, uin
 static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *err)
 {
     const struct sl_layer_weights *layer = &f->params.weights->layers[layer_index];
+    int rc;
 
     if (f->params.stop && atomic_load_explicit(f->params.stop, memory_order_relaxed))
         return sl_err_set(err, -ECANCELED, "stopped before layer %u", layer_index);
     sl_attention_run(f->attention, &f->step, layer_index, layer);
-    return sl_moe_run(f->moe, &f->step, layer_index, layer, f->params.source, err);
+    rc = sl_moe_run(f->moe, &f->step, layer_index, layer, f->params.source, err);
+    if (rc == 0 && f->params.on_route)
+        f->params.on_route(f->params.on_route_context, layer_index, f->step.n_tokens,
+                           sl_moe_picked(f->moe));
+    return rc;
 }
 
 /* The end of a step: its tokens have been seen, or its sequences are of no use any more. */

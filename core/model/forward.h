@@ -23,6 +23,12 @@
 
 struct sl_forward;
 
+/* The experts that each token of a step was routed to in a layer, as soon as the layer has run:
+ * (n_tokens, num_experts_per_tok), ascending for each token, spans one after the other; valid
+ * during the call. */
+typedef void sl_route_fn(void *context, uint32_t layer_index, uint32_t n_tokens,
+                         const uint16_t *experts);
+
 struct sl_forward_params {
     const struct sl_config *config; /* this and the next three are borrowed */
     const struct sl_weights *weights;
@@ -32,6 +38,8 @@ struct sl_forward_params {
     uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
     const atomic_bool *stop; /* NULL, or looked at before each layer; may be set from anywhere */
+    sl_route_fn *on_route;   /* NULL, or told, from the thread that drives the pass */
+    void *on_route_context;
 };
 
 enum sl_logits_wanted { SL_LOGITS_NONE, SL_LOGITS_LAST, SL_LOGITS_ALL };

@@ -437,3 +437,8 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
     sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, config->hidden_size);
     return 0;
 }
+
+const uint16_t *sl_moe_picked(const struct sl_moe *moe)
+{
+    return moe->picked;
+}

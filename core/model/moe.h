@@ -28,4 +28,8 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
                const struct sl_layer_weights *weights, struct sl_expert_source *source,
                struct sl_err *err);
 
+/* The experts of the layer that ran last: (n_tokens, num_experts_per_tok), ascending for each
+ * token; valid until the next run. */
+const uint16_t *sl_moe_picked(const struct sl_moe *moe);
+
 #endif

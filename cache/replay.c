@@ -1,0 +1,329 @@
+#include "cache/replay.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache/expert_cache.h"
+#include "cache/slot_heap.h"
+#include "core/base/assert.h"
+
+#define NEVER UINT32_MAX
+
+struct sl_replay_plan {
+    struct sl_trace_shape shape;
+    uint64_t n_demands; /* demand i is of layer i % num_hidden_layers */
+    uint64_t *first;    /* (n_demands + 1) first of its experts */
+    uint16_t *experts;  /* ascending inside a demand */
+};
+
+static struct sl_expert_key key_of(const struct sl_replay_plan *plan, uint64_t demand, uint64_t use)
+{
+    return (struct sl_expert_key){(uint16_t)(demand % plan->shape.num_hidden_layers),
+                                  plan->experts[use]};
+}
+
+/* ---- the optimum -------------------------------------------------------------------------------
+ * A policy that reads on in the plan. */
+
+struct optimum {
+    struct sl_policy policy;
+    uint32_t n_experts;
+    struct sl_slot_heap heap;
+    uint32_t *positions;
+
+    const struct sl_replay_plan *plan;
+    const uint32_t *next_demand; /* by use: that asks for the same expert again, or NEVER */
+    uint64_t demand, use;        /* to come */
+    uint32_t *next_of;           /* by expert */
+};
+
+static struct optimum *optimum_of(struct sl_policy *policy)
+{
+    return (struct optimum *)(void *)policy;
+}
+
+static const struct sl_policy_ops optimum_ops;
+
+static struct sl_policy *optimum_carve(struct sl_arena *arena, const struct sl_policy_shape *shape)
+{
+    struct optimum *optimum = sl_arena_take(arena, 1, sizeof(*optimum));
+    struct optimum o = {.policy = {&optimum_ops}, .n_experts = shape->n_experts};
+
+    o.heap.items = sl_arena_take(arena, shape->n_slots, sizeof(*o.heap.items));
+    o.positions = sl_arena_take(arena, shape->n_slots, sizeof(*o.positions));
+    o.next_of =
+        sl_arena_take(arena, (uint64_t)shape->n_layers * shape->n_experts, sizeof(*o.next_of));
+    if (!optimum)
+        return NULL;
+    *optimum = o;
+    return &optimum->policy;
+}
+
+static void optimum_visit(struct sl_policy *policy, uint16_t layer_index)
+{
+    struct optimum *o = optimum_of(policy);
+
+    (void)layer_index;
+    o->use = o->plan->first[o->demand++];
+}
+
+static void optimum_use(struct sl_policy *policy, struct sl_expert_key key)
+{
+    struct optimum *o = optimum_of(policy);
+
+    o->next_of[key.layer_index * o->n_experts + key.expert_index] = o->next_demand[o->use++];
+}
+
+static void optimum_offer(struct sl_policy *policy, uint32_t slot_index, struct sl_expert_key key)
+{
+    struct optimum *o = optimum_of(policy);
+    uint32_t id = key.layer_index * o->n_experts + key.expert_index;
+
+    sl_slot_heap_push(&o->heap, o->positions,
+                      (struct sl_slot_heap_item){-(double)o->next_of[id], id, slot_index});
+}
+
+static void optimum_withdraw(struct sl_policy *policy, uint32_t slot_index,
+                             struct sl_expert_key key)
+{
+    (void)key;
+    sl_slot_heap_remove(&optimum_of(policy)->heap, optimum_of(policy)->positions, slot_index);
+}
+
+static uint32_t optimum_choose(struct sl_policy *policy)
+{
+    struct optimum *o = optimum_of(policy);
+    uint32_t slot_index = o->heap.n ? o->heap.items[0].slot_index : SL_NO_SLOT;
+
+    if (slot_index != SL_NO_SLOT)
+        sl_slot_heap_remove(&o->heap, o->positions, slot_index);
+    return slot_index;
+}
+
+/* expect() is missing: the optimum is not hinted at anything. */
+static const struct sl_policy_ops optimum_ops = {
+    .name = "optimum",
+    .carve = optimum_carve,
+    .visit = optimum_visit,
+    .use = optimum_use,
+    .offer = optimum_offer,
+    .withdraw = optimum_withdraw,
+    .choose = optimum_choose,
+};
+
+/* NULL when out of memory. */
+static uint32_t *look_ahead(const struct sl_replay_plan *plan)
+{
+    const struct sl_trace_shape *shape = &plan->shape;
+    const size_t n_ids = (size_t)shape->num_hidden_layers * shape->n_routed_experts;
+    uint32_t *next_demand = malloc(plan->first[plan->n_demands] * sizeof(*next_demand));
+    uint32_t *next_of = malloc(n_ids * sizeof(*next_of));
+
+    if (next_demand && next_of) {
+        memset(next_of, 0xff, n_ids * sizeof(*next_of));
+        for (uint64_t d = plan->n_demands; d-- > 0;)
+            for (uint64_t use = plan->first[d]; use < plan->first[d + 1]; use++) {
+                struct sl_expert_key key = key_of(plan, d, use);
+                uint32_t id = key.layer_index * shape->n_routed_experts + key.expert_index;
+
+                next_demand[use] = next_of[id];
+                next_of[id] = (uint32_t)d;
+            }
+    } else {
+        free(next_demand);
+        next_demand = NULL;
+    }
+    free(next_of);
+    return next_demand;
+}
+
+/* ---- the plan ----------------------------------------------------------------------------------
+ */
+
+static uint64_t count_steps(const struct sl_trace *trace, uint32_t segment_tokens)
+{
+    return segment_tokens ? (trace->n_tokens + segment_tokens - 1) / segment_tokens
+                          : trace->n_steps;
+}
+
+/* The distinct experts of tokens first .. end - 1 in each layer, as the step's demands. */
+static void add_step(struct sl_replay_plan *plan, const struct sl_trace *trace, uint64_t first,
+                     uint64_t end, uint8_t *wanted)
+{
+    const uint32_t layers = trace->shape.num_hidden_layers, k = trace->shape.n_per_token;
+    const uint32_t experts = trace->shape.n_routed_experts;
+
+    for (uint32_t layer = 0; layer < layers; layer++) {
+        uint64_t use = plan->first[plan->n_demands];
+
+        memset(wanted, 0, experts);
+        for (uint64_t token = first; token < end; token++)
+            for (uint32_t s = 0; s < k; s++)
+                wanted[trace->experts[(token * layers + layer) * k + s]] = 1;
+        for (uint32_t e = 0; e < experts; e++)
+            if (wanted[e])
+                plan->experts[use++] = (uint16_t)e;
+        plan->first[++plan->n_demands] = use;
+    }
+}
+
+int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trace *trace,
+                          uint32_t segment_tokens, struct sl_err *err)
+{
+    const uint64_t n_steps = count_steps(trace, segment_tokens);
+    const uint64_t n_demands = n_steps * trace->shape.num_hidden_layers;
+    struct sl_replay_plan *plan = calloc(1, sizeof(*plan));
+    uint8_t *wanted = malloc(trace->shape.n_routed_experts);
+    uint64_t token = 0;
+    int rc = 0;
+
+    if (plan) {
+        plan->shape = trace->shape;
+        plan->first = calloc(n_demands + 1, sizeof(*plan->first));
+        plan->experts =
+            calloc(trace->n_tokens, sizeof(*plan->experts) * trace->shape.num_hidden_layers *
+                                        trace->shape.n_per_token);
+    }
+    if (!plan || !wanted || !plan->first || !plan->experts || n_demands >= NEVER)
+        rc = sl_err_set(err, -ENOMEM, "replay: out of memory");
+    for (uint64_t step = 0; step < n_steps && rc == 0; step++) {
+        uint64_t end = token + (segment_tokens ? segment_tokens : trace->step_tokens[step]);
+
+        end = end < trace->n_tokens ? end : trace->n_tokens;
+        add_step(plan, trace, token, end, wanted);
+        token = end;
+    }
+    free(wanted);
+    if (rc == 0)
+        *ret_plan = plan;
+    else
+        sl_replay_plan_destroy(plan);
+    return rc;
+}
+
+void sl_replay_plan_destroy(struct sl_replay_plan *plan)
+{
+    if (!plan)
+        return;
+    free(plan->first);
+    free(plan->experts);
+    free(plan);
+}
+
+/* ---- the run -----------------------------------------------------------------------------------
+ */
+
+struct replay {
+    const struct sl_replay_plan *plan;
+    struct sl_slot_table table;
+    struct sl_slot **pinned; /* (n_slots) of the open demand */
+    uint32_t n_pinned;
+    uint64_t *missing; /* (n_routed_experts) uses */
+};
+
+static void release_all(struct replay *replay)
+{
+    for (uint32_t i = 0; i < replay->n_pinned; i++)
+        sl_slot_table_ready(&replay->table, replay->pinned[i]);
+    replay->n_pinned = 0;
+}
+
+static void pin(struct replay *replay, struct sl_slot *slot)
+{
+    slot->state = SL_SLOT_PINNED;
+    replay->pinned[replay->n_pinned++] = slot;
+}
+
+static void run_demand(struct replay *replay, uint64_t demand)
+{
+    const struct sl_replay_plan *plan = replay->plan;
+    struct sl_slot_table *table = &replay->table;
+    uint32_t n_missing = 0;
+
+    table->policy->ops->visit(table->policy, key_of(plan, demand, 0).layer_index);
+    for (uint64_t use = plan->first[demand]; use < plan->first[demand + 1]; use++) {
+        struct sl_slot *slot = sl_slot_table_claim(table, key_of(plan, demand, use));
+
+        if (slot)
+            pin(replay, slot);
+        else
+            replay->missing[n_missing++] = use;
+    }
+    for (uint32_t i = 0; i < n_missing; i++) {
+        struct sl_expert_key key = key_of(plan, demand, replay->missing[i]);
+        struct sl_slot *slot = sl_slot_table_take(table, key, false);
+
+        if (!slot) { /* more than there are slots: what was lent has been used by now */
+            release_all(replay);
+            slot = sl_slot_table_take(table, key, false);
+        }
+        pin(replay, slot);
+    }
+    release_all(replay);
+}
+
+/* As the forward pass hints before each step. */
+static void run_hints(struct replay *replay, uint64_t first_demand)
+{
+    const struct sl_replay_plan *plan = replay->plan;
+
+    for (uint64_t d = first_demand; d < first_demand + plan->shape.num_hash_layers; d++)
+        for (uint64_t use = plan->first[d]; use < plan->first[d + 1]; use++) {
+            struct sl_expert_key key = key_of(plan, d, use);
+
+            if (sl_slot_table_find(&replay->table, key))
+                continue;
+            if (!sl_slot_table_may_hint(&replay->table))
+                break;
+            sl_slot_table_ready(&replay->table, sl_slot_table_take(&replay->table, key, true));
+        }
+}
+
+static void carve(struct replay *replay, struct sl_arena *arena, const struct sl_policy_ops *ops)
+{
+    sl_slot_table_carve(&replay->table, arena, ops);
+    replay->pinned = sl_arena_take(arena, replay->table.n_slots_max, sizeof(*replay->pinned));
+    replay->missing = sl_arena_take(arena, replay->table.n_experts, sizeof(*replay->missing));
+}
+
+int sl_replay_run(const struct sl_replay_plan *plan, const struct sl_policy_ops *policy,
+                  uint32_t n_slots, struct sl_slot_counters *ret_counters, struct sl_err *err)
+{
+    const struct sl_policy_ops *ops = policy ? policy : &optimum_ops;
+    struct replay replay = {.plan = plan};
+    struct sl_arena measure, arena;
+    uint32_t *next_demand = NULL;
+    int rc;
+
+    sl_assert(n_slots >= plan->shape.n_per_token);
+    replay.table.n_layers = plan->shape.num_hidden_layers;
+    replay.table.n_experts = plan->shape.n_routed_experts;
+    replay.table.n_slots_max = n_slots;
+    sl_arena_init_measure(&measure);
+    carve(&replay, &measure, ops);
+    rc = sl_arena_map(&arena, measure.used_bytes, "replay", err);
+    if (rc < 0)
+        return rc;
+    carve(&replay, &arena, ops);
+    sl_slot_table_start(&replay.table, n_slots,
+                        sl_expert_cache_inflight_default(plan->shape.n_per_token));
+    if (!policy) {
+        next_demand = look_ahead(plan);
+        if (!next_demand) {
+            sl_arena_fini(&arena);
+            return sl_err_set(err, -ENOMEM, "replay: out of memory");
+        }
+        optimum_of(replay.table.policy)->plan = plan;
+        optimum_of(replay.table.policy)->next_demand = next_demand;
+    }
+    for (uint64_t d = 0; d < plan->n_demands; d++) {
+        if (policy && d % plan->shape.num_hidden_layers == 0)
+            run_hints(&replay, d);
+        run_demand(&replay, d);
+    }
+    *ret_counters = replay.table.counters;
+    free(next_demand);
+    sl_arena_fini(&arena);
+    return 0;
+}

@@ -1,0 +1,38 @@
+/* Replay of a trace: what a cache of so many slots would have had to load.
+ *
+ * A plan lays the trace's tokens out in steps: as in the run that was recorded, or so many tokens
+ * at a time, from the first to the last, whatever text they belonged to. A replay takes a plan's
+ * demands and hints through the slot table and the policy that the cache itself uses; loads take no
+ * time. What it counts is what a cache counts in a run of the same steps, as long as no demand
+ * names more experts than there are slots: then it depends on the drives which of them are there
+ * in the end.
+ *
+ * Beside the policies there is the offline optimum, which knows the future: it lets go of the
+ * expert that is asked for last (Belady). It too has to load all that is asked for, and to keep
+ * what a demand names until that ends. Nobody can do better without changing the steps. */
+#ifndef SL_CACHE_REPLAY_H
+#define SL_CACHE_REPLAY_H
+
+#include <stdint.h>
+
+#include "cache/policy.h"
+#include "cache/slot_table.h"
+#include "cache/trace.h"
+#include "core/base/err.h"
+
+struct sl_replay_plan;
+
+/* segment_tokens 0: the steps that were recorded. The trace may go afterwards. Fails with -ENOMEM.
+ * The caller destroys *ret_plan. */
+int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trace *trace,
+                          uint32_t segment_tokens, struct sl_err *err);
+
+/* NULL is allowed. */
+void sl_replay_plan_destroy(struct sl_replay_plan *plan);
+
+/* policy NULL is the optimum. n_slots is at least the trace's n_per_token, and at most all experts.
+ * Fails with -ENOMEM. */
+int sl_replay_run(const struct sl_replay_plan *plan, const struct sl_policy_ops *policy,
+                  uint32_t n_slots, struct sl_slot_counters *ret_counters, struct sl_err *err);
+
+#endif

@@ -1,0 +1,245 @@
+/* sluice trace record: runs a model over text and keeps what each token asked for. */
+#include <argp.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache/trace.h"
+#include "core/text/tokenizer.h"
+#include "tools/engine_options.h"
+#include "tools/json_lines.h"
+#include "tools/progress.h"
+#include "tools/prompt.h"
+#include "tools/trace_commands.h"
+
+struct command {
+    struct sl_engine_options options;
+    const char *text;  /* -p */
+    const char *file;  /* -f */
+    const char *jsonl; /* --jsonl */
+    const char *out;
+    bool special;
+
+    struct sl_config config;
+    struct sl_tokenizer *tok;
+    struct sl_prompt *documents;
+    size_t n_documents;
+    uint64_t n_tokens;
+    struct sl_engine *engine;
+    struct sl_trace_writer *writer;
+};
+
+enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_OUT };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->options;
+        return 0;
+    case 'p':
+        command->text = value;
+        return 0;
+    case 'f':
+        command->file = value;
+        return 0;
+    case OPTION_JSONL:
+        command->jsonl = value;
+        return 0;
+    case OPTION_SPECIAL:
+        command->special = true;
+        return 0;
+    case OPTION_OUT:
+        command->out = value;
+        return 0;
+    case ARGP_KEY_END:
+        if (!!command->text + !!command->file + !!command->jsonl != 1)
+            argp_error(state, "give the text with one of -p, -f and --jsonl");
+        if (!command->out)
+            argp_error(state, "say with --out where the trace goes");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- the text ----------------------------------------------------------------------------------
+ */
+
+/* Room for one more; NULL when out of memory. */
+static struct sl_prompt *next_document(struct command *command)
+{
+    struct sl_prompt *documents =
+        reallocarray(command->documents, command->n_documents + 1, sizeof(*documents));
+
+    if (!documents)
+        return NULL;
+    command->documents = documents;
+    return &documents[command->n_documents];
+}
+
+static void add_document(struct command *command)
+{
+    const uint32_t n_tokens = command->documents[command->n_documents++].n_tokens;
+
+    command->n_tokens += n_tokens;
+    if (command->options.context_tokens < n_tokens)
+        command->options.context_tokens = n_tokens;
+}
+
+static int add_line(void *context, const json_t *value, struct sl_err *err)
+{
+    struct command *command = context;
+    struct sl_prompt *document = next_document(command);
+    int rc;
+
+    if (!document)
+        return sl_err_set(err, -ENOMEM, "out of memory");
+    if (!json_is_string(value))
+        return sl_err_set(err, -SL_EFORMAT, "expected a JSON string");
+    rc = sl_prompt_encode(document, command->tok, &command->config, json_string_value(value),
+                          json_string_length(value), command->special ? SL_ENCODE_ADDED : 0, err);
+    if (rc == 0)
+        add_document(command);
+    return rc;
+}
+
+static int read_text(struct command *command, struct sl_err *err)
+{
+    struct sl_prompt *document;
+    int rc;
+
+    if (command->jsonl) {
+        rc = sl_json_lines_each(command->jsonl, add_line, command, err);
+        if (rc == 0 && command->n_documents == 0)
+            rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no text", command->jsonl);
+        return rc;
+    }
+    document = next_document(command);
+    if (!document)
+        return sl_err_set(err, -ENOMEM, "out of memory");
+    rc = sl_prompt_read(document, command->tok, &command->config, command->text, command->file,
+                        command->special ? SL_ENCODE_ADDED : 0, err);
+    if (rc == 0)
+        add_document(command);
+    return rc;
+}
+
+/* ---- the run -----------------------------------------------------------------------------------
+ */
+
+static void on_route(void *context, uint32_t layer_index, uint32_t n_tokens,
+                     const uint16_t *experts)
+{
+    struct command *command = context;
+
+    sl_trace_writer_add(command->writer, layer_index, n_tokens, experts);
+}
+
+static int run(struct command *command, struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "text", "tokens");
+    struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
+    uint64_t n_done = 0;
+    int rc = 0;
+
+    for (size_t i = 0; i < command->n_documents && rc == 0; i++) {
+        const struct sl_prompt *document = &command->documents[i];
+        uint32_t at = 0;
+
+        sl_kv_cache_clear(kv);
+        while (at < document->n_tokens && rc == 0) {
+            uint32_t left = document->n_tokens - at;
+            uint32_t n =
+                left < command->options.segment_tokens ? left : command->options.segment_tokens;
+            struct sl_span span = {kv, document->tokens + at, n, SL_LOGITS_NONE};
+
+            sl_progress_show(&progress, n_done, command->n_tokens);
+            rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, NULL, NULL, err);
+            at += n;
+            n_done += n;
+        }
+    }
+    sl_progress_end(&progress);
+    return rc;
+}
+
+static void print_figures(const struct command *command)
+{
+    struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+
+    printf("tokens     %llu\n", (unsigned long long)command->n_tokens);
+    printf("requests   %llu\n", (unsigned long long)c.n_requests);
+    printf("hits       %llu\n", (unsigned long long)c.n_hits);
+    printf("hinted     %llu\n", (unsigned long long)c.n_hinted_hits);
+    printf("loads      %llu\n", (unsigned long long)c.n_loads);
+    printf("evictions  %llu\n", (unsigned long long)c.n_evictions);
+}
+
+static int record(struct command *command, struct sl_err *err)
+{
+    const struct sl_config *config = &command->config;
+    struct sl_trace_shape shape;
+    int rc, closed;
+
+    if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
+        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
+        (rc = read_text(command, err)) < 0)
+        return rc;
+    shape = (struct sl_trace_shape){
+        .num_hidden_layers = config->num_hidden_layers,
+        .num_hash_layers = config->num_hash_layers,
+        .n_routed_experts = config->n_routed_experts,
+        .n_per_token = config->num_experts_per_tok,
+        .hidden_size = config->hidden_size,
+        .moe_intermediate_size = config->moe_intermediate_size,
+    };
+    command->options.on_route = on_route;
+    command->options.on_route_context = command;
+    if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
+        (rc = sl_trace_writer_open(&command->writer, command->out, &shape, err)) < 0)
+        return rc;
+    rc = run(command, err);
+    closed = sl_trace_writer_close(command->writer, rc < 0 ? NULL : err);
+    rc = rc < 0 ? rc : closed;
+    if (rc == 0)
+        print_figures(command);
+    return rc;
+}
+
+int sl_trace_record(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"prompt", 'p', "TEXT", 0, "the text", 0},
+        {"file", 'f', "FILE", 0, "the same from a file; - is standard input", 0},
+        {"jsonl", OPTION_JSONL, "FILE", 0, "many documents: one JSON string a line", 0},
+        {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+        {"out", OPTION_OUT, "TRACE", 0, "the file to write", 0},
+        {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "MODEL",
+        .doc = "Runs the model in the checkpoint folder MODEL over a text, and writes which "
+               "experts each token asked for in each layer. Prints what the run's own cache "
+               "counted.",
+        .children = children};
+    struct command command = {0};
+    struct sl_err err = {0};
+    int rc;
+
+    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    rc = record(&command, &err);
+    if (rc < 0)
+        fprintf(stderr, "sluice: %s\n", err.message);
+    sl_engine_close(command.engine);
+    for (size_t i = 0; i < command.n_documents; i++)
+        sl_prompt_fini(&command.documents[i]);
+    free(command.documents);
+    sl_tokenizer_close(command.tok);
+    return rc < 0 ? 1 : 0;
+}
