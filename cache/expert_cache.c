@@ -304,7 +304,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err)
 {
-    const struct sl_policy_ops *policy = options->policy ? options->policy : &sl_policy_lru;
+    const struct sl_policy_ops *policy = options->policy ? options->policy : &sl_policy_frequency;
     struct sl_expert_cache *cache;
     struct sl_arena measure;
     int rc;

@@ -6,18 +6,17 @@
  * use() and expect() and from which slots are on offer; never from the order of offers, which
  * depends on how fast the drives were. Then a run can be replayed exactly.
  *
- * All memory comes from the arena; every call takes O(log slots) at most, choose() O(layers) on top
- * of that. One thread makes all calls. */
+ * All memory comes from the arena; every call takes O(log slots) at most. One thread makes all
+ * calls. */
 #ifndef SL_CACHE_POLICY_H
 #define SL_CACHE_POLICY_H
 
 #include <stdint.h>
 
+#include "cache/slot_heap.h"
 #include "core/base/arena.h"
 #include "core/base/err.h"
 #include "core/model/expert_source.h"
-
-#define SL_NO_SLOT UINT32_MAX
 
 struct sl_policy_shape {
     uint32_t n_layers;  /* visited in turn, MTP blocks included */
@@ -45,7 +44,7 @@ struct sl_policy_ops {
 
     /* The slot, with this expert in it, may be chosen from now on; until withdrawn. */
     void (*offer)(struct sl_policy *policy, uint32_t slot_index, struct sl_expert_key key);
-    void (*withdraw)(struct sl_policy *policy, uint32_t slot_index, struct sl_expert_key key);
+    void (*withdraw)(struct sl_policy *policy, uint32_t slot_index);
 
     /* The slot on offer whose expert is worth least, thereby withdrawn; SL_NO_SLOT if there is
      * none. */
@@ -57,8 +56,13 @@ struct sl_policy {
     const struct sl_policy_ops *ops;
 };
 
-/* The expert that nobody has asked for the longest. */
+/* Evicts the expert that was asked for least often lately: the default. */
+extern const struct sl_policy_ops sl_policy_frequency;
+
+/* Evicts the expert that nobody has asked for the longest. */
 extern const struct sl_policy_ops sl_policy_lru;
+
+#define SL_POLICY_NAMES "frequency, lru"
 
 /* NULL names the default. Fails with -EINVAL, naming those that there are. */
 int sl_policy_find(const struct sl_policy_ops **ret_ops, const char *name, struct sl_err *err);

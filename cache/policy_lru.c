@@ -59,22 +59,18 @@ static void lru_offer(struct sl_policy *policy, uint32_t slot_index, struct sl_e
                       (struct sl_slot_heap_item){(double)lru->last_use[id], id, slot_index});
 }
 
-static void lru_withdraw(struct sl_policy *policy, uint32_t slot_index, struct sl_expert_key key)
+static void lru_withdraw(struct sl_policy *policy, uint32_t slot_index)
 {
     struct lru *lru = lru_of(policy);
 
-    (void)key;
     sl_slot_heap_remove(&lru->heap, lru->positions, slot_index);
 }
 
 static uint32_t lru_choose(struct sl_policy *policy)
 {
     struct lru *lru = lru_of(policy);
-    uint32_t slot_index = lru->heap.n ? lru->heap.items[0].slot_index : SL_NO_SLOT;
 
-    if (slot_index != SL_NO_SLOT)
-        sl_slot_heap_remove(&lru->heap, lru->positions, slot_index);
-    return slot_index;
+    return sl_slot_heap_pop(&lru->heap, lru->positions);
 }
 
 const struct sl_policy_ops sl_policy_lru = {

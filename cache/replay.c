@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "cache/expert_cache.h"
-#include "cache/slot_heap.h"
 #include "core/base/assert.h"
 
 #define NEVER UINT32_MAX
@@ -84,21 +83,14 @@ static void optimum_offer(struct sl_policy *policy, uint32_t slot_index, struct 
                       (struct sl_slot_heap_item){-(double)o->next_of[id], id, slot_index});
 }
 
-static void optimum_withdraw(struct sl_policy *policy, uint32_t slot_index,
-                             struct sl_expert_key key)
+static void optimum_withdraw(struct sl_policy *policy, uint32_t slot_index)
 {
-    (void)key;
     sl_slot_heap_remove(&optimum_of(policy)->heap, optimum_of(policy)->positions, slot_index);
 }
 
 static uint32_t optimum_choose(struct sl_policy *policy)
 {
-    struct optimum *o = optimum_of(policy);
-    uint32_t slot_index = o->heap.n ? o->heap.items[0].slot_index : SL_NO_SLOT;
-
-    if (slot_index != SL_NO_SLOT)
-        sl_slot_heap_remove(&o->heap, o->positions, slot_index);
-    return slot_index;
+    return sl_slot_heap_pop(&optimum_of(policy)->heap, optimum_of(policy)->positions);
 }
 
 /* expect() is missing: the optimum is not hinted at anything. */

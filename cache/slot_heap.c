@@ -51,3 +51,12 @@ void sl_slot_heap_remove(struct sl_slot_heap *heap, uint32_t *positions, uint32_
     }
     rise(heap, positions, at, last);
 }
+
+uint32_t sl_slot_heap_pop(struct sl_slot_heap *heap, uint32_t *positions)
+{
+    uint32_t slot_index = heap->n > 0 ? heap->items[0].slot_index : SL_NO_SLOT;
+
+    if (slot_index != SL_NO_SLOT)
+        sl_slot_heap_remove(heap, positions, slot_index);
+    return slot_index;
+}

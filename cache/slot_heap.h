@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#define SL_NO_SLOT UINT32_MAX
+
 struct sl_slot_heap_item {
     double rank;
     uint32_t id; /* distinct within the heap */
@@ -22,6 +24,9 @@ struct sl_slot_heap {
 /* positions: by slot index; the heap's own. */
 void sl_slot_heap_push(struct sl_slot_heap *heap, uint32_t *positions,
                        struct sl_slot_heap_item item);
+
+/* The slot on top, removed; SL_NO_SLOT from an empty heap. */
+uint32_t sl_slot_heap_pop(struct sl_slot_heap *heap, uint32_t *positions);
 
 /* The slot is in this heap. */
 void sl_slot_heap_remove(struct sl_slot_heap *heap, uint32_t *positions, uint32_t slot_index);

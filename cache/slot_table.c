@@ -61,7 +61,7 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
             table->counters.n_hits++;
         unhint(table, slot);
         if (slot->state == SL_SLOT_READY) {
-            table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot), key);
+            table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
             slot->state = SL_SLOT_PINNED;
         }
     }

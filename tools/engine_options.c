@@ -18,6 +18,7 @@ enum {
     OPTION_IO_DEPTH,
     OPTION_IO_STALL,
     OPTION_VERIFY,
+    OPTION_POLICY,
     OPTION_ISA,
     OPTION_NUMERICS,
 };
@@ -41,6 +42,7 @@ static const struct argp_option options[] = {
      "when what is read from a store is held against its checksums: the first time in a run "
      "(default), each time, or not at all",
      0},
+    {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
@@ -158,6 +160,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->verify = value[0] == 'f'   ? SL_VERIFY_FIRST
                     : value[0] == 'a' ? SL_VERIFY_ALWAYS
                                       : SL_VERIFY_NEVER;
+        return 0;
+    case OPTION_POLICY:
+        if (sl_policy_find(&o->policy, value, NULL) < 0)
+            argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);

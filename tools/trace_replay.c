@@ -215,7 +215,7 @@ int sl_trace_replay(int argc, char **argv)
         .doc = "Takes a recorded trace through caches of several sizes and policies, and prints "
                "the share of requests that needed no read, and what was read for a token."};
     struct command command = {
-        .sizes = "5.5%,11%,22%,44%", .policies = "lru,optimum", .segment_tokens = 1};
+        .sizes = "5.5%,11%,22%,44%", .policies = "frequency,lru,optimum", .segment_tokens = 1};
     struct sl_err err = {0};
     int rc;
 
