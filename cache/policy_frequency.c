@@ -1,10 +1,10 @@
 /* How often an expert was asked for lately: each demand counts 1 and fades to a half within
- * HALF_LIFE_VISITS visits of the expert's layer, which for one user are tokens.
+ * HALF_LIFE_VISITS visits of its layer, which for one user are tokens.
  *
- * The layer's own visits are the clock. So an expert's rank need not change while its layer is not
- * visited, and experts of layers that this sweep has passed and of those to come compare alike. As
- * all counts fade at the same rate, what is ranked is the logarithm of the count as it would be at
- * visit 0, a number that stays as it is until the next demand.
+ * Visits are the clock. So an expert's rank need not change while its layer is not visited, and
+ * experts of layers that this sweep has passed and of those to come compare alike. As all counts
+ * fade at the same rate, what is ranked is the logarithm of the count as it would be at visit 0, a
+ * number that stays as it is until the next demand.
  *
  * Tried, by replay (docs/PERFORMANCE.md), and left out: the distance to the layer's next visit, and
  * a second, slower count. */
@@ -28,7 +28,8 @@ struct count {
 struct frequency {
     struct sl_policy policy;
     struct sl_policy_shape shape;
-    uint64_t *visits;         /* (n_layers) so far */
+    uint64_t *visits;         /* (n_layers) the latest of each; they are numbered by sweeps */
+    uint64_t sweep;           /* the latest visit of any layer */
     struct count *counts;     /* (n_layers, n_experts) */
     struct sl_slot_heap heap; /* by rank */
     uint32_t *positions;      /* (n_slots) */
@@ -61,9 +62,19 @@ static struct sl_policy *frequency_carve(struct sl_arena *arena,
     return &frequency->policy;
 }
 
+/* A layer that not every sweep comes to (an MTP block) takes up the count of the others. */
+static uint64_t next_visit(const struct frequency *f, uint16_t layer_index)
+{
+    uint64_t visit = f->visits[layer_index] + 1;
+
+    return visit > f->sweep ? visit : f->sweep;
+}
+
 static void frequency_visit(struct sl_policy *policy, uint16_t layer_index)
 {
-    frequency_of(policy)->visits[layer_index]++;
+    struct frequency *f = frequency_of(policy);
+
+    f->sweep = f->visits[layer_index] = next_visit(f, layer_index);
 }
 
 /* An expert that was expected is not counted again when the visit comes. */
@@ -89,7 +100,7 @@ static void frequency_expect(struct sl_policy *policy, struct sl_expert_key key)
 {
     struct frequency *f = frequency_of(policy);
 
-    count(f, key, f->visits[key.layer_index] + 1);
+    count(f, key, next_visit(f, key.layer_index));
 }
 
 static void frequency_offer(struct sl_policy *policy, uint32_t slot_index, struct sl_expert_key key)
