@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "cache/replay.h"
 #include "core/base/assert.h"
 #include "daemon/engine.h"
 #include "storage/checkpoint.h"
@@ -303,6 +304,71 @@ static void test_bytes_are_those_of_the_forward(void **state)
     free(mtp_logits);
 }
 
+static void keep_route(void *context, uint32_t layer_index, uint32_t n_tokens,
+                       const uint16_t *experts)
+{
+    sl_trace_writer_add(context, layer_index, n_tokens, experts);
+}
+
+/* A run with n_slots slots and its recorded trace: the replay counts what the cache counted. */
+static void check_replay(const struct model *m, const struct sl_policy_ops *policy,
+                         uint32_t n_slots, uint32_t at_once)
+{
+    struct sl_engine_options options = options_of(m);
+    const struct sl_trace_shape shape = {
+        m->config.num_hidden_layers,   m->config.num_hash_layers, m->config.n_routed_experts,
+        m->config.num_experts_per_tok, m->config.hidden_size,     m->config.moe_intermediate_size};
+    struct sl_expert_cache_counters counted;
+    struct sl_slot_counters replayed;
+    struct sl_trace_writer *writer;
+    struct sl_replay_plan *plan;
+    struct sl_engine *engine;
+    struct sl_trace trace;
+    char path[FIXTURE_PATH_BYTES + 8];
+
+    snprintf(path, sizeof(path), "%s/trace", m->folder);
+    assert_int_equal(sl_trace_writer_open(&writer, path, &shape, NULL), 0);
+    options.with_mtp = false;
+    options.cache_min = false;
+    options.cache_bytes = n_slots * UINT64_C(3) * 12288; /* matrices of 8,704 bytes */
+    options.policy = policy;
+    options.on_route = keep_route;
+    options.on_route_context = writer;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    assert_int_equal(sl_engine_slot_count(engine), n_slots);
+    for (uint32_t i = 0; i < 2 * TOKENS; i += at_once) {
+        struct sl_span span = {sl_engine_kv(engine, i / TOKENS), m->tokens + i % TOKENS, at_once,
+                               SL_LOGITS_NONE};
+
+        assert_int_equal(sl_forward_step(sl_engine_forward(engine), &span, 1, NULL, NULL, NULL), 0);
+    }
+    counted = sl_engine_counters(engine);
+    sl_engine_close(engine);
+    assert_int_equal(sl_trace_writer_close(writer, NULL), 0);
+    assert_int_equal(sl_trace_read(&trace, path, NULL), 0);
+    assert_int_equal(trace.n_steps, 2 * TOKENS / at_once);
+    assert_int_equal(sl_replay_plan_create(&plan, &trace, 0, NULL), 0);
+    assert_int_equal(sl_replay_run(plan, policy, n_slots, &replayed, NULL), 0);
+    assert_int_equal(replayed.n_requests, counted.n_requests);
+    assert_int_equal(replayed.n_hits, counted.n_hits);
+    assert_int_equal(replayed.n_hinted_hits, counted.n_hinted_hits);
+    assert_int_equal(replayed.n_loads, counted.n_loads);
+    assert_int_equal(replayed.n_evictions, counted.n_evictions);
+    assert_true(counted.n_hits > 0 && counted.n_evictions > 0);
+    sl_replay_plan_destroy(plan);
+    sl_trace_fini(&trace);
+}
+
+static void test_replay_counts_what_the_run_counted(void **state)
+{
+    static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
+    const struct model *m = *state;
+    const uint32_t slots_min = m->config.num_hidden_layers * m->config.num_experts_per_tok;
+
+    for (uint32_t i = 0; i < 12; i++)
+        check_replay(m, policies[i % 2], slots_min + i, i % 3 ? 1 : 2);
+}
+
 static void count_up(void *context, uint64_t done, uint64_t total)
 {
     uint64_t *last = context;
@@ -584,6 +650,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_those_of_the_forward),
+        cmocka_unit_test(test_replay_counts_what_the_run_counted),
         cmocka_unit_test(test_all_experts_can_be_loaded),
         cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),
