@@ -32,6 +32,7 @@ struct sl_expert_cache {
     struct sl_slot_table table;
     struct sl_link lendable; /* pinned and not yet lent */
     uint32_t n_lent;
+    uint32_t num_experts_per_tok, n_slots_min;
 
     struct sl_expert_loader loader;
     struct demand demand;
@@ -43,21 +44,23 @@ static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
     return (struct sl_expert_cache *)(void *)source;
 }
 
+enum load_kind { LOAD_DEMANDED, LOAD_HINTED, LOAD_AHEAD };
+
 /* Returns false if no staging buffer or no slot is free. */
-static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, bool demanded)
+static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, enum load_kind kind)
 {
     struct sl_slot *slot;
     uint32_t index;
 
     if (sl_expert_loader_is_full(&cache->loader))
         return false;
-    slot = sl_slot_table_take(&cache->table, key, !demanded);
+    slot = sl_slot_table_take(&cache->table, key, kind == LOAD_HINTED);
     if (!slot)
         return false;
-    slot->demanded = demanded;
+    slot->demanded = kind == LOAD_DEMANDED;
     index = sl_slot_index(&cache->table, slot);
     sl_expert_loader_begin(&cache->loader, key, index, cache->slab + index * cache->slot_bytes,
-                           demanded);
+                           kind == LOAD_DEMANDED);
     return true;
 }
 
@@ -68,7 +71,7 @@ static void begin_missing(struct sl_expert_cache *cache)
     while (demand->next_missing < demand->n_missing) {
         struct sl_expert_key key = {demand->layer_index, demand->missing[demand->next_missing]};
 
-        if (!begin_load(cache, key, true))
+        if (!begin_load(cache, key, LOAD_DEMANDED))
             break;
         demand->next_missing++;
     }
@@ -122,7 +125,7 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
     for (uint32_t i = 0; i < n_keys; i++) {
         if (sl_slot_table_find(&cache->table, keys[i]))
             continue;
-        if (!sl_slot_table_may_hint(&cache->table) || !begin_load(cache, keys[i], false))
+        if (!sl_slot_table_may_hint(&cache->table) || !begin_load(cache, keys[i], LOAD_HINTED))
             break;
     }
     sl_reader_start(cache->loader.reader);
@@ -279,25 +282,29 @@ static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
         sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.missing));
 }
 
-/* How many slots the slab makes: no more than there are experts. */
-static int count_slots(struct sl_expert_cache *cache, const struct sl_expert_cache_options *options,
-                       struct sl_err *err)
+/* How many slots a slab makes, if they are enough. */
+static int count_slots(const struct sl_expert_cache *cache, uint64_t slab_bytes,
+                       uint32_t n_slots_max, uint32_t *ret_n_slots, struct sl_err *err)
 {
-    uint64_t n_slots = options->slab_bytes / cache->slot_bytes;
-    uint64_t n_experts = (uint64_t)cache->table.n_layers * cache->table.n_experts;
-    uint32_t slots_min = options->slots_min > options->num_experts_per_tok
-                             ? options->slots_min
-                             : options->num_experts_per_tok;
+    uint64_t n_slots = slab_bytes / cache->slot_bytes;
     char granted[SL_SIZE_TEXT_BYTES], needed[SL_SIZE_TEXT_BYTES], each[SL_SIZE_TEXT_BYTES];
 
-    if (n_slots < slots_min)
+    if (n_slots < cache->n_slots_min)
         return sl_err_set(err, -SL_EBUDGET,
                           "the expert cache was given %s, but needs at least %s: %u experts of %s",
-                          sl_size_format(options->slab_bytes, granted),
-                          sl_size_format(slots_min * cache->slot_bytes, needed), slots_min,
-                          sl_size_format(cache->slot_bytes, each));
-    cache->table.n_slots_max = (uint32_t)(n_slots < n_experts ? n_slots : n_experts);
+                          sl_size_format(slab_bytes, granted),
+                          sl_size_format(cache->n_slots_min * cache->slot_bytes, needed),
+                          cache->n_slots_min, sl_size_format(cache->slot_bytes, each));
+    *ret_n_slots = (uint32_t)(n_slots < n_slots_max ? n_slots : n_slots_max);
     return 0;
+}
+
+/* Half of the slots, so that loads go on while the caller holds what it may. */
+static void set_hold_max(struct sl_expert_cache *cache)
+{
+    cache->source.hold_max = cache->table.n_slots / 2 > cache->num_experts_per_tok
+                                 ? cache->table.n_slots / 2
+                                 : cache->num_experts_per_tok;
 }
 
 int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
@@ -324,16 +331,17 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
         goto fail;
     }
     cache->slot_bytes = sl_expert_cache_slot_bytes(&cache->shape);
-    rc = count_slots(cache, options, err);
+    cache->num_experts_per_tok = options->num_experts_per_tok;
+    cache->n_slots_min = options->slots_min > options->num_experts_per_tok
+                             ? options->slots_min
+                             : options->num_experts_per_tok;
+    rc = count_slots(cache, options->slab_bytes, cache->table.n_layers * cache->table.n_experts,
+                     &cache->table.n_slots_max, err);
     if (rc < 0)
         goto fail;
     sl_expert_loader_init(&cache->loader, store, reader, pool, options->inflight_max,
                           options->verify);
     cache->source.ops = &source_ops;
-    /* Half, so that loads go on while the caller holds what it may. */
-    cache->source.hold_max = cache->table.n_slots_max / 2 > options->num_experts_per_tok
-                                 ? cache->table.n_slots_max / 2
-                                 : options->num_experts_per_tok;
     sl_arena_init_measure(&measure);
     carve(cache, &measure, policy);
     rc = sl_arena_map(&cache->arena, measure.used_bytes, "expert cache", err);
@@ -344,6 +352,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_arena_lock(&cache->arena);
     sl_slot_table_start(&cache->table, cache->table.n_slots_max, options->inflight_max);
     sl_list_init(&cache->lendable);
+    set_hold_max(cache);
     *ret_cache = cache;
     return 0;
 fail:
@@ -363,6 +372,120 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     sl_reader_drain(cache->loader.reader); /* nobody may write to memory that is gone */
     sl_arena_fini(&cache->arena);
     free(cache);
+}
+
+static void move_tiles(void *context, uint32_t from, uint32_t to)
+{
+    const struct sl_expert_cache *cache = context;
+
+    memcpy(cache->slab + to * cache->slot_bytes, cache->slab + from * cache->slot_bytes,
+           cache->slot_bytes);
+}
+
+int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, struct sl_err *err)
+{
+    const uint32_t n_before = cache->table.n_slots;
+    uint32_t n_slots = 0;
+    int rc;
+
+    rc = count_slots(cache, slab_bytes, cache->table.n_slots_max, &n_slots, err);
+    if (rc < 0)
+        return rc;
+    if (cache->demand.open || cache->n_lent > 0)
+        return sl_err_set(err, -EBUSY,
+                          "the expert cache cannot be resized in the middle of a step");
+    while (!sl_expert_loader_is_idle(&cache->loader))
+        progress(cache, true);
+    sl_slot_table_resize(&cache->table, n_slots, move_tiles, cache);
+    if (n_slots < n_before) {
+        sl_arena_give_back(&cache->arena, cache->slab + n_slots * cache->slot_bytes,
+                           (n_before - n_slots) * cache->slot_bytes);
+    } else if (n_slots > n_before) {
+        sl_expert_slab_place(&cache->shape, cache->loader.pool,
+                             cache->slab + n_before * cache->slot_bytes, n_slots - n_before);
+        sl_arena_take_back(&cache->arena, cache->slab + n_before * cache->slot_bytes,
+                           (n_slots - n_before) * cache->slot_bytes);
+    }
+    set_hold_max(cache);
+    return 0;
+}
+
+uint32_t sl_expert_cache_hot_list(struct sl_expert_cache *cache, struct sl_expert_key *ret_keys,
+                                  uint32_t n_max)
+{
+    return sl_slot_table_rank(&cache->table, ret_keys, n_max);
+}
+
+static bool may_preload(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    return key.layer_index < cache->table.n_layers && key.expert_index < cache->table.n_experts &&
+           !sl_slot_table_find(&cache->table, key);
+}
+
+/* Makes the policy rank the keys as they are ranked here, by a past of PRELOAD_SWEEPS sweeps: the
+ * best were asked for in all of them, the last in the first one alone. */
+#define PRELOAD_SWEEPS 8u
+
+static void pretend_uses(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                         uint32_t n_keys)
+{
+    struct sl_policy *policy = cache->table.policy;
+
+    for (uint32_t sweep = 0; sweep < PRELOAD_SWEEPS; sweep++) {
+        uint64_t n = (uint64_t)n_keys * (PRELOAD_SWEEPS - sweep) / PRELOAD_SWEEPS;
+
+        for (uint32_t layer = 0; layer < cache->table.n_layers; layer++)
+            policy->ops->visit(policy, (uint16_t)layer);
+        while (n-- > 0)
+            if (may_preload(cache, keys[n]))
+                policy->ops->use(policy, keys[n]);
+    }
+}
+
+void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                             uint32_t n_keys, sl_progress_fn *on_progress, void *context)
+{
+    uint32_t n_room = 0, n = 0;
+    bool begun;
+
+    sl_assert(!cache->demand.open);
+    for (uint32_t i = 0; i < cache->table.n_slots; i++)
+        n_room += cache->table.slots[i].state == SL_SLOT_EMPTY;
+    while (n < n_keys && n_room > 0)
+        n_room -= may_preload(cache, keys[n++]);
+    if (n == 0)
+        return;
+    pretend_uses(cache, keys, n);
+    for (uint32_t i = 0; i < n; i++) {
+        while (sl_expert_loader_is_full(&cache->loader))
+            progress(cache, true);
+        if (may_preload(cache, keys[i])) {
+            begun = begin_load(cache, keys[i], LOAD_AHEAD);
+            sl_assert(begun);
+            sl_reader_start(cache->loader.reader);
+        }
+        if (on_progress)
+            on_progress(context, i + 1, n);
+    }
+    while (!sl_expert_loader_is_idle(&cache->loader))
+        progress(cache, true);
+}
+
+bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
+{
+    const struct sl_slot_table *table = &cache->table;
+    uint32_t n_lendable = 0, n_pinned = 0, n_loading = 0, n_lent = 0;
+
+    for (const struct sl_link *link = cache->lendable.next; link != &cache->lendable;
+         link = link->next)
+        n_lendable++;
+    for (uint32_t i = 0; i < table->n_slots; i++) {
+        n_loading += table->slots[i].state == SL_SLOT_LOADING;
+        n_pinned += table->slots[i].state == SL_SLOT_PINNED;
+        n_lent += table->slots[i].lent;
+    }
+    return sl_slot_table_is_sound(table) && n_lent == cache->n_lent &&
+           n_pinned == n_lendable + n_lent && n_loading == cache->loader.n_busy;
 }
 
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)

@@ -18,12 +18,14 @@
 #ifndef SL_CACHE_EXPERT_CACHE_H
 #define SL_CACHE_EXPERT_CACHE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "cache/policy.h"
 #include "core/base/arena.h"
 #include "core/base/err.h"
 #include "core/base/pool.h"
+#include "core/base/progress_fn.h"
 #include "core/model/expert_source.h"
 #include "storage/expert_store.h"
 #include "storage/reader.h"
@@ -43,7 +45,7 @@ struct sl_expert_cache_counters {
     uint64_t n_requests;    /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
     uint64_t n_hits;        /* of these, resident or still landing from an earlier demand */
     uint64_t n_hinted_hits; /* of these, brought by a hint that nobody had demanded before */
-    uint64_t n_loads;       /* reads of an expert that were begun, hinted ones included */
+    uint64_t n_loads;       /* reads of an expert that were begun, hints and preload included */
     uint64_t n_evictions;
     uint64_t n_retries; /* reads, and loads of corrupt data, that were tried again */
     uint64_t n_stalls;  /* these two as in struct sl_reader_counters */
@@ -80,6 +82,26 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
 
 /* Waits for reads in flight. NULL is allowed. No loan is out. */
 void sl_expert_cache_destroy(struct sl_expert_cache *cache);
+
+/* Gives the cache that many bytes for slots from now on: at most what it was created with, less
+ * than a whole slot is not taken. Shrinking evicts what is worth least and gives the memory back to
+ * the system. Waits for loads in flight; not while a demand is open or a loan is out: -EBUSY. Too
+ * little is refused with -SL_EBUDGET, as by create. */
+int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, struct sl_err *err);
+
+/* What is there and nobody uses, in order of worth, at most n_max: for sl_expert_cache_preload() of
+ * a later run. Returns how many. */
+uint32_t sl_expert_cache_hot_list(struct sl_expert_cache *cache, struct sl_expert_key *ret_keys,
+                                  uint32_t n_max);
+
+/* Loads the first of these experts, as many as there are empty slots, behind all demands, and waits
+ * for them. No demand is open. Experts that the model does not have and reads that fail are passed
+ * over. on_progress may be NULL. */
+void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                             uint32_t n_keys, sl_progress_fn *on_progress, void *context);
+
+/* True if no slot, load or loan is unaccounted for: for tests. */
+bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache);
 
 /* Lives as long as the cache. Beyond the contract of expert_source.h: an expert that is still lent
  * from before is not demanded again, and no more than hold_max loans are out, those of an earlier

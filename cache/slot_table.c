@@ -19,8 +19,7 @@ void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t
 {
     sl_assert(n_slots <= table->n_slots_max);
     table->n_slots = n_slots;
-    table->n_hinted_max =
-        n_slots / SL_HINTED_SHARE < inflight_max ? n_slots / SL_HINTED_SHARE : inflight_max;
+    table->inflight_max = inflight_max;
     sl_list_init(&table->empty);
     for (uint32_t i = 0; i < n_slots; i++)
         sl_list_append(&table->empty, &table->slots[i].link);
@@ -120,6 +119,71 @@ void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot)
     sl_list_append(&table->empty, &slot->link);
 }
 
+/* Brings the expert of a slot that goes to an empty one that stays. */
+static void move_out(struct sl_slot_table *table, struct sl_slot *from, sl_slot_move_fn *move,
+                     void *context)
+{
+    struct sl_slot *to = sl_list_item(sl_list_pop(&table->empty), struct sl_slot, link);
+    const uint32_t from_index = sl_slot_index(table, from), to_index = sl_slot_index(table, to);
+
+    sl_assert(from->state == SL_SLOT_READY);
+    table->policy->ops->withdraw(table->policy, from_index);
+    to->key = from->key;
+    to->hinted = from->hinted;
+    to->state = SL_SLOT_READY;
+    from->hinted = false;
+    from->state = SL_SLOT_EMPTY;
+    *entry_of(table, to->key) = to_index;
+    move(context, from_index, to_index);
+    table->policy->ops->offer(table->policy, to_index, to->key);
+}
+
+void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot_move_fn *move,
+                          void *context)
+{
+    const uint32_t n_before = table->n_slots;
+    uint32_t n_held = 0;
+
+    sl_assert(n_slots >= 1 && n_slots <= table->n_slots_max);
+    for (uint32_t i = 0; i < n_before; i++)
+        n_held += table->slots[i].state != SL_SLOT_EMPTY;
+    for (; n_held > n_slots; n_held--)
+        sl_assert(evict(table));
+    sl_list_init(&table->empty);
+    for (uint32_t i = 0; i < n_slots; i++)
+        if (table->slots[i].state == SL_SLOT_EMPTY)
+            sl_list_append(&table->empty, &table->slots[i].link);
+    for (uint32_t i = n_slots; i < n_before; i++)
+        if (table->slots[i].state != SL_SLOT_EMPTY)
+            move_out(table, &table->slots[i], move, context);
+    table->n_slots = n_slots;
+}
+
+uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *ret_keys,
+                            uint32_t n_max)
+{
+    uint32_t n_ready = 0, index;
+    struct sl_link order, *link;
+
+    for (uint32_t i = 0; i < table->n_slots; i++)
+        n_ready += table->slots[i].state == SL_SLOT_READY;
+    /* All are chosen for eviction, the last one last, and then put on offer again. */
+    sl_list_init(&order);
+    for (uint32_t i = n_ready; i-- > 0;) {
+        index = table->policy->ops->choose(table->policy);
+        sl_assert(index != SL_NO_SLOT);
+        sl_list_append(&order, &table->slots[index].link);
+        if (i < n_max)
+            ret_keys[i] = table->slots[index].key;
+    }
+    while ((link = sl_list_pop(&order))) {
+        const struct sl_slot *slot = sl_list_item(link, struct sl_slot, link);
+
+        table->policy->ops->offer(table->policy, sl_slot_index(table, slot), slot->key);
+    }
+    return n_ready < n_max ? n_ready : n_max;
+}
+
 bool sl_slot_table_is_sound(const struct sl_slot_table *table)
 {
     uint32_t n_empty = 0, n_found = 0, n_held = 0, n_hinted = 0;
@@ -144,6 +208,5 @@ bool sl_slot_table_is_sound(const struct sl_slot_table *table)
     }
     for (uint32_t i = 0; i < table->n_layers * table->n_experts; i++)
         n_found += table->slot_of[i] != SL_NO_SLOT;
-    return n_empty + n_held == table->n_slots && n_found == n_held && n_hinted == table->n_hinted &&
-           n_hinted <= table->n_hinted_max;
+    return n_empty + n_held == table->n_slots && n_found == n_held && n_hinted == table->n_hinted;
 }

@@ -43,7 +43,7 @@ struct sl_slot_table {
     uint32_t n_layers, n_experts; /* of each layer */
     uint32_t n_slots_max;
     uint32_t n_slots; /* in use: the first ones */
-    uint32_t n_hinted, n_hinted_max;
+    uint32_t n_hinted, inflight_max;
     struct sl_slot *slots; /* (n_slots_max) */
     uint32_t *slot_of;     /* (n_layers, n_experts), SL_NO_SLOT if not there */
     struct sl_link empty;
@@ -56,11 +56,22 @@ struct sl_slot_table {
 
 /* Takes memory from an arena for the sizes set in a zeroed table (n_layers, n_experts,
  * n_slots_max). With a mapped one, start() follows: the first n_slots slots are empty. inflight_max
- * is how many loads there may be at once: hints hold no more slots than that, so that which of them
- * are begun does not depend on how fast others land. */
+ * is how many loads there may be at once. */
 void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy);
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max);
+
+/* Changes how many slots there are, while none is loading or pinned. Of what is there too many the
+ * policy chooses which to evict; `move` brings the rest out of the slots that go: it copies what is
+ * in slot `from` to slot `to`. */
+typedef void sl_slot_move_fn(void *context, uint32_t from, uint32_t to);
+void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot_move_fn *move,
+                          void *context);
+
+/* The experts that are ready, those that would be evicted last first; at most n_max of them.
+ * Returns how many. */
+uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *ret_keys,
+                            uint32_t n_max);
 
 static inline uint32_t sl_slot_index(const struct sl_slot_table *table, const struct sl_slot *slot)
 {
@@ -79,9 +90,12 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
                                    bool hinted);
 
+/* Also bounded by the loads that there may be at once, so that which hints are taken does not
+ * depend on how fast others land. */
 static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
 {
-    return table->n_hinted < table->n_hinted_max;
+    return table->n_hinted < table->n_slots / SL_HINTED_SHARE &&
+           table->n_hinted < table->inflight_max;
 }
 
 /* What was loading or pinned may be evicted from now on. */

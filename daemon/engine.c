@@ -197,12 +197,13 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
     const struct sl_arena *arena;
     int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
 
-    if (rc < 0 || !e->io->ops->attach)
+    if (rc < 0)
         return rc;
     arena = sl_expert_cache_arena(e->cache);
-    if (e->io->ops->attach(e->io, arena->base, arena->size_bytes) < 0)
+    if (e->io->ops->attach && e->io->ops->attach(e->io, arena->base, arena->size_bytes) < 0)
         add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
                     "reads cost more processor time");
+    sl_expert_cache_preload(e->cache, e->options.hot, e->options.n_hot, NULL, NULL);
     return 0;
 }
 
@@ -368,6 +369,17 @@ int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, voi
     }
     free(experts);
     return rc < 0 ? rc : 1;
+}
+
+uint32_t sl_engine_hot_list(struct sl_engine *engine, struct sl_expert_key *ret_keys,
+                            uint32_t n_max)
+{
+    return sl_expert_cache_hot_list(engine->cache, ret_keys, n_max);
+}
+
+int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err)
+{
+    return sl_expert_cache_resize(engine->cache, cache_bytes, err);
 }
 
 const struct sl_compute *sl_engine_compute(const struct sl_engine *engine)

@@ -30,7 +30,10 @@ struct sl_engine_options {
     /* A piece or depth of 0: what a probe of the drives finds. */
     struct sl_reader_options reader;
     const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
-    const char *isa;                    /* NULL: the best there is */
+    const struct sl_expert_key *hot;    /* (n_hot) what an earlier run's sl_engine_hot_list() gave:
+                                           loaded first, as far as there is room */
+    uint32_t n_hot;
+    const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
 
@@ -63,6 +66,13 @@ void sl_engine_close(struct sl_engine *engine);
  * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
 int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
                            struct sl_err *err);
+
+/* See sl_expert_cache_hot_list(). */
+uint32_t sl_engine_hot_list(struct sl_engine *engine, struct sl_expert_key *ret_keys,
+                            uint32_t n_max);
+
+/* Between steps, see sl_expert_cache_resize(). */
+int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
 
 /* What the forward pass computes with; its pool keeps the account of time. */
 const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);

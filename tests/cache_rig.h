@@ -35,6 +35,7 @@ struct cache_rig_options {
     bool threads; /* pread threads, else io_uring */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
     enum sl_verify verify; /* of a packed store */
+    const struct sl_policy_ops *policy; /* NULL: the default */
 };
 
 struct cache_rig {

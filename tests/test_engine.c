@@ -369,6 +369,72 @@ static void test_replay_counts_what_the_run_counted(void **state)
         check_replay(m, policies[i % 2], slots_min + i, i % 3 ? 1 : 2);
 }
 
+/* The cache shrinks and grows between steps: the answer stays, and the sizes are as asked for. */
+static void test_resizing_changes_no_answer(void **state)
+{
+    const struct model *m = *state;
+    const size_t row_bytes = m->config.vocab_size * sizeof(float);
+    float *logits = calloc(TOKENS, row_bytes);
+    struct sl_engine_options options = options_of(m);
+    struct rows rows = {logits, m->config.vocab_size};
+    const uint64_t slot_bytes = 3 * 12288;
+    struct sl_engine *engine;
+    struct sl_err err;
+    uint64_t random = 3;
+
+    assert_non_null(logits);
+    options.cache_min = false;
+    options.n_sequences = 1;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    assert_int_equal(sl_engine_slot_count(engine), 40);
+    for (uint32_t i = 0; i < TOKENS; i++) {
+        struct sl_span span = {sl_engine_kv(engine, 0), m->tokens + i, 1, SL_LOGITS_ALL};
+        uint32_t n_slots = 15 + fixture_below(&random, 30);
+
+        assert_int_equal(sl_engine_resize_cache(engine, n_slots * slot_bytes, NULL), 0);
+        assert_int_equal(sl_engine_slot_count(engine), n_slots < 40 ? n_slots : 40);
+        assert_int_equal(
+            sl_forward_step(sl_engine_forward(engine), &span, 1, keep_row, &rows, NULL), 0);
+    }
+    assert_memory_equal(logits, m->logits, TOKENS * row_bytes);
+    assert_int_equal(sl_engine_resize_cache(engine, 15 * slot_bytes - 1, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "15 experts"));
+    sl_engine_close(engine);
+    free(logits);
+}
+
+/* What was hot in one run is there before the next one begins. */
+static void test_hot_list_is_loaded_first(void **state)
+{
+    const struct model *m = *state;
+    const size_t size_bytes = (size_t)TOKENS * m->config.vocab_size * sizeof(float);
+    float *logits = calloc(1, size_bytes), *mtp_logits = calloc(1, size_bytes);
+    struct sl_engine_options options = options_of(m);
+    struct sl_expert_key hot[64] = {{0, 0}};
+    struct sl_expert_cache_counters counters;
+    struct sl_engine *engine;
+
+    assert_non_null(logits);
+    assert_non_null(mtp_logits);
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits, mtp_logits);
+    options.n_hot = sl_engine_hot_list(engine, hot, 64);
+    assert_int_equal(options.n_hot, sl_engine_slot_count(engine));
+    sl_engine_close(engine);
+
+    options.hot = hot;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    counters = sl_engine_counters(engine);
+    assert_int_equal(counters.n_loads, options.n_hot);
+    assert_int_equal(counters.n_requests, 0);
+    run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits, mtp_logits);
+    assert_memory_equal(logits, m->logits, size_bytes);
+    assert_memory_equal(mtp_logits, m->mtp_logits, size_bytes);
+    sl_engine_close(engine);
+    free(logits);
+    free(mtp_logits);
+}
+
 static void count_up(void *context, uint64_t done, uint64_t total)
 {
     uint64_t *last = context;
@@ -651,6 +717,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_those_of_the_forward),
         cmocka_unit_test(test_replay_counts_what_the_run_counted),
+        cmocka_unit_test(test_resizing_changes_no_answer),
+        cmocka_unit_test(test_hot_list_is_loaded_first),
         cmocka_unit_test(test_all_experts_can_be_loaded),
         cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -136,7 +137,8 @@ static void test_least_recently_demanded_goes_first(void **state)
                                                   .reads_max = 32,
                                                   .piece_bytes = 1 << 16,
                                                   .n_slots = 8 + 2 * seed,
-                                                  .inflight_max = 4};
+                                                  .inflight_max = 4,
+                                                  .policy = &sl_policy_lru};
         const struct io_fault_plan plan = {.seed = seed, .shuffle = true};
         struct model model = {.n = 0};
         struct cache_rig rig;
@@ -517,6 +519,145 @@ static void test_drive_keeps_a_buffer(void **state)
     }
 }
 
+/* ---- Size and order ---- */
+
+/* How much of the slab is in memory, in bytes. */
+static uint64_t resident_bytes(const struct sl_arena *arena)
+{
+    const size_t n_pages = arena->size_bytes / 4096;
+    unsigned char *there = calloc(n_pages, 1);
+    uint64_t n = 0;
+
+    assert_non_null(there);
+    assert_int_equal(mincore(arena->base, arena->size_bytes, there), 0);
+    for (size_t i = 0; i < n_pages; i++)
+        n += there[i] & 1;
+    free(there);
+    return n * 4096;
+}
+
+/* What is worth most survives, in other slots and with the same bytes; memory goes and comes back.
+ */
+static void test_resizing(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 12, .inflight_max = 4};
+    const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+    static const uint16_t experts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters counters;
+    struct sl_expert_loan loan;
+    uint64_t before_bytes;
+    struct cache_rig rig;
+    struct sl_err err;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 12, NULL, NULL), 0);
+    for (uint32_t i = 0; i < 3; i++) /* the last ones, wherever they are */
+        assert_int_equal(cache_rig_demand(&rig, 0, experts + 8, 4, NULL, NULL), 0);
+    before_bytes = resident_bytes(sl_expert_cache_arena(rig.cache));
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes + 100, NULL), 0);
+    assert_int_equal(sl_expert_cache_slot_count(rig.cache), 4);
+    assert_int_equal(rig.source->hold_max, 3);
+    assert_int_equal(before_bytes - resident_bytes(sl_expert_cache_arena(rig.cache)),
+                     8 * slot_bytes);
+    counters = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(counters.n_evictions, 8);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(cache_rig_demand(&rig, 0, experts + 8, 4, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, counters.n_loads);
+
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 100 * slot_bytes, NULL), 0);
+    assert_int_equal(sl_expert_cache_slot_count(rig.cache), 12); /* no more than at first */
+    assert_int_equal(resident_bytes(sl_expert_cache_arena(rig.cache)), before_bytes);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 12, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, counters.n_loads + 8);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_evictions, 8);
+
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 3 * slot_bytes - 1, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "3 experts"));
+    assert_int_equal(rig.source->ops->demand(rig.source, 1, experts, 1, NULL), 0);
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), -EBUSY);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), -EBUSY);
+    rig.source->ops->release(rig.source, &loan);
+    hint(&rig, 2, experts, 3); /* in flight when the size changes */
+    assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), 0);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(cache_rig_demand(&rig, 2, experts, 3, NULL, NULL), 0);
+    cache_rig_fini(&rig);
+}
+
+/* In order of worth, whole or in part; a cache that is given the list starts with its first ones,
+ * in that order. */
+static void test_hot_list(void **state)
+{
+    static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
+    static const uint16_t experts[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const struct cache_fixture *fixtures = *state;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct cache_rig_options options = {.reads_max = 8,
+                                            .piece_bytes = 1 << 20,
+                                            .n_slots = 12,
+                                            .inflight_max = 3,
+                                            .policy = policies[i]};
+        struct sl_expert_key hot[14] = {{CACHE_LAYERS, 0}, {0, CACHE_EXPERTS}}, again[12];
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, fixtures, &options);
+        assert_int_equal(sl_expert_cache_hot_list(rig.cache, again, 12), 0);
+        for (uint32_t n = 8; n > 0; n--) /* expert 0 most often, and last */
+            assert_int_equal(cache_rig_demand(&rig, 1, experts, n, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_hot_list(rig.cache, again, 3), 3);
+        assert_int_equal(sl_expert_cache_hot_list(rig.cache, hot + 2, 12), 8);
+        assert_memory_equal(again, hot + 2, 3 * sizeof(*again));
+        for (uint32_t k = 0; k < 8; k++) {
+            assert_int_equal(hot[2 + k].layer_index, 1);
+            assert_int_equal(hot[2 + k].expert_index, k);
+        }
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        cache_rig_fini(&rig);
+
+        options.n_slots = 6;
+        cache_rig_init(&rig, fixtures, &options);
+        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_requests, 0);
+        assert_int_equal(sl_expert_cache_hot_list(rig.cache, again, 12), 6);
+        assert_memory_equal(again, hot + 2, 3 * sizeof(*again)); /* the last ones may be equal */
+        assert_int_equal(cache_rig_demand(&rig, 1, experts, 6, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 6);
+        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL); /* there is no room */
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
+        cache_rig_fini(&rig);
+    }
+}
+
+/* A read that fails is passed over: its expert is read when somebody asks for it. */
+static void test_preload_passes_over_failures(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 6, .inflight_max = 2};
+    static const struct io_fault_plan plan = {
+        .fail_nth = 3, .fail_code = -EIO, .fail_for_good = true};
+    static const struct sl_expert_key keys[] = {{0, 1}, {0, 3}, {0, 5}};
+    static const uint16_t experts[] = {1, 3, 5};
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    io_fault_heal(rig.io);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 2);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 4);
+    cache_rig_fini(&rig);
+}
+
 /* ---- Memory ---- */
 
 static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool *pool,
@@ -662,6 +803,9 @@ int main(void)
         cmocka_unit_test(test_failed_hint_is_read_again),
         cmocka_unit_test(test_leftovers_of_a_failed_demand),
         cmocka_unit_test(test_drive_keeps_a_buffer),
+        cmocka_unit_test(test_resizing),
+        cmocka_unit_test(test_hot_list),
+        cmocka_unit_test(test_preload_passes_over_failures),
         cmocka_unit_test(test_failing_allocations),
         cmocka_unit_test(test_nothing_is_allocated_after_create),
         cmocka_unit_test(test_too_small_a_slab_is_refused),

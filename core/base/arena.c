@@ -59,6 +59,20 @@ int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
     return rc;
 }
 
+void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes)
+{
+    sl_assert(first >= arena->base && size_bytes <= arena->size_bytes);
+    munlock(first, size_bytes); /* locked pages cannot be given back */
+    madvise(first, size_bytes, MADV_DONTNEED);
+}
+
+void sl_arena_take_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes)
+{
+    sl_assert(first >= arena->base && size_bytes <= arena->size_bytes);
+    if (arena->locked)
+        arena->locked = mlock(first, size_bytes) == 0;
+}
+
 void sl_arena_fini(struct sl_arena *arena)
 {
     if (arena->base)

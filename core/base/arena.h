@@ -38,6 +38,11 @@ void sl_arena_lock(struct sl_arena *arena);
 int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
                   struct sl_err *err);
 
+/* Gives the memory of whole pages inside the arena back to the system, and takes it again: zeroed,
+ * and locked if the arena is. What lies there belongs to the arena's user all the while. */
+void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes);
+void sl_arena_take_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes);
+
 /* Unmaps. A zeroed or measuring arena is allowed. */
 void sl_arena_fini(struct sl_arena *arena);
 
