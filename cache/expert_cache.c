@@ -90,6 +90,10 @@ static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_
 {
     struct sl_slot *slot = &cache->table.slots[end->slot_index];
 
+    if (slot->state == SL_SLOT_HELD) {
+        sl_slot_table_let_go(&cache->table, slot);
+        return;
+    }
     sl_assert(slot->state == SL_SLOT_LOADING);
     if (end->rc == 0 && slot->demanded) {
         make_lendable(cache, slot);
@@ -98,7 +102,7 @@ static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_
     } else {
         if (slot->demanded && cache->failure.code == 0)
             cache->failure = end->err;
-        sl_slot_table_drop(&cache->table, slot);
+        sl_slot_table_drop(&cache->table, slot, end->held);
     }
 }
 
@@ -208,10 +212,11 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
     }
     progress(cache, false);
     while (wait && cache->failure.code == 0 && sl_list_is_empty(&cache->lendable)) {
-        if (sl_expert_loader_check(&cache->loader, &cache->failure) < 0)
+        if (sl_expert_loader_is_idle(&cache->loader)) {
+            /* hold_max leaves slots to load into, if the drives do. */
+            sl_expert_loader_explain_held(&cache->loader, &cache->failure);
             break;
-        /* Nothing in flight and nothing to lend: all slots are lent, against hold_max. */
-        sl_assert(!sl_expert_loader_is_idle(&cache->loader));
+        }
         progress(cache, true);
     }
     if (cache->failure.code < 0) {
@@ -396,6 +401,9 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
                           "the expert cache cannot be resized in the middle of a step");
     while (!sl_expert_loader_is_idle(&cache->loader))
         progress(cache, true);
+    if (cache->loader.n_held > 0)
+        return sl_err_set(err, -EBUSY,
+                          "the expert cache cannot be resized while a drive does not let go of it");
     sl_slot_table_resize(&cache->table, n_slots, move_tiles, cache);
     if (n_slots < n_before) {
         sl_arena_give_back(&cache->arena, cache->slab + n_slots * cache->slot_bytes,
@@ -446,7 +454,6 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
                              uint32_t n_keys, sl_progress_fn *on_progress, void *context)
 {
     uint32_t n_room = 0, n = 0;
-    bool begun;
 
     sl_assert(!cache->demand.open);
     for (uint32_t i = 0; i < cache->table.n_slots; i++)
@@ -457,13 +464,12 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
         return;
     pretend_uses(cache, keys, n);
     for (uint32_t i = 0; i < n; i++) {
-        while (sl_expert_loader_is_full(&cache->loader))
+        while (sl_expert_loader_is_full(&cache->loader) &&
+               !sl_expert_loader_is_idle(&cache->loader))
             progress(cache, true);
-        if (may_preload(cache, keys[i])) {
-            begun = begin_load(cache, keys[i], LOAD_AHEAD);
-            sl_assert(begun);
-            sl_reader_start(cache->loader.reader);
-        }
+        if (may_preload(cache, keys[i]) && !begin_load(cache, keys[i], LOAD_AHEAD))
+            break; /* drives keep what there is */
+        sl_reader_start(cache->loader.reader);
         if (on_progress)
             on_progress(context, i + 1, n);
     }
@@ -474,7 +480,7 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
 bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_table *table = &cache->table;
-    uint32_t n_lendable = 0, n_pinned = 0, n_loading = 0, n_lent = 0;
+    uint32_t n_lendable = 0, n_pinned = 0, n_loading = 0, n_held = 0, n_lent = 0;
 
     for (const struct sl_link *link = cache->lendable.next; link != &cache->lendable;
          link = link->next)
@@ -482,10 +488,12 @@ bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
     for (uint32_t i = 0; i < table->n_slots; i++) {
         n_loading += table->slots[i].state == SL_SLOT_LOADING;
         n_pinned += table->slots[i].state == SL_SLOT_PINNED;
+        n_held += table->slots[i].state == SL_SLOT_HELD;
         n_lent += table->slots[i].lent;
     }
     return sl_slot_table_is_sound(table) && n_lent == cache->n_lent &&
-           n_pinned == n_lendable + n_lent && n_loading == cache->loader.n_busy;
+           n_pinned == n_lendable + n_lent && n_loading + n_held == cache->loader.n_busy &&
+           n_held == cache->loader.n_held;
 }
 
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)

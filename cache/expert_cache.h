@@ -1,8 +1,9 @@
-/* The expert cache: core's expert source over the files of a checkpoint.
+/* The expert cache: core's expert source over the files of a checkpoint or a packed store.
  *
- * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h); what is
- * missing is read as stored into a staging buffer, repacked by the compute threads when all of it
- * has landed, and lent. A policy (cache/policy.h) decides what makes room.
+ * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h). What is
+ * missing is read straight into its slot from a store; of a checkpoint it is read as stored into a
+ * staging buffer, and repacked by the compute threads when all of it has landed. Then it is lent. A
+ * policy (cache/policy.h) decides what makes room.
  *
  *     empty ──load──► loading ──landed──► ready ◄──release── pinned
  *       ▲                │    └──landed, demanded──────────────►▲
@@ -10,7 +11,9 @@
  *
  * A demand asks for all its misses at once, as far as slots and staging buffers allow, and for the
  * others as loads land and loans are released. A failed load ends its demand only: what else was in
- * flight lands as if hinted, and the cache goes on.
+ * flight lands as if hinted, and the cache goes on. Where a drive did not answer in time it may
+ * still write to the slot: that one is held, out of use, until the drive has let go. With too few
+ * slots left a demand fails with -ETIMEDOUT.
  *
  * Not thread-safe, and without locks: the thread that drives the forward pass makes all calls.
  * Reads progress meanwhile; each call takes in what has landed. Nothing is allocated after create.
@@ -85,8 +88,8 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache);
 
 /* Gives the cache that many bytes for slots from now on: at most what it was created with, less
  * than a whole slot is not taken. Shrinking evicts what is worth least and gives the memory back to
- * the system. Waits for loads in flight; not while a demand is open or a loan is out: -EBUSY. Too
- * little is refused with -SL_EBUDGET, as by create. */
+ * the system. Waits for loads in flight; not while a demand is open, a loan is out, or a drive that
+ * did not answer holds a slot: -EBUSY. Too little is refused with -SL_EBUDGET, as by create. */
 int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, struct sl_err *err);
 
 /* What is there and nobody uses, in order of worth, at most n_max: for sl_expert_cache_preload() of

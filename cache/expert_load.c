@@ -337,13 +337,25 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     if (end->rc < 0)
         sl_err_prefix(&end->err, end->rc, "%s",
                       sl_expert_format(sl_expert_store_shape(loader->store), load->key, text));
-    load->busy = load->held = load->late_reads != 0;
+    load->busy = load->held = end->held = load->late_reads != 0;
     loader->n_busy -= !load->busy;
     loader->n_held += load->held;
     return true;
 }
 
-/* A read is back, or back again. Returns true if that ends its load. */
+/* A load that was held is free again. */
+static void let_go(struct sl_expert_loader *loader, struct sl_expert_load *load,
+                   struct sl_expert_load_end *end)
+{
+    end->slot_index = load->slot_index;
+    end->held = false;
+    end->rc = sl_reader_explain(loader->reader, load->failed, &end->err);
+    load->busy = load->held = false;
+    loader->n_busy--;
+    loader->n_held--;
+}
+
+/* A read is back, or back again. Returns true if that ends its load, or lets it go. */
 static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
                       struct sl_expert_load_end *end)
 {
@@ -352,12 +364,10 @@ static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
 
     if (load->late_reads & bit) {
         load->late_reads &= ~bit;
-        if (load->held && load->late_reads == 0) {
-            load->busy = load->held = false;
-            loader->n_busy--;
-            loader->n_held--;
-        }
-        return false;
+        if (!load->held || load->late_reads != 0)
+            return false;
+        let_go(loader, load, end);
+        return true;
     }
     if (read->rc < 0 && !load->failed)
         load->failed = read;
@@ -392,11 +402,15 @@ bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
     return false;
 }
 
-int sl_expert_loader_check(const struct sl_expert_loader *loader, struct sl_err *err)
+int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct sl_err *err)
 {
-    if (loader->n_held < loader->inflight_max)
-        return 0;
-    sl_reader_explain(loader->reader, loader->loads[0].failed, err);
-    return sl_err_prefix(err, -ETIMEDOUT, "no buffer is left to read into: the drives hold all %u",
-                         loader->inflight_max);
+    const struct sl_expert_load *load = loader->loads;
+
+    sl_assert(loader->n_held > 0);
+    while (!load->held)
+        load++;
+    sl_reader_explain(loader->reader, load->failed, err);
+    return sl_err_prefix(err, -ETIMEDOUT,
+                         "no room is left to read into: the drives keep that of %u experts",
+                         loader->n_held);
 }

@@ -6,8 +6,9 @@
  * buffer, into which its reads go as aligned supersets of the six extents, neighbours merged; when
  * the last has landed, sl_expert_loader_reap() repacks over the thread pool. An expert that is
  * corrupt (a checksum, a scale) is read again once. A load whose reads passed the reader's deadline
- * ends as failed, but its staging buffer stays taken until the device has let go of it. One thread
- * makes all calls. */
+ * ends as failed, but the device may still write to where it reads: it ends once more when that is
+ * over, and until then its slot is not to be used, nor is its staging buffer. One thread makes all
+ * calls. */
 #ifndef SL_CACHE_EXPERT_LOAD_H
 #define SL_CACHE_EXPERT_LOAD_H
 
@@ -31,7 +32,7 @@ struct sl_expert_load {
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging, if any */
     uint32_t late_reads; /* bit i: reads[i] was handed back late */
     bool busy;
-    bool held;   /* it has ended, but the device has not let go of its staging buffer */
+    bool held;   /* it has ended, but the device has not let go of what it reads into */
     bool reread; /* it was corrupt once */
 };
 
@@ -49,9 +50,10 @@ struct sl_expert_loader {
     uint64_t wanted_bytes, repack_ns, verify_ns, n_rereads;
 };
 
-/* A load that has ended. */
+/* A load that has ended; one that was held ends again as the device lets go, with rc as it was. */
 struct sl_expert_load_end {
     uint32_t slot_index;
+    bool held;         /* the device may still write to the slot; rc is negative */
     int rc;            /* 0, or negative */
     struct sl_err err; /* filled if rc is negative: file, offset, layer, expert and cause */
 };
@@ -79,9 +81,9 @@ static inline bool sl_expert_loader_is_idle(const struct sl_expert_loader *loade
     return loader->n_busy == loader->n_held;
 }
 
-/* 0; or -ETIMEDOUT and the line of one of them, if nothing can be loaded because the drives hold
- * all staging buffers. */
-int sl_expert_loader_check(const struct sl_expert_loader *loader, struct sl_err *err);
+/* Where nothing can be loaded because of loads that are held: the line of one of them, and
+ * -ETIMEDOUT. There is one. */
+int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct sl_err *err);
 
 /* Queues the reads of an expert of the model; the loader is not full. `tiles` is the slot's memory,
  * the loader's until the load ends. */

@@ -110,11 +110,19 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
     table->policy->ops->offer(table->policy, sl_slot_index(table, slot), slot->key);
 }
 
-void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot)
+void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held)
 {
     sl_assert(slot->state == SL_SLOT_LOADING);
     *entry_of(table, slot->key) = SL_NO_SLOT;
     unhint(table, slot);
+    slot->state = SL_SLOT_HELD;
+    if (!held)
+        sl_slot_table_let_go(table, slot);
+}
+
+void sl_slot_table_let_go(struct sl_slot_table *table, struct sl_slot *slot)
+{
+    sl_assert(slot->state == SL_SLOT_HELD);
     slot->state = SL_SLOT_EMPTY;
     sl_list_append(&table->empty, &slot->link);
 }
@@ -142,12 +150,14 @@ void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot
                           void *context)
 {
     const uint32_t n_before = table->n_slots;
-    uint32_t n_held = 0;
+    uint32_t n_ready = 0;
 
     sl_assert(n_slots >= 1 && n_slots <= table->n_slots_max);
-    for (uint32_t i = 0; i < n_before; i++)
-        n_held += table->slots[i].state != SL_SLOT_EMPTY;
-    for (; n_held > n_slots; n_held--)
+    for (uint32_t i = 0; i < n_before; i++) {
+        sl_assert(table->slots[i].state == SL_SLOT_EMPTY || table->slots[i].state == SL_SLOT_READY);
+        n_ready += table->slots[i].state == SL_SLOT_READY;
+    }
+    for (; n_ready > n_slots; n_ready--)
         sl_assert(evict(table));
     sl_list_init(&table->empty);
     for (uint32_t i = 0; i < n_slots; i++)
@@ -186,7 +196,7 @@ uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *r
 
 bool sl_slot_table_is_sound(const struct sl_slot_table *table)
 {
-    uint32_t n_empty = 0, n_found = 0, n_held = 0, n_hinted = 0;
+    uint32_t n_empty = 0, n_found = 0, n_full = 0, n_held = 0, n_hinted = 0;
     const struct sl_link *link;
 
     for (link = table->empty.next; link != &table->empty; link = link->next) {
@@ -199,14 +209,16 @@ bool sl_slot_table_is_sound(const struct sl_slot_table *table)
     for (uint32_t i = 0; i < table->n_slots; i++) {
         const struct sl_slot *slot = &table->slots[i];
 
-        if (slot->state == SL_SLOT_EMPTY)
+        n_held += slot->state == SL_SLOT_HELD;
+        if (slot->state == SL_SLOT_EMPTY || slot->state == SL_SLOT_HELD)
             continue;
-        n_held++;
+        n_full++;
         n_hinted += slot->hinted;
         if (*entry_of(table, slot->key) != i)
             return false;
     }
     for (uint32_t i = 0; i < table->n_layers * table->n_experts; i++)
         n_found += table->slot_of[i] != SL_NO_SLOT;
-    return n_empty + n_held == table->n_slots && n_found == n_held && n_hinted == table->n_hinted;
+    return n_empty + n_full + n_held == table->n_slots && n_found == n_full &&
+           n_hinted == table->n_hinted;
 }

@@ -2,11 +2,13 @@
  * nothing of bytes, reads and loans. The replay of a trace (cache/replay.h) runs the same code.
  *
  *     empty ──take──► loading ──ready──► ready ──claim──► pinned
- *       ▲                │                 │  ▲             │
- *       └──────drop──────┘                 │  └────ready────┘        ready ──take──► loading
+ *      ▲ ▲               │                 │  ▲             │
+ *      │ └─────drop──────┤                 │  └────ready────┘        ready ──take──► loading
+ *      └──let_go── held ◄┘
  *
- * A claimed slot that is loading stays so; its owner pins it when it has landed. One thread makes
- * all calls; nothing is allocated after carving. */
+ * A claimed slot that is loading stays so; its owner pins it when it has landed. A slot whose load
+ * failed, but which the drive may still write to, is held: out of use until it is let go. One
+ * thread makes all calls; nothing is allocated after carving. */
 #ifndef SL_CACHE_SLOT_TABLE_H
 #define SL_CACHE_SLOT_TABLE_H
 
@@ -18,7 +20,13 @@
 #include "core/base/list.h"
 #include "core/model/expert_source.h"
 
-enum sl_slot_state { SL_SLOT_EMPTY, SL_SLOT_LOADING, SL_SLOT_READY, SL_SLOT_PINNED };
+enum sl_slot_state {
+    SL_SLOT_EMPTY,
+    SL_SLOT_LOADING,
+    SL_SLOT_READY,
+    SL_SLOT_PINNED,
+    SL_SLOT_HELD,
+};
 
 struct sl_slot {
     struct sl_link link; /* empty: the table's; else its owner's */
@@ -61,9 +69,9 @@ void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy);
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max);
 
-/* Changes how many slots there are, while none is loading or pinned. Of what is there too many the
- * policy chooses which to evict; `move` brings the rest out of the slots that go: it copies what is
- * in slot `from` to slot `to`. */
+/* Changes how many slots there are, while none is loading, pinned or held. Of what is there too
+ * many the policy chooses which to evict; `move` brings the rest out of the slots that go: it
+ * copies what is in slot `from` to slot `to`. */
 typedef void sl_slot_move_fn(void *context, uint32_t from, uint32_t to);
 void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot_move_fn *move,
                           void *context);
@@ -101,8 +109,9 @@ static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
 /* What was loading or pinned may be evicted from now on. */
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
 
-/* What was loading is not there after all. */
-void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot);
+/* What was loading is not there after all; the slot is empty, or else held until let go. */
+void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held);
+void sl_slot_table_let_go(struct sl_slot_table *table, struct sl_slot *slot);
 
 /* True if every slot is accounted for: for tests. */
 bool sl_slot_table_is_sound(const struct sl_slot_table *table);

@@ -478,13 +478,14 @@ static void test_leftovers_of_a_failed_demand(void **state)
     cache_rig_fini(&rig);
 }
 
-/* A drive that keeps a read for good keeps its buffer: others go on with what is left, and where
- * nothing is left it is said. When the drive comes back all is as before. */
+/* A drive that keeps a read for good keeps its buffer and slot: others go on with what is left, and
+ * where nothing is left it is said. When the drive comes back all is as before. */
 static void test_drive_keeps_a_buffer(void **state)
 {
     static const struct io_fault_plan plan = {
         .fail_nth = 1, .fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER};
     static const uint16_t experts[] = {2, 8, 9};
+    static const struct sl_expert_key keys[] = {{0, 2}, {0, 8}, {0, 9}};
     const struct cache_fixture *fixtures = *state;
 
     for (uint32_t inflight_max = 1; inflight_max <= 2; inflight_max++) {
@@ -497,23 +498,35 @@ static void test_drive_keeps_a_buffer(void **state)
         io_fault_set(rig.io, &plan);
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 1, NULL, &err), -ETIMEDOUT);
         check_message(&err, fixtures, 1, 0, experts);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        assert_int_equal(sl_expert_cache_resize(rig.cache, UINT64_MAX, &err), -EBUSY);
         for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++) {
             if (inflight_max == 2) {
                 assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), 0);
                 continue;
             }
             assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), -ETIMEDOUT);
-            assert_non_null(strstr(err.message, "no buffer is left to read into"));
+            assert_non_null(strstr(err.message, "no room is left to read into"));
         }
         io_fault_heal(rig.io);
         for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++)
             assert_int_equal(cache_rig_demand(&rig, layer, experts, 3, NULL, &err), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_stalls, 1);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        assert_int_equal(sl_expert_cache_resize(rig.cache, UINT64_MAX, &err), 0);
         cache_rig_fini(&rig);
 
         cache_rig_init(&rig, fixtures, &options); /* one that comes back while the cache closes */
         io_fault_set(rig.io, &plan);
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 1, NULL, &err), -ETIMEDOUT);
+        io_fault_heal(rig.io);
+        cache_rig_fini(&rig);
+
+        cache_rig_init(&rig, fixtures, &options); /* one that is loaded ahead of all demands */
+        io_fault_set(rig.io, &plan);
+        sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, inflight_max == 2 ? 3 : 1);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
         io_fault_heal(rig.io);
         cache_rig_fini(&rig);
     }

@@ -180,6 +180,45 @@ static void test_when_it_is_verified(void **state)
     }
 }
 
+/* A drive that comes to write long after its read was given up writes to a slot that nobody has
+ * been lent since; where too few other slots are left, that is said. */
+static void test_late_writes_hit_nobody(void **state)
+{
+    static const struct io_fault_plan plan = {
+        .fail_nth = 1, .fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER};
+    static const uint16_t experts[] = {2, 7, 9, 11};
+    const struct fixture *f = *state;
+
+    for (uint32_t n_slots = 3; n_slots <= 4; n_slots++) {
+        struct cache_rig_options options = plain;
+        struct cache_rig rig;
+        struct sl_err err;
+        uint16_t order[3];
+        uint64_t n_loads;
+
+        options.n_slots = n_slots;
+        cache_rig_init(&rig, &f->packed, &options);
+        io_fault_set(rig.io, &plan);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 1, NULL, &err), -ETIMEDOUT);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        if (n_slots == 3) {
+            assert_int_equal(cache_rig_demand(&rig, 1, experts, 3, order, &err), -ETIMEDOUT);
+            assert_non_null(strstr(err.message, "no room is left to read into"));
+        }
+        for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++)
+            assert_int_equal(cache_rig_demand(&rig, layer, experts, n_slots - 1, NULL, NULL), 0);
+        n_loads = sl_expert_cache_counters(rig.cache).n_loads;
+        io_fault_heal(rig.io);
+        rig.source->ops->hint(rig.source, NULL, 0); /* takes in what was written now */
+        assert_int_equal(cache_rig_demand(&rig, CACHE_LAYERS - 1, experts, n_slots - 1, NULL, NULL),
+                         0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_loads);
+        assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        cache_rig_fini(&rig);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -187,6 +226,7 @@ int main(void)
         cmocka_unit_test(test_corrupt_reads_are_read_again),
         cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
         cmocka_unit_test(test_when_it_is_verified),
+        cmocka_unit_test(test_late_writes_hit_nobody),
     };
 
     return cmocka_run_group_tests_name("packed_experts", tests, set_up, tear_down);
