@@ -35,6 +35,7 @@ variants=(
     "--isa ref"
     "--threads 1 --cache min --io threads --segment 1 --isa ref"
     "--threads 2 --cache min --io uring --segment 7"
+    "--cache min --io-piece 4K --io-depth 1" "--cache min --io threads --io-piece 12K --io-depth 3"
 )
 for isa in avx2 avx512 neon; do
     if grep -q "$isa" /proc/cpuinfo || [ "$isa $(uname -m)" = "neon aarch64" ]; then

@@ -348,6 +348,40 @@ static void test_waiting_has_a_limit(void **state)
     io->ops->close(io);
 }
 
+/* A read that nobody answers does not keep those after it waiting. */
+static void test_stuck_read_holds_up_no_other(void **state)
+{
+    struct fixture *f = *state;
+    const char *paths[] = {f->pipe, f->paths[0]};
+    struct sl_io_read read = {.size_bytes = BLOCK, .dst = f->memory};
+    struct sl_io_completion completion;
+    struct sl_io *io;
+    int end = open(f->pipe, O_RDWR | O_CLOEXEC);
+
+    assert_true(end >= 0);
+    io = open_backend(0, paths, 2);
+    io->ops->submit(io, &read, 1);
+    for (uint64_t i = 1; i < READS_MAX; i++) {
+        read = (struct sl_io_read){.offset_bytes = i * BLOCK,
+                                   .size_bytes = BLOCK,
+                                   .dst = f->memory + i * BLOCK,
+                                   .file_index = 1,
+                                   .tag = i};
+        io->ops->submit(io, &read, 1);
+    }
+    for (uint64_t i = 1; i < READS_MAX; i++) {
+        assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
+        assert_true(completion.tag != 0);
+        assert_int_equal(completion.result, BLOCK);
+    }
+    assert_int_equal(io->ops->reap(io, 1000000, &completion, 1), 0);
+    assert_int_equal(write(end, "x", 1), 1);
+    assert_int_equal(io->ops->reap(io, SL_IO_FOREVER, &completion, 1), 1);
+    assert_int_equal(completion.result, 1);
+    io->ops->close(io);
+    close(end);
+}
+
 /* Files of one device share a drive. */
 static void test_drives(void **state)
 {
@@ -417,6 +451,7 @@ int main(void)
         cmocka_unit_test(test_attached_memory),
         cmocka_unit_test(test_without_locked_memory),
         cmocka_unit_test(test_waiting_has_a_limit),
+        cmocka_unit_test(test_stuck_read_holds_up_no_other),
         cmocka_unit_test(test_drives),
     };
 

@@ -371,6 +371,29 @@ static void test_demand_finds_room(void **state)
     rig_fini(&rig);
 }
 
+/* What was in flight as a prefetch is a demand's from then on. */
+static void test_promotion_in_flight(void **state)
+{
+    static const struct io_fault_plan plan = {
+        .fail_nth = 2, .fail_kind = IO_FAULT_LATE, .late_ns = 1000};
+    struct fixture *f = *state;
+    struct sl_read *promoted, *prefetch;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 4);
+    io_fault_set(rig.io, &plan);
+    promoted = rig_queue(&rig, f, 0, 0, 2 * PIECE_BYTES, SL_READ_PREFETCH);
+    sl_reader_start(rig.reader);
+    prefetch = rig_queue(&rig, f, 1, 0, PIECE_BYTES, SL_READ_PREFETCH);
+    sl_reader_promote(rig.reader, promoted);
+    for (uint32_t i = 0; i < 5; i++)
+        assert_null(sl_reader_reap(rig.reader, false));
+    assert_int_equal(io_fault_read_count(rig.io), 2); /* it waits for the demand's last piece */
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), promoted);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), prefetch);
+    rig_fini(&rig);
+}
+
 /* The last piece of each class but the last is held back: nothing of the next goes out meanwhile.
  */
 static void test_classes_wait_for_each_other(void **state)
@@ -528,14 +551,15 @@ static void test_busy_is_not_slow(void **state)
     rig_fini(&rig);
 }
 
-/* A rig of two drives, a file on each, and one read at a time on either. */
-static void rig_init_drives(struct rig *rig, struct fixture *f, bool uring)
+/* A rig of two drives with a file on each. */
+static void rig_init_drives(struct rig *rig, struct fixture *f, bool uring, uint32_t depth)
 {
     const char *paths[] = {f->path, f->path};
     struct sl_reader_options options = {.piece_bytes = PIECE_BYTES, .clock_ns = io_fault_clock_ns};
     struct sl_io *io;
 
-    assert_int_equal((uring ? sl_io_uring_open : sl_io_threads_open)(&io, paths, 2, 2, NULL), 0);
+    assert_int_equal(
+        (uring ? sl_io_uring_open : sl_io_threads_open)(&io, paths, 2, 2 * depth, NULL), 0);
     assert_int_equal(io->n_drives, 1);
     rig->io = io_fault_wrap(io);
     io_fault_set_drives(rig->io, 2);
@@ -544,12 +568,13 @@ static void rig_init_drives(struct rig *rig, struct fixture *f, bool uring)
 }
 
 static struct sl_read *queue_on(struct rig *rig, const struct fixture *f, uint32_t i,
-                                uint32_t drive, uint64_t size_bytes)
+                                uint32_t drive, uint64_t size_bytes, enum sl_read_class read_class)
 {
     rig->reads[i] = (struct sl_read){.offset_bytes = 123 * i,
                                      .size_bytes = size_bytes,
                                      .dst = f->memory + i * DST_BYTES,
-                                     .file_index = drive};
+                                     .file_index = drive,
+                                     .read_class = read_class};
     memset(rig->reads[i].dst, 0x5a, DST_BYTES);
     sl_reader_queue(rig->reader, &rig->reads[i]);
     return &rig->reads[i];
@@ -576,14 +601,14 @@ static void test_dead_drive(void **state)
         struct sl_read *stuck, *behind, *later;
         struct rig rig;
 
-        rig_init_drives(&rig, f, uring);
+        rig_init_drives(&rig, f, uring, 1);
         io_fault_set(rig.io, &plan);
-        queue_on(&rig, f, 2, 0, 1);
+        queue_on(&rig, f, 2, 0, 1, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
-        stuck = queue_on(&rig, f, 0, 0, 3 * PIECE_BYTES);
-        behind = queue_on(&rig, f, 1, 0, 3 * PIECE_BYTES);
+        stuck = queue_on(&rig, f, 0, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
+        behind = queue_on(&rig, f, 1, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
         for (uint32_t i = 2; i < READS; i++) { /* the other drive goes on */
-            queue_on(&rig, f, i, 1, 3 * PIECE_BYTES);
+            queue_on(&rig, f, i, 1, 3 * PIECE_BYTES, SL_READ_DEMAND);
             assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[i]);
             check_content(f, &rig.reads[i]);
         }
@@ -599,9 +624,9 @@ static void test_dead_drive(void **state)
 
         /* Nothing is waited for any more; the other drive works, and this one fails at once. */
         assert_null(sl_reader_reap(rig.reader, true));
-        queue_on(&rig, f, 2, 1, 3 * PIECE_BYTES);
+        queue_on(&rig, f, 2, 1, 3 * PIECE_BYTES, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
-        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES);
+        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
         assert_true(io_fault_clock_ns(rig.io) < DEADLINE_NS + SL_READER_STALL_NS);
         assert_int_equal(later->rc, -ETIMEDOUT);
@@ -613,7 +638,7 @@ static void test_dead_drive(void **state)
         assert_false(stuck->late);
         assert_int_equal(stuck->rc, -ETIMEDOUT);
         assert_memory_equal(stuck->dst, f->data, PIECE_BYTES);
-        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES);
+        later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
         assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
         check_content(f, later);
         assert_null(sl_reader_reap(rig.reader, true));
@@ -628,9 +653,9 @@ static void test_drain(void **state)
     struct fixture *f = *state;
     struct rig rig;
 
-    rig_init_drives(&rig, f, true);
+    rig_init_drives(&rig, f, true, 1);
     io_fault_set(rig.io, &plan);
-    queue_on(&rig, f, 0, 0, PIECE_BYTES);
+    queue_on(&rig, f, 0, 0, PIECE_BYTES, SL_READ_DEMAND);
     sl_reader_start(rig.reader);
     sl_reader_cancel(rig.reader, &rig.reads[0]); /* also a cancelled read can be late */
     assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
@@ -720,7 +745,8 @@ static void storm(struct rig *rig, const struct fixture *f, uint64_t random)
         if (step == 300)
             io_fault_heal(rig->io); /* or what never comes back would not */
         if (now[i] == FREE && step < 300) {
-            queue_on(rig, f, i, (uint32_t)(dice % 2), 1 + dice * 4 * BLOCK);
+            queue_on(rig, f, i, (uint32_t)(dice % 2), 1 + dice * 4 * BLOCK,
+                     (enum sl_read_class)(io_fault_random(&random) % SL_READ_CLASSES));
             now[i] = QUEUED;
             n_ended++; /* will have */
         } else if (now[i] == QUEUED && dice == 0) {
@@ -762,7 +788,7 @@ static void test_storm(void **state)
                                            .fail_for_good = true};
         struct rig rig;
 
-        rig_init_drives(&rig, f, seed % 2);
+        rig_init_drives(&rig, f, seed % 2, 1 + seed % 5);
         io_fault_set(rig.io, &plan);
         storm(&rig, f, seed);
         assert_null(sl_reader_reap(rig.reader, true));
@@ -782,6 +808,7 @@ int main(void)
         cmocka_unit_test(test_demand_first_and_promotion),
         cmocka_unit_test(test_demand_finds_room),
         cmocka_unit_test(test_classes_wait_for_each_other),
+        cmocka_unit_test(test_promotion_in_flight),
         cmocka_unit_test(test_pieces_go_out_in_order),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_slow_is_counted),

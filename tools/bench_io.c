@@ -3,6 +3,7 @@
 #include <argp.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -287,12 +288,14 @@ static uint64_t run_ns(const struct command *command)
 /* ---- fio ---------------------------------------------------------------------------------------
  */
 
-/* Runs fio and returns what it prints, for the caller to free; NULL if it cannot be run. */
+/* Runs fio and returns what it prints, for the caller to free; NULL if it cannot be run. (Spawned,
+ * for a fork would copy the memory that the ring holds.) */
 static char *run_fio(char *const *arguments)
 {
     char *output = calloc(1, FIO_OUTPUT_BYTES_MAX);
+    posix_spawn_file_actions_t actions;
     size_t length = 0;
-    int ends[2], status;
+    int ends[2], status = -1;
     ssize_t got;
     pid_t child;
 
@@ -300,17 +303,13 @@ static char *run_fio(char *const *arguments)
         free(output);
         return NULL;
     }
-    child = fork();
-    if (child == 0) {
-        dup2(ends[1], STDOUT_FILENO);
-        /* Buffers in huge pages, as ours are: that alone can double a rate. */
-        setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 1);
-        execvp(arguments[0], arguments);
-        _exit(127);
-    }
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    if (posix_spawnp(&child, arguments[0], &actions, NULL, arguments, environ) != 0)
+        child = -1;
+    posix_spawn_file_actions_destroy(&actions);
     close(ends[1]);
-    while (child > 0 &&
-           (got = read(ends[0], output + length, FIO_OUTPUT_BYTES_MAX - 1 - length)) > 0)
+    while ((got = read(ends[0], output + length, FIO_OUTPUT_BYTES_MAX - 1 - length)) > 0)
         length += (size_t)got;
     close(ends[0]);
     if (child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
@@ -586,6 +585,8 @@ int sl_bench_io(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     rc = prepare(&command, &err);
     if (rc == 0) {
+        /* fio's buffers in huge pages, as ours are: that alone can double a rate. */
+        setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 1);
         command.has_fio = find_fio();
         print_header(&command);
         rc = run(&command, &err);
