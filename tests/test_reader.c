@@ -776,7 +776,7 @@ static void test_storm(void **state)
 {
     struct fixture *f = *state;
 
-    for (uint64_t seed = 0; seed < 32; seed++) {
+    for (uint64_t seed = 0; seed < 15; seed++) {
         const struct io_fault_plan plan = {.seed = seed,
                                            .short_permille = 100,
                                            .shuffle = true,
