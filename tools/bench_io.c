@@ -319,17 +319,19 @@ static char *run_fio(char *const *arguments)
     return NULL;
 }
 
-/* --filename= of a drive's files, with the colons in their names escaped. NULL if out of memory. */
+/* --filename= of a drive's files, with the colons in their names escaped. NULL if it has none that
+ * are read, or if out of memory. */
 static char *fio_file_names(const struct command *command, uint32_t drive_index)
 {
     char *text = NULL;
     size_t length;
+    uint32_t n = 0;
     FILE *stream = open_memstream(&text, &length);
 
     if (!stream)
         return NULL;
     fputs("--filename=", stream);
-    for (uint32_t i = 0, n = 0; i < command->n_files; i++) {
+    for (uint32_t i = 0; i < command->n_files; i++) {
         if (command->io->files[i].drive_index != drive_index || !command->is_read[i])
             continue;
         if (n++)
@@ -340,7 +342,10 @@ static char *fio_file_names(const struct command *command, uint32_t drive_index)
             fputc(*c, stream);
         }
     }
-    return fclose(stream) == 0 ? text : NULL;
+    if (fclose(stream) == 0 && n > 0)
+        return text;
+    free(text);
+    return NULL;
 }
 
 /* 10^9 bytes a second of what fio reported; 0 if that makes no sense. */
@@ -383,6 +388,7 @@ static double time_fio(const struct command *command, uint32_t size_bytes, uint3
     const size_t n_fixed = sizeof(fixed) / sizeof(fixed[0]);
     const uint32_t n_drives = command->io->n_drives;
     char **arguments = calloc(n_fixed + 2 * n_drives + 1, sizeof(*arguments));
+    size_t n = n_fixed;
     char *output;
     double rate;
 
@@ -396,13 +402,17 @@ static double time_fio(const struct command *command, uint32_t size_bytes, uint3
     snprintf(runtime, sizeof(runtime), "--runtime=%ums", (unsigned)(run_ns(command) / 1000000 + 1));
     memcpy(arguments, fixed, sizeof(fixed));
     for (uint32_t i = 0; i < n_drives; i++) {
-        arguments[n_fixed + 2 * i] = "--name=drive";
-        arguments[n_fixed + 2 * i + 1] = fio_file_names(command, i);
+        char *names = fio_file_names(command, i);
+
+        if (!names)
+            continue;
+        arguments[n++] = "--name=drive";
+        arguments[n++] = names;
     }
     output = run_fio(arguments);
     rate = fio_rate(output);
-    for (uint32_t i = 0; i < n_drives; i++)
-        free(arguments[n_fixed + 2 * i + 1]);
+    for (size_t i = n_fixed + 1; i < n; i += 2)
+        free(arguments[i]);
     free(arguments);
     free(output);
     return rate;
