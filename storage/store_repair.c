@@ -6,12 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/base/file.h"
 #include "storage/checksum.h"
 #include "storage/store_records.h"
-#include "storage/store_write.h"
-
-#define CARRIED_BYTES_MAX (UINT64_C(256) << 20)
+#include "storage/store_identity.h"
 
 struct repairer {
     const struct sl_repair_options *o;
@@ -30,14 +27,10 @@ static int other_weights(const struct repairer *r, const char *what, struct sl_e
 static int repair_carried(struct repairer *r, uint32_t index, struct sl_err *err)
 {
     const struct sl_store_carried *carried = sl_store_carried(r->o->store, index);
-    char *from = NULL, *to = NULL, *text;
+    char *to = NULL, *text;
     size_t length;
-    int rc;
+    int rc = sl_carried_read(r->o->checkpoint_folder, carried->name, &text, &length, err);
 
-    if (asprintf(&from, "%s/%s", r->o->checkpoint_folder, carried->name) < 0)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", carried->name);
-    rc = sl_file_read_all(from, CARRIED_BYTES_MAX, &text, &length, err);
-    free(from);
     if (rc < 0)
         return rc;
     if (length != carried->size_bytes || sl_checksum(text, length) != carried->checksum)

@@ -9,14 +9,13 @@
 #include <stdlib.h>
 
 #include "core/base/assert.h"
-#include "core/base/file.h"
 #include "storage/checksum.h"
 #include "storage/reader.h"
+#include "storage/store_identity.h"
 
 #define PIECE_BYTES (UINT64_C(4) << 20)
 #define PIECES_MAX 16u
 #define READS_IN_FLIGHT_MAX 64u
-#define CARRIED_BYTES_MAX (UINT64_C(256) << 20)
 
 struct piece {
     struct sl_read read;
@@ -87,28 +86,25 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
 /* ---- carried files ----------------------------------------------------------------------------
  */
 
-static int verify_carried(struct verifier *v, uint32_t index, struct sl_err *err)
+static void verify_carried(struct verifier *v, uint32_t index)
 {
     const struct sl_store_carried *carried = sl_store_carried(v->store, index);
     const struct sl_store_item item = {.kind = SL_STORE_CARRIED, .index = index};
     struct sl_err found = {0};
-    char *path, *text;
+    char *text;
     size_t length;
 
-    if (asprintf(&path, "%s/%s", sl_store_folder(v->store), carried->name) < 0)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", carried->name);
     v->result.n_items++;
-    if (sl_file_read_all(path, CARRIED_BYTES_MAX, &text, &length, &found) < 0) {
+    if (sl_carried_read(sl_store_folder(v->store), carried->name, &text, &length, &found) < 0) {
         report(v, &item, found.message);
-    } else {
-        if (length != carried->size_bytes || sl_checksum(text, length) != carried->checksum) {
-            sl_err_set(&found, -SL_ECORRUPT, "%s: not the file that was packed", path);
-            report(v, &item, found.message);
-        }
-        free(text);
+        return;
     }
-    free(path);
-    return 0;
+    if (length != carried->size_bytes || sl_checksum(text, length) != carried->checksum) {
+        sl_err_set(&found, -SL_ECORRUPT, "%s/%s: not the file that was packed",
+                   sl_store_folder(v->store), carried->name);
+        report(v, &item, found.message);
+    }
+    free(text);
 }
 
 /* ---- pieces -----------------------------------------------------------------------------------
@@ -276,16 +272,15 @@ static int open_files(struct verifier *v, struct sl_err *err)
 static int verify(struct verifier *v, struct sl_err *err)
 {
     const struct sl_store_state *state = sl_store_state(v->store);
-    int rc = 0;
+    int rc;
 
     if (state->n_tensors_done == 0 && state->n_experts_done == 0)
         return 0;
-    for (uint32_t i = 0; state->complete && i < sl_store_carried_count(v->store) && rc == 0; i++)
-        rc = verify_carried(v, i, err);
+    for (uint32_t i = 0; state->complete && i < sl_store_carried_count(v->store); i++)
+        verify_carried(v, i);
     for (uint32_t i = 0; i < sl_store_file_count(v->store); i++)
         v->total_bytes += sl_store_file(v->store, i)->size_bytes;
-    if (rc == 0)
-        rc = open_files(v, err);
+    rc = open_files(v, err);
     return rc == 0 ? verify_data(v, err) : rc;
 }
 

@@ -1,6 +1,6 @@
 /* Owns the order in which things are written and become true:
  *
- *     catalog: model, files, carried, state 0     what is going to be here
+ *     catalog: model, files, state 0              what is going to be here
  *     carried files, synced
  *     dense tensors | experts, batch by batch:    data written ─► files synced ─► catalog: entries
  *                                                                                 and state
@@ -12,29 +12,20 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "core/base/assert.h"
-#include "core/base/file.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
 #include "storage/catalog.h"
 #include "storage/checksum.h"
 #include "storage/store.h"
+#include "storage/store_identity.h"
+#include "storage/store_layout.h"
 #include "storage/store_records.h"
-
-#define CARRIED_BYTES_MAX (UINT64_C(256) << 20)
-#define CATALOG_BYTES (UINT64_C(16) << 20) /* more than Pro's takes */
-
-const char *const sl_store_carried_names[] = {
-    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", NULL};
 
 /* One thread's. */
 struct worker {
@@ -47,8 +38,7 @@ struct packer {
     const struct sl_pack_options *o;
     struct sl_store_model model;
     struct sl_store_state state; /* as the catalog has it, or the open transaction will */
-    struct sl_store_file files[SL_STORE_FILES_MAX];
-    char *paths[SL_STORE_FILES_MAX];
+    struct sl_store_layout layout;
     int handles[SL_STORE_FILES_MAX]; /* -1 until opened */
     uint64_t *tensor_offsets;        /* (n_tensors) */
     uint64_t record_bytes;
@@ -72,72 +62,23 @@ static int no_memory(const struct packer *p, struct sl_err *err)
     return sl_err_set(err, -ENOMEM, "%s: out of memory", p->o->store_folder);
 }
 
-/* ---- who and where ----------------------------------------------------------------------------
+/* ---- what and where ---------------------------------------------------------------------------
  */
 
-int sl_store_lock(const char *store_folder, struct sl_err *err)
+/* Where each tensor goes. Returns how large their file becomes. */
+static uint64_t place_tensors(struct packer *p)
 {
-    int fd = open(store_folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    if (fd < 0)
-        return sl_err_set(err, -errno, "%s: cannot open the folder: %s", store_folder,
-                          sl_strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-        return fd;
-    close(fd);
-    if (errno == EWOULDBLOCK)
-        return sl_err_set(err, -EBUSY, "%s: another process is writing to this store",
-                          store_folder);
-    return sl_err_set(err, -errno, "%s: cannot lock the folder: %s", store_folder,
-                      sl_strerror(errno));
-}
-
-int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
-                      uint64_t *ret_config_checksum, uint64_t *ret_index_checksum,
-                      struct sl_err *err)
-{
-    char *path, *text;
-    size_t length;
-    int rc;
-
-    if (asprintf(&path, "%s/config.json", checkpoint_folder) < 0)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", checkpoint_folder);
-    rc = sl_file_read_all(path, CARRIED_BYTES_MAX, &text, &length, err);
-    free(path);
-    if (rc < 0)
-        return rc;
-    *ret_config_checksum = sl_checksum(text, length);
-    free(text);
-    return sl_checkpoint_index_checksum(checkpoint, ret_index_checksum, err);
-}
-
-/* Where each tensor goes, and how large the files become. */
-static int lay_out(struct packer *p, struct sl_err *err)
-{
-    const struct sl_pack_options *o = p->o;
     uint64_t at_bytes = 0;
 
-    for (uint32_t i = 0; i < o->n_tensors; i++) {
+    for (uint32_t i = 0; i < p->o->n_tensors; i++) {
         const struct sl_checkpoint_tensor *tensor =
-            sl_checkpoint_find(o->checkpoint, o->tensors[i]);
+            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[i]);
 
         sl_assert(tensor); /* the list is made from what was found */
         p->tensor_offsets[i] = at_bytes;
         at_bytes += sl_round_up(tensor->info.size_bytes, SL_STORE_BLOCK_BYTES);
     }
-    p->record_bytes = sl_packed_expert_bytes(&p->model.shape);
-    p->files[0].size_bytes = at_bytes;
-    p->files[1].size_bytes = p->record_bytes * sl_store_expert_count(&p->model.shape);
-    snprintf(p->files[0].path, sizeof(p->files[0].path), "dense.bin");
-    snprintf(p->files[1].path, sizeof(p->files[1].path), "experts-1.bin");
-    for (uint32_t i = 0; i < p->model.n_files; i++) {
-        p->result.total_bytes += p->files[i].size_bytes;
-        if (asprintf(&p->paths[i], "%s/%s", o->store_folder, p->files[i].path) < 0) {
-            p->paths[i] = NULL;
-            return no_memory(p, err);
-        }
-    }
-    return 0;
+    return at_bytes;
 }
 
 static int describe_model(struct packer *p, struct sl_err *err)
@@ -148,7 +89,7 @@ static int describe_model(struct packer *p, struct sl_err *err)
         .format_version = SL_STORE_VERSION,
         .layout = SL_STORE_LAYOUT_R16,
         .shape = *sl_expert_store_shape(o->experts),
-        .n_files = 2,
+        .n_files = 2 + o->n_stripes,
         .n_tensors = o->n_tensors,
     };
     if (!sl_expert_shape_is_sound(&p->model.shape))
@@ -156,34 +97,9 @@ static int describe_model(struct packer *p, struct sl_err *err)
                           "%s: hidden_size %u and moe_intermediate_size %u: experts need multiples "
                           "of %u",
                           o->checkpoint_folder, p->model.shape.hidden_size,
-                          p->model.shape.moe_intermediate_size, 128u);
+                          p->model.shape.moe_intermediate_size, SL_FP4_GROUP_COLS);
     return sl_store_identify(o->checkpoint, o->checkpoint_folder, &p->model.config_checksum,
                              &p->model.index_checksum, err);
-}
-
-/* What the data files will take beyond what they have, against what is free. */
-static int check_space(const struct packer *p, struct sl_err *err)
-{
-    char needed[SL_SIZE_TEXT_BYTES], available[SL_SIZE_TEXT_BYTES];
-    uint64_t needed_bytes = CATALOG_BYTES, free_bytes;
-    struct statvfs disk;
-    struct stat status;
-
-    for (uint32_t i = 0; i < p->model.n_files; i++) {
-        uint64_t have_bytes =
-            stat(p->paths[i], &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
-
-        if (have_bytes < p->files[i].size_bytes)
-            needed_bytes += p->files[i].size_bytes - have_bytes;
-    }
-    if (statvfs(p->o->store_folder, &disk) < 0)
-        return sl_err_set(err, -errno, "%s: cannot tell how much is free: %s", p->o->store_folder,
-                          sl_strerror(errno));
-    free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
-    if (needed_bytes <= free_bytes)
-        return 0;
-    return sl_err_set(err, -ENOSPC, "%s: %s are needed, %s are free", p->o->store_folder,
-                      sl_size_format(needed_bytes, needed), sl_size_format(free_bytes, available));
 }
 
 /* ---- the catalog ------------------------------------------------------------------------------
@@ -197,54 +113,6 @@ static int put_state(struct packer *p, struct sl_err *err)
                           sl_store_state_encode(&p->state, value), err);
 }
 
-static int carried_path(const struct packer *p, const char *folder, const char *name,
-                        char **ret_path, struct sl_err *err)
-{
-    return asprintf(ret_path, "%s/%s", folder, name) < 0 ? no_memory(p, err) : 0;
-}
-
-/* Reads a carried file of the checkpoint's. Returns 0 if there is none, 1 with *ret_text. */
-static int read_carried(const struct packer *p, const char *name, char **ret_text,
-                        size_t *ret_length, struct sl_err *err)
-{
-    char *path;
-    int rc = carried_path(p, p->o->checkpoint_folder, name, &path, err);
-
-    if (rc < 0)
-        return rc;
-    if (access(path, F_OK) == 0) {
-        rc = sl_file_read_all(path, CARRIED_BYTES_MAX, ret_text, ret_length, err);
-        rc = rc < 0 ? rc : 1;
-    }
-    free(path);
-    return rc;
-}
-
-static int put_carried(struct packer *p, struct sl_err *err)
-{
-    for (uint32_t i = 0; sl_store_carried_names[i]; i++) {
-        uint8_t value[SL_STORE_VALUE_BYTES_MAX];
-        char key[SL_STORE_KEY_BYTES], *text;
-        struct sl_store_carried carried;
-        size_t length;
-        int rc = read_carried(p, sl_store_carried_names[i], &text, &length, err);
-
-        if (rc < 0)
-            return rc;
-        if (rc == 0)
-            continue;
-        snprintf(carried.name, sizeof(carried.name), "%s", sl_store_carried_names[i]);
-        carried.size_bytes = length;
-        carried.checksum = sl_checksum(text, length);
-        free(text);
-        sl_store_carried_key(key, carried.name);
-        rc = sl_catalog_put(p->catalog, key, value, sl_store_carried_encode(&carried, value), err);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
-}
-
 static int put_model(struct packer *p, struct sl_err *err)
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
@@ -255,10 +123,9 @@ static int put_model(struct packer *p, struct sl_err *err)
         char key[SL_STORE_KEY_BYTES];
 
         sl_store_file_key(key, i);
-        rc = sl_catalog_put(p->catalog, key, value, sl_store_file_encode(&p->files[i], value), err);
+        rc = sl_catalog_put(p->catalog, key, value,
+                            sl_store_file_encode(&p->layout.files[i], value), err);
     }
-    if (rc == 0)
-        rc = put_carried(p, err);
     return rc == 0 ? put_state(p, err) : rc;
 }
 
@@ -271,7 +138,7 @@ static int commit(struct packer *p, struct sl_err *err)
     for (uint32_t i = 0; i < p->model.n_files; i++) {
         rc = writer->ops->sync(writer, p->handles[i]);
         if (rc < 0)
-            return sl_write_error(err, rc, p->paths[i], "sync");
+            return sl_write_error(err, rc, p->layout.paths[i], "sync");
     }
     p->batch_bytes = 0;
     if ((rc = put_state(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
@@ -315,6 +182,17 @@ static int refuse_entry(void *context, const char *key, const uint8_t *value, si
                       p->o->store_folder, key);
 }
 
+/* On other drives a store has one file each, which nobody else may have. */
+static int check_stripes(const struct packer *p, struct sl_err *err)
+{
+    for (uint32_t i = 2; i < p->model.n_files; i++) {
+        if (access(p->layout.paths[i], F_OK) == 0)
+            return sl_err_set(err, -EEXIST, "%s: is there already; another store's?",
+                              p->layout.paths[i]);
+    }
+    return 0;
+}
+
 /* The catalog's names are on disk before any other name is made: what is found without a catalog is
  * not ours. */
 static int begin_new(struct packer *p, struct sl_err *err)
@@ -324,8 +202,8 @@ static int begin_new(struct packer *p, struct sl_err *err)
     int rc;
 
     if ((rc = sl_catalog_each(p->catalog, "", refuse_entry, p, err)) < 0 ||
-        (rc = check_empty(p, err)) < 0 || (rc = put_model(p, err)) < 0 ||
-        (rc = sl_catalog_commit(p->catalog, err)) < 0)
+        (rc = check_empty(p, err)) < 0 || (rc = check_stripes(p, err)) < 0 ||
+        (rc = put_model(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
         return rc;
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
         char *path;
@@ -356,7 +234,8 @@ static int check_last(struct packer *p, const struct sl_store *store, struct sl_
 
         rc = sl_record_make(p->o->checkpoint, p->o->experts, key, p->workers[0].staging,
                             p->workers[0].record, checksums, err);
-        same = memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
+        same = rc < 0 ||
+               memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
     } else if (state->n_tensors_done > 0) {
         uint32_t last = state->n_tensors_done - 1;
         struct sl_tensor_target nowhere = {0};
@@ -393,6 +272,7 @@ static int begin_again(struct packer *p, struct sl_err *err)
     if (rc < 0)
         return rc;
     found = sl_store_model(store);
+    p->model.n_files = found->n_files; /* stripes stay as they are */
     if (!same_model(found, &p->model))
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: the store is of another model: its config.json and index have "
@@ -402,19 +282,12 @@ static int begin_again(struct packer *p, struct sl_err *err)
                         (unsigned long long)p->model.config_checksum,
                         (unsigned long long)p->model.index_checksum);
     p->state = *sl_store_state(store);
+    if (rc == 0)
+        rc = sl_store_layout_adopt(&p->layout, store, err);
     if (rc == 0 && !p->state.complete)
         rc = check_last(p, store, err);
     sl_store_close(store);
     return rc;
-}
-
-/* Returns 1 if the catalog has a model, 0 if it is new. */
-static int has_model(struct packer *p, struct sl_err *err)
-{
-    const uint8_t *value;
-    size_t size_bytes;
-
-    return sl_catalog_get(p->catalog, SL_STORE_KEY_MODEL, &value, &size_bytes, err);
 }
 
 static int open_catalog(struct packer *p, struct sl_err *err)
@@ -424,77 +297,150 @@ static int open_catalog(struct packer *p, struct sl_err *err)
     return rc == 0 ? sl_catalog_begin(p->catalog, err) : rc;
 }
 
-/* Leaves the catalog open, with a transaction, unless the store is complete. */
-static int begin(struct packer *p, struct sl_err *err)
+/* Returns 1 if there is a catalog with a model, 0 if the store is new. */
+static int has_model(struct packer *p, struct sl_err *err)
+{
+    const uint8_t *value;
+    size_t size_bytes;
+    int rc;
+
+    if (!sl_store_is(p->o->store_folder))
+        return check_empty(p, err);
+    rc = open_catalog(p, err);
+    if (rc == 0)
+        rc = sl_catalog_get(p->catalog, SL_STORE_KEY_MODEL, &value, &size_bytes, err);
+    sl_catalog_close(p->catalog);
+    p->catalog = NULL;
+    return rc;
+}
+
+static int make_catalog(struct packer *p, struct sl_err *err)
 {
     struct sl_file_writer *writer = p->o->writer;
     char *folder;
     int rc;
 
-    if ((rc = writer->ops->make_folder(writer, p->o->store_folder)) < 0)
-        return sl_write_error(err, rc, p->o->store_folder, "make the folder");
-    if ((rc = sl_store_lock(p->o->store_folder, err)) < 0)
-        return rc;
-    p->lock_fd = rc;
-    if ((rc = check_space(p, err)) < 0 ||
-        (rc = carried_path(p, p->o->store_folder, SL_CATALOG_FOLDER, &folder, err)) < 0)
-        return rc;
-    if (!sl_store_is(p->o->store_folder) && (rc = check_empty(p, err)) == 0 &&
-        (rc = writer->ops->make_folder(writer, folder)) < 0)
+    if (asprintf(&folder, "%s/%s", p->o->store_folder, SL_CATALOG_FOLDER) < 0)
+        return no_memory(p, err);
+    rc = writer->ops->make_folder(writer, folder);
+    if (rc < 0)
         sl_write_error(err, rc, folder, "make the folder");
     free(folder);
-    if (rc < 0 || (rc = open_catalog(p, err)) < 0 || (rc = has_model(p, err)) < 0)
+    return rc < 0 ? rc : open_catalog(p, err);
+}
+
+/* Leaves the catalog open, with a transaction, unless the store is complete. */
+static int begin(struct packer *p, struct sl_err *err)
+{
+    const struct sl_pack_options *o = p->o;
+    bool is_new;
+    int rc;
+
+    if ((rc = o->writer->ops->make_folder(o->writer, o->store_folder)) < 0)
+        return sl_write_error(err, rc, o->store_folder, "make the folder");
+    if ((rc = sl_store_lock(o->store_folder, err)) < 0)
         return rc;
-    if (rc == 0)
-        return (rc = begin_new(p, err)) < 0 ? rc : sl_catalog_begin(p->catalog, err);
-    sl_catalog_close(p->catalog);
-    p->catalog = NULL;
-    rc = begin_again(p, err);
-    return rc < 0 || p->state.complete ? rc : open_catalog(p, err);
+    p->lock_fd = rc;
+    if ((rc = has_model(p, err)) < 0)
+        return rc;
+    is_new = rc == 0;
+    rc = is_new
+             ? sl_store_layout_make(&p->layout, o->store_folder, &p->model.shape, place_tensors(p),
+                                    o->stripe_folders, o->weights, o->n_stripes, err)
+             : begin_again(p, err);
+    if (rc < 0)
+        return rc;
+    p->result.total_bytes = sl_store_layout_bytes(&p->layout);
+    if (p->state.complete)
+        return 0;
+    if ((rc = sl_store_layout_check_space(&p->layout, err)) < 0 ||
+        (rc = is_new ? make_catalog(p, err) : open_catalog(p, err)) < 0)
+        return rc;
+    if (is_new && (rc = begin_new(p, err)) == 0)
+        rc = sl_catalog_begin(p->catalog, err);
+    return rc;
 }
 
 /* ---- files ------------------------------------------------------------------------------------
  */
 
+/* Syncs the folder that a file is in. */
+static int sync_name(const struct packer *p, const char *path, struct sl_err *err)
+{
+    struct sl_file_writer *writer = p->o->writer;
+    char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
+    int rc;
+
+    if (!folder)
+        return no_memory(p, err);
+    rc = writer->ops->sync_folder(writer, folder);
+    if (rc < 0)
+        sl_write_error(err, rc, folder, "sync");
+    free(folder);
+    return rc;
+}
+
 static int open_files(struct packer *p, struct sl_err *err)
 {
     struct sl_file_writer *writer = p->o->writer;
-    int rc;
+    int rc = 0;
 
-    for (uint32_t i = 0; i < p->model.n_files; i++) {
-        rc = writer->ops->open(writer, p->paths[i], true, &p->handles[i]);
+    for (uint32_t i = 0; i < p->model.n_files && rc == 0; i++) {
+        rc = writer->ops->open(writer, p->layout.paths[i], true, &p->handles[i]);
         if (rc < 0)
-            return sl_write_error(err, rc, p->paths[i], "create");
+            sl_write_error(err, rc, p->layout.paths[i], "create");
+        else if (i > 0) /* the first is where the second is */
+            rc = sync_name(p, p->layout.paths[i], err);
     }
-    return 0;
+    return rc;
 }
 
-/* Written anew each time: they are small, and may not have got to the disk last time. */
-static int write_carried(struct packer *p, struct sl_err *err)
+static int carry(struct packer *p, const char *name, struct sl_err *err)
 {
-    struct sl_file_writer *writer = p->o->writer;
-    int rc;
+    uint8_t value[SL_STORE_VALUE_BYTES_MAX];
+    char key[SL_STORE_KEY_BYTES], *text, *path;
+    struct sl_store_carried carried;
+    size_t length;
+    int rc = sl_carried_read(p->o->checkpoint_folder, name, &text, &length, err);
 
-    for (uint32_t i = 0; sl_store_carried_names[i]; i++) {
-        char *text, *path;
-        size_t length;
-
-        rc = read_carried(p, sl_store_carried_names[i], &text, &length, err);
-        if (rc < 0)
-            return rc;
-        if (rc == 0)
-            continue;
-        rc = carried_path(p, p->o->store_folder, sl_store_carried_names[i], &path, err);
-        if (rc == 0) {
-            rc = sl_write_small(writer, path, text, length, err);
-            free(path);
-        }
+    if (rc < 0)
+        return rc;
+    snprintf(carried.name, sizeof(carried.name), "%s", name);
+    carried.size_bytes = length;
+    carried.checksum = sl_checksum(text, length);
+    if (asprintf(&path, "%s/%s", p->o->store_folder, name) < 0) {
         free(text);
-        if (rc < 0)
-            return rc;
+        return no_memory(p, err);
     }
-    rc = writer->ops->sync_folder(writer, p->o->store_folder);
-    return rc < 0 ? sl_write_error(err, rc, p->o->store_folder, "sync") : 0;
+    rc = sl_write_small(p->o->writer, path, text, length, err);
+    free(path);
+    free(text);
+    sl_store_carried_key(key, name);
+    return rc < 0 ? rc
+                  : sl_catalog_put(p->catalog, key, value, sl_store_carried_encode(&carried, value),
+                                   err);
+}
+
+/* Written anew in each go: they are small, and may not have got to the disk in the last one. Their
+ * names are synced with those of the data files. */
+static int carry_all(struct packer *p, struct sl_err *err)
+{
+    static const char *const names[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
+                                        "generation_config.json"};
+    int rc = 0;
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && rc == 0; i++) {
+        char *path;
+        bool found;
+
+        if (asprintf(&path, "%s/%s", p->o->checkpoint_folder, names[i]) < 0)
+            return no_memory(p, err);
+        found = access(path, F_OK) == 0;
+        free(path);
+        if (found)
+            rc = carry(p, names[i], err);
+    }
+    return rc;
 }
 
 /* ---- data -------------------------------------------------------------------------------------
@@ -512,7 +458,7 @@ static int pack_tensor(struct packer *p, uint32_t index, struct sl_err *err)
 {
     const struct sl_checkpoint_tensor *from =
         sl_checkpoint_find(p->o->checkpoint, p->o->tensors[index]);
-    struct sl_tensor_target target = {p->o->writer, p->handles[0], p->paths[0],
+    struct sl_tensor_target target = {p->o->writer, p->handles[0], p->layout.paths[0],
                                       p->tensor_offsets[index]};
     struct sl_store_tensor tensor = {
         .info = from->info,
@@ -567,12 +513,9 @@ static void pack_experts_job(void *context, size_t first, size_t end, uint32_t t
                                entry->checksums, &w->err);
         if (w->rc < 0)
             break;
-        entry->n_parts = 1;
-        entry->parts[0] = (struct sl_extent){.file_index = 1,
-                                             .offset_bytes = number * p->record_bytes,
-                                             .size_bytes = p->record_bytes};
-        w->rc = sl_record_write(p->o->writer, p->handles, (const char *const *)p->paths, entry,
-                                w->record, &w->err);
+        sl_store_layout_place(&p->layout, number, entry);
+        w->rc = sl_record_write(p->o->writer, p->handles, (const char *const *)p->layout.paths,
+                                entry, w->record, &w->err);
     }
 }
 
@@ -635,6 +578,7 @@ static int take_memory(struct packer *p, struct sl_err *err)
 {
     const struct sl_expert_shape *shape = &p->model.shape;
 
+    p->record_bytes = sl_packed_expert_bytes(shape);
     p->tensor_offsets = calloc(p->o->n_tensors + 1, sizeof(*p->tensor_offsets));
     p->buffer = aligned_alloc(SL_WRITE_ALIGN_BYTES, SL_TENSOR_BUFFER_BYTES);
     p->n_workers = sl_pool_thread_count(p->o->pool);
@@ -655,7 +599,7 @@ static uint64_t bytes_done(const struct packer *p)
     uint64_t bytes = p->state.n_experts_done * p->record_bytes;
 
     return p->state.n_tensors_done == p->model.n_tensors
-               ? bytes + p->files[0].size_bytes
+               ? bytes + p->layout.files[0].size_bytes
                : bytes + p->tensor_offsets[p->state.n_tensors_done];
 }
 
@@ -664,10 +608,11 @@ static int pack(struct packer *p, struct sl_err *err)
     int rc;
 
     if ((rc = describe_model(p, err)) < 0 || (rc = take_memory(p, err)) < 0 ||
-        (rc = lay_out(p, err)) < 0 || (rc = begin(p, err)) < 0 || p->state.complete)
+        (rc = begin(p, err)) < 0 || p->state.complete)
         return rc;
+    place_tensors(p);
     p->left_bytes = p->result.total_bytes - bytes_done(p);
-    if ((rc = open_files(p, err)) < 0 || (rc = write_carried(p, err)) < 0 ||
+    if ((rc = carry_all(p, err)) < 0 || (rc = open_files(p, err)) < 0 ||
         (rc = pack_tensors(p, err)) < 0 || (rc = pack_experts(p, err)) < 0)
         return rc;
     p->state.complete = true;
@@ -689,7 +634,6 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++) {
         if (p.handles[i] >= 0)
             options->writer->ops->close(options->writer, p.handles[i]);
-        free(p.paths[i]);
     }
     for (uint32_t i = 0; p.workers && i < p.n_workers; i++) {
         free(p.workers[i].staging);
@@ -698,6 +642,7 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
     free(p.workers);
     free(p.buffer);
     free(p.tensor_offsets);
+    sl_store_layout_fini(&p.layout);
     if (p.lock_fd >= 0)
         close(p.lock_fd);
     if (ret_result)

@@ -29,6 +29,12 @@ struct sl_pack_options {
     const char *const *tensors;            /* dense ones, in the order in which they will lie */
     uint32_t n_tensors;
 
+    /* Of a new store: folders on other drives that hold a part of each record, and how the records
+     * are cut (storage/store_layout.h). A store that was begun keeps its own. */
+    const char *const *stripe_folders; /* (n_stripes) */
+    const uint64_t *weights;           /* (1 + n_stripes) */
+    uint32_t n_stripes;
+
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
     struct sl_file_writer *writer;
     uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */
@@ -51,17 +57,5 @@ uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape);
  * of another model) or -SL_ECORRUPT. ret_result, if not NULL, is filled in any case. */
 int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *ret_result,
                   struct sl_err *err);
-
-/* What tells a model: checksums of its config.json and of its index. */
-int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
-                      uint64_t *ret_config_checksum, uint64_t *ret_index_checksum,
-                      struct sl_err *err);
-
-/* Keeps other writers from the store until the descriptor, which it returns, is closed. Fails with
- * -EBUSY or -errno. */
-int sl_store_lock(const char *store_folder, struct sl_err *err);
-
-/* Files that a store carries along, where a checkpoint has them; ends with NULL. */
-extern const char *const sl_store_carried_names[];
 
 #endif

@@ -95,6 +95,8 @@ void store_rig_close(struct store_rig *rig)
     store_rig_remove(rig->root);
 }
 
+static const uint64_t weights[] = {1, 1};
+
 struct sl_pack_options store_rig_options(const struct store_rig *rig, const char *store_folder)
 {
     return (struct sl_pack_options){
@@ -104,6 +106,7 @@ struct sl_pack_options store_rig_options(const struct store_rig *rig, const char
         .experts = rig->experts,
         .tensors = store_rig_tensors,
         .n_tensors = STORE_RIG_TENSORS,
+        .weights = weights,
         .pool = rig->pool,
         .writer = sl_file_writer(),
         .batch_bytes = 2 * sl_packed_expert_bytes(&store_rig_shape),

@@ -33,7 +33,9 @@ struct fixture {
 static int set_up(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    struct sl_pack_options options = {.writer = sl_file_writer(), .batch_bytes = 1 << 20};
+    static const uint64_t weight = 1;
+    struct sl_pack_options options = {
+        .weights = &weight, .writer = sl_file_writer(), .batch_bytes = 1 << 20};
 
     assert_non_null(f);
     cache_fixture_open(&f->raw, true);

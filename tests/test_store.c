@@ -21,6 +21,7 @@
 #include "storage/catalog.h"
 #include "storage/hot_list.h"
 #include "storage/model_files.h"
+#include "storage/store_identity.h"
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
 #include "tests/io_fault.h"

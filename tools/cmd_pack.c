@@ -118,7 +118,9 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
     struct sl_progress progress = sl_progress_start(stderr, "packing", NULL);
     uint32_t n_threads =
         arguments->n_threads ? arguments->n_threads : sl_place_threads(0).n_threads;
+    static const uint64_t weights[] = {1};
     struct sl_pack_options pack_options = {
+        .weights = weights,
         .store_folder = arguments->store,
         .checkpoint_folder = arguments->checkpoint,
         .checkpoint = source->checkpoint,

@@ -1,0 +1,186 @@
+#include "storage/store_layout.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+
+#define CATALOG_BYTES (UINT64_C(16) << 20) /* more than Pro's takes */
+
+static int set_path(struct sl_store_layout *layout, uint32_t i, const char *path,
+                    struct sl_err *err)
+{
+    layout->paths[i] = strdup(path);
+    return layout->paths[i] ? 0 : sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+}
+
+/* One block to each part, the rest by weight; sums of rounded shares that come out even. */
+static void cut_record(struct sl_store_layout *layout, uint64_t record_bytes,
+                       const uint64_t *weights)
+{
+    uint32_t n_parts = layout->n_files - 1;
+    uint64_t n_blocks = record_bytes / SL_STORE_BLOCK_BYTES - n_parts, before = 0, total = 0;
+
+    for (uint32_t i = 0; i < n_parts; i++)
+        total += weights[i];
+    sl_assert(total > 0);
+    for (uint32_t i = 0; i < n_parts; i++) {
+        uint64_t first = n_blocks * before / total;
+
+        before += weights[i];
+        layout->part_bytes[1 + i] = (1 + n_blocks * before / total - first) * SL_STORE_BLOCK_BYTES;
+    }
+}
+
+/* A path that holds wherever a command is run from. */
+static int set_stripe(struct sl_store_layout *layout, uint32_t i, const char *folder,
+                      struct sl_err *err)
+{
+    char *absolute = realpath(folder, NULL);
+    int length;
+
+    if (!absolute)
+        return sl_err_set(err, -errno, "%s: cannot stripe over this folder: %s", folder,
+                          sl_strerror(errno));
+    length = snprintf(layout->files[i].path, sizeof(layout->files[i].path), "%s/experts-%u.bin",
+                      absolute, i);
+    free(absolute);
+    if (length >= (int)sizeof(layout->files[i].path))
+        return sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", folder);
+    return set_path(layout, i, layout->files[i].path, err);
+}
+
+int sl_store_layout_make(struct sl_store_layout *layout, const char *store_folder,
+                         const struct sl_expert_shape *shape, uint64_t dense_bytes,
+                         const char *const *stripe_folders, const uint64_t *weights,
+                         uint32_t n_stripes, struct sl_err *err)
+{
+    static const char *const own[] = {"dense.bin", "experts-1.bin"};
+    char *path;
+    int rc = 0;
+
+    sl_assert(n_stripes <= SL_STRIPES_MAX);
+    layout->n_files = 2 + n_stripes;
+    cut_record(layout, sl_packed_expert_bytes(shape), weights);
+    for (uint32_t i = 0; i < layout->n_files && rc == 0; i++) {
+        layout->files[i].size_bytes =
+            i == 0 ? dense_bytes : layout->part_bytes[i] * sl_store_expert_count(shape);
+        if (i >= 2) {
+            rc = set_stripe(layout, i, stripe_folders[i - 2], err);
+            continue;
+        }
+        snprintf(layout->files[i].path, sizeof(layout->files[i].path), "%s", own[i]);
+        if (asprintf(&path, "%s/%s", store_folder, own[i]) < 0)
+            return sl_err_set(err, -ENOMEM, "%s: out of memory", store_folder);
+        layout->paths[i] = path;
+    }
+    return rc;
+}
+
+int sl_store_layout_adopt(struct sl_store_layout *layout, const struct sl_store *store,
+                          struct sl_err *err)
+{
+    const struct sl_expert_shape *shape = &sl_store_model(store)->shape;
+    uint64_t record_bytes = 0;
+    int rc = 0;
+
+    layout->n_files = sl_store_file_count(store);
+    for (uint32_t i = 0; i < layout->n_files && rc == 0; i++) {
+        layout->files[i] = *sl_store_file(store, i);
+        if (i > 0)
+            layout->part_bytes[i] = layout->files[i].size_bytes / sl_store_expert_count(shape);
+        record_bytes += layout->part_bytes[i];
+        rc = set_path(layout, i, sl_store_file_path(store, i), err);
+    }
+    if (rc == 0 && record_bytes != sl_packed_expert_bytes(shape))
+        rc = sl_err_set(err, -SL_ECORRUPT,
+                        "%s: the catalog's files have %llu bytes for an expert, expected %llu",
+                        sl_store_folder(store), (unsigned long long)record_bytes,
+                        (unsigned long long)sl_packed_expert_bytes(shape));
+    return rc;
+}
+
+void sl_store_layout_fini(struct sl_store_layout *layout)
+{
+    for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
+        free(layout->paths[i]);
+    *layout = (struct sl_store_layout){0};
+}
+
+uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < layout->n_files; i++)
+        bytes += layout->files[i].size_bytes;
+    return bytes;
+}
+
+void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
+                           struct sl_packed_expert *expert)
+{
+    expert->n_parts = layout->n_files - 1;
+    for (uint32_t i = 0; i < expert->n_parts; i++)
+        expert->parts[i] = (struct sl_extent){.offset_bytes = number * layout->part_bytes[1 + i],
+                                              .size_bytes = layout->part_bytes[1 + i],
+                                              .file_index = 1 + i};
+}
+
+/* Of the drive that a file is on, or will be. */
+static int look_at_drive(const char *path, dev_t *ret_device, uint64_t *ret_free_bytes,
+                         struct sl_err *err)
+{
+    char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
+    struct statvfs disk;
+    struct stat status;
+    int rc = 0;
+
+    if (!folder)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+    if (statvfs(folder, &disk) < 0 || stat(folder, &status) < 0) {
+        rc = sl_err_set(err, -errno, "%s: cannot tell how much is free: %s", folder,
+                        sl_strerror(errno));
+    } else {
+        *ret_device = status.st_dev;
+        *ret_free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
+    }
+    free(folder);
+    return rc;
+}
+
+/* What one drive must have is counted up along its files, and complete at the last of them. */
+int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_err *err)
+{
+    uint64_t needed_bytes[SL_STORE_FILES_MAX], free_bytes = 0;
+    char needed[SL_SIZE_TEXT_BYTES], available[SL_SIZE_TEXT_BYTES];
+    dev_t devices[SL_STORE_FILES_MAX] = {0};
+
+    for (uint32_t i = 0; i < layout->n_files; i++) {
+        const char *path = layout->paths[i];
+        uint64_t size_bytes = layout->files[i].size_bytes + (i == 0 ? CATALOG_BYTES : 0);
+        struct stat status;
+        uint64_t have_bytes = stat(path, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+        int rc = look_at_drive(path, &devices[i], &free_bytes, err);
+
+        if (rc < 0)
+            return rc;
+        needed_bytes[i] = size_bytes > have_bytes ? size_bytes - have_bytes : 0;
+        for (uint32_t k = i; k-- > 0;) {
+            if (devices[k] == devices[i]) {
+                needed_bytes[i] += needed_bytes[k];
+                break;
+            }
+        }
+        if (needed_bytes[i] > free_bytes)
+            return sl_err_set(err, -ENOSPC, "%.*s: %s are needed, %s are free",
+                              (int)(strrchr(path, '/') - path), path,
+                              sl_size_format(needed_bytes[i], needed),
+                              sl_size_format(free_bytes, available));
+    }
+    return 0;
+}
