@@ -6,8 +6,9 @@
  *                                                                                 and state
  *     catalog: state complete
  *
- * Where everything lies follows from the model alone, so that every go writes the same bytes to the
- * same places, and only the catalog's state tells how far the last one came. */
+ * Where everything lies follows from the model and the sizes of the files, so that every go writes
+ * the same bytes to the same places, and only the catalog's state tells how far the last one came.
+ */
 #include "storage/store_write.h"
 
 #include <dirent.h>

@@ -93,6 +93,22 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
 done
 
 # From here on with the last of them.
+mkdir "$scratch/drive-2" "$scratch/drive-3"
+check "packed over three drives" "$sluice" pack "$checkpoint" "$scratch/striped" --stripe "$scratch/drive-2" --stripe "$scratch/drive-3"
+for variant in "" "--io threads --cache min --verify always"; do
+    # shellcheck disable=SC2086
+    check "striped ${variant:-as it is}" same "$plain" "$scratch/striped" $variant
+done
+check "what is striped is sound" "$sluice" verify "$scratch/striped"
+flip "$scratch/drive-3/experts-3.bin" 5000
+refused "a run meets a flipped bit on another drive" 'drive-3/experts-3.bin: w. at offset\|drive-2/experts-2.bin: w. at offset' \
+    logits "$scratch/striped" "${run[@]}"
+check "repair on another drive" "$sluice" verify "$scratch/striped" --repair "$checkpoint"
+check "and it is sound" "$sluice" verify "$scratch/striped"
+rm "$scratch/drive-2/experts-2.bin"
+refused "a drive that is not there" 'drive-2/experts-2.bin: cannot open' logits "$scratch/striped" "${run[@]}"
+rm -r "$scratch/striped" "$scratch/drive-2" "$scratch/drive-3"
+
 check "packing what is packed" "$sluice" pack "$checkpoint" "$store"
 refused "a store is no checkpoint" 'a store already' pack "$store" "$scratch/again"
 logits "$store" --cache min >"$scratch/first" &

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -118,6 +119,7 @@ void store_rig_pack(const struct store_rig *rig, const char *store_folder)
     struct sl_pack_options options = store_rig_options(rig, store_folder);
     struct sl_err err = {0};
 
+    options.batch_bytes = UINT64_MAX; /* in one go: the fewest syncs */
     if (sl_store_pack(&options, NULL, &err) < 0)
         fail_msg("pack: %s", err.message);
 }

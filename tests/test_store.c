@@ -459,8 +459,20 @@ static void test_other_weights_mend_nothing(void **state)
     store_rig_close(&tuned);
 }
 
-/* ---- packing ----------------------------------------------------------------------------------
+/* ---- striped ---
  */
+
+static const uint64_t one_to_two[] = {1, 2};
+
+static struct sl_pack_options striped(const struct fixture *f, const char *const *folder)
+{
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+
+    options.stripe_folders = folder;
+    options.weights = one_to_two;
+    options.n_stripes = 1;
+    return options;
+}
 
 static void stop_at_half(void *context, uint64_t done, uint64_t total)
 {
@@ -468,6 +480,95 @@ static void stop_at_half(void *context, uint64_t done, uint64_t total)
 
     atomic_store(stop, done > total / 2);
 }
+
+static void read_bytes(const char *path, uint64_t offset_bytes, void *bytes, uint64_t size_bytes)
+{
+    int fd = open(path, O_RDONLY);
+
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, bytes, size_bytes, (off_t)offset_bytes), size_bytes);
+    close(fd);
+}
+
+/* The parts of each record together are the record of the store that is not striped. */
+static void assert_striped(const struct fixture *f)
+{
+    struct sl_store *store, *plain;
+
+    assert_int_equal(sl_store_open(&store, f->other, SL_STORE_RUN, NULL), 0);
+    assert_int_equal(sl_store_open(&plain, f->rig.store_folder, SL_STORE_RUN, NULL), 0);
+    for (uint32_t i = 0; i < sl_store_expert_count(&store_rig_shape); i++) {
+        struct sl_expert_key key = sl_store_expert_at(&store_rig_shape, i);
+        const struct sl_packed_expert *expert = sl_store_expert(store, key);
+        uint8_t whole[61440], parts[61440];
+
+        assert_memory_equal(expert->checksums, sl_store_expert(plain, key)->checksums, 24);
+        assert_int_equal(expert->n_parts, 2);
+        assert_int_equal(expert->parts[0].size_bytes, 5 * 4096); /* of 15 blocks */
+        assert_int_equal(expert->parts[1].size_bytes, 10 * 4096);
+        for (uint32_t k = 0; k < 2; k++)
+            read_bytes(sl_store_file_path(store, expert->parts[k].file_index),
+                       expert->parts[k].offset_bytes, parts + k * UINT64_C(20480),
+                       expert->parts[k].size_bytes);
+        read_bytes(sl_store_file_path(plain, 1), i * sizeof(whole), whole, sizeof(whole));
+        assert_memory_equal(parts, whole, sizeof(whole));
+    }
+    sl_store_close(store);
+    sl_store_close(plain);
+}
+
+static void test_striped(void **state)
+{
+    const struct fixture *f = *state;
+    char folder[FIXTURE_PATH_BYTES];
+    const char *const folders[] = {folder};
+    struct sl_pack_options options = striped(f, folders);
+    struct sl_err err = {0};
+    struct found found;
+
+    store_rig_path(&f->rig, "drive", folder);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
+    assert_says(&err, "drive: cannot stripe over this folder");
+    assert_int_equal(mkdir(folder, 0777), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    assert_striped(f);
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 0);
+    fixture_flip_byte(folder, "experts-2.bin", 2 * 40960 - 3072 - 1); /* the last of its tiles */
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 1);
+    assert_non_null(strstr(found.message, "layer 0, expert 1, w2: "));
+    assert_int_equal(repair(&f->rig, f->other, &found, NULL), 0);
+    assert_striped(f);
+}
+
+/* It goes on with the stripes that it has, asked for or not; another store cannot have them. */
+static void test_striped_and_gone_on(void **state)
+{
+    const struct fixture *f = *state;
+    char folder[FIXTURE_PATH_BYTES], third[FIXTURE_PATH_BYTES];
+    const char *const folders[] = {folder};
+    struct sl_pack_options options = striped(f, folders);
+    struct sl_err err = {0};
+    atomic_bool stop = false;
+
+    store_rig_path(&f->rig, "drive", folder);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    options.stop = &stop;
+    options.on_progress = stop_at_half;
+    options.progress_context = &stop;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED);
+    store_rig_path(&f->rig, "third", third);
+    options = striped(f, folders);
+    options.store_folder = third;
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -EEXIST);
+    assert_says(&err, "experts-2.bin: is there already");
+    store_rig_pack(&f->rig, f->other);
+    assert_striped(f);
+}
+
+/* ---- packing ----------------------------------------------------------------------------------
+ */
 
 static void test_stopped_and_gone_on(void **state)
 {
@@ -592,6 +693,8 @@ int main(void)
         WITH_STORE(test_another_models_config),
         WITH_STORE(test_damage_is_named_and_mended),
         WITH_STORE(test_other_weights_mend_nothing),
+        WITH_STORE(test_striped),
+        WITH_STORE(test_striped_and_gone_on),
         WITH_STORE(test_stopped_and_gone_on),
         WITH_STORE(test_threads_write_the_same),
         WITH_STORE(test_refused_folders),

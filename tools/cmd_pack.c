@@ -10,7 +10,10 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "storage/drive_speed.h"
 #include "storage/store.h"
+#include "storage/store_layout.h"
+#include "storage/store_records.h"
 #include "storage/store_write.h"
 #include "tools/engine_options.h"
 #include "tools/pack_source.h"
@@ -24,6 +27,8 @@ struct arguments {
     const char *store;
     uint32_t n_threads; /* 0: default */
     uint64_t batch_bytes;
+    const char *stripe_folders[SL_STRIPES_MAX];
+    uint32_t n_stripes;
 };
 
 static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
@@ -44,13 +49,18 @@ static void catch_interrupts(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-enum { OPTION_THREADS = 0x100, OPTION_BATCH };
+enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE };
 
 static const struct argp_option options[] = {
     {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
      0},
     {"batch", OPTION_BATCH, "SIZE", 0,
      "what at most has to be done again after a crash (default 256M)", 0},
+    {"stripe", OPTION_STRIPE, "DIR", 0,
+     "lay a part of each expert in this folder of another drive, the parts sized by what the "
+     "drives "
+     "read; may be given several times",
+     0},
     {0},
 };
 
@@ -65,6 +75,11 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case OPTION_BATCH:
         if (sl_size_parse(text, &arguments->batch_bytes) < 0)
             argp_error(state, "--batch takes a size such as 64M, not \"%s\"", text);
+        return 0;
+    case OPTION_STRIPE:
+        if (arguments->n_stripes == SL_STRIPES_MAX)
+            argp_error(state, "--stripe: at most %u folders", SL_STRIPES_MAX);
+        arguments->stripe_folders[arguments->n_stripes++] = text;
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
@@ -112,15 +127,40 @@ static void print_result(const struct sl_pack_source *source, const struct sl_pa
                (unsigned long long)n_left);
 }
 
+/* The store's own drive is the one that its folder will be on. */
+static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
+                          struct sl_err *err)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+    int rc = 0;
+
+    weights[0] = 1;
+    if (arguments->n_stripes == 0 || sl_store_is(arguments->store))
+        return 0; /* nothing to share out, or that was done when the store was begun */
+    rc = sl_file_writer()->ops->make_folder(sl_file_writer(), arguments->store);
+    if (rc < 0)
+        return sl_write_error(err, rc, arguments->store, "make the folder");
+    for (uint32_t i = 0; i <= arguments->n_stripes && rc == 0; i++) {
+        const char *folder = i == 0 ? arguments->store : arguments->stripe_folders[i - 1];
+
+        rc = sl_drive_speed(folder, sl_io_threads_open, &weights[i], err);
+        if (rc == 0)
+            printf("%s reads %s/s\n", folder, sl_size_format(weights[i], text));
+    }
+    return rc;
+}
+
 static int pack(const struct sl_pack_source *source, const struct arguments *arguments,
                 struct sl_err *err)
 {
     struct sl_progress progress = sl_progress_start(stderr, "packing", NULL);
     uint32_t n_threads =
         arguments->n_threads ? arguments->n_threads : sl_place_threads(0).n_threads;
-    static const uint64_t weights[] = {1};
+    uint64_t weights[1 + SL_STRIPES_MAX];
     struct sl_pack_options pack_options = {
+        .stripe_folders = arguments->stripe_folders,
         .weights = weights,
+        .n_stripes = arguments->n_stripes,
         .store_folder = arguments->store,
         .checkpoint_folder = arguments->checkpoint,
         .checkpoint = source->checkpoint,
@@ -139,6 +179,9 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
 
     if (!arguments->n_threads && n_threads > THREADS_DEFAULT_MAX)
         n_threads = THREADS_DEFAULT_MAX;
+    rc = measure_drives(arguments, weights, err);
+    if (rc < 0)
+        return rc;
     rc = sl_pool_create(&pack_options.pool, n_threads, err);
     if (rc < 0)
         return rc;
