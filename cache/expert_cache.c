@@ -477,6 +477,11 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
         progress(cache, true);
 }
 
+const struct sl_slot_table *sl_expert_cache_table(const struct sl_expert_cache *cache)
+{
+    return &cache->table;
+}
+
 bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_table *table = &cache->table;

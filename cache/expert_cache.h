@@ -34,6 +34,7 @@
 #include "storage/reader.h"
 
 struct sl_expert_cache;
+struct sl_slot_table;
 
 struct sl_expert_cache_options {
     uint64_t slab_bytes; /* for slots; what does not make a whole slot is not taken */
@@ -103,7 +104,8 @@ uint32_t sl_expert_cache_hot_list(struct sl_expert_cache *cache, struct sl_exper
 void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
                              uint32_t n_keys, sl_progress_fn *on_progress, void *context);
 
-/* True if no slot, load or loan is unaccounted for: for tests. */
+/* For tests: which expert is where, and whether every slot, load and loan is accounted for. */
+const struct sl_slot_table *sl_expert_cache_table(const struct sl_expert_cache *cache);
 bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache);
 
 /* Lives as long as the cache. Beyond the contract of expert_source.h: an expert that is still lent

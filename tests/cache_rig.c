@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "core/kernels/r16.h"
+#include "tests/io_simulated.h"
 
 #define TENSORS (CACHE_LAYERS * CACHE_EXPERTS * 6)
 #define HEADER_BYTES (TENSORS * 128u)
@@ -171,7 +172,9 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
 {
     sl_io_open_fn *open_io = options->threads ? sl_io_threads_open : sl_io_uring_open;
     struct sl_reader_options reader_options = {.piece_bytes = options->piece_bytes,
-                                               .clock_ns = io_fault_clock_ns};
+                                               .stall_ns = options->stall_ns,
+                                               .clock_ns = options->io ? io_simulated_clock_ns
+                                                                       : io_fault_clock_ns};
     struct sl_expert_cache_options cache_options = {
         .slab_bytes = options->n_slots * sl_expert_cache_slot_bytes(&cache_shape) + 4095,
         .num_experts_per_tok = CACHE_PER_TOKEN,
@@ -185,13 +188,16 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
     assert_int_equal(sl_expert_store_file_count(f->store), CACHE_FILES);
     for (uint32_t i = 0; i < CACHE_FILES; i++)
         paths[i] = sl_expert_store_file_path(f->store, i);
-    assert_int_equal(open_io(&io, paths, CACHE_FILES, options->reads_max, NULL), 0);
     rig->f = f;
-    rig->io = io_fault_wrap(io);
+    rig->io = options->io;
+    if (!rig->io) {
+        assert_int_equal(open_io(&io, paths, CACHE_FILES, options->reads_max, NULL), 0);
+        rig->io = io_fault_wrap(io);
+    }
     rig->random = 1;
     reader_options.clock_context = rig->io;
     assert_int_equal(sl_reader_create(&rig->reader, rig->io, &reader_options, NULL), 0);
-    assert_int_equal(sl_pool_create(&rig->pool, 2, NULL), 0);
+    assert_int_equal(sl_pool_create(&rig->pool, options->io ? 1 : 2, NULL), 0);
     assert_int_equal(
         sl_expert_cache_create(&rig->cache, f->store, rig->reader, rig->pool, &cache_options, NULL),
         0);
@@ -207,7 +213,7 @@ void cache_rig_fini(struct cache_rig *rig)
     rig->io->ops->close(rig->io);
 }
 
-static void check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan)
+void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan)
 {
     uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
     const uint8_t *expected =
@@ -245,7 +251,7 @@ int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *expe
         }
         if (rc != 1)
             break;
-        check_loan(rig, &held[n_held]);
+        cache_rig_check_loan(rig, &held[n_held]);
         assert_int_equal(held[n_held].key.layer_index, layer);
         assert_false(seen[held[n_held].key.expert_index]);
         seen[held[n_held].key.expert_index] = true;

@@ -34,13 +34,16 @@ void cache_fixture_close(struct cache_fixture *f);
 struct cache_rig_options {
     bool threads; /* pread threads, else io_uring */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
-    enum sl_verify verify; /* of a packed store */
+    enum sl_verify verify;              /* of a packed store */
     const struct sl_policy_ops *policy; /* NULL: the default */
+    struct sl_io *io;                   /* simulated, instead of a back end; the rig's from now on.
+                                           One thread repacks then, and nothing depends on time */
+    uint64_t stall_ns;                  /* of the reader; 0: its default */
 };
 
 struct cache_rig {
     const struct cache_fixture *f;
-    struct sl_io *io; /* the fault wrapper, with an empty plan */
+    struct sl_io *io; /* the fault wrapper, with an empty plan; or the one that was given */
     struct sl_reader *reader;
     struct sl_pool *pool;
     struct sl_expert_cache *cache;
@@ -58,6 +61,9 @@ void cache_rig_fini(struct cache_rig *rig);
  */
 int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
                      uint16_t *order, struct sl_err *err);
+
+/* Every byte of what is lent. */
+void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan);
 
 uint64_t cache_rig_below(uint64_t *random, uint64_t limit);
 

@@ -1,0 +1,379 @@
+/* Cache and reader over a drive that exists in memory, on its clock: whatever the drive does and
+ * whoever asks for what, nothing is lost, doubled or lent wrong. A seeded driver demands, hints,
+ * lends, releases, resizes and waits at random, a million events in several worlds, and looks at
+ * everything after each. SL_SEED=n gives other worlds. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cache/slot_table.h"
+#include "core/base/assert.h"
+#include "tests/cache_rig.h"
+#include "tests/io_simulated.h"
+#include "tests/kernel_inputs.h"
+
+#define WORLDS 20u
+#ifdef SL_DEBUG /* sanitizers take their time */
+#define EVENTS_PER_WORLD 3000u
+#else
+#define EVENTS_PER_WORLD 50000u
+#endif
+#define ALL (CACHE_LAYERS * CACHE_EXPERTS)
+#define BLOCK SL_IO_ALIGN_BYTES
+
+/* Where an expert's codes lie, but for the blocks that its neighbours share. */
+struct inside {
+    uint64_t first_block;
+    uint32_t n_blocks;
+    uint32_t file_index;
+};
+
+struct world {
+    struct cache_rig rig;
+    struct inside inside[ALL];
+    uint64_t submitted[ALL];        /* of the load at hand: blocks inside, a bit for each */
+    uint64_t n_failures[ALL];       /* of the drive, before that */
+    uint64_t n_demands_failed[ALL]; /* before that */
+    uint64_t random;
+
+    struct sl_expert_loan held[ALL];
+    uint32_t n_held;
+    bool open; /* a demand */
+    uint16_t layer;
+    uint32_t n_slots_max, n_left; /* to be lent */
+    uint64_t n_requests, n_events, n_dropped, n_failed_demands;
+};
+
+static uint32_t below(struct world *w, uint32_t limit)
+{
+    return (uint32_t)cache_rig_below(&w->random, limit);
+}
+
+/* NULL if the expert is in no slot. */
+static const struct sl_slot *slot_of(const struct world *w, uint32_t id)
+{
+    const struct sl_slot_table *table = sl_expert_cache_table(w->rig.cache);
+
+    return table->slot_of[id] == SL_NO_SLOT ? NULL : &table->slots[table->slot_of[id]];
+}
+
+static bool is_loading(const struct world *w, uint32_t id)
+{
+    const struct sl_slot *slot = slot_of(w, id);
+
+    return slot && slot->state == SL_SLOT_LOADING;
+}
+
+/* ---- what the drive sees ------------------------------------------------------------------------
+ */
+
+/* The blocks inside an expert that a read covers. */
+static uint64_t covered(const struct inside *in, const struct sl_io_read *read)
+{
+    const uint64_t first = read->offset_bytes / BLOCK, end = first + read->size_bytes / BLOCK;
+    uint64_t blocks = 0;
+
+    for (uint32_t i = 0; i < in->n_blocks && read->file_index == in->file_index; i++)
+        if (first <= in->first_block + i && in->first_block + i < end)
+            blocks |= UINT64_C(1) << i;
+    return blocks;
+}
+
+/* A piece that nobody waits for is not begun while one that somebody waits for could be. Pieces
+ * that are tried again go at once, whoever waits; and what a demand that failed had asked for keeps
+ * its place among the demands. */
+static void on_submit(void *context, const struct sl_io_read *read)
+{
+    struct world *w = context;
+    bool demanded = false, begun = false;
+
+    for (uint32_t id = 0; id < ALL; id++) {
+        uint64_t blocks = covered(&w->inside[id], read);
+
+        if (blocks == 0)
+            continue;
+        sl_assert(is_loading(w, id));
+        begun |= (blocks & ~w->submitted[id]) != 0;
+        w->submitted[id] |= blocks;
+        demanded |= slot_of(w, id)->demanded || w->n_demands_failed[id] != w->n_failed_demands;
+    }
+    for (uint32_t id = 0; id < ALL && begun && !demanded; id++) {
+        if (!is_loading(w, id) || !slot_of(w, id)->demanded ||
+            w->n_failures[id] != io_simulated_failure_count(w->rig.io)) /* it may have given up */
+            continue;
+        sl_assert(w->submitted[id] == (UINT64_C(1) << w->inside[id].n_blocks) - 1);
+    }
+}
+
+static void find_insides(struct world *w)
+{
+    for (uint32_t id = 0; id < ALL; id++) {
+        const struct sl_expert_key key = {(uint16_t)(id / CACHE_EXPERTS),
+                                          (uint16_t)(id % CACHE_EXPERTS)};
+        const struct sl_extent *codes = sl_expert_store_find(w->rig.f->store, key)->codes;
+
+        const uint64_t end_bytes =
+            codes[SL_EXPERT_W3].offset_bytes + codes[SL_EXPERT_W3].size_bytes;
+
+        w->inside[id] = (struct inside){.first_block = codes[SL_EXPERT_W1].offset_bytes / BLOCK + 1,
+                                        .file_index = codes[SL_EXPERT_W1].file_index};
+        w->inside[id].n_blocks = (uint32_t)(end_bytes / BLOCK - w->inside[id].first_block);
+        assert_in_range(w->inside[id].n_blocks, 8, 63);
+    }
+}
+
+/* ---- what must hold after every event -----------------------------------------------------------
+ */
+
+static void check(struct world *w)
+{
+    const struct sl_expert_cache_counters c = sl_expert_cache_counters(w->rig.cache);
+    const struct sl_slot_table *table = sl_expert_cache_table(w->rig.cache);
+    uint32_t n_there = 0, n_lent = 0;
+    uint64_t n_dropped;
+
+    w->n_events++;
+    assert_true(sl_expert_cache_is_sound(w->rig.cache));
+    assert_true(table->n_slots <= w->n_slots_max);
+    for (uint32_t i = 0; i < table->n_slots; i++) {
+        n_there += table->slots[i].state != SL_SLOT_EMPTY;
+        n_lent += table->slots[i].lent;
+    }
+    assert_int_equal(n_lent, w->n_held);
+    assert_int_equal(c.n_requests, w->n_requests);
+    assert_true(c.n_hits + c.n_hinted_hits <= c.n_requests);
+    assert_int_equal(c.wanted_bytes, c.n_loads * w->rig.f->expert_bytes);
+    assert_int_equal(c.read_bytes, io_simulated_delivered_bytes(w->rig.io));
+    /* Loads whose expert is neither there nor was evicted are those that failed. */
+    n_dropped = c.n_loads - c.n_evictions - n_there;
+    assert_true(n_dropped >= w->n_dropped && n_dropped <= io_simulated_failure_count(w->rig.io));
+    w->n_dropped = n_dropped;
+    for (uint32_t id = 0; id < ALL; id++)
+        if (!is_loading(w, id)) {
+            w->submitted[id] = 0;
+            w->n_failures[id] = io_simulated_failure_count(w->rig.io);
+            w->n_demands_failed[id] = w->n_failed_demands;
+        }
+}
+
+/* ---- what the driver does -----------------------------------------------------------------------
+ */
+
+static void release_one(struct world *w)
+{
+    uint32_t i = below(w, w->n_held);
+
+    w->rig.source->ops->release(w->rig.source, &w->held[i]);
+    w->held[i] = w->held[--w->n_held];
+}
+
+static bool is_held(const struct world *w, uint16_t layer, uint16_t expert)
+{
+    for (uint32_t i = 0; i < w->n_held; i++)
+        if (w->held[i].key.layer_index == layer && w->held[i].key.expert_index == expert)
+            return true;
+    return false;
+}
+
+/* Experts of low number more often; none that is lent. */
+static uint32_t choose(struct world *w, uint16_t layer, uint16_t experts[CACHE_EXPERTS])
+{
+    uint32_t share = 1 + below(w, 12), n = 0;
+
+    for (uint16_t e = 0; e < CACHE_EXPERTS; e++)
+        if (below(w, 12 + e) < share && !is_held(w, layer, e))
+            experts[n++] = e;
+    return n;
+}
+
+static void demand(struct world *w)
+{
+    uint16_t experts[CACHE_EXPERTS];
+    uint32_t n;
+
+    w->layer = (uint16_t)below(w, CACHE_LAYERS);
+    n = choose(w, w->layer, experts);
+    w->open = true;
+    w->n_left = n;
+    w->n_requests += n;
+    assert_int_equal(w->rig.source->ops->demand(w->rig.source, w->layer, experts, n, NULL), 0);
+}
+
+static void hint(struct world *w)
+{
+    struct sl_expert_key keys[CACHE_EXPERTS];
+    uint16_t experts[CACHE_EXPERTS], layer = (uint16_t)below(w, CACHE_LAYERS);
+    uint32_t n = choose(w, layer, experts);
+
+    for (uint32_t i = 0; i < n; i++)
+        keys[i] = (struct sl_expert_key){layer, experts[i]};
+    w->rig.source->ops->hint(w->rig.source, keys, n);
+}
+
+static void next(struct world *w)
+{
+    const bool wait = below(w, 3) > 0;
+    struct sl_expert_loan *loan = &w->held[w->n_held];
+    struct sl_err err = {.code = 0};
+    int rc = w->rig.source->ops->next(w->rig.source, wait, loan, &err);
+
+    if (rc == 1) {
+        assert_int_equal(loan->key.layer_index, w->layer);
+        assert_false(is_held(w, loan->key.layer_index, loan->key.expert_index));
+        cache_rig_check_loan(&w->rig, loan);
+        assert_true(w->n_left-- > 0);
+        w->n_held++;
+    } else if (rc == 0) {
+        assert_int_equal(w->n_left, 0);
+        w->open = false;
+    } else if (rc == -EAGAIN) {
+        assert_false(wait);
+    } else {
+        assert_int_equal(rc, -EIO);
+        assert_int_equal(err.code, -EIO);
+        assert_non_null(strstr(err.message, ".safetensors: "));
+        w->n_failed_demands++;
+        w->open = false;
+    }
+}
+
+static void resize(struct world *w)
+{
+    const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+    uint32_t n = CACHE_PER_TOKEN + below(w, w->n_slots_max + 3 - CACHE_PER_TOKEN);
+    int rc = sl_expert_cache_resize(w->rig.cache, n * slot_bytes, NULL);
+
+    if (w->open || w->n_held > 0) {
+        assert_int_equal(rc, -EBUSY);
+        return;
+    }
+    assert_int_equal(rc, 0);
+    n = n < w->n_slots_max ? n : w->n_slots_max;
+    assert_int_equal(sl_expert_cache_slot_count(w->rig.cache), n);
+}
+
+/* What is hot is there; what is preloaded comes to be there. */
+static void rank_and_preload(struct world *w)
+{
+    struct sl_expert_key keys[ALL];
+    uint32_t n = sl_expert_cache_hot_list(w->rig.cache, keys, 1 + below(w, ALL));
+
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(
+            slot_of(w, keys[i].layer_index * CACHE_EXPERTS + keys[i].expert_index)->state,
+            SL_SLOT_READY);
+    for (uint32_t i = 0; i < 3; i++)
+        keys[i] = (struct sl_expert_key){(uint16_t)below(w, CACHE_LAYERS + 1),
+                                         (uint16_t)below(w, CACHE_EXPERTS + 1)};
+    if (!w->open)
+        sl_expert_cache_preload(w->rig.cache, keys, 3, NULL, NULL);
+}
+
+static void act(struct world *w)
+{
+    uint32_t what = below(w, 100);
+
+    if (what < 20)
+        io_simulated_advance(w->rig.io, 1 + below(w, 500000));
+    else if (what < 30)
+        hint(w);
+    else if (what < 31)
+        resize(w);
+    else if (what < 32)
+        rank_and_preload(w);
+    else if (w->n_held > 0 && (what < 60 || w->n_held == w->rig.source->hold_max))
+        release_one(w);
+    else if (w->open && w->n_held < w->rig.source->hold_max)
+        next(w);
+    else if (!w->open)
+        demand(w);
+}
+
+/* ---- worlds -------------------------------------------------------------------------------------
+ */
+
+static void create_world(struct world *w, const struct cache_fixture *f, uint64_t seed)
+{
+    struct io_simulated_plan plan = {.seed = seed, .on_submit = on_submit, .context = w};
+    struct cache_rig_options options = {.piece_bytes = 4096};
+    const char *paths[CACHE_FILES];
+
+    memset(w, 0, sizeof(*w));
+    w->random = seed;
+    w->n_slots_max = CACHE_PER_TOKEN + below(w, 22);
+    plan.latency_ns_max = 1 + below(w, 2000000);
+    plan.slow_permille = below(w, 20);
+    plan.short_permille = below(w, 2) * below(w, 300);
+    plan.again_permille = below(w, 2) * below(w, 100);
+    plan.fail_permille = below(w, 2) * below(w, 60);
+    for (uint32_t i = 0; i < CACHE_FILES; i++)
+        paths[i] = sl_expert_store_file_path(f->store, i);
+    options.reads_max = 1 + below(w, 16);
+    options.piece_bytes <<= below(w, 6);
+    options.n_slots = w->n_slots_max;
+    options.inflight_max = 1 + below(w, 8);
+    options.policy = below(w, 2) ? &sl_policy_frequency : &sl_policy_lru;
+    options.io = io_simulated_open(paths, CACHE_FILES, options.reads_max, &plan);
+    cache_rig_init(&w->rig, f, &options);
+    find_insides(w);
+}
+
+static void destroy_world(struct world *w)
+{
+    while (w->open) {
+        while (w->n_held > 0)
+            release_one(w);
+        next(w);
+    }
+    while (w->n_held > 0)
+        release_one(w);
+    check(w);
+    cache_rig_fini(&w->rig);
+}
+
+static void test_nothing_goes_wrong(void **state)
+{
+    struct world *w = calloc(1, sizeof(*w));
+    uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
+    struct cache_fixture f;
+
+    (void)state;
+    assert_non_null(w);
+    cache_fixture_open(&f, false);
+    for (uint32_t i = 0; i < WORLDS; i++) {
+        create_world(w, &f, inputs_seed() * WORLDS + i);
+        while (w->n_events < EVENTS_PER_WORLD) {
+            act(w);
+            check(w);
+        }
+        n_events += w->n_events;
+        n_failed_demands += w->n_failed_demands;
+        n_completions += io_simulated_completion_count(w->rig.io);
+        n_hits += sl_expert_cache_counters(w->rig.cache).n_hits;
+        n_evictions += sl_expert_cache_counters(w->rig.cache).n_evictions;
+        destroy_world(w);
+    }
+    cache_fixture_close(&f);
+    free(w);
+    print_message("%" PRIu64 " events, %" PRIu64 " reads, %" PRIu64 " hits, %" PRIu64
+                  " evictions, %" PRIu64 " demands that failed\n",
+                  n_events, n_completions, n_hits, n_evictions, n_failed_demands);
+    assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_nothing_goes_wrong),
+    };
+
+    print_message("SL_SEED=%" PRIu64 "\n", inputs_seed());
+    return cmocka_run_group_tests_name("cache_simulation", tests, NULL, NULL);
+}
