@@ -1,5 +1,6 @@
 /* Which expert is in which slot, and who makes room: the part of the expert cache that knows
- * nothing of bytes, reads and loans. The replay of a trace (cache/replay.h) runs the same code.
+ * nothing of bytes, reads and loans. The replay of a trace (cache/cache_replay.h) runs the same
+ * code.
  *
  *     empty ──take──► loading ──ready──► ready ──claim──► pinned
  *      ▲ ▲               │                 │  ▲             │

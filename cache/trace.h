@@ -2,7 +2,7 @@
  *
  * A trace is of one run over some text. It says which steps the run took its tokens in, and for
  * each token the experts that it was routed to; not what was in the cache. So the same trace can be
- * replayed with any cache, policy and segment (cache/replay.h). Files are little-endian:
+ * replayed with any cache, policy and segment (cache/cache_replay.h). Files are little-endian:
  *
  *     header   "SLTRACE" and a zero byte; version, then the sizes below, then zero: 8 x u32
  *     steps    u32 n_tokens, at least 1; (n_layers, n_tokens, n_per_token) experts, ascending for

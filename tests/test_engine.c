@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-#include "cache/replay.h"
+#include "cache/cache_replay.h"
 #include "core/base/assert.h"
 #include "daemon/engine.h"
 #include "storage/checkpoint.h"

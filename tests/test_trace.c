@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "cache/replay.h"
+#include "cache/cache_replay.h"
 #include "cache/trace.h"
 #include "core/base/file.h"
 #include "tests/fixture_checkpoint.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "cache/expert_cache.h"
-#include "cache/replay.h"
+#include "cache/cache_replay.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "tools/engine_options.h"

@@ -1,4 +1,4 @@
-#include "cache/replay.h"
+#include "cache/cache_replay.h"
 
 #include <errno.h>
 #include <stdlib.h>
