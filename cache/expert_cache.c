@@ -35,6 +35,7 @@ struct sl_expert_cache {
     uint32_t num_experts_per_tok, n_slots_min;
 
     struct sl_expert_loader loader;
+    bool attached; /* what the loader reads into */
     struct demand demand;
     struct sl_err failure; /* of the open demand; code 0 if none */
 };
@@ -312,6 +313,12 @@ static void set_hold_max(struct sl_expert_cache *cache)
                                  : cache->num_experts_per_tok;
 }
 
+static void attach(struct sl_expert_cache *cache)
+{
+    cache->attached = sl_expert_loader_attach(&cache->loader, cache->slab,
+                                              cache->table.n_slots * cache->slot_bytes) == 0;
+}
+
 int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err)
@@ -358,6 +365,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_slot_table_start(&cache->table, cache->table.n_slots_max, options->inflight_max);
     sl_list_init(&cache->lendable);
     set_hold_max(cache);
+    attach(cache);
     *ret_cache = cache;
     return 0;
 fail:
@@ -374,7 +382,8 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     sl_assert(cache->n_lent == 0);
     while (sl_expert_loader_reap(&cache->loader, true, &end))
         ;
-    sl_reader_drain(cache->loader.reader); /* nobody may write to memory that is gone */
+    /* Nobody may write to memory that is gone: this also waits for what drives hold. */
+    sl_expert_loader_attach(&cache->loader, NULL, 0);
     sl_arena_fini(&cache->arena);
     free(cache);
 }
@@ -405,6 +414,8 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
         return sl_err_set(err, -EBUSY,
                           "the expert cache cannot be resized while a drive does not let go of it");
     sl_slot_table_resize(&cache->table, n_slots, move_tiles, cache);
+    /* Attached pages are those that reads land in, also when others have taken their place. */
+    sl_expert_loader_attach(&cache->loader, NULL, 0);
     if (n_slots < n_before) {
         sl_arena_give_back(&cache->arena, cache->slab + n_slots * cache->slot_bytes,
                            (n_before - n_slots) * cache->slot_bytes);
@@ -414,6 +425,7 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
         sl_arena_take_back(&cache->arena, cache->slab + n_before * cache->slot_bytes,
                            (n_slots - n_before) * cache->slot_bytes);
     }
+    attach(cache);
     set_hold_max(cache);
     return 0;
 }
@@ -504,6 +516,11 @@ bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)
 {
     return &cache->source;
+}
+
+bool sl_expert_cache_is_attached(const struct sl_expert_cache *cache)
+{
+    return cache->attached;
 }
 
 const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache)

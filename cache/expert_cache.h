@@ -113,6 +113,10 @@ bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache);
  * demand included. */
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache);
 
+/* False where the memory that reads go to could not be registered with io_uring, for which the
+ * limit of locked memory may be too low: then reads cost more processor time. */
+bool sl_expert_cache_is_attached(const struct sl_expert_cache *cache);
+
 /* Slab and staging buffers: for figures. */
 const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache);
 

@@ -82,6 +82,15 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
 }
 
+int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes)
+{
+    if (slab_bytes > 0 && !sl_expert_store_is_packed(loader->store)) {
+        slab = loader->staging;
+        slab_bytes = loader->inflight_max * loader->staging_bytes;
+    }
+    return sl_reader_attach(loader->reader, slab, slab_bytes);
+}
+
 /* Returns where an extent's first byte lands. The store widens its reads to whole blocks, and the
  * last block may reach past the end of the file: so a read asks for no more than its last extent.
  */

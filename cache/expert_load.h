@@ -71,6 +71,10 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
                            enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
 
+/* Attaches the memory that reads will go to: the staging buffers, or of a packed store the slab of
+ * slab_bytes; 0 detaches. Nothing is in flight or held. See sl_reader_attach(). */
+int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes);
+
 static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)
 {
     return loader->n_busy == loader->inflight_max;

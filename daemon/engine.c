@@ -194,13 +194,11 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         .verify = e->options.verify,
         .policy = e->options.policy,
     };
-    const struct sl_arena *arena;
     int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);
 
     if (rc < 0)
         return rc;
-    arena = sl_expert_cache_arena(e->cache);
-    if (e->io->ops->attach && e->io->ops->attach(e->io, arena->base, arena->size_bytes) < 0)
+    if (!sl_expert_cache_is_attached(e->cache))
         add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
                     "reads cost more processor time");
     sl_expert_cache_preload(e->cache, e->options.hot, e->options.n_hot, NULL, NULL);

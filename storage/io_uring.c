@@ -30,7 +30,8 @@ struct uring {
     uint32_t n_out; /* submitted and not reaped */
     bool has_ring;
     bool files_registered;
-    uintptr_t attached; /* registered buffers: buffer i begins BUFFER_BYTES * i after this */
+    struct iovec *buffers; /* BUFFERS_MAX, for attach(); their memory is touched as it is used */
+    uintptr_t attached;    /* registered buffers: buffer i begins BUFFER_BYTES * i after this */
     uint64_t attached_bytes;
 };
 
@@ -134,7 +135,6 @@ static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes)
 {
     struct uring *uring = uring_of(io);
     uint64_t n = (size_bytes + BUFFER_BYTES - 1) / BUFFER_BYTES;
-    struct iovec *buffers;
     int rc;
 
     sl_assert(uring->n_out == 0);
@@ -145,17 +145,13 @@ static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes)
         return 0;
     if (n > BUFFERS_MAX)
         return -E2BIG;
-    buffers = calloc(n, sizeof(*buffers));
-    if (!buffers)
-        return -ENOMEM;
     for (uint64_t i = 0; i < n; i++) {
         uint64_t left_bytes = size_bytes - i * BUFFER_BYTES;
 
-        buffers[i].iov_base = (uint8_t *)base + i * BUFFER_BYTES;
-        buffers[i].iov_len = left_bytes < BUFFER_BYTES ? left_bytes : BUFFER_BYTES;
+        uring->buffers[i].iov_base = (uint8_t *)base + i * BUFFER_BYTES;
+        uring->buffers[i].iov_len = left_bytes < BUFFER_BYTES ? left_bytes : BUFFER_BYTES;
     }
-    rc = io_uring_register_buffers(&uring->ring, buffers, (unsigned)n);
-    free(buffers);
+    rc = io_uring_register_buffers(&uring->ring, uring->buffers, (unsigned)n);
     if (rc < 0)
         return rc;
     uring->attached = (uintptr_t)base;
@@ -171,6 +167,7 @@ static void uring_close(struct sl_io *io)
     if (uring->has_ring)
         io_uring_queue_exit(&uring->ring);
     sl_io_files_close(io);
+    free(uring->buffers);
     free(uring);
 }
 
@@ -205,6 +202,11 @@ int sl_io_uring_open(struct sl_io **ret_io, const char *const *paths, uint32_t n
     if (!uring)
         return sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
     uring->io.ops = &uring_ops;
+    uring->buffers = calloc(BUFFERS_MAX, sizeof(*uring->buffers));
+    if (!uring->buffers) {
+        rc = sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
+        goto fail;
+    }
     rc = sl_io_files_open(&uring->io, paths, n_files, depth, READS_MAX, err);
     if (rc < 0)
         goto fail;

@@ -417,6 +417,14 @@ void sl_reader_drain(struct sl_reader *reader)
         ;
 }
 
+int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes)
+{
+    struct sl_io *io = reader->io;
+
+    sl_reader_drain(reader);
+    return io->ops->attach ? io->ops->attach(io, base, size_bytes) : 0;
+}
+
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
                       struct sl_err *err)
 {

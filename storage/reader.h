@@ -120,6 +120,13 @@ struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
  * however long that takes. They are not handed back again. No other read is queued or in flight. */
 void sl_reader_drain(struct sl_reader *reader);
 
+/* Tells the back end of memory that most reads will go to, in place of what it was told before; of
+ * none if size_bytes is 0. It then spares the kernel the lookup of that memory for each read: see
+ * sl_io_ops.attach(), also for why such memory must not be given back to the system. Waits as
+ * sl_reader_drain() does. Returns 0, or negative where that is not to be had, and then all works as
+ * before. */
+int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes);
+
 /* Fills `err` for a read that failed and was not cancelled, with file, offset and cause (and the
  * drive, where that did not answer), and returns its rc: -errno, -ETIMEDOUT for the deadline, or
  * -SL_ECORRUPT when the file ends too early. */

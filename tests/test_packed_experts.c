@@ -24,6 +24,8 @@
 static const struct cache_rig_options plain = {
     .threads = true, .reads_max = 8, .piece_bytes = 8192, .n_slots = 3, .inflight_max = 3};
 
+static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+
 struct fixture {
     struct cache_fixture raw, packed; /* the checkpoint, and the same over the store */
     char folder[FIXTURE_PATH_BYTES], store_folder[FIXTURE_PATH_BYTES];
@@ -221,6 +223,33 @@ static void test_late_writes_hit_nobody(void **state)
     }
 }
 
+/* Reads that go to registered memory land where the slots are, also in those that were given back
+ * to the system and came again. */
+static void test_slots_that_come_again(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 8192, .n_slots = 24, .inflight_max = 3};
+    const struct fixture *f = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, &f->packed, &options);
+    if (!sl_expert_cache_is_attached(rig.cache)) {
+        cache_rig_fini(&rig);
+        skip();
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        uint64_t n_slots = i % 2 ? 24 : CACHE_PER_TOKEN + i;
+
+        for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++)
+            assert_int_equal(cache_rig_demand(&rig, layer, all_experts, CACHE_EXPERTS, NULL, NULL),
+                             0);
+        assert_int_equal(sl_expert_cache_resize(rig.cache, n_slots * RECORD_BYTES, NULL), 0);
+        assert_int_equal(sl_expert_cache_slot_count(rig.cache), n_slots);
+        assert_true(sl_expert_cache_is_attached(rig.cache));
+    }
+    cache_rig_fini(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -229,6 +258,7 @@ int main(void)
         cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
         cmocka_unit_test(test_when_it_is_verified),
         cmocka_unit_test(test_late_writes_hit_nobody),
+        cmocka_unit_test(test_slots_that_come_again),
     };
 
     return cmocka_run_group_tests_name("packed_experts", tests, set_up, tear_down);
