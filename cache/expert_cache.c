@@ -38,6 +38,7 @@ struct sl_expert_cache {
     bool attached; /* what the loader reads into */
     struct demand demand;
     struct sl_err failure; /* of the open demand; code 0 if none */
+    uint64_t n_preloads;
 };
 
 static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
@@ -463,7 +464,8 @@ static void pretend_uses(struct sl_expert_cache *cache, const struct sl_expert_k
 }
 
 void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
-                             uint32_t n_keys, sl_progress_fn *on_progress, void *context)
+                             uint32_t n_keys, const atomic_bool *stop, sl_progress_fn *on_progress,
+                             void *context)
 {
     uint32_t n_room = 0, n = 0;
 
@@ -475,13 +477,16 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
     if (n == 0)
         return;
     pretend_uses(cache, keys, n);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n && !(stop && atomic_load(stop)); i++) {
         while (sl_expert_loader_is_full(&cache->loader) &&
                !sl_expert_loader_is_idle(&cache->loader))
             progress(cache, true);
-        if (may_preload(cache, keys[i]) && !begin_load(cache, keys[i], LOAD_AHEAD))
-            break; /* drives keep what there is */
-        sl_reader_start(cache->loader.reader);
+        if (may_preload(cache, keys[i])) {
+            if (!begin_load(cache, keys[i], LOAD_AHEAD))
+                break; /* drives keep what there is */
+            cache->n_preloads++;
+            sl_reader_start(cache->loader.reader);
+        }
         if (on_progress)
             on_progress(context, i + 1, n);
     }
@@ -543,6 +548,7 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
         .n_hits = slots->n_hits,
         .n_hinted_hits = slots->n_hinted_hits,
         .n_loads = slots->n_loads,
+        .n_preloads = cache->n_preloads,
         .n_evictions = slots->n_evictions,
         .n_retries = reader.n_retries + cache->loader.n_rereads,
         .n_stalls = reader.n_stalls,

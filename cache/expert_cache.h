@@ -21,6 +21,7 @@
 #ifndef SL_CACHE_EXPERT_CACHE_H
 #define SL_CACHE_EXPERT_CACHE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -47,9 +48,11 @@ struct sl_expert_cache_options {
 
 struct sl_expert_cache_counters {
     uint64_t n_requests;    /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
-    uint64_t n_hits;        /* of these, resident or still landing from an earlier demand */
+    uint64_t n_hits;        /* of these, resident or still landing from an earlier demand or a
+                             * preload */
     uint64_t n_hinted_hits; /* of these, brought by a hint that nobody had demanded before */
     uint64_t n_loads;       /* reads of an expert that were begun, hints and preload included */
+    uint64_t n_preloads;    /* of these, for a preload */
     uint64_t n_evictions;
     uint64_t n_retries; /* reads, and loads of corrupt data, that were tried again */
     uint64_t n_stalls;  /* these two as in struct sl_reader_counters */
@@ -100,9 +103,10 @@ uint32_t sl_expert_cache_hot_list(struct sl_expert_cache *cache, struct sl_exper
 
 /* Loads the first of these experts, as many as there are empty slots, behind all demands, and waits
  * for them. No demand is open. Experts that the model does not have and reads that fail are passed
- * over. on_progress may be NULL. */
+ * over. on_progress may be NULL, and so may `stop`, which ends it early when true. */
 void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
-                             uint32_t n_keys, sl_progress_fn *on_progress, void *context);
+                             uint32_t n_keys, const atomic_bool *stop, sl_progress_fn *on_progress,
+                             void *context);
 
 /* For tests: which expert is where, and whether every slot, load and loan is accounted for. */
 const struct sl_slot_table *sl_expert_cache_table(const struct sl_expert_cache *cache);

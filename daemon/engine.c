@@ -6,8 +6,10 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "storage/hot_list.h"
 #include "storage/io_probe.h"
 #include "storage/model_files.h"
+#include "storage/store_format.h"
 
 struct sl_engine {
     struct sl_engine_options options;
@@ -201,7 +203,6 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
     if (!sl_expert_cache_is_attached(e->cache))
         add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
                     "reads cost more processor time");
-    sl_expert_cache_preload(e->cache, e->options.hot, e->options.n_hot, NULL, NULL);
     return 0;
 }
 
@@ -369,10 +370,54 @@ int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, voi
     return rc < 0 ? rc : 1;
 }
 
-uint32_t sl_engine_hot_list(struct sl_engine *engine, struct sl_expert_key *ret_keys,
-                            uint32_t n_max)
+/* As many as the cache has slots for. NULL when out of memory. */
+static struct sl_expert_key *make_hot_list(const struct sl_engine *e, uint32_t *ret_n_max,
+                                           struct sl_err *err)
 {
-    return sl_expert_cache_hot_list(engine->cache, ret_keys, n_max);
+    uint32_t n_slots = sl_expert_cache_slot_count(e->cache);
+    struct sl_expert_key *keys;
+
+    *ret_n_max = n_slots < SL_STORE_HOT_MAX ? n_slots : SL_STORE_HOT_MAX;
+    keys = calloc(*ret_n_max, sizeof(*keys));
+    if (!keys)
+        sl_err_set(err, -ENOMEM, "hot list: out of memory");
+    return keys;
+}
+
+int sl_engine_load_hot_list(struct sl_engine *e, sl_progress_fn *on_progress, void *context,
+                            struct sl_err *err)
+{
+    struct sl_expert_key *keys;
+    uint32_t n_max, n = 0;
+    int rc;
+
+    if (!e->files.store)
+        return 0;
+    keys = make_hot_list(e, &n_max, err);
+    if (!keys)
+        return -ENOMEM;
+    rc = sl_hot_list_read(e->options.model, keys, n_max, &n, err);
+    if (rc == 0)
+        sl_expert_cache_preload(e->cache, keys, n, e->options.stop, on_progress, context);
+    free(keys);
+    return rc;
+}
+
+int sl_engine_save_hot_list(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_expert_key *keys;
+    uint32_t n_max;
+    int rc;
+
+    if (!e->files.store)
+        return 0;
+    keys = make_hot_list(e, &n_max, err);
+    if (!keys)
+        return -ENOMEM;
+    rc = sl_hot_list_write(e->options.model, keys, sl_expert_cache_hot_list(e->cache, keys, n_max),
+                           err);
+    free(keys);
+    return rc;
 }
 
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err)

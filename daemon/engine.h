@@ -25,15 +25,12 @@ struct sl_engine_options {
     uint32_t segment_tokens;       /* most tokens of one step */
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
-    enum sl_verify verify;         /* of a store; other than never, dense tensors are verified too */
-    sl_io_open_fn *io;             /* NULL: sl_io_uring_open() */
+    enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
+    sl_io_open_fn *io;     /* NULL: sl_io_uring_open() */
     /* A piece or depth of 0: what a probe of the drives finds. */
     struct sl_reader_options reader;
     const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
-    const struct sl_expert_key *hot;    /* (n_hot) what an earlier run's sl_engine_hot_list() gave:
-                                           loaded first, as far as there is room */
-    uint32_t n_hot;
-    const char *isa; /* NULL: the best there is */
+    const char *isa;                    /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
 
@@ -67,9 +64,14 @@ void sl_engine_close(struct sl_engine *engine);
 int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
                            struct sl_err *err);
 
-/* See sl_expert_cache_hot_list(). */
-uint32_t sl_engine_hot_list(struct sl_engine *engine, struct sl_expert_key *ret_keys,
-                            uint32_t n_max);
+/* A store remembers what the cache held at the end of a run: load() before the first step, save()
+ * after the last one. load() brings in what an earlier run saved, as far as there is room, passes
+ * over what cannot be read, and ends early when `stop` is set; on_progress may be NULL. Both do
+ * nothing and return 0 for a checkpoint. They fail as sl_hot_list_read() and sl_hot_list_write();
+ * the engine goes on as well as without. */
+int sl_engine_load_hot_list(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
+                            struct sl_err *err);
+int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 
 /* Between steps, see sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);

@@ -273,7 +273,7 @@ static void rank_and_preload(struct world *w)
         keys[i] = (struct sl_expert_key){(uint16_t)below(w, CACHE_LAYERS + 1),
                                          (uint16_t)below(w, CACHE_EXPERTS + 1)};
     if (!w->open)
-        sl_expert_cache_preload(w->rig.cache, keys, 3, NULL, NULL);
+        sl_expert_cache_preload(w->rig.cache, keys, 3, NULL, NULL, NULL);
 }
 
 static void act(struct world *w)

@@ -20,10 +20,12 @@
 #include "core/base/assert.h"
 #include "daemon/engine.h"
 #include "storage/checkpoint.h"
+#include "storage/store_write.h"
 #include "tests/fault_alloc.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/fixture_model.h"
 #include "tests/io_fault.h"
+#include "tests/store_rig.h"
 
 #define SHARD "model-00001-of-00001.safetensors"
 #define TOKENS 40u
@@ -403,34 +405,109 @@ static void test_resizing_changes_no_answer(void **state)
     free(logits);
 }
 
-/* What was hot in one run is there before the next one begins. */
-static void test_hot_list_is_loaded_first(void **state)
+/* A store of the model, in a folder below its own. */
+static void pack(const struct model *m, char store_folder[FIXTURE_PATH_BYTES])
 {
+    static const uint64_t weight = 1;
+    const char **names = calloc(m->source.count, sizeof(*names));
+    struct sl_pack_options options = {.store_folder = store_folder,
+                                      .checkpoint_folder = m->folder,
+                                      .tensors = names,
+                                      .n_tensors = m->source.count,
+                                      .weights = &weight,
+                                      .writer = sl_file_writer(),
+                                      .batch_bytes = 1 << 20};
+    const struct sl_expert_shape shape = {.num_hidden_layers = m->config.num_hidden_layers,
+                                          .n_mtp_layers = 1,
+                                          .n_routed_experts = m->config.n_routed_experts,
+                                          .hidden_size = m->config.hidden_size,
+                                          .moe_intermediate_size = m->config.moe_intermediate_size};
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *experts;
+
+    assert_non_null(names);
+    for (uint32_t i = 0; i < m->source.count; i++)
+        names[i] = m->source.list[i].name;
+    assert_true(snprintf(store_folder, FIXTURE_PATH_BYTES, "%s/store", m->folder) <
+                FIXTURE_PATH_BYTES);
+    assert_int_equal(sl_checkpoint_open(&checkpoint, m->folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
+    assert_int_equal(sl_pool_create(&options.pool, 1, NULL), 0);
+    options.checkpoint = checkpoint;
+    options.experts = experts;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_pool_destroy(options.pool);
+    sl_expert_store_close(experts);
+    sl_checkpoint_close(checkpoint);
+    free(names);
+}
+
+static void count_up_to_15(void *context, uint64_t done, uint64_t total)
+{
+    uint64_t *last = context;
+
+    assert_int_equal(done, ++*last);
+    assert_int_equal(total, 15);
+}
+
+/* What was hot in one run is there before the next one begins, and the answer stays. A list that
+ * makes no sense, or cannot be kept, is an error that stops nobody. */
+static void test_store_remembers_what_was_hot(void **state)
+{
+    static const uint64_t preloads[] = {0, 15, 15, 15, 0, 0};
     const struct model *m = *state;
     const size_t size_bytes = (size_t)TOKENS * m->config.vocab_size * sizeof(float);
     float *logits = calloc(1, size_bytes), *mtp_logits = calloc(1, size_bytes);
     struct sl_engine_options options = options_of(m);
-    struct sl_expert_key hot[64] = {{0, 0}};
-    struct sl_expert_cache_counters counters;
-    struct sl_engine *engine;
+    char store_folder[FIXTURE_PATH_BYTES], moved[FIXTURE_PATH_BYTES + 8];
+    atomic_bool stop = false;
 
     assert_non_null(logits);
     assert_non_null(mtp_logits);
-    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
-    run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits, mtp_logits);
-    options.n_hot = sl_engine_hot_list(engine, hot, 64);
-    assert_int_equal(options.n_hot, sl_engine_slot_count(engine));
-    sl_engine_close(engine);
+    pack(m, store_folder);
+    snprintf(moved, sizeof(moved), "%s.moved", store_folder);
+    options.model = store_folder;
+    options.stop = &stop;
+    for (int round = 0; round < 6; round++) {
+        struct sl_expert_cache_counters counters;
+        struct sl_engine *engine;
+        uint64_t last = 0;
+        struct sl_err err;
 
-    options.hot = hot;
-    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
-    counters = sl_engine_counters(engine);
-    assert_int_equal(counters.n_loads, options.n_hot);
-    assert_int_equal(counters.n_requests, 0);
-    run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits, mtp_logits);
-    assert_memory_equal(logits, m->logits, size_bytes);
-    assert_memory_equal(mtp_logits, m->mtp_logits, size_bytes);
-    sl_engine_close(engine);
+        if (round == 4)
+            store_rig_put(store_folder, "hot", "?", 1);
+        if (round == 5)
+            options.model = m->folder;  /* a checkpoint remembers nothing */
+        options.cache_min = round != 2; /* else there is room for more than the list has */
+        options.io = round == 3 ? sl_io_uring_open : sl_io_threads_open;
+        assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+        assert_int_equal(sl_engine_slot_count(engine), options.cache_min ? 15 : 40);
+        stop = round == 1;
+        assert_int_equal(sl_engine_load_hot_list(engine, count_up_to_15, &last, &err),
+                         round == 4 ? -SL_ECORRUPT : 0);
+        if (round == 1) { /* stopped: nothing is loaded, until it is asked for again */
+            assert_int_equal(sl_engine_counters(engine).n_loads, 0);
+            stop = false;
+            assert_int_equal(sl_engine_load_hot_list(engine, count_up_to_15, &last, &err), 0);
+        }
+        counters = sl_engine_counters(engine);
+        assert_int_equal(counters.n_preloads, preloads[round]);
+        assert_int_equal(counters.n_loads, preloads[round]);
+        assert_int_equal(last, preloads[round]);
+        run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits, mtp_logits);
+        assert_memory_equal(logits, m->logits, size_bytes);
+        assert_memory_equal(mtp_logits, m->mtp_logits, size_bytes);
+        if (round == 4) {
+            assert_int_equal(rename(store_folder, moved), 0);
+            assert_int_equal(sl_engine_save_hot_list(engine, &err), -ENOENT);
+            assert_non_null(strstr(err.message, store_folder));
+            assert_int_equal(rename(moved, store_folder), 0);
+        }
+        if (round != 1 && round != 2)
+            assert_int_equal(sl_engine_save_hot_list(engine, NULL), 0);
+        sl_engine_close(engine);
+    }
+    store_rig_remove(store_folder);
     free(logits);
     free(mtp_logits);
 }
@@ -718,7 +795,7 @@ int main(void)
         cmocka_unit_test(test_bytes_are_those_of_the_forward),
         cmocka_unit_test(test_replay_counts_what_the_run_counted),
         cmocka_unit_test(test_resizing_changes_no_answer),
-        cmocka_unit_test(test_hot_list_is_loaded_first),
+        cmocka_unit_test(test_store_remembers_what_was_hot),
         cmocka_unit_test(test_all_experts_can_be_loaded),
         cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),

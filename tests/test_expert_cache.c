@@ -525,7 +525,7 @@ static void test_drive_keeps_a_buffer(void **state)
 
         cache_rig_init(&rig, fixtures, &options); /* one that is loaded ahead of all demands */
         io_fault_set(rig.io, &plan);
-        sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL);
+        sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL, NULL);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, inflight_max == 2 ? 3 : 1);
         assert_true(sl_expert_cache_is_sound(rig.cache));
         io_fault_heal(rig.io);
@@ -636,14 +636,14 @@ static void test_hot_list(void **state)
 
         options.n_slots = 6;
         cache_rig_init(&rig, fixtures, &options);
-        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL);
+        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL, NULL);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_requests, 0);
         assert_int_equal(sl_expert_cache_hot_list(rig.cache, again, 12), 6);
         assert_memory_equal(again, hot + 2, 3 * sizeof(*again)); /* the last ones may be equal */
         assert_int_equal(cache_rig_demand(&rig, 1, experts, 6, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 6);
-        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL); /* there is no room */
+        sl_expert_cache_preload(rig.cache, hot, 10, NULL, NULL, NULL); /* there is no room */
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
         cache_rig_fini(&rig);
     }
@@ -663,7 +663,7 @@ static void test_preload_passes_over_failures(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL);
+    sl_expert_cache_preload(rig.cache, keys, 3, NULL, NULL, NULL);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     io_fault_heal(rig.io);
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);

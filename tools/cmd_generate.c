@@ -244,6 +244,9 @@ static void print_figures(const struct command *command)
             "hinted\n",
             (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
             (unsigned long long)c.n_hinted_hits);
+    if (c.n_preloads > 0)
+        fprintf(stderr, "hot      %llu experts of an earlier run loaded before the prompt\n",
+                (unsigned long long)c.n_preloads);
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
@@ -272,6 +275,7 @@ static int write_stats(const struct command *command, struct sl_err *err)
     set(object, "expert_hits", json_integer((json_int_t)c.n_hits));
     set(object, "expert_hinted_hits", json_integer((json_int_t)c.n_hinted_hits));
     set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
+    set(object, "expert_preloads", json_integer((json_int_t)c.n_preloads));
     set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
     set(object, "read_retries", json_integer((json_int_t)c.n_retries));
     set(object, "read_stalls", json_integer((json_int_t)c.n_stalls));
@@ -322,6 +326,26 @@ static int prepare(struct command *command, struct sl_err *err)
                            command->config.vocab_size, &command->arena, err);
 }
 
+/* A list that cannot be had or kept costs time, and no more. */
+static void load_hot_list(struct command *command)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "loading hot experts", "experts");
+    struct sl_err err;
+    int rc = sl_engine_load_hot_list(command->engine, sl_progress_show, &progress, &err);
+
+    sl_progress_end(&progress);
+    if (rc < 0)
+        fprintf(stderr, "note: what was hot is not known: %s\n", err.message);
+}
+
+static void save_hot_list(struct command *command)
+{
+    struct sl_err err;
+
+    if (sl_engine_save_hot_list(command->engine, &err) < 0)
+        fprintf(stderr, "note: what is hot is not remembered: %s\n", err.message);
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     struct sigaction action = {.sa_handler = on_interrupt,
@@ -331,9 +355,12 @@ static int run(struct command *command, struct sl_err *err)
     /* A second one ends the program at once. Restarting keeps a write that waits for its reader
      * from failing: `interrupted` is looked at between layers and steps. */
     sigaction(SIGINT, &action, NULL);
+    load_hot_list(command);
     rc = prefill(command, err);
     if (rc == 0 && !interrupted)
         rc = decode(command, err);
+    if (rc == 0)
+        save_hot_list(command);
     print_figures(command);
     if (rc == 0 && command->stats_path)
         rc = write_stats(command, err);
