@@ -29,14 +29,23 @@ struct run {
     const struct sl_io_trial *trial;
     const struct sl_extent *extents;
     uint32_t n_extents, n_begun;
-    uint64_t start_ns;
+    uint64_t start_ns; /* of what counts, once `counts` */
+    uint64_t start_bytes;
+    bool counts;
     int rc;
     struct sl_err *err;
 };
 
-static bool is_over(const struct run *run)
+static bool is_over(struct run *run)
 {
-    return run->rc < 0 || sl_clock_ns() - run->start_ns >= run->trial->ns;
+    const uint64_t now_ns = sl_clock_ns();
+
+    if (!run->counts && now_ns - run->start_ns >= run->trial->ramp_ns) {
+        run->counts = true;
+        run->start_ns = now_ns;
+        run->start_bytes = sl_reader_counters(run->reader).read_bytes;
+    }
+    return run->rc < 0 || (run->counts && now_ns - run->start_ns >= run->trial->ns);
 }
 
 static void begin(struct run *run, struct sl_read *read)
@@ -55,6 +64,7 @@ static void run_reads(struct run *run, struct sl_read *reads, uint32_t n_reads)
     struct sl_read *read;
 
     run->start_ns = sl_clock_ns();
+    run->counts = run->trial->ramp_ns == 0;
     for (uint32_t i = 0; i < n_reads; i++)
         begin(run, &reads[i]);
     while ((read = sl_reader_reap(run->reader, true))) {
@@ -97,7 +107,7 @@ int sl_io_time(struct sl_io *io, const struct sl_io_trial *trial, const struct s
         run_reads(&run, reads, n_reads);
         ret_timing->ns = sl_clock_ns() - run.start_ns;
         ret_timing->next_extent = (trial->first_extent + run.n_begun) % n_extents;
-        ret_timing->read_bytes = sl_reader_counters(run.reader).read_bytes;
+        ret_timing->read_bytes = sl_reader_counters(run.reader).read_bytes - run.start_bytes;
     }
     sl_reader_destroy(run.reader);
     free(reads);

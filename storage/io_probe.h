@@ -9,7 +9,8 @@
 
 struct sl_io_trial {
     struct sl_reader_options options;
-    uint64_t ns; /* after so long, what is not in flight is given up, and what is waited for */
+    uint64_t ramp_ns; /* reads for so long before it counts */
+    uint64_t ns;      /* after so long, what is not in flight is given up, and what is waited for */
     uint32_t first_extent;
 };
 

@@ -96,6 +96,23 @@ static void test_reads_go_round(void **state)
     io->ops->close(io);
 }
 
+/* What is read before it counts is not counted, nor is its time. */
+static void test_ramp(void **state)
+{
+    static const struct sl_extent extent = {0, 10 * BLOCK, 0};
+    const struct sl_io_trial trial = {
+        .options = {.piece_bytes = BLOCK, .depth = 4}, .ramp_ns = 3000000, .ns = 1};
+    struct fixture *f = *state;
+    struct sl_io *io = open_io(f->small);
+    const uint64_t start_ns = sl_clock_ns();
+    struct sl_io_timing timing;
+
+    assert_int_equal(sl_io_time(io, &trial, &extent, 1, f->area, AREA_BYTES, &timing, NULL), 0);
+    assert_true(timing.ns + trial.ramp_ns <= sl_clock_ns() - start_ns);
+    assert_true(timing.read_bytes <= io_fault_delivered_bytes(io) - 10 * BLOCK);
+    io->ops->close(io);
+}
+
 static void test_time_over_ends_it(void **state)
 {
     static const struct sl_extent extent = {0, 60 * BLOCK, 0};
@@ -179,6 +196,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_go_round),
         cmocka_unit_test(test_time_over_ends_it),
+        cmocka_unit_test(test_ramp),
         cmocka_unit_test(test_failure_is_named),
         cmocka_unit_test(test_what_is_not_probed),
         cmocka_unit_test(test_probe),

@@ -24,7 +24,7 @@
 #define CHOICES_MAX 8u
 #define FILE_RECORD_BYTES (UINT64_C(12) << 20) /* of files that are no model: about an expert */
 #define SECONDS_DEFAULT 2.0
-#define RAMP_MS 100u /* that fio reads before it counts: its buffers are new each time */
+#define RAMP_MS 100u /* that both read before they count: fio's buffers are new each time */
 #define FIO_OUTPUT_BYTES_MAX (1u << 20)
 
 struct command {
@@ -435,6 +435,7 @@ static int time_reader(struct command *command, uint32_t size_bytes, uint32_t de
                        double *ret_rate, struct sl_err *err)
 {
     const struct sl_io_trial trial = {.options = {.piece_bytes = size_bytes, .depth = depth},
+                                      .ramp_ns = RAMP_MS * UINT64_C(1000000),
                                       .ns = run_ns(command),
                                       .first_extent = command->next_extent};
     struct sl_io_timing timing;
