@@ -269,6 +269,7 @@ static struct sl_engine_options options_of(const struct model *m)
         .context_tokens = TOKENS,
         .n_sequences = 2,
         .io = sl_io_threads_open,
+        .reader = {.depth = 4}, /* a thread for each */
         .with_mtp = true,
     };
 }
@@ -782,7 +783,7 @@ static void test_failing_reads(void **state)
         struct io_fault_plan plan = plans[i];
 
         do
-            plan.fail_nth += 1 + plan.fail_nth / 16;
+            plan.fail_nth += 1 + plan.fail_nth / 8;
         while (nth_read(m, &plan));
         assert_true(plan.fail_nth > 40);
         assert_int_equal(open_file_count(), n_files);
