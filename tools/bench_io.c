@@ -368,23 +368,21 @@ static double fio_rate(const char *output)
 static double time_fio(const struct command *command, uint32_t size_bytes, uint32_t depth)
 {
     char pattern[32], size[32], iodepth[32], ramp[32], runtime[32];
-    char *const fixed[] = {
-        "fio",
-        "--readonly",
-        pattern,
-        "--direct=1",
-        "--norandommap",
-        "--randrepeat=0",
-        "--thread",
-        "--ioengine=io_uring",
-        "--time_based",
-        "--group_reporting",
-        "--output-format=json",
-        size,
-        iodepth,
-        ramp,
-        runtime,
-    };
+    char *const fixed[] = {"fio",
+                           "--readonly",
+                           pattern,
+                           "--direct=1",
+                           "--norandommap",
+                           "--randrepeat=0",
+                           "--thread",
+                           "--ioengine=io_uring",
+                           "--time_based",
+                           "--group_reporting",
+                           "--output-format=json",
+                           size,
+                           iodepth,
+                           ramp,
+                           runtime};
     const size_t n_fixed = sizeof(fixed) / sizeof(fixed[0]);
     const uint32_t n_drives = command->io->n_drives;
     char **arguments = calloc(n_fixed + 2 * n_drives + 1, sizeof(*arguments));
