@@ -14,7 +14,7 @@
 #include "storage/catalog.h"
 #include "storage/checksum.h"
 
-/* How far ahead of the loader the system is told to read: see source_read(). */
+/* How far ahead of the loader the system is told to read: see read_ahead(). */
 #define AHEAD_BYTES (UINT64_C(64) << 20)
 
 #define CARRIED_MAX 16u
@@ -33,8 +33,9 @@ struct sl_store {
     struct sl_store_tensor *tensors; /* as they lie; n_tensors_done */
     uint32_t *by_name;               /* their numbers, by name */
     struct sl_packed_expert *experts;
-    uint32_t n_read; /* entries of the kind that is being read */
-    int dense_fd;    /* -1 until opened */
+    uint32_t n_read;      /* entries of the kind that is being read */
+    int dense_fd;         /* -1 until opened */
+    uint64_t asked_bytes; /* up to there the system has been asked to read ahead */
 
     /* The tensor that is being read in order, and how far. */
     struct sl_checksum_stream *stream;
@@ -354,7 +355,18 @@ static int check_read(struct sl_store *store, uint32_t index, uint64_t offset_by
 }
 
 /* Tensors are loaded in the order in which they lie, and worked on in between: what comes next can
- * be read meanwhile. */
+ * be read meanwhile. Asking costs time for every page, so each is asked for once. */
+static void read_ahead(struct sl_store *store, uint64_t from_bytes)
+{
+    if (from_bytes + AHEAD_BYTES / 2 < store->asked_bytes)
+        return;
+    if (store->asked_bytes < from_bytes)
+        store->asked_bytes = from_bytes;
+    posix_fadvise(store->dense_fd, (off_t)store->asked_bytes,
+                  (off_t)(from_bytes + AHEAD_BYTES - store->asked_bytes), POSIX_FADV_WILLNEED);
+    store->asked_bytes = from_bytes + AHEAD_BYTES;
+}
+
 static int source_read(struct sl_weight_source *source, const char *name, uint64_t offset_bytes,
                        uint64_t size_bytes, void *dst, struct sl_err *err)
 {
@@ -375,8 +387,7 @@ static int source_read(struct sl_weight_source *source, const char *name, uint64
         return sl_err_set(err, (int)got, "%s: tensor \"%s\": cannot read %llu bytes at %llu: %s",
                           store->paths[0], name, (unsigned long long)size_bytes,
                           (unsigned long long)from_bytes, sl_strerror((int)got));
-    posix_fadvise(store->dense_fd, (off_t)(from_bytes + size_bytes), AHEAD_BYTES,
-                  POSIX_FADV_WILLNEED);
+    read_ahead(store, from_bytes + size_bytes);
     return check_read(store, index, offset_bytes, size_bytes, dst, err);
 }
 

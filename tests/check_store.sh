@@ -142,7 +142,7 @@ flip "$scratch/bad/dense.bin" 5000
 refused "a run meets a flipped bit in a dense tensor" 'dense.bin: tensor "embed.weight"' logits "$scratch/bad" "${run[@]}"
 echo >>"$scratch/bad/config.json"
 "$sluice" synth "$configs/tiny-flash.json" "$scratch/other" --seed 2 >/dev/null
-refused "another model repairs nothing" 'config.json is not what' verify "$scratch/bad" --repair "$scratch/other"
+refused "another model repairs nothing" 'is not what' verify "$scratch/bad" --repair "$scratch/other"
 check "repair" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
 check "what is repaired is sound" "$sluice" verify "$scratch/bad"
 check "and is what was packed" same_store "$store" "$scratch/bad"
