@@ -111,6 +111,32 @@ PYTHON
 }
 check "perplexity is that of the logits" perplexity_is_that_of_the_logits
 
+# What the run's cache counted, the replay of its trace counts; and no policy beats the optimum.
+trace_is_replayed() {
+    local policy
+
+    for policy in lru frequency; do
+        "$sluice" trace record "$model" -f README.md --out "$scratch/trace" --cache min --segment 1 \
+            --policy $policy >"$scratch/counted" 2>/dev/null &&
+            "$sluice" trace replay "$scratch/trace" --segment recorded --json \
+                --cache "$("$sluice" inspect "$model" --cache min |
+                    sed -n 's/.*expert cache .* \([0-9]*\) of .*/\1/p')" \
+                --policy $policy,optimum >"$scratch/replayed" &&
+            "$sluice" trace summary "$scratch/trace" | grep -q 'never before' || return
+        "$python" - "$scratch" $policy <<'PYTHON' || return
+import json, sys
+counted = dict(line.split() for line in open(sys.argv[1] + "/counted"))
+policy, optimum = map(json.loads, open(sys.argv[1] + "/replayed"))
+assert policy["policy"] == sys.argv[2] and optimum["policy"] == "optimum"
+for key in ("requests", "hits", "loads", "evictions"):
+    assert policy[key] == int(counted[key]), (key, policy, counted)
+assert policy["hinted_hits"] == int(counted["hinted"])
+assert 0 < optimum["loads"] <= policy["loads"] < policy["requests"], (policy, optimum)
+PYTHON
+    done
+}
+check "a trace is replayed as it was" trace_is_replayed
+
 refused() { # name pattern arguments...: exit status 1, and the last line of stderr says why
     local name=$1 pattern=$2 rc
 
