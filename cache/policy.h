@@ -6,8 +6,8 @@
  * use() and expect() and from which slots are on offer; never from the order of offers, which
  * depends on how fast the drives were. Then a run can be replayed exactly.
  *
- * All memory comes from the arena; every call takes O(log slots) at most. One thread makes all
- * calls. */
+ * All memory comes from the arena; every call takes O(log slots) at most, choose() O(layers) beside
+ * that. One thread makes all calls. */
 #ifndef SL_CACHE_POLICY_H
 #define SL_CACHE_POLICY_H
 
@@ -56,7 +56,8 @@ struct sl_policy {
     const struct sl_policy_ops *ops;
 };
 
-/* Evicts the expert that was asked for least often lately: the default. */
+/* Evicts the expert that will be asked for last, by how often it was lately and by how far its
+ * layer is: the default. */
 extern const struct sl_policy_ops sl_policy_frequency;
 
 /* Evicts the expert that nobody has asked for the longest. */
