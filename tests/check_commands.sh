@@ -117,13 +117,13 @@ trace_is_replayed() {
 
     for policy in lru frequency; do
         "$sluice" trace record "$model" -f README.md --out "$scratch/trace" --cache min --segment 1 \
-            --policy $policy >"$scratch/counted" 2>/dev/null &&
+            --policy "$policy" >"$scratch/counted" 2>/dev/null &&
             "$sluice" trace replay "$scratch/trace" --segment recorded --json \
                 --cache "$("$sluice" inspect "$model" --cache min |
                     sed -n 's/.*expert cache .* \([0-9]*\) of .*/\1/p')" \
-                --policy $policy,optimum >"$scratch/replayed" &&
+                --policy "$policy,optimum" >"$scratch/replayed" &&
             "$sluice" trace summary "$scratch/trace" | grep -q 'never before' || return
-        "$python" - "$scratch" $policy <<'PYTHON' || return
+        "$python" - "$scratch" "$policy" <<'PYTHON' || return
 import json, sys
 counted = dict(line.split() for line in open(sys.argv[1] + "/counted"))
 policy, optimum = map(json.loads, open(sys.argv[1] + "/replayed"))
