@@ -1,7 +1,7 @@
 /* Cache and reader over a drive that exists in memory, on its clock: whatever the drive does and
  * whoever asks for what, nothing is lost, doubled or lent wrong. A seeded driver demands, hints,
  * lends, releases, resizes and waits at random, a million events in several worlds, and looks at
- * everything after each. SL_SEED=n gives other worlds. */
+ * everything after each. SL_SEED=n gives other worlds; SL_SLOW=1, and sanitizers, shorter ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,11 +20,8 @@
 #include "tests/kernel_inputs.h"
 
 #define WORLDS 20u
-#ifdef SL_DEBUG /* sanitizers take their time */
-#define EVENTS_PER_WORLD 3000u
-#else
 #define EVENTS_PER_WORLD 50000u
-#endif
+#define EVENTS_PER_WORLD_SLOW 3000u
 #define ALL (CACHE_LAYERS * CACHE_EXPERTS)
 #define BLOCK SL_IO_ALIGN_BYTES
 
@@ -338,6 +335,15 @@ static void destroy_world(struct world *w)
     cache_rig_fini(&w->rig);
 }
 
+static uint64_t events_per_world(void)
+{
+#ifdef SL_DEBUG
+    return EVENTS_PER_WORLD_SLOW;
+#else
+    return getenv("SL_SLOW") ? EVENTS_PER_WORLD_SLOW : EVENTS_PER_WORLD;
+#endif
+}
+
 static void test_nothing_goes_wrong(void **state)
 {
     struct world *w = calloc(1, sizeof(*w));
@@ -349,7 +355,7 @@ static void test_nothing_goes_wrong(void **state)
     cache_fixture_open(&f, false);
     for (uint32_t i = 0; i < WORLDS; i++) {
         create_world(w, &f, inputs_seed() * WORLDS + i);
-        while (w->n_events < EVENTS_PER_WORLD) {
+        while (w->n_events < events_per_world()) {
             act(w);
             check(w);
         }
