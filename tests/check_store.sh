@@ -104,7 +104,7 @@ for variant in "" "--io threads --cache min --verify always"; do
 done
 check "what is striped is sound" "$sluice" verify "$scratch/striped"
 flip "$scratch/drive-3/experts-3.bin" 5000
-refused "a run meets a flipped bit on another drive" 'drive-3/experts-3.bin: w. at offset\|drive-2/experts-2.bin: w. at offset' \
+refused "a run meets a flipped bit on another drive" 'striped/experts-1.bin: w. at offset\|drive-2/experts-2.bin: w. at offset\|drive-3/experts-3.bin: w. at offset' \
     logits "$scratch/striped" "${run[@]}"
 check "repair on another drive" "$sluice" verify "$scratch/striped" --repair "$checkpoint"
 check "and it is sound" "$sluice" verify "$scratch/striped"
