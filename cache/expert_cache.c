@@ -17,9 +17,17 @@
 struct demand {
     uint16_t *missing; /* experts whose load is not begun; n_routed_experts */
     uint32_t n_missing, next_missing;
-    uint32_t n_left; /* to be lent */
+    uint32_t n_left;    /* to be lent */
+    uint32_t n_awaited; /* loading */
     uint16_t layer_index;
     bool open;
+};
+
+/* The latest, until the next demand. */
+struct guess {
+    struct sl_expert_key keys[SL_GUESS_MAX];
+    uint32_t n, next; /* whose load is not begun */
+    uint32_t n_loads; /* begun, and neither demanded nor given up */
 };
 
 struct sl_expert_cache {
@@ -37,8 +45,11 @@ struct sl_expert_cache {
     struct sl_expert_loader loader;
     bool attached; /* what the loader reads into */
     struct demand demand;
+    struct guess guess;
     struct sl_err failure; /* of the open demand; code 0 if none */
     uint64_t n_preloads;
+    uint64_t n_guessed, n_guessed_right, n_guess_loads, n_guess_hits, n_guess_late;
+    uint64_t guess_wasted_bytes;
 };
 
 static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
@@ -46,7 +57,7 @@ static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
     return (struct sl_expert_cache *)(void *)source;
 }
 
-enum load_kind { LOAD_DEMANDED, LOAD_HINTED, LOAD_AHEAD };
+enum load_kind { LOAD_DEMANDED, LOAD_HINTED, LOAD_GUESSED, LOAD_AHEAD };
 
 /* Returns false if no staging buffer or no slot is free. */
 static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, enum load_kind kind)
@@ -56,17 +67,37 @@ static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, 
 
     if (sl_expert_loader_is_full(&cache->loader))
         return false;
-    slot = sl_slot_table_take(&cache->table, key, kind == LOAD_HINTED);
+    slot = sl_slot_table_take(&cache->table, key, kind == LOAD_HINTED || kind == LOAD_GUESSED);
     if (!slot)
         return false;
     slot->demanded = kind == LOAD_DEMANDED;
+    slot->guessed = kind == LOAD_GUESSED;
+    cache->demand.n_awaited += slot->demanded;
     index = sl_slot_index(&cache->table, slot);
     sl_expert_loader_begin(&cache->loader, key, index, cache->slab + index * cache->slot_bytes,
                            kind == LOAD_DEMANDED);
     return true;
 }
 
-static void begin_missing(struct sl_expert_cache *cache)
+/* Begins what is guessed, unless something that is demanded still needs the drives. */
+static void begin_guessed(struct sl_expert_cache *cache)
+{
+    struct guess *guess = &cache->guess;
+
+    if (cache->demand.next_missing < cache->demand.n_missing || cache->demand.n_awaited > 0)
+        return;
+    for (; guess->next < guess->n; guess->next++) {
+        if (sl_slot_table_find(&cache->table, guess->keys[guess->next]))
+            continue;
+        if (!sl_slot_table_may_hint(&cache->table) ||
+            !begin_load(cache, guess->keys[guess->next], LOAD_GUESSED))
+            return;
+        guess->n_loads++;
+        cache->n_guess_loads++;
+    }
+}
+
+static void begin_loads(struct sl_expert_cache *cache)
 {
     struct demand *demand = &cache->demand;
 
@@ -77,6 +108,7 @@ static void begin_missing(struct sl_expert_cache *cache)
             break;
         demand->next_missing++;
     }
+    begin_guessed(cache);
     sl_reader_start(cache->loader.reader);
 }
 
@@ -93,10 +125,12 @@ static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_
     struct sl_slot *slot = &cache->table.slots[end->slot_index];
 
     if (slot->state == SL_SLOT_HELD) {
-        sl_slot_table_let_go(&cache->table, slot);
+        if (!end->held)
+            sl_slot_table_let_go(&cache->table, slot);
         return;
     }
     sl_assert(slot->state == SL_SLOT_LOADING);
+    cache->demand.n_awaited -= slot->demanded;
     if (end->rc == 0 && slot->demanded) {
         make_lendable(cache, slot);
     } else if (end->rc == 0) {
@@ -114,12 +148,55 @@ static void progress(struct sl_expert_cache *cache, bool wait)
 {
     struct sl_expert_load_end end;
 
-    begin_missing(cache);
+    begin_loads(cache);
     while (sl_expert_loader_reap(&cache->loader, wait, &end)) {
         end_load(cache, &end);
-        begin_missing(cache);
+        begin_loads(cache);
         wait = false;
     }
+}
+
+/* Counts what of the guess has been demanded, and gives up the rest. */
+static void expire_guess(struct sl_expert_cache *cache)
+{
+    struct guess *guess = &cache->guess;
+
+    for (uint32_t i = 0; i < guess->n; i++) {
+        struct sl_slot *slot = sl_slot_table_find(&cache->table, guess->keys[i]);
+
+        if (!slot || !slot->guessed)
+            continue;
+        slot->guessed = false;
+        if (slot->state == SL_SLOT_READY) {
+            sl_slot_table_unhint(&cache->table, slot);
+            continue;
+        }
+        guess->n_loads--;
+        if (slot->state == SL_SLOT_PINNED) {
+            cache->n_guess_hits++;
+        } else if (slot->demanded) {
+            cache->n_guess_late++;
+        } else {
+            cache->guess_wasted_bytes +=
+                sl_expert_loader_cancel(&cache->loader, sl_slot_index(&cache->table, slot));
+            sl_slot_table_drop(&cache->table, slot, true);
+        }
+    }
+    cache->guess_wasted_bytes += guess->n_loads * cache->slot_bytes; /* landed in vain */
+    *guess = (struct guess){.n = 0};
+}
+
+static void source_guess(struct sl_expert_source *source, const struct sl_expert_key *keys,
+                         uint32_t n_keys)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+
+    sl_assert(n_keys <= SL_GUESS_MAX);
+    expire_guess(cache);
+    cache->guess.n = n_keys;
+    memcpy(cache->guess.keys, keys, n_keys * sizeof(*keys));
+    cache->n_guessed += n_keys;
+    progress(cache, false);
 }
 
 static void source_hint(struct sl_expert_source *source, const struct sl_expert_key *keys,
@@ -137,6 +214,35 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
     sl_reader_start(cache->loader.reader);
 }
 
+static bool is_guessed(const struct guess *guess, struct sl_expert_key key)
+{
+    for (uint32_t i = 0; i < guess->n; i++)
+        if (guess->keys[i].layer_index == key.layer_index &&
+            guess->keys[i].expert_index == key.expert_index)
+            return true;
+    return false;
+}
+
+/* One expert of a new demand: it is there, or on its way, or missing. */
+static void claim(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    struct demand *demand = &cache->demand;
+    struct sl_slot *slot = sl_slot_table_claim(&cache->table, key);
+
+    cache->n_guessed_right += is_guessed(&cache->guess, key);
+    if (!slot) {
+        demand->missing[demand->n_missing++] = key.expert_index;
+        return;
+    }
+    if (slot->state == SL_SLOT_PINNED) {
+        make_lendable(cache, slot);
+    } else {
+        slot->demanded = true;
+        demand->n_awaited++;
+        sl_expert_loader_promote(&cache->loader, sl_slot_index(&cache->table, slot));
+    }
+}
+
 static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
                          const uint16_t *experts, uint32_t n_experts, struct sl_err *err)
 {
@@ -145,6 +251,7 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
 
     (void)err; /* reads that fail show in next() */
     sl_assert(!demand->open);
+    cache->guess.next = cache->guess.n; /* what is not begun comes too late */
     demand->open = true;
     demand->layer_index = layer_index;
     demand->n_missing = demand->next_missing = 0;
@@ -152,20 +259,11 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     cache->table.policy->ops->visit(cache->table.policy, layer_index);
     /* All that is there is claimed before anything is evicted. */
     for (uint32_t i = 0; i < n_experts; i++) {
-        struct sl_slot *slot =
-            sl_slot_table_claim(&cache->table, (struct sl_expert_key){layer_index, experts[i]});
-
         sl_assert(i == 0 || experts[i - 1] < experts[i]);
-        if (!slot) {
-            demand->missing[demand->n_missing++] = experts[i];
-        } else if (slot->state == SL_SLOT_PINNED) {
-            make_lendable(cache, slot);
-        } else {
-            slot->demanded = true;
-            sl_expert_loader_promote(&cache->loader, sl_slot_index(&cache->table, slot));
-        }
+        claim(cache, (struct sl_expert_key){layer_index, experts[i]});
     }
-    progress(cache, false);
+    progress(cache, false); /* sets the misses going, and shows which guesses have landed */
+    expire_guess(cache);
     return 0;
 }
 
@@ -179,7 +277,7 @@ static void abandon(struct sl_expert_cache *cache)
         sl_slot_table_ready(&cache->table, sl_list_item(link, struct sl_slot, link));
     for (uint32_t i = 0; i < cache->table.n_slots; i++)
         cache->table.slots[i].demanded = false;
-    cache->demand.n_missing = cache->demand.next_missing = 0;
+    cache->demand.n_missing = cache->demand.next_missing = cache->demand.n_awaited = 0;
     cache->demand.open = false;
     cache->failure.code = 0;
 }
@@ -256,6 +354,7 @@ static const struct sl_expert_source_ops source_ops = {
     .demand = source_demand,
     .next = source_next,
     .release = source_release,
+    .guess = source_guess,
 };
 
 uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok)
@@ -409,6 +508,7 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
     if (cache->demand.open || cache->n_lent > 0)
         return sl_err_set(err, -EBUSY,
                           "the expert cache cannot be resized in the middle of a step");
+    expire_guess(cache);
     while (!sl_expert_loader_is_idle(&cache->loader))
         progress(cache, true);
     if (cache->loader.n_held > 0)
@@ -515,7 +615,7 @@ bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
     }
     return sl_slot_table_is_sound(table) && n_lent == cache->n_lent &&
            n_pinned == n_lendable + n_lent && n_loading + n_held == cache->loader.n_busy &&
-           n_held == cache->loader.n_held;
+           n_held == cache->loader.n_held + cache->loader.n_cancelled;
 }
 
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)
@@ -547,6 +647,12 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
         .n_requests = slots->n_requests,
         .n_hits = slots->n_hits,
         .n_hinted_hits = slots->n_hinted_hits,
+        .n_guessed = cache->n_guessed,
+        .n_guessed_right = cache->n_guessed_right,
+        .n_guess_loads = cache->n_guess_loads,
+        .n_guess_hits = cache->n_guess_hits,
+        .n_guess_late = cache->n_guess_late,
+        .guess_wasted_bytes = cache->guess_wasted_bytes,
         .n_loads = slots->n_loads,
         .n_preloads = cache->n_preloads,
         .n_evictions = slots->n_evictions,

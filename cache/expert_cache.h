@@ -9,6 +9,11 @@
  *       ▲                │    └──landed, demanded──────────────►▲
  *       └──read failed───┘                └──demanded───────────┘        ready ──evicted──► loading
  *
+ * A guess is loaded when all that is demanded has landed, so into time in which the drives had
+ * nothing to do. When the next demand does not ask for it, it is given up: what has not been asked
+ * of the drives is cancelled, and its slot is held until the rest is back; what has landed stays
+ * until it makes room.
+ *
  * A demand asks for all its misses at once, as far as slots and staging buffers allow, and for the
  * others as loads land and loans are released. A failed load ends its demand only: what else was in
  * flight lands as if hinted, and the cache goes on. Where a drive did not answer in time it may
@@ -47,12 +52,18 @@ struct sl_expert_cache_options {
 };
 
 struct sl_expert_cache_counters {
-    uint64_t n_requests;    /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
-    uint64_t n_hits;        /* of these, resident or still landing from an earlier demand or a
-                             * preload */
-    uint64_t n_hinted_hits; /* of these, brought by a hint that nobody had demanded before */
-    uint64_t n_loads;       /* reads of an expert that were begun, hints and preload included */
-    uint64_t n_preloads;    /* of these, for a preload */
+    uint64_t n_requests;      /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
+    uint64_t n_hits;          /* of these, resident or still landing from an earlier demand or a
+                               * preload */
+    uint64_t n_hinted_hits;   /* of these, brought by a hint or a guess, for the first time */
+    uint64_t n_guessed;       /* experts that guesses named */
+    uint64_t n_guessed_right; /* of these, in the demand that followed */
+    uint64_t n_guess_loads;   /* of these, loads that were begun, in n_loads too */
+    uint64_t n_guess_hits;    /* of these, demanded when they had landed, */
+    uint64_t n_guess_late;    /* and while they were in flight: both in n_hinted_hits too */
+    uint64_t guess_wasted_bytes; /* asked of the drives for the rest of n_guess_loads */
+    uint64_t n_loads;    /* reads of an expert that were begun, hints and preload included */
+    uint64_t n_preloads; /* of these, for a preload */
     uint64_t n_evictions;
     uint64_t n_retries; /* reads, and loads of corrupt data, that were tried again */
     uint64_t n_stalls;  /* these two as in struct sl_reader_counters */

@@ -182,7 +182,7 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->slot_index = slot_index;
     load->tiles = tiles;
     load->busy = true;
-    load->reread = false;
+    load->reread = load->cancelled = false;
     loader->n_busy++;
     if (sl_expert_store_is_packed(loader->store))
         plan_packed(loader, load);
@@ -191,14 +191,36 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     queue_reads(loader, load, urgent);
 }
 
-void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index)
+static struct sl_expert_load *load_into(struct sl_expert_loader *loader, uint32_t slot_index)
 {
     struct sl_expert_load *load = loader->loads;
 
     while (!load->busy || load->held || load->slot_index != slot_index)
         load++;
+    return load;
+}
+
+void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index)
+{
+    struct sl_expert_load *load = load_into(loader, slot_index);
+
     for (uint32_t i = 0; i < load->n_reads; i++)
         sl_reader_promote(loader->reader, &load->reads[i]);
+}
+
+uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_index)
+{
+    struct sl_expert_load *load = load_into(loader, slot_index);
+    uint64_t begun_bytes = 0;
+
+    sl_assert(!load->cancelled);
+    load->cancelled = true;
+    loader->n_cancelled++;
+    for (uint32_t i = 0; i < load->n_reads; i++) {
+        begun_bytes += sl_read_begun_bytes(&load->reads[i]);
+        sl_reader_cancel(loader->reader, &load->reads[i]);
+    }
+    return begun_bytes;
 }
 
 /* Items are the tiles of the three matrices, one after the other. */
@@ -330,7 +352,10 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     int matrix = 0;
 
     end->slot_index = load->slot_index;
-    if (load->failed) {
+    if (load->cancelled) {
+        end->rc = -ECANCELED;
+        loader->n_cancelled--;
+    } else if (load->failed) {
         end->rc = sl_reader_explain(loader->reader, load->failed, &end->err);
     } else {
         end->rc = take_in(loader, load, &matrix);
@@ -343,7 +368,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
         if (end->rc < 0)
             explain_corrupt(loader, load, matrix, &end->err);
     }
-    if (end->rc < 0)
+    if (end->rc < 0 && !load->cancelled)
         sl_err_prefix(&end->err, end->rc, "%s",
                       sl_expert_format(sl_expert_store_shape(loader->store), load->key, text));
     load->busy = load->held = end->held = load->late_reads != 0;
@@ -358,7 +383,8 @@ static void let_go(struct sl_expert_loader *loader, struct sl_expert_load *load,
 {
     end->slot_index = load->slot_index;
     end->held = false;
-    end->rc = sl_reader_explain(loader->reader, load->failed, &end->err);
+    end->rc =
+        load->cancelled ? -ECANCELED : sl_reader_explain(loader->reader, load->failed, &end->err);
     load->busy = load->held = false;
     loader->n_busy--;
     loader->n_held--;
@@ -413,12 +439,11 @@ bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
 
 int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct sl_err *err)
 {
-    const struct sl_expert_load *load = loader->loads;
-
     sl_assert(loader->n_held > 0);
-    while (!load->held)
-        load++;
-    sl_reader_explain(loader->reader, load->failed, err);
+    sl_err_set(err, -ETIMEDOUT, "a drive did not answer");
+    for (uint32_t i = 0; i < loader->inflight_max; i++)
+        if (loader->loads[i].held && !loader->loads[i].cancelled)
+            sl_reader_explain(loader->reader, loader->loads[i].failed, err);
     return sl_err_prefix(err, -ETIMEDOUT,
                          "no room is left to read into: the drives keep that of %u experts",
                          loader->n_held);

@@ -34,6 +34,7 @@ struct sl_expert_load {
     bool busy;
     bool held;   /* it has ended, but the device has not let go of what it reads into */
     bool reread; /* it was corrupt once */
+    bool cancelled;
 };
 
 struct sl_expert_loader {
@@ -46,7 +47,8 @@ struct sl_expert_loader {
     bool *verified; /* (layers, experts); of a packed store */
     enum sl_verify verify;
     uint32_t inflight_max, n_busy;
-    uint32_t n_held; /* of the busy */
+    uint32_t n_held;      /* of the busy */
+    uint32_t n_cancelled; /* likewise, and not held */
     uint64_t wanted_bytes, repack_ns, verify_ns, n_rereads;
 };
 
@@ -55,7 +57,8 @@ struct sl_expert_load_end {
     uint32_t slot_index;
     bool held;         /* the device may still write to the slot; rc is negative */
     int rc;            /* 0, or negative */
-    struct sl_err err; /* filled if rc is negative: file, offset, layer, expert and cause */
+    struct sl_err err; /* filled if rc is negative and not -ECANCELED: file, offset, layer, expert
+                          and cause */
 };
 
 /* For a slab of n_slots that nobody has touched yet: see sl_pool_place(). */
@@ -96,6 +99,10 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
 
 /* Makes the load into this slot urgent. */
 void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index);
+
+/* Gives up the load into this slot: what has not been asked of the drives never will. It ends as
+ * soon as the rest is back, with -ECANCELED. Returns the bytes that were asked for. */
+uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_index);
 
 /* True with *ret_end filled for a load that has ended; false if there is none now, with `wait` only
  * if none is in flight. Also starts what begin() queued. */

@@ -33,7 +33,7 @@ static uint32_t *entry_of(const struct sl_slot_table *table, struct sl_expert_ke
     return &table->slot_of[key.layer_index * table->n_experts + key.expert_index];
 }
 
-static void unhint(struct sl_slot_table *table, struct sl_slot *slot)
+void sl_slot_table_unhint(struct sl_slot_table *table, struct sl_slot *slot)
 {
     if (slot->hinted)
         table->n_hinted--;
@@ -58,7 +58,7 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
             table->counters.n_hinted_hits++;
         else
             table->counters.n_hits++;
-        unhint(table, slot);
+        sl_slot_table_unhint(table, slot);
         if (slot->state == SL_SLOT_READY) {
             table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
             slot->state = SL_SLOT_PINNED;
@@ -78,7 +78,7 @@ static struct sl_slot *evict(struct sl_slot_table *table)
     slot = &table->slots[index];
     sl_assert(slot->state == SL_SLOT_READY);
     *entry_of(table, slot->key) = SL_NO_SLOT;
-    unhint(table, slot);
+    sl_slot_table_unhint(table, slot);
     slot->state = SL_SLOT_EMPTY;
     table->counters.n_evictions++;
     return slot;
@@ -114,7 +114,7 @@ void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool 
 {
     sl_assert(slot->state == SL_SLOT_LOADING);
     *entry_of(table, slot->key) = SL_NO_SLOT;
-    unhint(table, slot);
+    sl_slot_table_unhint(table, slot);
     slot->state = SL_SLOT_HELD;
     if (!held)
         sl_slot_table_let_go(table, slot);

@@ -33,10 +33,11 @@ struct sl_slot {
     struct sl_link link; /* empty: the table's; else its owner's */
     struct sl_expert_key key;
     uint8_t state;
-    bool hinted; /* brought by a hint and not claimed since */
+    bool hinted; /* brought by a hint or guess, and not claimed since */
 
     /* The owner's alone. */
     bool demanded; /* loading: the open demand waits for it */
+    bool guessed;  /* brought by the latest guess, and not demanded since */
     bool lent;
 };
 
@@ -109,6 +110,9 @@ static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
 
 /* What was loading or pinned may be evicted from now on. */
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
+
+/* What a hint brought has not been claimed and is like any other from now on. */
+void sl_slot_table_unhint(struct sl_slot_table *table, struct sl_slot *slot);
 
 /* What was loading is not there after all; the slot is empty, or else held until let go. */
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held);

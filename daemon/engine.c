@@ -229,6 +229,7 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .tokens_max = e->options.segment_tokens,
         .context_max = e->options.context_tokens,
         .spans_max = e->options.n_sequences,
+        .prefetch = e->options.prefetch,
         .stop = e->options.stop,
         .on_route = e->options.on_route,
         .on_route_context = e->options.on_route_context,

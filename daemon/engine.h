@@ -30,7 +30,8 @@ struct sl_engine_options {
     /* A piece or depth of 0: what a probe of the drives finds. */
     struct sl_reader_options reader;
     const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
-    const char *isa;                    /* NULL: the best there is */
+    enum sl_prefetch prefetch;
+    const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
 

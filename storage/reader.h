@@ -112,6 +112,12 @@ void sl_reader_promote(struct sl_reader *reader, struct sl_read *read);
  * ended. */
 void sl_reader_cancel(struct sl_reader *reader, struct sl_read *read);
 
+/* Bytes of a queued read that have been asked of the device. */
+static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
+{
+    return read->cut_bytes - read->offset_bytes / SL_IO_ALIGN_BYTES * SL_IO_ALIGN_BYTES;
+}
+
 /* A read that has ended, well or not, in any order. NULL if there is none now; with `wait`, only if
  * none is queued or in flight, late ones not counted. */
 struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);

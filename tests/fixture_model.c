@@ -392,6 +392,25 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
     }
 }
 
+/* A guess is of the layer after that of the open demand, which goes by its router. */
+static void source_guess(struct sl_expert_source *source, const struct sl_expert_key *keys,
+                         uint32_t n_keys)
+{
+    struct fixture_experts *e = (struct fixture_experts *)source;
+
+    sl_assert(n_keys >= 1 && n_keys <= SL_GUESS_MAX && e->n_guess == 0 && e->n_left > 0);
+    e->guess_layer = e->open_layer + 1;
+    sl_assert(e->guess_layer >= e->n_hash_layers);
+    e->n_guess = n_keys;
+    e->n_guessed += n_keys;
+    for (uint32_t i = 0; i < n_keys; i++) {
+        sl_assert(keys[i].layer_index == e->guess_layer && keys[i].expert_index < e->n_experts);
+        e->guess[i] = keys[i].expert_index;
+        for (uint32_t j = 0; j < i; j++)
+            sl_assert(e->guess[i] != e->guess[j]);
+    }
+}
+
 static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
                          const uint16_t *experts, uint32_t n_experts, struct sl_err *err)
 {
@@ -407,7 +426,10 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
         sl_assert(experts[i] < e->n_experts && (i == 0 || experts[i - 1] < experts[i]));
         n_hinted += hinted[experts[i]];
         demanded[i] = experts[i];
+        for (uint32_t j = 0; j < e->n_guess; j++)
+            e->n_guessed_right += e->guess[j] == experts[i] && e->guess_layer == layer_index;
     }
+    e->n_guess = 0;
     /* A hint is certain, and complete. */
     sl_assert(layer_index >= e->n_hash_layers || n_hinted == n_experts);
     for (uint32_t i = 0; i < e->n_experts; i++)
@@ -509,7 +531,7 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
                           uint32_t hold_limit, uint64_t seed)
 {
     static const struct sl_expert_source_ops ops = {source_hint, source_demand, source_next,
-                                                    source_release};
+                                                    source_release, source_guess};
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
     uint8_t *codes, *scales;

@@ -83,6 +83,7 @@ struct fixture_experts {
     uint32_t n_held_max;  /* the most that ever were */
     uint16_t *demanded;   /* (layers, n_routed_experts) of the latest demand of each layer */
     uint32_t *n_demanded; /* (layers) */
+    uint64_t n_guessed, n_guessed_right;
 
     /* Its own. */
     uint64_t seed;
@@ -91,6 +92,8 @@ struct fixture_experts {
     uint64_t offset_bytes[SL_EXPERT_MATRICES + 1];
     uint8_t **slots; /* (hold_limit) what is lent: filled when lent, spoilt when released */
     bool *slot_held;
+    uint16_t guess[SL_GUESS_MAX]; /* of guess_layer, until its demand */
+    uint32_t n_guess, guess_layer;
     bool *hinted;   /* (layers, n_routed_experts) and not demanded since */
     uint16_t *left; /* of the open demand, in the order of lending */
     uint32_t n_left;

@@ -92,7 +92,8 @@ static void run(struct rig *rig, uint32_t n_tokens, uint64_t seed)
     for (size_t i = 0; i < stream_count(rig, n_tokens); i++)
         rig->step.streams[i] = (float)fixture_below(&seed, 1u << 20) * 0x1p-19f - 1.0f;
     sl_moe_hint(rig->moe, &rig->step, layer, &rig->experts.source);
-    assert_int_equal(sl_moe_run(rig->moe, &rig->step, 0, layer, &rig->experts.source, NULL), 0);
+    assert_int_equal(sl_moe_run(rig->moe, &rig->step, 0, layer, NULL, &rig->experts.source, NULL),
+                     0);
     assert_int_equal(rig->experts.n_held, 0);
     for (size_t i = 0; i < stream_count(rig, n_tokens); i++)
         assert_true(isfinite(rig->step.streams[i]));

@@ -312,8 +312,10 @@ static void bench_phases(const struct sl_bench *bench, struct layer *in, const c
 static int bench_layer(const struct sl_bench *bench, const struct sl_config *config,
                        const char *model, uint32_t past_tokens, struct sl_err *err)
 {
-    static const struct sl_expert_source_ops ops = {source_hint, source_demand, source_next,
-                                                    source_release};
+    static const struct sl_expert_source_ops ops = {.hint = source_hint,
+                                                    .demand = source_demand,
+                                                    .next = source_next,
+                                                    .release = source_release};
     struct layer in = {
         .compute = &bench->compute,
         .config = *config,

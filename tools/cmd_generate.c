@@ -247,6 +247,14 @@ static void print_figures(const struct command *command)
     if (c.n_preloads > 0)
         fprintf(stderr, "hot      %llu experts of an earlier run loaded before the prompt\n",
                 (unsigned long long)c.n_preloads);
+    if (c.n_guessed > 0)
+        fprintf(
+            stderr,
+            "guesses  %llu, %.1f %% right; %llu read ahead, %llu of them in time and %llu late, "
+            "%s wasted\n",
+            (unsigned long long)c.n_guessed, 100 * (double)c.n_guessed_right / (double)c.n_guessed,
+            (unsigned long long)c.n_guess_loads, (unsigned long long)c.n_guess_hits,
+            (unsigned long long)c.n_guess_late, sl_size_format(c.guess_wasted_bytes, wanted));
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
@@ -276,6 +284,12 @@ static int write_stats(const struct command *command, struct sl_err *err)
     set(object, "expert_hinted_hits", json_integer((json_int_t)c.n_hinted_hits));
     set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
     set(object, "expert_preloads", json_integer((json_int_t)c.n_preloads));
+    set(object, "guesses", json_integer((json_int_t)c.n_guessed));
+    set(object, "guesses_right", json_integer((json_int_t)c.n_guessed_right));
+    set(object, "guess_loads", json_integer((json_int_t)c.n_guess_loads));
+    set(object, "guess_hits", json_integer((json_int_t)c.n_guess_hits));
+    set(object, "guess_late", json_integer((json_int_t)c.n_guess_late));
+    set(object, "guess_wasted_bytes", json_integer((json_int_t)c.guess_wasted_bytes));
     set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
     set(object, "read_retries", json_integer((json_int_t)c.n_retries));
     set(object, "read_stalls", json_integer((json_int_t)c.n_stalls));

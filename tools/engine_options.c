@@ -19,6 +19,7 @@ enum {
     OPTION_IO_STALL,
     OPTION_VERIFY,
     OPTION_POLICY,
+    OPTION_PREFETCH,
     OPTION_ISA,
     OPTION_NUMERICS,
 };
@@ -43,6 +44,10 @@ static const struct argp_option options[] = {
      "(default), each time, or not at all",
      0},
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
+    {"prefetch", OPTION_PREFETCH, "off|hash|gate", 0,
+     "experts that are read before they are asked for: those of the layers that go by the token "
+     "(hash, the default), or also guesses at the next layer's (gate)",
+     0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
@@ -164,6 +169,13 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_POLICY:
         if (sl_policy_find(&o->policy, value, NULL) < 0)
             argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
+        return 0;
+    case OPTION_PREFETCH:
+        if (strcmp(value, "off") != 0 && strcmp(value, "hash") != 0 && strcmp(value, "gate") != 0)
+            argp_error(state, "--prefetch takes off, hash or gate, not \"%s\"", value);
+        o->prefetch = value[0] == 'o'   ? SL_PREFETCH_OFF
+                      : value[0] == 'h' ? SL_PREFETCH_HASH
+                                        : SL_PREFETCH_GATE;
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);

@@ -327,6 +327,7 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
         in.end = step->n_tokens - in.first < SL_CHUNK_TOKENS ? step->n_tokens
                                                              : in.first + SL_CHUNK_TOKENS;
         needs_index = sl_attend_needs_index(step, weights, in.first, in.end);
+        sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
         sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
                      &attention->x);
         sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);

@@ -5,6 +5,7 @@
  *
  *     hint(hash-routed experts)          before the step, optional
  *     demand(layer, experts)             submits all reads that are missing; does not block
+ *     guess(the next layer's experts)    while they load, optional
  *     next() ... release() ...           until next() returns 0
  *
  * A demand may name more experts than fit in memory at once; the source then loads further ones as
@@ -31,6 +32,9 @@ struct sl_expert_loan {
     const uint8_t *w[SL_EXPERT_MATRICES]; /* FP4 R16 tiles (core/kernels/r16.h), 64-byte aligned */
 };
 
+/* Experts that one guess names at most. */
+#define SL_GUESS_MAX 32u
+
 struct sl_expert_source;
 
 struct sl_expert_source_ops {
@@ -53,6 +57,13 @@ struct sl_expert_source_ops {
                 struct sl_err *err);
 
     void (*release)(struct sl_expert_source *source, const struct sl_expert_loan *loan);
+
+    /* These experts of one layer may be in the next demand, distinct and the likeliest first. They
+     * are read while nothing that was demanded is on its way, and given up when the next demand
+     * does not ask for them. Takes the place of the guess before. NULL: guesses are of no use to
+     * this source. Never fails. */
+    void (*guess)(struct sl_expert_source *source, const struct sl_expert_key *keys,
+                  uint32_t n_keys);
 };
 
 /* First member of every implementation. */

@@ -327,12 +327,15 @@ static int give_logits(const struct head *head, const struct sl_span *spans, uin
 static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *err)
 {
     const struct sl_layer_weights *layer = &f->params.weights->layers[layer_index];
+    const bool guess = f->params.prefetch == SL_PREFETCH_GATE &&
+                       layer_index + 1 < f->params.config->num_hidden_layers;
     int rc;
 
     if (f->params.stop && atomic_load_explicit(f->params.stop, memory_order_relaxed))
         return sl_err_set(err, -ECANCELED, "stopped before layer %u", layer_index);
     sl_attention_run(f->attention, &f->step, layer_index, layer);
-    rc = sl_moe_run(f->moe, &f->step, layer_index, layer, f->params.source, err);
+    rc = sl_moe_run(f->moe, &f->step, layer_index, layer, guess ? layer + 1 : NULL,
+                    f->params.source, err);
     if (rc == 0 && f->params.on_route)
         f->params.on_route(f->params.on_route_context, layer_index, f->step.n_tokens,
                            sl_moe_picked(f->moe));
@@ -369,7 +372,8 @@ int sl_forward_step(struct sl_forward *f, const struct sl_span *spans, uint32_t 
         return rc;
     sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
     set_tokens(f, spans, n_spans, false);
-    sl_moe_hint(f->moe, &f->step, weights->layers, f->params.source);
+    if (f->params.prefetch != SL_PREFETCH_OFF)
+        sl_moe_hint(f->moe, &f->step, weights->layers, f->params.source);
     sl_pool_run(f->params.compute->pool, f->step.n_tokens, 4, embed_tokens, f);
     for (uint32_t i = 0; i < f->params.config->num_hidden_layers && rc == 0; i++)
         rc = run_layer(f, i, err);

@@ -29,6 +29,13 @@ struct sl_forward;
 typedef void sl_route_fn(void *context, uint32_t layer_index, uint32_t n_tokens,
                          const uint16_t *experts);
 
+/* Which experts the source is told of before their layer's router has chosen them. */
+enum sl_prefetch {
+    SL_PREFETCH_HASH, /* those of the hash-routed layers, for certain */
+    SL_PREFETCH_OFF,
+    SL_PREFETCH_GATE, /* also guesses at the next layer's, in steps of few tokens */
+};
+
 struct sl_forward_params {
     const struct sl_config *config; /* this and the next three are borrowed */
     const struct sl_weights *weights;
@@ -37,6 +44,7 @@ struct sl_forward_params {
     uint32_t tokens_max;  /* of one step, all spans together */
     uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
+    enum sl_prefetch prefetch;
     const atomic_bool *stop; /* NULL, or looked at before each layer; may be set from anywhere */
     sl_route_fn *on_route;   /* NULL, or told, from the thread that drives the pass */
     void *on_route_context;

@@ -190,7 +190,6 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
     struct before in = {step, hc, norm, first, end - first, mix, x};
     size_t groups = (in.n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
 
-    sl_pool_phase(step->compute->pool, SL_PHASE_HYPER_CONNECTION);
     sl_pool_count(step->compute->pool,
                   sl_r16_tile_count(hc->fn.rows) * sl_matrix_tile_bytes(&hc->fn),
                   (uint64_t)hc->fn.rows * hc->fn.cols * (end - first));

@@ -21,7 +21,7 @@ struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config 
                                  uint64_t tokens);
 
 /* For tokens first <= t < end of the step: x row t - first = norm(pre . streams of t), rounded into
- * x's other forms; mix row t - first is kept for after(). */
+ * x's other forms; mix row t - first is kept for after(). In the pool's present phase. */
 void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
                   uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
                   const struct sl_act_buffer *x);

@@ -10,6 +10,12 @@
 
 #define LOANS_MAX 64u /* experts whose linears run as one job */
 
+/* More tokens name most of a layer's experts between them, and what is left to guess is little. A
+ * token's last choices are guessed wrong most often: docs/PERFORMANCE.md, prefetch. */
+#define GUESS_TOKENS_MAX 8u
+#define GUESSES_PER_TOKEN 4u
+_Static_assert(GUESS_TOKENS_MAX *GUESSES_PER_TOKEN <= SL_GUESS_MAX, "one guess holds them");
+
 struct pair {
     uint32_t token;
     float weight;
@@ -47,6 +53,11 @@ struct sl_moe {
     struct part parts[LOANS_MAX];
     uint32_t n_parts;
     uint32_t n_rows;
+
+    /* As above, for the guess at the next layer. */
+    struct sl_act_buffer guess_x; /* (GUESS_TOKENS_MAX, hidden_size) */
+    struct sl_hc_mix guess_mix;
+    float *guess_scores;
 };
 
 struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *config,
@@ -77,6 +88,11 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
                               SL_ACT_BF16 | SL_ACT_INT8, numerics);
     m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
+    m.guess_x =
+        sl_act_buffer_carve(arena, GUESS_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
+    m.guess_mix = sl_hc_mix_carve(arena, config, GUESS_TOKENS_MAX);
+    m.guess_scores =
+        sl_arena_take(arena, GUESS_TOKENS_MAX * sl_r16_padded_rows(experts), sizeof(float));
     if (moe)
         *moe = m;
     return moe;
@@ -105,7 +121,7 @@ void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
 struct run {
     struct sl_moe *m;
     const struct sl_step *step;
-    const struct sl_layer_weights *weights;
+    const struct sl_layer_weights *weights, *next;
     uint32_t layer_index;
 };
 
@@ -208,6 +224,54 @@ static uint32_t sort_pairs(const struct run *in)
         m->pair_first[e] = m->pair_first[e - 1];
     m->pair_first[0] = 0;
     return n_wanted;
+}
+
+/* Adds a key to a list of n, if it is not there yet; returns how many there are then. */
+static uint32_t add_key(struct sl_expert_key *keys, uint32_t n, struct sl_expert_key key)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (keys[i].expert_index == key.expert_index)
+            return n;
+    keys[n] = key;
+    return n + 1;
+}
+
+/* What the next layer's router makes of the streams before this layer's experts and the next one's
+ * attention have added to them: most of its choices. All tokens' first choices go first. */
+static void guess_next(const struct run *in, struct sl_expert_source *source)
+{
+    struct sl_moe *m = in->m;
+    const struct sl_step *step = in->step;
+    const struct sl_config *config = step->config;
+    const uint32_t experts = config->n_routed_experts, k = config->num_experts_per_tok;
+    const size_t stride = sl_r16_padded_rows(experts);
+    uint16_t picked[GUESS_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
+    struct sl_expert_key keys[SL_GUESS_MAX];
+    struct sl_linear_job gate;
+    uint32_t n_keys = 0;
+
+    if (!in->next || in->next->tid2eid || step->n_tokens > GUESS_TOKENS_MAX || !source->ops->guess)
+        return;
+    sl_pool_phase(step->compute->pool, SL_PHASE_ROUTER);
+    sl_hc_before(step, &in->next->hc_ffn, in->next->ffn_norm, 0, step->n_tokens, &m->guess_mix,
+                 &m->guess_x);
+    gate = (struct sl_linear_job){&in->next->gate, sl_act_buffer_rows(&m->guess_x, 0),
+                                  m->guess_scores, stride,
+                                  step->n_tokens,  0};
+    sl_linear_run(step->compute, &gate, 1);
+    for (uint32_t i = 0; i < step->n_tokens; i++) {
+        float *scores = m->guess_scores + i * stride;
+
+        step->compute->kernels->sqrt_softplus(experts, scores, scores);
+        pick_top(config, scores, in->next->gate_bias, picked[i]);
+    }
+    for (uint32_t rank = 0; rank < k && rank < GUESSES_PER_TOKEN; rank++)
+        for (uint32_t i = 0; i < step->n_tokens; i++)
+            n_keys =
+                add_key(keys, n_keys,
+                        (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});
+    sl_pool_phase(step->compute->pool, SL_PHASE_REST);
+    source->ops->guess(source, keys, n_keys);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -367,7 +431,8 @@ static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_expert_
     rc = source->ops->demand(source, (uint16_t)in->layer_index, in->m->wanted, n_wanted, err);
     if (rc < 0)
         return rc;
-    run_shared(in); /* while the misses load */
+    guess_next(in, source); /* while the misses load */
+    run_shared(in);
     do {
         rc = source->ops->next(source, n_loans == 0, &loans[n_loans], err);
         if (rc == 1) {
@@ -411,10 +476,10 @@ static void sum_experts(void *context, size_t first, size_t end, uint32_t thread
 }
 
 int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_index,
-               const struct sl_layer_weights *weights, struct sl_expert_source *source,
-               struct sl_err *err)
+               const struct sl_layer_weights *weights, const struct sl_layer_weights *next,
+               struct sl_expert_source *source, struct sl_err *err)
 {
-    struct run in = {moe, step, weights, layer_index};
+    struct run in = {moe, step, weights, next, layer_index};
     const struct sl_config *config = step->config;
     struct sl_linear_job gate = {&weights->gate, {0},
                                  moe->scores,    sl_r16_padded_rows(config->n_routed_experts),
@@ -423,6 +488,7 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
     uint32_t n_wanted;
     int rc;
 
+    sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
     sl_hc_before(step, &weights->hc_ffn, weights->ffn_norm, 0, step->n_tokens, &moe->mix, &moe->x);
     gate.x = sl_act_buffer_rows(&moe->x, 0);
     sl_pool_phase(pool, SL_PHASE_ROUTER);

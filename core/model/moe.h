@@ -23,10 +23,12 @@ void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
                  const struct sl_layer_weights *layers, struct sl_expert_source *source);
 
 /* Runs the expert half of layer `layer_index` for all tokens: reads and updates their streams.
- * Fails as the source does; then the step cannot be completed. */
+ * `next`, if not NULL, is the layer after it, whose experts are guessed for the source while those
+ * of this one load: by its own router on the streams as they are. Only for a few tokens, and not
+ * where it is hash-routed. Fails as the source does; then the step cannot be completed. */
 int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_index,
-               const struct sl_layer_weights *weights, struct sl_expert_source *source,
-               struct sl_err *err);
+               const struct sl_layer_weights *weights, const struct sl_layer_weights *next,
+               struct sl_expert_source *source, struct sl_err *err);
 
 /* The experts of the layer that ran last: (n_tokens, num_experts_per_tok), ascending for each
  * token; valid until the next run. */
