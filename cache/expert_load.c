@@ -439,11 +439,17 @@ bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
 
 int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct sl_err *err)
 {
+    const struct sl_expert_load *load = loader->loads;
+
     sl_assert(loader->n_held > 0);
-    sl_err_set(err, -ETIMEDOUT, "a drive did not answer");
-    for (uint32_t i = 0; i < loader->inflight_max; i++)
-        if (loader->loads[i].held && !loader->loads[i].cancelled)
-            sl_reader_explain(loader->reader, loader->loads[i].failed, err);
+    while (!load->held)
+        load++;
+    if (load->cancelled)
+        sl_err_set(err, -ETIMEDOUT, "%s: its drive did not answer",
+                   sl_expert_store_file_path(
+                       loader->store, load->reads[__builtin_ctz(load->late_reads)].file_index));
+    else
+        sl_reader_explain(loader->reader, load->failed, err);
     return sl_err_prefix(err, -ETIMEDOUT,
                          "no room is left to read into: the drives keep that of %u experts",
                          loader->n_held);

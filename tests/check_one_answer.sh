@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One answer: the logits of a checkpoint and its tokens are the same bytes whatever the threads, the
-# cache, its policy, the I/O back end, the segments, what shares the passes, the instruction set and the compiler.
+# cache, its policy, what is prefetched, the I/O back end, the segments, what shares the passes, the instruction set and the compiler.
 # Each is varied alone and some together; the hash of the .npy is compared with that of a plain run.
 # CONFIGS names the models, tiny-flash and tiny-pro by default.
 cd "$(dirname "$0")/.." || exit 1
@@ -32,6 +32,7 @@ variants=(
     "--cache min" "--cache 1G"
     "--io uring" "--io threads"
     "--policy lru --cache min --segment 1" "--policy frequency --cache min --segment 1"
+    "--prefetch off" "--prefetch gate --cache min --segment 1" "--prefetch gate --segment 7"
     "--segment 1" "--segment 7" "--segment 64" "--segment 300"
     "--isa ref"
     "--threads 1 --cache min --io threads --segment 1 --isa ref"

@@ -1,7 +1,8 @@
 /* Cache and reader over a drive that exists in memory, on its clock: whatever the drive does and
  * whoever asks for what, nothing is lost, doubled or lent wrong. A seeded driver demands, hints,
- * lends, releases, resizes and waits at random, a million events in several worlds, and looks at
- * everything after each. SL_SEED=n gives other worlds; SL_SLOW=1, and sanitizers, shorter ones. */
+ * guesses, lends, releases, resizes and waits at random, a million events in several worlds, and
+ * looks at everything after each. SL_SEED=n gives other worlds; SL_SLOW=1, and sanitizers, shorter
+ * ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,6 +25,7 @@
 #define EVENTS_PER_WORLD_SLOW 3000u
 #define ALL (CACHE_LAYERS * CACHE_EXPERTS)
 #define BLOCK SL_IO_ALIGN_BYTES
+#define SPAN_EXTRA_BYTES (2 * SL_EXPERT_READS_MAX * BLOCK) /* around what a load reads */
 
 /* Where an expert's codes lie, but for the blocks that its neighbours share. */
 struct inside {
@@ -136,7 +138,7 @@ static void check(struct world *w)
     const struct sl_expert_cache_counters c = sl_expert_cache_counters(w->rig.cache);
     const struct sl_slot_table *table = sl_expert_cache_table(w->rig.cache);
     uint32_t n_there = 0, n_held = 0, n_lent = 0;
-    uint64_t n_dropped;
+    uint64_t n_dropped, n_in_vain;
 
     w->n_events++;
     assert_true(sl_expert_cache_is_sound(w->rig.cache));
@@ -151,11 +153,16 @@ static void check(struct world *w)
     assert_true(c.n_hits + c.n_hinted_hits <= c.n_requests);
     assert_int_equal(c.wanted_bytes, c.n_loads * w->rig.f->expert_bytes);
     assert_int_equal(c.read_bytes, io_simulated_delivered_bytes(w->rig.io));
-    /* Loads whose expert is neither there nor was evicted are those that failed. */
+    /* Loads whose expert is neither there nor was evicted are those that failed, and guesses that
+     * were given up. */
     n_dropped = c.n_loads - c.n_evictions - n_there;
     assert_true(n_dropped >= w->n_dropped);
-    assert_true(w->impatient || n_dropped <= io_simulated_failure_count(w->rig.io));
-    assert_true(n_held == 0 || c.n_stalls > 0);
+    n_in_vain = c.n_guess_loads - c.n_guess_hits - c.n_guess_late;
+    assert_true(n_in_vain <= c.n_guess_loads);
+    assert_true(w->impatient || n_dropped <= io_simulated_failure_count(w->rig.io) + n_in_vain);
+    assert_true(n_held == 0 || c.n_stalls > 0 || n_in_vain > 0);
+    assert_true(c.guess_wasted_bytes <= n_in_vain * (w->rig.f->expert_bytes + SPAN_EXTRA_BYTES));
+    assert_true(c.n_guess_hits + c.n_guess_late <= c.n_hinted_hits);
     w->n_held_slots += n_held;
     w->n_dropped = n_dropped;
     for (uint32_t id = 0; id < ALL; id++)
@@ -207,8 +214,11 @@ static void demand(struct world *w)
     w->n_left = n;
     w->n_requests += n;
     assert_int_equal(w->rig.source->ops->demand(w->rig.source, w->layer, experts, n, NULL), 0);
+    for (uint32_t id = 0; id < ALL; id++) /* no guess outlives it */
+        assert_true(!slot_of(w, id) || !slot_of(w, id)->guessed);
 }
 
+/* Half of the time a guess, often at the layer that is demanded next. */
 static void hint(struct world *w)
 {
     struct sl_expert_key keys[CACHE_EXPERTS];
@@ -217,7 +227,10 @@ static void hint(struct world *w)
 
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
-    w->rig.source->ops->hint(w->rig.source, keys, n);
+    if (below(w, 2))
+        w->rig.source->ops->hint(w->rig.source, keys, n);
+    else
+        w->rig.source->ops->guess(w->rig.source, keys, n);
 }
 
 static void next(struct world *w)
@@ -361,7 +374,7 @@ static void test_nothing_goes_wrong(void **state)
 {
     struct world *w = calloc(1, sizeof(*w));
     uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
-    uint64_t n_held_slots = 0;
+    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0;
     struct cache_fixture f;
 
     (void)state;
@@ -379,16 +392,21 @@ static void test_nothing_goes_wrong(void **state)
         n_completions += io_simulated_completion_count(w->rig.io);
         n_hits += sl_expert_cache_counters(w->rig.cache).n_hits;
         n_evictions += sl_expert_cache_counters(w->rig.cache).n_evictions;
+        n_guess_hits += sl_expert_cache_counters(w->rig.cache).n_guess_hits;
+        n_guess_late += sl_expert_cache_counters(w->rig.cache).n_guess_late;
+        n_guess_wasted += sl_expert_cache_counters(w->rig.cache).guess_wasted_bytes > 0;
         destroy_world(w);
     }
     cache_fixture_close(&f);
     free(w);
     print_message("%" PRIu64 " events, %" PRIu64 " reads, %" PRIu64 " hits, %" PRIu64
                   " evictions, %" PRIu64 " demands that failed, %" PRIu64
-                  " times a slot was held\n",
-                  n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_held_slots);
+                  " times a slot was held; %" PRIu64 " guesses in time, %" PRIu64 " late\n",
+                  n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_held_slots,
+                  n_guess_hits, n_guess_late);
     assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);
     assert_true(n_held_slots > 100);
+    assert_true(n_guess_late > 10 && n_guess_wasted > 0);
 }
 
 int main(void)

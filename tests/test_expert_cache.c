@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "cache/slot_table.h"
 #include "tests/cache_rig.h"
 #include "tests/fault_alloc.h"
 
@@ -367,6 +368,111 @@ static void test_demand_before_hints(void **state)
     /* One piece of the first hint was under way; one more may be when the last one has landed. */
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 1);
+    cache_rig_fini(&rig);
+}
+
+static struct sl_expert_cache_counters guess(struct cache_rig *rig, uint16_t layer,
+                                             const uint16_t *experts, uint32_t n)
+{
+    struct sl_expert_key keys[CACHE_EXPERTS];
+
+    for (uint32_t i = 0; i < n; i++)
+        keys[i] = (struct sl_expert_key){layer, experts[i]};
+    rig->source->ops->guess(rig->source, keys, n);
+    return sl_expert_cache_counters(rig->cache);
+}
+
+/* Nothing that is guessed is read before all that is demanded has landed. */
+static void test_guesses_wait_for_demands(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 4, .piece_bytes = 8192, .n_slots = 12, .inflight_max = 8};
+    static const struct io_fault_plan plan = {.lazy = true};
+    static const uint16_t demanded[] = {0, 3, 5}, guessed[] = {7, 1}, next[] = {1, 2};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters c;
+    struct sl_expert_loan loan;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(rig.source->ops->demand(rig.source, 1, demanded, 3, NULL), 0);
+    assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+        rig.source->ops->release(rig.source, &loan);
+    }
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 2);
+    assert_int_equal(cache_rig_demand(&rig, 2, next, 2, NULL, NULL), 0);
+    c = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(c.n_loads, 6); /* three, two guesses, and the one that was not guessed */
+    assert_int_equal(c.n_guessed, 2);
+    assert_int_equal(c.n_guessed_right, 1);
+    assert_int_equal(c.n_guess_hits + c.n_guess_late, 1);
+    assert_int_equal(c.n_hinted_hits, 1);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    cache_rig_fini(&rig);
+}
+
+static void test_guesses_that_land_in_time(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 4, .piece_bytes = 8192, .n_slots = 8, .inflight_max = 4};
+    static const uint16_t guessed[] = {7, 1}, demanded[] = {1};
+    const struct cache_fixture *fixtures = *state;
+    const struct sl_slot_table *table;
+    struct sl_expert_cache_counters c;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    table = sl_expert_cache_table(rig.cache);
+    assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 2);
+    while (table->slots[0].state != SL_SLOT_READY || table->slots[1].state != SL_SLOT_READY)
+        hint(&rig, 0, guessed, 0); /* takes in what has landed */
+    assert_int_equal(cache_rig_demand(&rig, 2, demanded, 1, NULL, NULL), 0);
+    c = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(c.n_loads, 2);
+    assert_int_equal(c.n_guess_hits, 1);
+    assert_int_equal(c.n_guess_late, 0);
+    assert_int_equal(c.guess_wasted_bytes, sl_expert_cache_slot_bytes(&cache_shape));
+    /* The other one is still there, like any other, and guesses have their share again. */
+    assert_int_equal(guess(&rig, 0, guessed, 2).n_guess_loads, 4);
+    assert_int_equal(cache_rig_demand(&rig, 2, guessed, 1, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 1);
+    cache_rig_fini(&rig);
+}
+
+/* A demand for something else: of three guesses, little more is read than what had gone out. */
+static void test_wrong_guesses_are_given_up(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
+    static const struct io_fault_plan plan = {.lazy = true};
+    static const uint16_t guessed[] = {1, 4, 6}, demanded[] = {2, 5};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters c;
+    uint64_t pieces_needed;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
+    pieces_needed = io_fault_read_count(rig.io);
+    cache_rig_fini(&rig);
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(guess(&rig, 1, guessed, 3).n_guess_loads, 3);
+    assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
+    assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
+    c = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(c.n_guess_hits + c.n_guess_late, 0);
+    assert_in_range(c.guess_wasted_bytes, 1, 2 * 4096);
+    for (uint32_t round = 0; round < 2; round++) { /* their slots and share are free again */
+        assert_int_equal(cache_rig_demand(&rig, 1, guessed, 3, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 8);
+    }
+    assert_int_equal(guess(&rig, 0, guessed, 3).n_guess_loads, 6);
     cache_rig_fini(&rig);
 }
 
@@ -811,6 +917,9 @@ int main(void)
         cmocka_unit_test(test_corrupt_scales),
         cmocka_unit_test(test_hinted_experts_are_read_once),
         cmocka_unit_test(test_demand_before_hints),
+        cmocka_unit_test(test_guesses_wait_for_demands),
+        cmocka_unit_test(test_guesses_that_land_in_time),
+        cmocka_unit_test(test_wrong_guesses_are_given_up),
         cmocka_unit_test(test_demand_larger_than_the_cache),
         cmocka_unit_test(test_hints_need_a_staging_buffer),
         cmocka_unit_test(test_evicted_hints_give_back_their_share),

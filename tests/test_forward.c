@@ -77,6 +77,7 @@ static void rig_init(struct rig *rig, struct model *m, const struct rig_options 
         .tokens_max = options->tokens_max,
         .context_max = CONTEXT_MAX,
         .spans_max = SEQUENCES,
+        .prefetch = SL_PREFETCH_GATE,
         .stop = &rig->stop,
     };
 
@@ -595,6 +596,33 @@ static void test_failing_experts(void **state)
     rig_fini(&rig);
 }
 
+/* Most of what is guessed is what the next layer asks for; and nobody guesses for long steps. */
+static void test_guesses_come_true(void **state)
+{
+    struct model *m = *state;
+    struct rig rig;
+    struct sl_span span;
+    uint32_t n_guessable = m->config.num_hidden_layers - m->config.num_hash_layers;
+    uint64_t n_guessed;
+
+    rig_init(&rig, m, &plain);
+    m->experts.n_guessed = m->experts.n_guessed_right = 0;
+    span = (struct sl_span){&rig.kv[0], m->tokens[0], 9, SL_LOGITS_NONE};
+    assert_int_equal(sl_forward_step(rig.forward, &span, 1, NULL, NULL, NULL), 0);
+    assert_int_equal(m->experts.n_guessed, 0);
+    span.n_tokens = 1;
+    for (uint32_t i = 9; i < 19; i++) {
+        span.tokens = m->tokens[0] + i;
+        assert_int_equal(sl_forward_step(rig.forward, &span, 1, NULL, NULL, NULL), 0);
+    }
+    n_guessed = m->experts.n_guessed;
+    print_message("%u of %u guesses came true\n", (unsigned)m->experts.n_guessed_right,
+                  (unsigned)n_guessed);
+    assert_int_equal(n_guessed % (10 * n_guessable), 0);
+    assert_true(n_guessed > 0 && m->experts.n_guessed_right * 2 > n_guessed);
+    rig_fini(&rig);
+}
+
 static void test_a_step_can_be_stopped(void **state)
 {
     struct model *m = *state;
@@ -685,6 +713,7 @@ int main(void)
         cmocka_unit_test(test_exact_has_one_answer_too),
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_failing_experts),
+        cmocka_unit_test(test_guesses_come_true),
         cmocka_unit_test(test_a_step_can_be_stopped),
         cmocka_unit_test(test_a_reset_kv_cache_is_a_new_one),
         cmocka_unit_test(test_steps_allocate_nothing),
