@@ -137,6 +137,53 @@ PYTHON
 }
 check "a trace is replayed as it was" trace_is_replayed
 
+# The budget that the design starts from: 366 experts of 35,094,528 bytes for a token of Pro.
+plan_adds_up() {
+    "$sluice" plan tests/oracle/configs/v4-pro.json --ram 128G --ssd 12G/s --dram 80G/s --cores 16 \
+        --json >"$scratch/plan" || return
+    "$python" - "$scratch/plan" <<'PYTHON'
+import json, sys
+machine, *rows = map(json.loads, open(sys.argv[1]))
+assert machine["expert_bytes"] == 35094528 and machine["budget_bytes"] == 128 << 30, machine
+assert [row["sequences"] for row in rows] == [1, 8, 16, 32, 64, 128, 256, 512, 1], rows
+for row in rows:
+    assert row["fits"] and row["cache_bytes"] <= 128 << 30, row
+    read = row["experts"] * 35094528 * (1 - row["hit_rate"])
+    n_tokens = row["sequences"] * row["tokens"]
+    assert abs(row["drive_bytes_per_token"] * n_tokens / read - 1) < 1e-9, row
+    assert abs(row["drive_s"] * 12e9 / read - 1) < 1e-9, row
+    assert abs(row["tokens_per_s"] * row["step_s"] / n_tokens - 1) < 1e-9, row
+    parts = {"drive": "drive_s", "memory": "memory_s", "multiplication": "multiply_s"}
+    assert row[parts[row["limit"]]] == max(row[key] for key in parts.values()), row
+    assert max(row[key] for key in parts.values()) <= row["step_s"] * (1 + 1e-9), row
+share = rows[0]["cache_bytes"] / (61 * 384 * 35094528)
+assert 0.11 < share < 0.22 and abs(rows[0]["hit_rate"] - (0.59 + (share - 0.11) * 15 / 11)) < 1e-3
+assert abs(rows[0]["experts"] - 366) < 1e-6 and abs(rows[1]["hit_rate"] - share) < 0.01, rows
+assert rows[-1]["what"] == "prefill" and abs(rows[-1]["experts"] - 61 * 384) < 1, rows
+PYTHON
+}
+check "a plan's figures add up" plan_adds_up
+
+plan_replays() {
+    "$sluice" plan "$model" --ssd 1G --dram 10G --cache "$("$sluice" inspect "$model" --cache min |
+        sed -n 's/.*expert cache  *\([0-9.]*\) MiB.*/\1M/p')" --trace "$scratch/trace" --json \
+        >"$scratch/plan" &&
+        "$sluice" trace replay "$scratch/trace" --policy frequency --json --cache \
+            "$("$python" -c '
+import json, sys
+machine, alone = list(map(json.loads, open(sys.argv[1])))[:2]
+print(alone["cache_bytes"] // machine["expert_bytes"])' "$scratch/plan")" >"$scratch/replayed" &&
+        "$python" -c '
+import json, sys
+alone = list(map(json.loads, open(sys.argv[1])))[1]
+assert 0 < alone["hit_rate"] < 1, alone
+assert alone["hit_rate"] == json.load(open(sys.argv[2]))["hit_rate"], alone' \
+            "$scratch/plan" "$scratch/replayed"
+}
+check "a plan takes a trace's hit rate" plan_replays
+check "a plan says what does not fit, and that is no failure" bash -c "
+    '$sluice' plan '$model' --ram 8M --ssd 1G --dram 10G | grep -q 'decode .* does not fit: '"
+
 refused() { # name pattern arguments...: exit status 1, and the last line of stderr says why
     local name=$1 pattern=$2 rc
 
@@ -170,6 +217,8 @@ refused "of two outputs the one that cannot be written" "/dev/full: cannot write
     logits "$model" --tokens "$scratch/ids" --out "$scratch/logits.npy" \
     --tokens "$scratch/ids" --out /dev/full
 
+refused "a trace of another model" "of 6 layers with 24 experts" \
+    plan tests/oracle/configs/v4-pro.json --ram 128G --ssd 1G --dram 10G --trace "$scratch/trace"
 check "inspect says who needs what" bash -c "
     '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&
     grep -q 'expert cache' '$scratch/inspect' && grep -q 'huge pages: [0-9]' '$scratch/inspect' && grep -q '1 x 1000 tokens' '$scratch/inspect'"

@@ -20,6 +20,7 @@ static const struct {
     {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
     {"pack", sl_cmd_pack, "make a store of a checkpoint, which runs at the drive's speed"},
     {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
+    {"plan", sl_cmd_plan, "tell what a machine would make of a model: memory, speed, what binds"},
     {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
     {"trace", sl_cmd_trace,
