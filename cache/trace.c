@@ -8,6 +8,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
+#include "storage/checksum.h"
 
 #define VERSION 1u
 #define HEADER_BYTES 40u
@@ -28,22 +29,13 @@ uint64_t sl_trace_expert_bytes(const struct sl_trace_shape *shape)
     return weights / 2 + weights / 32;
 }
 
-#define FNV_START UINT64_C(0xcbf29ce484222325)
-
-static uint64_t checksum(uint64_t sum, const uint8_t *bytes, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        sum = (sum ^ bytes[i]) * UINT64_C(0x100000001b3);
-    return sum;
-}
-
 /* ---- writing -----------------------------------------------------------------------------------
  */
 
 struct sl_trace_writer {
     FILE *file;
     struct sl_trace_shape shape;
-    uint64_t checksum;
+    struct sl_checksum_stream *checksum;
     uint64_t n_tokens;
     uint32_t next_layer, step_tokens;
     bool broken; /* a layer was left out: the run failed inside a step */
@@ -52,7 +44,7 @@ struct sl_trace_writer {
 
 static void put_bytes(struct sl_trace_writer *writer, const void *bytes, size_t n)
 {
-    writer->checksum = checksum(writer->checksum, bytes, n);
+    sl_checksum_stream_add(writer->checksum, bytes, n);
     fwrite(bytes, 1, n, writer->file); /* errors stick to the stream */
 }
 
@@ -68,16 +60,21 @@ static void put_number(struct sl_trace_writer *writer, uint64_t value, uint32_t 
 int sl_trace_writer_open(struct sl_trace_writer **ret_writer, const char *path,
                          const struct sl_trace_shape *shape, struct sl_err *err)
 {
+    struct sl_checksum_stream *checksum = sl_checksum_stream_create();
     struct sl_trace_writer *writer = malloc(sizeof(*writer) + strlen(path) + 1);
 
-    if (!writer)
+    if (!writer || !checksum) {
+        free(writer);
+        sl_checksum_stream_destroy(checksum);
         return sl_err_set(err, -ENOMEM, "%s: out of memory", path);
-    *writer = (struct sl_trace_writer){.shape = *shape, .checksum = FNV_START};
+    }
+    *writer = (struct sl_trace_writer){.shape = *shape, .checksum = checksum};
     strcpy(writer->path, path);
     writer->file = fopen(path, "wb");
     if (!writer->file) {
         int rc = sl_err_set(err, -errno, "%s: cannot create: %s", path, sl_strerror(errno));
 
+        sl_checksum_stream_destroy(checksum);
         free(writer);
         return rc;
     }
@@ -121,7 +118,7 @@ int sl_trace_writer_close(struct sl_trace_writer *writer, struct sl_err *err)
         return 0;
     put_number(writer, 0, 4);
     put_number(writer, writer->n_tokens, 8);
-    put_number(writer, writer->checksum, 8);
+    put_number(writer, sl_checksum_stream_value(writer->checksum), 8);
     if (ferror(writer->file))
         rc = sl_err_set(err, -EIO, "%s: cannot write the trace", writer->path);
     if (fclose(writer->file) != 0 && rc == 0)
@@ -130,6 +127,7 @@ int sl_trace_writer_close(struct sl_trace_writer *writer, struct sl_err *err)
     if (rc == 0 && (writer->broken || writer->next_layer != 0))
         rc = sl_err_set(err, -EIO, "%s: the run ended inside a step, so the trace is of no use",
                         writer->path);
+    sl_checksum_stream_destroy(writer->checksum);
     free(writer);
     return rc;
 }
@@ -201,7 +199,7 @@ static int count_steps(struct input *in, struct sl_trace *trace, struct sl_err *
         trace->n_tokens += n_tokens;
         trace->n_steps++;
     }
-    sum = checksum(FNV_START, in->bytes, in->size - 8);
+    sum = sl_checksum(in->bytes, in->size - 8);
     if (get_number(in, 4) != 0 || get_number(in, 8) != trace->n_tokens || get_number(in, 8) != sum)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: its last bytes are not the count and checksum of the others",

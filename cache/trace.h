@@ -7,7 +7,7 @@
  *     header   "SLTRACE" and a zero byte; version, then the sizes below, then zero: 8 x u32
  *     steps    u32 n_tokens, at least 1; (n_layers, n_tokens, n_per_token) experts, ascending for
  *              each token: u8 where the model has no more than 256, else u16
- *     end      u32 zero; u64 tokens of all steps; u64 FNV-1a of all bytes before it
+ *     end      u32 zero; u64 tokens of all steps; u64 XXH3 of all bytes before it
  *
  * One thread at a time uses a writer or a trace. */
 #ifndef SL_CACHE_TRACE_H

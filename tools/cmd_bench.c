@@ -8,6 +8,7 @@
 #include "tools/bench.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/kinds.h"
 
 #define SECONDS_DEFAULT 0.3
 
@@ -104,30 +105,14 @@ static int bench_kernels(int argc, char **argv)
 
 int sl_cmd_bench(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        int (*run)(int argc, char **argv);
-    } kinds[] = {
+    static const struct sl_kind kinds[] = {
         {"decode", sl_bench_decode},
         {"io", sl_bench_io},
         {"kernels", bench_kernels},
         {"prefill", sl_bench_prefill},
     };
-    bool is_help = argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0);
+    static const char *const usage[] = {"kernels [OPTION...]", "decode|prefill MODEL [OPTION...]",
+                                        "io MODEL|FILE... [OPTION...]", NULL};
 
-    for (size_t i = 0; argc >= 2 && i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-        char name[64];
-
-        if (strcmp(argv[1], kinds[i].name) != 0)
-            continue;
-        snprintf(name, sizeof(name), "%s %s", argv[0], argv[1]); /* as argp's usage line shows it */
-        argv[1] = name;
-        return kinds[i].run(argc - 1, argv + 1);
-    }
-    fprintf(is_help ? stdout : stderr,
-            "Usage: %s kernels [OPTION...]\n"
-            "       %s decode|prefill MODEL [OPTION...]\n"
-            "       %s io MODEL|FILE... [OPTION...]\n",
-            argv[0], argv[0], argv[0]);
-    return is_help ? 0 : 2;
+    return sl_run_kind(kinds, sizeof(kinds) / sizeof(kinds[0]), argc, argv, usage);
 }

@@ -9,6 +9,7 @@
 #include "cache/cache_replay.h"
 #include "cache/trace.h"
 #include "core/base/assert.h"
+#include "storage/checksum.h"
 
 #define TOKENS_MAX 1000u
 #define END_BYTES 20u
@@ -73,14 +74,13 @@ static uint64_t count_tokens(const uint8_t *data, size_t size)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     uint8_t *ended = calloc(1, size + END_BYTES);
-    uint64_t n_tokens = count_tokens(data, size), sum = UINT64_C(0xcbf29ce484222325);
+    uint64_t n_tokens = count_tokens(data, size), sum;
 
     parse(data, size);
     sl_assert(ended);
     memcpy(ended, data, size);
     memcpy(ended + size + 4, &n_tokens, 8);
-    for (size_t i = 0; i < size + 12; i++)
-        sum = (sum ^ ended[i]) * UINT64_C(0x100000001b3);
+    sum = sl_checksum(ended, size + 12);
     memcpy(ended + size + 12, &sum, 8);
     parse(ended, size + END_BYTES);
     free(ended);
