@@ -47,6 +47,7 @@ struct sl_expert_cache {
     struct demand demand;
     struct guess guess;
     struct sl_err failure; /* of the open demand; code 0 if none */
+    bool progressing;
     uint64_t n_preloads;
     uint64_t n_guessed, n_guessed_right, n_guess_loads, n_guess_hits, n_guess_late;
     uint64_t guess_wasted_bytes;
@@ -148,12 +149,23 @@ static void progress(struct sl_expert_cache *cache, bool wait)
 {
     struct sl_expert_load_end end;
 
+    cache->progressing = true;
     begin_loads(cache);
     while (sl_expert_loader_reap(&cache->loader, wait, &end)) {
         end_load(cache, &end);
         begin_loads(cache);
         wait = false;
     }
+    cache->progressing = false;
+}
+
+/* Keeps the drives busy while others compute. Taking in what has landed computes as well. */
+static void progress_between(void *context)
+{
+    struct sl_expert_cache *cache = context;
+
+    if (!cache->progressing && !sl_expert_loader_is_idle(&cache->loader))
+        progress(cache, false);
 }
 
 /* Counts what of the guess has been demanded, and gives up the rest. */
@@ -282,6 +294,11 @@ static void abandon(struct sl_expert_cache *cache)
     cache->failure.code = 0;
 }
 
+static void source_abandon(struct sl_expert_source *source)
+{
+    abandon(cache_of(source));
+}
+
 static void lend(struct sl_expert_cache *cache, struct sl_slot *slot,
                  struct sl_expert_loan *ret_loan)
 {
@@ -354,6 +371,7 @@ static const struct sl_expert_source_ops source_ops = {
     .demand = source_demand,
     .next = source_next,
     .release = source_release,
+    .abandon = source_abandon,
     .guess = source_guess,
 };
 
@@ -466,6 +484,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_list_init(&cache->lendable);
     set_hold_max(cache);
     attach(cache);
+    sl_pool_set_between(pool, progress_between, cache);
     *ret_cache = cache;
     return 0;
 fail:
@@ -480,6 +499,7 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     if (!cache)
         return;
     sl_assert(cache->n_lent == 0);
+    sl_pool_set_between(cache->loader.pool, NULL, NULL);
     while (sl_expert_loader_reap(&cache->loader, true, &end))
         ;
     /* Nobody may write to memory that is gone: this also waits for what drives hold. */

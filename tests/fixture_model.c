@@ -369,6 +369,8 @@ void fixture_weights_convert(struct fixture_weights *weights, struct fixture_wei
 static bool request_fails(struct fixture_experts *e, struct sl_err *err)
 {
     e->n_requests++;
+    if (e->stop_nth > 0 && --e->stop_nth == 0)
+        atomic_store(e->stop, true);
     if (e->fail_nth == 0 || --e->fail_nth > 0)
         return false;
     sl_err_set(err, e->fail_code, FIXTURE_EXPERT_FAILURE);
@@ -495,6 +497,15 @@ static void source_release(struct sl_expert_source *source, const struct sl_expe
     memset(e->slots[loan->slot_index], 0xff, e->offset_bytes[3]);
 }
 
+static void source_abandon(struct sl_expert_source *source)
+{
+    struct fixture_experts *e = (struct fixture_experts *)source;
+
+    sl_assert(e->n_held == 0);
+    e->n_left = 0;
+    e->n_abandoned++;
+}
+
 void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
                          struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales)
 {
@@ -530,8 +541,8 @@ static void pack_expert(struct fixture_experts *e, const struct sl_config *c, ui
 void fixture_experts_init(struct fixture_experts *experts, const struct sl_config *config,
                           uint32_t hold_limit, uint64_t seed)
 {
-    static const struct sl_expert_source_ops ops = {source_hint, source_demand, source_next,
-                                                    source_release, source_guess};
+    static const struct sl_expert_source_ops ops = {source_hint,    source_demand,  source_next,
+                                                    source_release, source_abandon, source_guess};
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
     uint8_t *codes, *scales;

@@ -7,6 +7,7 @@
 #ifndef SL_TESTS_FIXTURE_MODEL_H
 #define SL_TESTS_FIXTURE_MODEL_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -73,6 +74,8 @@ struct fixture_experts {
     uint64_t fail_nth;       /* the nth request from now on fails; 0: none. Requests are demands,
                                 and calls of next() that would lend */
     int fail_code;
+    uint64_t stop_nth; /* likewise, sets *stop */
+    atomic_bool *stop;
     uint64_t random;
 
     /* What it saw. */
@@ -84,6 +87,7 @@ struct fixture_experts {
     uint16_t *demanded;   /* (layers, n_routed_experts) of the latest demand of each layer */
     uint32_t *n_demanded; /* (layers) */
     uint64_t n_guessed, n_guessed_right;
+    uint64_t n_abandoned; /* demands */
 
     /* Its own. */
     uint64_t seed;

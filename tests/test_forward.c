@@ -190,7 +190,7 @@ static void calm(struct model *m)
     m->experts.source.hold_max = m->experts.hold_limit;
     m->experts.shuffle = false;
     m->experts.delay_permille = 0;
-    m->experts.fail_nth = 0;
+    m->experts.fail_nth = m->experts.stop_nth = 0;
     assert_int_equal(m->experts.n_held, 0);
 }
 
@@ -623,24 +623,49 @@ static void test_guesses_come_true(void **state)
     rig_fini(&rig);
 }
 
+/* Stops a step at the nth request to the expert source. Returns false if it had fewer. */
+static bool stop_at_request(struct model *m, struct rig *rig, uint64_t nth)
+{
+    struct check check = {.m = m, .answers = m->native};
+    struct sl_err err;
+    int rc;
+
+    renew_kv(m, rig, 2, lengths[2]);
+    add_span(&check, rig, 2, 3, SL_LOGITS_ALL);
+    m->experts.stop_nth = nth;
+    rc = run_spans(&check, rig, false, &err);
+    assert_int_equal(m->experts.n_held, 0);
+    if (!atomic_load(&rig->stop)) {
+        assert_int_equal(rc, 0);
+        m->experts.stop_nth = 0;
+        return false;
+    }
+    assert_true(rc == 0 || (rc == -ECANCELED && check.spans[0].kv->broken));
+    atomic_store(&rig->stop, false);
+    /* What was stopped is lost; what comes next is not. */
+    renew_kv(m, rig, 2, lengths[2]);
+    check.n_spans = 0;
+    add_span(&check, rig, 2, 3, SL_LOGITS_ALL);
+    assert_int_equal(run_spans(&check, rig, true, NULL), 0);
+    return true;
+}
+
+/* Not only between layers: a demand is given up in the middle. */
 static void test_a_step_can_be_stopped(void **state)
 {
     struct model *m = *state;
-    struct check check = {.m = m, .answers = m->native};
-    struct sl_err err;
     struct rig rig;
+    uint64_t nth = 1, n_stopped;
 
     rig_init(&rig, m, &plain);
-    add_span(&check, &rig, 2, 3, SL_LOGITS_ALL);
-    atomic_store(&rig.stop, true);
-    assert_int_equal(run_spans(&check, &rig, false, &err), -ECANCELED);
-    assert_true(check.spans[0].kv->broken);
-    /* What was stopped is lost; what comes next is not. */
-    atomic_store(&rig.stop, false);
-    renew_kv(m, &rig, 2, lengths[2]);
-    check.n_spans = 0;
-    add_span(&check, &rig, 2, 3, SL_LOGITS_ALL);
-    assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
+    m->experts.stop = &rig.stop;
+    m->experts.source.hold_max = 1;
+    m->experts.n_abandoned = 0;
+    while (stop_at_request(m, &rig, nth))
+        nth++;
+    n_stopped = nth - 1;
+    assert_true(m->experts.n_abandoned * 2 > n_stopped);
+    calm(m);
     rig_fini(&rig);
 }
 

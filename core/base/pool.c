@@ -52,6 +52,9 @@ struct sl_pool {
     atomic_uint_fast32_t n_busy;     /* workers that have not finished the present job */
     atomic_bool stop;
 
+    sl_pool_between_fn *between; /* NULL: nothing to be done between jobs */
+    void *between_context;
+
     /* The account of time: the driver's own. */
     struct sl_phase_counters counters;
     enum sl_phase phase;
@@ -254,6 +257,14 @@ void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn 
         run_part(pool, 0);
     else
         run_together(pool);
+    if (pool->between)
+        pool->between(pool->between_context);
+}
+
+void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *context)
+{
+    pool->between = fn;
+    pool->between_context = context;
 }
 
 struct place {

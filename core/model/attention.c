@@ -1,6 +1,7 @@
 /* A chunk of tokens at a time goes through the projections and then, as queries, to attend.c. */
 #include "core/model/attention.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "core/model/attend.h"
@@ -315,8 +316,8 @@ static void keep_window(void *context, size_t first, size_t end, uint32_t thread
     }
 }
 
-void sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
-                      uint32_t layer_index, const struct sl_layer_weights *weights)
+int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
+                     uint32_t layer_index, const struct sl_layer_weights *weights)
 {
     struct run in = {.a = attention, .step = step, .weights = weights, .layer_index = layer_index};
     struct sl_pool *pool = step->compute->pool;
@@ -324,8 +325,9 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
     for (in.first = 0; in.first < step->n_tokens; in.first = in.end) {
         bool needs_index;
 
-        in.end = step->n_tokens - in.first < SL_CHUNK_TOKENS ? step->n_tokens
-                                                             : in.first + SL_CHUNK_TOKENS;
+        if (sl_step_is_stopped(step))
+            return -ECANCELED;
+        in.end = sl_step_chunk_end(step, in.first);
         needs_index = sl_attend_needs_index(step, weights, in.first, in.end);
         sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
         sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
@@ -349,4 +351,5 @@ void sl_attention_run(struct sl_attention *attention, const struct sl_step *step
     }
     sl_pool_phase(pool, SL_PHASE_ATTENTION);
     sl_pool_run(pool, step->n_tokens, 64, keep_window, &in);
+    return 0;
 }

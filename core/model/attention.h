@@ -18,8 +18,9 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
                                         uint32_t tokens_max, uint32_t context_max);
 
 /* Runs the attention half of layer `layer_index` for all tokens of the step: reads and updates the
- * residual streams and every sequence's KV cache of that layer. */
-void sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
-                      uint32_t layer_index, const struct sl_layer_weights *weights);
+ * residual streams and every sequence's KV cache of that layer. Returns 0, or -ECANCELED in the
+ * middle when the step is stopped. */
+int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
+                     uint32_t layer_index, const struct sl_layer_weights *weights);
 
 #endif

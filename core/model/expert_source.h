@@ -58,6 +58,9 @@ struct sl_expert_source_ops {
 
     void (*release)(struct sl_expert_source *source, const struct sl_expert_loan *loan);
 
+    /* Ends the open demand before all of it was lent. What was lent must still be released. */
+    void (*abandon)(struct sl_expert_source *source);
+
     /* These experts of one layer may be in the next demand, distinct and the likeliest first. They
      * are read while nothing that was demanded is on its way, and given up when the next demand
      * does not ask for them. Takes the place of the guess before. NULL: guesses are of no use to

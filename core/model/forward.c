@@ -104,6 +104,7 @@ int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_p
     f->step.config = config;
     f->step.compute = params->compute;
     f->step.tokens = f->tokens;
+    f->step.stop = params->stop;
     for (int kind = 0; kind < SL_ROPE_KINDS; kind++) {
         sl_rope_frequencies(config, (enum sl_rope_kind)kind, f->frequency[kind]);
         f->step.frequency[kind] = f->frequency[kind];
@@ -331,11 +332,12 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
                        layer_index + 1 < f->params.config->num_hidden_layers;
     int rc;
 
-    if (f->params.stop && atomic_load_explicit(f->params.stop, memory_order_relaxed))
-        return sl_err_set(err, -ECANCELED, "stopped before layer %u", layer_index);
-    sl_attention_run(f->attention, &f->step, layer_index, layer);
-    rc = sl_moe_run(f->moe, &f->step, layer_index, layer, guess ? layer + 1 : NULL,
-                    f->params.source, err);
+    rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
+    if (rc == 0)
+        rc = sl_moe_run(f->moe, &f->step, layer_index, layer, guess ? layer + 1 : NULL,
+                        f->params.source, err);
+    if (rc == -ECANCELED)
+        return sl_err_set(err, rc, "stopped in layer %u", layer_index);
     if (rc == 0 && f->params.on_route)
         f->params.on_route(f->params.on_route_context, layer_index, f->step.n_tokens,
                            sl_moe_picked(f->moe));

@@ -45,7 +45,7 @@ struct sl_forward_params {
     uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
     enum sl_prefetch prefetch;
-    const atomic_bool *stop; /* NULL, or looked at before each layer; may be set from anywhere */
+    const atomic_bool *stop; /* NULL, or looked at some times a second; may be set from anywhere */
     sl_route_fn *on_route;   /* NULL, or told, from the thread that drives the pass */
     void *on_route_context;
 };

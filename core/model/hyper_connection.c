@@ -30,12 +30,21 @@ static uint32_t rows_padded(const struct sl_config *config)
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
                                  uint64_t tokens)
 {
+    const uint64_t chunk = tokens < SL_CHUNK_TOKENS ? tokens : SL_CHUNK_TOKENS;
     struct sl_hc_mix mix;
 
     mix.post = sl_arena_take(arena, tokens * config->hc_mult, sizeof(float));
     mix.comb = sl_arena_take(arena, tokens * config->hc_mult * config->hc_mult, sizeof(float));
-    mix.part = sl_arena_take(arena, tokens * n_parts(config) * rows_padded(config), sizeof(float));
+    mix.part = sl_arena_take(arena, chunk * n_parts(config) * rows_padded(config), sizeof(float));
     return mix;
+}
+
+struct sl_hc_mix sl_hc_mix_from(const struct sl_hc_mix *mix, const struct sl_config *config,
+                                size_t first_row)
+{
+    const size_t n = config->hc_mult;
+
+    return (struct sl_hc_mix){mix->post + first_row * n, mix->comb + first_row * n * n, mix->part};
 }
 
 /* Part `part` of tile `tile` of fn . streams: out (token_count, 16) at out_stride. */

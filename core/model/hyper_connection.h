@@ -14,14 +14,19 @@
 struct sl_hc_mix {
     float *post; /* (tokens, hc_mult) */
     float *comb; /* (tokens, hc_mult, hc_mult) */
-    float *part; /* before()'s own: sums over parts of the columns */
+    float *part; /* before()'s own: sums over parts of the columns; of one chunk */
 };
 
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
                                  uint64_t tokens);
 
-/* For tokens first <= t < end of the step: x row t - first = norm(pre . streams of t), rounded into
- * x's other forms; mix row t - first is kept for after(). In the pool's present phase. */
+/* That of the tokens from first_row on. */
+struct sl_hc_mix sl_hc_mix_from(const struct sl_hc_mix *mix, const struct sl_config *config,
+                                size_t first_row);
+
+/* For tokens first <= t < end of the step, at most SL_CHUNK_TOKENS: x row t - first = norm(pre .
+ * streams of t), rounded into x's other forms; mix row t - first is kept for after(). In the pool's
+ * present phase. */
 void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
                   uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
                   const struct sl_act_buffer *x);

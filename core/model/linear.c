@@ -59,18 +59,29 @@ void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_com
         sl_pool_phase(compute->pool, phase);
 }
 
+struct sl_act_buffer sl_act_buffer_from(const struct sl_act_buffer *buffer, size_t first_row)
+{
+    struct sl_act_buffer from = *buffer;
+
+    from.f32 += first_row * buffer->cols;
+    if (from.bf16)
+        from.bf16 += first_row * buffer->cols;
+    if (from.int8) {
+        from.int8 += first_row * buffer->cols;
+        from.int8_scale += first_row * (buffer->cols / SL_FP4_BLOCK_COLS);
+    }
+    return from;
+}
+
 struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row)
 {
-    const size_t cols = buffer->cols;
-    struct sl_act act = {.f32 = buffer->f32 + first_row * cols, .stride = cols};
+    const struct sl_act_buffer from = sl_act_buffer_from(buffer, first_row);
 
-    if (buffer->bf16)
-        act.bf16 = buffer->bf16 + first_row * cols;
-    if (buffer->int8) {
-        act.int8 = buffer->int8 + first_row * cols;
-        act.int8_scale = buffer->int8_scale + first_row * (cols / SL_FP4_BLOCK_COLS);
-    }
-    return act;
+    return (struct sl_act){.f32 = from.f32,
+                           .bf16 = from.bf16,
+                           .stride = from.cols,
+                           .int8 = from.int8,
+                           .int8_scale = from.int8_scale};
 }
 
 static void run_tiles(const struct sl_compute *compute, const struct sl_linear_job *job,

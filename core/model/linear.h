@@ -53,7 +53,8 @@ struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, 
 void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_compute *compute,
                          uint32_t thread_index, size_t row);
 
-/* The rows from first_row on, to read. */
+/* The rows from first_row on: to write, and to read. */
+struct sl_act_buffer sl_act_buffer_from(const struct sl_act_buffer *buffer, size_t first_row);
 struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t first_row);
 
 struct sl_linear_job {

@@ -23,10 +23,12 @@ struct pair {
 
 /* Pairs first .. first + n of one lent expert, in rows batch_row .. of a batch. */
 struct part {
+    struct sl_expert_loan loan;
     struct sl_matrix w[SL_EXPERT_MATRICES];
     uint32_t first;
     uint32_t n;
     uint32_t batch_row;
+    bool ends_loan; /* no further part follows */
 };
 
 struct sl_moe {
@@ -55,6 +57,7 @@ struct sl_moe {
     uint32_t n_rows;
 
     /* As above, for the guess at the next layer. */
+    float *guess_streams;         /* (GUESS_TOKENS_MAX, hc_mult, hidden_size) */
     struct sl_act_buffer guess_x; /* (GUESS_TOKENS_MAX, hidden_size) */
     struct sl_hc_mix guess_mix;
     float *guess_scores;
@@ -88,6 +91,8 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
                               SL_ACT_BF16 | SL_ACT_INT8, numerics);
     m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
+    m.guess_streams =
+        sl_arena_take(arena, GUESS_TOKENS_MAX * config->hc_mult * hidden, sizeof(float));
     m.guess_x =
         sl_act_buffer_carve(arena, GUESS_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
     m.guess_mix = sl_hc_mix_carve(arena, config, GUESS_TOKENS_MAX);
@@ -122,6 +127,7 @@ struct run {
     struct sl_moe *m;
     const struct sl_step *step;
     const struct sl_layer_weights *weights, *next;
+    struct sl_expert_source *source;
     uint32_t layer_index;
 };
 
@@ -194,6 +200,38 @@ static void route(void *context, size_t first, size_t end, uint32_t thread_index
     }
 }
 
+/* The layer's input and each token's experts, a chunk at a time. Returns 0 or -ECANCELED. */
+static int run_router(const struct run *in)
+{
+    const struct sl_step *step = in->step;
+    const size_t stride = sl_r16_padded_rows(step->config->n_routed_experts);
+    struct sl_pool *pool = step->compute->pool;
+    uint32_t end;
+
+    for (uint32_t first = 0; first < step->n_tokens; first = end) {
+        const struct sl_hc_mix mix = sl_hc_mix_from(&in->m->mix, step->config, first);
+        const struct sl_act_buffer x = sl_act_buffer_from(&in->m->x, first);
+        struct sl_linear_job gate = {&in->weights->gate,
+                                     sl_act_buffer_rows(&x, 0),
+                                     in->m->scores + first * stride,
+                                     stride,
+                                     0,
+                                     0};
+
+        if (sl_step_is_stopped(step))
+            return -ECANCELED;
+        end = sl_step_chunk_end(step, first);
+        gate.token_count = end - first;
+        sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
+        sl_hc_before(step, &in->weights->hc_ffn, in->weights->ffn_norm, first, end, &mix, &x);
+        sl_pool_phase(pool, SL_PHASE_ROUTER);
+        sl_linear_run(step->compute, &gate, 1);
+    }
+    sl_pool_run(pool, step->n_tokens, 4, route, (void *)in);
+    sl_pool_phase(pool, SL_PHASE_REST);
+    return 0;
+}
+
 /* Sorts pairs by expert, then token (a counting sort), and lists the distinct experts. */
 static uint32_t sort_pairs(const struct run *in)
 {
@@ -236,13 +274,14 @@ static uint32_t add_key(struct sl_expert_key *keys, uint32_t n, struct sl_expert
     return n + 1;
 }
 
-/* What the next layer's router makes of the streams before this layer's experts and the next one's
- * attention have added to them: most of its choices. All tokens' first choices go first. */
-static void guess_next(const struct run *in, struct sl_expert_source *source)
+/* What the next layer's router makes of the streams with the shared expert's output: before the
+ * routed ones' and the next attention's, but most of its choices. All tokens' first choices go
+ * first. */
+static void guess_next(const struct run *in)
 {
     struct sl_moe *m = in->m;
-    const struct sl_step *step = in->step;
-    const struct sl_config *config = step->config;
+    struct sl_step guessed = *in->step;
+    const struct sl_config *config = guessed.config;
     const uint32_t experts = config->n_routed_experts, k = config->num_experts_per_tok;
     const size_t stride = sl_r16_padded_rows(experts);
     uint16_t picked[GUESS_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
@@ -250,28 +289,33 @@ static void guess_next(const struct run *in, struct sl_expert_source *source)
     struct sl_linear_job gate;
     uint32_t n_keys = 0;
 
-    if (!in->next || in->next->tid2eid || step->n_tokens > GUESS_TOKENS_MAX || !source->ops->guess)
+    if (!in->next || in->next->tid2eid || guessed.n_tokens > GUESS_TOKENS_MAX ||
+        !in->source->ops->guess)
         return;
-    sl_pool_phase(step->compute->pool, SL_PHASE_ROUTER);
-    sl_hc_before(step, &in->next->hc_ffn, in->next->ffn_norm, 0, step->n_tokens, &m->guess_mix,
-                 &m->guess_x);
-    gate = (struct sl_linear_job){&in->next->gate, sl_act_buffer_rows(&m->guess_x, 0),
-                                  m->guess_scores, stride,
-                                  step->n_tokens,  0};
-    sl_linear_run(step->compute, &gate, 1);
-    for (uint32_t i = 0; i < step->n_tokens; i++) {
+    guessed.streams = m->guess_streams;
+    memcpy(guessed.streams, in->step->streams,
+           (size_t)guessed.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
+    sl_hc_after(&guessed, 0, guessed.n_tokens, &m->mix, m->shared_out, config->hidden_size);
+    sl_hc_before(&guessed, &in->next->hc_ffn, in->next->ffn_norm, 0, guessed.n_tokens,
+                 &m->guess_mix, &m->guess_x);
+    sl_pool_phase(guessed.compute->pool, SL_PHASE_ROUTER);
+    gate = (struct sl_linear_job){&in->next->gate,  sl_act_buffer_rows(&m->guess_x, 0),
+                                  m->guess_scores,  stride,
+                                  guessed.n_tokens, 0};
+    sl_linear_run(guessed.compute, &gate, 1);
+    for (uint32_t i = 0; i < guessed.n_tokens; i++) {
         float *scores = m->guess_scores + i * stride;
 
-        step->compute->kernels->sqrt_softplus(experts, scores, scores);
+        guessed.compute->kernels->sqrt_softplus(experts, scores, scores);
         pick_top(config, scores, in->next->gate_bias, picked[i]);
     }
     for (uint32_t rank = 0; rank < k && rank < GUESSES_PER_TOKEN; rank++)
-        for (uint32_t i = 0; i < step->n_tokens; i++)
+        for (uint32_t i = 0; i < guessed.n_tokens; i++)
             n_keys =
                 add_key(keys, n_keys,
                         (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});
-    sl_pool_phase(step->compute->pool, SL_PHASE_REST);
-    source->ops->guess(source, keys, n_keys);
+    sl_pool_phase(guessed.compute->pool, SL_PHASE_REST);
+    in->source->ops->guess(in->source, keys, n_keys);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -292,9 +336,9 @@ static void activate(void *context, size_t first, size_t end, uint32_t thread_in
     }
 }
 
-/* Two linears, the activation, one linear. */
-static void run_ffn(const struct run *in, enum sl_phase linears, const struct sl_linear_job *up,
-                    size_t n_up, size_t n_rows, const struct sl_linear_job *down, size_t n_down)
+/* An expert's two linears up and the activation. */
+static void run_up(const struct run *in, enum sl_phase linears, const struct sl_linear_job *up,
+                   size_t n_up, size_t n_rows)
 {
     const struct sl_compute *compute = in->step->compute;
 
@@ -302,13 +346,20 @@ static void run_ffn(const struct run *in, enum sl_phase linears, const struct sl
     sl_linear_run(compute, up, n_up);
     sl_pool_phase(compute->pool, SL_PHASE_REST);
     sl_pool_run(compute->pool, n_rows, 1, activate, (void *)in);
+}
+
+static void run_down(const struct run *in, enum sl_phase linears, const struct sl_linear_job *down,
+                     size_t n_down)
+{
+    const struct sl_compute *compute = in->step->compute;
+
     sl_pool_phase(compute->pool, linears);
     sl_linear_run(compute, down, n_down);
     sl_pool_phase(compute->pool, SL_PHASE_REST);
 }
 
-/* The shared expert over all tokens, a batch at a time. */
-static void run_shared(const struct run *in)
+/* The shared expert over all tokens, a batch at a time. Returns 0 or -ECANCELED. */
+static int run_shared(const struct run *in)
 {
     struct sl_moe *m = in->m;
     const struct sl_config *config = in->step->config;
@@ -327,10 +378,14 @@ static void run_shared(const struct run *in)
                                      n,
                                      0};
 
+        if (sl_step_is_stopped(in->step))
+            return -ECANCELED;
         for (uint32_t row = 0; row < n; row++)
             m->row_weight[row] = 1.0f;
-        run_ffn(in, SL_PHASE_SHARED_LINEARS, up, 2, n, &down, 1);
+        run_up(in, SL_PHASE_SHARED_LINEARS, up, 2, n);
+        run_down(in, SL_PHASE_SHARED_LINEARS, &down, 1);
     }
+    return 0;
 }
 
 /* Brings the tokens of a batch's pairs together. Items are parts. */
@@ -360,6 +415,18 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
     }
 }
 
+/* Empties the batch. */
+static void drop_batch(const struct run *in)
+{
+    struct sl_moe *m = in->m;
+
+    for (uint32_t p = 0; p < m->n_parts; p++)
+        if (m->parts[p].ends_loan)
+            in->source->ops->release(in->source, &m->parts[p].loan);
+    m->n_parts = 0;
+    m->n_rows = 0;
+}
+
 /* Runs the batch's parts through their experts and empties the batch. */
 static void run_batch(const struct run *in)
 {
@@ -368,6 +435,8 @@ static void run_batch(const struct run *in)
     const size_t inner = in->step->config->moe_intermediate_size;
     struct sl_linear_job up[2 * LOANS_MAX], down[LOANS_MAX];
 
+    if (m->n_parts == 0)
+        return;
     sl_pool_run(in->step->compute->pool, m->n_parts, 1, gather_rows, (void *)in);
     for (uint32_t p = 0; p < m->n_parts; p++) {
         const struct part *part = &m->parts[p];
@@ -385,13 +454,14 @@ static void run_batch(const struct run *in)
                                          part->n,
                                          0};
     }
-    run_ffn(in, SL_PHASE_ROUTED_LINEARS, up, 2 * (size_t)m->n_parts, m->n_rows, down, m->n_parts);
-    m->n_parts = 0;
-    m->n_rows = 0;
+    run_up(in, SL_PHASE_ROUTED_LINEARS, up, 2 * (size_t)m->n_parts, m->n_rows);
+    run_down(in, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
+    drop_batch(in);
 }
 
 /* Puts a lent expert's pairs into the batch, running it whenever it is full. An expert has at most
- * one part in a batch, so that there are no more parts than loans. */
+ * one part in a batch, so that there are no more parts than loans. The batch with its last part
+ * releases it. */
 static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan)
 {
     struct sl_moe *m = in->m;
@@ -405,12 +475,14 @@ static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan
         struct part *part = &m->parts[m->n_parts++];
 
         *part = (struct part){
+            .loan = *loan,
             .w = {{SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W1], NULL},
                   {SL_MATRIX_FP4, hidden, inner, loan->w[SL_EXPERT_W2], NULL},
                   {SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W3], NULL}},
             .first = next,
             .n = end - next < room ? end - next : room,
             .batch_row = m->n_rows,
+            .ends_loan = end - next <= room,
         };
         next += part->n;
         m->n_rows += part->n;
@@ -420,34 +492,40 @@ static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan
 }
 
 /* Takes experts as they become ready: all that are ready now go into one batch. */
-static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_expert_source *source,
-                      struct sl_err *err)
+static int run_experts(const struct run *in, struct sl_err *err)
 {
+    struct sl_expert_source *source = in->source;
     const uint32_t hold_max = source->hold_max < LOANS_MAX ? source->hold_max : LOANS_MAX;
-    struct sl_expert_loan loans[LOANS_MAX];
-    uint32_t n_loans = 0;
-    int rc;
+    struct sl_expert_loan loan;
+    int rc = 1;
 
-    rc = source->ops->demand(source, (uint16_t)in->layer_index, in->m->wanted, n_wanted, err);
+    while (rc == 1 || rc == -EAGAIN) {
+        if (sl_step_is_stopped(in->step))
+            return -ECANCELED;
+        rc = source->ops->next(source, in->m->n_parts == 0, &loan, err);
+        if (rc == 1)
+            add_to_batch(in, &loan);
+        if (rc == 0 || rc == -EAGAIN || in->m->n_parts == hold_max)
+            run_batch(in);
+    }
+    return rc;
+}
+
+static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_err *err)
+{
+    struct sl_expert_source *source = in->source;
+    int rc = source->ops->demand(source, (uint16_t)in->layer_index, in->m->wanted, n_wanted, err);
+
     if (rc < 0)
         return rc;
-    guess_next(in, source); /* while the misses load */
-    run_shared(in);
-    do {
-        rc = source->ops->next(source, n_loans == 0, &loans[n_loans], err);
-        if (rc == 1) {
-            add_to_batch(in, &loans[n_loans++]);
-            if (n_loans < hold_max)
-                continue;
-        }
-        if (in->m->n_parts > 0 && (rc >= 0 || rc == -EAGAIN))
-            run_batch(in);
-        for (uint32_t i = 0; i < n_loans; i++)
-            source->ops->release(source, &loans[i]);
-        n_loans = 0;
-    } while (rc == 1 || rc == -EAGAIN);
-    in->m->n_parts = 0; /* a failure may have left some */
-    in->m->n_rows = 0;
+    rc = run_shared(in); /* while the misses load */
+    if (rc == 0) {
+        guess_next(in);
+        rc = run_experts(in, err);
+    }
+    drop_batch(in); /* a failure may have left some */
+    if (rc == -ECANCELED)
+        source->ops->abandon(source);
     return rc;
 }
 
@@ -479,28 +557,17 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
                const struct sl_layer_weights *weights, const struct sl_layer_weights *next,
                struct sl_expert_source *source, struct sl_err *err)
 {
-    struct run in = {moe, step, weights, next, layer_index};
-    const struct sl_config *config = step->config;
-    struct sl_linear_job gate = {&weights->gate, {0},
-                                 moe->scores,    sl_r16_padded_rows(config->n_routed_experts),
-                                 step->n_tokens, 0};
+    struct run in = {moe, step, weights, next, source, layer_index};
     struct sl_pool *pool = step->compute->pool;
-    uint32_t n_wanted;
     int rc;
 
-    sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
-    sl_hc_before(step, &weights->hc_ffn, weights->ffn_norm, 0, step->n_tokens, &moe->mix, &moe->x);
-    gate.x = sl_act_buffer_rows(&moe->x, 0);
-    sl_pool_phase(pool, SL_PHASE_ROUTER);
-    sl_linear_run(step->compute, &gate, 1);
-    sl_pool_run(pool, step->n_tokens, 4, route, &in);
-    n_wanted = sort_pairs(&in);
-    sl_pool_phase(pool, SL_PHASE_REST);
-    rc = run_routed(&in, n_wanted, source, err);
+    rc = run_router(&in);
+    if (rc == 0)
+        rc = run_routed(&in, sort_pairs(&in), err);
     if (rc < 0)
         return rc;
     sl_pool_run(pool, step->n_tokens, 1, sum_experts, &in);
-    sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, config->hidden_size);
+    sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, step->config->hidden_size);
     return 0;
 }
 

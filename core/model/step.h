@@ -3,6 +3,8 @@
 #ifndef SL_MODEL_STEP_H
 #define SL_MODEL_STEP_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/model/compute.h"
@@ -23,7 +25,8 @@ struct sl_step {
     const struct sl_compute *compute;
     const struct sl_step_token *tokens; /* (n_tokens) */
     uint32_t n_tokens;
-    float *streams; /* (n_tokens, hc_mult, hidden_size) */
+    float *streams;          /* (n_tokens, hc_mult, hidden_size) */
+    const atomic_bool *stop; /* NULL, or true when the step is to be given up */
 
     /* By sl_rope_kind. Angles (n_tokens, qk_rope_head_dim / 2), frequency (qk_rope_head_dim / 2).
      */
@@ -33,8 +36,19 @@ struct sl_step {
 };
 
 /* Tokens whose activations are in memory at once inside a layer. Enough that a weight block that is
- * expanded serves many tokens; the buffers of a chunk of Pro's attention take some 100 MB. */
+ * expanded serves many tokens; the buffers of a chunk of Pro's attention take some 100 MB. Between
+ * chunks a step can be stopped. */
 #define SL_CHUNK_TOKENS 128u
+
+static inline uint32_t sl_step_chunk_end(const struct sl_step *step, uint32_t first)
+{
+    return step->n_tokens - first < SL_CHUNK_TOKENS ? step->n_tokens : first + SL_CHUNK_TOKENS;
+}
+
+static inline bool sl_step_is_stopped(const struct sl_step *step)
+{
+    return step->stop && atomic_load_explicit(step->stop, memory_order_relaxed);
+}
 
 /* Step index of the token at `position` of token i's sequence; -1 when an earlier step had it. */
 static inline int64_t sl_step_index_of(const struct sl_step *step, uint32_t i, uint32_t position)
