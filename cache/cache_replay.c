@@ -263,12 +263,15 @@ static void run_hints(struct replay *replay, uint64_t first_demand)
     for (uint64_t d = first_demand; d < first_demand + plan->shape.num_hash_layers; d++)
         for (uint64_t use = plan->first[d]; use < plan->first[d + 1]; use++) {
             struct sl_expert_key key = key_of(plan, d, use);
+            struct sl_slot *slot;
 
             if (sl_slot_table_find(&replay->table, key))
                 continue;
             if (!sl_slot_table_may_hint(&replay->table))
                 break;
-            sl_slot_table_ready(&replay->table, sl_slot_table_take(&replay->table, key, true));
+            slot = sl_slot_table_take(&replay->table, key, true);
+            replay->table.policy->ops->expect(replay->table.policy, key);
+            sl_slot_table_ready(&replay->table, slot);
         }
 }
 

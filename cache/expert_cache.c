@@ -15,7 +15,8 @@
 #include "core/kernels/r16.h"
 
 struct demand {
-    uint16_t *missing; /* experts whose load is not begun; n_routed_experts */
+    uint16_t *missing; /* (n_routed_experts) experts whose load is not begun, as they lie on disk */
+    bool *is_missing;  /* (n_routed_experts) while `missing` is made */
     uint32_t n_missing, next_missing;
     uint32_t n_left;    /* to be lent */
     uint32_t n_awaited; /* loading */
@@ -23,11 +24,16 @@ struct demand {
     bool open;
 };
 
-/* The latest, until the next demand. */
+/* The latest, until the next demand: at what the caller may ask for, or in a sweep, where most of a
+ * layer's experts are demanded, at what it asks for next. */
 struct guess {
-    struct sl_expert_key keys[SL_GUESS_MAX];
-    uint32_t n, next; /* whose load is not begun */
-    uint32_t n_loads; /* begun, and neither demanded nor given up */
+    uint16_t *experts; /* (n_routed_experts) of the layer */
+    bool *named;       /* (n_routed_experts) is in `experts` */
+    uint32_t n, next;  /* whose load is not begun */
+    uint32_t n_loads;  /* begun, and neither demanded nor given up */
+    uint16_t layer_index;
+    bool sweep;
+    bool visited; /* the policy takes the layer for the present one */
 };
 
 struct sl_expert_cache {
@@ -48,10 +54,14 @@ struct sl_expert_cache {
     struct guess guess;
     struct sl_err failure; /* of the open demand; code 0 if none */
     bool progressing;
+    bool read_ahead;
     uint64_t n_preloads;
     uint64_t n_guessed, n_guessed_right, n_guess_loads, n_guess_hits, n_guess_late;
     uint64_t guess_wasted_bytes;
 };
+
+/* Of what a sweep reads, one in so many may be read ahead in vain. */
+#define SWEEP_WASTE_SHARE 64u
 
 static struct sl_expert_cache *cache_of(struct sl_expert_source *source)
 {
@@ -63,6 +73,7 @@ enum load_kind { LOAD_DEMANDED, LOAD_HINTED, LOAD_GUESSED, LOAD_AHEAD };
 /* Returns false if no staging buffer or no slot is free. */
 static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, enum load_kind kind)
 {
+    struct sl_policy *policy = cache->table.policy;
     struct sl_slot *slot;
     uint32_t index;
 
@@ -73,11 +84,35 @@ static bool begin_load(struct sl_expert_cache *cache, struct sl_expert_key key, 
         return false;
     slot->demanded = kind == LOAD_DEMANDED;
     slot->guessed = kind == LOAD_GUESSED;
+    if (kind == LOAD_GUESSED && cache->guess.visited)
+        policy->ops->use(policy, key);
+    else if (slot->hinted)
+        policy->ops->expect(policy, key);
     cache->demand.n_awaited += slot->demanded;
     index = sl_slot_index(&cache->table, slot);
     sl_expert_loader_begin(&cache->loader, key, index, cache->slab + index * cache->slot_bytes,
                            kind == LOAD_DEMANDED);
     return true;
+}
+
+/* A sweep is through with a layer: from now on that makes room first. Of the next one, as if it had
+ * been demanded, what is there goes last. */
+static void pass_layer(struct sl_expert_cache *cache)
+{
+    struct sl_policy *policy = cache->table.policy;
+    struct sl_expert_key key = {.layer_index = cache->guess.layer_index};
+
+    cache->guess.visited = true;
+    policy->ops->visit(policy, key.layer_index);
+    for (; key.expert_index < cache->shape.n_routed_experts; key.expert_index++) {
+        struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
+
+        if (!slot || slot->state != SL_SLOT_READY)
+            continue;
+        policy->ops->withdraw(policy, sl_slot_index(&cache->table, slot));
+        policy->ops->use(policy, key);
+        policy->ops->offer(policy, sl_slot_index(&cache->table, slot), key);
+    }
 }
 
 /* Begins what is guessed, unless something that is demanded still needs the drives. */
@@ -87,11 +122,18 @@ static void begin_guessed(struct sl_expert_cache *cache)
 
     if (cache->demand.next_missing < cache->demand.n_missing || cache->demand.n_awaited > 0)
         return;
+    if (guess->sweep && (cache->demand.open || cache->n_lent > 0))
+        return; /* what is worth least may not be back yet */
+    if (guess->sweep && !guess->visited)
+        pass_layer(cache);
     for (; guess->next < guess->n; guess->next++) {
-        if (sl_slot_table_find(&cache->table, guess->keys[guess->next]))
+        struct sl_expert_key key = {guess->layer_index, guess->experts[guess->next]};
+
+        if (sl_slot_table_find(&cache->table, key))
             continue;
-        if (!sl_slot_table_may_hint(&cache->table) ||
-            !begin_load(cache, guess->keys[guess->next], LOAD_GUESSED))
+        if (!(guess->sweep ? sl_slot_table_may_read_ahead(&cache->table)
+                           : sl_slot_table_may_hint(&cache->table)) ||
+            !begin_load(cache, key, LOAD_GUESSED))
             return;
         guess->n_loads++;
         cache->n_guess_loads++;
@@ -174,8 +216,10 @@ static void expire_guess(struct sl_expert_cache *cache)
     struct guess *guess = &cache->guess;
 
     for (uint32_t i = 0; i < guess->n; i++) {
-        struct sl_slot *slot = sl_slot_table_find(&cache->table, guess->keys[i]);
+        struct sl_expert_key key = {guess->layer_index, guess->experts[i]};
+        struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
 
+        guess->named[guess->experts[i]] = false;
         if (!slot || !slot->guessed)
             continue;
         slot->guessed = false;
@@ -195,7 +239,38 @@ static void expire_guess(struct sl_expert_cache *cache)
         }
     }
     cache->guess_wasted_bytes += guess->n_loads * cache->slot_bytes; /* landed in vain */
-    *guess = (struct guess){.n = 0};
+    *guess = (struct guess){.experts = guess->experts, .named = guess->named};
+}
+
+static void add_guess(struct sl_expert_cache *cache, uint16_t expert_index)
+{
+    cache->guess.experts[cache->guess.n++] = expert_index;
+    cache->guess.named[expert_index] = true;
+    cache->n_guessed++;
+}
+
+/* A step that asks for most of a layer's experts asks for most of the next one's. So these are read
+ * while those are computed with, and while the next layer attends. Of experts that one layer has no
+ * use for, the next will have as few: no more are guessed than let a small share be read in vain.
+ */
+static void guess_sweep(struct sl_expert_cache *cache, uint16_t layer_index, uint32_t n_experts)
+{
+    const struct sl_expert_shape *shape = &cache->shape;
+    const uint32_t n_all = shape->n_routed_experts, n_unused = n_all - n_experts;
+    const uint32_t n_max =
+        n_unused > 0 ? n_experts * n_all / (n_unused * SWEEP_WASTE_SHARE) : n_all;
+
+    if (!cache->read_ahead || n_max == 0 || layer_index + 1u >= shape->num_hidden_layers)
+        return;
+    cache->guess.sweep = true;
+    cache->guess.layer_index = (uint16_t)(layer_index + 1);
+    for (uint32_t i = 0; i < n_all && cache->guess.n < n_max; i++) {
+        uint16_t expert = sl_expert_store_nth(cache->loader.store, layer_index + 1u, i);
+        struct sl_expert_key key = {cache->guess.layer_index, expert};
+
+        if (!sl_slot_table_find(&cache->table, key))
+            add_guess(cache, expert);
+    }
 }
 
 static void source_guess(struct sl_expert_source *source, const struct sl_expert_key *keys,
@@ -205,9 +280,11 @@ static void source_guess(struct sl_expert_source *source, const struct sl_expert
 
     sl_assert(n_keys <= SL_GUESS_MAX);
     expire_guess(cache);
-    cache->guess.n = n_keys;
-    memcpy(cache->guess.keys, keys, n_keys * sizeof(*keys));
-    cache->n_guessed += n_keys;
+    for (uint32_t i = 0; i < n_keys; i++) {
+        sl_assert(keys[i].layer_index == keys[0].layer_index);
+        cache->guess.layer_index = keys[i].layer_index;
+        add_guess(cache, keys[i].expert_index);
+    }
     progress(cache, false);
 }
 
@@ -226,13 +303,19 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
     sl_reader_start(cache->loader.reader);
 }
 
-static bool is_guessed(const struct guess *guess, struct sl_expert_key key)
+/* Lists what is missing in the order in which it is to be read. */
+static void list_missing(struct sl_expert_cache *cache)
 {
-    for (uint32_t i = 0; i < guess->n; i++)
-        if (guess->keys[i].layer_index == key.layer_index &&
-            guess->keys[i].expert_index == key.expert_index)
-            return true;
-    return false;
+    struct demand *demand = &cache->demand;
+
+    demand->n_missing = demand->next_missing = 0;
+    for (uint32_t i = 0; i < cache->shape.n_routed_experts; i++) {
+        uint16_t expert = sl_expert_store_nth(cache->loader.store, demand->layer_index, i);
+
+        if (demand->is_missing[expert])
+            demand->missing[demand->n_missing++] = expert;
+        demand->is_missing[expert] = false;
+    }
 }
 
 /* One expert of a new demand: it is there, or on its way, or missing. */
@@ -241,9 +324,10 @@ static void claim(struct sl_expert_cache *cache, struct sl_expert_key key)
     struct demand *demand = &cache->demand;
     struct sl_slot *slot = sl_slot_table_claim(&cache->table, key);
 
-    cache->n_guessed_right += is_guessed(&cache->guess, key);
+    cache->n_guessed_right +=
+        cache->guess.layer_index == key.layer_index && cache->guess.named[key.expert_index];
     if (!slot) {
-        demand->missing[demand->n_missing++] = key.expert_index;
+        demand->is_missing[key.expert_index] = true;
         return;
     }
     if (slot->state == SL_SLOT_PINNED) {
@@ -266,16 +350,19 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     cache->guess.next = cache->guess.n; /* what is not begun comes too late */
     demand->open = true;
     demand->layer_index = layer_index;
-    demand->n_missing = demand->next_missing = 0;
     demand->n_left = n_experts;
-    cache->table.policy->ops->visit(cache->table.policy, layer_index);
+    if (!cache->guess.visited || cache->guess.layer_index != layer_index)
+        cache->table.policy->ops->visit(cache->table.policy, layer_index);
+    cache->guess.sweep = false; /* the layer is passed */
     /* All that is there is claimed before anything is evicted. */
     for (uint32_t i = 0; i < n_experts; i++) {
         sl_assert(i == 0 || experts[i - 1] < experts[i]);
         claim(cache, (struct sl_expert_key){layer_index, experts[i]});
     }
+    list_missing(cache);
     progress(cache, false); /* sets the misses going, and shows which guesses have landed */
     expire_guess(cache);
+    guess_sweep(cache, layer_index, n_experts);
     return 0;
 }
 
@@ -404,6 +491,12 @@ static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
     sl_slot_table_carve(&cache->table, arena, policy);
     cache->demand.missing =
         sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.missing));
+    cache->demand.is_missing =
+        sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->demand.is_missing));
+    cache->guess.experts =
+        sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->guess.experts));
+    cache->guess.named =
+        sl_arena_take(arena, cache->shape.n_routed_experts, sizeof(*cache->guess.named));
 }
 
 /* How many slots a slab makes, if they are enough. */
@@ -462,6 +555,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     }
     cache->slot_bytes = sl_expert_cache_slot_bytes(&cache->shape);
     cache->num_experts_per_tok = options->num_experts_per_tok;
+    cache->read_ahead = options->read_ahead;
     cache->n_slots_min = options->slots_min > options->num_experts_per_tok
                              ? options->slots_min
                              : options->num_experts_per_tok;

@@ -12,7 +12,9 @@
  * A guess is loaded when all that is demanded has landed, so into time in which the drives had
  * nothing to do. When the next demand does not ask for it, it is given up: what has not been asked
  * of the drives is cancelled, and its slot is held until the rest is back; what has landed stays
- * until it makes room.
+ * until it makes room. Where a demand asks for most of its layer's experts, as those of a long
+ * prompt do, the cache itself guesses at the next layer's and reads them in the order in which they
+ * lie, while these are computed with and the next layer attends.
  *
  * A demand asks for all its misses at once, as far as slots and staging buffers allow, and for the
  * others as loads land and loans are released. A failed load ends its demand only: what else was in
@@ -48,6 +50,7 @@ struct sl_expert_cache_options {
     uint32_t slots_min;    /* fewer are refused, and fewer than num_experts_per_tok in any case */
     uint32_t inflight_max; /* loads at once, each with a staging buffer; at least 1 */
     enum sl_verify verify; /* of a packed store */
+    bool read_ahead;       /* in steps that ask for most experts of each layer */
     const struct sl_policy_ops *policy; /* NULL: the default */
 };
 

@@ -98,8 +98,6 @@ struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert
     table->n_hinted += hinted;
     *entry_of(table, key) = sl_slot_index(table, slot);
     table->counters.n_loads++;
-    if (hinted)
-        table->policy->ops->expect(table->policy, key);
     return slot;
 }
 

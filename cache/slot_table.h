@@ -96,16 +96,20 @@ struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert
 struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
 
 /* A slot to load this expert into, by evicting another if need be; NULL if all are loading or
- * pinned. */
+ * pinned. What is hinted is for the caller to tell the policy of. */
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
                                    bool hinted);
+
+static inline bool sl_slot_table_may_read_ahead(const struct sl_slot_table *table)
+{
+    return table->n_hinted < table->n_slots / SL_HINTED_SHARE;
+}
 
 /* Also bounded by the loads that there may be at once, so that which hints are taken does not
  * depend on how fast others land. */
 static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
 {
-    return table->n_hinted < table->n_slots / SL_HINTED_SHARE &&
-           table->n_hinted < table->inflight_max;
+    return sl_slot_table_may_read_ahead(table) && table->n_hinted < table->inflight_max;
 }
 
 /* What was loading or pinned may be evicted from now on. */

@@ -26,6 +26,7 @@ struct sl_expert_store {
     const struct sl_store *packed;
     struct sl_expert_shape shape;
     struct sl_expert_record *records; /* (layers, experts) */
+    uint16_t *in_order;               /* (layers, experts) by where they lie */
 };
 
 static const char *const matrix_names[SL_EXPERT_MATRICES] = {
@@ -177,10 +178,40 @@ static int fill_record(const struct sl_expert_store *store, uint32_t layer_index
     return 0;
 }
 
+static int compare_extents(const void *a, const void *b)
+{
+    const struct sl_extent *x = a, *y = b;
+
+    if (x->file_index != y->file_index)
+        return x->file_index < y->file_index ? -1 : 1;
+    if (x->offset_bytes != y->offset_bytes)
+        return x->offset_bytes < y->offset_bytes ? -1 : 1;
+    return 0;
+}
+
+struct place {
+    struct sl_extent extent; /* first, for compare_extents() */
+    uint16_t expert_index;
+};
+
+/* An expert lies where its codes do, which are most of what is read. */
+static void sort_layer(struct sl_expert_store *store, uint32_t layer_index, struct place *places)
+{
+    const uint32_t experts = store->shape.n_routed_experts;
+    const size_t first = (size_t)layer_index * experts;
+
+    for (uint32_t e = 0; e < experts; e++)
+        places[e] = (struct place){store->records[first + e].codes[SL_EXPERT_W1], (uint16_t)e};
+    qsort(places, experts, sizeof(*places), compare_extents);
+    for (uint32_t i = 0; i < experts; i++)
+        store->in_order[first + i] = places[i].expert_index;
+}
+
 int sl_expert_store_open(struct sl_expert_store **ret_store, struct sl_checkpoint *checkpoint,
                          const struct sl_expert_shape *shape, struct sl_err *err)
 {
     struct sl_expert_store *store;
+    struct place *places;
     int rc = 0;
 
     /* The config was checked where it was read. */
@@ -197,12 +228,18 @@ int sl_expert_store_open(struct sl_expert_store **ret_store, struct sl_checkpoin
     store->shape = *shape;
     store->records =
         calloc((size_t)layer_count(shape) * shape->n_routed_experts, sizeof(*store->records));
-    if (!store->records)
+    store->in_order =
+        calloc((size_t)layer_count(shape) * shape->n_routed_experts, sizeof(*store->in_order));
+    places = calloc(shape->n_routed_experts, sizeof(*places));
+    if (!store->records || !store->in_order || !places)
         rc = sl_err_set(err, -ENOMEM, "table of experts: out of memory");
     for (uint32_t i = 0; rc == 0 && i < layer_count(shape); i++) {
         for (uint32_t e = 0; rc == 0 && e < shape->n_routed_experts; e++)
             rc = fill_record(store, i, e, err);
+        if (rc == 0)
+            sort_layer(store, i, places);
     }
+    free(places);
     if (rc < 0) {
         sl_expert_store_close(store);
         return rc;
@@ -242,6 +279,7 @@ void sl_expert_store_close(struct sl_expert_store *store)
 {
     if (!store)
         return;
+    free(store->in_order);
     free(store->records);
     free(store);
 }
@@ -277,17 +315,6 @@ const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_exper
     return store->packed && has(store, key) ? sl_store_expert(store->packed, key) : NULL;
 }
 
-static int compare_extents(const void *a, const void *b)
-{
-    const struct sl_extent *x = a, *y = b;
-
-    if (x->file_index != y->file_index)
-        return x->file_index < y->file_index ? -1 : 1;
-    if (x->offset_bytes != y->offset_bytes)
-        return x->offset_bytes < y->offset_bytes ? -1 : 1;
-    return 0;
-}
-
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                 struct sl_extent ret_reads[SL_EXPERT_READS_MAX])
 {
@@ -314,6 +341,13 @@ uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                                     .file_index = extents[i].file_index};
     }
     return count;
+}
+
+uint16_t sl_expert_store_nth(const struct sl_expert_store *store, uint32_t layer_index, uint32_t i)
+{
+    sl_assert(layer_index < layer_count(&store->shape) && i < store->shape.n_routed_experts);
+    return store->packed ? (uint16_t)i
+                         : store->in_order[(size_t)layer_index * store->shape.n_routed_experts + i];
 }
 
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store)

@@ -127,6 +127,9 @@ const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_exper
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                 struct sl_extent ret_reads[SL_EXPERT_READS_MAX]);
 
+/* The layer's expert that is number `i` in the order in which they lie on disk. */
+uint16_t sl_expert_store_nth(const struct sl_expert_store *store, uint32_t layer_index, uint32_t i);
+
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store);
 const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint32_t file_index);
 

@@ -180,6 +180,7 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
         .num_experts_per_tok = CACHE_PER_TOKEN,
         .inflight_max = options->inflight_max,
         .verify = options->verify,
+        .read_ahead = options->read_ahead,
         .policy = options->policy,
     };
     const char *paths[CACHE_FILES];

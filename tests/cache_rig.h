@@ -34,6 +34,7 @@ void cache_fixture_close(struct cache_fixture *f);
 struct cache_rig_options {
     bool threads; /* pread threads, else io_uring */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
+    bool read_ahead;
     enum sl_verify verify;              /* of a packed store */
     const struct sl_policy_ops *policy; /* NULL: the default */
     struct sl_io *io;                   /* simulated, instead of a back end; the rig's from now on.

@@ -192,10 +192,10 @@ static bool is_held(const struct world *w, uint16_t layer, uint16_t expert)
     return false;
 }
 
-/* Experts of low number more often; none that is lent. */
+/* Experts of low number more often; all at times; none that is lent. */
 static uint32_t choose(struct world *w, uint16_t layer, uint16_t experts[CACHE_EXPERTS])
 {
-    uint32_t share = 1 + below(w, 12), n = 0;
+    uint32_t share = below(w, 4) ? 1 + below(w, 12) : 12 + CACHE_EXPERTS, n = 0;
 
     for (uint16_t e = 0; e < CACHE_EXPERTS; e++)
         if (below(w, 12 + e) < share && !is_held(w, layer, e))
@@ -208,7 +208,7 @@ static void demand(struct world *w)
     uint16_t experts[CACHE_EXPERTS];
     uint32_t n;
 
-    w->layer = (uint16_t)below(w, CACHE_LAYERS);
+    w->layer = (uint16_t)(below(w, 2) ? below(w, CACHE_LAYERS) : (w->layer + 1) % CACHE_LAYERS);
     n = choose(w, w->layer, experts);
     w->open = true;
     w->n_left = n;
@@ -337,6 +337,7 @@ static void create_world(struct world *w, const struct cache_fixture *f, uint64_
     options.piece_bytes <<= below(w, 6);
     options.n_slots = w->n_slots_max;
     options.inflight_max = 1 + below(w, 8);
+    options.read_ahead = below(w, 4) > 0;
     options.policy = below(w, 2) ? &sl_policy_frequency : &sl_policy_lru;
     w->impatient = below(w, 3) == 0;
     if (w->impatient) { /* the slow ones take twice as long as it waits, or less */

@@ -476,6 +476,80 @@ static void test_wrong_guesses_are_given_up(void **state)
     cache_rig_fini(&rig);
 }
 
+static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+
+/* After a demand of all experts of a layer, as long prompts make them, the next one's are read, in
+ * the order in which the files have them, and each once. */
+static void test_sweeps_read_ahead(void **state)
+{
+    static const struct cache_rig_options options = {.reads_max = 8,
+                                                     .piece_bytes = 1 << 20,
+                                                     .n_slots = 20,
+                                                     .inflight_max = 4,
+                                                     .read_ahead = true};
+    const uint32_t n_ahead = options.n_slots / SL_HINTED_SHARE;
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters c;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct sl_slot_table *table;
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, &fixtures[i], &options);
+        table = sl_expert_cache_table(rig.cache);
+        assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
+        while (sl_expert_cache_counters(rig.cache).n_guess_loads < n_ahead)
+            hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS + n_ahead);
+        for (uint32_t n = 0; n < CACHE_EXPERTS; n++) {
+            uint16_t expert = sl_expert_store_nth(fixtures[i].store, 1, n);
+
+            assert_int_equal(table->slot_of[CACHE_EXPERTS + expert] != SL_NO_SLOT, n < n_ahead);
+        }
+        assert_int_equal(cache_rig_demand(&rig, 1, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
+        c = sl_expert_cache_counters(rig.cache);
+        assert_int_equal(c.n_hinted_hits, n_ahead);
+        assert_int_equal(c.n_loads, 2 * CACHE_EXPERTS);
+        assert_int_equal(c.guess_wasted_bytes, 0);
+        /* Nothing is ahead of the last layer; and where a sixth is not wanted, it is not a sweep.
+         */
+        assert_int_equal(cache_rig_demand(&rig, 0, all_experts, 10, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, n_ahead);
+        cache_rig_fini(&rig);
+    }
+}
+
+/* What is wanted again and again stays through sweeps, which make do with one layer's room, and is
+ * not read again for them either. */
+static void test_sweeps_spare_what_is_hot(void **state)
+{
+    static const struct cache_rig_options options = {.reads_max = 8,
+                                                     .piece_bytes = 1 << 20,
+                                                     .n_slots = CACHE_EXPERTS + 2 * 2,
+                                                     .inflight_max = 4,
+                                                     .read_ahead = true};
+    static const uint16_t hot[] = {2, 5};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters before, after;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    for (uint32_t token = 0; token < 40; token++)
+        assert_int_equal(cache_rig_demand(&rig, token % 2, hot, 2, NULL, NULL), 0);
+    for (uint32_t sweep = 0; sweep < 3; sweep++) {
+        before = sl_expert_cache_counters(rig.cache);
+        for (uint16_t layer = 0; layer < 2; layer++)
+            assert_int_equal(cache_rig_demand(&rig, layer, all_experts, CACHE_EXPERTS, NULL, NULL),
+                             0);
+        after = sl_expert_cache_counters(rig.cache);
+        assert_in_range(after.n_loads - before.n_loads, 0, 2 * (CACHE_EXPERTS - 2));
+        for (uint16_t layer = 0; layer < 2; layer++)
+            assert_int_equal(cache_rig_demand(&rig, layer, hot, 2, NULL, NULL), 0);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, after.n_loads);
+    }
+    cache_rig_fini(&rig);
+}
+
 /* Three slots and a demand of eight: each release sets the next load going, and there is nothing
  * left for hints. */
 static void test_demand_larger_than_the_cache(void **state)
@@ -920,6 +994,8 @@ int main(void)
         cmocka_unit_test(test_guesses_wait_for_demands),
         cmocka_unit_test(test_guesses_that_land_in_time),
         cmocka_unit_test(test_wrong_guesses_are_given_up),
+        cmocka_unit_test(test_sweeps_read_ahead),
+        cmocka_unit_test(test_sweeps_spare_what_is_hot),
         cmocka_unit_test(test_demand_larger_than_the_cache),
         cmocka_unit_test(test_hints_need_a_staging_buffer),
         cmocka_unit_test(test_evicted_hints_give_back_their_share),
