@@ -181,6 +181,7 @@ static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_
     } else {
         if (slot->demanded && cache->failure.code == 0)
             cache->failure = end->err;
+        slot->demanded = slot->guessed = false; /* or it would be said of the slot's next expert */
         sl_slot_table_drop(&cache->table, slot, end->held);
     }
 }
@@ -335,7 +336,7 @@ static void claim(struct sl_expert_cache *cache, struct sl_expert_key key)
     } else {
         slot->demanded = true;
         demand->n_awaited++;
-        sl_expert_loader_promote(&cache->loader, sl_slot_index(&cache->table, slot));
+        sl_expert_loader_set_urgent(&cache->loader, sl_slot_index(&cache->table, slot), true);
     }
 }
 
@@ -367,15 +368,20 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
 }
 
 /* Ends the demand after a failure. What it was waiting for lands all the same, for whoever asks
- * next. */
+ * next, but keeps nobody else waiting. */
 static void abandon(struct sl_expert_cache *cache)
 {
     struct sl_link *link;
 
     while ((link = sl_list_pop(&cache->lendable)))
         sl_slot_table_ready(&cache->table, sl_list_item(link, struct sl_slot, link));
-    for (uint32_t i = 0; i < cache->table.n_slots; i++)
-        cache->table.slots[i].demanded = false;
+    for (uint32_t i = 0; i < cache->table.n_slots; i++) {
+        struct sl_slot *slot = &cache->table.slots[i];
+
+        if (slot->demanded)
+            sl_expert_loader_set_urgent(&cache->loader, i, false);
+        slot->demanded = false;
+    }
     cache->demand.n_missing = cache->demand.next_missing = cache->demand.n_awaited = 0;
     cache->demand.open = false;
     cache->failure.code = 0;

@@ -160,12 +160,17 @@ static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *
     loader->wanted_bytes += (uint64_t)(dst - load->tiles);
 }
 
-static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load, bool urgent)
+static enum sl_read_class class_of(const struct sl_expert_load *load)
+{
+    return load->urgent ? SL_READ_DEMAND : SL_READ_PREFETCH;
+}
+
+static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     load->failed = NULL;
     load->n_reads_left = load->n_reads;
     for (uint32_t i = 0; i < load->n_reads; i++) {
-        load->reads[i].read_class = urgent ? SL_READ_DEMAND : SL_READ_PREFETCH;
+        load->reads[i].read_class = class_of(load);
         sl_reader_queue(loader->reader, &load->reads[i]);
     }
 }
@@ -182,13 +187,14 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->slot_index = slot_index;
     load->tiles = tiles;
     load->busy = true;
+    load->urgent = urgent;
     load->reread = load->cancelled = false;
     loader->n_busy++;
     if (sl_expert_store_is_packed(loader->store))
         plan_packed(loader, load);
     else
         plan_reads(loader, load);
-    queue_reads(loader, load, urgent);
+    queue_reads(loader, load);
 }
 
 static struct sl_expert_load *load_into(struct sl_expert_loader *loader, uint32_t slot_index)
@@ -200,12 +206,13 @@ static struct sl_expert_load *load_into(struct sl_expert_loader *loader, uint32_
     return load;
 }
 
-void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index)
+void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent)
 {
     struct sl_expert_load *load = load_into(loader, slot_index);
 
+    load->urgent = urgent;
     for (uint32_t i = 0; i < load->n_reads; i++)
-        sl_reader_promote(loader->reader, &load->reads[i]);
+        sl_reader_set_class(loader->reader, &load->reads[i], class_of(load));
 }
 
 uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_index)
@@ -362,7 +369,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
         if (end->rc < 0 && !load->reread) {
             load->reread = true;
             loader->n_rereads++;
-            queue_reads(loader, load, true);
+            queue_reads(loader, load);
             return false;
         }
         if (end->rc < 0)

@@ -31,6 +31,7 @@ struct sl_expert_load {
     struct sl_read *failed; /* the first read that failed */
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging, if any */
     uint32_t late_reads; /* bit i: reads[i] was handed back late */
+    bool urgent;         /* somebody waits for it */
     bool busy;
     bool held;   /* it has ended, but the device has not let go of what it reads into */
     bool reread; /* it was corrupt once */
@@ -97,8 +98,8 @@ int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct 
 void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_key key,
                             uint32_t slot_index, uint8_t *tiles, bool urgent);
 
-/* Makes the load into this slot urgent. */
-void sl_expert_loader_promote(struct sl_expert_loader *loader, uint32_t slot_index);
+/* Somebody waits for the load into this slot, or nobody does any more. */
+void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent);
 
 /* Gives up the load into this slot: what has not been asked of the drives never will. It ends as
  * soon as the rest is back, with -ECANCELED. Returns the bytes that were asked for. */

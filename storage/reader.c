@@ -190,14 +190,16 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
     reader->counters.wanted_bytes += read->size_bytes;
 }
 
-void sl_reader_promote(struct sl_reader *reader, struct sl_read *read)
+void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
+                         enum sl_read_class read_class)
 {
     struct drive *drive = drive_of(reader, read);
 
+    sl_assert(read_class < SL_READ_CLASSES);
     if (read->ended)
         return;
     drive->n_out[read->read_class] -= read->n_pieces_out;
-    read->read_class = SL_READ_DEMAND;
+    read->read_class = read_class;
     drive->n_out[read->read_class] += read->n_pieces_out;
     if (read->rc == 0 && read->cut_bytes < aligned_end(read)) {
         sl_list_remove(&read->link);

@@ -53,7 +53,8 @@ struct sl_read {
     uint8_t *dst;
     void *owner; /* for the caller alone */
     uint32_t file_index;
-    enum sl_read_class read_class; /* changed by sl_reader_promote() alone while it is queued */
+    enum sl_read_class read_class; /* while it is queued, see
+                                      sl_reader_set_class() */
 
     /* Set by the reader. */
     int rc;    /* 0, or negative: -ECANCELED, or what sl_reader_explain() tells about */
@@ -104,8 +105,10 @@ uint64_t sl_read_span_bytes(uint64_t offset_bytes, uint64_t size_bytes);
 void sl_reader_queue(struct sl_reader *reader, struct sl_read *read);
 void sl_reader_start(struct sl_reader *reader);
 
-/* Makes a read that is not yet reaped a demand. */
-void sl_reader_promote(struct sl_reader *reader, struct sl_read *read);
+/* Puts a read that is not yet reaped into another class, behind what is queued there: up when
+ * somebody comes to wait for it, down when nobody does any more. */
+void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
+                         enum sl_read_class read_class);
 
 /* Gives up a read that is not yet reaped: what has not gone to the device never will. It is reaped
  * like any other, as soon as its pieces in flight are back, with -ECANCELED; unless it had already

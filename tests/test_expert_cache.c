@@ -594,6 +594,30 @@ static void test_hints_need_a_staging_buffer(void **state)
 }
 
 /* A hinted expert that is evicted before anybody asked for it no longer counts in their share. */
+/* Nobody waits for a hint: what was corrupt of it is read again behind other hints. */
+static void test_corrupt_hints_are_not_urgent(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 2};
+    static const struct io_fault_plan plan = {.fail_nth = 1};
+    static const uint16_t experts[] = {3, 7};
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    io_fault_set(rig.io, &plan);
+    hint(&rig, 0, experts, 2);
+    while (io_fault_read_count(rig.io) < 6)
+        hint(&rig, 0, experts, 0);
+    for (uint64_t nth = 1; nth <= 4; nth++) /* the first expert, the other one, and the first */
+        assert_int_equal(io_fault_read(rig.io, nth).offset_bytes ==
+                             io_fault_read(rig.io, nth + 2 + 2 * (nth <= 2)).offset_bytes,
+                         nth <= 2);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 2, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 2);
+    cache_rig_fini(&rig);
+}
+
 static void test_evicted_hints_give_back_their_share(void **state)
 {
     static const struct cache_rig_options options = {
@@ -634,7 +658,7 @@ static void test_failed_hint_is_read_again(void **state)
     cache_rig_fini(&rig);
 }
 
-/* What a failed demand was still waiting for lands during the next one: it is not lent to that, and
+/* What a failed demand was still waiting for lands behind the next one: it is not lent to that, and
  * is there for the one after. */
 static void test_leftovers_of_a_failed_demand(void **state)
 {
@@ -652,6 +676,9 @@ static void test_leftovers_of_a_failed_demand(void **state)
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, &err), -EIO);
     check_message(&err, fixtures, 1, 0, experts);
     assert_int_equal(cache_rig_demand(&rig, 1, experts, 3, NULL, &err), 0);
+    /* Two tries of the first expert's scales, its codes, and the next one's scales, under way. */
+    for (uint64_t nth = 1; nth <= 10; nth++)
+        assert_int_equal(io_fault_read(rig.io, nth).file_index, nth > 4);
     assert_int_equal(cache_rig_demand(&rig, 0, experts + 1, 2, NULL, &err), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
@@ -998,6 +1025,7 @@ int main(void)
         cmocka_unit_test(test_sweeps_spare_what_is_hot),
         cmocka_unit_test(test_demand_larger_than_the_cache),
         cmocka_unit_test(test_hints_need_a_staging_buffer),
+        cmocka_unit_test(test_corrupt_hints_are_not_urgent),
         cmocka_unit_test(test_evicted_hints_give_back_their_share),
         cmocka_unit_test(test_failed_hint_is_read_again),
         cmocka_unit_test(test_leftovers_of_a_failed_demand),

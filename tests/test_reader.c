@@ -317,7 +317,7 @@ static void test_end_of_file(void **state)
 }
 
 /* With one read in flight at a time, the order in which reads end is the order of cutting. */
-static void test_demand_first_and_promotion(void **state)
+static void test_order_of_classes(void **state)
 {
     struct fixture *f = *state;
     struct sl_read *a, *b, *c;
@@ -329,14 +329,23 @@ static void test_demand_first_and_promotion(void **state)
     sl_reader_start(rig.reader); /* the first piece of `a` is under way */
     c = rig_queue(&rig, f, 2, 7 * BLOCK, 30 * BLOCK, SL_READ_DEMAND);
     assert_ptr_equal(sl_reader_reap(rig.reader, true), c);
-    sl_reader_promote(rig.reader, c); /* harmless: it has ended */
-    sl_reader_promote(rig.reader, b);
+    sl_reader_set_class(rig.reader, c, SL_READ_DEMAND); /* harmless: it has ended */
+    sl_reader_set_class(rig.reader, b, SL_READ_DEMAND);
     assert_ptr_equal(sl_reader_reap(rig.reader, true), b);
     assert_ptr_equal(sl_reader_reap(rig.reader, true), a);
     assert_null(sl_reader_reap(rig.reader, true));
     check_content(f, a);
     check_content(f, b);
     check_content(f, c);
+
+    a = rig_queue(&rig, f, 0, 0, 30 * BLOCK, SL_READ_DEMAND);
+    b = rig_queue(&rig, f, 1, 5 * BLOCK, 30 * BLOCK, SL_READ_DEMAND);
+    sl_reader_start(rig.reader);
+    sl_reader_set_class(rig.reader, a, SL_READ_PREFETCH); /* with a piece under way */
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), b);
+    assert_ptr_equal(sl_reader_reap(rig.reader, true), a);
+    check_content(f, a);
+    check_content(f, b);
     rig_fini(&rig);
 }
 
@@ -385,7 +394,7 @@ static void test_promotion_in_flight(void **state)
     promoted = rig_queue(&rig, f, 0, 0, 2 * PIECE_BYTES, SL_READ_PREFETCH);
     sl_reader_start(rig.reader);
     prefetch = rig_queue(&rig, f, 1, 0, PIECE_BYTES, SL_READ_PREFETCH);
-    sl_reader_promote(rig.reader, promoted);
+    sl_reader_set_class(rig.reader, promoted, SL_READ_DEMAND);
     for (uint32_t i = 0; i < 5; i++)
         assert_null(sl_reader_reap(rig.reader, false));
     assert_int_equal(io_fault_read_count(rig.io), 2); /* it waits for the demand's last piece */
@@ -456,7 +465,7 @@ static void test_cancel(void **state)
     sl_reader_cancel(rig.reader, queued);
     sl_reader_cancel(rig.reader, out);
     sl_reader_cancel(rig.reader, out);
-    sl_reader_promote(rig.reader, out);
+    sl_reader_set_class(rig.reader, out, SL_READ_DEMAND);
     assert_ptr_equal(sl_reader_reap(rig.reader, false), queued); /* nothing of it was out */
     assert_null(sl_reader_reap(rig.reader, false));
     assert_ptr_equal(sl_reader_reap(rig.reader, true), out);
@@ -729,9 +738,9 @@ static void test_nth_read_is_short_or_late(void **state)
 /* ---- all of it together ------------------------------------------------------------------------
  */
 
-/* Reads come, are promoted, cancelled and reaped at random, on two drives of which pieces fail, are
- * short, late, and in any order. Whatever happens, each read ends once (and is let go of once, if
- * it was late), and one that says so has its bytes. */
+/* Reads come, are promoted, demoted, cancelled and reaped at random, on two drives of which pieces
+ * fail, are short, late, and in any order. Whatever happens, each read ends once (and is let go of
+ * once, if it was late), and one that says so has its bytes. */
 static void storm(struct rig *rig, const struct fixture *f, uint64_t random)
 {
     enum { FREE, QUEUED, CANCELLED, LATE } now[READS] = {FREE};
@@ -753,7 +762,8 @@ static void storm(struct rig *rig, const struct fixture *f, uint64_t random)
             sl_reader_cancel(rig->reader, &rig->reads[i]);
             now[i] = CANCELLED;
         } else if (now[i] == QUEUED && dice <= 2) {
-            sl_reader_promote(rig->reader, &rig->reads[i]);
+            sl_reader_set_class(rig->reader, &rig->reads[i],
+                                (enum sl_read_class)(io_fault_random(&random) % SL_READ_CLASSES));
         } else {
             read = sl_reader_reap(rig->reader, dice > 4);
         }
@@ -805,7 +815,7 @@ int main(void)
         cmocka_unit_test(test_nth_read_fails_for_good),
         cmocka_unit_test(test_retries_are_counted),
         cmocka_unit_test(test_end_of_file),
-        cmocka_unit_test(test_demand_first_and_promotion),
+        cmocka_unit_test(test_order_of_classes),
         cmocka_unit_test(test_demand_finds_room),
         cmocka_unit_test(test_classes_wait_for_each_other),
         cmocka_unit_test(test_promotion_in_flight),
