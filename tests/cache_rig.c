@@ -12,7 +12,9 @@
 #include <cmocka.h>
 
 #include "core/kernels/r16.h"
+#include "storage/store_write.h"
 #include "tests/io_simulated.h"
+#include "tests/store_rig.h"
 
 #define TENSORS (CACHE_LAYERS * CACHE_EXPERTS * 6)
 #define HEADER_BYTES (TENSORS * 128u)
@@ -149,6 +151,7 @@ void cache_fixture_open(struct cache_fixture *f, bool scattered)
         tensors[i] = i;
     if (scattered)
         shuffle(tensors, TENSORS, &random);
+    memset(f, 0, sizeof(*f));
     fixture_folder_create(f->folder);
     write_file(f->folder, files[0], tensors, first, scattered, &random);
     write_file(f->folder, files[1], tensors + first, TENSORS - first, scattered, &random);
@@ -157,11 +160,39 @@ void cache_fixture_open(struct cache_fixture *f, bool scattered)
     load_expected(f);
 }
 
+void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint)
+{
+    static const uint64_t weight = 1;
+    const uint64_t expected_bytes =
+        CACHE_LAYERS * CACHE_EXPERTS * sl_expert_cache_slot_bytes(&cache_shape);
+    struct sl_pack_options options = {.store_folder = f->folder,
+                                      .checkpoint_folder = checkpoint->folder,
+                                      .checkpoint = checkpoint->checkpoint,
+                                      .experts = checkpoint->store,
+                                      .weights = &weight,
+                                      .writer = sl_file_writer(),
+                                      .batch_bytes = 1 << 20};
+
+    memset(f, 0, sizeof(*f));
+    fixture_folder_create(f->folder);
+    fixture_write_text(checkpoint->folder, "config.json", "{}\n");
+    assert_int_equal(sl_pool_create(&options.pool, 2, NULL), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_pool_destroy(options.pool);
+    assert_int_equal(sl_store_open(&f->packed, f->folder, SL_STORE_RUN, NULL), 0);
+    assert_int_equal(sl_expert_store_open_packed(&f->store, f->packed, &cache_shape, NULL), 0);
+    f->expected = malloc(expected_bytes);
+    assert_non_null(f->expected);
+    memcpy(f->expected, checkpoint->expected, expected_bytes);
+    f->expert_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+}
+
 void cache_fixture_close(struct cache_fixture *f)
 {
     sl_expert_store_close(f->store);
+    sl_store_close(f->packed);
     sl_checkpoint_close(f->checkpoint);
-    fixture_folder_remove(f->folder);
+    store_rig_remove(f->folder);
     free(f->expected);
 }
 

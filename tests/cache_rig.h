@@ -1,5 +1,6 @@
-/* What tests of the expert cache stand on: a small checkpoint, and a cache over it whose every
- * layer is real but for a fault wrapper around the I/O back end. Failures are cmocka's. */
+/* What tests of the expert cache stand on: a small checkpoint, or a store packed of it, and a cache
+ * over it whose every layer is real but for a fault wrapper around the I/O back end. Failures are
+ * cmocka's. */
 #ifndef SL_TESTS_CACHE_RIG_H
 #define SL_TESTS_CACHE_RIG_H
 
@@ -8,6 +9,7 @@
 
 #include "cache/expert_cache.h"
 #include "storage/checkpoint.h"
+#include "storage/store.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 
@@ -20,15 +22,19 @@ extern const struct sl_expert_shape cache_shape;
 
 struct cache_fixture {
     char folder[FIXTURE_PATH_BYTES];
-    struct sl_checkpoint *checkpoint;
+    struct sl_checkpoint *checkpoint; /* NULL of a store */
+    struct sl_store *packed;          /* NULL of a checkpoint */
     struct sl_expert_store *store;
     uint8_t *expected;     /* (CACHE_LAYERS, CACHE_EXPERTS), as slots hold them */
-    uint64_t expert_bytes; /* as stored */
+    uint64_t expert_bytes; /* as stored: of a store, its record */
 };
 
 /* Tensors lie as in the release (per expert three scales together, and three codes), or scattered
  * over both files with gaps between them. */
 void cache_fixture_open(struct cache_fixture *f, bool scattered);
+
+/* The same experts in a store of their own. */
+void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint);
 void cache_fixture_close(struct cache_fixture *f);
 
 struct cache_rig_options {

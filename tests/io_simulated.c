@@ -100,6 +100,10 @@ static int32_t deliver(struct simulated *sim, const struct sl_io_read *read)
         n = block + below(sim, n - block);
     memcpy(read->dst, file->bytes + read->offset_bytes, n);
     memset((uint8_t *)read->dst + n, 0xa5, read->size_bytes - n); /* nobody may rely on it */
+    if (n > 0 && below(sim, 1000) < sim->plan.flip_permille) {
+        sim->n_failures++;
+        ((uint8_t *)read->dst)[below(sim, n)] ^= (uint8_t)(1 << below(sim, 8));
+    }
     sim->delivered_bytes += n;
     return (int32_t)n;
 }

@@ -1,9 +1,9 @@
 /* A drive that exists in memory alone, on a clock of its own: no file is open and no time passes.
  *
  * It holds copies of files. Every read takes as long as the seed says, so that completions come in
- * any order; it may be cut short, interrupted or fail. Time goes on when io_simulated_advance() is
- * called, and when somebody waits: then to the next completion. Same seed, same calls, same
- * behaviour. */
+ * any order; it may be cut short, interrupted, fail or be wrong. Time goes on when
+ * io_simulated_advance() is called, and when somebody waits: then to the next completion. Same
+ * seed, same calls, same behaviour. */
 #ifndef SL_TESTS_IO_SIMULATED_H
 #define SL_TESTS_IO_SIMULATED_H
 
@@ -19,6 +19,7 @@ struct io_simulated_plan {
     uint32_t short_permille; /* of reads larger than a block are cut, beyond that block */
     uint32_t again_permille; /* end with -EINTR or -EAGAIN */
     uint32_t fail_permille;  /* end with -EIO */
+    uint32_t flip_permille;  /* come with a bit flipped */
 
     /* NULL, or told of each read as it is submitted, those tried again included. */
     void (*on_submit)(void *context, const struct sl_io_read *read);
@@ -34,6 +35,6 @@ uint64_t io_simulated_clock_ns(void *io); /* for struct sl_reader_options */
 
 uint64_t io_simulated_delivered_bytes(const struct sl_io *io);
 uint64_t io_simulated_completion_count(const struct sl_io *io);
-uint64_t io_simulated_failure_count(const struct sl_io *io); /* with -EIO */
+uint64_t io_simulated_failure_count(const struct sl_io *io); /* with -EIO, or a bit flipped */
 
 #endif

@@ -1,8 +1,8 @@
 /* Cache and reader over a drive that exists in memory, on its clock: whatever the drive does and
  * whoever asks for what, nothing is lost, doubled or lent wrong. A seeded driver demands, hints,
- * guesses, lends, releases, resizes and waits at random, a million events in several worlds, and
- * looks at everything after each. SL_SEED=n gives other worlds; SL_SLOW=1, and sanitizers, shorter
- * ones. */
+ * guesses, lends, releases, resizes and waits at random, a million events in several worlds, half
+ * of them over a checkpoint and half over a store, and looks at everything after each. SL_SEED=n
+ * gives other worlds; SL_SLOW=1, and sanitizers, shorter ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -27,7 +27,7 @@
 #define BLOCK SL_IO_ALIGN_BYTES
 #define SPAN_EXTRA_BYTES (2 * SL_EXPERT_READS_MAX * BLOCK) /* around what a load reads */
 
-/* Where an expert's codes lie, but for the blocks that its neighbours share. */
+/* Where an expert lies: of a checkpoint its codes, but for the blocks that its neighbours share. */
 struct inside {
     uint64_t first_block;
     uint32_t n_blocks;
@@ -37,9 +37,8 @@ struct inside {
 struct world {
     struct cache_rig rig;
     struct inside inside[ALL];
-    uint64_t submitted[ALL];        /* of the load at hand: blocks inside, a bit for each */
-    uint64_t n_failures[ALL];       /* of the drive, before that */
-    uint64_t n_demands_failed[ALL]; /* before that */
+    uint64_t submitted[ALL];  /* of the load at hand: blocks inside, a bit for each */
+    uint64_t n_failures[ALL]; /* of the drive, before that */
     uint64_t random;
 
     struct sl_expert_loan held[ALL];
@@ -49,7 +48,8 @@ struct world {
     uint32_t n_slots_max, n_left; /* to be lent */
     bool impatient;               /* the reader gives up slow reads */
     uint64_t n_requests, n_events, n_dropped, n_failed_demands;
-    uint64_t n_held_slots; /* by the drive, after every event */
+    uint64_t n_corrupt_demands; /* of these */
+    uint64_t n_held_slots;      /* by the drive, after every event */
 };
 
 static uint32_t below(struct world *w, uint32_t limit)
@@ -88,8 +88,7 @@ static uint64_t covered(const struct inside *in, const struct sl_io_read *read)
 }
 
 /* A piece that nobody waits for is not begun while one that somebody waits for could be. Pieces
- * that are tried again go at once, whoever waits; and what a demand that failed had asked for keeps
- * its place among the demands. */
+ * that are tried again go at once, whoever waits. */
 static void on_submit(void *context, const struct sl_io_read *read)
 {
     struct world *w = context;
@@ -103,7 +102,7 @@ static void on_submit(void *context, const struct sl_io_read *read)
         sl_assert(is_loading(w, id));
         begun |= (blocks & ~w->submitted[id]) != 0;
         w->submitted[id] |= blocks;
-        demanded |= slot_of(w, id)->demanded || w->n_demands_failed[id] != w->n_failed_demands;
+        demanded |= slot_of(w, id)->demanded;
     }
     for (uint32_t id = 0; id < ALL && begun && !demanded && !w->impatient; id++) {
         if (!is_loading(w, id) || !slot_of(w, id)->demanded ||
@@ -118,11 +117,20 @@ static void find_insides(struct world *w)
     for (uint32_t id = 0; id < ALL; id++) {
         const struct sl_expert_key key = {(uint16_t)(id / CACHE_EXPERTS),
                                           (uint16_t)(id % CACHE_EXPERTS)};
-        const struct sl_extent *codes = sl_expert_store_find(w->rig.f->store, key)->codes;
+        const struct sl_extent *codes;
+        uint64_t end_bytes;
 
-        const uint64_t end_bytes =
-            codes[SL_EXPERT_W3].offset_bytes + codes[SL_EXPERT_W3].size_bytes;
+        if (w->rig.f->packed) {
+            const struct sl_packed_expert *record =
+                sl_expert_store_find_packed(w->rig.f->store, key);
 
+            w->inside[id] = (struct inside){.first_block = record->parts[0].offset_bytes / BLOCK,
+                                            .n_blocks = (uint32_t)(w->rig.f->expert_bytes / BLOCK),
+                                            .file_index = record->parts[0].file_index};
+            continue;
+        }
+        codes = sl_expert_store_find(w->rig.f->store, key)->codes;
+        end_bytes = codes[SL_EXPERT_W3].offset_bytes + codes[SL_EXPERT_W3].size_bytes;
         w->inside[id] = (struct inside){.first_block = codes[SL_EXPERT_W1].offset_bytes / BLOCK + 1,
                                         .file_index = codes[SL_EXPERT_W1].file_index};
         w->inside[id].n_blocks = (uint32_t)(end_bytes / BLOCK - w->inside[id].first_block);
@@ -169,7 +177,6 @@ static void check(struct world *w)
         if (!is_loading(w, id)) {
             w->submitted[id] = 0;
             w->n_failures[id] = io_simulated_failure_count(w->rig.io);
-            w->n_demands_failed[id] = w->n_failed_demands;
         }
 }
 
@@ -252,10 +259,12 @@ static void next(struct world *w)
     } else if (rc == -EAGAIN) {
         assert_false(wait);
     } else {
-        assert_true(rc == -EIO || (rc == -ETIMEDOUT && w->impatient));
+        assert_true(rc == -EIO || (rc == -ETIMEDOUT && w->impatient) ||
+                    (rc == -SL_ECORRUPT && w->rig.f->packed));
         assert_int_equal(err.code, rc);
-        assert_non_null(strstr(err.message, ".safetensors: "));
+        assert_non_null(strstr(err.message, w->rig.f->packed ? ".bin: " : ".safetensors: "));
         w->n_failed_demands++;
+        w->n_corrupt_demands += rc == -SL_ECORRUPT;
         w->open = false;
     }
 }
@@ -339,6 +348,10 @@ static void create_world(struct world *w, const struct cache_fixture *f, uint64_
     options.inflight_max = 1 + below(w, 8);
     options.read_ahead = below(w, 4) > 0;
     options.policy = below(w, 2) ? &sl_policy_frequency : &sl_policy_lru;
+    if (f->packed) { /* a checkpoint has nothing to tell wrong codes by */
+        plan.flip_permille = below(w, 2) * below(w, 40);
+        options.verify = plan.flip_permille ? SL_VERIFY_ALWAYS : (enum sl_verify)below(w, 3);
+    }
     w->impatient = below(w, 3) == 0;
     if (w->impatient) { /* the slow ones take twice as long as it waits, or less */
         options.stall_ns = plan.latency_ns_max * 100 / (2 * SL_READER_DEADLINE_STALLS);
@@ -376,19 +389,22 @@ static void test_nothing_goes_wrong(void **state)
     struct world *w = calloc(1, sizeof(*w));
     uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
     uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0;
-    struct cache_fixture f;
+    uint64_t n_corrupt_demands = 0;
+    struct cache_fixture fixtures[2];
 
     (void)state;
     assert_non_null(w);
-    cache_fixture_open(&f, false);
+    cache_fixture_open(&fixtures[0], false);
+    cache_fixture_open_packed(&fixtures[1], &fixtures[0]);
     for (uint32_t i = 0; i < WORLDS; i++) {
-        create_world(w, &f, inputs_seed() * WORLDS + i);
+        create_world(w, &fixtures[i % 2], inputs_seed() * WORLDS + i);
         while (w->n_events < events_per_world()) {
             act(w);
             check(w);
         }
         n_events += w->n_events;
         n_failed_demands += w->n_failed_demands;
+        n_corrupt_demands += w->n_corrupt_demands;
         n_held_slots += w->n_held_slots;
         n_completions += io_simulated_completion_count(w->rig.io);
         n_hits += sl_expert_cache_counters(w->rig.cache).n_hits;
@@ -398,14 +414,17 @@ static void test_nothing_goes_wrong(void **state)
         n_guess_wasted += sl_expert_cache_counters(w->rig.cache).guess_wasted_bytes > 0;
         destroy_world(w);
     }
-    cache_fixture_close(&f);
+    cache_fixture_close(&fixtures[1]);
+    cache_fixture_close(&fixtures[0]);
     free(w);
     print_message("%" PRIu64 " events, %" PRIu64 " reads, %" PRIu64 " hits, %" PRIu64
                   " evictions, %" PRIu64 " demands that failed, %" PRIu64
-                  " times a slot was held; %" PRIu64 " guesses in time, %" PRIu64 " late\n",
-                  n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_held_slots,
-                  n_guess_hits, n_guess_late);
+                  " of them of corrupt experts, %" PRIu64 " times a slot was held; %" PRIu64
+                  " guesses in time, %" PRIu64 " late\n",
+                  n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_corrupt_demands,
+                  n_held_slots, n_guess_hits, n_guess_late);
     assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);
+    assert_true(n_corrupt_demands > 10);
     assert_true(n_held_slots > 100);
     assert_true(n_guess_late > 10 && n_guess_wasted > 0);
 }

@@ -10,14 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include <cmocka.h>
 
-#include "storage/store.h"
-#include "storage/store_write.h"
 #include "tests/cache_rig.h"
-#include "tests/store_rig.h"
 
 #define RECORD_BYTES (3 * UINT64_C(20480))
 
@@ -27,35 +23,16 @@ static const struct cache_rig_options plain = {
 static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 struct fixture {
-    struct cache_fixture raw, packed; /* the checkpoint, and the same over the store */
-    char folder[FIXTURE_PATH_BYTES], store_folder[FIXTURE_PATH_BYTES];
-    struct sl_store *store;
+    struct cache_fixture raw, packed;
 };
 
 static int set_up(void **state)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    static const uint64_t weight = 1;
-    struct sl_pack_options options = {
-        .weights = &weight, .writer = sl_file_writer(), .batch_bytes = 1 << 20};
 
     assert_non_null(f);
     cache_fixture_open(&f->raw, true);
-    fixture_write_text(f->raw.folder, "config.json", "{}\n");
-    fixture_folder_create(f->folder);
-    assert_true(snprintf(f->store_folder, sizeof(f->store_folder), "%s/store", f->folder) <
-                (int)sizeof(f->store_folder));
-    options.store_folder = f->store_folder;
-    options.checkpoint_folder = f->raw.folder;
-    options.checkpoint = f->raw.checkpoint;
-    options.experts = f->raw.store;
-    assert_int_equal(sl_pool_create(&options.pool, 2, NULL), 0);
-    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
-    sl_pool_destroy(options.pool);
-    f->packed = f->raw;
-    assert_int_equal(sl_store_open(&f->store, f->store_folder, SL_STORE_RUN, NULL), 0);
-    assert_int_equal(sl_expert_store_open_packed(&f->packed.store, f->store, &cache_shape, NULL),
-                     0);
+    cache_fixture_open_packed(&f->packed, &f->raw);
     *state = f;
     return 0;
 }
@@ -64,10 +41,8 @@ static int tear_down(void **state)
 {
     struct fixture *f = *state;
 
-    sl_expert_store_close(f->packed.store);
-    sl_store_close(f->store);
+    cache_fixture_close(&f->packed);
     cache_fixture_close(&f->raw);
-    store_rig_remove(f->folder);
     free(f);
     return 0;
 }
@@ -171,16 +146,16 @@ static void test_when_it_is_verified(void **state)
         assert_int_equal(load_again(&rig, 5), 0);
         first_ns = sl_expert_cache_counters(rig.cache).verify_ns;
         assert_int_equal(first_ns == 0, verify == SL_VERIFY_NEVER);
-        fixture_flip_byte(f->store_folder, "experts-1.bin", after_tiles);
+        fixture_flip_byte(f->packed.folder, "experts-1.bin", after_tiles);
         assert_int_equal(load_again(&rig, 5), 0);
         if (verify != SL_VERIFY_ALWAYS)
             assert_int_equal(sl_expert_cache_counters(rig.cache).verify_ns, first_ns);
-        fixture_flip_byte(f->store_folder, "experts-1.bin", after_tiles);
-        fixture_flip_byte(f->store_folder, "experts-1.bin", in_tiles);
+        fixture_flip_byte(f->packed.folder, "experts-1.bin", after_tiles);
+        fixture_flip_byte(f->packed.folder, "experts-1.bin", in_tiles);
         if (verify == SL_VERIFY_ALWAYS) /* it is loaded again, as it was driven out meanwhile */
             assert_int_equal(load_again(&rig, 5), -SL_ECORRUPT);
         cache_rig_fini(&rig);
-        fixture_flip_byte(f->store_folder, "experts-1.bin", in_tiles);
+        fixture_flip_byte(f->packed.folder, "experts-1.bin", in_tiles);
     }
 }
 
