@@ -45,6 +45,7 @@ struct sl_expert_cache {
     uint64_t slot_bytes;
     struct sl_slot_table table;
     struct sl_link lendable; /* pinned and not yet lent */
+    struct sl_link heads;    /* demanded, loading and not yet lent, but with w1 and w3 there */
     uint32_t n_lent;
     uint32_t num_experts_per_tok, n_slots_min;
 
@@ -162,6 +163,15 @@ static void make_lendable(struct sl_expert_cache *cache, struct sl_slot *slot)
     sl_list_append(&cache->lendable, &slot->link);
 }
 
+/* The end of a load that is lent already. */
+static void end_lent_load(struct sl_slot *slot, const struct sl_expert_load_end *end)
+{
+    slot->state = SL_SLOT_PINNED;
+    slot->demanded = false;
+    slot->failed = end->rc < 0;
+    slot->late = end->held;
+}
+
 /* A hint that failed is forgotten: its demand will read it again, and say so if that fails. */
 static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_end *end)
 {
@@ -172,15 +182,27 @@ static void end_load(struct sl_expert_cache *cache, const struct sl_expert_load_
             sl_slot_table_let_go(&cache->table, slot);
         return;
     }
+    if (slot->late) {
+        slot->late = false;
+        return;
+    }
     sl_assert(slot->state == SL_SLOT_LOADING);
+    if (end->head) {
+        if (slot->demanded)
+            sl_list_append(&cache->heads, &slot->link);
+        return;
+    }
+    sl_list_remove(&slot->link); /* of the heads, if it is there */
     cache->demand.n_awaited -= slot->demanded;
-    if (end->rc == 0 && slot->demanded) {
+    if (end->rc < 0 && slot->demanded && cache->failure.code == 0)
+        cache->failure = end->err;
+    if (slot->lent) {
+        end_lent_load(slot, end);
+    } else if (end->rc == 0 && slot->demanded) {
         make_lendable(cache, slot);
     } else if (end->rc == 0) {
         sl_slot_table_ready(&cache->table, slot);
     } else {
-        if (slot->demanded && cache->failure.code == 0)
-            cache->failure = end->err;
         slot->demanded = slot->guessed = false; /* or it would be said of the slot's next expert */
         sl_slot_table_drop(&cache->table, slot, end->held);
     }
@@ -334,9 +356,13 @@ static void claim(struct sl_expert_cache *cache, struct sl_expert_key key)
     if (slot->state == SL_SLOT_PINNED) {
         make_lendable(cache, slot);
     } else {
+        const uint32_t index = sl_slot_index(&cache->table, slot);
+
         slot->demanded = true;
         demand->n_awaited++;
-        sl_expert_loader_set_urgent(&cache->loader, sl_slot_index(&cache->table, slot), true);
+        sl_expert_loader_set_urgent(&cache->loader, index, true);
+        if (sl_expert_loader_has_head(&cache->loader, index))
+            sl_list_append(&cache->heads, &slot->link);
     }
 }
 
@@ -347,7 +373,7 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     struct demand *demand = &cache->demand;
 
     (void)err; /* reads that fail show in next() */
-    sl_assert(!demand->open);
+    sl_assert(!demand->open && demand->n_awaited == 0);
     cache->guess.next = cache->guess.n; /* what is not begun comes too late */
     demand->open = true;
     demand->layer_index = layer_index;
@@ -378,8 +404,10 @@ static void abandon(struct sl_expert_cache *cache)
     for (uint32_t i = 0; i < cache->table.n_slots; i++) {
         struct sl_slot *slot = &cache->table.slots[i];
 
-        if (slot->demanded)
+        if (slot->demanded) {
             sl_expert_loader_set_urgent(&cache->loader, i, false);
+            sl_list_remove(&slot->link); /* of the heads, if it is there */
+        }
         slot->demanded = false;
     }
     cache->demand.n_missing = cache->demand.next_missing = cache->demand.n_awaited = 0;
@@ -403,9 +431,23 @@ static void lend(struct sl_expert_cache *cache, struct sl_slot *slot,
     cache->demand.n_left--;
     ret_loan->key = slot->key;
     ret_loan->slot_index = index;
+    ret_loan->partial = slot->state == SL_SLOT_LOADING;
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
         ret_loan->w[matrix] = cache->slab + index * cache->slot_bytes +
                               sl_expert_matrix_offset_bytes(&cache->shape, matrix);
+}
+
+/* Ends the demand if something of it failed, and says what. Returns 0 if nothing did. */
+static int take_failure(struct sl_expert_cache *cache, struct sl_err *err)
+{
+    const int rc = cache->failure.code;
+
+    if (rc < 0) {
+        if (err)
+            *err = cache->failure;
+        abandon(cache);
+    }
+    return rc;
 }
 
 static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
@@ -421,7 +463,8 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
         return 0;
     }
     progress(cache, false);
-    while (wait && cache->failure.code == 0 && sl_list_is_empty(&cache->lendable)) {
+    while (wait && cache->failure.code == 0 && sl_list_is_empty(&cache->lendable) &&
+           sl_list_is_empty(&cache->heads)) {
         if (sl_expert_loader_is_idle(&cache->loader)) {
             /* hold_max leaves slots to load into, if the drives do. */
             sl_expert_loader_explain_held(&cache->loader, &cache->failure);
@@ -429,18 +472,28 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
         }
         progress(cache, true);
     }
-    if (cache->failure.code < 0) {
-        rc = cache->failure.code;
-        if (err)
-            *err = cache->failure;
-        abandon(cache);
+    rc = take_failure(cache, err);
+    if (rc < 0)
         return rc;
-    }
     link = sl_list_pop(&cache->lendable);
+    if (!link && wait)
+        link = sl_list_pop(&cache->heads);
     if (!link)
         return -EAGAIN;
     lend(cache, sl_list_item(link, struct sl_slot, link), ret_loan);
     return 1;
+}
+
+static int source_complete(struct sl_expert_source *source, const struct sl_expert_loan *loan,
+                           struct sl_err *err)
+{
+    struct sl_expert_cache *cache = cache_of(source);
+    const struct sl_slot *slot = &cache->table.slots[loan->slot_index];
+
+    sl_assert(slot->lent);
+    while (slot->state == SL_SLOT_LOADING && cache->failure.code == 0)
+        progress(cache, true);
+    return take_failure(cache, err);
 }
 
 static void source_release(struct sl_expert_source *source, const struct sl_expert_loan *loan)
@@ -455,7 +508,15 @@ static void source_release(struct sl_expert_source *source, const struct sl_expe
     sl_assert(slot->key.expert_index == loan->key.expert_index);
     slot->lent = false;
     cache->n_lent--;
-    sl_slot_table_ready(&cache->table, slot);
+    if (slot->failed) {
+        slot->failed = false;
+        sl_slot_table_drop(&cache->table, slot, slot->late);
+        slot->late = false;
+    } else if (slot->state == SL_SLOT_PINNED) {
+        sl_slot_table_ready(&cache->table, slot);
+    } else {
+        sl_assert(!slot->demanded); /* the demand is over; it lands for whoever asks next */
+    }
     progress(cache, false);
 }
 
@@ -464,6 +525,7 @@ static const struct sl_expert_source_ops source_ops = {
     .demand = source_demand,
     .next = source_next,
     .release = source_release,
+    .complete = source_complete,
     .abandon = source_abandon,
     .guess = source_guess,
 };
@@ -582,6 +644,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_arena_lock(&cache->arena);
     sl_slot_table_start(&cache->table, cache->table.n_slots_max, options->inflight_max);
     sl_list_init(&cache->lendable);
+    sl_list_init(&cache->heads);
     set_hold_max(cache);
     attach(cache);
     sl_pool_set_between(pool, progress_between, cache);
@@ -719,22 +782,35 @@ const struct sl_slot_table *sl_expert_cache_table(const struct sl_expert_cache *
     return &cache->table;
 }
 
+static uint32_t list_length(const struct sl_link *head)
+{
+    uint32_t n = 0;
+
+    for (const struct sl_link *link = head->next; link != head; link = link->next)
+        n++;
+    return n;
+}
+
 bool sl_expert_cache_is_sound(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_table *table = &cache->table;
-    uint32_t n_lendable = 0, n_pinned = 0, n_loading = 0, n_held = 0, n_lent = 0;
+    uint32_t n_pinned = 0, n_loading = 0, n_held = 0, n_lent = 0, n_lent_loading = 0;
+    uint32_t n_awaited = 0;
 
-    for (const struct sl_link *link = cache->lendable.next; link != &cache->lendable;
-         link = link->next)
-        n_lendable++;
     for (uint32_t i = 0; i < table->n_slots; i++) {
-        n_loading += table->slots[i].state == SL_SLOT_LOADING;
-        n_pinned += table->slots[i].state == SL_SLOT_PINNED;
-        n_held += table->slots[i].state == SL_SLOT_HELD;
-        n_lent += table->slots[i].lent;
+        const struct sl_slot *slot = &table->slots[i];
+
+        n_loading += slot->state == SL_SLOT_LOADING;
+        n_pinned += slot->state == SL_SLOT_PINNED;
+        n_held += slot->state == SL_SLOT_HELD || slot->late;
+        n_lent += slot->lent;
+        n_lent_loading += slot->lent && slot->state == SL_SLOT_LOADING;
+        n_awaited += slot->demanded;
     }
     return sl_slot_table_is_sound(table) && n_lent == cache->n_lent &&
-           n_pinned == n_lendable + n_lent && n_loading + n_held == cache->loader.n_busy &&
+           n_awaited == cache->demand.n_awaited &&
+           n_pinned == list_length(&cache->lendable) + n_lent - n_lent_loading &&
+           n_loading + n_held == cache->loader.n_busy &&
            n_held == cache->loader.n_held + cache->loader.n_cancelled;
 }
 

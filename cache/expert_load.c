@@ -14,6 +14,9 @@
 _Static_assert(SL_READ_ALIGN_BYTES == SL_IO_ALIGN_BYTES,
                "the store and the reader agree on blocks");
 
+/* A record's first matrices: w1 and w3. */
+#define HEAD_MATRICES 2
+
 /* Tiles worth waking a thread for: about 280 KB of Flash, some 50 microseconds. */
 #define REPACK_GRAIN 8u
 
@@ -22,6 +25,7 @@ struct landed {
     const struct sl_expert_load *load;
     const struct sl_expert_shape *shape;
     const struct sl_packed_expert *packed; /* NULL: to be repacked */
+    int first;                             /* matrix of the record to be verified */
     /* Any thread sets its matrix's; the driver reads after the pool has joined them. */
     atomic_bool corrupt[SL_EXPERT_MATRICES];
 };
@@ -121,6 +125,7 @@ static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *l
 
     sl_assert(record);
     load->n_reads = sl_expert_record_reads(record, spans);
+    load->n_head_reads = 0; /* a checkpoint has the scales of all three first */
     for (uint32_t i = 0; i < load->n_reads; i++) {
         sl_assert(spans[i].size_bytes <= (size_t)(staging_end - staging));
         load->reads[i] = (struct sl_read){
@@ -139,25 +144,45 @@ static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *l
     }
 }
 
-/* The parts of a record, one after the other into the slot. */
+static void add_packed_read(struct sl_expert_load *load, const struct sl_extent *extent,
+                            uint8_t *dst)
+{
+    load->reads[load->n_reads++] = (struct sl_read){
+        .offset_bytes = extent->offset_bytes,
+        .size_bytes = extent->size_bytes,
+        .dst = dst,
+        .owner = load,
+        .file_index = extent->file_index,
+    };
+}
+
+/* The parts of a record, one after the other into the slot; the one that reaches into w2 is read in
+ * two. */
 static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
-    uint8_t *dst = load->tiles;
+    const uint64_t head_bytes =
+        sl_expert_matrix_offset_bytes(sl_expert_store_shape(loader->store), SL_EXPERT_W2);
+    uint64_t at_bytes = 0;
 
     sl_assert(packed);
-    load->n_reads = packed->n_parts;
+    load->n_reads = load->n_head_reads = 0;
     for (uint32_t i = 0; i < packed->n_parts; i++) {
-        load->reads[i] = (struct sl_read){
-            .offset_bytes = packed->parts[i].offset_bytes,
-            .size_bytes = packed->parts[i].size_bytes,
-            .dst = dst,
-            .owner = load,
-            .file_index = packed->parts[i].file_index,
-        };
-        dst += packed->parts[i].size_bytes;
+        struct sl_extent part = packed->parts[i];
+
+        if (at_bytes < head_bytes && head_bytes < at_bytes + part.size_bytes) {
+            part.size_bytes = head_bytes - at_bytes;
+            add_packed_read(load, &part, load->tiles + at_bytes);
+            at_bytes = head_bytes;
+            part.offset_bytes += part.size_bytes;
+            part.size_bytes = packed->parts[i].size_bytes - part.size_bytes;
+        }
+        if (at_bytes >= head_bytes && load->n_head_reads == 0)
+            load->n_head_reads = load->n_reads;
+        add_packed_read(load, &part, load->tiles + at_bytes);
+        at_bytes += part.size_bytes;
     }
-    loader->wanted_bytes += (uint64_t)(dst - load->tiles);
+    loader->wanted_bytes += at_bytes;
 }
 
 static enum sl_read_class class_of(const struct sl_expert_load *load)
@@ -167,9 +192,12 @@ static enum sl_read_class class_of(const struct sl_expert_load *load)
 
 static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
+    const uint32_t first = load->head_landed ? load->n_head_reads : 0; /* it may be in use */
+
     load->failed = NULL;
-    load->n_reads_left = load->n_reads;
-    for (uint32_t i = 0; i < load->n_reads; i++) {
+    load->n_reads_left = load->n_reads - first;
+    load->n_head_left = load->n_head_reads - first;
+    for (uint32_t i = first; i < load->n_reads; i++) {
         load->reads[i].read_class = class_of(load);
         sl_reader_queue(loader->reader, &load->reads[i]);
     }
@@ -188,7 +216,7 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->tiles = tiles;
     load->busy = true;
     load->urgent = urgent;
-    load->reread = load->cancelled = false;
+    load->reread = load->cancelled = load->head_landed = false;
     loader->n_busy++;
     if (sl_expert_store_is_packed(loader->store))
         plan_packed(loader, load);
@@ -204,6 +232,11 @@ static struct sl_expert_load *load_into(struct sl_expert_loader *loader, uint32_
     while (!load->busy || load->held || load->slot_index != slot_index)
         load++;
     return load;
+}
+
+bool sl_expert_loader_has_head(struct sl_expert_loader *loader, uint32_t slot_index)
+{
+    return load_into(loader, slot_index)->head_landed;
 }
 
 void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent)
@@ -251,13 +284,14 @@ static void repack_tiles(void *context, size_t first, size_t end, uint32_t threa
     }
 }
 
-/* Items are the three matrices. */
+/* Items are matrices, as they lie in the record. */
 static void verify_matrices(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     struct landed *landed = context;
 
     (void)thread_index;
-    for (int matrix = (int)first; matrix < (int)end; matrix++) {
+    for (size_t i = first; i < end; i++) {
+        const int matrix = sl_expert_matrix_order[(size_t)landed->first + i];
         const uint8_t *tiles =
             landed->load->tiles + sl_expert_matrix_offset_bytes(landed->shape, matrix);
 
@@ -274,16 +308,17 @@ static bool *verified_of(const struct sl_expert_loader *loader, struct sl_expert
                              key.expert_index];
 }
 
-static void verify(struct sl_expert_loader *loader, struct landed *landed)
+/* Matrices first .. end - 1 of the record. */
+static void verify(struct sl_expert_loader *loader, struct landed *landed, int first, int end)
 {
-    bool *verified = verified_of(loader, landed->load->key);
     uint64_t start_ns = sl_clock_ns();
 
-    if (loader->verify == SL_VERIFY_NEVER || (loader->verify == SL_VERIFY_FIRST && *verified))
+    if (loader->verify == SL_VERIFY_NEVER ||
+        (loader->verify == SL_VERIFY_FIRST && *verified_of(loader, landed->load->key)))
         return;
-    sl_pool_run(loader->pool, SL_EXPERT_MATRICES, 1, verify_matrices, landed);
+    landed->first = first;
+    sl_pool_run(loader->pool, end - first, 1, verify_matrices, landed);
     loader->verify_ns += sl_clock_ns() - start_ns;
-    *verified = true; /* if it is corrupt, the load fails, or it is read and verified again */
 }
 
 static void repack(struct sl_expert_loader *loader, struct landed *landed)
@@ -297,6 +332,15 @@ static void repack(struct sl_expert_loader *loader, struct landed *landed)
     loader->repack_ns += sl_clock_ns() - start_ns;
 }
 
+/* The first matrix that is corrupt, or -1. */
+static int corrupt_matrix(const struct landed *landed)
+{
+    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
+        if (atomic_load_explicit(&landed->corrupt[matrix], memory_order_relaxed))
+            return matrix;
+    return -1;
+}
+
 /* Makes what has landed an expert. Returns 0, or -SL_ECORRUPT with *ret_matrix set. */
 static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load *load,
                    int *ret_matrix)
@@ -307,18 +351,27 @@ static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load 
     enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
 
     if (landed.packed)
-        verify(loader, &landed);
+        verify(loader, &landed, load->head_landed ? HEAD_MATRICES : 0, SL_EXPERT_MATRICES);
     else
         repack(loader, &landed);
     sl_pool_phase(loader->pool, phase);
-    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
-        if (atomic_load_explicit(&landed.corrupt[matrix], memory_order_relaxed)) {
-            *verified_of(loader, load->key) = false;
-            *ret_matrix = matrix;
-            return -SL_ECORRUPT;
-        }
-    }
-    return 0;
+    *ret_matrix = corrupt_matrix(&landed);
+    *verified_of(loader, load->key) = *ret_matrix < 0;
+    return *ret_matrix < 0 ? 0 : -SL_ECORRUPT;
+}
+
+/* True if what has landed of w1 and w3 is as it should be: else let the load's end find out. */
+static bool take_in_head(struct sl_expert_loader *loader, struct sl_expert_load *load)
+{
+    struct landed landed = {.load = load,
+                            .shape = sl_expert_store_shape(loader->store),
+                            .packed = sl_expert_store_find_packed(loader->store, load->key)};
+    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
+
+    verify(loader, &landed, 0, HEAD_MATRICES);
+    sl_pool_phase(loader->pool, phase);
+    load->head_landed = corrupt_matrix(&landed) < 0;
+    return load->head_landed;
 }
 
 static int explain_packed(const struct sl_expert_loader *loader,
@@ -358,7 +411,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     char text[SL_EXPERT_TEXT_BYTES];
     int matrix = 0;
 
-    end->slot_index = load->slot_index;
+    *end = (struct sl_expert_load_end){.slot_index = load->slot_index};
     if (load->cancelled) {
         end->rc = -ECANCELED;
         loader->n_cancelled--;
@@ -388,8 +441,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
 static void let_go(struct sl_expert_loader *loader, struct sl_expert_load *load,
                    struct sl_expert_load_end *end)
 {
-    end->slot_index = load->slot_index;
-    end->held = false;
+    *end = (struct sl_expert_load_end){.slot_index = load->slot_index};
     end->rc =
         load->cancelled ? -ECANCELED : sl_reader_explain(loader->reader, load->failed, &end->err);
     load->busy = load->held = false;
@@ -416,7 +468,13 @@ static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
     if (read->late)
         load->late_reads |= bit;
     load->n_reads_left--;
-    return load->n_reads_left == 0 && finish(loader, load, end);
+    if (load->n_reads_left == 0)
+        return finish(loader, load, end);
+    if (read - load->reads >= load->n_head_reads || load->failed || load->cancelled ||
+        --load->n_head_left > 0)
+        return false;
+    *end = (struct sl_expert_load_end){.slot_index = load->slot_index, .head = true};
+    return take_in_head(loader, load);
 }
 
 static struct sl_read *reap_read(struct sl_expert_loader *loader, bool wait)

@@ -28,7 +28,10 @@ struct sl_expert_load {
     uint8_t *tiles; /* of the slot */
     struct sl_read reads[SL_EXPERT_READS_MAX];
     uint32_t n_reads, n_reads_left;
-    struct sl_read *failed; /* the first read that failed */
+    uint32_t n_head_reads, n_head_left; /* of these, of w1 and w3 alone, which are the first; 0
+                                           where w2 is not told apart */
+    bool head_landed;                   /* w1 and w3 are there, as the catalog says */
+    struct sl_read *failed;             /* the first read that failed */
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging, if any */
     uint32_t late_reads; /* bit i: reads[i] was handed back late */
     bool urgent;         /* somebody waits for it */
@@ -53,9 +56,11 @@ struct sl_expert_loader {
     uint64_t wanted_bytes, repack_ns, verify_ns, n_rereads;
 };
 
-/* A load that has ended; one that was held ends again as the device lets go, with rc as it was. */
+/* A load that has ended, or come so far that w1 and w3 can be computed with; one that was held ends
+ * again as the device lets go, with rc as it was. */
 struct sl_expert_load_end {
     uint32_t slot_index;
+    bool head;         /* it has not ended, but its w1 and w3 are there; the rest does not count */
     bool held;         /* the device may still write to the slot; rc is negative */
     int rc;            /* 0, or negative */
     struct sl_err err; /* filled if rc is negative and not -ECANCELED: file, offset, layer, expert
@@ -105,8 +110,11 @@ void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_
  * soon as the rest is back, with -ECANCELED. Returns the bytes that were asked for. */
 uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_index);
 
-/* True with *ret_end filled for a load that has ended; false if there is none now, with `wait` only
- * if none is in flight. Also starts what begin() queued. */
+/* True if w1 and w3 of the load into this slot have landed. */
+bool sl_expert_loader_has_head(struct sl_expert_loader *loader, uint32_t slot_index);
+
+/* True with *ret_end filled for a load that has ended, or whose head has landed; false if there is
+ * none now, with `wait` only if none is in flight. Also starts what begin() queued. */
 bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
                            struct sl_expert_load_end *ret_end);
 

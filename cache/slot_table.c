@@ -110,7 +110,7 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
 
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held)
 {
-    sl_assert(slot->state == SL_SLOT_LOADING);
+    sl_assert(slot->state == SL_SLOT_LOADING || slot->state == SL_SLOT_PINNED);
     *entry_of(table, slot->key) = SL_NO_SLOT;
     sl_slot_table_unhint(table, slot);
     slot->state = SL_SLOT_HELD;

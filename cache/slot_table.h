@@ -38,7 +38,9 @@ struct sl_slot {
     /* The owner's alone. */
     bool demanded; /* loading: the open demand waits for it */
     bool guessed;  /* brought by the latest guess, and not demanded since */
-    bool lent;
+    bool lent;     /* pinned; or loading, without w2 */
+    bool failed;   /* pinned: its load failed while it was lent, */
+    bool late;     /* and the drive may still write to it */
 };
 
 struct sl_slot_counters {
@@ -118,7 +120,7 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
 /* What a hint brought has not been claimed and is like any other from now on. */
 void sl_slot_table_unhint(struct sl_slot_table *table, struct sl_slot *slot);
 
-/* What was loading is not there after all; the slot is empty, or else held until let go. */
+/* What was loading, or seemed to be there, is not; the slot is empty, or else held until let go. */
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held);
 void sl_slot_table_let_go(struct sl_slot_table *table, struct sl_slot *slot);
 

@@ -35,8 +35,7 @@ static const char *const matrix_names[SL_EXPERT_MATRICES] = {
     [SL_EXPERT_W3] = "w3",
 };
 
-/* The first two of a record are read first, and computed with while the third lands. */
-static const int matrix_order[SL_EXPERT_MATRICES] = {SL_EXPERT_W1, SL_EXPERT_W3, SL_EXPERT_W2};
+const int sl_expert_matrix_order[SL_EXPERT_MATRICES] = {SL_EXPERT_W1, SL_EXPERT_W3, SL_EXPERT_W2};
 
 bool sl_expert_shape_is_sound(const struct sl_expert_shape *shape)
 {
@@ -59,15 +58,15 @@ uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int 
 {
     uint64_t offset_bytes = 0;
 
-    for (int i = 0; matrix_order[i] != matrix; i++)
-        offset_bytes +=
-            sl_round_up(sl_expert_matrix_bytes(shape, matrix_order[i]), SL_READ_ALIGN_BYTES);
+    for (int i = 0; sl_expert_matrix_order[i] != matrix; i++)
+        offset_bytes += sl_round_up(sl_expert_matrix_bytes(shape, sl_expert_matrix_order[i]),
+                                    SL_READ_ALIGN_BYTES);
     return offset_bytes;
 }
 
 uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape)
 {
-    const int last = matrix_order[SL_EXPERT_MATRICES - 1];
+    const int last = sl_expert_matrix_order[SL_EXPERT_MATRICES - 1];
 
     return sl_expert_matrix_offset_bytes(shape, last) +
            sl_round_up(sl_expert_matrix_bytes(shape, last), SL_READ_ALIGN_BYTES);

@@ -72,6 +72,9 @@ static inline uint32_t sl_expert_matrix_cols(const struct sl_expert_shape *shape
     return matrix == SL_EXPERT_W2 ? shape->moe_intermediate_size : shape->hidden_size;
 }
 
+/* As they lie in a record: what is computed with first comes first. */
+extern const int sl_expert_matrix_order[SL_EXPERT_MATRICES];
+
 /* Of its tiles, and where they start in the record. */
 uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix);
 uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix);
@@ -121,9 +124,10 @@ const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_exper
 /* The reads that bring an expert of a checkpoint in past the page cache: its six extents, each
  * widened to whole blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file
  * and offset. As the release lays experts out these are two. The last may reach past the end of its
- * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads. */
+ * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads, but that w2 has reads of its
+ * own. */
 #define SL_READ_ALIGN_BYTES UINT64_C(4096)
-#define SL_EXPERT_READS_MAX SL_EXPERT_PARTS_MAX
+#define SL_EXPERT_READS_MAX (SL_EXPERT_PARTS_MAX + 1)
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
                                 struct sl_extent ret_reads[SL_EXPERT_READS_MAX]);
 

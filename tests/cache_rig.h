@@ -72,6 +72,13 @@ int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *expe
 /* Every byte of what is lent. */
 void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan);
 
+/* Waits for what a loan lacks, if it does, and checks all of it; then gives it back. What is lent
+ * of a demand that failed is released only. */
+int cache_rig_complete(const struct cache_rig *rig, struct sl_expert_loan *loan,
+                       struct sl_err *err);
+int cache_rig_give_back(const struct cache_rig *rig, struct sl_expert_loan *loan,
+                        struct sl_err *err);
+
 uint64_t cache_rig_below(uint64_t *random, uint64_t limit);
 
 /* n distinct experts, ascending. */

@@ -455,6 +455,11 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     return 0;
 }
 
+static uint64_t w2_bytes(const struct fixture_experts *e)
+{
+    return e->offset_bytes[SL_EXPERT_W2 + 1] - e->offset_bytes[SL_EXPERT_W2];
+}
+
 static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
                        struct sl_err *err)
 {
@@ -483,7 +488,29 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
         (struct sl_expert_loan){.key = {(uint16_t)e->open_layer, expert}, .slot_index = slot};
     for (int m = 0; m < SL_EXPERT_MATRICES; m++)
         ret_loan->w[m] = e->slots[slot] + e->offset_bytes[m];
+    if (wait && fixture_below(&e->random, 1000) < e->partial_permille) {
+        ret_loan->partial = true;
+        memset(e->slots[slot] + e->offset_bytes[SL_EXPERT_W2], 0xff, w2_bytes(e));
+    }
     return 1;
+}
+
+static int source_complete(struct sl_expert_source *source, const struct sl_expert_loan *loan,
+                           struct sl_err *err)
+{
+    struct fixture_experts *e = (struct fixture_experts *)source;
+    const uint64_t at = e->offset_bytes[SL_EXPERT_W2];
+
+    sl_assert(e->slot_held[loan->slot_index]);
+    if (request_fails(e, err)) {
+        e->n_left = 0;
+        return e->fail_code;
+    }
+    memcpy(e->slots[loan->slot_index] + at,
+           e->tiles + (e->open_layer * e->n_experts + loan->key.expert_index) * e->offset_bytes[3] +
+               at,
+           w2_bytes(e));
+    return 0;
 }
 
 /* What is released is spoilt at once: scales of 0xff make NaN of everything. */
@@ -501,7 +528,6 @@ static void source_abandon(struct sl_expert_source *source)
 {
     struct fixture_experts *e = (struct fixture_experts *)source;
 
-    sl_assert(e->n_held == 0);
     e->n_left = 0;
     e->n_abandoned++;
 }
@@ -541,8 +567,13 @@ static void pack_expert(struct fixture_experts *e, const struct sl_config *c, ui
 void fixture_experts_init(struct fixture_experts *experts, const struct sl_config *config,
                           uint32_t hold_limit, uint64_t seed)
 {
-    static const struct sl_expert_source_ops ops = {source_hint,    source_demand,  source_next,
-                                                    source_release, source_abandon, source_guess};
+    static const struct sl_expert_source_ops ops = {.hint = source_hint,
+                                                    .demand = source_demand,
+                                                    .next = source_next,
+                                                    .release = source_release,
+                                                    .complete = source_complete,
+                                                    .abandon = source_abandon,
+                                                    .guess = source_guess};
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
     uint8_t *codes, *scales;

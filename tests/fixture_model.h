@@ -69,10 +69,11 @@ struct fixture_experts {
     uint32_t hold_limit;
 
     /* How it behaves; may be changed between steps. */
-    bool shuffle;            /* lends in random order, else ascending */
-    uint32_t delay_permille; /* of calls to next() without `wait` say -EAGAIN */
-    uint64_t fail_nth;       /* the nth request from now on fails; 0: none. Requests are demands,
-                                and calls of next() that would lend */
+    bool shuffle;              /* lends in random order, else ascending */
+    uint32_t delay_permille;   /* of calls to next() without `wait` say -EAGAIN */
+    uint32_t partial_permille; /* of loans that were waited for lack w2 */
+    uint64_t fail_nth;         /* the nth request from now on fails; 0: none. Requests are demands,
+                                  and calls of next() that would lend, and of complete() */
     int fail_code;
     uint64_t stop_nth; /* likewise, sets *stop */
     atomic_bool *stop;

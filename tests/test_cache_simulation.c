@@ -49,6 +49,7 @@ struct world {
     bool impatient;               /* the reader gives up slow reads */
     uint64_t n_requests, n_events, n_dropped, n_failed_demands;
     uint64_t n_corrupt_demands; /* of these */
+    uint64_t n_partial; /* loans that were completed */
     uint64_t n_held_slots;      /* by the drive, after every event */
 };
 
@@ -183,10 +184,43 @@ static void check(struct world *w)
 /* ---- what the driver does -----------------------------------------------------------------------
  */
 
+/* What is lent of a demand that is over is not completed any more. */
+static void end_demand(struct world *w)
+{
+    w->open = false;
+    for (uint32_t i = 0; i < w->n_held; i++)
+        w->held[i].partial = false;
+}
+
+static void fail_demand(struct world *w, int rc, const struct sl_err *err)
+{
+    assert_true(rc == -EIO || (rc == -ETIMEDOUT && w->impatient) ||
+                (rc == -SL_ECORRUPT && w->rig.f->packed));
+    assert_int_equal(err->code, rc);
+    assert_non_null(strstr(err->message, w->rig.f->packed ? ".bin: " : ".safetensors: "));
+    w->n_failed_demands++;
+    w->n_corrupt_demands += rc == -SL_ECORRUPT;
+    end_demand(w);
+}
+
+static void complete(struct world *w, uint32_t i)
+{
+    struct sl_err err = {.code = 0};
+    int rc;
+
+    if (!w->held[i].partial)
+        return;
+    w->n_partial++;
+    rc = cache_rig_complete(&w->rig, &w->held[i], &err);
+    if (rc < 0)
+        fail_demand(w, rc, &err);
+}
+
 static void release_one(struct world *w)
 {
     uint32_t i = below(w, w->n_held);
 
+    complete(w, i);
     w->rig.source->ops->release(w->rig.source, &w->held[i]);
     w->held[i] = w->held[--w->n_held];
 }
@@ -216,6 +250,8 @@ static void demand(struct world *w)
     uint32_t n;
 
     w->layer = (uint16_t)(below(w, 2) ? below(w, CACHE_LAYERS) : (w->layer + 1) % CACHE_LAYERS);
+    for (uint32_t i = 0; i < w->n_held; i++)
+        complete(w, i);
     n = choose(w, w->layer, experts);
     w->open = true;
     w->n_left = n;
@@ -259,14 +295,14 @@ static void next(struct world *w)
     } else if (rc == -EAGAIN) {
         assert_false(wait);
     } else {
-        assert_true(rc == -EIO || (rc == -ETIMEDOUT && w->impatient) ||
-                    (rc == -SL_ECORRUPT && w->rig.f->packed));
-        assert_int_equal(err.code, rc);
-        assert_non_null(strstr(err.message, w->rig.f->packed ? ".bin: " : ".safetensors: "));
-        w->n_failed_demands++;
-        w->n_corrupt_demands += rc == -SL_ECORRUPT;
-        w->open = false;
+        fail_demand(w, rc, &err);
     }
+}
+
+static void abandon(struct world *w)
+{
+    w->rig.source->ops->abandon(w->rig.source);
+    end_demand(w);
 }
 
 static void resize(struct world *w)
@@ -315,6 +351,8 @@ static void act(struct world *w)
         resize(w);
     else if (what < 32)
         rank_and_preload(w);
+    else if (what < 33 && w->open)
+        abandon(w);
     else if (w->n_held > 0 && (what < 60 || w->n_held == w->rig.source->hold_max))
         release_one(w);
     else if (w->open && w->n_held < w->rig.source->hold_max)
@@ -367,7 +405,8 @@ static void destroy_world(struct world *w)
     while (w->open) {
         while (w->n_held > 0)
             release_one(w);
-        next(w);
+        if (w->open)
+            next(w);
     }
     while (w->n_held > 0)
         release_one(w);
@@ -388,7 +427,7 @@ static void test_nothing_goes_wrong(void **state)
 {
     struct world *w = calloc(1, sizeof(*w));
     uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
-    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0;
+    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0, n_partial = 0;
     uint64_t n_corrupt_demands = 0;
     struct cache_fixture fixtures[2];
 
@@ -406,6 +445,7 @@ static void test_nothing_goes_wrong(void **state)
         n_failed_demands += w->n_failed_demands;
         n_corrupt_demands += w->n_corrupt_demands;
         n_held_slots += w->n_held_slots;
+        n_partial += w->n_partial;
         n_completions += io_simulated_completion_count(w->rig.io);
         n_hits += sl_expert_cache_counters(w->rig.cache).n_hits;
         n_evictions += sl_expert_cache_counters(w->rig.cache).n_evictions;
@@ -425,7 +465,7 @@ static void test_nothing_goes_wrong(void **state)
                   n_held_slots, n_guess_hits, n_guess_late);
     assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);
     assert_true(n_corrupt_demands > 10);
-    assert_true(n_held_slots > 100);
+    assert_true(n_held_slots > 100 && n_partial > 100);
     assert_true(n_guess_late > 10 && n_guess_wasted > 0);
 }
 

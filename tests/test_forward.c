@@ -189,7 +189,7 @@ static void calm(struct model *m)
 {
     m->experts.source.hold_max = m->experts.hold_limit;
     m->experts.shuffle = false;
-    m->experts.delay_permille = 0;
+    m->experts.delay_permille = m->experts.partial_permille = 0;
     m->experts.fail_nth = m->experts.stop_nth = 0;
     assert_int_equal(m->experts.n_held, 0);
 }
@@ -341,6 +341,7 @@ static void run_random_steps(struct model *m, const struct trial *trial, uint64_
         experts->source.hold_max = k + fixture_below(random, experts->hold_limit - k + 1);
         experts->shuffle = fixture_below(random, 4) > 0;
         experts->delay_permille = fixture_below(random, 1001);
+        experts->partial_permille = fixture_below(random, 1001);
     } while (run_random_step(m, &rig, trial, random));
     calm(m);
     rig_fini(&rig);
@@ -587,6 +588,7 @@ static void test_failing_experts(void **state)
     m->experts.source.hold_max = m->config.num_experts_per_tok;
     m->experts.shuffle = true;
     m->experts.delay_permille = 200;
+    m->experts.partial_permille = 500;
     m->experts.fail_code = -EIO;
     while (fail_nth_request(m, &rig, nth))
         nth++;

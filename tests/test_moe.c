@@ -252,7 +252,8 @@ static void test_loans_do_not_show(void **state)
         assert_non_null(expected);
         rig.experts.source.hold_max = EXPERTS_MAX;
         rig.experts.shuffle = false;
-        rig.experts.delay_permille = rig.experts.n_held_max = 0;
+        rig.experts.delay_permille = rig.experts.partial_permille = 0;
+        rig.experts.n_held_max = 0;
         run(&rig, counts[i], i);
         memcpy(expected, rig.step.streams, size_bytes);
         if (counts[i] == 21) /* the batch is cut by its experts, not its rows */
@@ -261,6 +262,7 @@ static void test_loans_do_not_show(void **state)
             rig.experts.source.hold_max = hold_max;
             rig.experts.shuffle = true;
             rig.experts.delay_permille = 300;
+            rig.experts.partial_permille = 500;
             run(&rig, counts[i], i);
             assert_memory_equal(rig.step.streams, expected, size_bytes);
         }

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "cache/slot_table.h"
 #include "tests/cache_rig.h"
 
 #define RECORD_BYTES (3 * UINT64_C(20480))
@@ -98,6 +99,60 @@ static void test_corrupt_reads_are_read_again(void **state)
         io_fault_set(rig.io, &plan);
         assert_int_equal(cache_rig_demand(&rig, 1, experts, 3, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_retries, 1);
+        cache_rig_fini(&rig);
+    }
+}
+
+/* A drive that takes one piece after the other: w1 and w3 are lent while w2 is on its way, which
+ * may come, come at the second try, fail, be corrupt, or never come. */
+static void test_w1_and_w3_come_first(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 8192, .n_slots = 3, .inflight_max = 3, .stall_ns = 1000000};
+    static const struct {
+        struct io_fault_plan plan;
+        int rc;
+        uint32_t n_reads;
+    } cases[] = {
+        {{.fail_nth = 0}, 0, 5 + 3},
+        {{.fail_nth = 6}, 0, 5 + 3 + 3},
+        {{.fail_nth = 6, .fail_code = -EIO}, 0, 5 + 3 + 1},
+        {{.fail_nth = 6, .fail_code = -EIO, .fail_for_good = true}, -EIO, 0},
+        {{.fail_nth = 7, .fail_for_good = true}, -SL_ECORRUPT, 0},
+        {{.fail_nth = 6, .fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER}, -ETIMEDOUT, 0},
+    };
+    static const uint16_t expert = 4;
+    const struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct io_fault_plan plan = cases[i].plan;
+        struct sl_expert_loan loan;
+        struct cache_rig rig;
+        bool late = cases[i].rc == -ETIMEDOUT;
+
+        plan.lazy = true;
+        cache_rig_init(&rig, &f->packed, &options);
+        io_fault_set(rig.io, &plan);
+        assert_int_equal(rig.source->ops->demand(rig.source, 1, &expert, 1, NULL), 0);
+        assert_int_equal(rig.source->ops->next(rig.source, false, &loan, NULL), -EAGAIN);
+        assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+        assert_true(loan.partial);
+        assert_in_range(io_fault_read_count(rig.io), 5, 6);
+        cache_rig_check_loan(&rig, &loan);
+        assert_int_equal(cache_rig_complete(&rig, &loan, NULL), cases[i].rc);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        if (cases[i].rc == 0) {
+            assert_int_equal(io_fault_read_count(rig.io), cases[i].n_reads);
+            assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+        }
+        rig.source->ops->release(rig.source, &loan);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        assert_int_equal(sl_expert_cache_table(rig.cache)->slots[loan.slot_index].state,
+                         late          ? SL_SLOT_HELD
+                         : cases[i].rc ? SL_SLOT_EMPTY
+                                       : SL_SLOT_READY);
+        io_fault_heal(rig.io);
+        assert_int_equal(cache_rig_demand(&rig, 1, &expert, 1, NULL, NULL), 0);
         cache_rig_fini(&rig);
     }
 }
@@ -230,6 +285,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_lent_is_the_expert),
         cmocka_unit_test(test_corrupt_reads_are_read_again),
+        cmocka_unit_test(test_w1_and_w3_come_first),
         cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
         cmocka_unit_test(test_when_it_is_verified),
         cmocka_unit_test(test_late_writes_hit_nobody),

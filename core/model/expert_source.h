@@ -8,6 +8,9 @@
  *     guess(the next layer's experts)    while they load, optional
  *     next() ... release() ...           until next() returns 0
  *
+ * An expert whose w1 and w3 have landed may be lent before w2 has, to somebody who would have to
+ * wait otherwise; complete() waits for the rest.
+ *
  * A demand may name more experts than fit in memory at once; the source then loads further ones as
  * earlier ones are released, so the caller must not hold more than `hold_max` at a time. */
 #ifndef SL_MODEL_EXPERT_SOURCE_H
@@ -30,6 +33,7 @@ struct sl_expert_loan {
     struct sl_expert_key key;
     uint32_t slot_index;                  /* the source's own */
     const uint8_t *w[SL_EXPERT_MATRICES]; /* FP4 R16 tiles (core/kernels/r16.h), 64-byte aligned */
+    bool partial;                         /* w2 has not landed yet: complete() before it is read */
 };
 
 /* Experts that one guess names at most. */
@@ -57,6 +61,12 @@ struct sl_expert_source_ops {
                 struct sl_err *err);
 
     void (*release)(struct sl_expert_source *source, const struct sl_expert_loan *loan);
+
+    /* Waits for w2 of a partial loan; returns 0, at once if it is there. Fails as next() does. Each
+     * partial loan is completed, then released, before the next demand; but not completed where the
+     * demand failed or was abandoned. */
+    int (*complete)(struct sl_expert_source *source, const struct sl_expert_loan *loan,
+                    struct sl_err *err);
 
     /* Ends the open demand before all of it was lent. What was lent must still be released. */
     void (*abandon)(struct sl_expert_source *source);

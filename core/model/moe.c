@@ -427,16 +427,29 @@ static void drop_batch(const struct run *in)
     m->n_rows = 0;
 }
 
-/* Runs the batch's parts through their experts and empties the batch. */
-static void run_batch(const struct run *in)
+/* Waits for what is missing of the batch's experts. */
+static int complete_batch(const struct run *in, struct sl_err *err)
+{
+    const struct sl_moe *m = in->m;
+    int rc = 0;
+
+    for (uint32_t p = 0; p < m->n_parts && rc == 0; p++)
+        if (m->parts[p].loan.partial)
+            rc = in->source->ops->complete(in->source, &m->parts[p].loan, err);
+    return rc;
+}
+
+/* Runs the batch's parts through their experts and empties the batch. Fails as the source does. */
+static int run_batch(const struct run *in, struct sl_err *err)
 {
     struct sl_moe *m = in->m;
     const size_t hidden = in->step->config->hidden_size;
     const size_t inner = in->step->config->moe_intermediate_size;
     struct sl_linear_job up[2 * LOANS_MAX], down[LOANS_MAX];
+    int rc;
 
     if (m->n_parts == 0)
-        return;
+        return 0;
     sl_pool_run(in->step->compute->pool, m->n_parts, 1, gather_rows, (void *)in);
     for (uint32_t p = 0; p < m->n_parts; p++) {
         const struct part *part = &m->parts[p];
@@ -455,22 +468,27 @@ static void run_batch(const struct run *in)
                                          0};
     }
     run_up(in, SL_PHASE_ROUTED_LINEARS, up, 2 * (size_t)m->n_parts, m->n_rows);
+    rc = complete_batch(in, err);
+    if (rc < 0)
+        return rc;
     run_down(in, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
     drop_batch(in);
+    return 0;
 }
 
 /* Puts a lent expert's pairs into the batch, running it whenever it is full. An expert has at most
  * one part in a batch, so that there are no more parts than loans. The batch with its last part
  * releases it. */
-static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan)
+static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan, struct sl_err *err)
 {
     struct sl_moe *m = in->m;
     const uint32_t hidden = in->step->config->hidden_size;
     const uint32_t inner = in->step->config->moe_intermediate_size;
     uint32_t next = m->pair_first[loan->key.expert_index];
     const uint32_t end = m->pair_first[loan->key.expert_index + 1];
+    int rc = 0;
 
-    while (next < end) {
+    while (next < end && rc == 0) {
         uint32_t room = m->rows_max - m->n_rows;
         struct part *part = &m->parts[m->n_parts++];
 
@@ -487,8 +505,9 @@ static void add_to_batch(const struct run *in, const struct sl_expert_loan *loan
         next += part->n;
         m->n_rows += part->n;
         if (m->n_rows == m->rows_max)
-            run_batch(in);
+            rc = run_batch(in, err);
     }
+    return rc;
 }
 
 /* Takes experts as they become ready: all that are ready now go into one batch. */
@@ -497,16 +516,18 @@ static int run_experts(const struct run *in, struct sl_err *err)
     struct sl_expert_source *source = in->source;
     const uint32_t hold_max = source->hold_max < LOANS_MAX ? source->hold_max : LOANS_MAX;
     struct sl_expert_loan loan;
-    int rc = 1;
+    int lent = 1, rc = 0;
 
-    while (rc == 1 || rc == -EAGAIN) {
+    while (rc == 0 && lent != 0) {
         if (sl_step_is_stopped(in->step))
             return -ECANCELED;
-        rc = source->ops->next(source, in->m->n_parts == 0, &loan, err);
-        if (rc == 1)
-            add_to_batch(in, &loan);
-        if (rc == 0 || rc == -EAGAIN || in->m->n_parts == hold_max)
-            run_batch(in);
+        lent = source->ops->next(source, in->m->n_parts == 0, &loan, err);
+        if (lent < 0 && lent != -EAGAIN)
+            return lent;
+        if (lent == 1)
+            rc = add_to_batch(in, &loan, err);
+        if (rc == 0 && (lent != 1 || in->m->n_parts == hold_max))
+            rc = run_batch(in, err);
     }
     return rc;
 }
@@ -523,9 +544,9 @@ static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_err *er
         guess_next(in);
         rc = run_experts(in, err);
     }
-    drop_batch(in); /* a failure may have left some */
     if (rc == -ECANCELED)
         source->ops->abandon(source);
+    drop_batch(in); /* a failure may have left some */
     return rc;
 }
 
