@@ -433,23 +433,23 @@ int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read
     const struct sl_io_file *file = &reader->io->files[read->file_index];
     const unsigned long long offset_bytes = read->offset_bytes, size_bytes = read->size_bytes;
     const unsigned long long fail_offset_bytes = read->fail_offset_bytes;
+    const double deadline_s = (double)(reader->options.stall_ns * SL_READER_DEADLINE_STALLS) / 1e9;
 
     sl_assert(read->rc < 0 && read->rc != -ECANCELED);
     if (read->rc == -SL_ECORRUPT)
-        return sl_err_set(
-            err, read->rc,
-            "%s: the file has no bytes from offset %llu on; %llu were wanted at offset %llu",
-            file->path, fail_offset_bytes, size_bytes, offset_bytes);
-    if (read->rc == -ETIMEDOUT)
-        return sl_err_set(
-            err, read->rc,
-            "%s: drive %u:%u did not answer for %.3g s, at offset %llu (%llu bytes wanted at %llu)",
-            file->path, major(file->device), minor(file->device),
-            (double)(reader->options.stall_ns * SL_READER_DEADLINE_STALLS) / 1e9, fail_offset_bytes,
-            size_bytes, offset_bytes);
-    return sl_err_set(
-        err, read->rc, "%s: reading at offset %llu failed twice (%llu bytes wanted at %llu): %s",
-        file->path, fail_offset_bytes, size_bytes, offset_bytes, sl_strerror(read->rc));
+        sl_err_set(err, read->rc,
+                   "the file has no bytes from offset %llu on; %llu were wanted at offset %llu",
+                   fail_offset_bytes, size_bytes, offset_bytes);
+    else if (read->rc == -ETIMEDOUT)
+        sl_err_set(err, read->rc,
+                   "no answer for %.3g s, at offset %llu (%llu bytes wanted at %llu)", deadline_s,
+                   fail_offset_bytes, size_bytes, offset_bytes);
+    else
+        sl_err_set(err, read->rc,
+                   "reading at offset %llu failed twice (%llu bytes wanted at %llu): %s",
+                   fail_offset_bytes, size_bytes, offset_bytes, sl_strerror(read->rc));
+    return sl_err_prefix(err, read->rc, "%s: drive %u:%u", file->path, major(file->device),
+                         minor(file->device));
 }
 
 /* ---- from create to destroy --------------------------------------------------------------------

@@ -136,8 +136,8 @@ void sl_reader_drain(struct sl_reader *reader);
  * before. */
 int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes);
 
-/* Fills `err` for a read that failed and was not cancelled, with file, offset and cause (and the
- * drive, where that did not answer), and returns its rc: -errno, -ETIMEDOUT for the deadline, or
+/* Fills `err` for a read that failed and was not cancelled, with file, drive, offset and cause, and
+ * returns its rc: -errno, -ETIMEDOUT for the deadline, or
  * -SL_ECORRUPT when the file ends too early. */
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
                       struct sl_err *err);

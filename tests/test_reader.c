@@ -597,7 +597,7 @@ static void check_timed_out(const struct rig *rig, const struct fixture *f,
     assert_int_equal(sl_reader_explain(rig->reader, read, &err), -ETIMEDOUT);
     assert_non_null(strstr(err.message, f->path));
     assert_non_null(strstr(err.message, "drive "));
-    assert_non_null(strstr(err.message, " did not answer for 120 s, at offset "));
+    assert_non_null(strstr(err.message, ": no answer for 120 s, at offset "));
 }
 
 static void test_dead_drive(void **state)
