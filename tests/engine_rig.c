@@ -1,0 +1,349 @@
+#include "tests/engine_rig.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/assert.h"
+#include "storage/checkpoint.h"
+#include "storage/store_write.h"
+#include "tests/store_rig.h"
+
+#define SHARD "model-00001-of-00001.safetensors"
+#define TOKENS ENGINE_RIG_TOKENS
+
+/* ---- the model on disk -------------------------------------------------------------------------
+ */
+
+static void write_config(const struct sl_config *c, const char *folder)
+{
+    char text[4096];
+    int length = snprintf(
+        text, sizeof(text),
+        "{\"vocab_size\":%u,\"bos_token_id\":%u,\"eos_token_id\":%u,\"hidden_size\":%u,"
+        "\"num_hidden_layers\":%u,\"num_hash_layers\":%u,\"num_nextn_predict_layers\":%u,"
+        "\"num_attention_heads\":%u,\"head_dim\":%u,\"qk_rope_head_dim\":%u,\"q_lora_rank\":%u,"
+        "\"o_groups\":%u,\"o_lora_rank\":%u,\"index_n_heads\":%u,\"index_head_dim\":%u,"
+        "\"index_topk\":%u,\"sliding_window\":%u,\"n_routed_experts\":%u,"
+        "\"num_experts_per_tok\":%u,\"moe_intermediate_size\":%u,\"hc_mult\":%u,"
+        "\"hc_sinkhorn_iters\":%u,\"max_position_embeddings\":%u,\"routed_scaling_factor\":%.9g,"
+        "\"swiglu_limit\":%.9g,\"hc_eps\":%.9g,\"rms_norm_eps\":%.9g,\"rope_theta\":%.9g,"
+        "\"compress_rope_theta\":%.9g,\"rope_scaling\":{\"factor\":%.9g,\"beta_fast\":%.9g,"
+        "\"beta_slow\":%.9g,\"original_max_position_embeddings\":%u},\"compress_ratios\":[",
+        c->vocab_size, c->bos_token_id, c->eos_token_id, c->hidden_size, c->num_hidden_layers,
+        c->num_hash_layers, c->num_nextn_predict_layers, c->num_attention_heads, c->head_dim,
+        c->qk_rope_head_dim, c->q_lora_rank, c->o_groups, c->o_lora_rank, c->index_n_heads,
+        c->index_head_dim, c->index_topk, c->sliding_window, c->n_routed_experts,
+        c->num_experts_per_tok, c->moe_intermediate_size, c->hc_mult, c->hc_sinkhorn_iters,
+        c->max_position_embeddings, (double)c->routed_scaling_factor, (double)c->swiglu_limit,
+        (double)c->hc_eps, (double)c->rms_norm_eps, c->rope_theta, c->compress_rope_theta,
+        c->rope_scaling.factor, c->rope_scaling.beta_fast, c->rope_scaling.beta_slow,
+        c->rope_scaling.original_max_position_embeddings);
+
+    for (uint32_t i = 0; i < c->num_hidden_layers + c->num_nextn_predict_layers; i++)
+        length += snprintf(text + length, sizeof(text) - (size_t)length, "%s%u", i ? "," : "",
+                           c->compress_ratios[i]);
+    length += snprintf(text + length, sizeof(text) - (size_t)length, "]}");
+    sl_assert((size_t)length < sizeof(text));
+    fixture_write_text(folder, "config.json", text);
+}
+
+static const char *block_of(const struct sl_config *c, uint32_t layer_index, char name[32])
+{
+    if (layer_index < c->num_hidden_layers)
+        snprintf(name, 32, "layers.%u", layer_index);
+    else
+        snprintf(name, 32, "mtp.%u", layer_index - c->num_hidden_layers);
+    return name;
+}
+
+/* Headers first, with holes for data. */
+static void write_headers(const struct engine_rig *m)
+{
+    struct fixture_list list = {0};
+    char block[32];
+    FILE *index;
+
+    for (uint32_t i = 0; i < m->source.count; i++) {
+        const struct fixture_weight *weight = &m->source.list[i];
+        bool matrix = weight->info.n_dims == 2;
+
+        fixture_add(&list, weight->info.dtype, weight->info.shape[0],
+                    matrix ? weight->info.shape[1] : 0, "%s", weight->name);
+    }
+    for (uint32_t i = 0; i < m->experts.n_layers; i++)
+        fixture_add_experts(&list, block_of(&m->config, i, block), m->config.n_routed_experts,
+                            m->config.hidden_size, m->config.moe_intermediate_size);
+    fixture_write_shard(m->folder, SHARD, &list, true);
+    index = fixture_index_begin(m->folder);
+    fixture_index_add(index, &list, SHARD);
+    fixture_index_end(index);
+    fixture_fini(&list);
+}
+
+static void write_tensor(const struct sl_checkpoint *checkpoint, int fd, const char *name,
+                         const void *data)
+{
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+
+    sl_assert(tensor);
+    sl_assert(pwrite(fd, data, tensor->info.size_bytes, (off_t)tensor->offset_bytes) ==
+              (ssize_t)tensor->info.size_bytes);
+}
+
+static void write_expert(const struct engine_rig *m, const struct sl_checkpoint *checkpoint, int fd,
+                         struct sl_expert_key key)
+{
+    uint8_t codes[128 * 128 / 2], scales[128 * 128 / 32];
+    char block[32], name[96];
+
+    sl_assert(m->config.hidden_size == 128 && m->config.moe_intermediate_size == 128);
+    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
+        fixture_experts_raw(&m->experts, &m->config, key, matrix, codes, scales);
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.weight",
+                 block_of(&m->config, key.layer_index, block), key.expert_index, matrix + 1);
+        write_tensor(checkpoint, fd, name, codes);
+        snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.scale", block, key.expert_index,
+                 matrix + 1);
+        write_tensor(checkpoint, fd, name, scales);
+    }
+}
+
+static void write_checkpoint(const struct engine_rig *m)
+{
+    struct sl_checkpoint *checkpoint;
+    int rc, fd;
+
+    write_config(&m->config, m->folder);
+    write_headers(m);
+    rc = sl_checkpoint_open(&checkpoint, m->folder, NULL);
+    sl_assert(rc == 0);
+    fd = open(sl_checkpoint_file_path(checkpoint, 0), O_WRONLY);
+    sl_assert(fd >= 0);
+    for (uint32_t i = 0; i < m->source.count; i++)
+        write_tensor(checkpoint, fd, m->source.list[i].name, m->source.list[i].data);
+    for (uint16_t layer = 0; layer < m->experts.n_layers; layer++)
+        for (uint16_t expert = 0; expert < m->config.n_routed_experts; expert++)
+            write_expert(m, checkpoint, fd, (struct sl_expert_key){layer, expert});
+    close(fd);
+    sl_checkpoint_close(checkpoint);
+}
+
+/* ---- its logits
+ * -----------------------------------------------------------------------------------
+ */
+
+void engine_rig_keep_row(void *context, uint32_t span_index, uint32_t token_index,
+                         const float *logits)
+{
+    struct engine_rig_rows *rows = context;
+
+    (void)span_index;
+    (void)token_index;
+    memcpy(rows->to, logits, rows->row_bytes);
+    rows->to += rows->row_bytes / sizeof(float);
+}
+
+void engine_rig_run(const struct engine_rig *m, struct sl_forward *forward, struct sl_kv_cache *kv,
+                    uint32_t at_once, float *logits, float *mtp_logits)
+{
+    struct engine_rig_rows rows = {logits, m->row_bytes}, mtp = {mtp_logits, m->row_bytes};
+
+    for (uint32_t i = 0; i < TOKENS; i += at_once) {
+        uint32_t n = TOKENS - i < at_once ? TOKENS - i : at_once;
+        struct sl_span span = {kv, m->tokens + i, n, SL_LOGITS_ALL};
+
+        assert_int_equal(sl_forward_step(forward, &span, 1, engine_rig_keep_row, &rows, NULL), 0);
+        if (!mtp_logits)
+            continue;
+        span.tokens++;
+        span.n_tokens -= i + n == TOKENS;
+        assert_int_equal(sl_forward_mtp(forward, &span, 1, engine_rig_keep_row, &mtp, NULL), 0);
+    }
+}
+
+static void answer(struct engine_rig *m)
+{
+    struct sl_kernels kernels;
+    struct sl_compute compute = {.kernels = &kernels};
+    struct sl_kv_cache kv;
+    struct sl_weights weights;
+    struct sl_forward_params params = {.config = &m->config,
+                                       .weights = &weights,
+                                       .compute = &compute,
+                                       .source = &m->experts.source,
+                                       .tokens_max = TOKENS,
+                                       .context_max = TOKENS,
+                                       .spans_max = 1};
+    struct sl_forward *forward;
+
+    assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);
+    assert_int_equal(sl_kernels_select(&kernels, "ref", NULL), 0);
+    assert_int_equal(
+        sl_weights_load(&weights, &m->config, &m->source.source, true, compute.pool, NULL), 0);
+    assert_int_equal(sl_forward_create(&forward, &params, NULL), 0);
+    assert_int_equal(
+        sl_kv_cache_init(&kv, &m->config, m->experts.n_layers, TOKENS, SL_NUMERICS_NATIVE, NULL),
+        0);
+    engine_rig_run(m, forward, &kv, TOKENS, m->logits, m->mtp_logits);
+    sl_kv_cache_fini(&kv);
+    sl_forward_destroy(forward);
+    sl_weights_fini(&weights);
+    sl_pool_destroy(compute.pool);
+}
+
+int engine_rig_create(void **state)
+{
+    struct engine_rig *m = calloc(1, sizeof(*m));
+    uint64_t random = 17;
+
+    sl_assert(m);
+    fixture_config(&m->config);
+    fixture_weights_init(&m->source, &m->config, 41);
+    fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 42);
+    for (uint32_t i = 0; i < TOKENS; i++)
+        m->tokens[i] = (int32_t)fixture_below(&random, m->config.vocab_size);
+    fixture_folder_create(m->folder);
+    write_checkpoint(m);
+    m->row_bytes = m->config.vocab_size * sizeof(float);
+    m->logits_bytes = TOKENS * m->row_bytes;
+    m->logits = calloc(1, m->logits_bytes);
+    m->mtp_logits = calloc(1, m->logits_bytes);
+    sl_assert(m->logits && m->mtp_logits);
+    answer(m);
+    *state = m;
+    return 0;
+}
+
+int engine_rig_destroy(void **state)
+{
+    struct engine_rig *m = *state;
+
+    store_rig_remove(m->folder);
+    fixture_weights_fini(&m->source);
+    fixture_experts_fini(&m->experts);
+    free(m->logits);
+    free(m->mtp_logits);
+    free(m);
+    return 0;
+}
+
+struct sl_engine_options engine_rig_options(const struct engine_rig *m)
+{
+    return (struct sl_engine_options){
+        .model = m->folder,
+        .ram_bytes = UINT64_C(1) << 30,
+        .cache_min = true,
+        .placement = {.n_threads = 2},
+        .segment_tokens = 16,
+        .context_tokens = TOKENS,
+        .n_sequences = 2,
+        .io = sl_io_threads_open,
+        .reader = {.piece_bytes = 1 << 20, .depth = 4}, /* a thread for each of these */
+        .with_mtp = true,
+    };
+}
+
+/* ---- stores ------------------------------------------------------------------------------------
+ */
+
+void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_stripes,
+                     char ret_folder[FIXTURE_PATH_BYTES])
+{
+    static const uint64_t weights[] = {1, 1, 1};
+    const struct sl_expert_shape shape = {.num_hidden_layers = m->config.num_hidden_layers,
+                                          .n_mtp_layers = 1,
+                                          .n_routed_experts = m->config.n_routed_experts,
+                                          .hidden_size = m->config.hidden_size,
+                                          .moe_intermediate_size = m->config.moe_intermediate_size};
+    const char **names = calloc(m->source.count, sizeof(*names));
+    char stripes[2][FIXTURE_PATH_BYTES + 8];
+    const char *const stripe_folders[] = {stripes[0], stripes[1]};
+    struct sl_pack_options options = {.store_folder = ret_folder,
+                                      .checkpoint_folder = m->folder,
+                                      .tensors = names,
+                                      .n_tensors = m->source.count,
+                                      .stripe_folders = stripe_folders,
+                                      .weights = weights,
+                                      .n_stripes = n_stripes,
+                                      .writer = sl_file_writer(),
+                                      .batch_bytes = 1 << 20};
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_store *experts;
+
+    assert_non_null(names);
+    sl_assert(n_stripes <= 2);
+    for (uint32_t i = 0; i < m->source.count; i++)
+        names[i] = m->source.list[i].name;
+    assert_true(snprintf(ret_folder, FIXTURE_PATH_BYTES, "%s/%s", m->folder, name) <
+                FIXTURE_PATH_BYTES);
+    for (uint32_t i = 0; i < n_stripes; i++) {
+        snprintf(stripes[i], sizeof(stripes[i]), "%s.%u", ret_folder, i);
+        assert_int_equal(mkdir(stripes[i], 0700), 0);
+    }
+    assert_int_equal(sl_checkpoint_open(&checkpoint, m->folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
+    assert_int_equal(sl_pool_create(&options.pool, 1, NULL), 0);
+    options.checkpoint = checkpoint;
+    options.experts = experts;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_pool_destroy(options.pool);
+    sl_expert_store_close(experts);
+    sl_checkpoint_close(checkpoint);
+    free(names);
+}
+
+/* ---- faults ------------------------------------------------------------------------------------
+ */
+
+static struct sl_io *faulty;
+
+static int open_faulty(struct sl_io **ret_io, const char *const *paths, uint32_t n_files,
+                       uint32_t depth, struct sl_err *err)
+{
+    struct sl_io *io;
+    int rc = sl_io_uring_open(&io, paths, n_files, depth, err);
+
+    if (rc == 0)
+        *ret_io = faulty = io_fault_wrap(io);
+    return rc;
+}
+
+static uint64_t faulty_clock_ns(void *context)
+{
+    (void)context;
+    return io_fault_clock_ns(faulty);
+}
+
+void engine_rig_make_faulty(struct sl_engine_options *options)
+{
+    options->io = open_faulty;
+    options->reader.clock_ns = faulty_clock_ns;
+}
+
+struct sl_io *engine_rig_faulty(void)
+{
+    return faulty;
+}
+
+uint32_t engine_rig_open_file_count(void)
+{
+    DIR *folder = opendir("/proc/self/fd");
+    uint32_t n = 0;
+
+    assert_non_null(folder);
+    while (readdir(folder))
+        n++;
+    closedir(folder);
+    return n;
+}
