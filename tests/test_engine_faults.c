@@ -1,0 +1,212 @@
+/* Reads that go wrong under a whole engine: the nth read of a request fails, is short, late, wrong
+ * or never comes, for each n in turn, once and for good, of a checkpoint, a store and a store on
+ * three drives. Once, the logits are those of a run without faults; for good, the request fails
+ * with one line that says where, and all others go on. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include <cmocka.h>
+
+#include "tests/engine_rig.h"
+
+#define OTHER_TOKENS 16u /* of the other session, before the request */
+#define REQUEST_TOKENS 2u
+
+/* Nothing in a checkpoint tells that codes were changed; its reads of no more than this are scales.
+ */
+#define SCALES_BYTES_MAX 8192u
+
+static const struct io_fault_plan plans[] = {
+    {.fail_code = -EIO},
+    {.fail_code = -EIO, .fail_for_good = true},
+    {.fail_kind = IO_FAULT_SHORT},
+    {.fail_kind = IO_FAULT_SHORT, .fail_for_good = true},
+    {.fail_kind = IO_FAULT_FAIL}, /* delivers what was not stored */
+    {.fail_kind = IO_FAULT_FAIL, .fail_for_good = true},
+    {.fail_kind = IO_FAULT_LATE, .late_ns = 2 * SL_READER_STALL_NS},
+    {.fail_kind = IO_FAULT_LATE, .late_ns = IO_FAULT_NEVER},
+};
+
+static bool delivers_wrong_bytes(const struct io_fault_plan *plan)
+{
+    return plan->fail_kind == IO_FAULT_FAIL && plan->fail_code == 0;
+}
+
+/* What a request says that meets the fault in a read of so many bytes; 0 if it has nothing to say.
+ */
+static int code_of(const struct io_fault_plan *plan, uint32_t size_bytes)
+{
+    /* A read that delivers some blocks goes on behind them. */
+    if (plan->fail_kind == IO_FAULT_SHORT && size_bytes > SL_IO_ALIGN_BYTES)
+        return 0;
+    if (plan->late_ns == IO_FAULT_NEVER)
+        return -ETIMEDOUT;
+    if (!plan->fail_for_good)
+        return 0;
+    return plan->fail_code < 0 ? plan->fail_code : -SL_ECORRUPT;
+}
+
+/* Tokens first .. first + n of the model's, from the start of a sequence. Fails the test if the
+ * logits are wrong. */
+static int request(const struct engine_rig *m, struct sl_engine *engine, uint32_t sequence_index,
+                   uint32_t first, uint32_t n, struct sl_err *err)
+{
+    struct sl_span span = {sl_engine_kv(engine, sequence_index), m->tokens + first, n,
+                           SL_LOGITS_ALL};
+    float *logits = calloc(n, m->row_bytes);
+    struct engine_rig_rows rows = {logits, m->row_bytes};
+    int rc;
+
+    assert_non_null(logits);
+    if (first == 0)
+        sl_kv_cache_clear(span.kv);
+    rc = sl_forward_step(sl_engine_forward(engine), &span, 1, engine_rig_keep_row, &rows, err);
+    if (rc == 0)
+        assert_memory_equal(logits, m->logits + first * m->config.vocab_size, n * m->row_bytes);
+    free(logits);
+    return rc;
+}
+
+/* One line, with layer, expert, file and drive or offset. */
+static void check_line(const struct engine_rig *m, const struct io_fault_plan *plan,
+                       const struct sl_err *err)
+{
+    const struct sl_io_read read = io_fault_read(engine_rig_faulty(), plan->fail_nth);
+    const char *path = engine_rig_faulty()->files[read.file_index].path;
+    struct stat status;
+    char drive[32];
+
+    assert_int_equal(stat(path, &status), 0);
+    snprintf(drive, sizeof(drive), "drive %u:%u", major(status.st_dev), minor(status.st_dev));
+    if (!strstr(err->message, "layer ") || !strstr(err->message, ", expert ") ||
+        !strstr(err->message, delivers_wrong_bytes(plan) ? m->folder : path) ||
+        !strstr(err->message, "at offset ") ||
+        !(delivers_wrong_bytes(plan) || strstr(err->message, drive)) || strchr(err->message, '\n'))
+        fail_msg("%s", err->message);
+}
+
+static struct sl_engine *open_engine(const struct engine_rig *m, const char *model)
+{
+    struct sl_engine_options options = engine_rig_options(m);
+    struct sl_engine *engine;
+
+    options.model = model;
+    options.with_mtp = false;
+    options.verify = SL_VERIFY_ALWAYS; /* the other session has brought in some before */
+    engine_rig_make_faulty(&options);
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    assert_int_equal(request(m, engine, 1, 0, OTHER_TOKENS, NULL), 0);
+    return engine;
+}
+
+/* How large the reads of the request are that nth_read() makes. Returns how many there are. */
+static uint32_t measure_reads(const struct engine_rig *m, const char *model,
+                              uint32_t sizes_bytes[IO_FAULT_LOG])
+{
+    static const struct io_fault_plan none;
+    struct sl_engine *engine = open_engine(m, model);
+    uint64_t n;
+
+    io_fault_set(engine_rig_faulty(), &none);
+    assert_int_equal(request(m, engine, 0, 0, REQUEST_TOKENS, NULL), 0);
+    n = io_fault_read_count(engine_rig_faulty());
+    assert_in_range(n, 8, IO_FAULT_LOG);
+    for (uint64_t nth = 1; nth <= n; nth++)
+        sizes_bytes[nth - 1] = io_fault_read(engine_rig_faulty(), nth).size_bytes;
+    sl_engine_close(engine);
+    return (uint32_t)n;
+}
+
+/* The nth read of a request of one session goes wrong, while another one is half through. Returns
+ * what the request says. */
+static int nth_read(const struct engine_rig *m, const char *model, const struct io_fault_plan *plan)
+{
+    struct sl_engine *engine = open_engine(m, model);
+    struct sl_err err = {0};
+    int rc;
+
+    io_fault_set(engine_rig_faulty(), plan);
+    rc = request(m, engine, 0, 0, REQUEST_TOKENS, &err);
+    if (rc < 0) {
+        check_line(m, plan, &err);
+    }
+    assert_int_equal(sl_engine_counters(engine).n_stalls, plan->late_ns > 0);
+    io_fault_heal(engine_rig_faulty());
+    assert_int_equal(request(m, engine, 1, OTHER_TOKENS, 1, NULL), 0);
+    assert_int_equal(request(m, engine, 0, 0, REQUEST_TOKENS, NULL), 0);
+    sl_engine_close(engine);
+    return rc;
+}
+
+static void each_read(const struct engine_rig *m, const char *model, bool packed)
+{
+    uint32_t sizes_bytes[IO_FAULT_LOG];
+    const uint32_t n_files = engine_rig_open_file_count(), n = measure_reads(m, model, sizes_bytes);
+
+    for (uint32_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
+        struct io_fault_plan plan = plans[i];
+        uint32_t n_failed = 0, n_tried = 0;
+
+        for (plan.fail_nth = 1; plan.fail_nth <= n; plan.fail_nth++) {
+            int code, rc;
+
+            if (!packed && delivers_wrong_bytes(&plan) &&
+                sizes_bytes[plan.fail_nth - 1] > SCALES_BYTES_MAX)
+                continue;
+            code = code_of(&plan, sizes_bytes[plan.fail_nth - 1]);
+            rc = nth_read(m, model, &plan);
+            /* A hint that failed for good is tried anew by its demand, and fails that; one that
+             * never lands keeps its slot, and its demand reads the expert into another. */
+            assert_true(rc == code || (rc == 0 && plan.late_ns == IO_FAULT_NEVER));
+            n_tried++;
+            n_failed += rc < 0;
+        }
+        assert_true(n_tried >= n / 3);
+        if (plan.late_ns == IO_FAULT_NEVER)
+            assert_in_range(n_failed, n_tried / 4, n_tried);
+    }
+    assert_int_equal(engine_rig_open_file_count(), n_files);
+}
+
+static void test_checkpoint(void **state)
+{
+    const struct engine_rig *m = *state;
+
+    each_read(m, m->folder, false);
+}
+
+static void test_store(void **state)
+{
+    char store_folder[FIXTURE_PATH_BYTES];
+
+    engine_rig_pack(*state, "store", 0, store_folder);
+    each_read(*state, store_folder, true);
+}
+
+static void test_striped_store(void **state)
+{
+    char store_folder[FIXTURE_PATH_BYTES];
+
+    engine_rig_pack(*state, "striped", 2, store_folder);
+    each_read(*state, store_folder, true);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_checkpoint),
+        cmocka_unit_test(test_store),
+        cmocka_unit_test(test_striped_store),
+    };
+
+    return cmocka_run_group_tests_name("engine_faults", tests, engine_rig_create,
+                                       engine_rig_destroy);
+}
