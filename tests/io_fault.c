@@ -1,5 +1,6 @@
 #include "tests/io_fault.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,12 +8,19 @@
 
 #define GATHER_MAX 32u
 
+/* What goes wrong with a read. */
+struct wrong {
+    bool any;
+    uint32_t kind; /* as in the plan */
+    int code;
+};
+
 struct entry {
     struct sl_io_read read;
     int32_t result;
+    struct wrong wrong;
     uint64_t due_ns; /* if it waits */
     bool used;
-    bool fails;
     bool waits; /* for its time, before it goes to `inner` */
     bool landed;
 };
@@ -27,7 +35,9 @@ struct fault {
     struct io_fault_plan plan;
     uint64_t random;
     uint64_t n_reads, delivered_bytes;
-    bool broken; /* for good, at: */
+    uint64_t gap_end; /* the read that goes wrong next for gap_reads */
+    uint64_t n_gaps[IO_FAULT_KINDS];
+    struct wrong broken; /* for good, at: */
     uint32_t broken_file_index;
     uint64_t broken_offset_bytes;
 };
@@ -41,18 +51,53 @@ uint64_t io_fault_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-static bool must_fail(struct fault *fault, const struct sl_io_read *read)
+static void break_at(struct fault *fault, const struct sl_io_read *read, struct wrong wrong)
 {
+    fault->broken = wrong;
+    fault->broken_file_index = read->file_index;
+    fault->broken_offset_bytes = read->offset_bytes;
+}
+
+static void next_gap(struct fault *fault)
+{
+    const uint64_t gap = fault->plan.gap_reads;
+
+    fault->gap_end = fault->n_reads + gap + (gap ? io_fault_random(&fault->random) % gap : 0);
+}
+
+static struct wrong end_gap(struct fault *fault, const struct sl_io_read *read)
+{
+    static const struct wrong kinds[IO_FAULT_KINDS] = {{true, IO_FAULT_FAIL, -EIO},
+                                                       {true, IO_FAULT_SHORT, 0},
+                                                       {true, IO_FAULT_LATE, 0},
+                                                       {true, IO_FAULT_FAIL, 0}};
+    const uint64_t dice = io_fault_random(&fault->random) % 64;
+    const uint32_t kind = (uint32_t)dice % IO_FAULT_KINDS;
+
+    if (fault->plan.fail_for_good && dice == IO_FAULT_FAIL)
+        break_at(fault, read, kinds[kind]);
+    fault->n_gaps[kind]++;
+    next_gap(fault);
+    return kinds[kind];
+}
+
+static struct wrong what_goes_wrong(struct fault *fault, const struct sl_io_read *read)
+{
+    const struct wrong planned = {true, fault->plan.fail_kind, fault->plan.fail_code};
+
     fault->log[fault->n_reads++ % IO_FAULT_LOG] = *read;
     if (fault->n_reads == fault->plan.fail_nth) {
-        fault->broken = fault->plan.fail_for_good;
-        fault->broken_file_index = read->file_index;
-        fault->broken_offset_bytes = read->offset_bytes;
-        return true;
+        if (fault->plan.fail_for_good)
+            break_at(fault, read, planned);
+        return planned;
     }
-    return fault->broken && read->file_index == fault->broken_file_index &&
-           read->offset_bytes <= fault->broken_offset_bytes &&
-           fault->broken_offset_bytes < read->offset_bytes + read->size_bytes;
+    if (fault->broken.any && read->file_index == fault->broken_file_index &&
+        read->offset_bytes <= fault->broken_offset_bytes &&
+        fault->broken_offset_bytes < read->offset_bytes + read->size_bytes)
+        return fault->broken;
+    if (fault->plan.gap_reads && fault->n_reads == fault->gap_end)
+        return end_gap(fault, read);
+    return (struct wrong){.any = false};
 }
 
 static void submit_inner(struct fault *fault, uint32_t index)
@@ -80,14 +125,13 @@ static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint3
         sl_assert(read.size_bytes > 0 && read.size_bytes % SL_IO_ALIGN_BYTES == 0);
         sl_assert((uintptr_t)read.dst % SL_IO_ALIGN_BYTES == 0);
         entry = &fault->entries[index];
-        *entry = (struct entry){.read = read, .used = true, .fails = must_fail(fault, &read)};
-        if (entry->fails && fault->plan.fail_kind == IO_FAULT_LATE) {
+        *entry = (struct entry){.read = read, .used = true, .wrong = what_goes_wrong(fault, &read)};
+        if (entry->wrong.any && entry->wrong.kind == IO_FAULT_LATE) {
             entry->due_ns = fault->now_ns + fault->plan.late_ns;
             entry->waits = true;
             fault->n_waiting++;
-        } else if (entry->fails && fault->plan.fail_kind == IO_FAULT_FAIL &&
-                   fault->plan.fail_code < 0) {
-            entry->result = fault->plan.fail_code;
+        } else if (entry->wrong.any && entry->wrong.code < 0) {
+            entry->result = entry->wrong.code;
             entry->landed = true;
             fault->n_landed++;
         } else {
@@ -101,9 +145,9 @@ static void spoil(struct fault *fault, struct entry *entry)
     uint32_t block = (uint32_t)SL_IO_ALIGN_BYTES;
     uint32_t got = entry->result > 0 ? (uint32_t)entry->result : 0;
 
-    if (entry->fails && fault->plan.fail_kind == IO_FAULT_FAIL)
+    if (entry->wrong.any && entry->wrong.kind == IO_FAULT_FAIL)
         memset(entry->read.dst, 0xff, got);
-    if (entry->fails && fault->plan.fail_kind == IO_FAULT_SHORT && got > 0)
+    if (entry->wrong.any && entry->wrong.kind == IO_FAULT_SHORT && got > 0)
         entry->result = (int32_t)(got > block ? got / block / 2 * block : got / 2);
     else if (got > block && io_fault_random(&fault->random) % 1000 < fault->plan.short_permille) {
         uint32_t kept = block + (uint32_t)(io_fault_random(&fault->random) % (got - block));
@@ -252,17 +296,24 @@ void io_fault_set(struct sl_io *io, const struct io_fault_plan *plan)
     fault->plan = *plan;
     fault->random = plan->seed;
     fault->n_reads = fault->delivered_bytes = 0;
-    fault->broken = false;
+    fault->broken.any = false;
+    memset(fault->n_gaps, 0, sizeof(fault->n_gaps));
+    next_gap(fault);
 }
 
 void io_fault_heal(struct sl_io *io)
 {
     struct fault *fault = (struct fault *)(void *)io;
 
-    fault->plan.fail_nth = 0;
-    fault->plan.lazy = fault->broken = false;
+    fault->plan.fail_nth = fault->plan.gap_reads = 0;
+    fault->plan.lazy = fault->broken.any = false;
     for (uint32_t i = 0; i < io->reads_max; i++)
         fault->entries[i].due_ns = fault->now_ns;
+}
+
+void io_fault_mend(struct sl_io *io)
+{
+    ((struct fault *)(void *)io)->broken.any = false;
 }
 
 void io_fault_set_drives(struct sl_io *io, uint32_t n_drives)
@@ -283,6 +334,11 @@ struct sl_io_read io_fault_read(const struct sl_io *io, uint64_t nth)
 
     sl_assert(nth >= 1 && nth <= fault->n_reads && fault->n_reads - nth < IO_FAULT_LOG);
     return fault->log[(nth - 1) % IO_FAULT_LOG];
+}
+
+uint64_t io_fault_gap_count(const struct sl_io *io, uint32_t kind)
+{
+    return ((const struct fault *)(const void *)io)->n_gaps[kind];
 }
 
 uint64_t io_fault_read_count(const struct sl_io *io)

@@ -28,6 +28,11 @@ struct io_fault_plan {
     int fail_code; /* negative */
     uint64_t late_ns;
     bool fail_for_good;
+
+    /* Unless 0: more faults by the seed, of every kind (failing with -EIO; late by late_ns), with
+     * at least so many reads between two and less than twice as many. Each happens once, but for
+     * one in eight, a failure for good, if fail_for_good. */
+    uint32_t gap_reads;
 };
 
 #define IO_FAULT_NEVER (UINT64_MAX / 2) /* for late_ns: until io_fault_heal() */
@@ -45,11 +50,17 @@ void io_fault_set_drives(struct sl_io *io, uint32_t n_drives);
  * long as was asked for. For struct sl_reader_options; `io` is the wrapper. */
 uint64_t io_fault_clock_ns(void *io);
 
-/* No more failures and nothing held back, from now on; reads may be out. */
+/* No more failures and nothing held back, from now on; reads may be out. mend() ends only what has
+ * failed for good so far. */
 void io_fault_heal(struct sl_io *io);
+void io_fault_mend(struct sl_io *io);
 
-/* Since io_fault_set(). */
+/* Since io_fault_set(): reads, and faults of gap_reads by kind, those that deliver wrong bytes
+ * last.
+ */
 uint64_t io_fault_read_count(const struct sl_io *io);
+#define IO_FAULT_KINDS 4
+uint64_t io_fault_gap_count(const struct sl_io *io, uint32_t kind);
 
 /* The nth read (1: the first) of those, if it is one of the last IO_FAULT_LOG. */
 #define IO_FAULT_LOG 256u
