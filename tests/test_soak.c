@@ -6,7 +6,8 @@
  *
  * Memory: what malloc has lent, and what of the process is resident, are taken after a tenth of the
  * tokens and at the end. The first must be the same to the byte. Resident may grow by what the C
- * library and the kernel take in passing; sanitizers keep shadows, so there it is not looked at. */
+ * library and the kernel take in passing. Sanitizers have a malloc and shadows of their own: there
+ * both say nothing. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
