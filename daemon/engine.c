@@ -72,30 +72,21 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
 static int plan_memory(struct sl_engine *e, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
-    const struct sl_expert_shape *shape = sl_expert_store_shape(e->store);
-    const uint32_t k = e->config.num_experts_per_tok;
-    struct sl_memory_plan *plan = &e->plan;
-    int rc;
+    struct sl_memory_case what = {
+        .ram_bytes = o->ram_bytes,
+        .numerics = o->numerics,
+        .n_threads = o->placement.n_threads,
+        .segment_tokens = o->segment_tokens,
+        .context_tokens = o->context_tokens,
+        .n_sequences = o->n_sequences,
+    };
+    int rc = sl_weights_measure(&e->config, e->source, o->with_mtp, &what.dense_bytes, err);
 
-    plan->budget_given = o->ram_bytes != 0;
-    plan->budget_bytes = plan->budget_given ? o->ram_bytes : sl_memory_available_bytes();
-    plan->context_tokens = o->context_tokens;
-    plan->n_sequences = o->n_sequences;
-    plan->slot_bytes = sl_expert_cache_slot_bytes(shape);
-    plan->slots_min = sl_expert_cache_slots_min(shape, k);
-    plan->slots_max = (uint64_t)n_layers(e) * e->config.n_routed_experts;
-    rc = sl_weights_measure(&e->config, e->source, o->with_mtp,
-                            &plan->need_bytes[SL_MEMORY_WEIGHTS], err);
     if (rc < 0)
         return rc;
-    plan->need_bytes[SL_MEMORY_KV] =
-        o->n_sequences *
-        sl_kv_cache_measure(&e->config, n_layers(e), o->context_tokens, o->numerics);
-    plan->need_bytes[SL_MEMORY_ACTIVATIONS] =
-        sl_forward_measure(&e->config, o->numerics, o->placement.n_threads, o->segment_tokens,
-                           o->context_tokens, o->n_sequences);
-    plan->need_bytes[SL_MEMORY_STAGING] =
-        sl_expert_cache_staging_bytes(e->store, sl_expert_cache_inflight_default(k));
+    sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what);
+    e->plan.need_bytes[SL_MEMORY_STAGING] = sl_expert_cache_staging_bytes(
+        e->store, sl_expert_cache_inflight_default(e->config.num_experts_per_tok));
     return 0;
 }
 

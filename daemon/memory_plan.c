@@ -3,8 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache/expert_cache.h"
 #include "core/base/file.h"
 #include "core/base/size.h"
+#include "core/model/forward.h"
 
 /* Left to the rest of the system: a sixteenth, at least this. */
 #define RESERVE_MIN_BYTES (UINT64_C(512) << 20)
@@ -46,6 +48,29 @@ uint64_t sl_memory_available_bytes(void)
     }
     reserve = total / 16 > RESERVE_MIN_BYTES ? total / 16 : RESERVE_MIN_BYTES;
     return available > reserve ? available - reserve : 0;
+}
+
+void sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
+                         const struct sl_expert_shape *experts, const struct sl_memory_case *what)
+{
+    const uint32_t n_layers = experts->num_hidden_layers + experts->n_mtp_layers;
+
+    *plan = (struct sl_memory_plan){
+        .budget_bytes = what->ram_bytes ? what->ram_bytes : sl_memory_available_bytes(),
+        .budget_given = what->ram_bytes != 0,
+        .need_bytes = {[SL_MEMORY_WEIGHTS] = what->dense_bytes,
+                       [SL_MEMORY_KV] = what->n_sequences *
+                                        sl_kv_cache_measure(config, n_layers, what->context_tokens,
+                                                            what->numerics),
+                       [SL_MEMORY_ACTIVATIONS] = sl_forward_measure(
+                           config, what->numerics, what->n_threads, what->segment_tokens,
+                           what->context_tokens, what->n_sequences)},
+        .slot_bytes = sl_expert_cache_slot_bytes(experts),
+        .slots_min = sl_expert_cache_slots_min(experts, config->num_experts_per_tok),
+        .slots_max = (uint64_t)n_layers * experts->n_routed_experts,
+        .context_tokens = what->context_tokens,
+        .n_sequences = what->n_sequences,
+    };
 }
 
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)

@@ -8,6 +8,9 @@
 #include <stdio.h>
 
 #include "core/base/err.h"
+#include "core/model/config.h"
+#include "core/model/compute.h"
+#include "storage/expert_store.h"
 
 enum sl_memory_user {
     SL_MEMORY_WEIGHTS,
@@ -32,6 +35,22 @@ struct sl_memory_plan {
 /* Memory that can be had now: MemAvailable, or what the control group leaves, less a reserve for
  * the rest of the system. */
 uint64_t sl_memory_available_bytes(void);
+
+/* What sizes depend on beside the model. */
+struct sl_memory_case {
+    uint64_t ram_bytes; /* the budget; 0: what is available */
+    uint64_t dense_bytes;
+    enum sl_numerics numerics;
+    uint32_t n_threads;
+    uint32_t segment_tokens; /* of one step */
+    uint32_t context_tokens; /* of each sequence */
+    uint32_t n_sequences;
+};
+
+/* Fills all of a plan but need_bytes of staging, which a packed store does without, and of the
+ * cache: these are 0. */
+void sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
+                         const struct sl_expert_shape *experts, const struct sl_memory_case *what);
 
 /* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget. cache_bytes 0 means all that is
  * left, up to the whole model; cache_min means one token's working set. Fails with -SL_EBUDGET and

@@ -237,23 +237,16 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
         .hidden_size = c->hidden_size,
         .moe_intermediate_size = c->moe_intermediate_size,
     };
-
-    *ret_plan = (struct sl_memory_plan){
-        .budget_bytes = command->ram_bytes ? command->ram_bytes : sl_memory_available_bytes(),
-        .budget_given = command->ram_bytes != 0,
-        .need_bytes = {[SL_MEMORY_WEIGHTS] = command->dense_bytes,
-                       [SL_MEMORY_KV] =
-                           n_sequences * sl_kv_cache_measure(c, c->num_hidden_layers,
-                                                             context_tokens, SL_NUMERICS_NATIVE),
-                       [SL_MEMORY_ACTIVATIONS] =
-                           sl_forward_measure(c, SL_NUMERICS_NATIVE, command->n_cores,
-                                              segment_tokens, context_tokens, n_sequences)},
-        .slot_bytes = sl_expert_cache_slot_bytes(&shape),
-        .slots_min = sl_expert_cache_slots_min(&shape, c->num_experts_per_tok),
-        .slots_max = (uint64_t)c->num_hidden_layers * c->n_routed_experts,
+    const struct sl_memory_case what = {
+        .ram_bytes = command->ram_bytes,
+        .dense_bytes = command->dense_bytes,
+        .n_threads = command->n_cores,
+        .segment_tokens = segment_tokens,
         .context_tokens = context_tokens,
         .n_sequences = n_sequences,
     };
+
+    sl_memory_plan_make(ret_plan, c, &shape, &what);
     return sl_memory_plan_cache(ret_plan, command->cache_bytes, false, err);
 }
 
