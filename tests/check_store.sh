@@ -85,9 +85,13 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
     done
     check "$name packed --mtp" same "$mtp" "$store" --mtp --cache min
     check "$name packed --numerics exact" same "$exact" "$store" --numerics exact --segment 50
-    check "$name: text comes out" eval "'$sluice' generate '$store' -p 'some text' -n 20 >'$scratch/text'"
+    check "$name: text comes out" eval "'$sluice' generate '$store' -p 'some text' -n 20 --no-hot-list >'$scratch/text'"
+    check "$name: the same text, and nothing was hot" eval "'$sluice' generate '$store' -p 'some text' -n 20 2>'$scratch/stderr' |
+        cmp - '$scratch/text' && ! grep 'experts of an earlier run' '$scratch/stderr'"
     check "$name: the same text, from what was hot then" eval "'$sluice' generate '$store' -p 'some text' -n 20 2>'$scratch/stderr' |
         cmp - '$scratch/text' && grep 'experts of an earlier run' '$scratch/stderr'"
+    check "$name: the same text without it" eval "'$sluice' generate '$store' -p 'some text' -n 20 --no-hot-list 2>'$scratch/stderr' |
+        cmp - '$scratch/text' && ! grep 'experts of an earlier run' '$scratch/stderr'"
     check "$name: and the store is sound" "$sluice" verify "$store"
     check "$name: inspect" "$sluice" inspect "$store"
     check "$name is packed by one thread" "$sluice" pack "$checkpoint" "$scratch/again" --threads 1 --batch 1M &&

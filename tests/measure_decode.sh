@@ -20,7 +20,7 @@ for ((i = 0; i < pairs; i++)); do
         --iodepth=32 --direct=1 --runtime=4 --time_based --randrepeat=0 --output-format=json \
         >"$scratch/fio.json"
     "$sluice" generate "$model" -p "The quick brown fox jumps over the lazy dog. " -n "$tokens" \
-        --temp 1 --seed "$i" --cache "$cache" --stats "$scratch/$i.json" >/dev/null 2>&1
+        --temp 1 --seed "$i" --cache "$cache" --no-hot-list --stats "$scratch/$i.json" >/dev/null 2>&1
     /usr/bin/python3 - "$scratch" "$i" "$tokens" <<'PYTHON' | tee -a "$scratch/pairs"
 import json, sys
 folder, i, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])

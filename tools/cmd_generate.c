@@ -28,6 +28,7 @@ enum {
     OPTION_MIN_P,
     OPTION_SEED,
     OPTION_SPECIAL,
+    OPTION_NO_HOT_LIST,
     OPTION_STATS
 };
 
@@ -38,6 +39,7 @@ struct command {
     const char *file;
     const char *stats_path;
     bool special;
+    bool no_hot_list;
     uint64_t seed;
     uint32_t n_new_max;
 
@@ -118,6 +120,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_SPECIAL:
         command->special = true;
+        return 0;
+    case OPTION_NO_HOT_LIST:
+        command->no_hot_list = true;
         return 0;
     case OPTION_STATS:
         command->stats_path = value;
@@ -369,11 +374,12 @@ static int run(struct command *command, struct sl_err *err)
     /* A second one ends the program at once. Restarting keeps a write that waits for its reader
      * from failing: `interrupted` is looked at between layers and steps. */
     sigaction(SIGINT, &action, NULL);
-    load_hot_list(command);
+    if (!command->no_hot_list)
+        load_hot_list(command);
     rc = prefill(command, err);
     if (rc == 0 && !interrupted)
         rc = decode(command, err);
-    if (rc == 0)
+    if (rc == 0 && !command->no_hot_list)
         save_hot_list(command);
     print_figures(command);
     if (rc == 0 && command->stats_path)
@@ -392,6 +398,8 @@ static const struct argp_option options[] = {
      0},
     {"seed", OPTION_SEED, "S", 0, "same seed, same text (default 0)", 0},
     {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+    {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
+     "begin with an empty cache, and leave what a store remembers as it is", 0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well", 0},
     {0}};
 
