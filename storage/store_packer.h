@@ -1,0 +1,59 @@
+/* A pack under way: shared by the files that pack, and by nobody else.
+ *
+ * storage/store_begin.c finds out how far the last go came and makes what has a name: the catalog,
+ * the carried files, the data files. storage/store_write.c fills the data files, and decides what
+ * is committed when. One thread, but for the workers' buffers. */
+#ifndef SL_STORAGE_STORE_PACKER_H
+#define SL_STORAGE_STORE_PACKER_H
+
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "storage/catalog.h"
+#include "storage/store_format.h"
+#include "storage/store_layout.h"
+#include "storage/store_write.h"
+
+/* One thread's. */
+struct sl_pack_worker {
+    uint8_t *staging, *record;
+    int rc;
+    struct sl_err err;
+};
+
+struct sl_packer {
+    const struct sl_pack_options *o;
+    struct sl_store_model model;
+    struct sl_store_state state; /* as the catalog has it, or the open transaction will */
+    struct sl_store_layout layout;
+    int handles[SL_STORE_FILES_MAX]; /* -1 until opened */
+    uint64_t *tensor_offsets;        /* (n_tensors) */
+    uint64_t dense_bytes;            /* what they end at */
+    uint64_t record_bytes;
+    struct sl_catalog *catalog; /* with a transaction, between sl_packer_begin() and the end */
+    int lock_fd;
+    struct sl_pack_worker *workers;
+    uint32_t n_workers;
+    uint8_t *buffer;      /* SL_TENSOR_BUFFER_BYTES */
+    uint64_t batch_bytes; /* written since the last commit */
+    struct sl_pack_result result;
+    uint64_t left_bytes; /* of total_bytes, when this began */
+};
+
+/* What is going to be packed, and where its dense tensors lie. Fails as reading does, and with
+ * -SL_EUNSUPPORTED for sizes that have no records. */
+int sl_packer_describe(struct sl_packer *p, struct sl_err *err);
+
+/* Takes the lock and the state, and leaves the catalog open with a transaction, unless the store is
+ * complete. Uses the memory of the first worker. */
+int sl_packer_begin(struct sl_packer *p, struct sl_err *err);
+
+/* Writes the carried files and makes the data files, with all their names on disk. */
+int sl_packer_open_files(struct sl_packer *p, struct sl_err *err);
+
+/* Within the transaction. */
+int sl_packer_put_state(struct sl_packer *p, struct sl_err *err);
+
+int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err);
+
+#endif
