@@ -30,12 +30,14 @@ struct shard {
     char *path;
     char *names; /* the names of its tensors */
     uint64_t size_bytes;
+    uint64_t header_bytes;
     int fd; /* -1 until opened */
 };
 
 struct sl_checkpoint {
     struct sl_weight_source weights; /* first: the source is the checkpoint */
     char *folder;
+    bool may_be_cut;
     struct shard *shards; /* by path */
     uint32_t shard_count;
     struct sl_checkpoint_tensor *tensors; /* by name, once open */
@@ -167,7 +169,8 @@ static int list_folder(struct sl_checkpoint *checkpoint, struct sl_err *err)
 /* ---- One shard ---- */
 
 /* Reads and parses the header of an open shard. */
-static int read_header(struct shard *shard, struct sl_safetensors *ret_header, struct sl_err *err)
+static int read_header(struct shard *shard, bool may_be_cut, struct sl_safetensors *ret_header,
+                       struct sl_err *err)
 {
     uint8_t prefix[SL_SAFETENSORS_LENGTH_BYTES] = {0};
     char *text;
@@ -190,7 +193,9 @@ static int read_header(struct shard *shard, struct sl_safetensors *ret_header, s
     else if ((size_t)got < length)
         rc = sl_err_set(err, -SL_ECORRUPT, "%s: the file ends inside its header", shard->path);
     else
-        rc = sl_safetensors_parse(ret_header, text, length, shard->size_bytes, shard->path, err);
+        rc = sl_safetensors_parse(ret_header, text, length,
+                                  may_be_cut ? UINT64_MAX : shard->size_bytes, shard->path, err);
+    shard->header_bytes = sizeof(prefix) + length;
     free(text);
     return rc;
 }
@@ -233,7 +238,7 @@ static int open_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, st
     if (!S_ISREG(status.st_mode))
         return sl_err_set(err, -SL_EFORMAT, "%s: not a regular file", shard->path);
     shard->size_bytes = (uint64_t)status.st_size;
-    rc = read_header(shard, &header, err);
+    rc = read_header(shard, checkpoint->may_be_cut, &header, err);
     if (rc < 0)
         return rc;
     rc = append_tensors(checkpoint, shard_index, &header, err);
@@ -338,7 +343,7 @@ int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_ind
     if ((uint64_t)got < size_bytes)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the file now ends at byte %llu, expected to read up to %llu: was it "
-                          "cut after it was opened?",
+                          "cut, or packed with --consume?",
                           shard->path, (unsigned long long)offset_bytes + (uint64_t)got,
                           (unsigned long long)(offset_bytes + size_bytes));
     return 0;
@@ -432,7 +437,7 @@ static const struct sl_weight_source_ops source_ops = {
 
 /* ---- The outside ---- */
 
-int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
+static int open_folder(struct sl_checkpoint **ret_checkpoint, const char *folder, bool may_be_cut,
                        struct sl_err *err)
 {
     struct sl_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
@@ -442,6 +447,7 @@ int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder
     if (!checkpoint)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
     checkpoint->weights.ops = &source_ops;
+    checkpoint->may_be_cut = may_be_cut;
     checkpoint->folder = strdup(folder);
     if (!checkpoint->folder || asprintf(&index_path, "%s/%s", folder, INDEX_NAME) < 0) {
         index_path = NULL; /* asprintf leaves it undefined */
@@ -460,6 +466,18 @@ out:
     free(index_path);
     sl_checkpoint_close(checkpoint);
     return rc;
+}
+
+int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                       struct sl_err *err)
+{
+    return open_folder(ret_checkpoint, folder, false, err);
+}
+
+int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                           struct sl_err *err)
+{
+    return open_folder(ret_checkpoint, folder, true, err);
 }
 
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint)
@@ -515,4 +533,22 @@ const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint
 {
     sl_assert(file_index < checkpoint->shard_count);
     return checkpoint->shards[file_index].path;
+}
+
+uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].size_bytes;
+}
+
+uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].header_bytes;
+}
+
+bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes)
+{
+    return offset_bytes + size_bytes <= sl_checkpoint_file_bytes(checkpoint, file_index);
 }

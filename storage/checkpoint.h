@@ -3,7 +3,10 @@
  * Opening reads the shards' headers and model.safetensors.index.json and trusts neither: offsets
  * lie inside the file, do not overlap, and match dtype and shape; every tensor of the index is in
  * the file that the index names. Tensor data are read on request. After opening, reads may come
- * from any thread. */
+ * from any thread.
+ *
+ * sluice pack --consume cuts shards off behind their headers once all that they hold is in a store.
+ * Such a folder is no checkpoint any more, but what is left of it can be packed on from. */
 #ifndef SL_STORAGE_CHECKPOINT_H
 #define SL_STORAGE_CHECKPOINT_H
 
@@ -26,6 +29,10 @@ struct sl_checkpoint_tensor {
  * expected. The caller closes *ret_checkpoint. */
 int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
                        struct sl_err *err);
+
+/* Likewise, but shards may end anywhere behind their headers: see sl_checkpoint_has(). */
+int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                           struct sl_err *err);
 
 /* NULL is allowed. */
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
@@ -56,5 +63,13 @@ int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_ind
 
 uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint);
 const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+/* Of a file: its size when it was opened, and where in it the header ends. */
+uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+/* The file had all of these bytes when it was opened. */
+bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes);
 
 #endif

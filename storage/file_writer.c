@@ -70,6 +70,12 @@ static void close_file(struct sl_file_writer *writer, int file)
     close(file); /* what matters has been synced */
 }
 
+static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
+{
+    (void)writer;
+    return truncate(path, (off_t)size_bytes) == 0 ? 0 : -errno;
+}
+
 struct sl_file_writer *sl_file_writer(void)
 {
     static const struct sl_file_writer_ops ops = {
@@ -79,6 +85,7 @@ struct sl_file_writer *sl_file_writer(void)
         .write = write_file,
         .sync = sync_file,
         .close = close_file,
+        .cut = cut_file,
     };
     static struct sl_file_writer writer = {&ops};
 

@@ -26,6 +26,9 @@ struct sl_file_writer_ops {
                  uint64_t size_bytes);
     int (*sync)(struct sl_file_writer *writer, int file);
     void (*close)(struct sl_file_writer *writer, int file);
+
+    /* Shortens a file that is there. Nothing waits for this to be on disk. */
+    int (*cut)(struct sl_file_writer *writer, const char *path, uint64_t size_bytes);
 };
 
 /* First member of every implementation. */

@@ -226,7 +226,7 @@ static int check_layout(struct sl_safetensors *header, uint64_t file_size_bytes,
     if (end_bytes > file_size_bytes)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the file has %llu bytes, but its last tensor \"%s\" ends at byte "
-                          "%llu: is the file truncated?",
+                          "%llu: is the file truncated, or was it packed with --consume?",
                           where, (unsigned long long)file_size_bytes, last->name,
                           (unsigned long long)end_bytes);
     return 0;

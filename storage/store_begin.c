@@ -16,6 +16,13 @@
 #include "storage/store.h"
 #include "storage/store_identity.h"
 #include "storage/store_records.h"
+#include "storage/store_source.h"
+
+int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err)
+{
+    return sl_err_set(err, -ECANCELED, "%s: stopped; run sluice pack again to go on",
+                      p->o->store_folder);
+}
 
 int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err)
 {
@@ -165,39 +172,6 @@ static int begin_new(struct sl_packer *p, struct sl_err *err)
     return 0;
 }
 
-/* The last thing that was packed, made again, is what the catalog says it is: two fine-tunes of one
- * model have the same config and the same index. */
-static int check_last(struct sl_packer *p, const struct sl_store *store, struct sl_err *err)
-{
-    const struct sl_store_state *state = sl_store_state(store);
-    bool same = true;
-    int rc = 0;
-
-    if (state->n_experts_done > 0) {
-        struct sl_expert_key key = sl_store_expert_at(&p->model.shape, state->n_experts_done - 1);
-        uint64_t checksums[SL_EXPERT_MATRICES];
-
-        rc = sl_record_make(p->o->checkpoint, p->o->experts, key, p->workers[0].staging,
-                            p->workers[0].record, checksums, err);
-        same = rc < 0 ||
-               memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
-    } else if (state->n_tensors_done > 0) {
-        uint32_t last = state->n_tensors_done - 1;
-        struct sl_tensor_target nowhere = {0};
-        uint64_t checksum = 0;
-
-        rc = sl_tensor_copy(p->o->checkpoint,
-                            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[last]), &nowhere,
-                            p->buffer, &checksum, err);
-        same = checksum == sl_store_tensor(store, last)->checksum;
-    }
-    if (rc < 0 || same)
-        return rc;
-    return sl_err_set(err, -SL_EFORMAT,
-                      "%s: the store was begun from a checkpoint with other weights than %s",
-                      p->o->store_folder, p->o->checkpoint_folder);
-}
-
 static bool same_model(const struct sl_store_model *a, const struct sl_store_model *b)
 {
     uint8_t a_bytes[SL_STORE_VALUE_BYTES_MAX], b_bytes[SL_STORE_VALUE_BYTES_MAX];
@@ -229,8 +203,8 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
     p->state = *sl_store_state(store);
     if (rc == 0)
         rc = sl_store_layout_adopt(&p->layout, store, err);
-    if (rc == 0 && !p->state.complete)
-        rc = check_last(p, store, err);
+    if (rc == 0)
+        rc = sl_packer_check_earlier(p, store, err);
     sl_store_close(store);
     return rc;
 }
@@ -274,6 +248,28 @@ static int make_catalog(struct sl_packer *p, struct sl_err *err)
     return rc < 0 ? rc : open_catalog(p, err);
 }
 
+/* Between two commits there is a batch, but for the step that filled it. */
+static int check_space(struct sl_packer *p, struct sl_err *err)
+{
+    uint64_t batch_bytes =
+        p->o->batch_bytes < p->result.total_bytes ? p->o->batch_bytes : p->result.total_bytes;
+    uint64_t step_bytes = p->n_workers * p->record_bytes;
+    struct sl_space_back *back = NULL;
+    int rc = sl_packer_space_back(p, &back, err);
+
+    for (uint32_t i = 0; i < p->o->n_tensors; i++) {
+        uint64_t end = i + 1 < p->o->n_tensors ? p->tensor_offsets[i + 1] : p->dense_bytes;
+
+        if (end - p->tensor_offsets[i] > step_bytes)
+            step_bytes = end - p->tensor_offsets[i];
+    }
+    if (rc >= 0)
+        rc = sl_store_layout_check_space(&p->layout, back, (uint32_t)rc, batch_bytes + step_bytes,
+                                         err);
+    free(back);
+    return rc;
+}
+
 int sl_packer_begin(struct sl_packer *p, struct sl_err *err)
 {
     const struct sl_pack_options *o = p->o;
@@ -294,9 +290,9 @@ int sl_packer_begin(struct sl_packer *p, struct sl_err *err)
     if (rc < 0)
         return rc;
     p->result.total_bytes = sl_store_layout_bytes(&p->layout);
-    if (p->state.complete)
-        return 0;
-    if ((rc = sl_store_layout_check_space(&p->layout, err)) < 0 ||
+    if ((rc = sl_packer_check_source(p, err)) < 0 || p->state.complete)
+        return rc;
+    if ((rc = check_space(p, err)) < 0 ||
         (rc = is_new ? make_catalog(p, err) : open_catalog(p, err)) < 0)
         return rc;
     if (is_new && (rc = begin_new(p, err)) == 0)

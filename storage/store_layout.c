@@ -153,34 +153,91 @@ static int look_at_drive(const char *path, dev_t *ret_device, uint64_t *ret_free
     return rc;
 }
 
-/* What one drive must have is counted up along its files, and complete at the last of them. */
-int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_err *err)
+static int compare_back(const void *a, const void *b)
 {
-    uint64_t needed_bytes[SL_STORE_FILES_MAX], free_bytes = 0;
-    char needed[SL_SIZE_TEXT_BYTES], available[SL_SIZE_TEXT_BYTES];
-    dev_t devices[SL_STORE_FILES_MAX] = {0};
+    const struct sl_space_back *x = a, *y = b;
+
+    if (x->n_experts != y->n_experts)
+        return x->n_experts < y->n_experts ? -1 : 1;
+    return x->dense_bytes < y->dense_bytes ? -1 : x->dense_bytes > y->dense_bytes;
+}
+
+static uint64_t less(uint64_t a, uint64_t b)
+{
+    return a > b ? a - b : 0;
+}
+
+/* What the files on a drive take before `next` comes back, or at the end if it is NULL, beyond what
+ * they have. */
+static uint64_t taken_bytes(const struct sl_store_layout *layout, const dev_t *devices,
+                            dev_t device, const struct sl_space_back *next,
+                            uint64_t uncommitted_bytes)
+{
+    uint64_t bytes = 0;
 
     for (uint32_t i = 0; i < layout->n_files; i++) {
-        const char *path = layout->paths[i];
-        uint64_t size_bytes = layout->files[i].size_bytes + (i == 0 ? CATALOG_BYTES : 0);
+        uint64_t size_bytes = layout->files[i].size_bytes, then_bytes = size_bytes;
         struct stat status;
-        uint64_t have_bytes = stat(path, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
-        int rc = look_at_drive(path, &devices[i], &free_bytes, err);
+
+        if (devices[i] != device)
+            continue;
+        if (next)
+            then_bytes = uncommitted_bytes +
+                         (i == 0 ? next->dense_bytes : next->n_experts * layout->part_bytes[i]);
+        if (then_bytes > size_bytes)
+            then_bytes = size_bytes;
+        if (i == 0)
+            then_bytes += CATALOG_BYTES;
+        bytes += stat(layout->paths[i], &status) == 0
+                     ? less(then_bytes, (uint64_t)status.st_blocks * 512)
+                     : then_bytes;
+    }
+    return bytes;
+}
+
+/* The most that a drive must have free now. */
+static uint64_t peak_bytes(const struct sl_store_layout *layout, const dev_t *devices, dev_t device,
+                           const struct sl_space_back *back, uint32_t n_back,
+                           uint64_t uncommitted_bytes)
+{
+    uint64_t back_bytes = 0, peak = 0;
+
+    for (uint32_t i = 0; i <= n_back; i++) {
+        uint64_t bytes = less(
+            taken_bytes(layout, devices, device, i < n_back ? &back[i] : NULL, uncommitted_bytes),
+            back_bytes);
+        struct stat status;
+
+        peak = bytes > peak ? bytes : peak;
+        if (i < n_back && stat(back[i].path, &status) == 0 && status.st_dev == device)
+            back_bytes += (uint64_t)status.st_blocks * 512;
+    }
+    return peak;
+}
+
+int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_space_back *back,
+                                uint32_t n_back, uint64_t uncommitted_bytes, struct sl_err *err)
+{
+    char needed[SL_SIZE_TEXT_BYTES], available[SL_SIZE_TEXT_BYTES];
+    uint64_t free_bytes[SL_STORE_FILES_MAX];
+    dev_t devices[SL_STORE_FILES_MAX];
+
+    if (n_back > 0)
+        qsort(back, n_back, sizeof(*back), compare_back);
+    for (uint32_t i = 0; i < layout->n_files; i++) {
+        int rc = look_at_drive(layout->paths[i], &devices[i], &free_bytes[i], err);
 
         if (rc < 0)
             return rc;
-        needed_bytes[i] = size_bytes > have_bytes ? size_bytes - have_bytes : 0;
-        for (uint32_t k = i; k-- > 0;) {
-            if (devices[k] == devices[i]) {
-                needed_bytes[i] += needed_bytes[k];
-                break;
-            }
-        }
-        if (needed_bytes[i] > free_bytes)
+    }
+    for (uint32_t i = 0; i < layout->n_files; i++) {
+        const char *path = layout->paths[i];
+        uint64_t bytes = peak_bytes(layout, devices, devices[i], back, n_back, uncommitted_bytes);
+
+        if (bytes > free_bytes[i])
             return sl_err_set(err, -ENOSPC, "%.*s: %s are needed, %s are free",
-                              (int)(strrchr(path, '/') - path), path,
-                              sl_size_format(needed_bytes[i], needed),
-                              sl_size_format(free_bytes, available));
+                              (int)(strrchr(path, '/') - path), path, sl_size_format(bytes, needed),
+                              sl_size_format(free_bytes[i], available));
     }
     return 0;
 }

@@ -46,8 +46,17 @@ uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout);
 void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
                            struct sl_packed_expert *expert);
 
-/* Fails with -ENOSPC if what the files will take beyond what they have is more than their drives
- * have free, naming the folder; with -errno if that cannot be told. */
-int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_err *err);
+/* A file whose space comes back while the store's are written. */
+struct sl_space_back {
+    const char *path;
+    uint64_t dense_bytes; /* once so much of the dense tensors is there */
+    uint32_t n_experts;   /* and so many records */
+};
+
+/* Fails with -ENOSPC if what the files will take beyond what they have is at some time more than
+ * their drives have free then, naming the folder; with -errno if that cannot be told. Sorts `back`.
+ * `uncommitted_bytes`: how far what is written may be ahead of what is counted for that. */
+int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_space_back *back,
+                                uint32_t n_back, uint64_t uncommitted_bytes, struct sl_err *err);
 
 #endif

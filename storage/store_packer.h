@@ -34,8 +34,9 @@ struct sl_packer {
     int lock_fd;
     struct sl_pack_worker *workers;
     uint32_t n_workers;
-    uint8_t *buffer;      /* SL_TENSOR_BUFFER_BYTES */
-    uint64_t batch_bytes; /* written since the last commit */
+    uint8_t *buffer;             /* SL_TENSOR_BUFFER_BYTES */
+    uint64_t batch_bytes;        /* written since the last commit */
+    struct sl_shard_use *shards; /* of the source, by file; NULL unless they are to be freed */
     struct sl_pack_result result;
     uint64_t left_bytes; /* of total_bytes, when this began */
 };
@@ -54,6 +55,7 @@ int sl_packer_open_files(struct sl_packer *p, struct sl_err *err);
 /* Within the transaction. */
 int sl_packer_put_state(struct sl_packer *p, struct sl_err *err);
 
+int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err);
 int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err);
 
 #endif

@@ -6,6 +6,8 @@
  *                                                                                 and state
  *     catalog: state complete
  *
+ * A shard of the source that has nothing for later batches is freed right after such a commit.
+ *
  * Where everything lies follows from the model and the sizes of the files, so that every go writes
  * the same bytes to the same places, and only the catalog's state tells how far the last one came.
  * What comes before the data is storage/store_begin.c's. */
@@ -21,6 +23,7 @@
 #include "storage/store.h"
 #include "storage/store_packer.h"
 #include "storage/store_records.h"
+#include "storage/store_source.h"
 
 uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape)
 {
@@ -41,9 +44,10 @@ static int commit(struct sl_packer *p, struct sl_err *err)
     p->batch_bytes = 0;
     if ((rc = sl_packer_put_state(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
         return rc;
+    if ((rc = sl_packer_free_shards(p, err)) < 0)
+        return rc;
     if (p->o->stop && atomic_load(p->o->stop))
-        return sl_err_set(err, -ECANCELED, "%s: stopped; run sluice pack again to go on",
-                          p->o->store_folder);
+        return sl_packer_stopped(p, err);
     return sl_catalog_begin(p->catalog, err);
 }
 
@@ -210,7 +214,8 @@ static int pack(struct sl_packer *p, struct sl_err *err)
     int rc;
 
     if ((rc = sl_packer_describe(p, err)) < 0 || (rc = take_memory(p, err)) < 0 ||
-        (rc = sl_packer_begin(p, err)) < 0 || p->state.complete)
+        (rc = sl_packer_begin(p, err)) < 0 || (rc = sl_packer_free_shards(p, err)) < 0 ||
+        p->state.complete)
         return rc;
     p->left_bytes = p->result.total_bytes - bytes_done(p);
     if ((rc = sl_packer_open_files(p, err)) < 0 || (rc = pack_tensors(p, err)) < 0 ||
@@ -243,6 +248,7 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
     free(p.workers);
     free(p.buffer);
     free(p.tensor_offsets);
+    free(p.shards);
     sl_store_layout_fini(&p.layout);
     if (p.lock_fd >= 0)
         close(p.lock_fd);

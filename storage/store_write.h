@@ -35,6 +35,10 @@ struct sl_pack_options {
     const uint64_t *weights;           /* (1 + n_stripes) */
     uint32_t n_stripes;
 
+    /* Shards of the checkpoint are cut off behind their headers, which frees their space, once all
+     * that the store takes from them is safe. The checkpoint is one of sl_checkpoint_open_cut(). */
+    bool consume;
+
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
     struct sl_file_writer *writer;
     uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */
@@ -47,6 +51,7 @@ struct sl_pack_options {
 struct sl_pack_result {
     uint64_t total_bytes;   /* of the store's data files */
     uint64_t written_bytes; /* of these, now */
+    uint64_t freed_bytes;   /* of the checkpoint's shards, now */
 };
 
 /* Memory that one thread takes. */

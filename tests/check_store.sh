@@ -197,6 +197,40 @@ else
     fail "it was killed more than once" "$resumed"
 fi
 
+# ---- consumed ----
+
+# A file system that has no room for both.
+cat >"$scratch/consume.sh" <<'EOF'
+sluice=$1 checkpoint=$2 disk=$3
+set -e
+size=$(du -sm "$checkpoint" | cut -f 1)
+mount -t tmpfs -o "size=$((size * 3 / 2 + 20))M" none "$disk"
+cp -r "$checkpoint" "$disk/checkpoint"
+! "$sluice" pack "$disk/checkpoint" "$disk/store" 2>"$disk/stderr"
+grep 'are needed, .* are free' "$disk/stderr"
+rmdir "$disk/store"
+"$sluice" pack --consume --batch 1M "$disk/checkpoint" "$disk/store"
+"$sluice" verify "$disk/store"
+EOF
+mkdir "$scratch/disk"
+if unshare -rm true 2>/dev/null; then
+    check "consumed where both do not fit" unshare -rm bash "$scratch/consume.sh" "$PWD/$sluice" "$checkpoint" "$scratch/disk"
+else
+    skip "consumed where both do not fit" "no user namespaces here"
+fi
+
+cp -r "$checkpoint" "$scratch/eaten"
+"$sluice" pack --consume --batch 512K "$scratch/eaten" "$scratch/eater" >/dev/null 2>"$scratch/stderr" &
+pid=$!
+while kill -0 $pid 2>/dev/null && [ ! -s "$scratch/eater/experts-1.bin" ]; do :; done
+kill -9 $pid 2>/dev/null
+wait $pid 2>/dev/null
+check "a checkpoint is consumed" "$sluice" pack --consume "$scratch/eaten" "$scratch/eater"
+check "into the same bytes" same_store "$store" "$scratch/eater"
+refused "what is left is no checkpoint" 'packed with --consume' inspect "$scratch/eaten"
+refused "nor can it be packed again" 'the file was cut' pack "$scratch/eaten" "$scratch/again"
+rm -r "$scratch/eaten" "$scratch/eater" "$scratch/again"
+
 "$sluice" pack "$checkpoint" "$scratch/stopped" --batch 512K >/dev/null 2>"$scratch/stderr" &
 pid=$!
 while kill -0 $pid 2>/dev/null && [ ! -s "$scratch/stopped/dense.bin" ]; do :; done

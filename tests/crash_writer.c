@@ -16,6 +16,7 @@
 #define FILES_MAX 16
 #define NAMES_MAX 32
 #define WRITES_MAX 256
+#define CUTS_MAX 8
 #define SECTOR_BYTES 512u
 
 /* A write that was not synced, and what was there before. */
@@ -23,6 +24,13 @@ struct unsynced {
     uint8_t *old;
     uint64_t offset_bytes, size_bytes;
     int file;
+};
+
+/* A file that was cut, and what was behind the cut. Never synced. */
+struct cut {
+    char path[PATH_BYTES];
+    uint8_t *tail;
+    uint64_t at_bytes, size_bytes;
 };
 
 struct file {
@@ -42,6 +50,8 @@ struct crash_writer {
     int n_names;
     struct unsynced writes[WRITES_MAX];
     int n_writes;
+    struct cut cuts[CUTS_MAX];
+    int n_cuts;
 };
 
 static struct crash_writer *of(struct sl_file_writer *writer)
@@ -183,6 +193,32 @@ static void close_file(struct sl_file_writer *writer, int number)
     (void)number; /* closing does not sync: what is remembered of it stays */
 }
 
+static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
+{
+    struct crash_writer *w = of(writer);
+    struct cut *cut = &w->cuts[w->n_cuts];
+    int fd, rc = step(w);
+    struct stat status;
+
+    if (rc < 0)
+        return rc;
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    sl_assert(w->n_cuts < CUTS_MAX && fstat(fd, &status) == 0);
+    sl_assert(size_bytes < (uint64_t)status.st_size);
+    sl_assert(snprintf(cut->path, PATH_BYTES, "%s", path) < PATH_BYTES);
+    cut->at_bytes = size_bytes;
+    cut->size_bytes = (uint64_t)status.st_size - size_bytes;
+    cut->tail = malloc(cut->size_bytes);
+    sl_assert(cut->tail &&
+              pread(fd, cut->tail, cut->size_bytes, (off_t)size_bytes) == (ssize_t)cut->size_bytes);
+    sl_assert(ftruncate(fd, (off_t)size_bytes) == 0);
+    close(fd);
+    w->n_cuts++;
+    return rc ? -EIO : 0;
+}
+
 struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_code)
 {
     static const struct sl_file_writer_ops ops = {
@@ -192,6 +228,7 @@ struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_cod
         .write = write_file,
         .sync = sync_file,
         .close = close_file,
+        .cut = cut_file,
     };
     struct crash_writer *w = calloc(1, sizeof(*w));
 
@@ -236,6 +273,17 @@ static void resize(struct crash_writer *w, struct file *file)
                                               below(w, size_bytes - file->synced_bytes + 1))) == 0);
 }
 
+/* The cut did not get to the disk, or by half: the file ends anywhere behind it. */
+static void restore(struct crash_writer *w, const struct cut *cut)
+{
+    uint64_t n = cut->size_bytes - below(w, 2) * below(w, cut->size_bytes);
+    int fd = open(cut->path, O_WRONLY | O_CLOEXEC);
+
+    sl_assert(fd >= 0);
+    sl_assert(pwrite(fd, cut->tail, n, (off_t)cut->at_bytes) == (ssize_t)n);
+    close(fd);
+}
+
 /* A folder that is lost takes what is in it along. */
 static void lose(const char *path)
 {
@@ -261,6 +309,11 @@ bool crash_writer_close(struct crash_writer *w)
         if (dead)
             resize(w, &w->files[i]);
         close(w->files[i].fd);
+    }
+    for (int i = 0; i < w->n_cuts; i++) {
+        if (dead && below(w, 2))
+            restore(w, &w->cuts[i]);
+        free(w->cuts[i].tail);
     }
     for (int i = 0; dead && i < w->n_names; i++) {
         if (below(w, 2))

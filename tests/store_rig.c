@@ -17,7 +17,6 @@
 #include "core/base/file.h"
 #include "storage/catalog.h"
 
-#define SHARD "model-00001-of-00001.safetensors"
 #define FILE_BYTES_MAX (UINT64_C(64) << 20)
 
 const struct sl_expert_shape store_rig_shape = {.num_hidden_layers = 2,
@@ -29,27 +28,27 @@ const struct sl_expert_shape store_rig_shape = {.num_hidden_layers = 2,
 const char *const store_rig_tensors[STORE_RIG_TENSORS] = {
     "embed.weight", "norm.weight", "layers.0.attn.wkv.scale", "layers.0.attn.wkv.weight"};
 
+static const char *const shards[STORE_RIG_SHARDS] = {
+    "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors",
+    "model-00003-of-00004.safetensors", "model-00004-of-00004.safetensors"};
+
 /* Bytes that any kind of tensor may have; scales below 2^60. */
 static void fill(const struct store_rig *rig, uint8_t weights)
 {
-    char path[FIXTURE_PATH_BYTES + 64];
-    int fd;
-
-    snprintf(path, sizeof(path), "%s/%s", rig->checkpoint_folder, SHARD);
-    fd = open(path, O_WRONLY);
-    assert_true(fd >= 0);
     for (uint32_t i = 0; i < sl_checkpoint_tensor_count(rig->checkpoint); i++) {
         const struct sl_checkpoint_tensor *tensor = sl_checkpoint_tensor_at(rig->checkpoint, i);
+        int fd = open(sl_checkpoint_file_path(rig->checkpoint, tensor->file_index), O_WRONLY);
         uint8_t *bytes = malloc(tensor->info.size_bytes);
 
         assert_non_null(bytes);
+        assert_true(fd >= 0);
         for (uint64_t k = 0; k < tensor->info.size_bytes; k++)
             bytes[k] = (uint8_t)(fixture_byte(tensor->name, k) % 180 ^ weights);
         assert_int_equal(pwrite(fd, bytes, tensor->info.size_bytes, (off_t)tensor->offset_bytes),
                          tensor->info.size_bytes);
         free(bytes);
+        close(fd);
     }
-    close(fd);
 }
 
 void store_rig_path(const struct store_rig *rig, const char *name, char path[FIXTURE_PATH_BYTES])
@@ -57,33 +56,53 @@ void store_rig_path(const struct store_rig *rig, const char *name, char path[FIX
     assert_true(snprintf(path, FIXTURE_PATH_BYTES, "%s/%s", rig->root, name) < FIXTURE_PATH_BYTES);
 }
 
+static void open_checkpoint(struct store_rig *rig)
+{
+    assert_int_equal(sl_checkpoint_open_cut(&rig->checkpoint, rig->checkpoint_folder, NULL), 0);
+    assert_int_equal(sl_expert_store_open(&rig->experts, rig->checkpoint, &store_rig_shape, NULL),
+                     0);
+}
+
+void store_rig_reopen(struct store_rig *rig)
+{
+    sl_expert_store_close(rig->experts);
+    sl_checkpoint_close(rig->checkpoint);
+    open_checkpoint(rig);
+}
+
+void store_rig_refill(struct store_rig *rig)
+{
+    fill(rig, 0);
+    store_rig_reopen(rig);
+}
+
 void store_rig_open(struct store_rig *rig, uint8_t weights)
 {
-    struct fixture_list list = {0};
+    struct fixture_list lists[STORE_RIG_SHARDS] = {0};
     FILE *index;
 
     fixture_folder_create(rig->root);
     store_rig_path(rig, "checkpoint", rig->checkpoint_folder);
     store_rig_path(rig, "store", rig->store_folder);
     assert_int_equal(mkdir(rig->checkpoint_folder, 0777), 0);
-    fixture_add(&list, SL_DTYPE_BF16, 41, 256, "embed.weight");
-    fixture_add(&list, SL_DTYPE_F32, 256, 0, "norm.weight");
-    fixture_add(&list, SL_DTYPE_F8_E4M3, 32, 128, "layers.0.attn.wkv.weight");
-    fixture_add(&list, SL_DTYPE_F8_E8M0, 1, 1, "layers.0.attn.wkv.scale");
-    fixture_add(&list, SL_DTYPE_BF16, 3, 5, "mtp.1.not_understood");
-    fixture_add_experts(&list, "layers.0", 3, 256, 128);
-    fixture_add_experts(&list, "layers.1", 3, 256, 128);
-    fixture_add_experts(&list, "mtp.0", 3, 256, 128);
-    fixture_write_shard(rig->checkpoint_folder, SHARD, &list, true);
+    fixture_add(&lists[0], SL_DTYPE_BF16, 41, 256, "embed.weight");
+    fixture_add(&lists[0], SL_DTYPE_F8_E4M3, 32, 128, "layers.0.attn.wkv.weight");
+    fixture_add(&lists[0], SL_DTYPE_F8_E8M0, 1, 1, "layers.0.attn.wkv.scale");
+    fixture_add_experts(&lists[1], "layers.0", 3, 256, 128);
+    fixture_add_experts(&lists[2], "layers.1", 3, 256, 128);
+    fixture_add_experts(&lists[0], "mtp.0", 3, 256, 128);
+    fixture_add(&lists[1], SL_DTYPE_F32, 256, 0, "norm.weight");
+    fixture_add(&lists[3], SL_DTYPE_BF16, 3, 5, "mtp.1.not_understood");
     index = fixture_index_begin(rig->checkpoint_folder);
-    fixture_index_add(index, &list, SHARD);
+    for (uint32_t i = 0; i < STORE_RIG_SHARDS; i++) {
+        fixture_write_shard(rig->checkpoint_folder, shards[i], &lists[i], true);
+        fixture_index_add(index, &lists[i], shards[i]);
+        fixture_fini(&lists[i]);
+    }
     fixture_index_end(index);
     fixture_write_text(rig->checkpoint_folder, "config.json", "{\"of\": \"a test\"}\n");
     fixture_write_text(rig->checkpoint_folder, "tokenizer.json", "{}\n");
-    fixture_fini(&list);
-    assert_int_equal(sl_checkpoint_open(&rig->checkpoint, rig->checkpoint_folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&rig->experts, rig->checkpoint, &store_rig_shape, NULL),
-                     0);
+    open_checkpoint(rig);
     assert_int_equal(sl_pool_create(&rig->pool, 1, NULL), 0);
     fill(rig, weights);
 }

@@ -11,6 +11,7 @@
 #include "tests/fixture_checkpoint.h"
 
 #define STORE_RIG_TENSORS 4u
+#define STORE_RIG_SHARDS 4u /* the last has nothing that is packed */
 
 extern const struct sl_expert_shape store_rig_shape; /* two layers and an MTP block */
 extern const char *const store_rig_tensors[STORE_RIG_TENSORS];
@@ -27,6 +28,10 @@ struct store_rig {
 /* Another `weights` gives other bytes under the same config and index. */
 void store_rig_open(struct store_rig *rig, uint8_t weights);
 void store_rig_close(struct store_rig *rig);
+
+/* Opens the checkpoint again, as it is now; or as it was at first. */
+void store_rig_reopen(struct store_rig *rig);
+void store_rig_refill(struct store_rig *rig);
 
 /* Writes root/name to `path`. */
 void store_rig_path(const struct store_rig *rig, const char *name, char path[FIXTURE_PATH_BYTES]);

@@ -642,6 +642,81 @@ static void test_refused_folders(void **state)
     assert_says(&err, "config.json");
 }
 
+/* ---- consuming the checkpoint -----------------------------------------------------------------
+ */
+
+static uint64_t checkpoint_bytes(const struct store_rig *rig)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < STORE_RIG_SHARDS; i++) {
+        struct stat status;
+
+        assert_int_equal(stat(sl_checkpoint_file_path(rig->checkpoint, i), &status), 0);
+        bytes += (uint64_t)status.st_size;
+    }
+    return bytes;
+}
+
+/* A store that is complete already, of these weights or of others. */
+static void test_consume_what_was_packed(void **state)
+{
+    const struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
+    uint64_t before_bytes = checkpoint_bytes(&f->rig), unused_bytes;
+    struct sl_checkpoint *checkpoint;
+    struct sl_pack_result result;
+    struct sl_err err = {0};
+    struct store_rig tuned;
+
+    store_rig_open(&tuned, 4);
+    options = store_rig_options(&tuned, f->rig.store_folder);
+    options.consume = true;
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "other weights");
+    assert_int_equal(checkpoint_bytes(&tuned), before_bytes);
+    store_rig_close(&tuned);
+
+    options = store_rig_options(&f->rig, f->rig.store_folder);
+    options.consume = true;
+    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
+    assert_int_equal(result.written_bytes, 0);
+    assert_int_equal(before_bytes - result.freed_bytes, checkpoint_bytes(&f->rig));
+    unused_bytes = sl_checkpoint_file_bytes(f->rig.checkpoint, STORE_RIG_SHARDS - 1);
+    assert_true(before_bytes - result.freed_bytes > unused_bytes);
+    assert_true(before_bytes - result.freed_bytes < unused_bytes + 16384); /* three headers */
+    assert_int_equal(sl_checkpoint_open(&checkpoint, f->rig.checkpoint_folder, &err), -SL_ECORRUPT);
+    assert_says(&err, "was it packed with --consume?");
+}
+
+/* Nothing is begun that could not be ended, and nothing taken from elsewhere. */
+static void test_consume_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+    char name[FIXTURE_PATH_BYTES];
+    struct sl_err err = {0};
+    uint64_t before_bytes = checkpoint_bytes(&f->rig);
+
+    options.consume = true;
+    store_rig_path(&f->rig, "another name", name);
+    assert_int_equal(link(sl_checkpoint_file_path(f->rig.checkpoint, 2), name), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "00003-of-00004.safetensors: cannot be freed: the file has 2 names");
+    assert_int_equal(unlink(name), 0);
+    assert_int_equal(checkpoint_bytes(&f->rig), before_bytes);
+    assert_int_equal(rmdir(f->other), 0);
+
+    fixture_truncate(f->rig.checkpoint_folder, "model-00003-of-00004.safetensors",
+                     sl_checkpoint_file_bytes(f->rig.checkpoint, 2) - 1);
+    store_rig_reopen(&f->rig);
+    options = store_rig_options(&f->rig, f->other);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "00003-of-00004.safetensors: the file was cut: it ends at byte ");
+    assert_says(&err, "layer 1, expert ");
+    assert_int_equal(rmdir(f->other), 0);
+}
+
 /* A tensor of 2 TiB, all of it a hole. */
 static void test_disk_too_small(void **state)
 {
@@ -698,6 +773,8 @@ int main(void)
         WITH_STORE(test_stopped_and_gone_on),
         WITH_STORE(test_threads_write_the_same),
         WITH_STORE(test_refused_folders),
+        WITH_STORE(test_consume_what_was_packed),
+        WITH_STORE(test_consume_is_refused),
         WITH_STORE(test_disk_too_small),
     };
 

@@ -1,7 +1,8 @@
 /* Packing survives what may happen to it: whenever the power goes or a call fails, what the catalog
  * then says is on disk is there, and packing again ends with the bytes of a pack that nothing
  * happened to. The power is cut at each call in turn, and then again while going on; each call
- * fails in turn, once with the disk full.
+ * fails in turn, once with the disk full. Where shards are freed on the way, none goes that has
+ * something which is not in the store.
  *
  * LMDB's commits are taken to be as durable as they say, with its default of syncing each: they
  * happen for real between the simulated calls, and a commit that did not happen is one at the call
@@ -11,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -185,6 +187,78 @@ static void test_power_cut_while_striping(void **state)
     }
 }
 
+/* Everything of a shard that was cut is in the store, says its catalog; and what no store takes is
+ * not touched. Returns how many were. */
+static uint32_t check_freed(struct fixture *f)
+{
+    struct sl_store_state state = {0};
+    struct sl_store *store;
+    uint32_t n_cut = 0, layer, number;
+
+    store_rig_reopen(&f->rig);
+    if (sl_store_is(f->rig.store_folder) &&
+        sl_store_open(&store, f->rig.store_folder, SL_STORE_RESUME, NULL) == 0) {
+        state = *sl_store_state(store);
+        sl_store_close(store);
+    }
+    for (uint32_t i = 0; i < sl_checkpoint_tensor_count(f->rig.checkpoint); i++) {
+        const struct sl_checkpoint_tensor *tensor = sl_checkpoint_tensor_at(f->rig.checkpoint, i);
+        const uint32_t n_each = store_rig_shape.n_routed_experts;
+        bool is_packed = false;
+
+        if (sl_checkpoint_has(f->rig.checkpoint, tensor->file_index, tensor->offset_bytes,
+                              tensor->info.size_bytes))
+            continue;
+        n_cut++;
+        for (uint32_t k = 0; k < state.n_tensors_done; k++)
+            is_packed |= strcmp(tensor->name, store_rig_tensors[k]) == 0;
+        if (sscanf(tensor->name, "layers.%u.ffn.experts.%u.", &layer, &number) == 2)
+            is_packed = layer * n_each + number < state.n_experts_done;
+        else if (sscanf(tensor->name, "mtp.0.ffn.experts.%u.", &number) == 1)
+            is_packed = 2 * n_each + number < state.n_experts_done;
+        if (!is_packed)
+            fail_msg("%s is gone", tensor->name);
+    }
+    return n_cut;
+}
+
+/* With shards freed as it goes: nothing is lost, and a pack goes on with what is left. */
+static void test_power_cut_while_consuming(void **state)
+{
+    struct fixture *f = *state;
+    uint32_t n_halfway = 0, n_cut;
+    bool cut = true;
+
+    for (uint64_t nth = 1; cut; nth++) {
+        struct sl_pack_options options;
+        struct sl_pack_result result;
+        struct crash_writer *writer;
+
+        store_rig_refill(&f->rig);
+        for (uint32_t go = 0; go < 3; go++) { /* the third is left alone */
+            struct sl_err err = {0};
+            int rc;
+
+            options = store_rig_options(&f->rig, f->rig.store_folder);
+            options.consume = true;
+            writer = crash_writer_open(nth + go, go == 2 ? 0 : go == 1 ? nth / 2 : nth, 0);
+            options.writer = crash_writer_ops(writer);
+            rc = sl_store_pack(&options, &result, &err);
+            cut = crash_writer_close(writer) || (go > 0 && cut);
+            if (rc < 0 && (rc != -EIO || go == 2))
+                fail_msg("call %d, go %d: %s", (int)nth, (int)go, err.message);
+            check_claims(f);
+            n_cut = check_freed(f);
+            n_halfway += go < 2 && n_cut > 0;
+        }
+        assert_int_equal(n_cut, sl_checkpoint_tensor_count(f->rig.checkpoint) - 1);
+        store_rig_assert_same(f->reference, f->rig.store_folder);
+        store_rig_remove(f->rig.store_folder);
+    }
+    assert_true(n_halfway > 5);
+    store_rig_refill(&f->rig);
+}
+
 static void test_each_call_fails(void **state)
 {
     const struct fixture *f = *state;
@@ -214,6 +288,7 @@ int main(void)
         cmocka_unit_test(test_power_cut_at_each_call),
         cmocka_unit_test(test_power_cut_again_and_again),
         cmocka_unit_test(test_power_cut_while_striping),
+        cmocka_unit_test(test_power_cut_while_consuming),
         cmocka_unit_test(test_each_call_fails),
     };
 

@@ -29,6 +29,7 @@ struct arguments {
     uint64_t batch_bytes;
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
+    bool consume;
 };
 
 static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
@@ -49,7 +50,7 @@ static void catch_interrupts(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE };
+enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE, OPTION_CONSUME };
 
 static const struct argp_option options[] = {
     {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
@@ -58,8 +59,11 @@ static const struct argp_option options[] = {
      "what at most has to be done again after a crash (default 256M)", 0},
     {"stripe", OPTION_STRIPE, "DIR", 0,
      "lay a part of each expert in this folder of another drive, the parts sized by what the "
-     "drives "
-     "read; may be given several times",
+     "drives read; may be given several times",
+     0},
+    {"consume", OPTION_CONSUME, NULL, 0,
+     "free each shard of CHECKPOINT as soon as all of it is safe in the store: it is no checkpoint "
+     "any more then",
      0},
     {0},
 };
@@ -80,6 +84,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         if (arguments->n_stripes == SL_STRIPES_MAX)
             argp_error(state, "--stripe: at most %u folders", SL_STRIPES_MAX);
         arguments->stripe_folders[arguments->n_stripes++] = text;
+        return 0;
+    case OPTION_CONSUME:
+        arguments->consume = true;
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
@@ -105,13 +112,13 @@ static const struct argp parser = {
            "on where that ended.",
 };
 
-static void print_result(const struct sl_pack_source *source, const struct sl_pack_result *result,
-                         uint64_t elapsed_ns)
+static void print_result(const struct sl_pack_source *source, const char *folder,
+                         const struct sl_pack_result *result, uint64_t elapsed_ns)
 {
     const uint64_t n_experts = sl_store_expert_count(sl_expert_store_shape(source->experts));
     const uint64_t n_left = sl_checkpoint_tensor_count(source->checkpoint) -
                             source->tensors.n_names - n_experts * 2 * SL_EXPERT_MATRICES;
-    char total[SL_SIZE_TEXT_BYTES], written[SL_SIZE_TEXT_BYTES];
+    char total[SL_SIZE_TEXT_BYTES], written[SL_SIZE_TEXT_BYTES], freed[SL_SIZE_TEXT_BYTES];
     double seconds = (double)elapsed_ns * 1e-9;
 
     printf("packed %s: %llu experts, %u dense tensors", sl_size_format(result->total_bytes, total),
@@ -125,6 +132,10 @@ static void print_result(const struct sl_pack_source *source, const struct sl_pa
     if (n_left > 0)
         printf("left aside: %llu tensors that this engine does not use\n",
                (unsigned long long)n_left);
+    if (result->freed_bytes > 0)
+        printf("freed %s: %s is no checkpoint any more; what is left there is its small files and "
+               "the headers of its shards\n",
+               sl_size_format(result->freed_bytes, freed), folder);
 }
 
 /* The store's own drive is the one that its folder will be on. */
@@ -161,6 +172,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
         .stripe_folders = arguments->stripe_folders,
         .weights = weights,
         .n_stripes = arguments->n_stripes,
+        .consume = arguments->consume,
         .store_folder = arguments->store,
         .checkpoint_folder = arguments->checkpoint,
         .checkpoint = source->checkpoint,
@@ -189,7 +201,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
     sl_pool_destroy(pack_options.pool);
     sl_progress_end(&progress);
     if (rc == 0)
-        print_result(source, &result, sl_clock_ns() - start_ns);
+        print_result(source, arguments->checkpoint, &result, sl_clock_ns() - start_ns);
     return rc;
 }
 

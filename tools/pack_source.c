@@ -13,7 +13,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struc
     if (sl_store_is(folder))
         return sl_err_set(err, -SL_EFORMAT, "%s: a store already, expected a checkpoint", folder);
     if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
-        (rc = sl_checkpoint_open(&source->checkpoint, folder, err)) < 0)
+        (rc = sl_checkpoint_open_cut(&source->checkpoint, folder, err)) < 0)
         return rc;
     weights = sl_checkpoint_weights(source->checkpoint);
     with_mtp = sl_weights_mtp_known(&source->config, weights);

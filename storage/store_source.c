@@ -1,0 +1,217 @@
+#include "storage/store_source.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+#include "storage/store_records.h"
+
+#define STEP_EXTENTS_MAX (2 * SL_EXPERT_MATRICES)
+
+static uint32_t steps_total(const struct sl_packer *p)
+{
+    return p->o->n_tensors + sl_store_expert_count(&p->model.shape);
+}
+
+static uint32_t steps_done(const struct sl_packer *p)
+{
+    return p->state.n_tensors_done + p->state.n_experts_done;
+}
+
+static struct sl_expert_key step_expert(const struct sl_packer *p, uint32_t step)
+{
+    return sl_store_expert_at(&p->model.shape, step - p->o->n_tensors);
+}
+
+/* Where the checkpoint has what a step packs. Returns the number of extents. */
+static uint32_t step_extents(const struct sl_packer *p, uint32_t step,
+                             struct sl_extent ret_extents[STEP_EXTENTS_MAX])
+{
+    const struct sl_expert_record *record;
+
+    if (step < p->o->n_tensors) {
+        const struct sl_checkpoint_tensor *tensor =
+            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[step]);
+
+        ret_extents[0] = (struct sl_extent){.offset_bytes = tensor->offset_bytes,
+                                            .size_bytes = tensor->info.size_bytes,
+                                            .file_index = tensor->file_index};
+        return 1;
+    }
+    record = sl_expert_store_find(p->o->experts, step_expert(p, step));
+    sl_assert(record);
+    memcpy(ret_extents, record->codes, sizeof(record->codes));
+    memcpy(ret_extents + SL_EXPERT_MATRICES, record->scales, sizeof(record->scales));
+    return STEP_EXTENTS_MAX;
+}
+
+/* The first extent that the checkpoint has no more; -1 if it has all. */
+static int missing_extent(const struct sl_packer *p, const struct sl_extent *extents, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (!sl_checkpoint_has(p->o->checkpoint, extents[i].file_index, extents[i].offset_bytes,
+                               extents[i].size_bytes))
+            return (int)i;
+    }
+    return -1;
+}
+
+/* ---- is it there, and what was packed ---------------------------------------------------------
+ */
+
+static int explain_missing(const struct sl_packer *p, uint32_t step, uint32_t file_index,
+                           struct sl_err *err)
+{
+    char text[SL_EXPERT_TEXT_BYTES];
+    const char *what = step < p->o->n_tensors
+                           ? p->o->tensors[step]
+                           : sl_expert_format(&p->model.shape, step_expert(p, step), text);
+
+    return sl_err_set(
+        err, -SL_EFORMAT,
+        "%s: the file was cut: it ends at byte %llu, but %s is in it, which is not packed yet",
+        sl_checkpoint_file_path(p->o->checkpoint, file_index),
+        (unsigned long long)sl_checkpoint_file_bytes(p->o->checkpoint, file_index), what);
+}
+
+/* Shortening a file that has another name would take it away there as well, unasked. */
+static int check_freeable(const struct sl_packer *p, struct sl_err *err)
+{
+    for (uint32_t i = 0; i < sl_checkpoint_file_count(p->o->checkpoint); i++) {
+        const char *path = sl_checkpoint_file_path(p->o->checkpoint, i);
+        struct stat status;
+
+        if (p->shards[i].n_steps == 0)
+            continue;
+        if (stat(path, &status) < 0 || access(path, W_OK) < 0)
+            return sl_err_set(err, -errno, "%s: cannot be freed: %s", path, sl_strerror(errno));
+        if (status.st_nlink > 1)
+            return sl_err_set(err, -SL_EFORMAT,
+                              "%s: cannot be freed: the file has %llu names, and would be lost "
+                              "under all of them",
+                              path, (unsigned long long)status.st_nlink);
+    }
+    return 0;
+}
+
+int sl_packer_check_source(struct sl_packer *p, struct sl_err *err)
+{
+    struct sl_extent extents[STEP_EXTENTS_MAX];
+
+    if (p->o->consume) {
+        p->shards = calloc(sl_checkpoint_file_count(p->o->checkpoint), sizeof(*p->shards));
+        if (!p->shards)
+            return sl_packer_no_memory(p, err);
+    }
+    for (uint32_t step = 0; step < steps_total(p); step++) {
+        uint32_t n = step_extents(p, step, extents);
+        int missing = step < steps_done(p) ? -1 : missing_extent(p, extents, n);
+
+        if (missing >= 0)
+            return explain_missing(p, step, extents[missing].file_index, err);
+        for (uint32_t i = 0; p->o->consume && i < n; i++)
+            p->shards[extents[i].file_index].n_steps = step + 1;
+    }
+    return p->o->consume ? check_freeable(p, err) : 0;
+}
+
+static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_t step,
+                      struct sl_err *err)
+{
+    const struct sl_pack_options *o = p->o;
+    bool same;
+    int rc;
+
+    if (step < o->n_tensors) {
+        const struct sl_checkpoint_tensor *tensor =
+            sl_checkpoint_find(o->checkpoint, o->tensors[step]);
+        struct sl_tensor_target nowhere = {0};
+        uint64_t checksum = 0;
+
+        rc = sl_tensor_copy(o->checkpoint, tensor, &nowhere, p->buffer, &checksum, err);
+        same = checksum == sl_store_tensor(store, step)->checksum;
+    } else {
+        struct sl_expert_key key = step_expert(p, step);
+        uint64_t checksums[SL_EXPERT_MATRICES];
+
+        rc = sl_record_make(o->checkpoint, o->experts, key, p->workers[0].staging,
+                            p->workers[0].record, checksums, err);
+        same = rc == 0 &&
+               memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
+    }
+    if (rc < 0 || same)
+        return rc;
+    return sl_err_set(err, -SL_EFORMAT,
+                      "%s: the store was begun from a checkpoint with other weights than %s",
+                      o->store_folder, o->checkpoint_folder);
+}
+
+int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, struct sl_err *err)
+{
+    const uint32_t n_done = steps_done(p);
+    struct sl_extent extents[STEP_EXTENTS_MAX];
+    int rc = 0;
+
+    if (p->state.complete && !p->o->consume)
+        return 0;
+    for (uint32_t step = p->o->consume || n_done == 0 ? 0 : n_done - 1; step < n_done && rc == 0;
+         step++) {
+        if (p->o->stop && atomic_load(p->o->stop))
+            return sl_packer_stopped(p, err);
+        if (missing_extent(p, extents, step_extents(p, step, extents)) < 0)
+            rc = check_step(p, store, step, err);
+    }
+    return rc;
+}
+
+/* ---- giving back ------------------------------------------------------------------------------
+ */
+
+int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err)
+{
+    for (uint32_t i = 0; p->o->consume && i < sl_checkpoint_file_count(p->o->checkpoint); i++) {
+        const char *path = sl_checkpoint_file_path(p->o->checkpoint, i);
+        uint64_t header_bytes = sl_checkpoint_header_bytes(p->o->checkpoint, i);
+        uint64_t size_bytes = sl_checkpoint_file_bytes(p->o->checkpoint, i);
+        int rc;
+
+        if (p->shards[i].n_steps == 0 || p->shards[i].n_steps > steps_done(p) || p->shards[i].freed)
+            continue;
+        p->shards[i].freed = true;
+        if (size_bytes <= header_bytes)
+            continue; /* in an earlier go */
+        rc = p->o->writer->ops->cut(p->o->writer, path, header_bytes);
+        if (rc < 0)
+            return sl_write_error(err, rc, path, "free");
+        p->result.freed_bytes += size_bytes - header_bytes;
+    }
+    return 0;
+}
+
+int sl_packer_space_back(const struct sl_packer *p, struct sl_space_back **ret_back,
+                         struct sl_err *err)
+{
+    uint32_t n_files = p->o->consume ? sl_checkpoint_file_count(p->o->checkpoint) : 0;
+    struct sl_space_back *back = calloc(n_files + 1, sizeof(*back));
+    int n = 0;
+
+    if (!back)
+        return sl_packer_no_memory(p, err);
+    for (uint32_t i = 0; i < n_files; i++) {
+        uint32_t n_steps = p->shards[i].n_steps;
+
+        if (n_steps == 0)
+            continue;
+        back[n++] = (struct sl_space_back){
+            .path = sl_checkpoint_file_path(p->o->checkpoint, i),
+            .dense_bytes = n_steps < p->o->n_tensors ? p->tensor_offsets[n_steps] : p->dense_bytes,
+            .n_experts = n_steps < p->o->n_tensors ? 0 : n_steps - p->o->n_tensors,
+        };
+    }
+    *ret_back = back;
+    return n;
+}
