@@ -223,15 +223,18 @@ static int read_catalog(struct sl_store *store, struct sl_catalog *catalog, enum
  */
 
 /* A file need not be there as long as nothing is said to lie in it. */
-static int stat_files(struct sl_store *store, struct sl_err *err)
+static int stat_files(struct sl_store *store, enum sl_store_use use, struct sl_err *err)
 {
     for (uint32_t i = 0; i < store->model.n_files; i++) {
         struct stat status;
 
         if (stat(store->paths[i], &status) < 0) {
-            if (store->state.complete)
-                return sl_err_set(err, -errno, "%s: cannot open: %s", store->paths[i],
-                                  sl_strerror(errno));
+            bool elsewhere = store->files[i].path[0] == '/';
+
+            if (store->state.complete && !(elsewhere && use == SL_STORE_MOVED))
+                return sl_err_set(
+                    err, -errno, "%s: cannot open: %s%s", store->paths[i], sl_strerror(errno),
+                    elsewhere ? "; if it was moved: sluice verify STORE --stripe DIR" : "");
         } else if (!S_ISREG(status.st_mode)) {
             return sl_err_set(err, -SL_EFORMAT, "%s: not a regular file", store->paths[i]);
         } else {
@@ -435,8 +438,9 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
     }
     if ((rc = sl_catalog_open(&catalog, folder, false, err)) < 0 ||
         (rc = sl_catalog_begin(catalog, err)) < 0 ||
-        (rc = read_catalog(store, catalog, use, err)) < 0 || (rc = stat_files(store, err)) < 0 ||
-        (use != SL_STORE_MEND && (rc = check_extents(store, err)) < 0) ||
+        (rc = read_catalog(store, catalog, use, err)) < 0 ||
+        (rc = stat_files(store, use, err)) < 0 ||
+        (use < SL_STORE_MEND && (rc = check_extents(store, err)) < 0) ||
         (rc = sort_names(store, err)) < 0 || (rc = open_dense(store, err)) < 0)
         goto out;
     *ret_store = store;

@@ -32,6 +32,7 @@ enum sl_store_use {
     SL_STORE_RUN,    /* complete */
     SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there */
     SL_STORE_MEND,   /* complete, but files may be shorter than the catalog says */
+    SL_STORE_MOVED,  /* likewise, and those on other drives may be elsewhere */
 };
 
 /* Fails with -errno, -ENOMEM, -SL_ECORRUPT, -SL_EFORMAT (no store, or one that is not complete) or

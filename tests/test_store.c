@@ -19,9 +19,11 @@
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
 #include "storage/catalog.h"
+#include "storage/drive.h"
 #include "storage/hot_list.h"
 #include "storage/model_files.h"
 #include "storage/store_identity.h"
+#include "storage/store_places.h"
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
 #include "tests/io_fault.h"
@@ -567,6 +569,75 @@ static void test_striped_and_gone_on(void **state)
     assert_striped(f);
 }
 
+/* The message is about a file that is not in the store's folder. */
+static void assert_unable(const char *folder, const char *text)
+{
+    struct sl_store *store;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_RUN, &err), -ENOENT);
+    assert_says(&err, text);
+}
+
+/* Its part on the other drive is moved, and mixed up with another model's. */
+static void test_moved_parts(void **state)
+{
+    const struct fixture *f = *state;
+    char folder[FIXTURE_PATH_BYTES], moved[FIXTURE_PATH_BYTES];
+    const char *const folders[] = {folder}, *const others[] = {moved};
+    struct sl_pack_options options = striped(f, folders);
+    struct sl_err err = {0};
+    struct found found;
+    int lock_fd;
+
+    store_rig_path(&f->rig, "drive", folder);
+    store_rig_path(&f->rig, "moved", moved);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -ENOENT);
+    assert_says(&err, "moved: No such file");
+    assert_int_equal(rename(folder, moved), 0);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    assert_unable(f->other, "if it was moved: sluice verify STORE --stripe DIR");
+    assert_int_equal(sl_store_set_places(f->other, folders, 1, &err), -SL_EFORMAT);
+    assert_says(&err, "drive: no part of");
+    lock_fd = sl_store_lock(f->other, NULL);
+    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -EBUSY);
+    close(lock_fd);
+
+    fixture_flip_byte(moved, "experts-2.bin", 8 * 40960); /* of the last record */
+    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_ECORRUPT);
+    assert_says(&err, "MTP block 0, expert 2: ");
+    assert_says(&err, "moved/experts-2.bin: w3 at offset 327680 does not have the checksum");
+    fixture_flip_byte(moved, "experts-2.bin", 8 * 40960);
+    fixture_truncate(moved, "experts-2.bin", 9 * 40960 + 1);
+    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_EFORMAT);
+    assert_says(&err, "experts-2.bin: the file has 368641 bytes");
+    fixture_truncate(moved, "experts-2.bin", 9 * 40960);
+    assert_unable(f->other, "drive/experts-2.bin: cannot open");
+    assert_int_equal(sl_store_set_places(f->other, others, 1, NULL), 0);
+    assert_striped(f);
+    verify(f->other, &found);
+    assert_int_equal(found.n_items, 0);
+}
+
+static void test_drives(void **state)
+{
+    const struct fixture *f = *state;
+    const char *const folders[] = {"/proc", f->rig.root, f->rig.store_folder};
+    struct sl_drive a, b;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_drives_check(folders, 2, &err), 0);
+    assert_int_equal(sl_drives_check(folders, 3, &err), -SL_EFORMAT);
+    assert_says(&err, "/store are on one drive, ");
+    assert_int_equal(sl_drive_of(&a, f->rig.root, NULL), 0);
+    assert_int_equal(sl_drive_of(&b, f->rig.store_folder, NULL), 0);
+    assert_string_equal(a.name, b.name);
+    assert_true(a.filesystem == b.filesystem);
+    assert_int_equal(sl_drive_of(&a, f->other, &err), -ENOENT);
+}
+
 /* ---- packing ----------------------------------------------------------------------------------
  */
 
@@ -770,6 +841,8 @@ int main(void)
         WITH_STORE(test_other_weights_mend_nothing),
         WITH_STORE(test_striped),
         WITH_STORE(test_striped_and_gone_on),
+        WITH_STORE(test_moved_parts),
+        WITH_STORE(test_drives),
         WITH_STORE(test_stopped_and_gone_on),
         WITH_STORE(test_threads_write_the_same),
         WITH_STORE(test_refused_folders),

@@ -10,6 +10,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "storage/drive.h"
 #include "storage/drive_speed.h"
 #include "storage/store.h"
 #include "storage/store_layout.h"
@@ -142,6 +143,7 @@ static void print_result(const struct sl_pack_source *source, const char *folder
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
 {
+    const char *folders[1 + SL_STRIPES_MAX] = {arguments->store};
     char text[SL_SIZE_TEXT_BYTES];
     int rc = 0;
 
@@ -151,12 +153,13 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
     rc = sl_file_writer()->ops->make_folder(sl_file_writer(), arguments->store);
     if (rc < 0)
         return sl_write_error(err, rc, arguments->store, "make the folder");
+    for (uint32_t i = 0; i < arguments->n_stripes; i++)
+        folders[1 + i] = arguments->stripe_folders[i];
+    rc = sl_drives_check(folders, 1 + arguments->n_stripes, err);
     for (uint32_t i = 0; i <= arguments->n_stripes && rc == 0; i++) {
-        const char *folder = i == 0 ? arguments->store : arguments->stripe_folders[i - 1];
-
-        rc = sl_drive_speed(folder, sl_io_threads_open, &weights[i], err);
+        rc = sl_drive_speed(folders[i], sl_io_threads_open, &weights[i], err);
         if (rc == 0)
-            printf("%s reads %s/s\n", folder, sl_size_format(weights[i], text));
+            printf("%s reads %s/s\n", folders[i], sl_size_format(weights[i], text));
     }
     return rc;
 }

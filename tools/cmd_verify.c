@@ -9,6 +9,8 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "storage/store_layout.h"
+#include "storage/store_places.h"
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
 #include "tools/pack_source.h"
@@ -18,6 +20,8 @@ struct arguments {
     const char *store;
     const char *checkpoint; /* NULL: no repair */
     bool io_threads;
+    const char *stripe_folders[SL_STRIPES_MAX];
+    uint32_t n_stripes;
 };
 
 /* What was found damaged. */
@@ -27,11 +31,15 @@ struct damage {
     bool no_memory;
 };
 
-enum { OPTION_REPAIR = 0x100, OPTION_IO };
+enum { OPTION_REPAIR = 0x100, OPTION_IO, OPTION_STRIPE };
 
 static const struct argp_option options[] = {
     {"repair", OPTION_REPAIR, "CHECKPOINT", 0,
      "make what is damaged again, from the checkpoint that was packed", 0},
+    {"stripe", OPTION_STRIPE, "DIR", 0,
+     "parts of the store were moved to this folder: write that into the catalog; may be given "
+     "several times",
+     0},
     {"io", OPTION_IO, "uring|threads", 0, "how data are read (default uring)", 0},
     {0},
 };
@@ -48,6 +56,11 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
             argp_error(state, "--io takes uring or threads, not \"%s\"", text);
         arguments->io_threads = strcmp(text, "threads") == 0;
+        return 0;
+    case OPTION_STRIPE:
+        if (arguments->n_stripes == SL_STRIPES_MAX)
+            argp_error(state, "--stripe: at most %u folders", SL_STRIPES_MAX);
+        arguments->stripe_folders[arguments->n_stripes++] = text;
         return 0;
     case ARGP_KEY_ARG:
         if (arguments->store)
@@ -137,9 +150,12 @@ static int verify(const struct sl_store *store, const struct arguments *argument
 static int run(const struct arguments *arguments, struct damage *damage, struct sl_err *err)
 {
     struct sl_store *store;
-    int rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err);
+    int rc = 0;
 
-    if (rc < 0)
+    if (arguments->n_stripes > 0)
+        rc = sl_store_set_places(arguments->store, arguments->stripe_folders, arguments->n_stripes,
+                                 err);
+    if (rc < 0 || (rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err)) < 0)
         return rc;
     rc = verify(store, arguments, damage, err);
     if (rc == 0 && damage->n_items > 0 && !arguments->checkpoint)
