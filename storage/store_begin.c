@@ -39,12 +39,12 @@ static int place_tensors(struct sl_packer *p, struct sl_err *err)
     if (!p->tensor_offsets)
         return sl_packer_no_memory(p, err);
     for (uint32_t i = 0; i < p->o->n_tensors; i++) {
-        const struct sl_checkpoint_tensor *tensor =
-            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[i]);
+        struct sl_tensor_info info;
+        int rc = p->weights->ops->find(p->weights, p->o->tensors[i], &info);
 
-        sl_assert(tensor); /* the list is made from what was found */
+        sl_assert(rc == 0); /* the list is made from what was found */
         p->tensor_offsets[i] = p->dense_bytes;
-        p->dense_bytes += sl_round_up(tensor->info.size_bytes, SL_STORE_BLOCK_BYTES);
+        p->dense_bytes += sl_round_up(info.size_bytes, SL_STORE_BLOCK_BYTES);
     }
     return 0;
 }
@@ -68,10 +68,14 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
                           o->checkpoint_folder, p->model.shape.hidden_size,
                           p->model.shape.moe_intermediate_size, SL_FP4_GROUP_COLS);
     p->record_bytes = sl_packed_expert_bytes(&p->model.shape);
-    rc = place_tensors(p, err);
-    return rc < 0 ? rc
-                  : sl_store_identify(o->checkpoint, o->checkpoint_folder,
-                                      &p->model.config_checksum, &p->model.index_checksum, err);
+    if ((rc = sl_packer_open_source(p, err)) < 0 || (rc = place_tensors(p, err)) < 0)
+        return rc;
+    if (!o->from)
+        return sl_store_identify(o->checkpoint, o->checkpoint_folder, &p->model.config_checksum,
+                                 &p->model.index_checksum, err);
+    p->model.config_checksum = sl_store_model(o->from)->config_checksum;
+    p->model.index_checksum = sl_store_model(o->from)->index_checksum;
+    return 0;
 }
 
 /* ---- the catalog ------------------------------------------------------------------------------
@@ -334,6 +338,21 @@ static int open_data_files(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
+/* A source that is a store knows what it carries. */
+static int check_carried(const struct sl_packer *p, const struct sl_store_carried *carried,
+                         struct sl_err *err)
+{
+    for (uint32_t i = 0; p->o->from && i < sl_store_carried_count(p->o->from); i++) {
+        const struct sl_store_carried *known = sl_store_carried(p->o->from, i);
+
+        if (strcmp(known->name, carried->name) == 0 && known->checksum != carried->checksum)
+            return sl_err_set(err, -SL_ECORRUPT,
+                              "%s/%s: does not have the checksum that the catalog names",
+                              p->o->checkpoint_folder, carried->name);
+    }
+    return 0;
+}
+
 static int carry(struct sl_packer *p, const char *name, struct sl_err *err)
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
@@ -347,12 +366,13 @@ static int carry(struct sl_packer *p, const char *name, struct sl_err *err)
     snprintf(carried.name, sizeof(carried.name), "%s", name);
     carried.size_bytes = length;
     carried.checksum = sl_checksum(text, length);
-    if (asprintf(&path, "%s/%s", p->o->store_folder, name) < 0) {
-        free(text);
-        return sl_packer_no_memory(p, err);
+    rc = check_carried(p, &carried, err);
+    if (rc == 0 && asprintf(&path, "%s/%s", p->o->store_folder, name) < 0)
+        rc = sl_packer_no_memory(p, err);
+    else if (rc == 0) {
+        rc = sl_write_small(p->o->writer, path, text, length, err);
+        free(path);
     }
-    rc = sl_write_small(p->o->writer, path, text, length, err);
-    free(path);
     free(text);
     sl_store_carried_key(key, name);
     return rc < 0 ? rc

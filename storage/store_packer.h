@@ -23,6 +23,9 @@ struct sl_pack_worker {
 
 struct sl_packer {
     const struct sl_pack_options *o;
+    struct sl_weight_source *weights; /* the source's */
+    const char *source_paths[SL_STORE_FILES_MAX];
+    int source_fds[SL_STORE_FILES_MAX]; /* if the source is a store; else -1 */
     struct sl_store_model model;
     struct sl_store_state state; /* as the catalog has it, or the open transaction will */
     struct sl_store_layout layout;
@@ -41,8 +44,8 @@ struct sl_packer {
     uint64_t left_bytes; /* of total_bytes, when this began */
 };
 
-/* What is going to be packed, and where its dense tensors lie. Fails as reading does, and with
- * -SL_EUNSUPPORTED for sizes that have no records. */
+/* What is going to be packed, and where its dense tensors lie. Opens the source's files. Fails as
+ * reading does, and with -SL_EUNSUPPORTED for sizes that have no records. */
 int sl_packer_describe(struct sl_packer *p, struct sl_err *err);
 
 /* Takes the lock and the state, and leaves the catalog open with a transaction, unless the store is

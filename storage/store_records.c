@@ -93,22 +93,18 @@ int sl_record_write(struct sl_file_writer *writer, const int *files, const char 
     return 0;
 }
 
-static int copy_chunks(const struct sl_checkpoint *checkpoint,
-                       const struct sl_checkpoint_tensor *tensor,
+static int copy_chunks(struct sl_weight_source *weights, const char *name, uint64_t size_bytes,
                        const struct sl_tensor_target *target, uint8_t *buffer,
                        struct sl_checksum_stream *stream, struct sl_err *err)
 {
-    uint64_t size_bytes = tensor->info.size_bytes;
-
     for (uint64_t at = 0; at < size_bytes; at += SL_TENSOR_BUFFER_BYTES) {
         uint64_t n =
             size_bytes - at < SL_TENSOR_BUFFER_BYTES ? size_bytes - at : SL_TENSOR_BUFFER_BYTES;
         uint64_t padded = sl_round_up(n, SL_WRITE_ALIGN_BYTES);
-        int rc = sl_checkpoint_read(checkpoint, tensor->file_index, tensor->offset_bytes + at, n,
-                                    buffer, err);
+        int rc = weights->ops->read(weights, name, at, n, buffer, err);
 
         if (rc < 0)
-            return sl_err_prefix(err, rc, "tensor \"%s\"", tensor->name);
+            return rc;
         sl_checksum_stream_add(stream, buffer, n);
         if (!target->writer)
             continue;
@@ -121,16 +117,16 @@ static int copy_chunks(const struct sl_checkpoint *checkpoint,
     return 0;
 }
 
-int sl_tensor_copy(const struct sl_checkpoint *checkpoint,
-                   const struct sl_checkpoint_tensor *tensor, const struct sl_tensor_target *target,
-                   uint8_t *buffer, uint64_t *ret_checksum, struct sl_err *err)
+int sl_tensor_copy(struct sl_weight_source *weights, const char *name, uint64_t size_bytes,
+                   const struct sl_tensor_target *target, uint8_t *buffer, uint64_t *ret_checksum,
+                   struct sl_err *err)
 {
     struct sl_checksum_stream *stream = sl_checksum_stream_create();
     int rc;
 
     if (!stream)
-        return sl_err_set(err, -ENOMEM, "tensor \"%s\": out of memory", tensor->name);
-    rc = copy_chunks(checkpoint, tensor, target, buffer, stream, err);
+        return sl_err_set(err, -ENOMEM, "tensor \"%s\": out of memory", name);
+    rc = copy_chunks(weights, name, size_bytes, target, buffer, stream, err);
     if (rc == 0)
         *ret_checksum = sl_checksum_stream_value(stream);
     sl_checksum_stream_destroy(stream);

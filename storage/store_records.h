@@ -36,12 +36,12 @@ struct sl_tensor_target {
     uint64_t offset_bytes; /* a multiple of SL_WRITE_ALIGN_BYTES */
 };
 
-/* Copies a tensor of the checkpoint, padded with zeros to whole blocks. `buffer` has
+/* Copies a tensor, all of its size_bytes, padded with zeros to whole blocks. `buffer` has
  * SL_TENSOR_BUFFER_BYTES and is aligned to SL_WRITE_ALIGN_BYTES. */
 #define SL_TENSOR_BUFFER_BYTES (UINT64_C(16) << 20)
-int sl_tensor_copy(const struct sl_checkpoint *checkpoint,
-                   const struct sl_checkpoint_tensor *tensor, const struct sl_tensor_target *target,
-                   uint8_t *buffer, uint64_t *ret_checksum, struct sl_err *err);
+int sl_tensor_copy(struct sl_weight_source *weights, const char *name, uint64_t size_bytes,
+                   const struct sl_tensor_target *target, uint8_t *buffer, uint64_t *ret_checksum,
+                   struct sl_err *err);
 
 /* A small file, whole and synced. */
 int sl_write_small(struct sl_file_writer *writer, const char *path, const char *text, size_t length,

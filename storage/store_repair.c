@@ -48,14 +48,16 @@ static int repair_carried(struct repairer *r, uint32_t index, struct sl_err *err
 static int repair_tensor(struct repairer *r, uint32_t index, struct sl_err *err)
 {
     const struct sl_store_tensor *tensor = sl_store_tensor(r->o->store, index);
-    const struct sl_checkpoint_tensor *from = sl_checkpoint_find(r->o->checkpoint, tensor->name);
+    struct sl_weight_source *weights = sl_checkpoint_weights(r->o->checkpoint);
+    const uint64_t size_bytes = tensor->info.size_bytes;
     struct sl_tensor_target target = {.offset_bytes = tensor->extent.offset_bytes};
+    struct sl_tensor_info info;
     uint64_t checksum;
     int rc;
 
-    if (!from || from->info.size_bytes != tensor->info.size_bytes)
+    if (weights->ops->find(weights, tensor->name, &info) < 0 || info.size_bytes != size_bytes)
         return other_weights(r, tensor->name, err);
-    rc = sl_tensor_copy(r->o->checkpoint, from, &target, r->buffer, &checksum, err);
+    rc = sl_tensor_copy(weights, tensor->name, size_bytes, &target, r->buffer, &checksum, err);
     if (rc < 0)
         return rc;
     if (checksum != tensor->checksum)
@@ -63,7 +65,7 @@ static int repair_tensor(struct repairer *r, uint32_t index, struct sl_err *err)
     target.writer = r->o->writer;
     target.file = r->files[tensor->extent.file_index];
     target.path = r->paths[tensor->extent.file_index];
-    return sl_tensor_copy(r->o->checkpoint, from, &target, r->buffer, &checksum, err);
+    return sl_tensor_copy(weights, tensor->name, size_bytes, &target, r->buffer, &checksum, err);
 }
 
 static int repair_expert(struct repairer *r, struct sl_expert_key key, struct sl_err *err)

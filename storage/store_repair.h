@@ -17,7 +17,7 @@
 struct sl_repair_options {
     const struct sl_store *store;
     const char *checkpoint_folder;
-    const struct sl_checkpoint *checkpoint;
+    struct sl_checkpoint *checkpoint;
     const struct sl_expert_store *experts; /* of the checkpoint, all that were packed */
     struct sl_file_writer *writer;
 };

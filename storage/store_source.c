@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/assert.h"
+#include "storage/record_read.h"
 #include "storage/store_records.h"
 
 #define STEP_EXTENTS_MAX (2 * SL_EXPERT_MATRICES)
@@ -26,6 +27,37 @@ static struct sl_expert_key step_expert(const struct sl_packer *p, uint32_t step
 {
     return sl_store_expert_at(&p->model.shape, step - p->o->n_tensors);
 }
+
+/* ---- reading it -------------------------------------------------------------------------------
+ */
+
+int sl_packer_open_source(struct sl_packer *p, struct sl_err *err)
+{
+    if (!p->o->from) {
+        p->weights = sl_checkpoint_weights(p->o->checkpoint);
+        return 0;
+    }
+    p->weights = sl_store_weights(p->o->from, true);
+    for (uint32_t i = 0; i < sl_store_file_count(p->o->from); i++)
+        p->source_paths[i] = sl_store_file_path(p->o->from, i);
+    return sl_record_files_open(p->source_fds, p->source_paths, sl_store_file_count(p->o->from),
+                                err);
+}
+
+int sl_packer_make_record(const struct sl_packer *p, struct sl_pack_worker *worker,
+                          struct sl_expert_key key, uint64_t ret_checksums[SL_EXPERT_MATRICES],
+                          struct sl_err *err)
+{
+    if (!p->o->from)
+        return sl_record_make(p->o->checkpoint, p->o->experts, key, worker->staging, worker->record,
+                              ret_checksums, err);
+    memcpy(ret_checksums, sl_store_expert(p->o->from, key)->checksums,
+           SL_EXPERT_MATRICES * sizeof(*ret_checksums));
+    return sl_record_read(p->o->from, p->source_fds, p->source_paths, key, worker->record, err);
+}
+
+/* ---- where it has what ------------------------------------------------------------------------
+ */
 
 /* Where the checkpoint has what a step packs. Returns the number of extents. */
 static uint32_t step_extents(const struct sl_packer *p, uint32_t step,
@@ -102,6 +134,8 @@ int sl_packer_check_source(struct sl_packer *p, struct sl_err *err)
 {
     struct sl_extent extents[STEP_EXTENTS_MAX];
 
+    if (p->o->from)
+        return 0; /* complete, as opening it has seen */
     if (p->o->consume) {
         p->shards = calloc(sl_checkpoint_file_count(p->o->checkpoint), sizeof(*p->shards));
         if (!p->shards)
@@ -127,19 +161,18 @@ static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_
     int rc;
 
     if (step < o->n_tensors) {
-        const struct sl_checkpoint_tensor *tensor =
-            sl_checkpoint_find(o->checkpoint, o->tensors[step]);
+        const struct sl_store_tensor *tensor = sl_store_tensor(store, step);
         struct sl_tensor_target nowhere = {0};
         uint64_t checksum = 0;
 
-        rc = sl_tensor_copy(o->checkpoint, tensor, &nowhere, p->buffer, &checksum, err);
-        same = checksum == sl_store_tensor(store, step)->checksum;
+        rc = sl_tensor_copy(p->weights, o->tensors[step], tensor->info.size_bytes, &nowhere,
+                            p->buffer, &checksum, err);
+        same = checksum == tensor->checksum;
     } else {
         struct sl_expert_key key = step_expert(p, step);
         uint64_t checksums[SL_EXPERT_MATRICES];
 
-        rc = sl_record_make(o->checkpoint, o->experts, key, p->workers[0].staging,
-                            p->workers[0].record, checksums, err);
+        rc = sl_packer_make_record(p, &p->workers[0], key, checksums, err);
         same = rc == 0 &&
                memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
     }
@@ -162,7 +195,7 @@ int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, s
          step++) {
         if (p->o->stop && atomic_load(p->o->stop))
             return sl_packer_stopped(p, err);
-        if (missing_extent(p, extents, step_extents(p, step, extents)) < 0)
+        if (p->o->from || missing_extent(p, extents, step_extents(p, step, extents)) < 0)
             rc = check_step(p, store, step, err);
     }
     return rc;

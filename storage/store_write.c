@@ -20,6 +20,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
+#include "storage/record_read.h"
 #include "storage/store.h"
 #include "storage/store_packer.h"
 #include "storage/store_records.h"
@@ -64,26 +65,27 @@ static void count(struct sl_packer *p, uint64_t size_bytes)
 
 static int pack_tensor(struct sl_packer *p, uint32_t index, struct sl_err *err)
 {
-    const struct sl_checkpoint_tensor *from =
-        sl_checkpoint_find(p->o->checkpoint, p->o->tensors[index]);
+    const char *name = p->o->tensors[index];
     struct sl_tensor_target target = {p->o->writer, p->handles[0], p->layout.paths[0],
                                       p->tensor_offsets[index]};
-    struct sl_store_tensor tensor = {
-        .info = from->info,
-        .extent = {.offset_bytes = target.offset_bytes, .size_bytes = from->info.size_bytes}};
+    struct sl_store_tensor tensor = {.extent.offset_bytes = target.offset_bytes};
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
     char key[SL_STORE_KEY_BYTES];
-    int rc = sl_tensor_copy(p->o->checkpoint, from, &target, p->buffer, &tensor.checksum, err);
+    int rc = p->weights->ops->find(p->weights, name, &tensor.info);
 
+    sl_assert(rc == 0);
+    tensor.extent.size_bytes = tensor.info.size_bytes;
+    rc = sl_tensor_copy(p->weights, name, tensor.info.size_bytes, &target, p->buffer,
+                        &tensor.checksum, err);
     if (rc < 0)
         return rc;
-    snprintf(tensor.name, sizeof(tensor.name), "%s", from->name);
+    snprintf(tensor.name, sizeof(tensor.name), "%s", name);
     sl_store_tensor_key(key, index);
     rc = sl_catalog_put(p->catalog, key, value, sl_store_tensor_encode(&tensor, value), err);
     if (rc < 0)
         return rc;
     p->state.n_tensors_done++;
-    count(p, sl_round_up(from->info.size_bytes, SL_STORE_BLOCK_BYTES));
+    count(p, sl_round_up(tensor.info.size_bytes, SL_STORE_BLOCK_BYTES));
     return 0;
 }
 
@@ -116,9 +118,8 @@ static void pack_experts_job(void *context, size_t first, size_t end, uint32_t t
         struct sl_packed_expert *entry = &job->entries[i];
         uint32_t number = job->first + (uint32_t)i;
 
-        w->rc = sl_record_make(p->o->checkpoint, p->o->experts,
-                               sl_store_expert_at(&p->model.shape, number), w->staging, w->record,
-                               entry->checksums, &w->err);
+        w->rc = sl_packer_make_record(p, w, sl_store_expert_at(&p->model.shape, number),
+                                      entry->checksums, &w->err);
         if (w->rc < 0)
             break;
         sl_store_layout_place(&p->layout, number, entry);
@@ -233,9 +234,11 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
     int rc;
 
     sl_assert(options->n_tensors <= SL_STORE_TENSORS_MAX);
+    sl_assert(!options->from || !options->consume);
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
-        p.handles[i] = -1;
+        p.handles[i] = p.source_fds[i] = -1;
     rc = pack(&p, err);
+    sl_record_files_close(p.source_fds);
     sl_catalog_close(p.catalog);
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++) {
         if (p.handles[i] >= 0)

@@ -1,4 +1,5 @@
-/* Packing: a store made from a checkpoint, durably and in any number of goes.
+/* Packing: a store made from a checkpoint, or from another store, durably and in any number of
+ * goes.
  *
  * Data are written and synced before the catalog's commit that says so, a batch at a time. Whatever
  * ends the work (a signal, a full disk, a power cut), doing it again goes on after the last batch
@@ -22,10 +23,11 @@
 #define SL_PACK_BATCH_BYTES (UINT64_C(256) << 20)
 
 struct sl_pack_options {
-    const char *store_folder; /* made if there is none; else a store, or empty */
-    const char *checkpoint_folder;
-    const struct sl_checkpoint *checkpoint;
-    const struct sl_expert_store *experts; /* of the checkpoint, all that are to be packed */
+    const char *store_folder;              /* made if there is none; else a store, or empty */
+    const char *checkpoint_folder;         /* or that of the store to be packed anew */
+    struct sl_checkpoint *checkpoint;      /* or from: one is NULL */
+    struct sl_store *from;                 /* complete; its records are copied as they are */
+    const struct sl_expert_store *experts; /* of the source, all that are to be packed */
     const char *const *tensors;            /* dense ones, in the order in which they will lie */
     uint32_t n_tensors;
 
@@ -36,7 +38,8 @@ struct sl_pack_options {
     uint32_t n_stripes;
 
     /* Shards of the checkpoint are cut off behind their headers, which frees their space, once all
-     * that the store takes from them is safe. The checkpoint is one of sl_checkpoint_open_cut(). */
+     * that the store takes from them is safe. The checkpoint is one of sl_checkpoint_open_cut().
+     * Not of a store. */
     bool consume;
 
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */

@@ -136,6 +136,9 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     refused "looked for in the wrong place" 'part: no part of .*striped is there' verify "$scratch/striped" --stripe "$scratch/drive-2/part"
     check "looked for in the right one" "$sluice" verify "$scratch/striped" --stripe "$scratch/drive-4"
     check "it runs from there" same "$plain" "$scratch/striped"
+    check "packed anew onto one drive" "$sluice" pack "$scratch/striped" "$scratch/again" &&
+        check "to the bytes of the store" same_store "$store" "$scratch/again"
+    rm -r "$scratch/again"
     cp "$scratch/drive-3/experts-3.bin" "$scratch/drive-2/part"
     flip "$scratch/drive-2/part/experts-3.bin" 5000
     refused "another store's part" 'does not have the checksum' verify "$scratch/striped" --stripe "$scratch/drive-2/part"
@@ -147,7 +150,10 @@ else
 fi
 
 check "packing what is packed" "$sluice" pack "$checkpoint" "$store"
-refused "a store is no checkpoint" 'a store already' pack "$store" "$scratch/again"
+check "a store is packed anew" "$sluice" pack "$store" "$scratch/again" &&
+    check "to the same bytes" same_store "$store" "$scratch/again"
+rm -r "$scratch/again"
+refused "a store is not consumed" 'a store; --consume takes a checkpoint' pack --consume "$store" "$scratch/again"
 logits "$store" --cache min >"$scratch/first" &
 logits "$store" --io threads >"$scratch/second"
 wait

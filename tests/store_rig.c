@@ -133,6 +133,13 @@ struct sl_pack_options store_rig_options(const struct store_rig *rig, const char
     };
 }
 
+void store_rig_of_store(struct sl_pack_options *options, const char *store_folder)
+{
+    options->checkpoint = NULL;
+    options->checkpoint_folder = store_folder;
+    assert_int_equal(sl_store_open(&options->from, store_folder, SL_STORE_RUN, NULL), 0);
+}
+
 void store_rig_pack(const struct store_rig *rig, const char *store_folder)
 {
     struct sl_pack_options options = store_rig_options(rig, store_folder);

@@ -40,6 +40,10 @@ void store_rig_path(const struct store_rig *rig, const char *name, char path[FIX
  * second expert. */
 struct sl_pack_options store_rig_options(const struct store_rig *rig, const char *store_folder);
 
+/* Makes the options those of packing a store anew: it is opened, and options->from then the
+ * caller's to close. */
+void store_rig_of_store(struct sl_pack_options *options, const char *store_folder);
+
 /* Packs, which succeeds. */
 void store_rig_pack(const struct store_rig *rig, const char *store_folder);
 

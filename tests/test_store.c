@@ -621,6 +621,59 @@ static void test_moved_parts(void **state)
     assert_int_equal(found.n_items, 0);
 }
 
+/* A store is packed over other drives, from there back onto one, and is what it was. */
+static void test_packed_anew(void **state)
+{
+    struct fixture *f = *state;
+    char folder[FIXTURE_PATH_BYTES], third[FIXTURE_PATH_BYTES];
+    const char *const folders[] = {folder};
+    struct sl_pack_options options = striped(f, folders);
+    struct sl_pack_result result;
+    struct sl_store *store;
+    struct sl_err err = {0};
+    atomic_bool stop = false;
+
+    store_rig_path(&f->rig, "drive", folder);
+    store_rig_path(&f->rig, "third", third);
+    assert_int_equal(mkdir(folder, 0777), 0);
+    store_rig_of_store(&options, f->rig.store_folder);
+    options.stop = &stop;
+    options.on_progress = stop_at_half;
+    options.progress_context = &stop;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED);
+    options.stop = NULL;
+    options.on_progress = NULL;
+    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
+    assert_true(result.written_bytes < result.total_bytes / 2);
+    sl_store_close(options.from);
+    assert_striped(f);
+
+    options = store_rig_options(&f->rig, third);
+    store_rig_of_store(&options, f->other);
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    sl_store_close(options.from);
+    store_rig_assert_same(third, f->rig.store_folder);
+    assert_int_equal(sl_store_open(&store, third, SL_STORE_RUN, NULL), 0);
+    sl_store_close(store);
+
+    store_rig_remove(third);
+    options = store_rig_options(&f->rig, third);
+    store_rig_of_store(&options, f->other);
+    fixture_flip_byte(folder, "experts-2.bin", 4 * 40960);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
+    assert_says(&err, "layer 1, expert 1: ");
+    assert_says(&err, "drive/experts-2.bin: w3 at offset 163840 does not have the checksum");
+    fixture_flip_byte(f->other, "dense.bin", 0);
+    store_rig_remove(third);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
+    assert_says(&err, "dense.bin: tensor \"embed.weight\"");
+    fixture_flip_byte(f->other, "tokenizer.json", 0);
+    store_rig_remove(third);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
+    assert_says(&err, "other/tokenizer.json: does not have the checksum");
+    sl_store_close(options.from);
+}
+
 static void test_drives(void **state)
 {
     const struct fixture *f = *state;
@@ -842,6 +895,7 @@ int main(void)
         WITH_STORE(test_striped),
         WITH_STORE(test_striped_and_gone_on),
         WITH_STORE(test_moved_parts),
+        WITH_STORE(test_packed_anew),
         WITH_STORE(test_drives),
         WITH_STORE(test_stopped_and_gone_on),
         WITH_STORE(test_threads_write_the_same),

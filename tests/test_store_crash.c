@@ -259,6 +259,31 @@ static void test_power_cut_while_consuming(void **state)
     store_rig_refill(&f->rig);
 }
 
+/* From the store that nothing happened to. */
+static void test_power_cut_while_packing_anew(void **state)
+{
+    const struct fixture *f = *state;
+    bool cut = true;
+
+    for (uint64_t nth = 1; cut; nth += 3) {
+        struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
+        struct crash_writer *writer = crash_writer_open(nth, nth, 0);
+        int rc;
+
+        store_rig_of_store(&options, f->reference);
+        options.writer = crash_writer_ops(writer);
+        rc = sl_store_pack(&options, NULL, NULL);
+        cut = crash_writer_close(writer);
+        assert_int_equal(rc, cut ? -EIO : 0);
+        check_claims(f);
+        options.writer = sl_file_writer();
+        assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+        sl_store_close(options.from);
+        store_rig_assert_same(f->reference, f->rig.store_folder);
+        store_rig_remove(f->rig.store_folder);
+    }
+}
+
 static void test_each_call_fails(void **state)
 {
     const struct fixture *f = *state;
@@ -289,6 +314,7 @@ int main(void)
         cmocka_unit_test(test_power_cut_again_and_again),
         cmocka_unit_test(test_power_cut_while_striping),
         cmocka_unit_test(test_power_cut_while_consuming),
+        cmocka_unit_test(test_power_cut_while_packing_anew),
         cmocka_unit_test(test_each_call_fails),
     };
 

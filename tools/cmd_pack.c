@@ -96,7 +96,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (state->arg_num < 2)
-            argp_error(state, "a checkpoint and a folder for the store are needed");
+            argp_error(state,
+                       "a checkpoint or a store, and a folder for the new store, are needed");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -107,18 +108,22 @@ static const struct argp parser = {
     .options = options,
     .parser = parse_option,
     .args_doc = "CHECKPOINT STORE",
-    .doc = "Makes a store of a checkpoint: each expert in one piece, laid out as it is computed "
-           "with, with checksums."
-           "\vSTORE is a new folder, or one that a pack of this checkpoint was stopped in: it goes "
-           "on where that ended.",
+    .doc =
+        "Makes a store of a checkpoint: each expert in one piece, laid out as it is computed "
+        "with, with checksums."
+        "\vSTORE is a new folder, or one that a pack of this checkpoint was stopped in: it goes "
+        "on where that ended. CHECKPOINT may be a store too, whose experts are then laid anew over "
+        "the drives of this one.",
 };
 
 static void print_result(const struct sl_pack_source *source, const char *folder,
                          const struct sl_pack_result *result, uint64_t elapsed_ns)
 {
     const uint64_t n_experts = sl_store_expert_count(sl_expert_store_shape(source->experts));
-    const uint64_t n_left = sl_checkpoint_tensor_count(source->checkpoint) -
-                            source->tensors.n_names - n_experts * 2 * SL_EXPERT_MATRICES;
+    const uint64_t n_left = source->store
+                                ? 0
+                                : sl_checkpoint_tensor_count(source->checkpoint) -
+                                      source->tensors.n_names - n_experts * 2 * SL_EXPERT_MATRICES;
     char total[SL_SIZE_TEXT_BYTES], written[SL_SIZE_TEXT_BYTES], freed[SL_SIZE_TEXT_BYTES];
     double seconds = (double)elapsed_ns * 1e-9;
 
@@ -179,6 +184,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
         .store_folder = arguments->store,
         .checkpoint_folder = arguments->checkpoint,
         .checkpoint = source->checkpoint,
+        .from = source->store,
         .experts = source->experts,
         .tensors = (const char *const *)source->tensors.names,
         .n_tensors = source->tensors.n_names,
@@ -218,6 +224,9 @@ int sl_cmd_pack(int argc, char **argv)
     argp_parse(&parser, argc, argv, 0, NULL, &arguments);
     catch_interrupts();
     rc = sl_pack_source_open(&source, arguments.checkpoint, &err);
+    if (rc == 0 && arguments.consume && source.store)
+        rc = sl_err_set(&err, -SL_EFORMAT, "%s: a store; --consume takes a checkpoint",
+                        arguments.checkpoint);
     if (rc == 0)
         rc = pack(&source, &arguments, &err);
     sl_pack_source_close(&source);

@@ -1,21 +1,28 @@
 #include "tools/pack_source.h"
 
 #include "core/model/weights.h"
-#include "storage/store.h"
+#include "storage/model_files.h"
+
+/* Of a checkpoint, shards may be cut: what is packed already need not be there. */
+static int open_files(struct sl_pack_source *source, const char *folder, struct sl_err *err)
+{
+    return sl_store_is(folder) ? sl_store_open(&source->store, folder, SL_STORE_RUN, err)
+                               : sl_checkpoint_open_cut(&source->checkpoint, folder, err);
+}
 
 int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struct sl_err *err)
 {
+    struct sl_model_files files;
     struct sl_weight_source *weights;
     struct sl_expert_shape shape;
     bool with_mtp;
     int rc;
 
-    if (sl_store_is(folder))
-        return sl_err_set(err, -SL_EFORMAT, "%s: a store already, expected a checkpoint", folder);
     if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
-        (rc = sl_checkpoint_open_cut(&source->checkpoint, folder, err)) < 0)
+        (rc = open_files(source, folder, err)) < 0)
         return rc;
-    weights = sl_checkpoint_weights(source->checkpoint);
+    files = (struct sl_model_files){source->checkpoint, source->store};
+    weights = sl_model_files_weights(&files, true);
     with_mtp = sl_weights_mtp_known(&source->config, weights);
     shape = (struct sl_expert_shape){
         .num_hidden_layers = source->config.num_hidden_layers,
@@ -24,7 +31,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struc
         .hidden_size = source->config.hidden_size,
         .moe_intermediate_size = source->config.moe_intermediate_size,
     };
-    rc = sl_expert_store_open(&source->experts, source->checkpoint, &shape, err);
+    rc = sl_model_files_experts(&files, &shape, &source->experts, err);
     if (rc < 0)
         return rc;
     return sl_dense_list_make(&source->tensors, &source->config, weights, with_mtp, err);
@@ -35,5 +42,6 @@ void sl_pack_source_close(struct sl_pack_source *source)
     sl_dense_list_fini(&source->tensors);
     sl_expert_store_close(source->experts);
     sl_checkpoint_close(source->checkpoint);
+    sl_store_close(source->store);
     *source = (struct sl_pack_source){0};
 }

@@ -1,4 +1,5 @@
-/* A checkpoint as sluice pack and sluice verify --repair see it: what of it goes into a store. */
+/* What sluice pack and sluice verify --repair take things from: of a checkpoint, or of a store,
+ * what goes into a store. */
 #ifndef SL_TOOLS_PACK_SOURCE_H
 #define SL_TOOLS_PACK_SOURCE_H
 
@@ -6,17 +7,19 @@
 #include "core/model/config.h"
 #include "storage/checkpoint.h"
 #include "storage/expert_store.h"
+#include "storage/store.h"
 #include "tools/dense_list.h"
 
 /* Zeroed is closed. */
 struct sl_pack_source {
     struct sl_config config;
-    struct sl_checkpoint *checkpoint;
+    struct sl_checkpoint *checkpoint; /* or store: one is NULL */
+    struct sl_store *store;
     struct sl_expert_store *experts;
     struct sl_dense_list tensors;
 };
 
-/* Fails as its parts do, and with -SL_EFORMAT for a store. What was opened stays in *source, which
+/* Fails as its parts do. What was opened stays in *source, which
  * the caller closes in any case. */
 int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struct sl_err *err);
 void sl_pack_source_close(struct sl_pack_source *source);
