@@ -9,6 +9,7 @@
 #include "storage/hot_list.h"
 #include "storage/io_probe.h"
 #include "storage/model_files.h"
+#include "storage/probe_memory.h"
 #include "storage/store_format.h"
 
 struct sl_engine {
@@ -137,19 +138,33 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
                            err);
 }
 
+/* A store remembers; that it cannot be written to is no more than a third of a second. What is
+ * found with another back end, or with a depth that was given, is of no use the next time. */
+static void probe(const struct sl_engine *e, struct sl_io_probe *ret_probe)
+{
+    const struct sl_engine_options *o = &e->options;
+    const char *store = e->files.store && (!o->io || o->io == sl_io_uring_open) ? o->model : NULL;
+
+    if (store && sl_probe_recall(store, e->io, ret_probe))
+        return;
+    sl_io_probe(e->io, ret_probe);
+    if (store && ret_probe->bytes_per_s > 0 && o->reader.piece_bytes == 0 && o->reader.depth == 0)
+        sl_probe_remember(store, e->io, ret_probe, NULL);
+}
+
 /* Pieces and depth, as far as the options leave them open. */
 static struct sl_reader_options choose_reader(const struct sl_engine *e)
 {
     struct sl_reader_options options = e->options.reader;
-    struct sl_io_probe probe;
+    struct sl_io_probe found;
 
     if (options.piece_bytes && options.depth)
         return options;
-    sl_io_probe(e->io, &probe);
+    probe(e, &found);
     if (options.piece_bytes == 0)
-        options.piece_bytes = probe.piece_bytes;
+        options.piece_bytes = found.piece_bytes;
     if (options.depth == 0)
-        options.depth = probe.depth;
+        options.depth = found.depth;
     return options;
 }
 

@@ -27,7 +27,8 @@ struct sl_engine_options {
     uint32_t n_sequences;          /* KV caches to make */
     enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
     sl_io_open_fn *io;     /* NULL: sl_io_uring_open() */
-    /* A piece or depth of 0: what a probe of the drives finds. */
+    /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
+     * before. */
     struct sl_reader_options reader;
     const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
     enum sl_prefetch prefetch;

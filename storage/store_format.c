@@ -158,6 +158,18 @@ size_t sl_store_expert_encode(const struct sl_packed_expert *expert,
     return length_of(&out);
 }
 
+size_t sl_store_probe_encode(const struct sl_store_probe *probe,
+                             uint8_t value[SL_STORE_VALUE_BYTES_MAX])
+{
+    struct out out = {value, value};
+
+    put_u64(&out, probe->drives_checksum);
+    put_u64(&out, probe->bytes_per_s);
+    put_u32(&out, probe->piece_bytes);
+    put_u32(&out, probe->depth);
+    return length_of(&out);
+}
+
 size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, uint8_t *value)
 {
     struct out out = {value, value};
@@ -345,6 +357,20 @@ bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *valu
                   expert->parts[i].file_index == 0;
     }
     return whole(&in);
+}
+
+bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, size_t size_bytes)
+{
+    struct in in = {value, value + size_bytes, false};
+
+    probe->drives_checksum = get_u64(&in);
+    probe->bytes_per_s = get_u64(&in);
+    probe->piece_bytes = get_u32(&in);
+    probe->depth = get_u32(&in);
+    return whole(&in) && probe->piece_bytes >= 1 &&
+           probe->piece_bytes % SL_STORE_BLOCK_BYTES == 0 &&
+           probe->piece_bytes <= SL_STORE_PIECE_BYTES_MAX && probe->depth >= 1 &&
+           probe->depth <= SL_STORE_DEPTH_MAX;
 }
 
 bool sl_store_hot_decode(struct sl_expert_key *keys, uint32_t n_max, uint32_t *ret_n_keys,

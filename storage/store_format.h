@@ -70,6 +70,16 @@ struct sl_store_tensor {
 /* Key "hot": experts worth loading first, the most wanted first. */
 #define SL_STORE_HOT_MAX 65536u
 
+/* Key "probe": what reads the drives best (storage/probe_memory.h). */
+struct sl_store_probe {
+    uint64_t drives_checksum; /* of what tells the drives and file systems that were probed */
+    uint64_t bytes_per_s;
+    uint32_t piece_bytes; /* whole blocks */
+    uint32_t depth;
+};
+#define SL_STORE_PIECE_BYTES_MAX (UINT32_C(64) << 20)
+#define SL_STORE_DEPTH_MAX 256u
+
 /* Large enough for any value but the hot list's; and what that takes. */
 #define SL_STORE_VALUE_BYTES_MAX 2048u
 #define SL_STORE_HOT_BYTES(n_keys) (4 * (size_t)(n_keys))
@@ -78,6 +88,7 @@ struct sl_store_tensor {
 #define SL_STORE_KEY_MODEL "model"
 #define SL_STORE_KEY_STATE "state"
 #define SL_STORE_KEY_HOT "hot"
+#define SL_STORE_KEY_PROBE "probe"
 #define SL_STORE_PREFIX_FILE "file "
 #define SL_STORE_PREFIX_CARRIED "carried "
 #define SL_STORE_PREFIX_TENSOR "tensor "
@@ -102,6 +113,8 @@ size_t sl_store_tensor_encode(const struct sl_store_tensor *tensor,
                               uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_expert_encode(const struct sl_packed_expert *expert,
                               uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_probe_encode(const struct sl_store_probe *probe,
+                             uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, uint8_t *value);
 
 /* Each returns false for bytes that it would not have written. A model of another format version is
@@ -115,6 +128,7 @@ bool sl_store_tensor_decode(struct sl_store_tensor *tensor, const uint8_t *value
                             size_t size_bytes);
 bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *value,
                             size_t size_bytes);
+bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, size_t size_bytes);
 
 /* Takes at most n_max keys; *ret_n_keys says how many. */
 bool sl_store_hot_decode(struct sl_expert_key *keys, uint32_t n_max, uint32_t *ret_n_keys,

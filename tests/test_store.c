@@ -22,6 +22,7 @@
 #include "storage/drive.h"
 #include "storage/hot_list.h"
 #include "storage/model_files.h"
+#include "storage/probe_memory.h"
 #include "storage/store_identity.h"
 #include "storage/store_places.h"
 #include "storage/store_repair.h"
@@ -188,6 +189,37 @@ static void test_hot_list(void **state)
     assert_int_equal(sl_hot_list_write(f->rig.store_folder, keys, 0, NULL), 0);
     assert_int_equal(sl_hot_list_read(f->rig.store_folder, found, 3, &n, NULL), 0);
     assert_int_equal(n, 0);
+}
+
+static void test_probe_is_remembered(void **state)
+{
+    const struct fixture *f = *state;
+    const struct sl_io_probe probe = {
+        .piece_bytes = 524288, .depth = 16, .bytes_per_s = UINT64_C(7000000000)};
+    char file[FIXTURE_PATH_BYTES];
+    struct sl_io_probe found = {0};
+    const char *paths[] = {file, "/proc/self/status"};
+    uint8_t value[24];
+    struct sl_io *io;
+
+    store_rig_path(&f->rig, "store/experts-1.bin", file);
+    assert_int_equal(sl_io_threads_open(&io, paths, 1, 4, NULL), 0);
+    assert_false(sl_probe_recall(f->rig.store_folder, io, &found));
+    assert_int_equal(sl_probe_remember(f->rig.store_folder, io, &probe, NULL), 0);
+    assert_true(sl_probe_recall(f->rig.store_folder, io, &found));
+    assert_memory_equal(&found, &probe, sizeof(probe));
+    assert_int_equal(sl_probe_remember(f->other, io, &probe, NULL), -ENOENT);
+    io->ops->close(io);
+
+    assert_int_equal(sl_io_threads_open(&io, paths, 2, 4, NULL), 0); /* on another drive as well */
+    assert_false(sl_probe_recall(f->rig.store_folder, io, &found));
+    io->ops->close(io);
+
+    memset(value, 0xff, sizeof(value)); /* no such piece, no such depth */
+    store_rig_put(f->rig.store_folder, "probe", value, sizeof(value));
+    assert_int_equal(sl_io_threads_open(&io, paths, 1, 4, NULL), 0);
+    assert_false(sl_probe_recall(f->rig.store_folder, io, &found));
+    io->ops->close(io);
 }
 
 /* ---- a catalog that is not what it should be --------------------------------------------------
@@ -884,6 +916,7 @@ int main(void)
         WITH_STORE(test_records_are_tiles),
         cmocka_unit_test(test_matrices_over_parts),
         WITH_STORE(test_hot_list),
+        WITH_STORE(test_probe_is_remembered),
         WITH_STORE(test_spoilt_entries),
         cmocka_unit_test(test_decoding_any_bytes),
         WITH_STORE(test_flipped_value),

@@ -1,0 +1,73 @@
+#include "storage/probe_memory.h"
+
+#include <string.h>
+
+#include "storage/catalog.h"
+#include "storage/checksum.h"
+#include "storage/drive.h"
+#include "storage/store_format.h"
+
+static int sum_drives(const struct sl_io *io, uint64_t *ret_checksum, struct sl_err *err)
+{
+    uint64_t checksum = 0;
+
+    for (uint32_t i = 0; i < io->n_files; i++) {
+        struct sl_drive drive;
+        uint64_t filesystem;
+        int rc = sl_drive_of(&drive, io->files[i].path, err);
+
+        if (rc < 0)
+            return rc;
+        filesystem = drive.filesystem;
+        checksum = sl_checksum_seeded(drive.name, strlen(drive.name), checksum);
+        checksum = sl_checksum_seeded(&filesystem, sizeof(filesystem), checksum);
+    }
+    *ret_checksum = checksum;
+    return 0;
+}
+
+bool sl_probe_recall(const char *store_folder, const struct sl_io *io,
+                     struct sl_io_probe *ret_probe)
+{
+    struct sl_store_probe found;
+    struct sl_catalog *catalog;
+    uint64_t drives_checksum;
+    const uint8_t *value;
+    size_t size_bytes;
+    bool is_known;
+
+    if (sum_drives(io, &drives_checksum, NULL) < 0 ||
+        sl_catalog_open(&catalog, store_folder, false, NULL) < 0)
+        return false;
+    is_known = sl_catalog_begin(catalog, NULL) == 0 &&
+               sl_catalog_get(catalog, SL_STORE_KEY_PROBE, &value, &size_bytes, NULL) == 1 &&
+               sl_store_probe_decode(&found, value, size_bytes) &&
+               found.drives_checksum == drives_checksum;
+    sl_catalog_close(catalog);
+    if (is_known)
+        *ret_probe = (struct sl_io_probe){.piece_bytes = found.piece_bytes,
+                                          .depth = found.depth,
+                                          .bytes_per_s = found.bytes_per_s};
+    return is_known;
+}
+
+int sl_probe_remember(const char *store_folder, const struct sl_io *io,
+                      const struct sl_io_probe *probe, struct sl_err *err)
+{
+    struct sl_store_probe entry = {.bytes_per_s = probe->bytes_per_s,
+                                   .piece_bytes = probe->piece_bytes,
+                                   .depth = probe->depth};
+    uint8_t value[SL_STORE_VALUE_BYTES_MAX];
+    struct sl_catalog *catalog;
+    int rc;
+
+    if ((rc = sum_drives(io, &entry.drives_checksum, err)) < 0 ||
+        (rc = sl_catalog_open(&catalog, store_folder, true, err)) < 0)
+        return rc;
+    if ((rc = sl_catalog_begin(catalog, err)) == 0 &&
+        (rc = sl_catalog_put(catalog, SL_STORE_KEY_PROBE, value,
+                             sl_store_probe_encode(&entry, value), err)) == 0)
+        rc = sl_catalog_commit(catalog, err);
+    sl_catalog_close(catalog);
+    return rc;
+}
