@@ -1,11 +1,12 @@
 /* Owns the LMDB environment and the seals.
  *
- * LMDB maps its file and believes what it finds there: pages beyond the end of a file that was cut
- * would end the process with SIGBUS. So the file's size is held against the last page that its
- * header names before anything is looked up. */
+ * LMDB maps its file and believes what it finds there: pages beyond the end of a file that was cut,
+ * or wild offsets in one that was damaged, would end the process. So all pages are checked before
+ * anything is looked up (storage/catalog_check.h): once, for what comes after is LMDB's own. */
 #include "storage/catalog.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include <lmdb.h>
 
 #include "core/base/assert.h"
+#include "storage/catalog_check.h"
 #include "storage/checksum.h"
 
 /* Address space, not memory: room for a million experts. */
@@ -27,6 +29,7 @@ struct sl_catalog {
     MDB_txn *txn; /* NULL outside begin .. commit */
     MDB_dbi dbi;
     bool writable;
+    bool checked;
 };
 
 /* LMDB's own codes are all about a file that is not what it should be, but for two. */
@@ -47,39 +50,6 @@ static uint64_t seal_of(const char *key, const void *value, size_t size_bytes)
 
 /* ---- Opening ---- */
 
-/* The file's size, and what it must be at least for the header in use. */
-static int file_sizes(const struct sl_catalog *catalog, uint64_t *ret_bytes,
-                      uint64_t *ret_needed_bytes, struct sl_err *err)
-{
-    struct stat status;
-    MDB_envinfo info;
-    MDB_stat tree;
-    int fd, rc;
-
-    if ((rc = mdb_env_get_fd(catalog->env, &fd)) != 0 ||
-        (rc = mdb_env_info(catalog->env, &info)) != 0 ||
-        (rc = mdb_env_stat(catalog->env, &tree)) != 0)
-        return fail(catalog, rc, "cannot open", err);
-    if (fstat(fd, &status) < 0)
-        return fail(catalog, errno, "cannot open", err);
-    *ret_bytes = (uint64_t)status.st_size;
-    *ret_needed_bytes = ((uint64_t)info.me_last_pgno + 1) * tree.ms_psize;
-    return 0;
-}
-
-static int check_size(const struct sl_catalog *catalog, struct sl_err *err)
-{
-    uint64_t size_bytes, needed_bytes;
-    int rc = file_sizes(catalog, &size_bytes, &needed_bytes, err);
-
-    if (rc < 0 || size_bytes >= needed_bytes)
-        return rc;
-    return sl_err_set(err, -SL_ECORRUPT,
-                      "%s: the catalog is truncated: %s has %llu bytes, expected at least %llu",
-                      catalog->path, SL_CATALOG_FILE, (unsigned long long)size_bytes,
-                      (unsigned long long)needed_bytes);
-}
-
 static int open_env(struct sl_catalog *catalog, unsigned flags)
 {
     int rc;
@@ -90,18 +60,39 @@ static int open_env(struct sl_catalog *catalog, unsigned flags)
     return rc ? rc : mdb_env_open(catalog->env, catalog->path, flags | MDB_NOTLS, 0644);
 }
 
-/* LMDB would take an empty file for a new database, and try to begin one. */
-static bool is_empty(const struct sl_catalog *catalog)
+/* LMDB would take an empty file for a new database, and try to begin one. Of a file that is not
+ * there it tells itself. */
+static int check_file(const struct sl_catalog *catalog, struct sl_err *err)
 {
     struct stat status;
     char *path;
-    bool empty;
+    int fd, rc = 0;
 
     if (asprintf(&path, "%s/%s", catalog->path, SL_CATALOG_FILE) < 0)
-        return false;
-    empty = stat(path, &status) == 0 && status.st_size == 0;
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", catalog->path);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
     free(path);
-    return empty;
+    if (fd < 0)
+        return 0;
+    if (!catalog->writable && fstat(fd, &status) == 0 && status.st_size == 0)
+        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the catalog is empty", catalog->path);
+    else
+        rc = sl_catalog_check_header(fd, catalog->path, err);
+    close(fd);
+    return rc;
+}
+
+/* A transaction that writes stands on the state before it. */
+static int check_pages(struct sl_catalog *catalog, struct sl_err *err)
+{
+    uint64_t txn_id = mdb_txn_id(catalog->txn) - catalog->writable;
+    int fd, rc = mdb_env_get_fd(catalog->env, &fd);
+
+    if (rc)
+        return fail(catalog, rc, "cannot read", err);
+    rc = sl_catalog_check_pages(fd, txn_id, catalog->path, err);
+    catalog->checked = rc == 0;
+    return rc;
 }
 
 /* A folder that may not be written to has no place for LMDB's lock file. Nobody else can write
@@ -130,11 +121,10 @@ int sl_catalog_open(struct sl_catalog **ret_catalog, const char *store_folder, b
         free(catalog);
         return sl_err_set(err, -ENOMEM, "%s: out of memory", store_folder);
     }
-    if (!writable && is_empty(catalog)) {
-        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the catalog is empty", catalog->path);
-    } else {
+    rc = check_file(catalog, err);
+    if (rc == 0) {
         rc = writable ? open_env(catalog, 0) : open_reading(catalog);
-        rc = rc ? fail(catalog, rc, "cannot open", err) : check_size(catalog, err);
+        rc = rc ? fail(catalog, rc, "cannot open", err) : 0;
     }
     if (rc < 0) {
         sl_catalog_close(catalog);
@@ -168,6 +158,14 @@ int sl_catalog_begin(struct sl_catalog *catalog, struct sl_err *err)
 
     sl_assert(!catalog->txn);
     rc = mdb_txn_begin(catalog->env, NULL, catalog->writable ? 0 : MDB_RDONLY, &catalog->txn);
+    if (rc == 0 && !catalog->checked) {
+        int check_rc = check_pages(catalog, err);
+
+        if (check_rc < 0) {
+            sl_catalog_abort(catalog);
+            return check_rc;
+        }
+    }
     if (rc == 0)
         rc = mdb_dbi_open(catalog->txn, NULL, 0, &catalog->dbi);
     if (rc == 0)
@@ -183,20 +181,6 @@ void sl_catalog_abort(struct sl_catalog *catalog)
     catalog->txn = NULL;
 }
 
-/* LMDB does not write a page at the end of the file that it took and gave up again within one
- * transaction; check_size() would miss it. */
-static int extend(const struct sl_catalog *catalog, struct sl_err *err)
-{
-    uint64_t size_bytes, needed_bytes;
-    int fd, rc = file_sizes(catalog, &size_bytes, &needed_bytes, err);
-
-    if (rc < 0 || size_bytes >= needed_bytes)
-        return rc;
-    if (mdb_env_get_fd(catalog->env, &fd) != 0 || ftruncate(fd, (off_t)needed_bytes) < 0)
-        return fail(catalog, errno, "cannot extend", err);
-    return 0;
-}
-
 int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err)
 {
     int rc;
@@ -204,7 +188,7 @@ int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err)
     sl_assert(catalog->txn && catalog->writable);
     rc = mdb_txn_commit(catalog->txn);
     catalog->txn = NULL; /* gone, whatever came of it */
-    return rc ? fail(catalog, rc, "cannot write", err) : extend(catalog, err);
+    return rc ? fail(catalog, rc, "cannot write", err) : 0;
 }
 
 /* ---- Values ---- */
