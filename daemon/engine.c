@@ -70,11 +70,16 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
     return sl_model_files_experts(&e->files, &shape, &e->store, err);
 }
 
-static int plan_memory(struct sl_engine *e, struct sl_err *err)
+/* *ret_verdict, with its line in `err`, says whether it fits. */
+static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
     struct sl_memory_case what = {
         .ram_bytes = o->ram_bytes,
+        .cache_bytes = o->cache_bytes,
+        .cache_min = o->cache_min,
+        .staging_bytes = sl_expert_cache_staging_bytes(
+            e->store, sl_expert_cache_inflight_default(e->config.num_experts_per_tok)),
         .numerics = o->numerics,
         .n_threads = o->placement.n_threads,
         .segment_tokens = o->segment_tokens,
@@ -85,9 +90,8 @@ static int plan_memory(struct sl_engine *e, struct sl_err *err)
 
     if (rc < 0)
         return rc;
-    sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what);
-    e->plan.need_bytes[SL_MEMORY_STAGING] = sl_expert_cache_staging_bytes(
-        e->store, sl_expert_cache_inflight_default(e->config.num_experts_per_tok));
+    *ret_verdict =
+        sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what, err);
     return 0;
 }
 
@@ -233,7 +237,7 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .weights = &e->weights,
         .compute = &e->compute,
         .source = sl_expert_cache_source(e->cache),
-        .tokens_max = e->options.segment_tokens,
+        .tokens_max = e->plan.segment_tokens,
         .context_max = e->options.context_tokens,
         .spans_max = e->options.n_sequences,
         .prefetch = e->options.prefetch,
@@ -249,7 +253,7 @@ static int check_options(const struct sl_engine *e, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
 
-    sl_assert(o->n_sequences >= 1 && o->segment_tokens >= 1 && o->context_tokens >= 1);
+    sl_assert(o->n_sequences >= 1 && o->context_tokens >= 1);
     if (o->context_tokens > e->config.max_position_embeddings)
         return sl_err_set(err, -SL_EBUDGET,
                           "a context of %u tokens exceeds the model's max_position_embeddings, %u",
@@ -261,13 +265,9 @@ static int check_options(const struct sl_engine *e, struct sl_err *err)
 static struct sl_engine *create(const struct sl_engine_options *options)
 {
     struct sl_engine *e = calloc(1, sizeof(*e));
-    uint64_t tokens_max = (uint64_t)options->context_tokens * options->n_sequences;
 
-    if (!e)
-        return NULL;
-    e->options = *options;
-    if (e->options.segment_tokens > tokens_max)
-        e->options.segment_tokens = (uint32_t)tokens_max;
+    if (e)
+        e->options = *options;
     return e;
 }
 
@@ -275,7 +275,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
     struct sl_engine *e = NULL;
-    int rc;
+    int rc, verdict;
 
     if (ret_plan)
         ret_plan->budget_bytes = 0;
@@ -284,9 +284,9 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         return sl_err_set(err, -ENOMEM, "engine: out of memory");
     if ((rc = open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
         (rc = sl_kernels_select(&e->kernels, options->isa, err)) < 0 ||
-        (rc = plan_memory(e, err)) < 0)
+        (rc = plan_memory(e, &verdict, err)) < 0)
         goto out;
-    rc = sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
+    rc = verdict;
     if (ret_plan)
         *ret_plan = e->plan;
     /* The reader first: its threads may run anywhere. */
@@ -320,11 +320,8 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
     if (!e)
         return sl_err_set(err, -ENOMEM, "engine: out of memory");
     if ((rc = open_model(e, err)) == 0 && (rc = check_options(e, err)) == 0 &&
-        (rc = plan_memory(e, err)) == 0) {
-        *ret_verdict =
-            sl_memory_plan_cache(&e->plan, options->cache_bytes, options->cache_min, err);
+        (rc = plan_memory(e, ret_verdict, err)) == 0)
         *ret_plan = e->plan;
-    }
     sl_engine_close(e);
     return rc;
 }
@@ -452,6 +449,11 @@ struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_ind
 {
     sl_assert(sequence_index < engine->options.n_sequences);
     return &engine->kv[sequence_index];
+}
+
+uint32_t sl_engine_segment(const struct sl_engine *engine, uint32_t n_tokens)
+{
+    return n_tokens < engine->plan.segment_tokens ? n_tokens : engine->plan.segment_tokens;
 }
 
 uint32_t sl_engine_slot_count(const struct sl_engine *engine)

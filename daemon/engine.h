@@ -22,7 +22,7 @@ struct sl_engine_options {
     uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
     bool cache_min;                /* one token's working set instead */
     struct sl_placement placement; /* of the compute threads, as sl_placement_choose() left it */
-    uint32_t segment_tokens;       /* most tokens of one step */
+    uint32_t segment_tokens;       /* most tokens of one step; 0: as many as memory allows */
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
     enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
@@ -42,8 +42,6 @@ struct sl_engine_options {
     sl_route_fn *on_route;   /* NULL, or told of each layer's choices: see forward.h */
     void *on_route_context;
 };
-
-#define SL_SEGMENT_TOKENS_DEFAULT 512u
 
 struct sl_engine;
 
@@ -86,6 +84,9 @@ struct sl_forward *sl_engine_forward(struct sl_engine *engine);
 
 /* Sequence i < n_sequences. */
 struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
+
+/* How many of n tokens go into one step. */
+uint32_t sl_engine_segment(const struct sl_engine *engine, uint32_t n_tokens);
 
 /* Experts that the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);

@@ -11,6 +11,12 @@
 /* Left to the rest of the system: a sixteenth, at least this. */
 #define RESERVE_MIN_BYTES (UINT64_C(512) << 20)
 
+/* What --segment chooses among where nobody did: of fewer, each expert would be read for too few
+ * tokens to be worth a larger cache; of more, multiplying takes longer than reading on any
+ * machine of today. */
+#define SEGMENT_TOKENS_MIN 512u
+#define SEGMENT_TOKENS_MAX 65536u
+
 /* The number after `key` in a file of "key value" lines, or the file's only number when key is "".
  * 0 if there is none ("max" in a control group's limit). */
 static uint64_t number_in(const char *path, const char *key)
@@ -50,8 +56,49 @@ uint64_t sl_memory_available_bytes(void)
     return available > reserve ? available - reserve : 0;
 }
 
-void sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
-                         const struct sl_expert_shape *experts, const struct sl_memory_case *what)
+static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < SL_MEMORY_CACHE; i++)
+        sum += plan->need_bytes[i];
+    return sum;
+}
+
+static uint64_t activation_bytes(const struct sl_config *config, const struct sl_memory_case *what,
+                                 uint32_t segment_tokens)
+{
+    return sl_forward_measure(config, what->numerics, what->n_threads, segment_tokens,
+                              what->context_tokens, what->n_sequences);
+}
+
+/* The plan's other needs are known. */
+static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct sl_config *config,
+                               const struct sl_memory_case *what)
+{
+    const uint64_t tokens_max = (uint64_t)what->context_tokens * what->n_sequences;
+    const uint64_t cache = what->cache_min ? plan->slots_min * plan->slot_bytes : what->cache_bytes;
+    const uint64_t taken = fixed_bytes(plan) + cache;
+    const uint64_t left = plan->budget_bytes > taken ? plan->budget_bytes - taken : 0;
+    const uint64_t allowed = cache ? left : left / SL_SEGMENT_SHARE;
+    uint32_t low = SEGMENT_TOKENS_MIN, high = SEGMENT_TOKENS_MAX;
+
+    if (what->segment_tokens)
+        low = high = what->segment_tokens;
+    while (low < high) {
+        uint32_t middle = high - (high - low) / 2;
+
+        if (activation_bytes(config, what, middle) <= allowed)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low < tokens_max ? low : (uint32_t)tokens_max;
+}
+
+int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
+                        const struct sl_expert_shape *experts, const struct sl_memory_case *what,
+                        struct sl_err *err)
 {
     const uint32_t n_layers = experts->num_hidden_layers + experts->n_mtp_layers;
 
@@ -62,24 +109,16 @@ void sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *co
                        [SL_MEMORY_KV] = what->n_sequences *
                                         sl_kv_cache_measure(config, n_layers, what->context_tokens,
                                                             what->numerics),
-                       [SL_MEMORY_ACTIVATIONS] = sl_forward_measure(
-                           config, what->numerics, what->n_threads, what->segment_tokens,
-                           what->context_tokens, what->n_sequences)},
+                       [SL_MEMORY_STAGING] = what->staging_bytes},
         .slot_bytes = sl_expert_cache_slot_bytes(experts),
         .slots_min = sl_expert_cache_slots_min(experts, config->num_experts_per_tok),
         .slots_max = (uint64_t)n_layers * experts->n_routed_experts,
         .context_tokens = what->context_tokens,
         .n_sequences = what->n_sequences,
     };
-}
-
-static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
-{
-    uint64_t sum = 0;
-
-    for (int i = 0; i < SL_MEMORY_CACHE; i++)
-        sum += plan->need_bytes[i];
-    return sum;
+    plan->segment_tokens = choose_segment(plan, config, what);
+    plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
+    return sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
 }
 
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
@@ -132,6 +171,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
         fprintf(out, "  %-16s %10s", names[i], sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_KV)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
+        if (i == SL_MEMORY_ACTIVATIONS)
+            fprintf(out, "   %u tokens at once", plan->segment_tokens);
         if (i == SL_MEMORY_CACHE)
             fprintf(out, "   %llu of %llu experts, %s each; one token needs %llu",
                     (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),

@@ -28,6 +28,7 @@ struct sl_memory_plan {
     uint64_t slot_bytes;     /* of one expert in the cache */
     uint64_t slots_min;      /* one token's working set */
     uint64_t slots_max;      /* all experts of the model */
+    uint32_t segment_tokens; /* most of one step */
     uint32_t context_tokens; /* that the KV caches hold, each */
     uint32_t n_sequences;
 };
@@ -38,23 +39,31 @@ uint64_t sl_memory_available_bytes(void);
 
 /* What sizes depend on beside the model. */
 struct sl_memory_case {
-    uint64_t ram_bytes; /* the budget; 0: what is available */
+    uint64_t ram_bytes;   /* the budget; 0: what is available */
+    uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
+    bool cache_min;       /* one token's working set instead */
+    uint64_t staging_bytes;
     uint64_t dense_bytes;
     enum sl_numerics numerics;
     uint32_t n_threads;
-    uint32_t segment_tokens; /* of one step */
+    uint32_t segment_tokens; /* of one step; 0: as many as memory allows */
     uint32_t context_tokens; /* of each sequence */
     uint32_t n_sequences;
 };
 
-/* Fills all of a plan but need_bytes of staging, which a packed store does without, and of the
- * cache: these are 0. */
-void sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
-                         const struct sl_expert_shape *experts, const struct sl_memory_case *what);
+/* Fills a plan. Each step reads the experts that its tokens want once, so the longer a step, the
+ * less is read: where segment_tokens is 0, its activations get SL_SEGMENT_SHARE of what the rest
+ * leaves, or all that the cache leaves where that is given; but a step holds no more tokens than
+ * the sequences do. Fails with -SL_EBUDGET and the figures, and the plan filled, as
+ * sl_memory_plan_cache() does. */
+#define SL_SEGMENT_SHARE 8u
+int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
+                        const struct sl_expert_shape *experts, const struct sl_memory_case *what,
+                        struct sl_err *err);
 
-/* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget. cache_bytes 0 means all that is
- * left, up to the whole model; cache_min means one token's working set. Fails with -SL_EBUDGET and
- * the figures when the parts do not fit or the cache would be below one token's working set. */
+/* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget, cache_bytes and cache_min as in
+ * struct sl_memory_case: at most the whole model. Fails with -SL_EBUDGET and the figures when the
+ * parts do not fit or the cache would be below one token's working set. */
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
                          struct sl_err *err);
 

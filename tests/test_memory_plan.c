@@ -11,7 +11,9 @@
 
 #include <cmocka.h>
 
+#include "core/model/forward.h"
 #include "daemon/memory_plan.h"
+#include "tests/fixture_model.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -28,6 +30,7 @@ static struct sl_memory_plan plan_of(uint64_t budget_bytes)
         .slot_bytes = 4 * MIB,
         .slots_min = 10,
         .slots_max = 100,
+        .segment_tokens = 512,
         .context_tokens = 4096,
         .n_sequences = 2,
     };
@@ -126,6 +129,68 @@ static void test_parts_that_do_not_fit(void **state)
     assert_non_null(strstr(err.message, "99.0 MiB (what is available less a reserve)"));
 }
 
+/* ---- steps ------------------------------------------------------------------------------------
+ */
+
+static uint64_t activations_of(const struct sl_config *config, const struct sl_memory_case *what,
+                               uint32_t n_tokens)
+{
+    return sl_forward_measure(config, what->numerics, what->n_threads, n_tokens,
+                              what->context_tokens, what->n_sequences);
+}
+
+/* Steps as long as their share of the memory allows, and not by one token longer. */
+static void test_steps_take_their_share(void **state)
+{
+    struct sl_expert_shape experts = {.num_hidden_layers = 4};
+    struct sl_config config;
+
+    (void)state;
+    fixture_config(&config);
+    experts.n_routed_experts = config.n_routed_experts;
+    experts.hidden_size = config.hidden_size;
+    experts.moe_intermediate_size = config.moe_intermediate_size;
+    for (uint64_t ram_mib = 64; ram_mib <= 4096; ram_mib *= 4) {
+        struct sl_memory_case what = {.ram_bytes = ram_mib * MIB,
+                                      .dense_bytes = 5 * MIB,
+                                      .staging_bytes = 3 * MIB,
+                                      .n_threads = 3,
+                                      .context_tokens = 20000,
+                                      .n_sequences = 2};
+        struct sl_memory_plan plan;
+        uint64_t left_bytes;
+
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        left_bytes = what.ram_bytes - 8 * MIB - plan.need_bytes[SL_MEMORY_KV];
+        assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
+                         activations_of(&config, &what, plan.segment_tokens));
+        assert_in_range(plan.segment_tokens, 512, 40000);
+        if (plan.segment_tokens > 512)
+            assert_true(plan.need_bytes[SL_MEMORY_ACTIVATIONS] <= left_bytes / SL_SEGMENT_SHARE);
+        if (plan.segment_tokens < 40000)
+            assert_true(activations_of(&config, &what, plan.segment_tokens + 1) >
+                        left_bytes / SL_SEGMENT_SHARE);
+        if (ram_mib == 64) /* all that a given cache leaves */
+            continue;
+        what.cache_bytes = plan.slots_min * plan.slot_bytes;
+        what.context_tokens = 1u << 19;
+        what.n_sequences = 1;
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        left_bytes = what.ram_bytes - 8 * MIB - plan.need_bytes[SL_MEMORY_KV] - what.cache_bytes;
+        assert_true(plan.need_bytes[SL_MEMORY_ACTIVATIONS] <= left_bytes);
+        assert_true(plan.segment_tokens == 65536 ||
+                    activations_of(&config, &what, plan.segment_tokens + 1) > left_bytes);
+        /* What is given is kept, but for tokens that no sequence has room for. */
+        what.segment_tokens = 700;
+        what.context_tokens = 701;
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        assert_int_equal(plan.segment_tokens, 700);
+        what.context_tokens = 600;
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        assert_int_equal(plan.segment_tokens, 600);
+    }
+}
+
 static void test_print(void **state)
 {
     struct sl_memory_plan plan = plan_of(200 * MIB);
@@ -143,7 +208,7 @@ static void test_print(void **state)
                         "memory\n"
                         "  dense weights      40.0 MiB\n"
                         "  KV cache           10.0 MiB   2 x 4096 tokens\n"
-                        "  activations        7.00 MiB\n"
+                        "  activations        7.00 MiB   512 tokens at once\n"
                         "  reads in flight    3.00 MiB\n"
                         "  expert cache        140 MiB   35 of 100 experts, 4.00 MiB each; one "
                         "token needs 10\n"
@@ -167,6 +232,7 @@ int main(void)
         cmocka_unit_test(test_least_cache),
         cmocka_unit_test(test_cache_below_one_token),
         cmocka_unit_test(test_parts_that_do_not_fit),
+        cmocka_unit_test(test_steps_take_their_share),
         cmocka_unit_test(test_print),
         cmocka_unit_test(test_available_memory_is_not_all),
     };

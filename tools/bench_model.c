@@ -141,8 +141,8 @@ static void ignore_logits(void *context, uint32_t span_index, uint32_t token_ind
     (void)logits;
 }
 
-/* Feeds tokens first .. first + n, at most `at_once` a step. */
-static int feed(struct command *command, uint32_t first, uint32_t n, uint32_t at_once,
+/* Feeds tokens first .. first + n, one a step or as many as go in. */
+static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
                 struct sl_err *err)
 {
     int rc = 0;
@@ -151,7 +151,7 @@ static int feed(struct command *command, uint32_t first, uint32_t n, uint32_t at
         struct sl_span span = {sl_engine_kv(command->engine, 0), command->tokens + first + done, 0,
                                SL_LOGITS_NONE};
 
-        now = n - done < at_once ? n - done : at_once;
+        now = singly ? 1 : sl_engine_segment(command->engine, n - done);
         span.n_tokens = now;
         if (done + now == n || !command->prefill)
             span.logits = SL_LOGITS_LAST;
@@ -164,9 +164,9 @@ static int feed(struct command *command, uint32_t first, uint32_t n, uint32_t at
 static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
 {
     if (!command->prefill)
-        return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, 1, err);
+        return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, true, err);
     sl_kv_cache_clear(sl_engine_kv(command->engine, 0));
-    return feed(command, 0, command->n_tokens, command->options.segment_tokens, err);
+    return feed(command, 0, command->n_tokens, false, err);
 }
 
 static int measure(struct command *command, struct sl_err *err)
@@ -175,7 +175,7 @@ static int measure(struct command *command, struct sl_err *err)
     int rc = 0;
 
     if (!command->prefill)
-        rc = feed(command, 0, PAST_TOKENS, command->options.segment_tokens, err);
+        rc = feed(command, 0, PAST_TOKENS, false, err);
     if (rc == 0)
         rc = feed_run(command, 0, err);
     command->begin = sl_engine_counters(command->engine);
@@ -305,10 +305,9 @@ static void print_speed(const struct command *command)
 static void print_times(const struct command *command)
 {
     const double per_token = 1e-6 / command->n_tokens;
-    const uint32_t n_steps = command->prefill
-                                 ? (command->n_tokens + command->options.segment_tokens - 1) /
-                                       command->options.segment_tokens
-                                 : command->n_tokens;
+    const uint32_t segment = sl_engine_segment(command->engine, command->n_tokens);
+    const uint32_t n_steps =
+        command->prefill ? (command->n_tokens + segment - 1) / segment : command->n_tokens;
     struct figure figure;
     uint64_t n_barriers = 0;
     char shape[64];

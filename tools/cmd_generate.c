@@ -55,6 +55,7 @@ struct command {
     int sample_rc;
     uint32_t next_id; /* what on_logits() chose */
 
+    struct sl_text_progress progress;
     uint32_t n_prefilled; /* all of the prompt, unless interrupted */
     uint32_t n_new;
     uint64_t prefill_ns;
@@ -174,20 +175,22 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
 static int prefill(struct command *command, struct sl_err *err)
 {
     const struct sl_prompt *prompt = &command->prompt;
-    struct sl_progress progress = sl_progress_start(stderr, "prompt", "tokens");
+    struct sl_text_progress *text = &command->progress;
     int rc = 0;
 
+    *text = (struct sl_text_progress){sl_progress_start(stderr, "prompt", "tokens"),
+                                      prompt->n_tokens, 0, command->config.num_hidden_layers};
     while (rc == 0 && command->n_prefilled < prompt->n_tokens && !interrupted) {
         uint32_t left = prompt->n_tokens - command->n_prefilled;
-        uint32_t n =
-            left < command->options.segment_tokens ? left : command->options.segment_tokens;
+        uint32_t n = sl_engine_segment(command->engine, left);
 
-        sl_progress_show(&progress, command->n_prefilled, prompt->n_tokens);
+        text->n_done = command->n_prefilled;
         rc = step(command, prompt->tokens + command->n_prefilled, n, n == left, err);
         command->n_prefilled += rc == 0 && !interrupted ? n : 0;
     }
-    sl_progress_end(&progress);
-    command->prefill_ns = sl_clock_ns() - progress.start_ns;
+    sl_progress_end(&text->progress);
+    text->n_tokens = 0; /* what is decoded shows itself */
+    command->prefill_ns = sl_clock_ns() - text->progress.start_ns;
     command->prefill_counters = sl_engine_counters(command->engine);
     return rc;
 }
@@ -419,6 +422,8 @@ int sl_cmd_generate(int argc, char **argv)
 
     argp_parse(&argp, argc, argv, 0, NULL, &command);
     command.options.stop = &interrupted;
+    command.options.on_route = sl_text_progress_route;
+    command.options.on_route_context = &command.progress;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

@@ -12,6 +12,7 @@
 #include "core/base/file.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/progress.h"
 
 #define LISTS_MAX 64u
 #define TOKENS_FILE_BYTES_MAX (UINT64_C(1) << 30)
@@ -35,6 +36,7 @@ struct command {
     struct list *active[LISTS_MAX]; /* of the step at hand, by span */
     int write_errno;                /* the first failure, and whose */
     const char *write_path;
+    struct sl_text_progress progress;
 };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
@@ -175,7 +177,7 @@ static int run_step(struct command *command, struct sl_err *err)
 {
     struct sl_forward *forward = sl_engine_forward(command->engine);
     struct sl_span spans[LISTS_MAX];
-    uint32_t n_spans = 0, n_waiting = 0, left = command->options.segment_tokens;
+    uint32_t n_spans = 0, n_waiting = 0, left = sl_engine_segment(command->engine, UINT32_MAX);
     bool mtp = command->options.with_mtp;
     int rc;
 
@@ -197,8 +199,10 @@ static int run_step(struct command *command, struct sl_err *err)
         n_waiting--;
     }
     rc = sl_forward_step(forward, spans, n_spans, write_row, command, err);
-    for (uint32_t s = 0; s < n_spans; s++)
+    for (uint32_t s = 0; s < n_spans; s++) {
         command->active[s]->n_done += spans[s].n_tokens;
+        command->progress.n_done += spans[s].n_tokens;
+    }
     if (rc < 0 || !mtp)
         return rc;
     for (uint32_t s = 0; s < n_spans; s++) { /* what followed each token, as far as the list goes */
@@ -229,13 +233,20 @@ static void remove_half_written(const char *path)
 static int run(struct command *command, struct sl_err *err)
 {
     uint32_t vocab_size = sl_engine_config(command->engine)->vocab_size;
+    struct sl_text_progress *text = &command->progress;
     int rc = 0;
 
+    *text =
+        (struct sl_text_progress){.progress = sl_progress_start(stderr, "logits", "tokens"),
+                                  .n_layers = sl_engine_config(command->engine)->num_hidden_layers};
+    for (uint32_t i = 0; i < command->n_tokens_given; i++)
+        text->n_tokens += command->lists[i].n_tokens;
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
         rc = start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
                        vocab_size, err);
     while (rc == 0 && !command->write_errno && unfinished(command))
         rc = run_step(command, err);
+    sl_progress_end(&text->progress);
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
         if (command->lists[i].out && fclose(command->lists[i].out) != 0)
             note_write_error(command, &command->lists[i]);
@@ -282,6 +293,8 @@ int sl_cmd_logits(int argc, char **argv)
     if (command->options.context_tokens == 0)
         command->options.context_tokens = longest;
     command->options.n_sequences = command->n_tokens_given;
+    command->options.on_route = sl_text_progress_route;
+    command->options.on_route_context = &command->progress;
     if (rc == 0)
         rc = check_tokens(command, &err);
     if (rc == 0)

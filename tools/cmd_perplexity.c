@@ -32,6 +32,7 @@ struct command {
     uint32_t n_piece;
     uint32_t n_given; /* of the piece, before the step at hand */
 
+    struct sl_text_progress progress;
     uint64_t n_scored;
     uint64_t text_bytes;
     double nats;
@@ -207,33 +208,34 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
     sl_kv_cache_clear(kv);
     for (command->n_given = 0; rc == 0 && command->n_given < n;) {
         uint32_t left = n - command->n_given; /* the last token predicts nothing that is known */
-        uint32_t n_step =
-            left < command->options.segment_tokens ? left : command->options.segment_tokens;
+        uint32_t n_step = sl_engine_segment(command->engine, left);
         struct sl_span span = {kv, command->piece + command->n_given, n_step, SL_LOGITS_ALL};
 
         rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
         command->n_given += n_step;
+        command->progress.n_done += n_step;
     }
     return rc < 0 ? rc : (int64_t)n;
 }
 
 static int run(struct command *command, struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stderr, "text", "tokens");
+    struct sl_text_progress *text = &command->progress;
     uint32_t at = 0;
     double seconds;
     int64_t took = 0;
 
+    *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"), command->ids.n,
+                                      0, command->config.num_hidden_layers};
     for (size_t i = 0; took >= 0 && i < command->ends.n; i++)
         while (took >= 0 && at < command->ends.ids[i]) {
-            sl_progress_show(&progress, at, command->ids.n);
             took = score_piece(command, at, command->ends.ids[i], err);
             at += took > 0 ? (uint32_t)took : 0;
         }
-    sl_progress_end(&progress);
+    sl_progress_end(&text->progress);
     if (took < 0)
         return (int)took;
-    seconds = (double)(sl_clock_ns() - progress.start_ns) / 1e9;
+    seconds = (double)(sl_clock_ns() - text->progress.start_ns) / 1e9;
     printf("tokens          %llu\n", (unsigned long long)command->n_scored);
     printf("bytes           %llu\n", (unsigned long long)command->text_bytes);
     printf("nats per token  %.6f\n", command->nats / (double)command->n_scored);
@@ -270,6 +272,8 @@ int sl_cmd_perplexity(int argc, char **argv)
     int rc;
 
     argp_parse(&argp, argc, argv, 0, NULL, &command);
+    command.options.on_route = sl_text_progress_route;
+    command.options.on_route_context = &command.progress;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

@@ -30,7 +30,7 @@ struct command {
     uint64_t ram_bytes, cache_bytes;
     uint32_t n_cores;
     uint32_t context_tokens;
-    uint32_t segment_tokens; /* at most */
+    uint32_t segment_tokens; /* at most; 0: as many as memory allows */
     bool even;               /* the cache finds what its share of the experts is */
     bool probe;
     bool json;
@@ -228,7 +228,7 @@ static int read_trace(struct command *command, struct sl_err *err)
 
 /* As an engine would, of a packed store: no staging. */
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
-                       uint32_t segment_tokens, struct sl_memory_plan *ret_plan, struct sl_err *err)
+                       struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
     const struct sl_config *c = &command->config;
     const struct sl_expert_shape shape = {
@@ -239,15 +239,15 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
     };
     const struct sl_memory_case what = {
         .ram_bytes = command->ram_bytes,
+        .cache_bytes = command->cache_bytes,
         .dense_bytes = command->dense_bytes,
         .n_threads = command->n_cores,
-        .segment_tokens = segment_tokens,
+        .segment_tokens = command->segment_tokens,
         .context_tokens = context_tokens,
         .n_sequences = n_sequences,
     };
 
-    sl_memory_plan_make(ret_plan, c, &shape, &what);
-    return sl_memory_plan_cache(ret_plan, command->cache_bytes, false, err);
+    return sl_memory_plan_make(ret_plan, c, &shape, &what, err);
 }
 
 /* The longest prompt that goes through at once, with room for its own context; 0 if none does. */
@@ -256,11 +256,10 @@ static uint32_t longest_segment(const struct command *command)
     uint32_t low = 0, high = command->config.max_position_embeddings;
     struct sl_memory_plan plan;
 
-    high = high < command->segment_tokens ? high : command->segment_tokens;
     while (low < high) {
         uint32_t middle = high - (high - low) / 2;
 
-        if (plan_memory(command, 1, middle, middle, &plan, NULL) == 0)
+        if (plan_memory(command, 1, middle, &plan, NULL) == 0 && plan.segment_tokens == middle)
             low = middle;
         else
             high = middle - 1;
@@ -381,13 +380,10 @@ static void print_cost(const struct command *command, const char *what,
 static int plan_decode(const struct command *command, uint32_t n_sequences, struct sl_err *err)
 {
     struct sl_step_case step = {n_sequences, 1, command->context_tokens - 1, 0};
-    const uint64_t tokens_max = (uint64_t)n_sequences * command->context_tokens;
-    uint32_t segment =
-        tokens_max < SL_SEGMENT_TOKENS_DEFAULT ? (uint32_t)tokens_max : SL_SEGMENT_TOKENS_DEFAULT;
     struct sl_memory_plan plan;
     struct sl_step_cost cost;
     struct sl_err misfit;
-    int fits = plan_memory(command, n_sequences, command->context_tokens, segment, &plan, &misfit);
+    int fits = plan_memory(command, n_sequences, command->context_tokens, &plan, &misfit);
     int rc;
 
     if (n_sequences == 1)
@@ -416,7 +412,7 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
         print_misfit(command, "prefill", 1, "not even one token");
         return 0;
     }
-    if ((rc = plan_memory(command, 1, step.n_tokens, step.n_tokens, &plan, err)) < 0 ||
+    if ((rc = plan_memory(command, 1, step.n_tokens, &plan, err)) < 0 ||
         (rc = find_hit_rate(command, &plan, false, &step.hit_rate, err)) < 0)
         return rc;
     sl_step_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
@@ -485,8 +481,7 @@ int sl_cmd_plan(int argc, char **argv)
                "memory, what the cache would find, and how fast it would decode, alone and in "
                "batches, and take in a prompt; and what binds each. Upper bounds rather than "
                "promises."};
-    struct command command = {.n_cores = sl_place_threads(0).n_threads,
-                              .segment_tokens = SEGMENT_TOKENS_MAX};
+    struct command command = {.n_cores = sl_place_threads(0).n_threads};
     struct sl_err err = {0};
     int rc;
 

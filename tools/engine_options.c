@@ -30,7 +30,8 @@ static const struct argp_option options[] = {
     {"cache", OPTION_CACHE, "SIZE|min", 0,
      "memory for experts (default: what is left; min: one token's working set)", 0},
     {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
-    {"segment", OPTION_SEGMENT, "TOKENS", 0, "most tokens of one pass (default 512)", 0},
+    {"segment", OPTION_SEGMENT, "TOKENS", 0,
+     "most tokens of one pass (default: as many as memory allows)", 0},
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
     {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
@@ -121,9 +122,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT:
-        *o = (struct sl_engine_options){.placement = sl_place_threads(0),
-                                        .segment_tokens = SL_SEGMENT_TOKENS_DEFAULT,
-                                        .n_sequences = 1};
+        *o = (struct sl_engine_options){.placement = sl_place_threads(0), .n_sequences = 1};
         return 0;
     case OPTION_RAM:
         parse_size(state, "--ram", value, &o->ram_bytes);

@@ -37,6 +37,18 @@ void sl_progress_show(void *context, uint64_t done, uint64_t total)
     fflush(progress->out);
 }
 
+void sl_text_progress_route(void *context, uint32_t layer_index, uint32_t n_tokens,
+                            const uint16_t *experts)
+{
+    struct sl_text_progress *text = context;
+
+    (void)experts;
+    if (text->n_tokens > 0 && layer_index < text->n_layers)
+        sl_progress_show(&text->progress,
+                         text->n_done + (uint64_t)n_tokens * (layer_index + 1) / text->n_layers,
+                         text->n_tokens);
+}
+
 void sl_progress_end(struct sl_progress *progress)
 {
     if (progress->terminal)

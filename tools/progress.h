@@ -21,6 +21,18 @@ struct sl_progress sl_progress_start(FILE *out, const char *what, const char *un
 /* An sl_progress_fn; `context` is the struct sl_progress. */
 void sl_progress_show(void *context, uint64_t done, uint64_t total);
 
+/* How far a text has come, layer by layer: a step may take minutes. Zeroed shows nothing. */
+struct sl_text_progress {
+    struct sl_progress progress;
+    uint64_t n_tokens; /* in all */
+    uint64_t n_done;   /* before the step at hand */
+    uint32_t n_layers;
+};
+
+/* An sl_route_fn (core/model/forward.h); `context` is the struct sl_text_progress. */
+void sl_text_progress_route(void *context, uint32_t layer_index, uint32_t n_tokens,
+                            const uint16_t *experts);
+
 /* Clears the line. */
 void sl_progress_end(struct sl_progress *progress);
 

@@ -27,6 +27,7 @@ struct command {
     uint64_t n_tokens;
     struct sl_engine *engine;
     struct sl_trace_writer *writer;
+    struct sl_text_progress progress;
 };
 
 enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_OUT };
@@ -136,15 +137,17 @@ static void on_route(void *context, uint32_t layer_index, uint32_t n_tokens,
     struct command *command = context;
 
     sl_trace_writer_add(command->writer, layer_index, n_tokens, experts);
+    sl_text_progress_route(&command->progress, layer_index, n_tokens, experts);
 }
 
 static int run(struct command *command, struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stderr, "text", "tokens");
+    struct sl_text_progress *text = &command->progress;
     struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
-    uint64_t n_done = 0;
     int rc = 0;
 
+    *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"),
+                                      command->n_tokens, 0, command->config.num_hidden_layers};
     for (size_t i = 0; i < command->n_documents && rc == 0; i++) {
         const struct sl_prompt *document = &command->documents[i];
         uint32_t at = 0;
@@ -152,17 +155,15 @@ static int run(struct command *command, struct sl_err *err)
         sl_kv_cache_clear(kv);
         while (at < document->n_tokens && rc == 0) {
             uint32_t left = document->n_tokens - at;
-            uint32_t n =
-                left < command->options.segment_tokens ? left : command->options.segment_tokens;
+            uint32_t n = sl_engine_segment(command->engine, left);
             struct sl_span span = {kv, document->tokens + at, n, SL_LOGITS_NONE};
 
-            sl_progress_show(&progress, n_done, command->n_tokens);
             rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, NULL, NULL, err);
             at += n;
-            n_done += n;
+            text->n_done += n;
         }
     }
-    sl_progress_end(&progress);
+    sl_progress_end(&text->progress);
     return rc;
 }
 
