@@ -64,13 +64,14 @@ PYTHON
 }
 check "the figures add up" figures_add_up
 
-# Every expert read once when all fit: what is read is what the experts are.
+# Every expert read once when all fit, but for those that were given up while they were read ahead.
 reads_once() {
     generate -n 300 --cache 1G --stats "$scratch/stats.json" >/dev/null || return
     "$python" -c '
 import json, sys
 s = json.load(open(sys.argv[1]))
-assert s["expert_evictions"] == 0 and s["expert_loads"] <= 6 * 24, s' "$scratch/stats.json"
+given_up = s["guess_loads"] - s["guess_hits"] - s["guess_late"]
+assert s["expert_evictions"] == 0 and s["expert_loads"] <= 6 * 24 + given_up, s' "$scratch/stats.json"
 }
 check "a cache that holds all reads none twice" reads_once
 
@@ -156,9 +157,9 @@ for row in rows:
     parts = {"drive": "drive_s", "memory": "memory_s", "multiplication": "multiply_s"}
     assert row[parts[row["limit"]]] == max(row[key] for key in parts.values()), row
     assert max(row[key] for key in parts.values()) <= row["step_s"] * (1 + 1e-9), row
-share = rows[0]["cache_bytes"] / (61 * 384 * 35094528)
+share, share_of_8 = (row["cache_bytes"] / (61 * 384 * 35094528) for row in rows[:2])
 assert 0.11 < share < 0.22 and abs(rows[0]["hit_rate"] - (0.59 + (share - 0.11) * 15 / 11)) < 1e-3
-assert abs(rows[0]["experts"] - 366) < 1e-6 and abs(rows[1]["hit_rate"] - share) < 0.01, rows
+assert abs(rows[0]["experts"] - 366) < 1e-6 and abs(rows[1]["hit_rate"] - share_of_8) < 1e-9, rows
 assert rows[-1]["what"] == "prefill" and abs(rows[-1]["experts"] - 61 * 384) < 1, rows
 PYTHON
 }
