@@ -124,8 +124,8 @@ const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_exper
 /* The reads that bring an expert of a checkpoint in past the page cache: its six extents, each
  * widened to whole blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file
  * and offset. As the release lays experts out these are two. The last may reach past the end of its
- * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads, but that w2 has reads of its
- * own. */
+ * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads, but
+ * that w2 has reads of its own. */
 #define SL_READ_ALIGN_BYTES UINT64_C(4096)
 #define SL_EXPERT_READS_MAX (SL_EXPERT_PARTS_MAX + 1)
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,

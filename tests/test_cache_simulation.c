@@ -49,7 +49,7 @@ struct world {
     bool impatient;               /* the reader gives up slow reads */
     uint64_t n_requests, n_events, n_dropped, n_failed_demands;
     uint64_t n_corrupt_demands; /* of these */
-    uint64_t n_partial; /* loans that were completed */
+    uint64_t n_partial;         /* loans that were completed */
     uint64_t n_held_slots;      /* by the drive, after every event */
 };
 
@@ -427,7 +427,8 @@ static void test_nothing_goes_wrong(void **state)
 {
     struct world *w = calloc(1, sizeof(*w));
     uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
-    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0, n_partial = 0;
+    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0,
+             n_partial = 0;
     uint64_t n_corrupt_demands = 0;
     struct cache_fixture fixtures[2];
 
