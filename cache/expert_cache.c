@@ -166,6 +166,31 @@ static void move_tiles(void *context, uint32_t from, uint32_t to)
            cache->lending.slab + from * cache->lending.slot_bytes, cache->lending.slot_bytes);
 }
 
+/* Waits until nothing is loading. */
+static int settle(struct sl_expert_cache *cache, const char *before, struct sl_err *err)
+{
+    if (cache->lending.demand.open || cache->lending.n_lent > 0)
+        return sl_err_set(err, -EBUSY, "the expert cache cannot be %s in the middle of a step",
+                          before);
+    sl_lending_expire_guess(&cache->lending);
+    while (!sl_expert_loader_is_idle(&cache->lending.loader))
+        sl_lending_progress(&cache->lending, true);
+    if (cache->lending.loader.n_held > 0)
+        return sl_err_set(err, -EBUSY,
+                          "the expert cache cannot be %s while a drive does not let go of it",
+                          before);
+    return 0;
+}
+
+int sl_expert_cache_empty(struct sl_expert_cache *cache, struct sl_err *err)
+{
+    int rc = settle(cache, "emptied", err);
+
+    if (rc == 0)
+        sl_slot_table_empty(&cache->lending.table);
+    return rc;
+}
+
 int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, struct sl_err *err)
 {
     const uint32_t n_before = cache->lending.table.n_slots;
@@ -173,17 +198,10 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
     int rc;
 
     rc = count_slots(cache, slab_bytes, cache->lending.table.n_slots_max, &n_slots, err);
+    if (rc == 0)
+        rc = settle(cache, "resized", err);
     if (rc < 0)
         return rc;
-    if (cache->lending.demand.open || cache->lending.n_lent > 0)
-        return sl_err_set(err, -EBUSY,
-                          "the expert cache cannot be resized in the middle of a step");
-    sl_lending_expire_guess(&cache->lending);
-    while (!sl_expert_loader_is_idle(&cache->lending.loader))
-        sl_lending_progress(&cache->lending, true);
-    if (cache->lending.loader.n_held > 0)
-        return sl_err_set(err, -EBUSY,
-                          "the expert cache cannot be resized while a drive does not let go of it");
     sl_slot_table_resize(&cache->lending.table, n_slots, move_tiles, cache);
     /* Attached pages are those that reads land in, also when others have taken their place. */
     sl_expert_loader_attach(&cache->lending.loader, NULL, 0);

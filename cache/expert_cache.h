@@ -110,6 +110,10 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache);
  * did not answer holds a slot: -EBUSY. Too little is refused with -SL_EBUDGET, as by create. */
 int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, struct sl_err *err);
 
+/* Evicts all that is there, under the same conditions: -EBUSY. The policy keeps what it has learnt.
+ */
+int sl_expert_cache_empty(struct sl_expert_cache *cache, struct sl_err *err);
+
 /* What is there and nobody uses, in order of worth, at most n_max: for sl_expert_cache_preload() of
  * a later run. Returns how many. */
 uint32_t sl_expert_cache_hot_list(struct sl_expert_cache *cache, struct sl_expert_key *ret_keys,

@@ -167,6 +167,14 @@ void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot
     table->n_slots = n_slots;
 }
 
+void sl_slot_table_empty(struct sl_slot_table *table)
+{
+    struct sl_slot *slot;
+
+    while ((slot = evict(table)))
+        sl_list_append(&table->empty, &slot->link);
+}
+
 uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *ret_keys,
                             uint32_t n_max)
 {

@@ -80,6 +80,9 @@ typedef void sl_slot_move_fn(void *context, uint32_t from, uint32_t to);
 void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot_move_fn *move,
                           void *context);
 
+/* Evicts all that is ready, while nothing is loading, pinned or held. */
+void sl_slot_table_empty(struct sl_slot_table *table);
+
 /* The experts that are ready, those that would be evicted last first; at most n_max of them.
  * Returns how many. */
 uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *ret_keys,

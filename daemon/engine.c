@@ -157,19 +157,18 @@ static void probe(const struct sl_engine *e, struct sl_io_probe *ret_probe)
 }
 
 /* Pieces and depth, as far as the options leave them open. */
-static struct sl_reader_options choose_reader(const struct sl_engine *e)
+static void choose_reader(struct sl_engine *e)
 {
-    struct sl_reader_options options = e->options.reader;
+    struct sl_reader_options *options = &e->options.reader;
     struct sl_io_probe found;
 
-    if (options.piece_bytes && options.depth)
-        return options;
+    if (options->piece_bytes && options->depth)
+        return;
     probe(e, &found);
-    if (options.piece_bytes == 0)
-        options.piece_bytes = found.piece_bytes;
-    if (options.depth == 0)
-        options.depth = found.depth;
-    return options;
+    if (options->piece_bytes == 0)
+        options->piece_bytes = found.piece_bytes;
+    if (options->depth == 0)
+        options->depth = found.depth;
 }
 
 static int start_reader(struct sl_engine *e, struct sl_err *err)
@@ -177,7 +176,6 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
     sl_io_open_fn *open_io = e->options.io ? e->options.io : sl_io_uring_open;
     const uint32_t depth =
         e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
-    struct sl_reader_options options;
     uint32_t n_files = sl_expert_store_file_count(e->store);
     const char **paths = calloc(n_files, sizeof(*paths));
     int rc;
@@ -192,8 +190,8 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         return rc;
     if (!e->io->direct)
         add_note(e, "the file system has no direct I/O, so the page cache takes part");
-    options = choose_reader(e);
-    return sl_reader_create(&e->reader, e->io, &options, err);
+    choose_reader(e);
+    return sl_reader_create(&e->reader, e->io, &e->options.reader, err);
 }
 
 static int start_cache(struct sl_engine *e, struct sl_err *err)
@@ -428,6 +426,21 @@ int sl_engine_save_hot_list(struct sl_engine *e, struct sl_err *err)
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err)
 {
     return sl_expert_cache_resize(engine->cache, cache_bytes, err);
+}
+
+int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err)
+{
+    return sl_expert_cache_empty(engine->cache, err);
+}
+
+const struct sl_expert_store *sl_engine_experts(const struct sl_engine *engine)
+{
+    return engine->store;
+}
+
+struct sl_reader_options sl_engine_reader_options(const struct sl_engine *engine)
+{
+    return engine->options.reader;
 }
 
 const struct sl_compute *sl_engine_compute(const struct sl_engine *engine)

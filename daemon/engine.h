@@ -76,6 +76,13 @@ int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 /* Between steps, see sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
 
+/* Likewise: see sl_expert_cache_empty(). */
+int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err);
+
+/* Where the experts lie, and how reads of them are cut: to measure the drives beside the engine. */
+const struct sl_expert_store *sl_engine_experts(const struct sl_engine *engine);
+struct sl_reader_options sl_engine_reader_options(const struct sl_engine *engine);
+
 /* What the forward pass computes with; its pool keeps the account of time. */
 const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);
 

@@ -64,6 +64,22 @@ check "bench decode of a text, with a cache for some" decode --threads 2 --cache
     -f "$scratch/text"
 check "... says for how many" grep -q '20 tokens, room for 36 of 144' "$scratch/decode"
 
+beside() { # flags...: the drives' part is there, and adds up
+    decode --threads 2 --cache min "$@" -f "$scratch/text" && "$python" -c '
+import json, sys
+f = {line["what"]: line for line in map(json.loads, open(sys.argv[1]))}
+time, rate, found = (f["decode, " + w] for w in ("beside the drive", "reading the drive", "experts found"))
+assert time["unit"] == "ms/token" and rate["unit"] == "GB/s", (time, rate)
+assert 0 < found["ratio"] < 1 and f["decode, waiting for the drive"]["value"] > 0, f' "$scratch/decode"
+}
+check "bench decode from an empty cache" beside --cold
+check "... says that it is" grep -q '20 tokens, cold, room for 36 of 144' "$scratch/decode"
+check "bench decode from a used cache" beside --warm
+check "a store to measure" bash -c "'$sluice' pack '$model' '$scratch/store' >/dev/null"
+model=$scratch/store check "... from an empty cache" beside --cold
+check "a cache for all that begins empty misses" decode --threads 2 --cold
+check "... which it says" grep -q '"decode, beside the drive"' "$scratch/decode"
+
 prefill() {
     "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --json \
         >"$scratch/prefill" 2>/dev/null &&
@@ -114,6 +130,8 @@ check "no kind" misuse 2 "Usage: "
 check "an unknown kind" misuse 2 "Usage: " walking
 check "no model" misuse 2 "MODEL is missing" prefill
 check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
+check "cold and warm" misuse 2 "exclude each other" decode "$model" --cold --warm
+check "a cold prefill" misuse 2 "are for decode" prefill "$model" --cold
 check "no drives" misuse 2 "MODEL or FILE is missing" io
 check "no such file" misuse 1 "/nowhere: " io /nowhere
 check "an empty file" misuse 1 "too small to be timed" io /dev/null

@@ -812,6 +812,33 @@ static void test_resizing(void **state)
 
 /* In order of worth, whole or in part; a cache that is given the list starts with its first ones,
  * in that order. */
+static void test_emptying(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 6, .inflight_max = 4};
+    static const uint16_t experts[] = {1, 5, 8};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_loan loan;
+    struct cache_rig rig;
+    struct sl_err err;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
+    hint(&rig, 1, experts, 1); /* in flight */
+    assert_int_equal(sl_expert_cache_empty(rig.cache, NULL), 0);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_evictions, 4);
+    assert_int_equal(rig.source->ops->demand(rig.source, 0, experts, 1, NULL), 0);
+    assert_int_equal(sl_expert_cache_empty(rig.cache, &err), -EBUSY);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(sl_expert_cache_empty(rig.cache, &err), -EBUSY);
+    rig.source->ops->release(rig.source, &loan);
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 4 + 3);
+    cache_rig_fini(&rig);
+}
+
 static void test_hot_list(void **state)
 {
     static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
@@ -1031,6 +1058,7 @@ int main(void)
         cmocka_unit_test(test_leftovers_of_a_failed_demand),
         cmocka_unit_test(test_drive_keeps_a_buffer),
         cmocka_unit_test(test_resizing),
+        cmocka_unit_test(test_emptying),
         cmocka_unit_test(test_hot_list),
         cmocka_unit_test(test_preload_passes_over_failures),
         cmocka_unit_test(test_failing_allocations),

@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "tools/bench.h"
+#include "tools/bench_drive.h"
 #include "tools/engine_options.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
@@ -17,12 +18,15 @@
 #define DECODE_TOKENS_DEFAULT 32u
 #define PREFILL_TOKENS_DEFAULT 512u
 #define PROBE_NS UINT64_C(100000000)
+#define DRIVE_NS UINT64_C(200000000)
 
 /* One of the repeats. */
 struct run {
     uint64_t ns;
     struct sl_phase_counters spent;
-    double read_rate;                     /* 10^9 bytes a second */
+    double read_rate;                     /* of memory, 10^9 bytes a second */
+    double drive_rate;                    /* likewise, before and after it */
+    uint64_t missed_bytes;                /* read from the drives, but for guesses in vain */
     double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
 };
 
@@ -32,6 +36,8 @@ struct command {
     uint64_t seed;
     uint32_t n_tokens; /* of one run */
     bool prefill;
+    bool cold; /* each run begins with an empty cache */
+    bool warm; /* runs begin after as much of the same text as they take */
     bool json;
 
     struct sl_config config;
@@ -39,12 +45,14 @@ struct command {
     uint32_t tokens_needed;
     struct sl_engine *engine;
     struct sl_bench bench;
+    struct sl_bench_drive drive;
     bool resident;
+    uint32_t n_before; /* runs that do not count, before those that do */
     struct run runs[SL_BENCH_RUNS];
     struct sl_expert_cache_counters begin, end; /* around the runs */
 };
 
-enum { OPTION_TOKENS = 256, OPTION_JSON, OPTION_SEED };
+enum { OPTION_TOKENS = 256, OPTION_JSON, OPTION_SEED, OPTION_COLD, OPTION_WARM };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -65,6 +73,18 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_SEED:
         command->seed = sl_parse_count(state, "--seed", value, UINT32_MAX);
+        return 0;
+    case OPTION_COLD:
+        command->cold = true;
+        return 0;
+    case OPTION_WARM:
+        command->warm = true;
+        return 0;
+    case ARGP_KEY_END:
+        if (command->prefill && (command->cold || command->warm))
+            argp_error(state, "--cold and --warm are for decode");
+        if (command->cold && command->warm)
+            argp_error(state, "--cold and --warm exclude each other");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -107,8 +127,9 @@ static int prepare(struct command *command, struct sl_err *err)
     uint64_t needed = command->n_tokens;
     int rc;
 
-    if (!command->prefill) /* a run before those that count */
-        needed = PAST_TOKENS + (uint64_t)command->n_tokens * (1 + SL_BENCH_RUNS);
+    command->n_before = command->warm ? SL_BENCH_RUNS : 1;
+    if (!command->prefill)
+        needed = PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + SL_BENCH_RUNS);
     command->tokens_needed = (uint32_t)needed;
     if (command->options.context_tokens == 0)
         command->options.context_tokens = command->tokens_needed;
@@ -121,9 +142,13 @@ static int prepare(struct command *command, struct sl_err *err)
 
 static int load_experts(struct command *command, struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stderr, "loading experts", "experts");
-    int rc = sl_engine_load_experts(command->engine, sl_progress_show, &progress, err);
+    struct sl_progress progress;
+    int rc;
 
+    if (command->cold || command->warm)
+        return 0;
+    progress = sl_progress_start(stderr, "loading experts", "experts");
+    rc = sl_engine_load_experts(command->engine, sl_progress_show, &progress, err);
     sl_progress_end(&progress);
     command->resident = rc == 1;
     return rc < 0 ? rc : 0;
@@ -169,32 +194,57 @@ static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
     return feed(command, 0, command->n_tokens, false, err);
 }
 
-static int measure(struct command *command, struct sl_err *err)
+static uint64_t missed_bytes(const struct command *command)
+{
+    const struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+
+    return c.read_bytes - c.guess_wasted_bytes;
+}
+
+/* What the machine would allow, then the run, then the drives again, with what it asked for. */
+static int measure_run(struct command *command, uint32_t index, struct sl_err *err)
 {
     struct sl_pool *pool = sl_engine_compute(command->engine)->pool;
+    struct run *run = &command->runs[index];
+    struct sl_phase_counters begin, end;
+    double rate_before, rate_after;
+    uint64_t start_ns;
+    int rc;
+
+    run->read_rate = sl_bench_read_rate(&command->bench, PROBE_NS);
+    for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
+        run->multiply_rate[peak] =
+            sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
+    if ((rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_before, err)) < 0 ||
+        (command->cold && (rc = sl_engine_empty_cache(command->engine, err)) < 0))
+        return rc;
+    sl_bench_drive_forget(&command->drive);
+    run->missed_bytes = missed_bytes(command);
+    begin = sl_pool_counters(pool);
+    start_ns = sl_clock_ns();
+    rc = feed_run(command, command->n_before + index, err);
+    run->ns = sl_clock_ns() - start_ns;
+    end = sl_pool_counters(pool);
+    run->spent = sl_phase_difference(&begin, &end);
+    run->missed_bytes = missed_bytes(command) - run->missed_bytes;
+    if (rc == 0)
+        rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_after, err);
+    if (rc == 0)
+        run->drive_rate = (rate_before + rate_after) / 2;
+    return rc;
+}
+
+static int measure(struct command *command, struct sl_err *err)
+{
     int rc = 0;
 
     if (!command->prefill)
         rc = feed(command, 0, PAST_TOKENS, false, err);
-    if (rc == 0)
-        rc = feed_run(command, 0, err);
+    for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
+        rc = feed_run(command, i, err);
     command->begin = sl_engine_counters(command->engine);
-    for (uint32_t i = 0; rc == 0 && i < SL_BENCH_RUNS; i++) {
-        struct run *run = &command->runs[i];
-        struct sl_phase_counters begin, end;
-        uint64_t start_ns;
-
-        run->read_rate = sl_bench_read_rate(&command->bench, PROBE_NS);
-        for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
-            run->multiply_rate[peak] =
-                sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
-        begin = sl_pool_counters(pool);
-        start_ns = sl_clock_ns();
-        rc = feed_run(command, i + 1, err);
-        run->ns = sl_clock_ns() - start_ns;
-        end = sl_pool_counters(pool);
-        run->spent = sl_phase_difference(&begin, &end);
-    }
+    for (uint32_t i = 0; rc == 0 && i < SL_BENCH_RUNS; i++)
+        rc = measure_run(command, i, err);
     command->end = sl_engine_counters(command->engine);
     return rc;
 }
@@ -288,8 +338,8 @@ static void print_speed(const struct command *command)
     if (command->resident)
         snprintf(shape, sizeof(shape), "%u tokens, all resident", command->n_tokens);
     else
-        snprintf(shape, sizeof(shape), "%u tokens, room for %u of %u", command->n_tokens,
-                 sl_engine_slot_count(command->engine), n_experts);
+        snprintf(shape, sizeof(shape), "%u tokens, %sroom for %u of %u", command->n_tokens,
+                 command->cold ? "cold, " : "", sl_engine_slot_count(command->engine), n_experts);
     print_medians(command, "", shape, "tokens/s", speed);
     print_value(command, "slowest", shape, "tokens/s", speed.values[slowest],
                 speed.limits[slowest]);
@@ -353,6 +403,28 @@ static void print_rates(const struct command *command)
     }
 }
 
+/* The time of a token, beside what the drives alone would have taken for its misses: where the
+ * drives bind, the ratio is what else it cost. */
+static void print_drive(const struct command *command)
+{
+    struct figure time, rate;
+    char shape[64];
+    double gigabytes = 0;
+
+    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+        const struct run *run = &command->runs[i];
+
+        gigabytes += (double)run->missed_bytes / SL_BENCH_RUNS / command->n_tokens * 1e-9;
+        time.values[i] = (double)run->ns / command->n_tokens * 1e-6;
+        time.limits[i] = (double)run->missed_bytes / run->drive_rate / command->n_tokens * 1e-6;
+        rate.values[i] = (double)run->missed_bytes / (double)run->ns;
+        rate.limits[i] = run->drive_rate;
+    }
+    snprintf(shape, sizeof(shape), "%.3g GB of misses a token", gigabytes);
+    print_medians(command, "beside the drive", shape, "ms/token", time);
+    print_medians(command, "reading the drive", shape, "GB/s", rate);
+}
+
 static void print_experts(const struct command *command)
 {
     const double n_tokens = (double)command->n_tokens * SL_BENCH_RUNS;
@@ -377,8 +449,12 @@ static int run(struct command *command, struct sl_err *err)
 {
     int rc;
 
+    command->options.on_route = sl_bench_drive_note;
+    command->options.on_route_context = &command->drive;
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
         (rc = load_experts(command, err)) < 0 ||
+        (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
+                                                         command->options.io, err)) < 0) ||
         (rc = sl_bench_init(&command->bench, sl_engine_compute(command->engine), PROBE_NS * 1e-9,
                             command->json, err)) < 0 ||
         (rc = measure(command, err)) < 0)
@@ -387,6 +463,7 @@ static int run(struct command *command, struct sl_err *err)
     print_speed(command);
     print_times(command);
     print_rates(command);
+    print_drive(command);
     print_experts(command);
     sl_print_resources(command->engine, &command->options.placement, stderr);
     return 0;
@@ -398,6 +475,9 @@ static int bench_model(int argc, char **argv, bool prefill)
         {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
         {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
         {"seed", OPTION_SEED, "S", 0, "other random tokens (default 0)", 0},
+        {"cold", OPTION_COLD, NULL, 0, "decode: begin each run with an empty cache", 0},
+        {"warm", OPTION_WARM, NULL, 0,
+         "decode: begin with what a cache of this size holds after as much of the text", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
@@ -423,6 +503,7 @@ static int bench_model(int argc, char **argv, bool prefill)
     if (rc < 0)
         fprintf(stderr, "sluice: %s\n", err.message);
     sl_bench_fini(&command.bench);
+    sl_bench_drive_close(&command.drive);
     sl_engine_close(command.engine);
     free(command.tokens);
     return rc < 0 ? 1 : 0;
