@@ -196,6 +196,27 @@ void cache_fixture_close(struct cache_fixture *f)
     free(f->expected);
 }
 
+int cache_fixtures_create(void **state)
+{
+    struct cache_fixture *f = calloc(2, sizeof(*f)); /* released, scattered */
+
+    assert_non_null(f);
+    cache_fixture_open(&f[0], false);
+    cache_fixture_open(&f[1], true);
+    *state = f;
+    return 0;
+}
+
+int cache_fixtures_destroy(void **state)
+{
+    struct cache_fixture *f = *state;
+
+    for (uint32_t i = 0; i < 2; i++)
+        cache_fixture_close(&f[i]);
+    free(f);
+    return 0;
+}
+
 /* ---- The rig ---- */
 
 void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
@@ -243,6 +264,15 @@ void cache_rig_fini(struct cache_rig *rig)
     sl_pool_destroy(rig->pool);
     sl_reader_destroy(rig->reader);
     rig->io->ops->close(rig->io);
+}
+
+void cache_rig_check_counters(const struct cache_rig *rig, uint64_t n_requests)
+{
+    struct sl_expert_cache_counters counters = sl_expert_cache_counters(rig->cache);
+
+    assert_int_equal(counters.n_requests, n_requests);
+    assert_int_equal(counters.wanted_bytes, counters.n_loads * rig->f->expert_bytes);
+    assert_int_equal(counters.read_bytes, io_fault_delivered_bytes(rig->io));
 }
 
 void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan)
@@ -327,6 +357,17 @@ int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *expe
     for (uint32_t i = 0; i < n; i++)
         assert_true(rc < 0 || seen[experts[i]]);
     return rc;
+}
+
+struct sl_expert_cache_counters cache_rig_hint(struct cache_rig *rig, uint16_t layer,
+                                               const uint16_t *experts, uint32_t n)
+{
+    struct sl_expert_key keys[CACHE_EXPERTS];
+
+    for (uint32_t i = 0; i < n; i++)
+        keys[i] = (struct sl_expert_key){layer, experts[i]};
+    rig->source->ops->hint(rig->source, keys, n);
+    return sl_expert_cache_counters(rig->cache);
 }
 
 void cache_rig_choose(uint64_t *random, uint16_t *experts, uint32_t n)

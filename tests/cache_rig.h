@@ -37,6 +37,10 @@ void cache_fixture_open(struct cache_fixture *f, bool scattered);
 void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint);
 void cache_fixture_close(struct cache_fixture *f);
 
+/* For a group of tests: an array of two, as in the release and scattered. */
+int cache_fixtures_create(void **state);
+int cache_fixtures_destroy(void **state);
+
 struct cache_rig_options {
     bool threads; /* pread threads, else io_uring */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
@@ -68,6 +72,13 @@ void cache_rig_fini(struct cache_rig *rig);
  */
 int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
                      uint16_t *order, struct sl_err *err);
+
+/* Hints n experts of a layer. Returns what the cache has counted then. */
+struct sl_expert_cache_counters cache_rig_hint(struct cache_rig *rig, uint16_t layer,
+                                               const uint16_t *experts, uint32_t n);
+
+/* What the cache has counted adds up, after so many requests. */
+void cache_rig_check_counters(const struct cache_rig *rig, uint64_t n_requests);
 
 /* Every byte of what is lent. */
 void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan);
