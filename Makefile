@@ -65,7 +65,7 @@ LIB := $(B)/libsluice.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels asan ubsan tsan valgrind lint \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -104,6 +104,14 @@ aarch64: ## build sluice and the kernels' test for aarch64, to run under qemu
 
 check-fast: tests ## the C tests alone (of this CONFIG)
 	$(Q)tests/run.sh $(TEST_BIN)
+
+# Where threads meet: the pool and what runs on it, reads, the cache, whole engines, packing.
+THREADED := base phases forward indexer moe weights io io_probe reader expert_cache cache_hints \
+            packed_experts cache_simulation engine one_answer engine_faults soak store store_crash
+THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)
+check-threads: ## the tests that have threads, under ThreadSanitizer
+	$(Q)$(MAKE) CONFIG=tsan $(THREADED_BIN)
+	$(Q)tests/run.sh $(THREADED_BIN)
 
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels

@@ -305,11 +305,14 @@ static void abandon(struct world *w)
     end_demand(w);
 }
 
+/* Or empties it. */
 static void resize(struct world *w)
 {
     const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
     uint32_t n = CACHE_PER_TOKEN + below(w, w->n_slots_max + 3 - CACHE_PER_TOKEN);
-    int rc = sl_expert_cache_resize(w->rig.cache, n * slot_bytes, NULL);
+    const bool empties = below(w, 2);
+    int rc = empties ? sl_expert_cache_empty(w->rig.cache, NULL)
+                     : sl_expert_cache_resize(w->rig.cache, n * slot_bytes, NULL);
 
     if (w->open || w->n_held > 0) {
         assert_int_equal(rc, -EBUSY);
@@ -318,6 +321,11 @@ static void resize(struct world *w)
     if (rc == -EBUSY && w->impatient) /* the drive has not let go of something */
         return;
     assert_int_equal(rc, 0);
+    if (empties) {
+        for (uint32_t id = 0; id < ALL; id++)
+            assert_null(slot_of(w, id));
+        return;
+    }
     n = n < w->n_slots_max ? n : w->n_slots_max;
     assert_int_equal(sl_expert_cache_slot_count(w->rig.cache), n);
 }

@@ -14,7 +14,6 @@
 
 #include <cmocka.h>
 
-#include "cache/slot_table.h"
 #include "tests/cache_rig.h"
 #include "tests/fault_alloc.h"
 
