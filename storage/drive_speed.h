@@ -7,8 +7,9 @@
 #include "core/base/err.h"
 #include "storage/io.h"
 
-/* Writes a file of 64 MiB into the folder, reads it back past the page cache, many pieces at once,
- * and removes it. Takes a second or so. Fails with -ENOMEM, or -errno, naming the file. */
+/* Writes a file of 64 MiB into the folder, reads it again and again past the page cache, many
+ * pieces at once, and removes it. Takes a second or so. Fails with -ENOMEM, or -errno, naming the
+ * file. */
 int sl_drive_speed(const char *folder, sl_io_open_fn *open_io, uint64_t *ret_bytes_per_s,
                    struct sl_err *err);
 

@@ -16,8 +16,8 @@
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "core/model/config.h"
-#include "storage/checkpoint.h"
 #include "storage/io_probe.h"
+#include "storage/model_files.h"
 #include "tools/bench.h"
 #include "tools/engine_options.h"
 
@@ -34,7 +34,7 @@ struct command {
     uint32_t n_sizes, n_depths;
     struct sl_bench bench;
 
-    struct sl_checkpoint *checkpoint; /* of a MODEL */
+    struct sl_model_files files; /* of a MODEL */
     struct sl_expert_store *store;
     const char **paths; /* the files read; borrowed names */
     bool *is_read;      /* (n_files) it holds an extent */
@@ -148,6 +148,18 @@ static int add_file(struct command *command, uint32_t file_index, struct sl_err 
     return rc;
 }
 
+/* The reads that bring an expert in. Returns their number. */
+static uint32_t expert_reads(const struct command *command, struct sl_expert_key key,
+                             struct sl_extent reads[SL_EXPERT_READS_MAX])
+{
+    const struct sl_packed_expert *packed = sl_expert_store_find_packed(command->store, key);
+
+    if (!packed)
+        return sl_expert_record_reads(sl_expert_store_find(command->store, key), reads);
+    memcpy(reads, packed->parts, packed->n_parts * sizeof(*reads));
+    return packed->n_parts;
+}
+
 /* Experts in random order, the reads of each together as the engine asks for them. */
 static int add_experts(struct command *command, const struct sl_expert_shape *shape,
                        struct sl_err *err)
@@ -169,7 +181,7 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
         struct sl_expert_key key = {(uint16_t)(order[i] / shape->n_routed_experts),
                                     (uint16_t)(order[i] % shape->n_routed_experts)};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t n_reads = sl_expert_record_reads(sl_expert_store_find(command->store, key), reads);
+        uint32_t n_reads = expert_reads(command, key, reads);
 
         for (uint32_t k = 0; rc == 0 && k < n_reads; k++) {
             uint64_t size_bytes = 0;
@@ -193,7 +205,7 @@ static int open_model(struct command *command, struct sl_err *err)
     int rc;
 
     if ((rc = sl_config_read(&config, command->names[0], err)) < 0 ||
-        (rc = sl_checkpoint_open(&command->checkpoint, command->names[0], err)) < 0)
+        (rc = sl_model_files_open(&command->files, command->names[0], err)) < 0)
         return rc;
     shape = (struct sl_expert_shape){
         .num_hidden_layers = config.num_hidden_layers,
@@ -201,7 +213,7 @@ static int open_model(struct command *command, struct sl_err *err)
         .hidden_size = config.hidden_size,
         .moe_intermediate_size = config.moe_intermediate_size,
     };
-    rc = sl_expert_store_open(&command->store, command->checkpoint, &shape, err);
+    rc = sl_model_files_experts(&command->files, &shape, &command->store, err);
     if (rc < 0)
         return rc;
     command->n_files = sl_expert_store_file_count(command->store);
@@ -580,7 +592,7 @@ int sl_bench_io(int argc, char **argv)
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL|FILE...",
-        .doc = "Reads experts of the checkpoint folder MODEL, or pieces of any FILEs, past the "
+        .doc = "Reads experts of MODEL, or pieces of any FILEs, past the "
                "page cache and in random order, for each size and depth beside fio on the same "
                "files, and once through mmap."};
     struct command command = {.sizes = {512 << 10, 1 << 20, 2 << 20},
@@ -609,6 +621,6 @@ int sl_bench_io(int argc, char **argv)
     free(command.is_read);
     free(command.paths);
     sl_expert_store_close(command.store);
-    sl_checkpoint_close(command.checkpoint);
+    sl_model_files_close(&command.files);
     return rc < 0 ? 1 : 0;
 }
