@@ -425,21 +425,24 @@ static void print_drive(const struct command *command)
     print_medians(command, "reading the drive", shape, "GB/s", rate);
 }
 
+/* Of those that a step asked for: how many the cache had or knew of, and how often each one that it
+ * had not was read. */
 static void print_experts(const struct command *command)
 {
     const double n_tokens = (double)command->n_tokens * SL_BENCH_RUNS;
-    uint64_t n_requests = command->end.n_requests - command->begin.n_requests;
-    uint64_t n_found = command->end.n_hits + command->end.n_hinted_hits - command->begin.n_hits -
-                       command->begin.n_hinted_hits;
+    const struct sl_expert_cache_counters *begin = &command->begin, *end = &command->end;
+    uint64_t n_requests = end->n_requests - begin->n_requests;
+    uint64_t n_hits = end->n_hits - begin->n_hits;
+    uint64_t n_hinted_hits = end->n_hinted_hits - begin->n_hinted_hits;
     char shape[64], text[SL_SIZE_TEXT_BYTES];
 
     snprintf(
         shape, sizeof(shape), "%s read a token",
-        sl_size_format(
-            (uint64_t)((double)(command->end.read_bytes - command->begin.read_bytes) / n_tokens),
-            text));
-    print_value(command, "experts found", shape, "a token", (double)n_found / n_tokens,
-                (double)n_requests / n_tokens);
+        sl_size_format((uint64_t)((double)(end->read_bytes - begin->read_bytes) / n_tokens), text));
+    print_value(command, "experts found", shape, "a token",
+                (double)(n_hits + n_hinted_hits) / n_tokens, (double)n_requests / n_tokens);
+    print_value(command, "reads of an expert", "in each step that misses it", "reads",
+                (double)(end->n_loads - begin->n_loads), (double)(n_requests - n_hits));
 }
 
 /* ---- the commands ------------------------------------------------------------------------------
