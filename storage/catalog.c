@@ -21,6 +21,7 @@
 
 /* Address space, not memory: room for a million experts. */
 #define MAP_BYTES (UINT64_C(1) << 30)
+#define BEGIN_TRIES 3u
 #define SEAL_BYTES sizeof(uint64_t)
 
 struct sl_catalog {
@@ -152,26 +153,34 @@ const char *sl_catalog_path(const struct sl_catalog *catalog)
 
 /* ---- Transactions ---- */
 
+/* Returns 1 if others were too fast for us. */
+static int begin_once(struct sl_catalog *catalog, struct sl_err *err)
+{
+    int rc = mdb_txn_begin(catalog->env, NULL, catalog->writable ? 0 : MDB_RDONLY, &catalog->txn);
+
+    if (rc)
+        return fail(catalog, rc, "cannot begin with", err);
+    rc = catalog->checked ? 0 : check_pages(catalog, err);
+    if (rc == 0) {
+        rc = mdb_dbi_open(catalog->txn, NULL, 0, &catalog->dbi);
+        rc = rc ? fail(catalog, rc, "cannot begin with", err) : 0;
+    }
+    if (rc)
+        sl_catalog_abort(catalog);
+    return rc;
+}
+
 int sl_catalog_begin(struct sl_catalog *catalog, struct sl_err *err)
 {
-    int rc;
+    int rc = 1;
 
     sl_assert(!catalog->txn);
-    rc = mdb_txn_begin(catalog->env, NULL, catalog->writable ? 0 : MDB_RDONLY, &catalog->txn);
-    if (rc == 0 && !catalog->checked) {
-        int check_rc = check_pages(catalog, err);
-
-        if (check_rc < 0) {
-            sl_catalog_abort(catalog);
-            return check_rc;
-        }
-    }
-    if (rc == 0)
-        rc = mdb_dbi_open(catalog->txn, NULL, 0, &catalog->dbi);
-    if (rc == 0)
-        return 0;
-    sl_catalog_abort(catalog);
-    return fail(catalog, rc, "cannot begin with", err);
+    for (uint32_t i = 0; i < BEGIN_TRIES && rc == 1; i++)
+        rc = begin_once(catalog, err);
+    return rc == 1 ? sl_err_set(err, -SL_ECORRUPT,
+                                "%s: the catalog is damaged: the headers of %s make no sense",
+                                catalog->path, SL_CATALOG_FILE)
+                   : rc;
 }
 
 void sl_catalog_abort(struct sl_catalog *catalog)

@@ -14,7 +14,9 @@
 int sl_catalog_check_header(int fd, const char *where, struct sl_err *err);
 
 /* Within a transaction, so that nobody writes to these pages: all that can be reached from the
- * state that transaction `txn_id` left. Fails with -SL_ECORRUPT, naming the page, or -errno. */
+ * state that transaction `txn_id` left. Returns 0; or 1 if there is no header of it, which two
+ * commits of others write over, so that it is to be begun again. Fails with -SL_ECORRUPT, naming
+ * the page, or -errno. */
 int sl_catalog_check_pages(int fd, uint64_t txn_id, const char *where, struct sl_err *err);
 
 #endif
