@@ -16,7 +16,7 @@ NUMERIC := -ffp-contract=off -fno-math-errno -fno-trapping-math
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) $(NUMERIC) $(SANITIZE) -pthread -MMD -MP
 AARCH64_ROOT := build/aarch64-root
-LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lm
+LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lm
 
 ifeq ($(CONFIG),asan)
 SANITIZE := -fsanitize=address -fno-omit-frame-pointer -DSL_DEBUG

@@ -17,7 +17,7 @@
 #define NAME_BYTES 80
 
 /* More than any model has; sizes of records stay far from overflow. */
-#define SIDE_MAX 65536u
+#define SIDE_MAX (SL_EXPERT_MATRIX_TILES_MAX * SL_R16_ROWS)
 
 _Static_assert(SL_EXPERT_READS_MAX >= 2 * SL_EXPERT_MATRICES, "six extents are six reads at most");
 
@@ -70,6 +70,15 @@ uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape)
 
     return sl_expert_matrix_offset_bytes(shape, last) +
            sl_round_up(sl_expert_matrix_bytes(shape, last), SL_READ_ALIGN_BYTES);
+}
+
+uint64_t sl_packed_expert_stored_bytes(const struct sl_packed_expert *expert)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < expert->n_parts; i++)
+        bytes += expert->parts[i].size_bytes;
+    return bytes;
 }
 
 uint32_t sl_packed_expert_matrix(const struct sl_packed_expert *expert,
@@ -291,6 +300,11 @@ const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store
 bool sl_expert_store_is_packed(const struct sl_expert_store *store)
 {
     return store->packed != NULL;
+}
+
+bool sl_expert_store_is_compressed(const struct sl_expert_store *store)
+{
+    return store->packed && sl_store_model(store->packed)->layout == SL_STORE_LAYOUT_R16_ZSTD;
 }
 
 static bool has(const struct sl_expert_store *store, struct sl_expert_key key)

@@ -40,11 +40,14 @@ struct sl_expert_record {
 };
 
 /* A packed record holds the matrices as FP4 R16 tiles, w1, w3, w2, each from a block's start on and
- * padded to whole blocks with zeros: what a slot of the expert cache holds. Its parts one after the
- * other are the record; each is of whole blocks. */
+ * padded to whole blocks with zeros: what a slot of the expert cache holds. A compressed one has to
+ * be unpacked first (storage/codec.h), and is smaller. Its parts one after the other are the
+ * record; each is of whole blocks. */
 #define SL_EXPERT_PARTS_MAX 8u
 struct sl_packed_expert {
     uint64_t checksums[SL_EXPERT_MATRICES]; /* of the tiles (storage/checksum.h) */
+    bool compressed;
+    uint64_t stored_checksum; /* of a compressed record: of its bytes as they are stored */
     uint32_t n_parts;
     struct sl_extent parts[SL_EXPERT_PARTS_MAX];
 };
@@ -79,10 +82,17 @@ extern const int sl_expert_matrix_order[SL_EXPERT_MATRICES];
 uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix);
 uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix);
 
+/* Of a matrix of any model whose shape is sound. */
+#define SL_EXPERT_MATRIX_TILES_MAX 4096u
+
+/* Of a record that is not compressed, and of a slot. */
 uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape);
 
-/* Where a matrix's tiles are: as many extents, of any size, as parts hold some of it. Returns their
- * number. */
+/* Of the record as it is stored. */
+uint64_t sl_packed_expert_stored_bytes(const struct sl_packed_expert *expert);
+
+/* Where a matrix's tiles are, in a record that is not compressed: as many extents, of any size, as
+ * parts hold some of it. Returns their number. */
 uint32_t sl_packed_expert_matrix(const struct sl_packed_expert *expert,
                                  const struct sl_expert_shape *shape, int matrix,
                                  struct sl_extent ret_extents[SL_EXPERT_PARTS_MAX]);
@@ -115,6 +125,9 @@ const struct sl_expert_shape *sl_expert_store_shape(const struct sl_expert_store
 
 bool sl_expert_store_is_packed(const struct sl_expert_store *store);
 
+/* Packed, and some experts may be compressed. */
+bool sl_expert_store_is_compressed(const struct sl_expert_store *store);
+
 /* NULL if the model has no such expert, or the experts are packed; and the other way round. */
 const struct sl_expert_record *sl_expert_store_find(const struct sl_expert_store *store,
                                                     struct sl_expert_key key);
@@ -125,7 +138,7 @@ const struct sl_packed_expert *sl_expert_store_find_packed(const struct sl_exper
  * widened to whole blocks of SL_READ_ALIGN_BYTES, and those that touch or overlap merged, by file
  * and offset. As the release lays experts out these are two. The last may reach past the end of its
  * file. Returns their number, 1 to SL_EXPERT_READS_MAX. A packed expert's parts are its reads, but
- * that w2 has reads of its own. */
+ * that w2 has reads of its own unless it is compressed. */
 #define SL_READ_ALIGN_BYTES UINT64_C(4096)
 #define SL_EXPERT_READS_MAX (SL_EXPERT_PARTS_MAX + 1)
 uint32_t sl_expert_record_reads(const struct sl_expert_record *record,

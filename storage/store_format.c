@@ -155,6 +155,8 @@ size_t sl_store_expert_encode(const struct sl_packed_expert *expert,
     put_u32(&out, expert->n_parts);
     for (uint32_t i = 0; i < expert->n_parts; i++)
         put_extent(&out, &expert->parts[i]);
+    if (expert->compressed)
+        put_u64(&out, expert->stored_checksum);
     return length_of(&out);
 }
 
@@ -261,9 +263,10 @@ bool sl_store_model_decode(struct sl_store_model *model, const uint8_t *value, s
     model->shape.moe_intermediate_size = get_u32(&in);
     model->n_files = get_u32(&in);
     model->n_tensors = get_u32(&in);
-    return whole(&in) && model->layout == SL_STORE_LAYOUT_R16 && model->n_files >= 2 &&
-           model->n_files <= SL_STORE_FILES_MAX && model->n_tensors <= SL_STORE_TENSORS_MAX &&
-           sl_expert_shape_is_sound(&model->shape);
+    return whole(&in) &&
+           (model->layout == SL_STORE_LAYOUT_R16 || model->layout == SL_STORE_LAYOUT_R16_ZSTD) &&
+           model->n_files >= 2 && model->n_files <= SL_STORE_FILES_MAX &&
+           model->n_tensors <= SL_STORE_TENSORS_MAX && sl_expert_shape_is_sound(&model->shape);
 }
 
 bool sl_store_state_decode(struct sl_store_state *state, const uint8_t *value, size_t size_bytes)
@@ -356,6 +359,9 @@ bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *valu
         in.bad |= expert->parts[i].size_bytes % SL_STORE_BLOCK_BYTES != 0 ||
                   expert->parts[i].file_index == 0;
     }
+    expert->compressed = in.at < in.end;
+    if (expert->compressed)
+        expert->stored_checksum = get_u64(&in);
     return whole(&in);
 }
 

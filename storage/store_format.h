@@ -16,7 +16,8 @@
 #include "storage/expert_store.h"
 
 #define SL_STORE_VERSION 1u
-#define SL_STORE_LAYOUT_R16 1u /* of expert records: core/kernels/r16.h */
+#define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
+#define SL_STORE_LAYOUT_R16_ZSTD 2u /* likewise, or compressed: storage/codec.h */
 #define SL_STORE_BLOCK_BYTES UINT64_C(4096)
 
 #define SL_STORE_TENSORS_MAX 65536u

@@ -79,6 +79,7 @@ check_fences() {
         numa.h) fence='core/base/topology.c' ;;
         lmdb.h) fence='storage/catalog.c' ;;
         xxhash.h) fence='storage/checksum.c' ;;
+        zstd.h) fence='storage/codec.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;
