@@ -340,6 +340,7 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
         .read_bytes = reader.read_bytes,
         .wait_ns = reader.wait_ns,
         .repack_ns = cache->lending.loader.repack_ns,
+        .unpack_ns = cache->lending.loader.unpack_ns,
         .verify_ns = cache->lending.loader.verify_ns,
     };
 }

@@ -1,9 +1,9 @@
 /* The expert cache: core's expert source over the files of a checkpoint or a packed store.
  *
  * One slab of equal slots holds experts in the kernels' layout (core/kernels/r16.h). What is
- * missing is read straight into its slot from a store; of a checkpoint it is read as stored into a
- * staging buffer, and repacked by the compute threads when all of it has landed. Then it is lent. A
- * policy (cache/policy.h) decides what makes room.
+ * missing is read straight into its slot from a store; of a checkpoint, or compressed, it is read
+ * as stored into a staging buffer, and repacked or unpacked by the compute threads when all of it
+ * has landed. Then it is lent. A policy (cache/policy.h) decides what makes room.
  *
  *     empty ──load──► loading ──landed──► ready ◄──release── pinned
  *       ▲                │    └──landed, demanded──────────────►▲
@@ -74,8 +74,9 @@ struct sl_expert_cache_counters {
     uint64_t wanted_bytes; /* of experts, as stored */
     uint64_t read_bytes;   /* delivered by the drives for that */
     uint64_t wait_ns;      /* spent waiting for the drives in next() */
-    uint64_t repack_ns;
-    uint64_t verify_ns; /* spent on checksums */
+    uint64_t repack_ns;    /* spent on making tiles of a checkpoint's rows, */
+    uint64_t unpack_ns;    /* and on compressed records */
+    uint64_t verify_ns;    /* spent on checksums */
 };
 
 /* Loads in flight at once for one token: those of the three hash-routed layers that both released
@@ -90,7 +91,8 @@ uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape);
 uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
                                    uint32_t num_experts_per_tok);
 
-/* What the staging buffers take on top of the slab: nothing for a packed store. */
+/* What the staging buffers take on top of the slab: nothing for a packed store, unless compressed.
+ */
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max);
 
 /* Borrows store, reader (its counters are the cache's from now on) and pool until destroy; the

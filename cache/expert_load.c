@@ -25,7 +25,8 @@ struct landed {
     const struct sl_expert_load *load;
     const struct sl_expert_shape *shape;
     const struct sl_packed_expert *packed; /* NULL: to be repacked */
-    int first;                             /* matrix of the record to be verified */
+    const struct sl_expert_loader *loader;
+    int first; /* matrix of the record to be verified */
     /* Any thread sets its matrix's; the driver reads after the pool has joined them. */
     atomic_bool corrupt[SL_EXPERT_MATRICES];
 };
@@ -48,7 +49,7 @@ uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store)
     uint64_t bytes = 0;
 
     if (sl_expert_store_is_packed(store))
-        return 0;
+        return sl_expert_store_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
         uint64_t elements =
             (uint64_t)sl_expert_matrix_rows(shape, i) * sl_expert_matrix_cols(shape, i);
@@ -78,17 +79,27 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
 {
     const struct sl_expert_shape *shape = sl_expert_store_shape(loader->store);
     uint64_t n_layers = shape->num_hidden_layers + shape->n_mtp_layers;
+    uint32_t n_threads = sl_pool_thread_count(loader->pool);
 
     loader->verified =
         sl_arena_take(arena, n_layers * shape->n_routed_experts, sizeof(*loader->verified));
     loader->staging = sl_arena_take_aligned(arena, loader->inflight_max, loader->staging_bytes,
                                             SL_IO_ALIGN_BYTES);
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
+    if (!sl_expert_store_is_compressed(loader->store))
+        return;
+    loader->decoders = sl_arena_take(arena, n_threads, sizeof(struct sl_record_decoder *));
+    for (uint32_t i = 0; i < n_threads; i++) {
+        uint8_t *memory = sl_arena_take(arena, 1, sl_record_decoder_bytes(shape));
+
+        if (memory) /* else it is being measured */
+            loader->decoders[i] = sl_record_decoder_init(memory);
+    }
 }
 
 int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes)
 {
-    if (slab_bytes > 0 && !sl_expert_store_is_packed(loader->store)) {
+    if (slab_bytes > 0 && loader->staging_bytes > 0) {
         slab = loader->staging;
         slab_bytes = loader->inflight_max * loader->staging_bytes;
     }
@@ -116,10 +127,15 @@ static const uint8_t *place_extent(struct sl_expert_load *load, const struct sl_
     return load->reads[i].dst + (extent->offset_bytes - spans[i].offset_bytes);
 }
 
+static uint8_t *staging_of(const struct sl_expert_loader *loader, const struct sl_expert_load *load)
+{
+    return loader->staging + (size_t)(load - loader->loads) * loader->staging_bytes;
+}
+
 static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     const struct sl_expert_record *record = sl_expert_store_find(loader->store, load->key);
-    uint8_t *staging = loader->staging + (size_t)(load - loader->loads) * loader->staging_bytes;
+    uint8_t *staging = staging_of(loader, load);
     uint8_t *const staging_end = staging + loader->staging_bytes;
     struct sl_extent spans[SL_EXPERT_READS_MAX];
 
@@ -156,30 +172,35 @@ static void add_packed_read(struct sl_expert_load *load, const struct sl_extent 
     };
 }
 
-/* The parts of a record, one after the other into the slot; the one that reaches into w2 is read in
+/* The parts of a record, one after the other: into the slot, or to where it is unpacked from. In
+ * the slot w1 and w3 can be used before w2 is there, so the part that reaches into w2 is read in
  * two. */
 static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
-    const uint64_t head_bytes =
+    uint64_t head_bytes =
         sl_expert_matrix_offset_bytes(sl_expert_store_shape(loader->store), SL_EXPERT_W2);
     uint64_t at_bytes = 0;
+    uint8_t *dst;
 
     sl_assert(packed);
+    if (packed->compressed)
+        head_bytes = UINT64_MAX; /* it is unpacked when all of it is there */
+    dst = packed->compressed ? staging_of(loader, load) : load->tiles;
     load->n_reads = load->n_head_reads = 0;
     for (uint32_t i = 0; i < packed->n_parts; i++) {
         struct sl_extent part = packed->parts[i];
 
         if (at_bytes < head_bytes && head_bytes < at_bytes + part.size_bytes) {
             part.size_bytes = head_bytes - at_bytes;
-            add_packed_read(load, &part, load->tiles + at_bytes);
+            add_packed_read(load, &part, dst + at_bytes);
             at_bytes = head_bytes;
             part.offset_bytes += part.size_bytes;
             part.size_bytes = packed->parts[i].size_bytes - part.size_bytes;
         }
         if (at_bytes >= head_bytes && load->n_head_reads == 0)
             load->n_head_reads = load->n_reads;
-        add_packed_read(load, &part, load->tiles + at_bytes);
+        add_packed_read(load, &part, dst + at_bytes);
         at_bytes += part.size_bytes;
     }
     loader->wanted_bytes += at_bytes;
@@ -284,6 +305,33 @@ static void repack_tiles(void *context, size_t first, size_t end, uint32_t threa
     }
 }
 
+/* Items are the chunks of a compressed record. */
+static void unpack_chunks(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct landed *landed = context;
+    const struct sl_expert_loader *loader = landed->loader;
+
+    for (size_t i = first; i < end; i++) {
+        const struct sl_record_chunk *chunk = &loader->index.chunks[i];
+
+        if (!sl_record_unpack(loader->decoders[thread_index], chunk, landed->load->tiles))
+            atomic_store_explicit(&landed->corrupt[chunk->matrix], true, memory_order_relaxed);
+    }
+}
+
+static void unpack(struct sl_expert_loader *loader, struct landed *landed)
+{
+    uint64_t start_ns = sl_clock_ns();
+
+    if (sl_record_index_read(&loader->index, landed->shape, staging_of(loader, landed->load),
+                             sl_packed_expert_stored_bytes(landed->packed)))
+        sl_pool_run(loader->pool, loader->index.n_chunks, 1, unpack_chunks, landed);
+    else
+        atomic_store_explicit(&landed->corrupt[sl_expert_matrix_order[0]], true,
+                              memory_order_relaxed);
+    loader->unpack_ns += sl_clock_ns() - start_ns;
+}
+
 /* Items are matrices, as they lie in the record. */
 static void verify_matrices(void *context, size_t first, size_t end, uint32_t thread_index)
 {
@@ -347,9 +395,12 @@ static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load 
 {
     struct landed landed = {.load = load,
                             .shape = sl_expert_store_shape(loader->store),
-                            .packed = sl_expert_store_find_packed(loader->store, load->key)};
+                            .packed = sl_expert_store_find_packed(loader->store, load->key),
+                            .loader = loader};
     enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
 
+    if (landed.packed && landed.packed->compressed)
+        unpack(loader, &landed);
     if (landed.packed)
         verify(loader, &landed, load->head_landed ? HEAD_MATRICES : 0, SL_EXPERT_MATRICES);
     else
@@ -379,6 +430,13 @@ static int explain_packed(const struct sl_expert_loader *loader,
 {
     struct sl_extent at[SL_EXPERT_PARTS_MAX];
 
+    if (packed->compressed)
+        return sl_err_set(err, -SL_ECORRUPT,
+                          "%s: the compressed record at offset %llu does not give the %s that the "
+                          "catalog names, read twice; sluice verify --repair can mend it",
+                          sl_expert_store_file_path(loader->store, packed->parts[0].file_index),
+                          (unsigned long long)packed->parts[0].offset_bytes,
+                          sl_expert_matrix_name(matrix));
     sl_packed_expert_matrix(packed, sl_expert_store_shape(loader->store), matrix, at);
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s at offset %llu does not have the checksum that the catalog names, "

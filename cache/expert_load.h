@@ -2,7 +2,8 @@
  *
  * Private to the expert cache, which decides what is loaded, and where to. A loader has a fixed
  * number of loads. Of a packed store, a load reads the expert's record straight into the slot, and
- * holds it against its checksums when all of it has landed. Of a checkpoint, a load owns a staging
+ * holds it against its checksums when all of it has landed. A compressed record is read into a
+ * staging buffer and unpacked over the thread pool first. Of a checkpoint, a load owns a staging
  * buffer, into which its reads go as aligned supersets of the six extents, neighbours merged; when
  * the last has landed, sl_expert_loader_reap() repacks over the thread pool. An expert that is
  * corrupt (a checksum, a scale) is read again once. A load whose reads passed the reader's deadline
@@ -19,6 +20,7 @@
 #include "core/base/err.h"
 #include "core/base/pool.h"
 #include "core/model/expert_source.h"
+#include "storage/codec.h"
 #include "storage/expert_store.h"
 #include "storage/reader.h"
 
@@ -48,12 +50,14 @@ struct sl_expert_loader {
     struct sl_expert_load *loads; /* inflight_max */
     uint8_t *staging;             /* inflight_max * staging_bytes */
     uint64_t staging_bytes;
-    bool *verified; /* (layers, experts); of a packed store */
+    struct sl_record_decoder **decoders; /* one for each thread, where records are compressed */
+    struct sl_record_index index;        /* of the record that is being unpacked */
+    bool *verified;                      /* (layers, experts); of a packed store */
     enum sl_verify verify;
     uint32_t inflight_max, n_busy;
     uint32_t n_held;      /* of the busy */
     uint32_t n_cancelled; /* likewise, and not held */
-    uint64_t wanted_bytes, repack_ns, verify_ns, n_rereads;
+    uint64_t wanted_bytes, repack_ns, unpack_ns, verify_ns, n_rereads;
 };
 
 /* A load that has ended, or come so far that w1 and w3 can be computed with; one that was held ends
@@ -71,7 +75,8 @@ struct sl_expert_load_end {
 void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
                           uint32_t n_slots);
 
-/* Of one load: enough for any expert, wherever its extents lie; 0 for a packed store. */
+/* Of one load: enough for any expert, wherever its extents lie; 0 for a store in which none is
+ * compressed. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store);
 
 /* Borrows all three. sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
@@ -80,8 +85,8 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
                            enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
 
-/* Attaches the memory that reads will go to: the staging buffers, or of a packed store the slab of
- * slab_bytes; 0 detaches. Nothing is in flight or held. See sl_reader_attach(). */
+/* Attaches the memory that reads will go to: the staging buffers, or where there are none the slab
+ * of slab_bytes; 0 detaches. Nothing is in flight or held. See sl_reader_attach(). */
 int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes);
 
 static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)

@@ -134,25 +134,31 @@ static int take_tensor(void *context, const char *key, const uint8_t *value, siz
     return 0;
 }
 
-/* A record has its size, and all parts are in files of the store. */
+/* A record has its size, or less if it is compressed, and all parts are in files of the store. */
+static bool record_is_sound(const struct sl_store *store, const struct sl_packed_expert *expert)
+{
+    const uint64_t record_bytes = sl_packed_expert_bytes(&store->model.shape);
+    const uint64_t stored_bytes = sl_packed_expert_stored_bytes(expert);
+
+    for (uint32_t i = 0; i < expert->n_parts; i++) {
+        if (expert->parts[i].file_index >= store->model.n_files)
+            return false;
+    }
+    return expert->compressed
+               ? store->model.layout == SL_STORE_LAYOUT_R16_ZSTD && stored_bytes < record_bytes
+               : stored_bytes == record_bytes;
+}
+
 static int take_expert(void *context, const char *key, const uint8_t *value, size_t size_bytes,
                        struct sl_err *err)
 {
     struct sl_store *store = context;
     struct sl_packed_expert *expert = &store->experts[store->n_read];
     char wanted[SL_STORE_KEY_BYTES];
-    uint64_t record_bytes = 0;
 
     sl_store_expert_key(wanted, sl_store_expert_at(&store->model.shape, store->n_read));
     if (store->n_read == store->state.n_experts_done || strcmp(key, wanted) != 0 ||
-        !sl_store_expert_decode(expert, value, size_bytes))
-        return bad_entry(store, key, err);
-    for (uint32_t i = 0; i < expert->n_parts; i++) {
-        record_bytes += expert->parts[i].size_bytes;
-        if (expert->parts[i].file_index >= store->model.n_files)
-            return bad_entry(store, key, err);
-    }
-    if (record_bytes != sl_packed_expert_bytes(&store->model.shape))
+        !sl_store_expert_decode(expert, value, size_bytes) || !record_is_sound(store, expert))
         return bad_entry(store, key, err);
     store->n_read++;
     return 0;
@@ -523,6 +529,15 @@ const struct sl_packed_expert *sl_store_expert(const struct sl_store *store,
 
     sl_assert(number < store->state.n_experts_done);
     return &store->experts[number];
+}
+
+uint64_t sl_store_saved_bytes(const struct sl_store *store)
+{
+    uint64_t bytes = store->state.n_experts_done * sl_packed_expert_bytes(&store->model.shape);
+
+    for (uint32_t i = 0; i < store->state.n_experts_done; i++)
+        bytes -= sl_packed_expert_stored_bytes(&store->experts[i]);
+    return bytes;
 }
 
 struct sl_weight_source *sl_store_weights(struct sl_store *store, bool check)

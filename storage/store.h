@@ -62,6 +62,9 @@ const struct sl_store_tensor *sl_store_tensor(const struct sl_store *store, uint
 const struct sl_packed_expert *sl_store_expert(const struct sl_store *store,
                                                struct sl_expert_key key);
 
+/* What the experts that are done would take in addition if none were compressed. */
+uint64_t sl_store_saved_bytes(const struct sl_store *store);
+
 /* The experts in the order of their records. */
 static inline uint32_t sl_store_expert_count(const struct sl_expert_shape *shape)
 {

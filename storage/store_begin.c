@@ -56,7 +56,7 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
 
     p->model = (struct sl_store_model){
         .format_version = SL_STORE_VERSION,
-        .layout = SL_STORE_LAYOUT_R16,
+        .layout = o->compress ? SL_STORE_LAYOUT_R16_ZSTD : SL_STORE_LAYOUT_R16,
         .shape = *sl_expert_store_shape(o->experts),
         .n_files = 2 + o->n_stripes,
         .n_tensors = o->n_tensors,
@@ -195,7 +195,8 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
     if (rc < 0)
         return rc;
     found = sl_store_model(store);
-    p->model.n_files = found->n_files; /* stripes stay as they are */
+    p->model.n_files = found->n_files; /* stripes stay as they are, and how records are stored */
+    p->model.layout = found->layout;
     if (!same_model(found, &p->model))
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: the store is of another model: its config.json and index have "
@@ -204,7 +205,12 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
                         (unsigned long long)found->index_checksum, p->o->checkpoint_folder,
                         (unsigned long long)p->model.config_checksum,
                         (unsigned long long)p->model.index_checksum);
+    else if (p->o->compress && found->layout != SL_STORE_LAYOUT_R16_ZSTD)
+        rc = sl_err_set(err, -SL_EFORMAT,
+                        "%s: the store was begun without --compress; pack into another folder",
+                        p->o->store_folder);
     p->state = *sl_store_state(store);
+    p->result.saved_bytes = sl_store_saved_bytes(store);
     if (rc == 0)
         rc = sl_store_layout_adopt(&p->layout, store, err);
     if (rc == 0)

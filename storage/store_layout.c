@@ -121,14 +121,28 @@ uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout)
     return bytes;
 }
 
+/* What a compressed record takes less, each part does in proportion. No share is larger than its
+ * room, and one may come to nothing. */
 void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
-                           struct sl_packed_expert *expert)
+                           uint64_t stored_bytes, struct sl_packed_expert *expert)
 {
-    expert->n_parts = layout->n_files - 1;
-    for (uint32_t i = 0; i < expert->n_parts; i++)
-        expert->parts[i] = (struct sl_extent){.offset_bytes = number * layout->part_bytes[1 + i],
-                                              .size_bytes = layout->part_bytes[1 + i],
-                                              .file_index = 1 + i};
+    const uint64_t n_blocks = stored_bytes / SL_STORE_BLOCK_BYTES;
+    uint64_t room_bytes = 0, before_bytes = 0;
+
+    for (uint32_t i = 1; i < layout->n_files; i++)
+        room_bytes += layout->part_bytes[i];
+    sl_assert(stored_bytes % SL_STORE_BLOCK_BYTES == 0 && stored_bytes <= room_bytes);
+    expert->n_parts = 0;
+    for (uint32_t i = 1; i < layout->n_files; i++) {
+        uint64_t first = n_blocks * before_bytes / room_bytes;
+
+        before_bytes += layout->part_bytes[i];
+        if (n_blocks * before_bytes / room_bytes > first)
+            expert->parts[expert->n_parts++] = (struct sl_extent){
+                .offset_bytes = number * layout->part_bytes[i],
+                .size_bytes = (n_blocks * before_bytes / room_bytes - first) * SL_STORE_BLOCK_BYTES,
+                .file_index = i};
+    }
 }
 
 /* Of the drive that a file is on, or will be. */

@@ -1,8 +1,9 @@
 /* Where a store's data go: which files there are, how large they become, and how a record is cut
  * into parts for several drives.
  *
- * Every record is cut alike, so where everything lies follows from the sizes of the parts, and
- * these from the sizes of the files. No state of its own. */
+ * Every record has the room that it would take if it were not compressed, and all are cut alike: so
+ * where everything lies follows from the sizes of the parts, and these from the sizes of the files.
+ * A compressed record leaves a hole in each file behind its part. No state of its own. */
 #ifndef SL_STORAGE_STORE_LAYOUT_H
 #define SL_STORAGE_STORE_LAYOUT_H
 
@@ -42,9 +43,9 @@ void sl_store_layout_fini(struct sl_store_layout *layout);
 /* Of all files. */
 uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout);
 
-/* The parts of record `number`. */
+/* The parts of record `number`, which takes stored_bytes: whole blocks, at most its room. */
 void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
-                           struct sl_packed_expert *expert);
+                           uint64_t stored_bytes, struct sl_packed_expert *expert);
 
 /* A file whose space comes back while the store's are written. */
 struct sl_space_back {

@@ -12,11 +12,12 @@
 #include "storage/catalog.h"
 #include "storage/store_format.h"
 #include "storage/store_layout.h"
+#include "storage/store_records.h"
 #include "storage/store_write.h"
 
 /* One thread's. */
 struct sl_pack_worker {
-    uint8_t *staging, *record;
+    struct sl_record_maker maker;
     int rc;
     struct sl_err err;
 };
@@ -41,7 +42,8 @@ struct sl_packer {
     uint64_t batch_bytes;        /* written since the last commit */
     struct sl_shard_use *shards; /* of the source, by file; NULL unless they are to be freed */
     struct sl_pack_result result;
-    uint64_t left_bytes; /* of total_bytes, when this began */
+    uint64_t done_bytes; /* now, as if nothing were compressed */
+    uint64_t left_bytes; /* likewise, when this began */
 };
 
 /* What is going to be packed, and where its dense tensors lie. Opens the source's files. Fails as

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/size.h"
 #include "storage/catalog.h"
 #include "storage/record_read.h"
 #include "storage/store_identity.h"
@@ -59,15 +60,17 @@ static int check_records(const struct places *p, struct sl_err *err)
     const struct sl_expert_shape *shape = &sl_store_model(p->store)->shape;
     const uint32_t last = sl_store_expert_count(shape) - 1;
     uint8_t *record = malloc(sl_packed_expert_bytes(shape));
+    uint8_t *staging = aligned_alloc(64, sl_round_up(sl_record_read_staging_bytes(shape), 64));
     int fds[SL_STORE_FILES_MAX];
     int rc = sl_record_files_open(fds, p->paths, sl_store_file_count(p->store), err);
 
-    if (rc == 0 && !record)
+    if (rc == 0 && (!record || !staging))
         rc = sl_err_set(err, -ENOMEM, "%s: out of memory", sl_store_folder(p->store));
     for (uint32_t number = 0; number <= last && rc == 0; number += last ? last : 1)
-        rc =
-            sl_record_read(p->store, fds, p->paths, sl_store_expert_at(shape, number), record, err);
+        rc = sl_record_read(p->store, fds, p->paths, sl_store_expert_at(shape, number), staging,
+                            record, err);
     sl_record_files_close(fds);
+    free(staging);
     free(record);
     return rc;
 }

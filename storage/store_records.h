@@ -1,27 +1,54 @@
-/* What a store holds, made from a checkpoint: an expert's record, a dense tensor's bytes.
+/* What a store holds, made from a checkpoint or another store: an expert's record, a dense tensor's
+ * bytes.
  *
- * The same checkpoint gives the same bytes. No state: any thread may call, each with buffers of its
- * own. */
+ * The same weights give the same bytes; compressed, with the same zstd. Any thread may call,
+ * each with a maker or buffers of its own. */
 #ifndef SL_STORAGE_STORE_RECORDS_H
 #define SL_STORAGE_STORE_RECORDS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
 #include "storage/checkpoint.h"
+#include "storage/codec.h"
 #include "storage/expert_store.h"
 #include "storage/file_writer.h"
+#include "storage/store.h"
 
-/* An expert as a checkpoint has it: all its codes and scales. */
-uint64_t sl_record_staging_bytes(const struct sl_expert_shape *shape);
+/* Where records are made from: a checkpoint, or a store that is complete. */
+struct sl_record_source {
+    const struct sl_expert_store *experts;  /* of either */
+    const struct sl_checkpoint *checkpoint; /* or store: one is NULL */
+    const struct sl_store *store;
+    const int *fds; /* of the store's files (storage/record_read.h), and their paths */
+    const char *const *paths;
+};
 
-/* Makes an expert's record of sl_packed_expert_bytes() in `record`, all of it, and the checksums of
- * its matrices. Fails as reading does, and with -SL_ECORRUPT for a scale that is NaN or too large;
- * names file, layer and expert. `experts` are the checkpoint's. */
-int sl_record_make(const struct sl_checkpoint *checkpoint, const struct sl_expert_store *experts,
-                   struct sl_expert_key key, uint8_t *staging, uint8_t *record,
-                   uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err);
+/* One thread's means of making records. Zeroed is empty. */
+struct sl_record_maker {
+    struct sl_record_source source; /* what it names is borrowed */
+    uint8_t *staging;               /* an expert as the source has it, then as it will be stored */
+    uint8_t *record;
+    struct sl_record_encoder *encoder; /* NULL: records stay as they are */
+    struct sl_codec_gain gain;         /* of all that were made */
+};
+
+/* Makes plain records, and from sl_record_maker_compress() on, where that pays, compressed ones.
+ * Takes sl_record_maker_bytes(), and a little more to compress. Both return 0 or -ENOMEM; the
+ * caller ends it in any case. */
+int sl_record_maker_init(struct sl_record_maker *maker, const struct sl_record_source *source);
+int sl_record_maker_compress(struct sl_record_maker *maker);
+void sl_record_maker_fini(struct sl_record_maker *maker);
+uint64_t sl_record_maker_bytes(const struct sl_expert_shape *shape);
+
+/* Makes an expert's record. *ret_record is the maker's until the next one, and has *ret_bytes;
+ * *ret_expert is filled but for its parts. Fails as reading does, and with -SL_ECORRUPT for a scale
+ * that is NaN or too large, or a checksum of the source; names file, layer and expert. */
+int sl_record_make(struct sl_record_maker *maker, struct sl_expert_key key,
+                   struct sl_packed_expert *ret_expert, const uint8_t **ret_record,
+                   uint64_t *ret_bytes, struct sl_err *err);
 
 /* Writes a record to its parts. `files` and `paths` by the parts' file_index. */
 int sl_record_write(struct sl_file_writer *writer, const int *files, const char *const *paths,

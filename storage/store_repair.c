@@ -15,7 +15,8 @@ struct repairer {
     const char *paths[SL_STORE_FILES_MAX];
     int files[SL_STORE_FILES_MAX]; /* -1 until opened */
     uint32_t n_files;
-    uint8_t *staging, *record, *buffer;
+    struct sl_record_maker maker;
+    uint8_t *buffer;
 };
 
 static int other_weights(const struct repairer *r, const char *what, struct sl_err *err)
@@ -71,17 +72,24 @@ static int repair_tensor(struct repairer *r, uint32_t index, struct sl_err *err)
 static int repair_expert(struct repairer *r, struct sl_expert_key key, struct sl_err *err)
 {
     const struct sl_packed_expert *expert = sl_store_expert(r->o->store, key);
-    uint64_t checksums[SL_EXPERT_MATRICES];
+    struct sl_packed_expert made;
     char text[SL_EXPERT_TEXT_BYTES];
-    int rc =
-        sl_record_make(r->o->checkpoint, r->o->experts, key, r->staging, r->record, checksums, err);
+    const uint8_t *record;
+    uint64_t record_bytes;
+    int rc = sl_record_make(&r->maker, key, &made, &record, &record_bytes, err);
 
     if (rc < 0)
         return rc;
-    if (memcmp(checksums, expert->checksums, sizeof(checksums)) != 0)
-        return other_weights(r, sl_expert_format(&sl_store_model(r->o->store)->shape, key, text),
-                             err);
-    return sl_record_write(r->o->writer, r->files, r->paths, expert, r->record, err);
+    sl_expert_format(&sl_store_model(r->o->store)->shape, key, text);
+    if (memcmp(made.checksums, expert->checksums, sizeof(made.checksums)) != 0)
+        return other_weights(r, text, err);
+    if (record_bytes != sl_packed_expert_stored_bytes(expert) ||
+        made.stored_checksum != expert->stored_checksum)
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: %s was compressed by another version of zstd, which makes other "
+                          "bytes of it; pack anew",
+                          sl_store_folder(r->o->store), text);
+    return sl_record_write(r->o->writer, r->files, r->paths, expert, record, err);
 }
 
 static int repair_items(struct repairer *r, const struct sl_store_item *items, uint32_t n_items,
@@ -96,7 +104,7 @@ static int repair_items(struct repairer *r, const struct sl_store_item *items, u
             rc = repair_carried(r, item->index, err);
         else if (item->kind == SL_STORE_TENSOR)
             rc = repair_tensor(r, item->index, err);
-        else if (i == 0 || items[i - 1].kind != SL_STORE_MATRIX ||
+        else if (i == 0 || items[i - 1].kind != item->kind ||
                  items[i - 1].key.layer_index != item->key.layer_index ||
                  items[i - 1].key.expert_index != item->key.expert_index)
             rc = repair_expert(r, item->key, err);
@@ -127,13 +135,14 @@ static int check_identity(const struct repairer *r, struct sl_err *err)
 
 static int prepare(struct repairer *r, struct sl_err *err)
 {
-    const struct sl_expert_shape *shape = &sl_store_model(r->o->store)->shape;
-    int rc;
+    const struct sl_record_source source = {.experts = r->o->experts,
+                                            .checkpoint = r->o->checkpoint};
+    int rc = sl_record_maker_init(&r->maker, &source);
 
-    r->staging = malloc(sl_record_staging_bytes(shape));
-    r->record = aligned_alloc(SL_WRITE_ALIGN_BYTES, sl_packed_expert_bytes(shape));
+    if (rc == 0 && sl_store_model(r->o->store)->layout == SL_STORE_LAYOUT_R16_ZSTD)
+        rc = sl_record_maker_compress(&r->maker);
     r->buffer = aligned_alloc(SL_WRITE_ALIGN_BYTES, SL_TENSOR_BUFFER_BYTES);
-    if (!r->staging || !r->record || !r->buffer)
+    if (rc < 0 || !r->buffer)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", sl_store_folder(r->o->store));
     for (uint32_t i = 0; i < r->n_files; i++) {
         r->paths[i] = sl_store_file_path(r->o->store, i);
@@ -161,8 +170,7 @@ int sl_store_repair(const struct sl_repair_options *options, const struct sl_sto
         if (r.files[i] >= 0)
             options->writer->ops->close(options->writer, r.files[i]);
     }
-    free(r.staging);
-    free(r.record);
+    sl_record_maker_fini(&r.maker);
     free(r.buffer);
     close(lock_fd);
     return rc;

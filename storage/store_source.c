@@ -44,18 +44,6 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err)
                                 err);
 }
 
-int sl_packer_make_record(const struct sl_packer *p, struct sl_pack_worker *worker,
-                          struct sl_expert_key key, uint64_t ret_checksums[SL_EXPERT_MATRICES],
-                          struct sl_err *err)
-{
-    if (!p->o->from)
-        return sl_record_make(p->o->checkpoint, p->o->experts, key, worker->staging, worker->record,
-                              ret_checksums, err);
-    memcpy(ret_checksums, sl_store_expert(p->o->from, key)->checksums,
-           SL_EXPERT_MATRICES * sizeof(*ret_checksums));
-    return sl_record_read(p->o->from, p->source_fds, p->source_paths, key, worker->record, err);
-}
-
 /* ---- where it has what ------------------------------------------------------------------------
  */
 
@@ -170,11 +158,13 @@ static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_
         same = checksum == tensor->checksum;
     } else {
         struct sl_expert_key key = step_expert(p, step);
-        uint64_t checksums[SL_EXPERT_MATRICES];
+        struct sl_packed_expert expert;
+        const uint8_t *record;
+        uint64_t record_bytes;
 
-        rc = sl_packer_make_record(p, &p->workers[0], key, checksums, err);
-        same = rc == 0 &&
-               memcmp(checksums, sl_store_expert(store, key)->checksums, sizeof(checksums)) == 0;
+        rc = sl_record_make(&p->workers[0].maker, key, &expert, &record, &record_bytes, err);
+        same = rc == 0 && memcmp(expert.checksums, sl_store_expert(store, key)->checksums,
+                                 sizeof(expert.checksums)) == 0;
     }
     if (rc < 0 || same)
         return rc;

@@ -21,12 +21,6 @@ struct sl_shard_use {
 /* Opens the files of a source that is a store. Fails with -errno. */
 int sl_packer_open_source(struct sl_packer *p, struct sl_err *err);
 
-/* The record of an expert, in worker->record, and its checksums. Fails as reading does, and with
- * -SL_ECORRUPT for what cannot be packed. Any worker's thread. */
-int sl_packer_make_record(const struct sl_packer *p, struct sl_pack_worker *worker,
-                          struct sl_expert_key key, uint64_t ret_checksums[SL_EXPERT_MATRICES],
-                          struct sl_err *err);
-
 /* All that is not packed yet is there; with `consume`, p->shards is made, and every shard that will
  * be freed can be. Fails with -SL_EFORMAT, naming the shard, -errno or -ENOMEM. */
 int sl_packer_check_source(struct sl_packer *p, struct sl_err *err);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/arena.h"
 #include "core/base/assert.h"
@@ -52,8 +53,10 @@ struct verifier {
 
 static uint64_t checksum_of(const struct sl_store *store, const struct sl_store_item *item)
 {
-    return item->kind == SL_STORE_TENSOR
-               ? sl_store_tensor(store, item->index)->checksum
+    if (item->kind == SL_STORE_TENSOR)
+        return sl_store_tensor(store, item->index)->checksum;
+    return item->kind == SL_STORE_RECORD
+               ? sl_store_expert(store, item->key)->stored_checksum
                : sl_store_expert(store, item->key)->checksums[item->matrix];
 }
 
@@ -63,6 +66,12 @@ static uint32_t extents_of(const struct sl_store *store, const struct sl_store_i
     if (item->kind == SL_STORE_MATRIX)
         return sl_packed_expert_matrix(sl_store_expert(store, item->key),
                                        &sl_store_model(store)->shape, item->matrix, extents);
+    if (item->kind == SL_STORE_RECORD) {
+        const struct sl_packed_expert *expert = sl_store_expert(store, item->key);
+
+        memcpy(extents, expert->parts, expert->n_parts * sizeof(*extents));
+        return expert->n_parts;
+    }
     extents[0] = sl_store_tensor(store, item->index)->extent;
     return 1;
 }
@@ -78,6 +87,9 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
     else if (item->kind == SL_STORE_TENSOR)
         snprintf(message, sizeof(message), "tensor %s: %s",
                  sl_store_tensor(v->store, item->index)->name, error);
+    else if (item->kind == SL_STORE_RECORD)
+        snprintf(message, sizeof(message), "%s: %s", sl_expert_format(shape, item->key, text),
+                 error);
     else
         snprintf(message, sizeof(message), "%s, %s: %s", sl_expert_format(shape, item->key, text),
                  sl_expert_matrix_name(item->matrix), error);
@@ -112,22 +124,32 @@ static void verify_carried(struct verifier *v, uint32_t index)
 /* ---- pieces -----------------------------------------------------------------------------------
  */
 
-/* Tensors, then each expert's matrices in the order of the record. */
+/* Of an expert: its matrices in the order of the record, or a compressed record as a whole. */
+static void next_of_expert(struct verifier *v)
+{
+    struct cursor *c = &v->cursor;
+
+    c->item = (struct sl_store_item){
+        .kind = SL_STORE_MATRIX,
+        .key = sl_store_expert_at(&sl_store_model(v->store)->shape, c->expert_number),
+        .matrix = sl_expert_matrix_order[c->matrix_number]};
+    if (sl_store_expert(v->store, c->item.key)->compressed)
+        c->item.kind = SL_STORE_RECORD;
+    else
+        c->matrix_number = (c->matrix_number + 1) % SL_EXPERT_MATRICES;
+    c->expert_number += c->matrix_number == 0;
+}
+
+/* Tensors, then experts. */
 static bool next_item(struct verifier *v)
 {
-    static const int matrices[SL_EXPERT_MATRICES] = {SL_EXPERT_W1, SL_EXPERT_W3, SL_EXPERT_W2};
     const struct sl_store_state *state = sl_store_state(v->store);
     struct cursor *c = &v->cursor;
 
     if (c->tensor_index < state->n_tensors_done) {
         c->item = (struct sl_store_item){.kind = SL_STORE_TENSOR, .index = c->tensor_index++};
     } else if (c->expert_number < state->n_experts_done) {
-        c->item = (struct sl_store_item){
-            .kind = SL_STORE_MATRIX,
-            .key = sl_store_expert_at(&sl_store_model(v->store)->shape, c->expert_number),
-            .matrix = matrices[c->matrix_number]};
-        c->matrix_number = (c->matrix_number + 1) % SL_EXPERT_MATRICES;
-        c->expert_number += c->matrix_number == 0;
+        next_of_expert(v);
     } else {
         return false;
     }
@@ -285,6 +307,7 @@ static int verify(struct verifier *v, struct sl_err *err)
         verify_carried(v, i);
     for (uint32_t i = 0; i < sl_store_file_count(v->store); i++)
         v->total_bytes += sl_store_file(v->store, i)->size_bytes;
+    v->total_bytes -= sl_store_saved_bytes(v->store);
     rc = open_files(v, err);
     return rc == 0 ? verify_data(v, err) : rc;
 }

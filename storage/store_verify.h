@@ -1,8 +1,9 @@
 /* Verifying: all data of a store held against the catalog's checksums.
  *
- * Data are read in the order in which they lie, through the reader, past the page cache, while what
- * has landed is summed: at the drive's speed as long as one thread sums faster than that. Damage is
- * reported, not mended (storage/store_repair.h does). One thread makes all calls. */
+ * Compressed records are not unpacked: what is stored has a checksum too. Data are read in the
+ * order in which they lie, through the reader, past the page cache, while what has landed is
+ * summed: at the drive's speed as long as one thread sums faster than that. Damage is reported, not
+ * mended (storage/store_repair.h does). One thread makes all calls. */
 #ifndef SL_STORAGE_STORE_VERIFY_H
 #define SL_STORAGE_STORE_VERIFY_H
 
@@ -14,13 +15,18 @@
 #include "storage/io.h"
 #include "storage/store.h"
 
-enum sl_store_item_kind { SL_STORE_CARRIED, SL_STORE_TENSOR, SL_STORE_MATRIX };
+enum sl_store_item_kind {
+    SL_STORE_CARRIED,
+    SL_STORE_TENSOR,
+    SL_STORE_MATRIX,
+    SL_STORE_RECORD, /* a compressed expert, as it is stored */
+};
 
 /* What has a checksum of its own. */
 struct sl_store_item {
     enum sl_store_item_kind kind;
     uint32_t index;           /* of a carried file or a tensor */
-    struct sl_expert_key key; /* of a matrix; and which of its three */
+    struct sl_expert_key key; /* of a record, or of a matrix; and which of its three */
     int matrix;
 };
 

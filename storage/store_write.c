@@ -28,7 +28,7 @@
 
 uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape)
 {
-    return sl_record_staging_bytes(shape) + sl_packed_expert_bytes(shape);
+    return sl_record_maker_bytes(shape);
 }
 
 /* Syncs what was written, then says so. The next batch begins. */
@@ -55,12 +55,15 @@ static int commit(struct sl_packer *p, struct sl_err *err)
 /* ---- data -------------------------------------------------------------------------------------
  */
 
-static void count(struct sl_packer *p, uint64_t size_bytes)
+/* What was written, of data that would have size_bytes if they were not compressed. */
+static void count(struct sl_packer *p, uint64_t size_bytes, uint64_t written_bytes)
 {
     p->batch_bytes += size_bytes;
-    p->result.written_bytes += size_bytes;
+    p->done_bytes += size_bytes;
+    p->result.written_bytes += written_bytes;
+    p->result.saved_bytes += size_bytes - written_bytes;
     if (p->o->on_progress)
-        p->o->on_progress(p->o->progress_context, p->result.written_bytes, p->left_bytes);
+        p->o->on_progress(p->o->progress_context, p->done_bytes, p->left_bytes);
 }
 
 static int pack_tensor(struct sl_packer *p, uint32_t index, struct sl_err *err)
@@ -71,6 +74,7 @@ static int pack_tensor(struct sl_packer *p, uint32_t index, struct sl_err *err)
     struct sl_store_tensor tensor = {.extent.offset_bytes = target.offset_bytes};
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
     char key[SL_STORE_KEY_BYTES];
+    uint64_t size_bytes;
     int rc = p->weights->ops->find(p->weights, name, &tensor.info);
 
     sl_assert(rc == 0);
@@ -85,7 +89,8 @@ static int pack_tensor(struct sl_packer *p, uint32_t index, struct sl_err *err)
     if (rc < 0)
         return rc;
     p->state.n_tensors_done++;
-    count(p, sl_round_up(tensor.info.size_bytes, SL_STORE_BLOCK_BYTES));
+    size_bytes = sl_round_up(tensor.info.size_bytes, SL_STORE_BLOCK_BYTES);
+    count(p, size_bytes, size_bytes);
     return 0;
 }
 
@@ -117,14 +122,16 @@ static void pack_experts_job(void *context, size_t first, size_t end, uint32_t t
     for (size_t i = first; i < end && w->rc == 0; i++) {
         struct sl_packed_expert *entry = &job->entries[i];
         uint32_t number = job->first + (uint32_t)i;
+        const uint8_t *record;
+        uint64_t record_bytes;
 
-        w->rc = sl_packer_make_record(p, w, sl_store_expert_at(&p->model.shape, number),
-                                      entry->checksums, &w->err);
+        w->rc = sl_record_make(&w->maker, sl_store_expert_at(&p->model.shape, number), entry,
+                               &record, &record_bytes, &w->err);
         if (w->rc < 0)
             break;
-        sl_store_layout_place(&p->layout, number, entry);
+        sl_store_layout_place(&p->layout, number, record_bytes, entry);
         w->rc = sl_record_write(p->o->writer, p->handles, (const char *const *)p->layout.paths,
-                                entry, w->record, &w->err);
+                                entry, record, &w->err);
     }
 }
 
@@ -132,6 +139,7 @@ static int pack_run(struct sl_packer *p, struct expert_job *job, uint32_t n, str
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
     char key[SL_STORE_KEY_BYTES];
+    uint64_t written_bytes = 0;
     int rc = 0;
 
     sl_pool_run(p->o->pool, n, 1, pack_experts_job, job);
@@ -146,11 +154,12 @@ static int pack_run(struct sl_packer *p, struct expert_job *job, uint32_t n, str
         sl_store_expert_key(key, sl_store_expert_at(&p->model.shape, job->first + i));
         rc = sl_catalog_put(p->catalog, key, value, sl_store_expert_encode(&job->entries[i], value),
                             err);
+        written_bytes += sl_packed_expert_stored_bytes(&job->entries[i]);
     }
     if (rc < 0)
         return rc;
     p->state.n_experts_done += n;
-    count(p, n * p->record_bytes);
+    count(p, n * p->record_bytes, written_bytes);
     return 0;
 }
 
@@ -185,7 +194,13 @@ static int pack_experts(struct sl_packer *p, struct sl_err *err)
 
 static int take_memory(struct sl_packer *p, struct sl_err *err)
 {
-    const struct sl_expert_shape *shape = &p->model.shape;
+    const struct sl_record_source source = {
+        .experts = p->o->experts,
+        .checkpoint = p->o->checkpoint,
+        .store = p->o->from,
+        .fds = p->source_fds,
+        .paths = p->source_paths,
+    };
 
     p->buffer = aligned_alloc(SL_WRITE_ALIGN_BYTES, SL_TENSOR_BUFFER_BYTES);
     p->n_workers = sl_pool_thread_count(p->o->pool);
@@ -193,9 +208,19 @@ static int take_memory(struct sl_packer *p, struct sl_err *err)
     if (!p->buffer || !p->workers)
         return sl_packer_no_memory(p, err);
     for (uint32_t i = 0; i < p->n_workers; i++) {
-        p->workers[i].staging = malloc(sl_record_staging_bytes(shape));
-        p->workers[i].record = aligned_alloc(SL_WRITE_ALIGN_BYTES, p->record_bytes);
-        if (!p->workers[i].staging || !p->workers[i].record)
+        if (sl_record_maker_init(&p->workers[i].maker, &source) < 0)
+            return sl_packer_no_memory(p, err);
+    }
+    return 0;
+}
+
+/* Where the store's records are to be: those of earlier goes were compared by their tiles. */
+static int begin_compressing(struct sl_packer *p, struct sl_err *err)
+{
+    if (p->model.layout != SL_STORE_LAYOUT_R16_ZSTD)
+        return 0;
+    for (uint32_t i = 0; i < p->n_workers; i++) {
+        if (sl_record_maker_compress(&p->workers[i].maker) < 0)
             return sl_packer_no_memory(p, err);
     }
     return 0;
@@ -219,12 +244,20 @@ static int pack(struct sl_packer *p, struct sl_err *err)
         p->state.complete)
         return rc;
     p->left_bytes = p->result.total_bytes - bytes_done(p);
-    if ((rc = sl_packer_open_files(p, err)) < 0 || (rc = pack_tensors(p, err)) < 0 ||
-        (rc = pack_experts(p, err)) < 0)
+    if ((rc = begin_compressing(p, err)) < 0 || (rc = sl_packer_open_files(p, err)) < 0 ||
+        (rc = pack_tensors(p, err)) < 0 || (rc = pack_experts(p, err)) < 0)
         return rc;
     p->state.complete = true;
     rc = commit(p, err);
     return rc == -ECANCELED ? 0 : rc; /* too late for that */
+}
+
+static void add_gain(struct sl_codec_gain *sum, const struct sl_codec_gain *gain)
+{
+    sum->scales_bytes += gain->scales_bytes;
+    sum->scales_stored_bytes += gain->scales_stored_bytes;
+    sum->codes_bytes += gain->codes_bytes;
+    sum->codes_stored_bytes += gain->codes_stored_bytes;
 }
 
 int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *ret_result,
@@ -245,9 +278,12 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
             options->writer->ops->close(options->writer, p.handles[i]);
     }
     for (uint32_t i = 0; p.workers && i < p.n_workers; i++) {
-        free(p.workers[i].staging);
-        free(p.workers[i].record);
+        add_gain(&p.result.gain, &p.workers[i].maker.gain);
+        sl_record_maker_fini(&p.workers[i].maker);
     }
+    p.result.compressed = p.model.layout == SL_STORE_LAYOUT_R16_ZSTD;
+    if (p.result.total_bytes > 0) /* else it failed before that was known */
+        p.result.total_bytes -= p.result.saved_bytes;
     free(p.workers);
     free(p.buffer);
     free(p.tensor_offsets);

@@ -16,6 +16,7 @@
 #include "core/base/pool.h"
 #include "core/base/progress_fn.h"
 #include "storage/checkpoint.h"
+#include "storage/codec.h"
 #include "storage/expert_store.h"
 #include "storage/file_writer.h"
 #include "storage/store_format.h"
@@ -26,7 +27,7 @@ struct sl_pack_options {
     const char *store_folder;              /* made if there is none; else a store, or empty */
     const char *checkpoint_folder;         /* or that of the store to be packed anew */
     struct sl_checkpoint *checkpoint;      /* or from: one is NULL */
-    struct sl_store *from;                 /* complete; its records are copied as they are */
+    struct sl_store *from;                 /* complete */
     const struct sl_expert_store *experts; /* of the source, all that are to be packed */
     const char *const *tensors;            /* dense ones, in the order in which they will lie */
     uint32_t n_tensors;
@@ -42,6 +43,10 @@ struct sl_pack_options {
      * Not of a store. */
     bool consume;
 
+    /* Records are stored with zstd where that pays (storage/codec.h). A store that was begun
+     * compressed goes on so in any case; one that was not is refused. */
+    bool compress;
+
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
     struct sl_file_writer *writer;
     uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */
@@ -52,9 +57,12 @@ struct sl_pack_options {
 };
 
 struct sl_pack_result {
-    uint64_t total_bytes;   /* of the store's data files */
+    uint64_t total_bytes;   /* of the store's data */
     uint64_t written_bytes; /* of these, now */
     uint64_t freed_bytes;   /* of the checkpoint's shards, now */
+    bool compressed;
+    uint64_t saved_bytes;      /* by compressing: what the data would take in addition */
+    struct sl_codec_gain gain; /* of the experts that were written now */
 };
 
 /* Memory that one thread takes. */

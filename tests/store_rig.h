@@ -3,6 +3,7 @@
 #ifndef SL_TESTS_STORE_RIG_H
 #define SL_TESTS_STORE_RIG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "storage/checkpoint.h"
@@ -23,6 +24,7 @@ struct store_rig {
     struct sl_checkpoint *checkpoint;
     struct sl_expert_store *experts;
     struct sl_pool *pool; /* of one thread: writes come in one order */
+    bool compress;        /* false after store_rig_open(): what options ask for */
 };
 
 /* Another `weights` gives other bytes under the same config and index. */

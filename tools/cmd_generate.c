@@ -305,6 +305,7 @@ static int write_stats(const struct command *command, struct sl_err *err)
     set(object, "read_bytes", json_integer((json_int_t)c.read_bytes));
     set(object, "wait_seconds", json_real((double)c.wait_ns / 1e9));
     set(object, "repack_seconds", json_real((double)c.repack_ns / 1e9));
+    set(object, "unpack_seconds", json_real((double)c.unpack_ns / 1e9));
     set(object, "verify_seconds", json_real((double)c.verify_ns / 1e9));
     set(object, "decode_expert_requests",
         json_integer((json_int_t)(c.n_requests - command->prefill_counters.n_requests)));

@@ -206,9 +206,14 @@ static void print_on_disk(const struct sl_model_files *files)
     for (uint32_t i = 0; i < n_files; i++)
         total_bytes += sl_store_file(files->store, i)->size_bytes;
     if (files->store) {
+        uint64_t saved_bytes = sl_store_saved_bytes(files->store);
+
         printf("  on disk          %s packed: %u tensors, %u experts, %u files\n",
-               sl_size_format(total_bytes, text), sl_store_model(files->store)->n_tensors,
+               sl_size_format(total_bytes - saved_bytes, text),
+               sl_store_model(files->store)->n_tensors,
                sl_store_expert_count(&sl_store_model(files->store)->shape), n_files);
+        if (sl_store_model(files->store)->layout == SL_STORE_LAYOUT_R16_ZSTD)
+            printf("  compressed       %s less than without\n", sl_size_format(saved_bytes, text));
         return;
     }
     for (uint32_t i = 0; i < sl_checkpoint_tensor_count(files->checkpoint); i++)

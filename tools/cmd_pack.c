@@ -31,6 +31,7 @@ struct arguments {
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
     bool consume;
+    bool compress;
 };
 
 static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
@@ -51,7 +52,7 @@ static void catch_interrupts(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE, OPTION_CONSUME };
+enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE, OPTION_CONSUME, OPTION_COMPRESS };
 
 static const struct argp_option options[] = {
     {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
@@ -66,6 +67,8 @@ static const struct argp_option options[] = {
      "free each shard of CHECKPOINT as soon as all of it is safe in the store: it is no checkpoint "
      "any more then",
      0},
+    {"compress", OPTION_COMPRESS, NULL, 0,
+     "store with zstd what takes half the room or less then: the experts' scales, as a rule", 0},
     {0},
 };
 
@@ -88,6 +91,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case OPTION_CONSUME:
         arguments->consume = true;
+        return 0;
+    case OPTION_COMPRESS:
+        arguments->compress = true;
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
@@ -116,6 +122,27 @@ static const struct argp parser = {
         "the drives of this one.",
 };
 
+static double ratio(uint64_t stored_bytes, uint64_t size_bytes)
+{
+    return size_bytes ? (double)stored_bytes / (double)size_bytes : 1;
+}
+
+/* Of the experts that were compressed now; all in the store in the end. */
+static void print_gain(const struct sl_expert_shape *shape, const struct sl_pack_result *result)
+{
+    const struct sl_codec_gain *gain = &result->gain;
+    uint64_t raw_bytes = sl_store_expert_count(shape) * sl_packed_expert_bytes(shape);
+    char raw[SL_SIZE_TEXT_BYTES], stored[SL_SIZE_TEXT_BYTES];
+
+    printf("compressed: experts take %s instead of %s, %.3f of it",
+           sl_size_format(raw_bytes - result->saved_bytes, stored), sl_size_format(raw_bytes, raw),
+           ratio(raw_bytes - result->saved_bytes, raw_bytes));
+    if (gain->scales_bytes > 0)
+        printf("; scales %.3f, codes %.3f", ratio(gain->scales_stored_bytes, gain->scales_bytes),
+               ratio(gain->codes_stored_bytes, gain->codes_bytes));
+    putchar('\n');
+}
+
 static void print_result(const struct sl_pack_source *source, const char *folder,
                          const struct sl_pack_result *result, uint64_t elapsed_ns)
 {
@@ -135,6 +162,8 @@ static void print_result(const struct sl_pack_source *source, const char *folder
         printf("; %s written in %.1f s, %.2f GB/s\n",
                sl_size_format(result->written_bytes, written), seconds,
                (double)result->written_bytes * 1e-9 / seconds);
+    if (result->compressed)
+        print_gain(sl_expert_store_shape(source->experts), result);
     if (n_left > 0)
         printf("left aside: %llu tensors that this engine does not use\n",
                (unsigned long long)n_left);
@@ -181,6 +210,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
         .weights = weights,
         .n_stripes = arguments->n_stripes,
         .consume = arguments->consume,
+        .compress = arguments->compress,
         .store_folder = arguments->store,
         .checkpoint_folder = arguments->checkpoint,
         .checkpoint = source->checkpoint,
