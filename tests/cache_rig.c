@@ -160,7 +160,21 @@ void cache_fixture_open(struct cache_fixture *f, bool scattered)
     load_expected(f);
 }
 
-void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint)
+static void open_packed(struct cache_fixture *f)
+{
+    assert_int_equal(sl_store_open(&f->packed, f->folder, SL_STORE_RUN, NULL), 0);
+    assert_int_equal(sl_expert_store_open_packed(&f->store, f->packed, &cache_shape, NULL), 0);
+}
+
+void cache_fixture_reopen(struct cache_fixture *f)
+{
+    sl_expert_store_close(f->store);
+    sl_store_close(f->packed);
+    open_packed(f);
+}
+
+void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint,
+                               bool compress)
 {
     static const uint64_t weight = 1;
     const uint64_t expected_bytes =
@@ -170,6 +184,7 @@ void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixtu
                                       .checkpoint = checkpoint->checkpoint,
                                       .experts = checkpoint->store,
                                       .weights = &weight,
+                                      .compress = compress,
                                       .writer = sl_file_writer(),
                                       .batch_bytes = 1 << 20};
 
@@ -179,12 +194,12 @@ void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixtu
     assert_int_equal(sl_pool_create(&options.pool, 2, NULL), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
     sl_pool_destroy(options.pool);
-    assert_int_equal(sl_store_open(&f->packed, f->folder, SL_STORE_RUN, NULL), 0);
-    assert_int_equal(sl_expert_store_open_packed(&f->store, f->packed, &cache_shape, NULL), 0);
+    open_packed(f);
     f->expected = malloc(expected_bytes);
     assert_non_null(f->expected);
     memcpy(f->expected, checkpoint->expected, expected_bytes);
-    f->expert_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+    f->expert_bytes =
+        sl_packed_expert_stored_bytes(sl_store_expert(f->packed, (struct sl_expert_key){0, 0}));
 }
 
 void cache_fixture_close(struct cache_fixture *f)

@@ -34,7 +34,11 @@ struct cache_fixture {
 void cache_fixture_open(struct cache_fixture *f, bool scattered);
 
 /* The same experts in a store of their own. */
-void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint);
+void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixture *checkpoint,
+                               bool compress);
+
+/* The store again, whose catalog was changed. */
+void cache_fixture_reopen(struct cache_fixture *f);
 void cache_fixture_close(struct cache_fixture *f);
 
 /* For a group of tests: an array of two, as in the release and scattered. */

@@ -16,6 +16,7 @@ sluice=${SLUICE:-build/release/sluice}
 configs=tests/oracle/configs
 checkpoint=$scratch/checkpoint
 store=$scratch/store
+compressed=$scratch/compressed
 seq 0 299 | awk '{ print ($1 * 37 + 5) % 509 }' >"$scratch/tokens"
 
 drive() { # folder size
@@ -81,7 +82,7 @@ variants=(
 )
 
 for name in ${CONFIGS:-tiny-flash tiny-pro}; do
-    rm -rf "$checkpoint" "$store"
+    rm -rf "$checkpoint" "$store" "$compressed"
     if ! "$sluice" synth "$configs/$name.json" "$checkpoint" >/dev/null ||
         ! plain=$(logits "$checkpoint") || ! mtp=$(logits "$checkpoint" --mtp) ||
         ! exact=$(logits "$checkpoint" --numerics exact --segment 50); then
@@ -109,6 +110,17 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
     check "$name: inspect" "$sluice" inspect "$store"
     check "$name is packed by one thread" "$sluice" pack "$checkpoint" "$scratch/again" --threads 1 --batch 1M &&
         check "$name: to the same bytes" same_store "$store" "$scratch/again"
+    rm -rf "$scratch/again"
+    check "$name is packed with --compress" "$sluice" pack "$checkpoint" "$compressed" --compress
+    check "$name: the compressed store is sound" "$sluice" verify "$compressed"
+    for variant in "${variants[@]}"; do
+        # shellcheck disable=SC2086
+        check "$name compressed ${variant:-as it is}" same "$plain" "$compressed" $variant
+    done
+    check "$name compressed --mtp" same "$mtp" "$compressed" --mtp --cache min
+    check "$name compressed --numerics exact" same "$exact" "$compressed" --numerics exact --segment 50
+    check "$name is packed with --compress by one thread" "$sluice" pack "$checkpoint" "$scratch/again" --threads 1 --batch 1M --compress &&
+        check "$name: to the same bytes" same_store "$compressed" "$scratch/again"
     rm -rf "$scratch/again"
 done
 
@@ -143,15 +155,42 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     flip "$scratch/drive-2/part/experts-3.bin" 5000
     refused "another store's part" 'does not have the checksum' verify "$scratch/striped" --stripe "$scratch/drive-2/part"
     check "nothing was changed by that" same "$plain" "$scratch/striped"
-    rm -r "$scratch/striped"
+    rm -r "$scratch/striped" "$scratch/drive-3/experts-3.bin"
+
+    check "packed and compressed, over two drives" eval "'$sluice' pack '$checkpoint' '$scratch/striped' --compress --stripe '$scratch/drive-3' >'$scratch/stdout' &&
+        grep 'compressed: experts take .* instead of .*; scales 0\.[0-4][0-9]*, codes 1\.000' '$scratch/stdout'"
+    check "inspect says that it is" eval "'$sluice' inspect '$scratch/striped' | grep ' compressed .* less than without'"
+    check "and it runs" same "$plain" "$scratch/striped" --cache min
+    mv "$scratch/drive-3/experts-2.bin" "$scratch/drive-2"
+    check "its part was moved" "$sluice" verify "$scratch/striped" --stripe "$scratch/drive-2"
+    flip "$scratch/drive-2/experts-2.bin" 5000
+    refused "a run meets a flipped bit in what is compressed" 'layer 0, expert [0-9]*: .*experts-1.bin: the compressed record at offset [0-9]* does not give the w. that the catalog names' \
+        logits "$scratch/striped" "${run[@]}"
+    refused "so does packing anew" 'layer 0, expert [0-9]*: .*experts-1.bin: the compressed record at offset [0-9]* does not give the w. that the catalog names' \
+        pack "$scratch/striped" "$scratch/again"
+    refused "verify names that" 'damaged' verify "$scratch/striped"
+    check "with layer, expert and file" grep 'damaged: layer 0, expert [0-9]*: .*experts-1.bin: from offset' "$scratch/stdout"
+    check "repair of what is compressed" "$sluice" verify "$scratch/striped" --repair "$checkpoint"
+    check "after which it is sound" "$sluice" verify "$scratch/striped"
+    check "packed anew onto one drive, and not compressed, it goes on" "$sluice" pack "$scratch/striped" "$scratch/again" &&
+        check "to the bytes of the plain store" same_store "$store" "$scratch/again"
+    rm -r "$scratch/striped" "$scratch/again"
     umount -l "$scratch/drive-2" "$scratch/drive-3" "$scratch/drive-4"
 else
     skip "over several drives" "no user namespaces here to mount some in"
 fi
 
+refused "compressing what was packed plain" 'begun without --compress' pack "$checkpoint" "$store" --compress
+
 check "packing what is packed" "$sluice" pack "$checkpoint" "$store"
 check "a store is packed anew" "$sluice" pack "$store" "$scratch/again" &&
     check "to the same bytes" same_store "$store" "$scratch/again"
+rm -r "$scratch/again"
+check "a store is packed anew and compressed" "$sluice" pack "$store" "$scratch/again" --compress &&
+    check "to the bytes of the compressed one" same_store "$compressed" "$scratch/again"
+rm -r "$scratch/again"
+check "and a compressed one plain" "$sluice" pack "$compressed" "$scratch/again" &&
+    check "to the bytes of the plain one" same_store "$store" "$scratch/again"
 rm -r "$scratch/again"
 refused "a store is not consumed" 'a store; --consume takes a checkpoint' pack --consume "$store" "$scratch/again"
 logits "$store" --cache min >"$scratch/first" &
@@ -257,6 +296,10 @@ check "into the same bytes" same_store "$store" "$scratch/eater"
 refused "what is left is no checkpoint" 'packed with --consume' inspect "$scratch/eaten"
 refused "nor can it be packed again" 'the file was cut' pack "$scratch/eaten" "$scratch/again"
 rm -r "$scratch/eaten" "$scratch/eater" "$scratch/again"
+cp -r "$checkpoint" "$scratch/eaten"
+check "one is consumed and compressed" "$sluice" pack --consume --compress --batch 512K "$scratch/eaten" "$scratch/eater"
+check "into the bytes of the compressed store" same_store "$compressed" "$scratch/eater"
+rm -r "$scratch/eaten" "$scratch/eater"
 
 "$sluice" pack "$checkpoint" "$scratch/stopped" --batch 512K >/dev/null 2>"$scratch/stderr" &
 pid=$!

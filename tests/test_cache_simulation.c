@@ -438,14 +438,15 @@ static void test_nothing_goes_wrong(void **state)
     uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0,
              n_partial = 0;
     uint64_t n_corrupt_demands = 0;
-    struct cache_fixture fixtures[2];
+    struct cache_fixture fixtures[3]; /* a checkpoint, and stores: plain and compressed */
 
     (void)state;
     assert_non_null(w);
     cache_fixture_open(&fixtures[0], false);
-    cache_fixture_open_packed(&fixtures[1], &fixtures[0]);
+    cache_fixture_open_packed(&fixtures[1], &fixtures[0], false);
+    cache_fixture_open_packed(&fixtures[2], &fixtures[0], true);
     for (uint32_t i = 0; i < WORLDS; i++) {
-        create_world(w, &fixtures[i % 2], inputs_seed() * WORLDS + i);
+        create_world(w, &fixtures[i % 3], inputs_seed() * WORLDS + i);
         while (w->n_events < events_per_world()) {
             act(w);
             check(w);
@@ -463,8 +464,8 @@ static void test_nothing_goes_wrong(void **state)
         n_guess_wasted += sl_expert_cache_counters(w->rig.cache).guess_wasted_bytes > 0;
         destroy_world(w);
     }
-    cache_fixture_close(&fixtures[1]);
-    cache_fixture_close(&fixtures[0]);
+    for (uint32_t i = 0; i < 3; i++)
+        cache_fixture_close(&fixtures[i]);
     free(w);
     print_message("%" PRIu64 " events, %" PRIu64 " reads, %" PRIu64 " hits, %" PRIu64
                   " evictions, %" PRIu64 " demands that failed, %" PRIu64

@@ -1,20 +1,23 @@
 /* The expert cache over a packed store: what is lent is what a checkpoint's cache would lend,
  * whatever the device does, and what is corrupt is read again, then named. The cache tests'
- * checkpoint is packed; its cache is demanded at random with faults, and with bytes on disk changed
- * under each way of verifying. */
+ * checkpoint is packed, plain and compressed; its cache is demanded at random with faults, and with
+ * bytes on disk changed under each way of verifying. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "cache/slot_table.h"
 #include "tests/cache_rig.h"
+#include "tests/store_rig.h"
 
 #define RECORD_BYTES (3 * UINT64_C(20480))
 
@@ -24,18 +27,29 @@ static const struct cache_rig_options plain = {
 static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 struct fixture {
-    struct cache_fixture raw, packed;
+    struct cache_fixture raw, packed; /* the checkpoint, and the same over the store */
 };
 
-static int set_up(void **state)
+static int set_up(void **state, bool compress)
 {
     struct fixture *f = calloc(1, sizeof(*f));
 
     assert_non_null(f);
     cache_fixture_open(&f->raw, true);
-    cache_fixture_open_packed(&f->packed, &f->raw);
+    cache_fixture_open_packed(&f->packed, &f->raw, compress);
+    assert_int_equal(f->packed.expert_bytes < RECORD_BYTES, compress);
     *state = f;
     return 0;
+}
+
+static int set_up_plain(void **state)
+{
+    return set_up(state, false);
+}
+
+static int set_up_compressed(void **state)
+{
+    return set_up(state, true);
 }
 
 static int tear_down(void **state)
@@ -79,8 +93,9 @@ static void test_what_is_lent_is_the_expert(void **state)
             assert_int_equal(cache_rig_demand(&rig, layer, experts, n, NULL, NULL), 0);
         }
         counters = sl_expert_cache_counters(rig.cache);
-        assert_int_equal(counters.wanted_bytes, counters.n_loads * RECORD_BYTES);
+        assert_int_equal(counters.wanted_bytes, counters.n_loads * f->packed.expert_bytes);
         assert_int_equal(counters.repack_ns, 0);
+        assert_int_equal(counters.unpack_ns > 0, f->packed.expert_bytes < RECORD_BYTES);
         assert_int_equal(counters.n_retries, 0);
         cache_rig_fini(&rig);
     }
@@ -91,7 +106,7 @@ static void test_corrupt_reads_are_read_again(void **state)
     static const uint16_t experts[] = {2, 7, 9};
     const struct fixture *f = *state;
 
-    for (uint64_t n = 1; n <= 3 * RECORD_BYTES / 8192; n++) {
+    for (uint64_t n = 1; n <= 3 * (f->packed.expert_bytes / 8192); n++) {
         struct io_fault_plan plan = {.fail_nth = n};
         struct cache_rig rig;
 
@@ -169,7 +184,7 @@ static void test_reads_that_stay_corrupt_are_named(void **state)
     io_fault_set(rig.io, &plan);
     assert_int_equal(cache_rig_demand(&rig, 2, &expert, 1, NULL, &err), -SL_ECORRUPT);
     if (!strstr(err.message, "MTP block 0, expert 9: ") ||
-        !strstr(err.message, "experts-1.bin: w") || !strstr(err.message, "read twice"))
+        !strstr(err.message, "experts-1.bin: ") || !strstr(err.message, "read twice"))
         fail_msg("%s", err.message);
     io_fault_heal(rig.io);
     assert_int_equal(cache_rig_demand(&rig, 2, &expert, 1, NULL, NULL), 0);
@@ -187,9 +202,12 @@ static int load_again(struct cache_rig *rig, uint16_t expert)
 
 static void test_when_it_is_verified(void **state)
 {
-    /* Bytes after the tiles belong to no matrix: then what is lent stays right. */
-    static const uint64_t in_tiles = 5 * RECORD_BYTES + 100, after_tiles = 5 * RECORD_BYTES + 17408;
     struct fixture *f = *state;
+    const uint64_t in_tiles = 5 * RECORD_BYTES + 100;
+    /* Bytes after the tiles, or at the end, belong to no matrix: then what is lent stays right. */
+    const uint64_t after_tiles =
+        5 * RECORD_BYTES +
+        (f->packed.expert_bytes < RECORD_BYTES ? f->packed.expert_bytes - 1 : 17408);
 
     for (int verify = 0; verify < 3; verify++) {
         struct cache_rig_options options = plain;
@@ -280,17 +298,85 @@ static void test_slots_that_come_again(void **state)
     cache_rig_fini(&rig);
 }
 
+/* It is lent when all of it has been unpacked. */
+static void test_compressed_comes_whole(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 8192, .n_slots = 3, .inflight_max = 3};
+    static const struct io_fault_plan plan = {.lazy = true};
+    static const uint16_t expert = 4;
+    const struct fixture *f = *state;
+    struct sl_expert_loan loan;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, &f->packed, &options);
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(rig.source->ops->demand(rig.source, 1, &expert, 1, NULL), 0);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+    assert_false(loan.partial);
+    assert_int_equal(io_fault_read_count(rig.io), (f->packed.expert_bytes + 8191) / 8192);
+    cache_rig_check_loan(&rig, &loan);
+    rig.source->ops->release(rig.source, &loan);
+    cache_rig_fini(&rig);
+}
+
+/* One that zstd made nothing of is read straight into its slot, as the last of a layer here. */
+static void test_plain_record_among_compressed(void **state)
+{
+    static const struct cache_rig_options options = {.reads_max = 8,
+                                                     .piece_bytes = 8192,
+                                                     .n_slots = 9,
+                                                     .inflight_max = 3,
+                                                     .verify = SL_VERIFY_ALWAYS};
+    struct fixture *f = *state;
+    const uint32_t number = CACHE_EXPERTS - 1;
+    struct sl_packed_expert expert =
+        *sl_store_expert(f->packed.packed, (struct sl_expert_key){0, (uint16_t)number});
+    uint8_t value[SL_STORE_VALUE_BYTES_MAX];
+    struct cache_rig rig;
+    int fd = open(sl_store_file_path(f->packed.packed, 1), O_WRONLY);
+
+    assert_true(fd >= 0);
+    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
+        assert_int_equal(
+            pwrite(fd, f->raw.expected + number * RECORD_BYTES + (uint64_t)matrix * 20480, 20480,
+                   (off_t)(number * RECORD_BYTES +
+                           sl_expert_matrix_offset_bytes(&cache_shape, matrix))),
+            20480);
+    close(fd);
+    expert.compressed = false;
+    expert.parts[0].size_bytes = RECORD_BYTES;
+    store_rig_put(f->packed.folder, "expert 00000 00011", value,
+                  sl_store_expert_encode(&expert, value));
+    cache_fixture_reopen(&f->packed);
+    cache_rig_init(&rig, &f->packed, &options);
+    assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).wanted_bytes,
+                     RECORD_BYTES + (CACHE_EXPERTS - 1) * f->packed.expert_bytes);
+    cache_rig_fini(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_lent_is_the_expert),
         cmocka_unit_test(test_corrupt_reads_are_read_again),
-        cmocka_unit_test(test_w1_and_w3_come_first),
         cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
         cmocka_unit_test(test_when_it_is_verified),
         cmocka_unit_test(test_late_writes_hit_nobody),
         cmocka_unit_test(test_slots_that_come_again),
     };
+    const struct CMUnitTest plain_tests[] = {cmocka_unit_test(test_w1_and_w3_come_first)};
+    const struct CMUnitTest compressed_tests[] = {
+        cmocka_unit_test(test_compressed_comes_whole),
+        cmocka_unit_test(test_plain_record_among_compressed),
+    };
 
-    return cmocka_run_group_tests_name("packed_experts", tests, set_up, tear_down);
+    return cmocka_run_group_tests_name("packed_experts", tests, set_up_plain, tear_down) |
+           cmocka_run_group_tests_name("packed_experts, compressed", tests, set_up_compressed,
+                                       tear_down) |
+           cmocka_run_group_tests_name("packed_experts, plain alone", plain_tests, set_up_plain,
+                                       tear_down) |
+           cmocka_run_group_tests_name("packed_experts, compressed alone", compressed_tests,
+                                       set_up_compressed, tear_down);
 }
