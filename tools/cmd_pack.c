@@ -68,7 +68,7 @@ static const struct argp_option options[] = {
      "any more then",
      0},
     {"compress", OPTION_COMPRESS, NULL, 0,
-     "store with zstd what takes half the room or less then: the experts' scales, as a rule", 0},
+     "store experts with zstd where that halves them: their scales, as a rule", 0},
     {0},
 };
 
