@@ -210,11 +210,12 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
                         "%s: the store was begun without --compress; pack into another folder",
                         p->o->store_folder);
     p->state = *sl_store_state(store);
-    p->result.saved_bytes = sl_store_saved_bytes(store);
     if (rc == 0)
         rc = sl_store_layout_adopt(&p->layout, store, err);
     if (rc == 0)
         rc = sl_packer_check_earlier(p, store, err);
+    if (rc == 0)
+        p->result.saved_bytes = sl_store_saved_bytes(store);
     sl_store_close(store);
     return rc;
 }

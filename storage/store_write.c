@@ -282,8 +282,7 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
         sl_record_maker_fini(&p.workers[i].maker);
     }
     p.result.compressed = p.model.layout == SL_STORE_LAYOUT_R16_ZSTD;
-    if (p.result.total_bytes > 0) /* else it failed before that was known */
-        p.result.total_bytes -= p.result.saved_bytes;
+    p.result.total_bytes -= p.result.saved_bytes;
     free(p.workers);
     free(p.buffer);
     free(p.tensor_offsets);
