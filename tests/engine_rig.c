@@ -258,7 +258,7 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m)
  */
 
 void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_stripes,
-                     char ret_folder[FIXTURE_PATH_BYTES])
+                     bool compress, char ret_folder[FIXTURE_PATH_BYTES])
 {
     static const uint64_t weights[] = {1, 1, 1};
     const struct sl_expert_shape shape = {.num_hidden_layers = m->config.num_hidden_layers,
@@ -276,8 +276,10 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
                                       .stripe_folders = stripe_folders,
                                       .weights = weights,
                                       .n_stripes = n_stripes,
+                                      .compress = compress,
                                       .writer = sl_file_writer(),
                                       .batch_bytes = 1 << 20};
+    struct sl_pack_result result;
     struct sl_checkpoint *checkpoint;
     struct sl_expert_store *experts;
 
@@ -296,7 +298,10 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
     assert_int_equal(sl_pool_create(&options.pool, 1, NULL), 0);
     options.checkpoint = checkpoint;
     options.experts = experts;
-    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
+    /* Two blocks of each, zeros between the matrices most of it. */
+    assert_int_equal(result.saved_bytes,
+                     compress ? ENGINE_RIG_EXPERTS * 2 * SL_STORE_BLOCK_BYTES : 0);
     sl_pool_destroy(options.pool);
     sl_expert_store_close(experts);
     sl_checkpoint_close(checkpoint);

@@ -4,6 +4,7 @@
 #ifndef SL_TESTS_ENGINE_RIG_H
 #define SL_TESTS_ENGINE_RIG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "daemon/engine.h"
@@ -35,9 +36,9 @@ int engine_rig_destroy(void **state);
 struct sl_engine_options engine_rig_options(const struct engine_rig *m);
 
 /* A store of the model, in a folder of that name below the checkpoint's; with parts of equal size
- * in n_stripes others. */
+ * in n_stripes others. Where it is compressed, all its experts are. */
 void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_stripes,
-                     char ret_folder[FIXTURE_PATH_BYTES]);
+                     bool compress, char ret_folder[FIXTURE_PATH_BYTES]);
 
 /* For sl_forward_step(): writes rows one after the other. */
 struct engine_rig_rows {

@@ -1,6 +1,6 @@
 /* A compressed store holds what a plain one does, in less. A small checkpoint is packed both ways
- * and the records compared; then the compressed store is stopped and gone on with, striped, damaged
- * in every kind of place and mended, and the kinds are mixed up. */
+ * and the records compared; then the compressed store is stopped and gone on with, packed anew,
+ * striped, damaged in every kind of place and mended, and the kinds are mixed up. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -190,6 +190,56 @@ static void test_what_packing_tells(void **state)
     assert_says(&err, "the store was begun without --compress");
 }
 
+/* Of a store another one of either kind: the bytes are those that the checkpoint gives. Stopped at
+ * half, it goes on. */
+static void test_packed_anew(void **state)
+{
+    const struct fixture *f = *state;
+    const char *const folders[] = {f->plain, f->rig.store_folder};
+
+    for (int i = 0; i < 4; i++) {
+        const char *to = folders[i % 2];
+        struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+        struct sl_pack_result result;
+        atomic_bool stop = false;
+
+        store_rig_of_store(&options, folders[i / 2]);
+        options.compress = i % 2;
+        options.stop = &stop;
+        options.on_progress = stop_at_half;
+        options.progress_context = &stop;
+        assert_int_equal(sl_store_pack(&options, &result, NULL), -ECANCELED);
+        options.stop = NULL;
+        options.on_progress = NULL;
+        assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
+        sl_store_close(options.from);
+        assert_int_equal(result.compressed, i % 2);
+        store_rig_assert_same(f->other, to);
+        store_rig_remove(f->other);
+    }
+}
+
+/* What is damaged is not packed anew, neither where it does not unpack nor where it does. */
+static void test_damage_is_not_packed_anew(void **state)
+{
+    static const uint64_t places[] = {0, 40, 10000};
+    const struct fixture *f = *state;
+
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+        struct sl_err err = {0};
+
+        fixture_flip_byte(f->rig.store_folder, "experts-1.bin", 4 * RECORD_BYTES + places[i]);
+        store_rig_of_store(&options, f->rig.store_folder);
+        assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
+        sl_store_close(options.from);
+        assert_says(&err, "layer 1, expert 1: ");
+        assert_says(&err, "experts-1.bin: the compressed record at offset 245760 does not give ");
+        fixture_flip_byte(f->rig.store_folder, "experts-1.bin", 4 * RECORD_BYTES + places[i]);
+        store_rig_remove(f->other);
+    }
+}
+
 /* ---- damage -----------------------------------------------------------------------------------
  */
 
@@ -371,6 +421,8 @@ int main(void)
         WITH_STORES(test_same_tiles_in_less),
         WITH_STORES(test_stopped_and_gone_on),
         WITH_STORES(test_what_packing_tells),
+        WITH_STORES(test_packed_anew),
+        WITH_STORES(test_damage_is_not_packed_anew),
         WITH_STORES(test_damage_is_named_and_mended),
         WITH_STORES(test_other_frames_are_not_mended),
         WITH_STORES(test_mixed_up_entries),

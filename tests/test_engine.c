@@ -71,7 +71,7 @@ static void test_store_remembers_what_was_hot(void **state)
 
     assert_non_null(logits);
     assert_non_null(mtp_logits);
-    engine_rig_pack(m, "store", 0, store_folder);
+    engine_rig_pack(m, "store", 0, false, store_folder);
     snprintf(moved, sizeof(moved), "%s.moved", store_folder);
     options.model = store_folder;
     options.stop = &stop;
@@ -160,15 +160,13 @@ static void test_all_experts_can_be_loaded(void **state)
     free(mtp_logits);
 }
 
-static void test_areas_are_what_was_planned(void **state)
+static void check_areas(const struct sl_engine_options *options, bool staging)
 {
-    const struct engine_rig *m = *state;
-    struct sl_engine_options options = engine_rig_options(m);
     struct sl_engine_area areas[SL_ENGINE_AREAS];
     struct sl_memory_plan plan;
     struct sl_engine *engine;
 
-    assert_int_equal(sl_engine_open(&engine, &options, &plan, NULL), 0);
+    assert_int_equal(sl_engine_open(&engine, options, &plan, NULL), 0);
     sl_engine_areas(engine, areas);
     assert_string_equal(areas[0].name, "dense weights");
     assert_true(areas[0].size_bytes >= plan.need_bytes[SL_MEMORY_WEIGHTS]);
@@ -176,9 +174,25 @@ static void test_areas_are_what_was_planned(void **state)
     assert_true(areas[2].size_bytes >= plan.need_bytes[SL_MEMORY_ACTIVATIONS]);
     assert_true(areas[3].size_bytes >=
                 plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING]);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_STAGING] > 0, staging);
     for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)
         assert_true(areas[i].huge_bytes <= areas[i].size_bytes);
     sl_engine_close(engine);
+}
+
+/* Experts of a plain store are read to where they are used, others go by way of buffers. */
+static void test_areas_are_what_was_planned(void **state)
+{
+    const struct engine_rig *m = *state;
+    struct sl_engine_options options = engine_rig_options(m);
+    char store_folder[FIXTURE_PATH_BYTES];
+
+    check_areas(&options, true);
+    options.model = store_folder;
+    engine_rig_pack(m, "plain", 0, false, store_folder);
+    check_areas(&options, false);
+    engine_rig_pack(m, "compressed", 0, true, store_folder);
+    check_areas(&options, true);
 }
 
 static void test_plan_is_what_it_takes(void **state)

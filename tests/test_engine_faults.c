@@ -1,6 +1,6 @@
 /* Reads that go wrong under a whole engine: the nth read of a request fails, is short, late, wrong
- * or never comes, for each n in turn, once and for good, of a checkpoint, a store and a store on
- * three drives. Once, the logits are those of a run without faults; for good, the request fails
+ * or never comes, for each n in turn, once and for good, of a checkpoint, a store, a store on
+ * three drives and a compressed one. Once, the logits are those of a run without faults; for good, the request fails
  * with one line that says where, and all others go on. SL_SLOW=1, and sanitizers, leave some n
  * out. */
 #include <setjmp.h>
@@ -198,7 +198,7 @@ static void test_store(void **state)
 {
     char store_folder[FIXTURE_PATH_BYTES];
 
-    engine_rig_pack(*state, "store", 0, store_folder);
+    engine_rig_pack(*state, "store", 0, false, store_folder);
     each_read(*state, store_folder, true);
 }
 
@@ -206,7 +206,15 @@ static void test_striped_store(void **state)
 {
     char store_folder[FIXTURE_PATH_BYTES];
 
-    engine_rig_pack(*state, "striped", 2, store_folder);
+    engine_rig_pack(*state, "striped", 2, false, store_folder);
+    each_read(*state, store_folder, true);
+}
+
+static void test_compressed_store(void **state)
+{
+    char store_folder[FIXTURE_PATH_BYTES];
+
+    engine_rig_pack(*state, "compressed", 0, true, store_folder);
     each_read(*state, store_folder, true);
 }
 
@@ -216,6 +224,7 @@ int main(void)
         cmocka_unit_test(test_checkpoint),
         cmocka_unit_test(test_store),
         cmocka_unit_test(test_striped_store),
+        cmocka_unit_test(test_compressed_store),
     };
 
     return cmocka_run_group_tests_name("engine_faults", tests, engine_rig_create,

@@ -1,7 +1,8 @@
 /* One answer: whatever the streaming does, the logits are the same bytes. The tiny model runs as a
- * checkpoint, a store, and stores on two and three drives, under every policy, prefetch and way of
- * verifying, in steps of different lengths, while the cache changes its size and reads are tried
- * again; and the replay of a recorded trace counts what its run counted. */
+ * checkpoint, a store, stores on two and three drives, and a compressed one on three, under every
+ * policy, prefetch and way of verifying, in steps of different lengths, while the cache changes its
+ * size and reads are tried again; and the replay of a recorded trace counts what its run counted.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +18,7 @@
 #include "tests/engine_rig.h"
 
 #define TOKENS ENGINE_RIG_TOKENS
-#define MODELS 4u
+#define MODELS 5u
 
 static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
 
@@ -83,12 +84,12 @@ static void test_every_way_gives_the_same_bytes(void **state)
         char name[16];
 
         snprintf(name, sizeof(name), "store-%u", i);
-        engine_rig_pack(m, name, i, stores[i]);
+        engine_rig_pack(m, name, i < 3 ? i : 2, i == 3, stores[i]);
     }
     for (uint32_t i = 0; i < MODELS * 2 * 3 * 3; i++) {
         const uint32_t model = i % MODELS;
         struct sl_engine_options options = engine_rig_options(m);
-        const bool faulty = i / 3 % 2, resize = i / 5 % 2;
+        const bool faulty = i / 3 % 2, resize = i / 7 % 2;
 
         options.model = model ? stores[model - 1] : m->folder;
         options.policy = policies[i / MODELS % 2];

@@ -1,8 +1,8 @@
 /* Ten thousand tokens over a drive that keeps going wrong: the logits are those of a run without
  * faults, and no memory is lost on the way. Four sequences go through a store on three drives at
  * the least cache there is, with guesses, while reads fail, are short, late or wrong by a seed
- * (SL_SEED=n gives others), some of them for good; what failed is fed again. SL_SLOW=1, and
- * sanitizers, make it shorter.
+ * (SL_SEED=n gives others), some of them for good; what failed is fed again. Then two thousand more
+ * from a compressed store. SL_SLOW=1, and sanitizers, make it shorter.
  *
  * Memory: what malloc has lent, and what of the process is resident, are taken after a tenth of the
  * tokens and at the end. The first must be the same to the byte. Resident may grow by what the C
@@ -187,16 +187,15 @@ static void check_counters(const struct soak *soak, uint32_t n_rounds)
     assert_true(c.n_evictions > 0 && c.n_guess_hits > 0 && c.n_guess_late > 0);
 }
 
-static void test_ten_thousand_tokens(void **state)
+static void soak_over(const struct engine_rig *m, bool compress, uint32_t n_rounds)
 {
-    struct soak soak = {.m = *state};
-    const uint32_t n_rounds = round_count();
+    struct soak soak = {.m = m};
     struct memory warm = {0};
     char store_folder[FIXTURE_PATH_BYTES];
     uint64_t *hashes;
     struct sl_err err;
 
-    engine_rig_pack(soak.m, "store", 2, store_folder);
+    engine_rig_pack(m, compress ? "compressed" : "store", 2, compress, store_folder);
     hashes = clean_hashes(&soak, n_rounds);
     open_soak(&soak, store_folder);
     for (uint32_t round = 0; round < n_rounds; round++) {
@@ -220,10 +219,22 @@ static void test_ten_thousand_tokens(void **state)
     free(hashes);
 }
 
+static void test_ten_thousand_tokens(void **state)
+{
+    soak_over(*state, false, round_count());
+}
+
+/* Fewer: what is other about them is how they are loaded. */
+static void test_compressed_experts(void **state)
+{
+    soak_over(*state, true, ROUNDS_SLOW);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ten_thousand_tokens),
+        cmocka_unit_test(test_compressed_experts),
     };
 
     print_message("SL_SEED=%" PRIu64 "\n", inputs_seed());

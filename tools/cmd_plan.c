@@ -226,7 +226,7 @@ static int read_trace(struct command *command, struct sl_err *err)
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
-/* As an engine would, of a packed store: no staging. */
+/* As an engine would, of a store that is not compressed: no staging. */
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
                        struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
