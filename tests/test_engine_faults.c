@@ -1,8 +1,8 @@
 /* Reads that go wrong under a whole engine: the nth read of a request fails, is short, late, wrong
  * or never comes, for each n in turn, once and for good, of a checkpoint, a store, a store on
- * three drives and a compressed one. Once, the logits are those of a run without faults; for good, the request fails
- * with one line that says where, and all others go on. SL_SLOW=1, and sanitizers, leave some n
- * out. */
+ * three drives and a compressed one. Once, the logits are those of a run without faults; for good,
+ * the request fails with one line that says where, and all others go on. SL_SLOW=1, and sanitizers,
+ * leave some n out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
