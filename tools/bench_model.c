@@ -18,7 +18,7 @@
 #define DECODE_TOKENS_DEFAULT 32u
 #define PREFILL_TOKENS_DEFAULT 512u
 #define PROBE_NS UINT64_C(100000000)
-#define DRIVE_NS UINT64_C(200000000)
+#define DRIVE_NS UINT64_C(400000000)
 
 /* One of the repeats. */
 struct run {
