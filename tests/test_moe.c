@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -271,6 +272,31 @@ static void test_loans_do_not_show(void **state)
     rig_fini(&rig);
 }
 
+/* An expert of more pairs than a batch holds is in several: whichever of them fails, it is given
+ * back. */
+static void test_failure_leaves_no_loan(void **state)
+{
+    static const uint16_t table[75] = {0}; /* one expert for all tokens */
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 8, 1, true);
+    rig.weights.layers[0].tid2eid = table;
+    rig.experts.partial_permille = 1000;
+    run(&rig, TOKENS_MAX, 1);
+    assert_int_equal(rig.experts.n_requests, 4); /* demand, next, two batches */
+    for (uint64_t nth = 1; nth <= 4; nth++) {
+        rig.experts.fail_nth = nth;
+        rig.experts.fail_code = -EIO;
+        sl_moe_hint(rig.moe, &rig.step, rig.weights.layers, &rig.experts.source);
+        assert_int_equal(
+            sl_moe_run(rig.moe, &rig.step, 0, rig.weights.layers, NULL, &rig.experts.source, NULL),
+            -EIO);
+        assert_int_equal(rig.experts.n_held, 0);
+    }
+    rig_fini(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -279,6 +305,7 @@ int main(void)
         cmocka_unit_test(test_duplicates_in_a_hash_row),
         cmocka_unit_test(test_order_in_a_hash_row),
         cmocka_unit_test(test_loans_do_not_show),
+        cmocka_unit_test(test_failure_leaves_no_loan),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);

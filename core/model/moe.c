@@ -507,6 +507,8 @@ static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan,
         if (m->n_rows == m->rows_max)
             rc = run_batch(in, err);
     }
+    if (next < end) /* it failed, and no batch will have the last part */
+        in->source->ops->release(in->source, loan);
     return rc;
 }
 
