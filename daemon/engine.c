@@ -364,8 +364,10 @@ int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, voi
     for (uint32_t layer = 0; layer < n_layers(e) && rc >= 0; layer++) {
         rc = source->ops->demand(source, (uint16_t)layer, experts, n_experts, err);
         while (rc >= 0 && (rc = source->ops->next(source, true, &loan, err)) == 1) {
+            if (loan.partial)
+                rc = source->ops->complete(source, &loan, err);
             source->ops->release(source, &loan);
-            if (on_progress)
+            if (rc >= 0 && on_progress)
                 on_progress(context, ++done, total);
         }
     }

@@ -160,6 +160,30 @@ static void test_all_experts_can_be_loaded(void **state)
     free(mtp_logits);
 }
 
+/* Of a store an expert may be lent before its w2 is there: the drive takes one block after the
+ * other. */
+static void test_experts_that_come_in_parts(void **state)
+{
+    static const struct io_fault_plan plan = {.lazy = true};
+    const struct engine_rig *m = *state;
+    struct sl_engine_options options = engine_rig_options(m);
+    char store_folder[FIXTURE_PATH_BYTES];
+    struct sl_engine *engine;
+
+    engine_rig_pack(m, "parts", 0, false, store_folder);
+    options.model = store_folder;
+    options.cache_min = false;
+    options.reader.piece_bytes = SL_IO_ALIGN_BYTES;
+    options.reader.depth = 1;
+    engine_rig_make_faulty(&options);
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    io_fault_set(engine_rig_faulty(), &plan);
+    assert_int_equal(sl_engine_load_experts(engine, NULL, NULL, NULL), 1);
+    assert_int_equal(sl_engine_counters(engine).n_loads, ENGINE_RIG_EXPERTS);
+    sl_engine_close(engine);
+    store_rig_remove(store_folder);
+}
+
 static void check_areas(const struct sl_engine_options *options, bool staging)
 {
     struct sl_engine_area areas[SL_ENGINE_AREAS];
@@ -308,6 +332,7 @@ int main(void)
         cmocka_unit_test(test_bytes_are_those_of_the_forward),
         cmocka_unit_test(test_store_remembers_what_was_hot),
         cmocka_unit_test(test_all_experts_can_be_loaded),
+        cmocka_unit_test(test_experts_that_come_in_parts),
         cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),
         cmocka_unit_test(test_refusals),
