@@ -191,6 +191,31 @@ static void test_steps_take_their_share(void **state)
     }
 }
 
+/* What fits with short steps is not refused for the sake of longer ones. */
+static void test_steps_leave_one_token_its_cache(void **state)
+{
+    struct sl_memory_case what = {
+        .ram_bytes = 1, .n_threads = 3, .context_tokens = 20000, .n_sequences = 1};
+    struct sl_expert_shape experts = {.num_hidden_layers = 4, .moe_intermediate_size = 65536};
+    struct sl_memory_plan plan;
+    struct sl_config config;
+    uint64_t least_bytes;
+
+    (void)state;
+    fixture_config(&config);
+    experts.n_routed_experts = config.n_routed_experts;
+    experts.hidden_size = config.hidden_size;
+    assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), -SL_EBUDGET);
+    least_bytes = plan.need_bytes[SL_MEMORY_KV] + plan.slots_min * plan.slot_bytes;
+    for (uint32_t n_tokens = 512; n_tokens < 800; n_tokens += 100) {
+        what.ram_bytes = least_bytes + activations_of(&config, &what, n_tokens);
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        assert_int_equal(plan.segment_tokens, n_tokens);
+    }
+    what.ram_bytes = least_bytes + activations_of(&config, &what, 512) - 1;
+    assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), -SL_EBUDGET);
+}
+
 static void test_print(void **state)
 {
     struct sl_memory_plan plan = plan_of(200 * MIB);
@@ -233,6 +258,7 @@ int main(void)
         cmocka_unit_test(test_cache_below_one_token),
         cmocka_unit_test(test_parts_that_do_not_fit),
         cmocka_unit_test(test_steps_take_their_share),
+        cmocka_unit_test(test_steps_leave_one_token_its_cache),
         cmocka_unit_test(test_print),
         cmocka_unit_test(test_available_memory_is_not_all),
     };
