@@ -338,12 +338,13 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     return 0;
 }
 
-/* Ends the demand after a failure. What it was waiting for lands all the same, for whoever asks
- * next, but keeps nobody else waiting. */
+/* Ends the demand, and with it the step. What it was waiting for lands all the same, for whoever
+ * asks next, but keeps nobody else waiting; what was guessed would be read for nobody. */
 static void abandon(struct sl_lending *lending)
 {
     struct sl_link *link;
 
+    sl_lending_expire_guess(lending);
     while ((link = sl_list_pop(&lending->lendable)))
         sl_slot_table_ready(&lending->table, sl_list_item(link, struct sl_slot, link));
     for (uint32_t i = 0; i < lending->table.n_slots; i++) {

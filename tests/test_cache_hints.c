@@ -313,6 +313,38 @@ static void test_sweeps_read_ahead(void **state)
     }
 }
 
+/* Nothing is read ahead for a step that has ended in the middle, and what is on its way gives up.
+ */
+static void test_sweeps_end_with_their_step(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 4096, .n_slots = 20, .inflight_max = 4, .read_ahead = true};
+    static const struct io_fault_plan plan = {.lazy = true};
+    static const uint16_t guessed[] = {1, 4};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters c;
+    struct sl_expert_loan loan;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(rig.source->ops->demand(rig.source, 0, all_experts, CACHE_EXPERTS, NULL), 0);
+    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+    rig.source->ops->abandon(rig.source);
+    rig.source->ops->release(rig.source, &loan);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(cache_rig_demand(&rig, 2, guessed, 2, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 0);
+
+    io_fault_set(rig.io, &plan);
+    assert_int_equal(rig.source->ops->demand(rig.source, 2, guessed, 2, NULL), 0);
+    assert_int_equal(guess(&rig, 1, guessed, 2).n_guess_loads, 2);
+    rig.source->ops->abandon(rig.source);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    c = cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+    assert_in_range(c.guess_wasted_bytes, 1, 4096);
+    cache_rig_fini(&rig);
+}
+
 /* What is wanted again and again stays through sweeps, which make do with one layer's room, and is
  * not read again for them either. */
 static void test_sweeps_spare_what_is_hot(void **state)
@@ -357,6 +389,7 @@ int main(void)
         cmocka_unit_test(test_guesses_that_land_in_time),
         cmocka_unit_test(test_wrong_guesses_are_given_up),
         cmocka_unit_test(test_sweeps_read_ahead),
+        cmocka_unit_test(test_sweeps_end_with_their_step),
         cmocka_unit_test(test_sweeps_spare_what_is_hot),
     };
 
