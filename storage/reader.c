@@ -321,6 +321,8 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
         piece->n_again++;
         rc = piece->n_again <= AGAIN_MAX ? 0 : -EIO;
     }
+    if (rc == -ECANCELED) /* that is for reads that their owner gave up */
+        rc = -EIO;
     if (rc < 0 && piece->failed_once) {
         piece_end(reader, piece, rc);
         return;
