@@ -141,21 +141,41 @@ int sl_packer_check_source(struct sl_packer *p, struct sl_err *err)
     return p->o->consume ? check_freeable(p, err) : 0;
 }
 
+static int other_weights(const struct sl_packer *p, struct sl_err *err)
+{
+    return sl_err_set(err, -SL_EFORMAT,
+                      "%s: the store was begun from a checkpoint with other weights than %s",
+                      p->o->store_folder, p->o->checkpoint_folder);
+}
+
+/* The source may have another shape under this name: an index names files alone. */
+static bool is_same_tensor(const struct sl_packer *p, const struct sl_store_tensor *tensor,
+                           uint32_t step)
+{
+    struct sl_tensor_info info;
+
+    return strcmp(tensor->name, p->o->tensors[step]) == 0 &&
+           p->weights->ops->find(p->weights, tensor->name, &info) == 0 &&
+           info.size_bytes == tensor->info.size_bytes &&
+           p->tensor_offsets[step] == tensor->extent.offset_bytes;
+}
+
 static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_t step,
                       struct sl_err *err)
 {
-    const struct sl_pack_options *o = p->o;
     bool same;
     int rc;
 
-    if (step < o->n_tensors) {
+    if (step < p->o->n_tensors) {
         const struct sl_store_tensor *tensor = sl_store_tensor(store, step);
         struct sl_tensor_target nowhere = {0};
-        uint64_t checksum = 0;
+        uint64_t checksum;
 
-        rc = sl_tensor_copy(p->weights, o->tensors[step], tensor->info.size_bytes, &nowhere,
-                            p->buffer, &checksum, err);
-        same = checksum == tensor->checksum;
+        if (!is_same_tensor(p, tensor, step))
+            return other_weights(p, err);
+        rc = sl_tensor_copy(p->weights, tensor->name, tensor->info.size_bytes, &nowhere, p->buffer,
+                            &checksum, err);
+        same = rc == 0 && checksum == tensor->checksum;
     } else {
         struct sl_expert_key key = step_expert(p, step);
         struct sl_packed_expert expert;
@@ -166,11 +186,7 @@ static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_
         same = rc == 0 && memcmp(expert.checksums, sl_store_expert(store, key)->checksums,
                                  sizeof(expert.checksums)) == 0;
     }
-    if (rc < 0 || same)
-        return rc;
-    return sl_err_set(err, -SL_EFORMAT,
-                      "%s: the store was begun from a checkpoint with other weights than %s",
-                      o->store_folder, o->checkpoint_folder);
+    return rc < 0 || same ? rc : other_weights(p, err);
 }
 
 int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, struct sl_err *err)
@@ -179,6 +195,8 @@ int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, s
     struct sl_extent extents[STEP_EXTENTS_MAX];
     int rc = 0;
 
+    if (p->dense_bytes != p->layout.files[0].size_bytes)
+        return other_weights(p, err);
     if (p->state.complete && !p->o->consume)
         return 0;
     for (uint32_t step = p->o->consume || n_done == 0 ? 0 : n_done - 1; step < n_done && rc == 0;

@@ -26,8 +26,9 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err);
 int sl_packer_check_source(struct sl_packer *p, struct sl_err *err);
 
 /* What an earlier go packed, made again, is what the catalog says it is: two fine-tunes of one
- * model have the same config and the same index. Of a store that goes on the last step is compared;
- * before shards are freed, every step whose source is still there. Fails with -SL_EFORMAT if it is
+ * model have the same config and the same index. The dense tensors take the same room; of a store
+ * that goes on the last step is compared; before shards are freed, every step whose source is still
+ * there. Fails with -SL_EFORMAT if it is
  * not, -ECANCELED if stopped, and as reading does. */
 int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, struct sl_err *err);
 

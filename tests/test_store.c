@@ -758,6 +758,45 @@ static void test_stopped_and_gone_on(void **state)
     assert_int_equal(result.written_bytes, 0);
 }
 
+/* Writes the shard with the dense tensors anew, two of them of other sizes, under the same index. */
+static void write_other_shapes(struct store_rig *rig, uint64_t embed_rows, uint64_t wkv_rows)
+{
+    struct fixture_list list = {0};
+
+    fixture_add(&list, SL_DTYPE_BF16, embed_rows, 256, "embed.weight");
+    fixture_add(&list, SL_DTYPE_F8_E4M3, wkv_rows, 128, "layers.0.attn.wkv.weight");
+    fixture_add(&list, SL_DTYPE_F8_E8M0, 1, 1, "layers.0.attn.wkv.scale");
+    fixture_add_experts(&list, "mtp.0", 3, 256, 128);
+    fixture_write_shard(rig->checkpoint_folder, "model-00001-of-00004.safetensors", &list, true);
+    fixture_fini(&list);
+    store_rig_reopen(rig);
+    store_rig_refill(rig);
+}
+
+/* An index names tensors and files, and no shapes: those of a store that was begun are compared. */
+static void test_other_shapes_do_not_go_on(void **state)
+{
+    struct fixture *f = *state;
+    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
+    atomic_bool stop = true;
+    struct sl_err err = {0};
+
+    options.stop = &stop;
+    options.batch_bytes = 1;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED); /* behind embed.weight */
+    write_other_shapes(&f->rig, 40, 32); /* as many blocks, but less than was packed */
+    options = store_rig_options(&f->rig, f->other);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "other weights");
+    write_other_shapes(&f->rig, 41, 64); /* what was packed is the same, what comes is not */
+    options = store_rig_options(&f->rig, f->other);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "other weights");
+    write_other_shapes(&f->rig, 41, 32);
+    store_rig_pack(&f->rig, f->other);
+    store_rig_assert_same(f->other, f->rig.store_folder);
+}
+
 static void test_threads_write_the_same(void **state)
 {
     const struct fixture *f = *state;
@@ -931,6 +970,7 @@ int main(void)
         WITH_STORE(test_packed_anew),
         WITH_STORE(test_drives),
         WITH_STORE(test_stopped_and_gone_on),
+        WITH_STORE(test_other_shapes_do_not_go_on),
         WITH_STORE(test_threads_write_the_same),
         WITH_STORE(test_refused_folders),
         WITH_STORE(test_consume_what_was_packed),
