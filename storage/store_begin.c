@@ -149,20 +149,27 @@ static int check_stripes(const struct sl_packer *p, struct sl_err *err)
     return 0;
 }
 
-/* The catalog's names are on disk before any other name is made: what is found without a catalog is
- * not ours. */
 static int begin_new(struct sl_packer *p, struct sl_err *err)
 {
-    static const char *const folders[] = {("/" SL_CATALOG_FOLDER), "", "/.."};
-    struct sl_file_writer *writer = p->o->writer;
     int rc;
 
     if ((rc = sl_catalog_each(p->catalog, "", refuse_entry, p, err)) < 0 ||
         (rc = check_empty(p, err)) < 0 || (rc = check_stripes(p, err)) < 0 ||
         (rc = put_model(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
         return rc;
+    return sl_catalog_begin(p->catalog, err);
+}
+
+/* The catalog's names are on disk before any other name is made: what is found without a catalog is
+ * not ours. In each go, since the last one may have ended before it came to that. */
+static int sync_catalog_names(const struct sl_packer *p, struct sl_err *err)
+{
+    static const char *const folders[] = {("/" SL_CATALOG_FOLDER), "", "/.."};
+    struct sl_file_writer *writer = p->o->writer;
+
     for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
         char *path;
+        int rc;
 
         if (asprintf(&path, "%s%s", p->o->store_folder, folders[i]) < 0)
             return sl_packer_no_memory(p, err);
@@ -306,9 +313,9 @@ int sl_packer_begin(struct sl_packer *p, struct sl_err *err)
     if ((rc = check_space(p, err)) < 0 ||
         (rc = is_new ? make_catalog(p, err) : open_catalog(p, err)) < 0)
         return rc;
-    if (is_new && (rc = begin_new(p, err)) == 0)
-        rc = sl_catalog_begin(p->catalog, err);
-    return rc;
+    if (is_new && (rc = begin_new(p, err)) < 0)
+        return rc;
+    return sync_catalog_names(p, err);
 }
 
 /* ---- files ------------------------------------------------------------------------------------

@@ -295,6 +295,54 @@ static void test_power_cut_while_packing_anew(void **state)
     }
 }
 
+/* A go that ended right after its first commit, before the names of the catalog were synced, leaves
+ * that to the next one. */
+struct counting_writer {
+    struct sl_file_writer writer; /* first */
+    struct sl_file_writer_ops ops;
+    uint32_t n_synced, n_before_files;
+};
+
+static int refuse_sync(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    (void)path;
+    return -EIO;
+}
+
+static int count_sync(struct sl_file_writer *writer, const char *path)
+{
+    ((struct counting_writer *)(void *)writer)->n_synced++;
+    return sl_file_writer()->ops->sync_folder(writer, path);
+}
+
+static int open_counted(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    struct counting_writer *counting = (struct counting_writer *)(void *)writer;
+
+    if (counting->n_before_files == 0)
+        counting->n_before_files = counting->n_synced;
+    return sl_file_writer()->ops->open(writer, path, bulk, ret_file);
+}
+
+static void test_names_are_synced_by_the_next_go(void **state)
+{
+    const struct fixture *f = *state;
+    struct counting_writer counting = {.ops = *sl_file_writer()->ops};
+    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
+
+    counting.writer.ops = &counting.ops;
+    counting.ops.sync_folder = refuse_sync;
+    options.writer = &counting.writer;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), -EIO);
+    counting.ops.sync_folder = count_sync;
+    counting.ops.open = open_counted;
+    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
+    assert_int_equal(counting.n_before_files, 3); /* the catalog's folder, and those above it */
+    store_rig_assert_same(f->reference, f->rig.store_folder);
+    store_rig_remove(f->rig.store_folder);
+}
+
 static void test_each_call_fails(void **state)
 {
     const struct fixture *f = *state;
@@ -326,6 +374,7 @@ int main(void)
         cmocka_unit_test(test_power_cut_while_striping),
         cmocka_unit_test(test_power_cut_while_consuming),
         cmocka_unit_test(test_power_cut_while_packing_anew),
+        cmocka_unit_test(test_names_are_synced_by_the_next_go),
         cmocka_unit_test(test_each_call_fails),
     };
 
