@@ -65,7 +65,7 @@ static int damaged(const char *where, uint64_t page, struct sl_err *err)
 
 int sl_catalog_check_header(int fd, const char *where, struct sl_err *err)
 {
-    uint64_t at_bytes = 0;
+    uint64_t at_bytes = 0, page_bytes = 0;
 
     for (uint32_t i = 0; i < 2; i++) {
         uint8_t header[HEADER_BYTES];
@@ -77,8 +77,9 @@ int sl_catalog_check_header(int fd, const char *where, struct sl_err *err)
         if (got < (int64_t)sizeof(header) || get(header + AT_MAGIC, 4) != MAGIC)
             return 0;
         at_bytes = get(header + AT_PAGE_BYTES, 4);
-        if (!is_page_size(at_bytes))
+        if (!is_page_size(at_bytes) || (i > 0 && at_bytes != page_bytes))
             return damaged(where, i, err);
+        page_bytes = at_bytes;
     }
     return 0;
 }
@@ -140,7 +141,8 @@ static bool check_data(struct walk *w, const uint8_t *node, const uint8_t *page_
     return size_bytes <= room_bytes && (!is_free || check_free_list(w, data, size_bytes));
 }
 
-/* A tree has no page twice, or there would be more than the file has. */
+/* A tree has no page twice, or there would be more than the file has; and no branch with one page
+ * below it, which LMDB asserts of values. */
 static bool check_page(struct walk *w, uint64_t number, uint32_t depth, bool is_free)
 {
     const uint8_t *page = w->file + number * w->page_bytes;
@@ -153,7 +155,8 @@ static bool check_page(struct walk *w, uint64_t number, uint32_t depth, bool is_
     lower = get(page + 12, 2);
     upper = get(page + 14, 2);
     if (get(page, 8) != number || (kind != BRANCH && kind != LEAF) || lower < PAGE_HEADER_BYTES ||
-        lower % 2 || lower > upper || upper > w->page_bytes || lower == PAGE_HEADER_BYTES)
+        lower % 2 || lower > upper || upper > w->page_bytes || lower == PAGE_HEADER_BYTES ||
+        (kind == BRANCH && !is_free && lower == PAGE_HEADER_BYTES + 2))
         return false;
     for (uint64_t at = PAGE_HEADER_BYTES; at < lower; at += 2) {
         uint64_t offset = get(page + at, 2);

@@ -297,11 +297,42 @@ static void test_flipped_bits(void **state)
     free(file);
 }
 
+/* Three pages of values and a branch above them, of which the flipped bit leaves one. */
+static void test_branch_with_one_page(void **state)
+{
+    static const uint8_t value[1500];
+    const struct fixture *f = *state;
+    struct file *file = calloc(1, sizeof(*file));
+    char path[FIXTURE_PATH_BYTES];
+    struct sl_store *expected;
+    uint32_t n_told = 0;
+
+    assert_non_null(file);
+    for (char key[] = "z0"; key[1] < '3'; key[1]++)
+        store_rig_put(f->rig.store_folder, key, value, sizeof(value));
+    store_rig_path(&f->rig, "store/catalog/data.mdb", path);
+    file->fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(file->fd >= 0);
+    file->size_bytes = pread(file->fd, file->bytes, sizeof(file->bytes), 0);
+    assert_int_equal(sl_store_open(&expected, f->rig.store_folder, SL_STORE_RUN, NULL), 0);
+    for (size_t page = 2 * PAGE_BYTES; page < (size_t)file->size_bytes; page += PAGE_BYTES) {
+        const uint8_t *header = file->bytes + page;
+
+        if (header[10] == 1 && header[12] == 16 + 2 * 3) /* a branch; the end of its offsets */
+            n_told += flip(f, file, expected, page + 12, 2, false);
+    }
+    assert_true(n_told > 0);
+    sl_store_close(expected);
+    close(file->fd);
+    free(file);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_memory_runs_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_flipped_bits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_branch_with_one_page, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("store_faults", tests, NULL, NULL);
