@@ -216,6 +216,10 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: the store was begun without --compress; pack into another folder",
                         p->o->store_folder);
+    else if (p->o->n_stripes > 0 && found->n_files != 2 + p->o->n_stripes)
+        rc = sl_err_set(err, -SL_EFORMAT,
+                        "%s: the store was begun over %u drives, not %u; pack into another folder",
+                        p->o->store_folder, found->n_files - 1, 1 + p->o->n_stripes);
     p->state = *sl_store_state(store);
     if (rc == 0)
         rc = sl_store_layout_adopt(&p->layout, store, err);
@@ -352,7 +356,17 @@ static int open_data_files(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* A source that is a store knows what it carries. */
+/* A source that is a store knows what it carries: none of it is left out because it was lost. */
+static bool must_carry(const struct sl_packer *p, const char *name)
+{
+    for (uint32_t i = 0; p->o->from && i < sl_store_carried_count(p->o->from); i++) {
+        if (strcmp(sl_store_carried(p->o->from, i)->name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Likewise, what is in it. */
 static int check_carried(const struct sl_packer *p, const struct sl_store_carried *carried,
                          struct sl_err *err)
 {
@@ -410,7 +424,7 @@ static int carry_all(struct sl_packer *p, struct sl_err *err)
             return sl_packer_no_memory(p, err);
         found = access(path, F_OK) == 0;
         free(path);
-        if (found)
+        if (found || must_carry(p, names[i]))
             rc = carry(p, names[i], err);
     }
     return rc;

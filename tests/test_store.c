@@ -581,7 +581,7 @@ static void test_striped_and_gone_on(void **state)
 {
     const struct fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES], third[FIXTURE_PATH_BYTES];
-    const char *const folders[] = {folder};
+    const char *const folders[] = {folder}, *const two_folders[] = {folder, third};
     struct sl_pack_options options = striped(f, folders);
     struct sl_err err = {0};
     atomic_bool stop = false;
@@ -597,6 +597,10 @@ static void test_striped_and_gone_on(void **state)
     options.store_folder = third;
     assert_int_equal(sl_store_pack(&options, NULL, &err), -EEXIST);
     assert_says(&err, "experts-2.bin: is there already");
+    options = striped(f, two_folders);
+    options.n_stripes = 2;
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
+    assert_says(&err, "begun over 2 drives, not 3");
     store_rig_pack(&f->rig, f->other);
     assert_striped(f);
 }
@@ -703,6 +707,10 @@ static void test_packed_anew(void **state)
     store_rig_remove(third);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
     assert_says(&err, "other/tokenizer.json: does not have the checksum");
+    fixture_unlink(f->other, "tokenizer.json");
+    store_rig_remove(third);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
+    assert_says(&err, "other/tokenizer.json");
     sl_store_close(options.from);
 }
 
