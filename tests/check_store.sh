@@ -132,7 +132,9 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     mkdir "$scratch/drive-2/part"
     refused "two folders on one drive" 'drive-2 and .*part are on one drive' pack "$checkpoint" "$scratch/striped" \
         --stripe "$scratch/drive-2" --stripe "$scratch/drive-2/part"
-    check "packed over three drives" "$sluice" pack "$checkpoint" "$scratch/striped" --stripe "$scratch/drive-2" --stripe "$scratch/drive-3"
+    mkdir -p "$scratch/striped/catalog" && : >"$scratch/striped/catalog/data.mdb" # as a pack leaves it that is killed at once
+    check "packed over three drives" eval "'$sluice' pack '$checkpoint' '$scratch/striped' --stripe '$scratch/drive-2' --stripe '$scratch/drive-3' >'$scratch/stdout'"
+    check "by what they read" grep 'drive-3 reads ' "$scratch/stdout"
     for variant in "" "--io threads --cache min --verify always"; do
         # shellcheck disable=SC2086
         check "striped ${variant:-as it is}" same "$plain" "$scratch/striped" $variant

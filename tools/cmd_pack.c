@@ -173,6 +173,17 @@ static void print_result(const struct sl_pack_source *source, const char *folder
                sl_size_format(result->freed_bytes, freed), folder);
 }
 
+/* A catalog alone is no beginning: a pack may have been killed before it wrote into it. */
+static bool is_begun(const char *folder)
+{
+    struct sl_store *store;
+
+    if (sl_store_open(&store, folder, SL_STORE_RESUME, NULL) < 0)
+        return false;
+    sl_store_close(store);
+    return true;
+}
+
 /* The store's own drive is the one that its folder will be on. */
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
@@ -182,7 +193,7 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
     int rc = 0;
 
     weights[0] = 1;
-    if (arguments->n_stripes == 0 || sl_store_is(arguments->store))
+    if (arguments->n_stripes == 0 || is_begun(arguments->store))
         return 0; /* nothing to share out, or that was done when the store was begun */
     rc = sl_file_writer()->ops->make_folder(sl_file_writer(), arguments->store);
     if (rc < 0)
