@@ -107,8 +107,13 @@ static int check_freeable(const struct sl_packer *p, struct sl_err *err)
 
         if (p->shards[i].n_steps == 0)
             continue;
-        if (stat(path, &status) < 0 || access(path, W_OK) < 0)
+        if (lstat(path, &status) < 0 || access(path, W_OK) < 0)
             return sl_err_set(err, -errno, "%s: cannot be freed: %s", path, sl_strerror(errno));
+        if (S_ISLNK(status.st_mode))
+            return sl_err_set(err, -SL_EFORMAT,
+                              "%s: cannot be freed: a symbolic link, and what it points to would "
+                              "be lost there as well",
+                              path);
         if (status.st_nlink > 1)
             return sl_err_set(err, -SL_EFORMAT,
                               "%s: cannot be freed: the file has %llu names, and would be lost "
