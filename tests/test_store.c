@@ -766,7 +766,8 @@ static void test_stopped_and_gone_on(void **state)
     assert_int_equal(result.written_bytes, 0);
 }
 
-/* Writes the shard with the dense tensors anew, two of them of other sizes, under the same index. */
+/* Writes the shard with the dense tensors anew, two of them of other sizes, under the same index.
+ */
 static void write_other_shapes(struct store_rig *rig, uint64_t embed_rows, uint64_t wkv_rows)
 {
     struct fixture_list list = {0};
