@@ -1,6 +1,7 @@
 #include "storage/store_source.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -194,24 +195,104 @@ static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_
     return rc < 0 || same ? rc : other_weights(p, err);
 }
 
-int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, struct sl_err *err)
+/* What an earlier go wrote, read back before its source goes: it may have been copied since, or
+ * have rotted. */
+struct read_back {
+    struct sl_store *store;
+    const char *paths[SL_STORE_FILES_MAX];
+    int fds[SL_STORE_FILES_MAX]; /* but of the dense tensors' file */
+    struct sl_record_maker maker;
+};
+
+static int read_back_open(struct read_back *r, struct sl_packer *p, struct sl_store *store,
+                          struct sl_err *err)
+{
+    const struct sl_record_source source = {
+        .experts = p->o->experts, .store = store, .fds = r->fds, .paths = r->paths};
+
+    r->store = store;
+    for (uint32_t i = 0; i < sl_store_file_count(store); i++)
+        r->paths[i] = sl_store_file_path(store, i);
+    if (sl_record_maker_init(&r->maker, &source) < 0)
+        return sl_packer_no_memory(p, err);
+    return sl_record_files_open(r->fds, r->paths, sl_store_file_count(store), err);
+}
+
+static void read_back_close(struct read_back *r)
+{
+    sl_record_files_close(r->fds);
+    sl_record_maker_fini(&r->maker);
+}
+
+static int read_back_step(struct read_back *r, struct sl_packer *p, uint32_t step,
+                          struct sl_err *err)
+{
+    struct sl_tensor_target nowhere = {0};
+    struct sl_packed_expert expert;
+    const uint8_t *record;
+    uint64_t size_bytes, checksum;
+
+    if (step >= p->o->n_tensors)
+        return sl_record_make(&r->maker, step_expert(p, step), &expert, &record, &size_bytes, err);
+    size_bytes = sl_store_tensor(r->store, step)->info.size_bytes;
+    return sl_tensor_copy(sl_store_weights(r->store, true), p->o->tensors[step], size_bytes,
+                          &nowhere, p->buffer, &checksum, err);
+}
+
+/* A store that was copied may not be on disk yet, whatever its catalog says. */
+static int sync_files(const struct read_back *r, struct sl_err *err)
+{
+    for (uint32_t i = 0; i < sl_store_file_count(r->store); i++) {
+        int fd = open(r->paths[i], O_RDONLY | O_CLOEXEC);
+        int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+
+        if (fd >= 0)
+            close(fd);
+        if (rc < 0)
+            return sl_write_error(err, rc, r->paths[i], "sync");
+    }
+    return 0;
+}
+
+/* All that an earlier go packed and whose source is still there is there twice. */
+static int check_before_freeing(struct sl_packer *p, struct sl_store *store, struct sl_err *err)
+{
+    struct sl_extent extents[STEP_EXTENTS_MAX];
+    struct read_back back = {.fds = {0}};
+    int rc;
+
+    for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
+        back.fds[i] = -1;
+    rc = read_back_open(&back, p, store, err);
+    for (uint32_t step = 0; step < steps_done(p) && rc == 0; step++) {
+        if (p->o->stop && atomic_load(p->o->stop))
+            rc = sl_packer_stopped(p, err);
+        else if (missing_extent(p, extents, step_extents(p, step, extents)) < 0 &&
+                 (rc = check_step(p, store, step, err)) == 0)
+            rc = read_back_step(&back, p, step, err);
+    }
+    if (rc == 0)
+        rc = sync_files(&back, err);
+    read_back_close(&back);
+    return rc;
+}
+
+int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct sl_err *err)
 {
     const uint32_t n_done = steps_done(p);
     struct sl_extent extents[STEP_EXTENTS_MAX];
-    int rc = 0;
 
     if (p->dense_bytes != p->layout.files[0].size_bytes)
         return other_weights(p, err);
-    if (p->state.complete && !p->o->consume)
+    if (n_done == 0)
         return 0;
-    for (uint32_t step = p->o->consume || n_done == 0 ? 0 : n_done - 1; step < n_done && rc == 0;
-         step++) {
-        if (p->o->stop && atomic_load(p->o->stop))
-            return sl_packer_stopped(p, err);
-        if (p->o->from || missing_extent(p, extents, step_extents(p, step, extents)) < 0)
-            rc = check_step(p, store, step, err);
-    }
-    return rc;
+    if (p->o->consume)
+        return check_before_freeing(p, store, err);
+    if (p->state.complete)
+        return 0;
+    if (!p->o->from && missing_extent(p, extents, step_extents(p, n_done - 1, extents)) >= 0)
+        return 0;
+    return check_step(p, store, n_done - 1, err);
 }
 
 /* ---- giving back ------------------------------------------------------------------------------

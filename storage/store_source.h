@@ -28,9 +28,9 @@ int sl_packer_check_source(struct sl_packer *p, struct sl_err *err);
 /* What an earlier go packed, made again, is what the catalog says it is: two fine-tunes of one
  * model have the same config and the same index. The dense tensors take the same room; of a store
  * that goes on the last step is compared; before shards are freed, every step whose source is still
- * there. Fails with -SL_EFORMAT if it is
- * not, -ECANCELED if stopped, and as reading does. */
-int sl_packer_check_earlier(struct sl_packer *p, const struct sl_store *store, struct sl_err *err);
+ * there, and what the store has of it is read back and synced. Fails with -SL_EFORMAT if it is not,
+ * -SL_ECORRUPT if the store is damaged, -ECANCELED if stopped, and as reading does. */
+int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct sl_err *err);
 
 /* With `consume`: gives back the space of the shards whose last step is committed. Their headers
  * stay, so that a later go can tell what was in them. */

@@ -881,8 +881,19 @@ static void test_consume_what_was_packed(void **state)
     assert_int_equal(checkpoint_bytes(&tuned), before_bytes);
     store_rig_close(&tuned);
 
+    /* Nothing is freed that the store has not got. */
     options = store_rig_options(&f->rig, f->rig.store_folder);
     options.consume = true;
+    for (uint32_t i = 0; i < 2; i++) {
+        const char *file = i ? "experts-1.bin" : "dense.bin";
+        const uint64_t offset_bytes = i ? 4 * 61440 + 100 : 24576 + 1023;
+
+        fixture_flip_byte(f->rig.store_folder, file, offset_bytes);
+        assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
+        assert_says(&err, file);
+        assert_int_equal(checkpoint_bytes(&f->rig), before_bytes);
+        fixture_flip_byte(f->rig.store_folder, file, offset_bytes);
+    }
     assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
     assert_int_equal(result.written_bytes, 0);
     assert_int_equal(before_bytes - result.freed_bytes, checkpoint_bytes(&f->rig));
