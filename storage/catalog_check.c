@@ -149,7 +149,8 @@ static bool check_page(struct walk *w, uint64_t number, uint32_t depth, bool is_
     uint64_t kind, lower, upper;
 
     w->bad_page = number;
-    if (number < 2 || number >= w->n_pages || depth == DEPTH_MAX || w->n_seen++ == w->n_pages)
+    if (number < 2 || number >= w->n_pages || number >= w->n_named || depth == DEPTH_MAX ||
+        w->n_seen++ == w->n_pages)
         return false;
     kind = get(page + 10, 2);
     lower = get(page + 12, 2);

@@ -37,11 +37,17 @@ static const char *const matrix_names[SL_EXPERT_MATRICES] = {
 
 const int sl_expert_matrix_order[SL_EXPERT_MATRICES] = {SL_EXPERT_W1, SL_EXPERT_W3, SL_EXPERT_W2};
 
+static uint32_t layer_count(const struct sl_expert_shape *shape)
+{
+    return shape->num_hidden_layers + shape->n_mtp_layers;
+}
+
 bool sl_expert_shape_is_sound(const struct sl_expert_shape *shape)
 {
     return shape->num_hidden_layers >= 1 && shape->num_hidden_layers < LAYERS_AND_EXPERTS_MAX &&
            shape->n_mtp_layers <= LAYERS_AND_EXPERTS_MAX - shape->num_hidden_layers &&
            shape->n_routed_experts >= 1 && shape->n_routed_experts <= LAYERS_AND_EXPERTS_MAX &&
+           (uint64_t)layer_count(shape) * shape->n_routed_experts <= UINT32_MAX &&
            shape->hidden_size >= 1 && shape->hidden_size <= SIDE_MAX &&
            shape->hidden_size % SL_FP4_GROUP_COLS == 0 && shape->moe_intermediate_size >= 1 &&
            shape->moe_intermediate_size <= SIDE_MAX &&
@@ -122,11 +128,6 @@ const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expe
     snprintf(buffer, SL_EXPERT_TEXT_BYTES, "%s %u, expert %u", is_mtp ? "MTP block" : "layer",
              key.layer_index - (is_mtp ? shape->num_hidden_layers : 0), key.expert_index);
     return buffer;
-}
-
-static uint32_t layer_count(const struct sl_expert_shape *shape)
-{
-    return shape->num_hidden_layers + shape->n_mtp_layers;
 }
 
 static int find_extent(const struct sl_expert_store *store, const char *name, enum sl_dtype dtype,

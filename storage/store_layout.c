@@ -1,5 +1,6 @@
 #include "storage/store_layout.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,22 +38,25 @@ static void cut_record(struct sl_store_layout *layout, uint64_t record_bytes,
     }
 }
 
-/* A path that holds wherever a command is run from. */
-static int set_stripe(struct sl_store_layout *layout, uint32_t i, const char *folder,
-                      struct sl_err *err)
+int sl_store_part_path(char path[SL_STORE_PATH_BYTES], const char *folder, uint32_t file_index,
+                       struct sl_err *err)
 {
     char *absolute = realpath(folder, NULL);
     int length;
 
     if (!absolute)
-        return sl_err_set(err, -errno, "%s: cannot stripe over this folder: %s", folder,
+        return sl_err_set(err, -errno, "%s: cannot hold a part of the store: %s", folder,
                           sl_strerror(errno));
-    length = snprintf(layout->files[i].path, sizeof(layout->files[i].path), "%s/experts-%u.bin",
-                      absolute, i);
+    length = snprintf(path, SL_STORE_PATH_BYTES, "%s/experts-%u.bin", absolute, file_index);
     free(absolute);
-    if (length >= (int)sizeof(layout->files[i].path))
+    if (length >= (int)SL_STORE_PATH_BYTES)
         return sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", folder);
-    return set_path(layout, i, layout->files[i].path, err);
+    for (const char *c = path; *c; c++)
+        if (iscntrl((unsigned char)*c))
+            return sl_err_set(err, -EINVAL,
+                              "a folder with control characters in its path cannot hold a part of "
+                              "the store");
+    return 0;
 }
 
 int sl_store_layout_make(struct sl_store_layout *layout, const char *store_folder,
@@ -71,7 +75,9 @@ int sl_store_layout_make(struct sl_store_layout *layout, const char *store_folde
         layout->files[i].size_bytes =
             i == 0 ? dense_bytes : layout->part_bytes[i] * sl_store_expert_count(shape);
         if (i >= 2) {
-            rc = set_stripe(layout, i, stripe_folders[i - 2], err);
+            rc = sl_store_part_path(layout->files[i].path, stripe_folders[i - 2], i, err);
+            if (rc == 0)
+                rc = set_path(layout, i, layout->files[i].path, err);
             continue;
         }
         snprintf(layout->files[i].path, sizeof(layout->files[i].path), "%s", own[i]);
@@ -94,6 +100,12 @@ int sl_store_layout_adopt(struct sl_store_layout *layout, const struct sl_store 
         layout->files[i] = *sl_store_file(store, i);
         if (i > 0)
             layout->part_bytes[i] = layout->files[i].size_bytes / sl_store_expert_count(shape);
+        if (layout->part_bytes[i] % SL_STORE_BLOCK_BYTES != 0)
+            return sl_err_set(
+                err, -SL_ECORRUPT,
+                "%s: the catalog's file %u has %llu bytes, which are not whole blocks "
+                "for each expert",
+                sl_store_folder(store), i, (unsigned long long)layout->files[i].size_bytes);
         record_bytes += layout->part_bytes[i];
         rc = set_path(layout, i, sl_store_file_path(store, i), err);
     }

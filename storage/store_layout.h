@@ -38,6 +38,12 @@ int sl_store_layout_make(struct sl_store_layout *layout, const char *store_folde
 int sl_store_layout_adopt(struct sl_store_layout *layout, const struct sl_store *store,
                           struct sl_err *err);
 
+/* Of the part in another folder that is file file_index, as the catalog has it: from '/' on, so
+ * that it holds wherever a command is run from. Fails with -errno, or -EINVAL for a path that the
+ * catalog cannot hold. */
+int sl_store_part_path(char path[SL_STORE_PATH_BYTES], const char *folder, uint32_t file_index,
+                       struct sl_err *err);
+
 void sl_store_layout_fini(struct sl_store_layout *layout);
 
 /* Of all files. */

@@ -11,6 +11,7 @@
 #include "storage/catalog.h"
 #include "storage/record_read.h"
 #include "storage/store_identity.h"
+#include "storage/store_layout.h"
 
 struct places {
     struct sl_store *store;
@@ -21,19 +22,15 @@ struct places {
 /* Takes all files of the store that are in the folder. */
 static int look_into(struct places *p, const char *folder, struct sl_err *err)
 {
-    char *absolute = realpath(folder, NULL);
     bool found = false;
     int rc = 0;
 
-    if (!absolute)
-        return sl_err_set(err, -errno, "%s: %s", folder, sl_strerror(errno));
     for (uint32_t i = 2; i < sl_store_file_count(p->store) && rc == 0; i++) {
         char path[SL_STORE_PATH_BYTES];
         struct stat status;
 
-        if (snprintf(path, sizeof(path), "%s/experts-%u.bin", absolute, i) >= (int)sizeof(path)) {
-            rc = sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", folder);
-        } else if (stat(path, &status) == 0) {
+        rc = sl_store_part_path(path, folder, i, err);
+        if (rc == 0 && stat(path, &status) == 0) {
             found = true;
             if ((uint64_t)status.st_size > p->files[i].size_bytes)
                 rc =
@@ -45,7 +42,6 @@ static int look_into(struct places *p, const char *folder, struct sl_err *err)
             p->paths[i] = p->files[i].path;
         }
     }
-    free(absolute);
     if (rc == 0 && !found)
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: no part of %s is there: it has none of the files that begin "

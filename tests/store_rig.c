@@ -269,3 +269,47 @@ void store_rig_put(const char *store_folder, const char *key, const void *value,
     assert_int_equal(sl_catalog_commit(catalog, NULL), 0);
     sl_catalog_close(catalog);
 }
+
+void store_rig_stop_at_half(void *context, uint64_t done, uint64_t total)
+{
+    atomic_bool *stop = context;
+
+    atomic_store(stop, done > total / 2);
+}
+
+void store_rig_assert_says(const struct sl_err *err, const char *text)
+{
+    if (!strstr(err->message, text) || strchr(err->message, '\n'))
+        fail_msg("\"%s\" lacks \"%s\"", err->message, text);
+}
+
+void store_rig_assert_refused(const char *store_folder, int code, const char *text)
+{
+    struct sl_store *store;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_store_open(&store, store_folder, SL_STORE_RUN, &err), code);
+    store_rig_assert_says(&err, text);
+    store_rig_assert_says(&err, store_folder);
+}
+
+int store_fixture_create(void **state)
+{
+    struct store_fixture *f = calloc(1, sizeof(*f));
+
+    assert_non_null(f);
+    store_rig_open(&f->rig, 0);
+    store_rig_path(&f->rig, "other", f->other);
+    store_rig_pack(&f->rig, f->rig.store_folder);
+    *state = f;
+    return 0;
+}
+
+int store_fixture_destroy(void **state)
+{
+    struct store_fixture *f = *state;
+
+    store_rig_close(&f->rig);
+    free(f);
+    return 0;
+}

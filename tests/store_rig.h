@@ -46,6 +46,15 @@ struct sl_pack_options store_rig_options(const struct store_rig *rig, const char
  * caller's to close. */
 void store_rig_of_store(struct sl_pack_options *options, const char *store_folder);
 
+/* An sl_progress_fn: sets the atomic_bool `context` from half of the way on. */
+void store_rig_stop_at_half(void *context, uint64_t done, uint64_t total);
+
+/* The error's line has this text in it. */
+void store_rig_assert_says(const struct sl_err *err, const char *text);
+
+/* Opens the store, which fails and says `text`. */
+void store_rig_assert_refused(const char *store_folder, int code, const char *text);
+
 /* Packs, which succeeds. */
 void store_rig_pack(const struct store_rig *rig, const char *store_folder);
 
@@ -59,5 +68,13 @@ void store_rig_remove(const char *folder);
 /* Puts a value into a store's catalog; NULL keeps what is there but for byte `size_bytes`, which
  * becomes other. */
 void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes);
+
+/* For single tests: a rig whose store_folder is packed; *state is the struct store_fixture. */
+struct store_fixture {
+    struct store_rig rig;
+    char other[FIXTURE_PATH_BYTES]; /* where a second store may be */
+};
+int store_fixture_create(void **state);
+int store_fixture_destroy(void **state);
 
 #endif

@@ -55,12 +55,6 @@ static int tear_down(void **state)
     return 0;
 }
 
-static void assert_says(const struct sl_err *err, const char *text)
-{
-    if (!strstr(err->message, text) || strchr(err->message, '\n'))
-        fail_msg("\"%s\" lacks \"%s\"", err->message, text);
-}
-
 /* A record as it is stored, from all its parts. Returns its size. */
 static uint64_t read_record(const struct sl_store *store, uint32_t number,
                             uint8_t record[RECORD_BYTES])
@@ -129,11 +123,6 @@ static void test_same_tiles_in_less(void **state)
 /* ---- packing ----------------------------------------------------------------------------------
  */
 
-static void stop_at_half(void *context, uint64_t done, uint64_t total)
-{
-    atomic_store((atomic_bool *)context, done > total / 2);
-}
-
 /* Whether it is asked for again or not, it goes on compressed. */
 static void test_stopped_and_gone_on(void **state)
 {
@@ -145,7 +134,7 @@ static void test_stopped_and_gone_on(void **state)
         atomic_bool stop = false;
 
         options.stop = &stop;
-        options.on_progress = stop_at_half;
+        options.on_progress = store_rig_stop_at_half;
         options.progress_context = &stop;
         assert_int_equal(sl_store_pack(&options, &result, NULL), -ECANCELED);
         assert_in_range(result.gain.scales_bytes, 1, N_EXPERTS * 3 * 1024 - 1);
@@ -187,7 +176,7 @@ static void test_what_packing_tells(void **state)
 
     options = store_rig_options(&f->rig, f->plain);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "the store was begun without --compress");
+    store_rig_assert_says(&err, "the store was begun without --compress");
 }
 
 /* Of a store another one of either kind: the bytes are those that the checkpoint gives. Stopped at
@@ -206,7 +195,7 @@ static void test_packed_anew(void **state)
         store_rig_of_store(&options, folders[i / 2]);
         options.compress = i % 2;
         options.stop = &stop;
-        options.on_progress = stop_at_half;
+        options.on_progress = store_rig_stop_at_half;
         options.progress_context = &stop;
         assert_int_equal(sl_store_pack(&options, &result, NULL), -ECANCELED);
         options.stop = NULL;
@@ -233,8 +222,9 @@ static void test_damage_is_not_packed_anew(void **state)
         store_rig_of_store(&options, f->rig.store_folder);
         assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
         sl_store_close(options.from);
-        assert_says(&err, "layer 1, expert 1: ");
-        assert_says(&err, "experts-1.bin: the compressed record at offset 245760 does not give ");
+        store_rig_assert_says(&err, "layer 1, expert 1: ");
+        store_rig_assert_says(
+            &err, "experts-1.bin: the compressed record at offset 245760 does not give ");
         fixture_flip_byte(f->rig.store_folder, "experts-1.bin", 4 * RECORD_BYTES + places[i]);
         store_rig_remove(f->other);
     }
@@ -337,7 +327,7 @@ static void test_other_frames_are_not_mended(void **state)
     verify(f->rig.store_folder, &found);
     assert_int_equal(found.n_items, 1);
     assert_int_equal(repair(f, f->rig.store_folder, &found, &err), -SL_EUNSUPPORTED);
-    assert_says(&err, "layer 1, expert 1 was compressed by another version of zstd");
+    store_rig_assert_says(&err, "layer 1, expert 1 was compressed by another version of zstd");
 }
 
 /* ---- entries that do not fit ---- */
@@ -350,7 +340,7 @@ static void assert_entry_refused(const char *folder, const struct sl_packed_expe
 
     store_rig_put(folder, "expert 00000 00002", value, sl_store_expert_encode(expert, value));
     assert_int_equal(sl_store_open(&store, folder, SL_STORE_RUN, &err), -SL_ECORRUPT);
-    assert_says(&err, "\"expert 00000 00002\"");
+    store_rig_assert_says(&err, "\"expert 00000 00002\"");
 }
 
 static void test_mixed_up_entries(void **state)

@@ -30,55 +30,12 @@
 #include "tests/io_fault.h"
 #include "tests/store_rig.h"
 
-struct fixture {
-    struct store_rig rig;
-    char other[FIXTURE_PATH_BYTES]; /* a second store */
-};
-
-static int set_up(void **state)
-{
-    struct fixture *f = calloc(1, sizeof(*f));
-
-    assert_non_null(f);
-    store_rig_open(&f->rig, 0);
-    store_rig_path(&f->rig, "other", f->other);
-    store_rig_pack(&f->rig, f->rig.store_folder);
-    *state = f;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-
-    store_rig_close(&f->rig);
-    free(f);
-    return 0;
-}
-
-static void assert_says(const struct sl_err *err, const char *text)
-{
-    if (!strstr(err->message, text) || strchr(err->message, '\n'))
-        fail_msg("\"%s\" lacks \"%s\"", err->message, text);
-}
-
-/* Opens the store, which fails and says `text`. */
-static void assert_refused(const char *folder, int code, const char *text)
-{
-    struct sl_store *store;
-    struct sl_err err = {0};
-
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_RUN, &err), code);
-    assert_says(&err, text);
-    assert_says(&err, folder);
-}
-
 /* ---- what is in it ----------------------------------------------------------------------------
  */
 
 static void test_tensors_are_the_checkpoints(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     struct sl_weight_source *from = sl_checkpoint_weights(f->rig.checkpoint), *to;
     uint8_t expected[32768], found[32768];
     struct sl_model_files files;
@@ -109,7 +66,7 @@ static void test_tensors_are_the_checkpoints(void **state)
 
 static void test_records_are_tiles(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     struct sl_weight_source *from = sl_checkpoint_weights(f->rig.checkpoint);
     uint8_t codes[256 * 128], scales[256 * 128], tiles[16 * 1088], found[16 * 1088];
     struct sl_store *store;
@@ -173,7 +130,7 @@ static void test_matrices_over_parts(void **state)
 
 static void test_hot_list(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     const struct sl_expert_key keys[] = {{2, 1}, {0, 65535}, {700, 0}};
     struct sl_expert_key found[3] = {{0}};
     uint32_t n;
@@ -193,7 +150,7 @@ static void test_hot_list(void **state)
 
 static void test_probe_is_remembered(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     const struct sl_io_probe probe = {
         .piece_bytes = 524288, .depth = 16, .bytes_per_s = UINT64_C(7000000000)};
     char file[FIXTURE_PATH_BYTES];
@@ -257,15 +214,15 @@ static void test_spoilt_entries(void **state)
         {"expert 00001 00002", 34, -SL_ECORRUPT, "experts-1.bin: the file has"}, /* offset */
         {"expert 00001 00002", 41, -SL_ECORRUPT, "\"expert 00001 00002\""},      /* size */
     };
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         store_rig_put(f->rig.store_folder, cases[i].key, NULL, cases[i].at);
-        assert_refused(f->rig.store_folder, cases[i].code, cases[i].says);
+        store_rig_assert_refused(f->rig.store_folder, cases[i].code, cases[i].says);
         store_rig_put(f->rig.store_folder, cases[i].key, NULL, cases[i].at);
     }
     store_rig_put(f->rig.store_folder, "tensor 00009", "?", 1);
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "\"tensor 00009\"");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "\"tensor 00009\"");
 }
 
 /* Values of any length and any bytes are decoded or refused; what is accepted is what would be
@@ -300,7 +257,7 @@ static void test_decoding_any_bytes(void **state)
 /* A letter of a tensor's name, wherever the catalog's file has it. */
 static void test_flipped_value(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     char catalog[FIXTURE_PATH_BYTES];
     static const char name[] = "norm.weight";
     char bytes[65536];
@@ -321,13 +278,13 @@ static void test_flipped_value(void **state)
         fixture_flip_byte(catalog, SL_CATALOG_FILE, (uint64_t)i);
     }
     assert_true(n_found > 0);
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT,
-                   "entry \"tensor 00001\" does not have the checksum");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                             "entry \"tensor 00001\" does not have the checksum");
 }
 
 static void test_truncated_catalog(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     char catalog[FIXTURE_PATH_BYTES];
     uint64_t size_bytes;
 
@@ -336,32 +293,35 @@ static void test_truncated_catalog(void **state)
     assert_true(size_bytes >= 4 * 4096);
     for (uint64_t left = size_bytes - 1; left > 0; left = left * 2 / 3) {
         fixture_truncate(catalog, SL_CATALOG_FILE, left);
-        assert_refused(f->rig.store_folder, -SL_ECORRUPT,
-                       left > 8192 ? "the catalog is truncated: data.mdb has" : "catalog");
+        store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                                 left > 8192 ? "the catalog is truncated: data.mdb has"
+                                             : "catalog");
     }
     fixture_truncate(catalog, SL_CATALOG_FILE, 0);
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "the catalog is empty");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "the catalog is empty");
     fixture_write_text(catalog, SL_CATALOG_FILE, "not a database, but long enough for one? no.");
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "cannot open the catalog");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "cannot open the catalog");
     fixture_unlink(catalog, SL_CATALOG_FILE);
     assert_false(sl_store_is(f->rig.store_folder));
 }
 
 static void test_truncated_files(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
 
     fixture_truncate(f->rig.store_folder, "experts-1.bin", 9 * 61440 - 4096);
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "experts-1.bin: the file has 548864 bytes");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                             "experts-1.bin: the file has 548864 bytes");
     fixture_truncate(f->rig.store_folder, "dense.bin", 4096);
-    assert_refused(f->rig.store_folder, -SL_ECORRUPT, "dense.bin: the file has 4096 bytes");
+    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
+                             "dense.bin: the file has 4096 bytes");
     fixture_unlink(f->rig.store_folder, "dense.bin");
-    assert_refused(f->rig.store_folder, -ENOENT, "dense.bin: cannot open");
+    store_rig_assert_refused(f->rig.store_folder, -ENOENT, "dense.bin: cannot open");
 }
 
 static void test_another_models_config(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     struct sl_expert_shape shape = store_rig_shape;
     struct sl_expert_store *experts;
     struct sl_model_files files;
@@ -375,7 +335,7 @@ static void test_another_models_config(void **state)
     sl_expert_store_close(experts);
     shape.n_routed_experts = 4;
     assert_int_equal(sl_model_files_experts(&files, &shape, &experts, &err), -SL_EFORMAT);
-    assert_says(
+    store_rig_assert_says(
         &err, "2 layers and 1 MTP blocks of 3 experts, 256 by 128; config.json says 2 and 0 of 4");
     sl_model_files_close(&files);
 }
@@ -432,7 +392,7 @@ static int repair(const struct store_rig *from, const char *folder, const struct
 
 static void test_damage_is_named_and_mended(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     struct sl_weight_source *weights;
     struct sl_err err = {0};
     struct sl_store *store;
@@ -461,7 +421,7 @@ static void test_damage_is_named_and_mended(void **state)
     assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1000, bytes, &err), 0);
     assert_int_equal(weights->ops->read(weights, "norm.weight", 1000, 24, bytes, &err),
                      -SL_ECORRUPT);
-    assert_says(&err, "dense.bin: tensor \"norm.weight\" at offset 24576");
+    store_rig_assert_says(&err, "dense.bin: tensor \"norm.weight\" at offset 24576");
     weights = sl_store_weights(store, false);
     assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1024, bytes, &err), 0);
     sl_store_close(store);
@@ -473,7 +433,7 @@ static void test_damage_is_named_and_mended(void **state)
 /* Same config and index, but other numbers. */
 static void test_other_weights_mend_nothing(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     struct store_rig tuned;
     struct sl_err err = {0};
     struct found found;
@@ -483,13 +443,13 @@ static void test_other_weights_mend_nothing(void **state)
     verify(f->rig.store_folder, &found);
     assert_int_equal(found.n_items, 1);
     assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
-    assert_says(&err, "layer 0, expert 0 is not what");
+    store_rig_assert_says(&err, "layer 0, expert 0 is not what");
     found.items[0] = (struct sl_store_item){.kind = SL_STORE_TENSOR, .index = 2};
     assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
-    assert_says(&err, "layers.0.attn.wkv.scale is not what");
+    store_rig_assert_says(&err, "layers.0.attn.wkv.scale is not what");
     fixture_write_text(tuned.checkpoint_folder, "config.json", "{}\n");
     assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
-    assert_says(&err, "config.json is not what");
+    store_rig_assert_says(&err, "config.json is not what");
     store_rig_close(&tuned);
 }
 
@@ -498,7 +458,7 @@ static void test_other_weights_mend_nothing(void **state)
 
 static const uint64_t one_to_two[] = {1, 2};
 
-static struct sl_pack_options striped(const struct fixture *f, const char *const *folder)
+static struct sl_pack_options striped(const struct store_fixture *f, const char *const *folder)
 {
     struct sl_pack_options options = store_rig_options(&f->rig, f->other);
 
@@ -506,13 +466,6 @@ static struct sl_pack_options striped(const struct fixture *f, const char *const
     options.weights = one_to_two;
     options.n_stripes = 1;
     return options;
-}
-
-static void stop_at_half(void *context, uint64_t done, uint64_t total)
-{
-    atomic_bool *stop = context;
-
-    atomic_store(stop, done > total / 2);
 }
 
 static void read_bytes(const char *path, uint64_t offset_bytes, void *bytes, uint64_t size_bytes)
@@ -525,7 +478,7 @@ static void read_bytes(const char *path, uint64_t offset_bytes, void *bytes, uin
 }
 
 /* The parts of each record together are the record of the store that is not striped. */
-static void assert_striped(const struct fixture *f)
+static void assert_striped(const struct store_fixture *f)
 {
     struct sl_store *store, *plain;
 
@@ -553,7 +506,7 @@ static void assert_striped(const struct fixture *f)
 
 static void test_striped(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES];
     const char *const folders[] = {folder};
     struct sl_pack_options options = striped(f, folders);
@@ -562,7 +515,12 @@ static void test_striped(void **state)
 
     store_rig_path(&f->rig, "drive", folder);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
-    assert_says(&err, "drive: cannot stripe over this folder");
+    store_rig_assert_says(&err, "drive: cannot hold a part of the store: No such file");
+    store_rig_path(&f->rig, "two\nlines", folder); /* the catalog would be refused ever after */
+    assert_int_equal(mkdir(folder, 0777), 0);
+    assert_int_equal(sl_store_pack(&options, NULL, &err), -EINVAL);
+    store_rig_assert_says(&err, "control characters");
+    store_rig_path(&f->rig, "drive", folder);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
     assert_striped(f);
@@ -579,7 +537,7 @@ static void test_striped(void **state)
 /* It goes on with the stripes that it has, asked for or not; another store cannot have them. */
 static void test_striped_and_gone_on(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES], third[FIXTURE_PATH_BYTES];
     const char *const folders[] = {folder}, *const two_folders[] = {folder, third};
     struct sl_pack_options options = striped(f, folders);
@@ -589,18 +547,18 @@ static void test_striped_and_gone_on(void **state)
     store_rig_path(&f->rig, "drive", folder);
     assert_int_equal(mkdir(folder, 0777), 0);
     options.stop = &stop;
-    options.on_progress = stop_at_half;
+    options.on_progress = store_rig_stop_at_half;
     options.progress_context = &stop;
     assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED);
     store_rig_path(&f->rig, "third", third);
     options = striped(f, folders);
     options.store_folder = third;
     assert_int_equal(sl_store_pack(&options, NULL, &err), -EEXIST);
-    assert_says(&err, "experts-2.bin: is there already");
+    store_rig_assert_says(&err, "experts-2.bin: is there already");
     options = striped(f, two_folders);
     options.n_stripes = 2;
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "begun over 2 drives, not 3");
+    store_rig_assert_says(&err, "begun over 2 drives, not 3");
     store_rig_pack(&f->rig, f->other);
     assert_striped(f);
 }
@@ -612,13 +570,13 @@ static void assert_unable(const char *folder, const char *text)
     struct sl_err err = {0};
 
     assert_int_equal(sl_store_open(&store, folder, SL_STORE_RUN, &err), -ENOENT);
-    assert_says(&err, text);
+    store_rig_assert_says(&err, text);
 }
 
 /* Its part on the other drive is moved, and mixed up with another model's. */
 static void test_moved_parts(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES], moved[FIXTURE_PATH_BYTES];
     const char *const folders[] = {folder}, *const others[] = {moved};
     struct sl_pack_options options = striped(f, folders);
@@ -631,24 +589,25 @@ static void test_moved_parts(void **state)
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
     assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -ENOENT);
-    assert_says(&err, "moved: No such file");
+    store_rig_assert_says(&err, "moved: cannot hold a part of the store: No such file");
     assert_int_equal(rename(folder, moved), 0);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_unable(f->other, "if it was moved: sluice verify STORE --stripe DIR");
     assert_int_equal(sl_store_set_places(f->other, folders, 1, &err), -SL_EFORMAT);
-    assert_says(&err, "drive: no part of");
+    store_rig_assert_says(&err, "drive: no part of");
     lock_fd = sl_store_lock(f->other, NULL);
     assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -EBUSY);
     close(lock_fd);
 
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960); /* of the last record */
     assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_ECORRUPT);
-    assert_says(&err, "MTP block 0, expert 2: ");
-    assert_says(&err, "moved/experts-2.bin: w3 at offset 327680 does not have the checksum");
+    store_rig_assert_says(&err, "MTP block 0, expert 2: ");
+    store_rig_assert_says(&err,
+                          "moved/experts-2.bin: w3 at offset 327680 does not have the checksum");
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960);
     fixture_truncate(moved, "experts-2.bin", 9 * 40960 + 1);
     assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_EFORMAT);
-    assert_says(&err, "experts-2.bin: the file has 368641 bytes");
+    store_rig_assert_says(&err, "experts-2.bin: the file has 368641 bytes");
     fixture_truncate(moved, "experts-2.bin", 9 * 40960);
     assert_unable(f->other, "drive/experts-2.bin: cannot open");
     assert_int_equal(sl_store_set_places(f->other, others, 1, NULL), 0);
@@ -660,7 +619,7 @@ static void test_moved_parts(void **state)
 /* A store is packed over other drives, from there back onto one, and is what it was. */
 static void test_packed_anew(void **state)
 {
-    struct fixture *f = *state;
+    struct store_fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES], third[FIXTURE_PATH_BYTES];
     const char *const folders[] = {folder};
     struct sl_pack_options options = striped(f, folders);
@@ -674,7 +633,7 @@ static void test_packed_anew(void **state)
     assert_int_equal(mkdir(folder, 0777), 0);
     store_rig_of_store(&options, f->rig.store_folder);
     options.stop = &stop;
-    options.on_progress = stop_at_half;
+    options.on_progress = store_rig_stop_at_half;
     options.progress_context = &stop;
     assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED);
     options.stop = NULL;
@@ -697,33 +656,34 @@ static void test_packed_anew(void **state)
     store_rig_of_store(&options, f->other);
     fixture_flip_byte(folder, "experts-2.bin", 4 * 40960);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
-    assert_says(&err, "layer 1, expert 1: ");
-    assert_says(&err, "drive/experts-2.bin: w3 at offset 163840 does not have the checksum");
+    store_rig_assert_says(&err, "layer 1, expert 1: ");
+    store_rig_assert_says(&err,
+                          "drive/experts-2.bin: w3 at offset 163840 does not have the checksum");
     fixture_flip_byte(f->other, "dense.bin", 0);
     store_rig_remove(third);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
-    assert_says(&err, "dense.bin: tensor \"embed.weight\"");
+    store_rig_assert_says(&err, "dense.bin: tensor \"embed.weight\"");
     fixture_flip_byte(f->other, "tokenizer.json", 0);
     store_rig_remove(third);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
-    assert_says(&err, "other/tokenizer.json: does not have the checksum");
+    store_rig_assert_says(&err, "other/tokenizer.json: does not have the checksum");
     fixture_unlink(f->other, "tokenizer.json");
     store_rig_remove(third);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
-    assert_says(&err, "other/tokenizer.json");
+    store_rig_assert_says(&err, "other/tokenizer.json");
     sl_store_close(options.from);
 }
 
 static void test_drives(void **state)
 {
-    const struct fixture *f = *state;
+    const struct store_fixture *f = *state;
     const char *const folders[] = {"/proc", f->rig.root, f->rig.store_folder};
     struct sl_drive a, b;
     struct sl_err err = {0};
 
     assert_int_equal(sl_drives_check(folders, 2, &err), 0);
     assert_int_equal(sl_drives_check(folders, 3, &err), -SL_EFORMAT);
-    assert_says(&err, "/store are on one drive, ");
+    store_rig_assert_says(&err, "/store are on one drive, ");
     assert_int_equal(sl_drive_of(&a, f->rig.root, NULL), 0);
     assert_int_equal(sl_drive_of(&b, f->rig.store_folder, NULL), 0);
     assert_string_equal(a.name, b.name);
@@ -731,246 +691,8 @@ static void test_drives(void **state)
     assert_int_equal(sl_drive_of(&a, f->other, &err), -ENOENT);
 }
 
-/* ---- packing ----------------------------------------------------------------------------------
- */
-
-static void test_stopped_and_gone_on(void **state)
-{
-    const struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-    struct sl_pack_result result;
-    struct sl_err err = {0};
-    struct store_rig tuned;
-    atomic_bool stop = false;
-
-    options.stop = &stop;
-    options.on_progress = stop_at_half;
-    options.progress_context = &stop;
-    assert_int_equal(sl_store_pack(&options, &result, &err), -ECANCELED);
-    assert_says(&err, "run sluice pack again to go on");
-    assert_true(result.written_bytes > result.total_bytes / 2);
-    assert_true(result.written_bytes < result.total_bytes);
-    assert_refused(f->other, -SL_EFORMAT, "the store is not complete");
-
-    store_rig_open(&tuned, 4); /* its experts must not be mixed with those that are there */
-    options = store_rig_options(&tuned, f->other);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "other weights");
-    store_rig_close(&tuned);
-
-    options = store_rig_options(&f->rig, f->other);
-    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
-    assert_true(result.written_bytes < result.total_bytes / 2);
-    store_rig_assert_same(f->other, f->rig.store_folder);
-    assert_int_equal(sl_store_pack(&options, &result, NULL), 0); /* nothing left to do */
-    assert_int_equal(result.written_bytes, 0);
-}
-
-/* Writes the shard with the dense tensors anew, two of them of other sizes, under the same index.
- */
-static void write_other_shapes(struct store_rig *rig, uint64_t embed_rows, uint64_t wkv_rows)
-{
-    struct fixture_list list = {0};
-
-    fixture_add(&list, SL_DTYPE_BF16, embed_rows, 256, "embed.weight");
-    fixture_add(&list, SL_DTYPE_F8_E4M3, wkv_rows, 128, "layers.0.attn.wkv.weight");
-    fixture_add(&list, SL_DTYPE_F8_E8M0, 1, 1, "layers.0.attn.wkv.scale");
-    fixture_add_experts(&list, "mtp.0", 3, 256, 128);
-    fixture_write_shard(rig->checkpoint_folder, "model-00001-of-00004.safetensors", &list, true);
-    fixture_fini(&list);
-    store_rig_reopen(rig);
-    store_rig_refill(rig);
-}
-
-/* An index names tensors and files, and no shapes: those of a store that was begun are compared. */
-static void test_other_shapes_do_not_go_on(void **state)
-{
-    struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-    atomic_bool stop = true;
-    struct sl_err err = {0};
-
-    options.stop = &stop;
-    options.batch_bytes = 1;
-    assert_int_equal(sl_store_pack(&options, NULL, NULL), -ECANCELED); /* behind embed.weight */
-    write_other_shapes(&f->rig, 40, 32); /* as many blocks, but less than was packed */
-    options = store_rig_options(&f->rig, f->other);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "other weights");
-    write_other_shapes(&f->rig, 41, 64); /* what was packed is the same, what comes is not */
-    options = store_rig_options(&f->rig, f->other);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "other weights");
-    write_other_shapes(&f->rig, 41, 32);
-    store_rig_pack(&f->rig, f->other);
-    store_rig_assert_same(f->other, f->rig.store_folder);
-}
-
-static void test_threads_write_the_same(void **state)
-{
-    const struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-
-    assert_int_equal(sl_pool_create(&options.pool, 3, NULL), 0);
-    options.batch_bytes = UINT64_MAX / 2;
-    assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
-    sl_pool_destroy(options.pool);
-    store_rig_assert_same(f->other, f->rig.store_folder);
-}
-
-static void test_refused_folders(void **state)
-{
-    const struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.checkpoint_folder);
-    struct sl_err err = {0};
-    int lock_fd;
-
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "not empty, and not a store");
-    lock_fd = sl_store_lock(f->rig.store_folder, NULL);
-    assert_true(lock_fd >= 0);
-    options.store_folder = f->rig.store_folder;
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -EBUSY);
-    assert_says(&err, "another process is writing to this store");
-    close(lock_fd);
-    fixture_write_text(f->rig.checkpoint_folder, "config.json", "{\"of\": \"another\"}\n");
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "the store is of another model");
-    store_rig_remove(f->rig.store_folder);
-    assert_int_equal(mkdir(f->rig.store_folder, 0777), 0);
-    fixture_write_text(f->rig.store_folder, "precious", "text");
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "\"precious\" is in it");
-    fixture_unlink(f->rig.checkpoint_folder, "config.json");
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
-    assert_says(&err, "config.json");
-}
-
-/* ---- consuming the checkpoint -----------------------------------------------------------------
- */
-
-static uint64_t checkpoint_bytes(const struct store_rig *rig)
-{
-    uint64_t bytes = 0;
-
-    for (uint32_t i = 0; i < STORE_RIG_SHARDS; i++) {
-        struct stat status;
-
-        assert_int_equal(stat(sl_checkpoint_file_path(rig->checkpoint, i), &status), 0);
-        bytes += (uint64_t)status.st_size;
-    }
-    return bytes;
-}
-
-/* A store that is complete already, of these weights or of others. */
-static void test_consume_what_was_packed(void **state)
-{
-    const struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
-    uint64_t before_bytes = checkpoint_bytes(&f->rig), unused_bytes;
-    struct sl_checkpoint *checkpoint;
-    struct sl_pack_result result;
-    struct sl_err err = {0};
-    struct store_rig tuned;
-
-    store_rig_open(&tuned, 4);
-    options = store_rig_options(&tuned, f->rig.store_folder);
-    options.consume = true;
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "other weights");
-    assert_int_equal(checkpoint_bytes(&tuned), before_bytes);
-    store_rig_close(&tuned);
-
-    /* Nothing is freed that the store has not got. */
-    options = store_rig_options(&f->rig, f->rig.store_folder);
-    options.consume = true;
-    for (uint32_t i = 0; i < 2; i++) {
-        const char *file = i ? "experts-1.bin" : "dense.bin";
-        const uint64_t offset_bytes = i ? 4 * 61440 + 100 : 24576 + 1023;
-
-        fixture_flip_byte(f->rig.store_folder, file, offset_bytes);
-        assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_ECORRUPT);
-        assert_says(&err, file);
-        assert_int_equal(checkpoint_bytes(&f->rig), before_bytes);
-        fixture_flip_byte(f->rig.store_folder, file, offset_bytes);
-    }
-    assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
-    assert_int_equal(result.written_bytes, 0);
-    assert_int_equal(before_bytes - result.freed_bytes, checkpoint_bytes(&f->rig));
-    unused_bytes = sl_checkpoint_file_bytes(f->rig.checkpoint, STORE_RIG_SHARDS - 1);
-    assert_true(before_bytes - result.freed_bytes > unused_bytes);
-    assert_true(before_bytes - result.freed_bytes < unused_bytes + 16384); /* three headers */
-    assert_int_equal(sl_checkpoint_open(&checkpoint, f->rig.checkpoint_folder, &err), -SL_ECORRUPT);
-    assert_says(&err, "was it packed with --consume?");
-}
-
-/* Nothing is begun that could not be ended, and nothing taken from elsewhere. */
-static void test_consume_is_refused(void **state)
-{
-    struct fixture *f = *state;
-    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-    char name[FIXTURE_PATH_BYTES];
-    struct sl_err err = {0};
-    uint64_t before_bytes = checkpoint_bytes(&f->rig);
-
-    options.consume = true;
-    store_rig_path(&f->rig, "another name", name);
-    assert_int_equal(link(sl_checkpoint_file_path(f->rig.checkpoint, 2), name), 0);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "00003-of-00004.safetensors: cannot be freed: the file has 2 names");
-    assert_int_equal(unlink(sl_checkpoint_file_path(f->rig.checkpoint, 2)), 0);
-    assert_int_equal(symlink(name, sl_checkpoint_file_path(f->rig.checkpoint, 2)), 0);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "00003-of-00004.safetensors: cannot be freed: a symbolic link");
-    assert_int_equal(rename(name, sl_checkpoint_file_path(f->rig.checkpoint, 2)), 0);
-    assert_int_equal(checkpoint_bytes(&f->rig), before_bytes);
-    assert_int_equal(rmdir(f->other), 0);
-
-    fixture_truncate(f->rig.checkpoint_folder, "model-00003-of-00004.safetensors",
-                     sl_checkpoint_file_bytes(f->rig.checkpoint, 2) - 1);
-    store_rig_reopen(&f->rig);
-    options = store_rig_options(&f->rig, f->other);
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);
-    assert_says(&err, "00003-of-00004.safetensors: the file was cut: it ends at byte ");
-    assert_says(&err, "layer 1, expert ");
-    assert_int_equal(rmdir(f->other), 0);
-}
-
-/* A tensor of 2 TiB, all of it a hole. */
-static void test_disk_too_small(void **state)
-{
-    static const char *const tensors[] = {"embed.weight"};
-    const struct fixture *f = *state;
-    const struct sl_expert_shape shape = {1, 0, 3, 256, 128};
-    struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-    struct fixture_list list = {0};
-    char folder[FIXTURE_PATH_BYTES];
-    struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *experts;
-    struct sl_err err = {0};
-
-    store_rig_path(&f->rig, "vast", folder);
-    assert_int_equal(mkdir(folder, 0777), 0);
-    fixture_add(&list, SL_DTYPE_BF16, 1u << 20, 1u << 20, "embed.weight");
-    fixture_add_experts(&list, "layers.0", 3, 256, 128);
-    fixture_write_shard(folder, FIXTURE_SHARD_1, &list, true);
-    fixture_write_text(folder, "config.json", "{}\n");
-    fixture_fini(&list);
-    assert_int_equal(sl_checkpoint_open(&checkpoint, folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
-    options.checkpoint_folder = folder;
-    options.checkpoint = checkpoint;
-    options.experts = experts;
-    options.tensors = tensors;
-    options.n_tensors = 1;
-    assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOSPC);
-    assert_says(&err, "2.00 TiB are needed, ");
-    assert_int_equal(rmdir(f->other), 0); /* nothing was written */
-    sl_expert_store_close(experts);
-    sl_checkpoint_close(checkpoint);
-}
-
-#define WITH_STORE(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+#define WITH_STORE(test)                                                                           \
+    cmocka_unit_test_setup_teardown(test, store_fixture_create, store_fixture_destroy)
 
 int main(void)
 {
@@ -993,13 +715,6 @@ int main(void)
         WITH_STORE(test_moved_parts),
         WITH_STORE(test_packed_anew),
         WITH_STORE(test_drives),
-        WITH_STORE(test_stopped_and_gone_on),
-        WITH_STORE(test_other_shapes_do_not_go_on),
-        WITH_STORE(test_threads_write_the_same),
-        WITH_STORE(test_refused_folders),
-        WITH_STORE(test_consume_what_was_packed),
-        WITH_STORE(test_consume_is_refused),
-        WITH_STORE(test_disk_too_small),
     };
 
     return cmocka_run_group_tests_name("store", tests, NULL, NULL);
