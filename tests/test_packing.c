@@ -15,7 +15,6 @@
 
 #include <cmocka.h>
 
-#include "core/base/size.h"
 #include "storage/store_identity.h"
 #include "tests/store_rig.h"
 
