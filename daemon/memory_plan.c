@@ -79,11 +79,9 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     const uint64_t tokens_max = (uint64_t)what->context_tokens * what->n_sequences;
     const uint64_t fixed = fixed_bytes(plan), least = plan->slots_min * plan->slot_bytes;
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
-    const bool given = what->cache_min || what->cache_bytes;
     const uint64_t cache = what->cache_bytes && !what->cache_min ? what->cache_bytes : least;
     const uint64_t room = left > cache ? left - cache : 0;
-    const uint64_t allowed =
-        given || room < left / SL_SEGMENT_SHARE ? room : left / SL_SEGMENT_SHARE;
+    const uint64_t share = left / SL_SEGMENT_SHARE, allowed = room < share ? room : share;
     uint32_t low = SEGMENT_TOKENS_MIN, high = SEGMENT_TOKENS_MAX;
 
     if (what->segment_tokens)

@@ -53,9 +53,9 @@ struct sl_memory_case {
 
 /* Fills a plan. Each step reads the experts that its tokens want once, so the longer a step, the
  * less is read: where segment_tokens is 0, its activations get one part in SL_SEGMENT_SHARE of what
- * the rest leaves, as far as that leaves the least cache; or all that the cache leaves where that
- * is given. But a step holds no more tokens than the sequences do. Fails with -SL_EBUDGET and the
- * figures, and the plan filled, as sl_memory_plan_cache() does. */
+ * weights and KV cache leave, as far as that leaves the cache that is given, or the least one. But
+ * a step holds no more tokens than the sequences do. Fails with -SL_EBUDGET and the figures, and
+ * the plan filled, as sl_memory_plan_cache() does. */
 #define SL_SEGMENT_SHARE 8u
 int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
                         const struct sl_expert_shape *experts, const struct sl_memory_case *what,
