@@ -176,15 +176,12 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
     sl_io_open_fn *open_io = e->options.io ? e->options.io : sl_io_uring_open;
     const uint32_t depth =
         e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
-    uint32_t n_files = sl_expert_store_file_count(e->store);
-    const char **paths = calloc(n_files, sizeof(*paths));
+    const char **paths = sl_expert_store_file_paths(e->store);
     int rc;
 
     if (!paths)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
-    for (uint32_t i = 0; i < n_files; i++)
-        paths[i] = sl_expert_store_file_path(e->store, i);
-    rc = open_io(&e->io, paths, n_files, depth, err);
+    rc = open_io(&e->io, paths, sl_expert_store_file_count(e->store), depth, err);
     free(paths);
     if (rc < 0)
         return rc;

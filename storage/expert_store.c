@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
@@ -364,6 +365,26 @@ uint16_t sl_expert_store_nth(const struct sl_expert_store *store, uint32_t layer
                          : store->in_order[(size_t)layer_index * store->shape.n_routed_experts + i];
 }
 
+uint32_t sl_expert_store_reads(const struct sl_expert_store *store, struct sl_expert_key key,
+                               struct sl_extent ret_reads[SL_EXPERT_READS_MAX])
+{
+    const struct sl_packed_expert *packed = sl_expert_store_find_packed(store, key);
+    uint32_t n;
+
+    if (packed) {
+        memcpy(ret_reads, packed->parts, packed->n_parts * sizeof(*ret_reads));
+        return packed->n_parts;
+    }
+    n = sl_expert_record_reads(sl_expert_store_find(store, key), ret_reads);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t file_bytes = sl_checkpoint_file_bytes(store->checkpoint, ret_reads[i].file_index);
+
+        if (ret_reads[i].offset_bytes + ret_reads[i].size_bytes > file_bytes)
+            ret_reads[i].size_bytes = file_bytes - ret_reads[i].offset_bytes;
+    }
+    return n;
+}
+
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store)
 {
     return store->packed ? sl_store_file_count(store->packed)
@@ -374,4 +395,14 @@ const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint3
 {
     return store->packed ? sl_store_file_path(store->packed, file_index)
                          : sl_checkpoint_file_path(store->checkpoint, file_index);
+}
+
+const char **sl_expert_store_file_paths(const struct sl_expert_store *store)
+{
+    const uint32_t n_files = sl_expert_store_file_count(store);
+    const char **paths = calloc(n_files, sizeof(*paths));
+
+    for (uint32_t i = 0; paths && i < n_files; i++)
+        paths[i] = sl_expert_store_file_path(store, i);
+    return paths;
 }

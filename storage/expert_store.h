@@ -147,7 +147,16 @@ uint32_t sl_expert_record_reads(const struct sl_expert_record *record,
 /* The layer's expert that is number `i` in the order in which they lie on disk. */
 uint16_t sl_expert_store_nth(const struct sl_expert_store *store, uint32_t layer_index, uint32_t i);
 
+/* The reads that bring an expert in, of either kind: a packed one's parts, or its record's reads as
+ * far as the files go. Returns their number. */
+uint32_t sl_expert_store_reads(const struct sl_expert_store *store, struct sl_expert_key key,
+                               struct sl_extent ret_reads[SL_EXPERT_READS_MAX]);
+
 uint32_t sl_expert_store_file_count(const struct sl_expert_store *store);
 const char *sl_expert_store_file_path(const struct sl_expert_store *store, uint32_t file_index);
+
+/* All of them, in order, for an sl_io_open_fn; NULL when out of memory. The caller frees the array,
+ * and not what it names. */
+const char **sl_expert_store_file_paths(const struct sl_expert_store *store);
 
 #endif

@@ -3,48 +3,22 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "core/base/assert.h"
 #include "storage/io_probe.h"
 
-/* The reads that bring an expert in. Returns their number. */
-static uint32_t reads_of(const struct sl_expert_store *store, struct sl_expert_key key,
-                         struct sl_extent reads[SL_EXPERT_READS_MAX])
-{
-    const struct sl_packed_expert *packed = sl_expert_store_find_packed(store, key);
-    struct stat status;
-    uint32_t n;
-
-    if (packed) {
-        memcpy(reads, packed->parts, packed->n_parts * sizeof(*reads));
-        return packed->n_parts;
-    }
-    n = sl_expert_record_reads(sl_expert_store_find(store, key), reads);
-    for (uint32_t i = 0; i < n; i++) { /* one that was widened may reach past the end */
-        struct sl_extent *read = &reads[i];
-
-        if (stat(sl_expert_store_file_path(store, read->file_index), &status) == 0 &&
-            read->offset_bytes + read->size_bytes > (uint64_t)status.st_size)
-            read->size_bytes = (uint64_t)status.st_size - read->offset_bytes;
-    }
-    return n;
-}
-
 static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, struct sl_err *err)
 {
     const struct sl_expert_store *store = sl_engine_experts(drive->engine);
-    const uint32_t n_files = sl_expert_store_file_count(store);
-    const char **paths = calloc(n_files, sizeof(*paths));
+    const char **paths = sl_expert_store_file_paths(store);
     int rc;
 
     if (!paths)
         return sl_err_set(err, -ENOMEM, "list of files: out of memory");
-    for (uint32_t i = 0; i < n_files; i++)
-        paths[i] = sl_expert_store_file_path(store, i);
     if (!open_io)
         open_io = sl_io_uring_open;
-    rc = open_io(&drive->io, paths, n_files, sl_engine_reader_options(drive->engine).depth, err);
+    rc = open_io(&drive->io, paths, sl_expert_store_file_count(store),
+                 sl_engine_reader_options(drive->engine).depth, err);
     free(paths);
     return rc;
 }
@@ -99,9 +73,9 @@ void sl_bench_drive_note(void *context, uint32_t layer_index, uint32_t n_tokens,
         bool *noted = &drive->noted[layer_index * n_experts + experts[i]];
 
         if (!*noted)
-            drive->n_extents +=
-                reads_of(store, (struct sl_expert_key){(uint16_t)layer_index, experts[i]},
-                         drive->extents + drive->n_extents);
+            drive->n_extents += sl_expert_store_reads(
+                store, (struct sl_expert_key){(uint16_t)layer_index, experts[i]},
+                drive->extents + drive->n_extents);
         *noted = true;
         sl_assert(drive->n_extents <= drive->n_extents_max);
     }

@@ -148,18 +148,6 @@ static int add_file(struct command *command, uint32_t file_index, struct sl_err 
     return rc;
 }
 
-/* The reads that bring an expert in. Returns their number. */
-static uint32_t expert_reads(const struct command *command, struct sl_expert_key key,
-                             struct sl_extent reads[SL_EXPERT_READS_MAX])
-{
-    const struct sl_packed_expert *packed = sl_expert_store_find_packed(command->store, key);
-
-    if (!packed)
-        return sl_expert_record_reads(sl_expert_store_find(command->store, key), reads);
-    memcpy(reads, packed->parts, packed->n_parts * sizeof(*reads));
-    return packed->n_parts;
-}
-
 /* Experts in random order, the reads of each together as the engine asks for them. */
 static int add_experts(struct command *command, const struct sl_expert_shape *shape,
                        struct sl_err *err)
@@ -181,18 +169,10 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
         struct sl_expert_key key = {(uint16_t)(order[i] / shape->n_routed_experts),
                                     (uint16_t)(order[i] % shape->n_routed_experts)};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t n_reads = expert_reads(command, key, reads);
+        uint32_t n_reads = sl_expert_store_reads(command->store, key, reads);
 
-        for (uint32_t k = 0; rc == 0 && k < n_reads; k++) {
-            uint64_t size_bytes = 0;
-
-            rc = file_size(command->paths[reads[k].file_index], &size_bytes, err);
-            /* A read that was widened to whole blocks may reach past the end. */
-            if (rc == 0 && reads[k].offset_bytes + reads[k].size_bytes > size_bytes)
-                reads[k].size_bytes = size_bytes - reads[k].offset_bytes;
-            if (rc == 0)
-                rc = add_extent(command, reads[k], err);
-        }
+        for (uint32_t k = 0; rc == 0 && k < n_reads; k++)
+            rc = add_extent(command, reads[k], err);
     }
     free(order);
     return rc;
@@ -217,11 +197,9 @@ static int open_model(struct command *command, struct sl_err *err)
     if (rc < 0)
         return rc;
     command->n_files = sl_expert_store_file_count(command->store);
-    command->paths = calloc(command->n_files, sizeof(*command->paths));
+    command->paths = sl_expert_store_file_paths(command->store);
     if (!command->paths)
         return sl_err_set(err, -ENOMEM, "list of files: out of memory");
-    for (uint32_t i = 0; i < command->n_files; i++)
-        command->paths[i] = sl_expert_store_file_path(command->store, i);
     return add_experts(command, &shape, err);
 }
 

@@ -89,27 +89,21 @@ static void print_tensors(const struct sl_model_files *files)
 
 struct layer_summary {
     uint32_t reads_min, reads_max; /* for one expert */
-    uint64_t wanted_bytes;         /* of one expert: the same for all */
+    uint64_t wanted_bytes; /* of one expert: the same for all but compressed ones, then the most */
     uint64_t read_bytes_max;
 };
 
-/* The reads of one expert, and its bytes in *ret_wanted_bytes. */
-static uint32_t reads_of(const struct sl_expert_store *store, struct sl_expert_key key,
-                         struct sl_extent reads[SL_EXPERT_READS_MAX], uint64_t *ret_wanted_bytes)
+/* Of one expert, as stored. */
+static uint64_t wanted_bytes(const struct sl_expert_store *store, struct sl_expert_key key)
 {
-    const struct sl_packed_expert *packed = sl_expert_store_find_packed(store, key);
-    const struct sl_expert_record *record;
+    const struct sl_expert_record *record = sl_expert_store_find(store, key);
+    uint64_t bytes = 0;
 
-    *ret_wanted_bytes = 0;
-    if (packed) {
-        memcpy(reads, packed->parts, packed->n_parts * sizeof(*reads));
-        *ret_wanted_bytes = sl_packed_expert_bytes(sl_expert_store_shape(store));
-        return packed->n_parts;
-    }
-    record = sl_expert_store_find(store, key);
+    if (!record)
+        return sl_packed_expert_stored_bytes(sl_expert_store_find_packed(store, key));
     for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++)
-        *ret_wanted_bytes += record->codes[m].size_bytes + record->scales[m].size_bytes;
-    return sl_expert_record_reads(record, reads);
+        bytes += record->codes[m].size_bytes + record->scales[m].size_bytes;
+    return bytes;
 }
 
 /* Sets used[file_index] for every file that holds a part of the layer's experts. */
@@ -120,11 +114,13 @@ static struct layer_summary summarize(const struct sl_expert_store *store, uint3
     uint32_t n_experts = sl_expert_store_shape(store)->n_routed_experts;
 
     for (uint32_t e = 0; e < n_experts; e++) {
+        const struct sl_expert_key key = {(uint16_t)layer_index, (uint16_t)e};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t count = reads_of(store, (struct sl_expert_key){(uint16_t)layer_index, (uint16_t)e},
-                                  reads, &summary.wanted_bytes);
+        uint32_t count = sl_expert_store_reads(store, key, reads);
         uint64_t read_bytes = 0;
 
+        if (wanted_bytes(store, key) > summary.wanted_bytes)
+            summary.wanted_bytes = wanted_bytes(store, key);
         for (uint32_t i = 0; i < count; i++) {
             read_bytes += reads[i].size_bytes;
             used[reads[i].file_index] = true;

@@ -102,13 +102,11 @@ static int probe_model(const char *folder, double *ret_rate, struct sl_err *err)
     rc = sl_model_files_experts(&files, &shape, &store, err);
     if (rc < 0)
         goto out;
-    paths = calloc(sl_expert_store_file_count(store), sizeof(*paths));
+    paths = sl_expert_store_file_paths(store);
     if (!paths) {
         rc = sl_err_set(err, -ENOMEM, "list of files: out of memory");
         goto out;
     }
-    for (uint32_t i = 0; i < sl_expert_store_file_count(store); i++)
-        paths[i] = sl_expert_store_file_path(store, i);
     rc = probe_files(paths, sl_expert_store_file_count(store), ret_rate, err);
 out:
     free(paths);
