@@ -258,8 +258,8 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
 {
     struct sl_lending *lending = lending_of(source);
 
-    sl_lending_progress(lending,
-                        false); /* what is free after this, the open demand does not lack */
+    /* What is free after this, the open demand does not lack. */
+    sl_lending_progress(lending, false);
     for (uint32_t i = 0; i < n_keys; i++) {
         if (sl_slot_table_find(&lending->table, keys[i]))
             continue;
@@ -331,8 +331,8 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
         claim(lending, (struct sl_expert_key){layer_index, experts[i]});
     }
     list_missing(lending);
-    sl_lending_progress(lending,
-                        false); /* sets the misses going, and shows which guesses have landed */
+    /* Sets the misses going, and shows which guesses have landed. */
+    sl_lending_progress(lending, false);
     sl_lending_expire_guess(lending);
     guess_sweep(lending, layer_index, n_experts);
     return 0;

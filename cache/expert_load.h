@@ -2,7 +2,8 @@
  *
  * Private to the expert cache, which decides what is loaded, and where to. A loader has a fixed
  * number of loads. Of a packed store, a load reads the expert's record straight into the slot, and
- * holds it against its checksums when all of it has landed. A compressed record is read into a
+ * holds it against its checksums, w1 and w3 as soon as they have landed and w2 after them. A
+ * compressed record is read into a
  * staging buffer and unpacked over the thread pool first. Of a checkpoint, a load owns a staging
  * buffer, into which its reads go as aligned supersets of the six extents, neighbours merged; when
  * the last has landed, sl_expert_loader_reap() repacks over the thread pool. An expert that is

@@ -376,7 +376,7 @@ static int run(struct command *command, struct sl_err *err)
     int rc;
 
     /* A second one ends the program at once. Restarting keeps a write that waits for its reader
-     * from failing: `interrupted` is looked at between layers and steps. */
+     * from failing: `interrupted` is looked at between experts and steps. */
     sigaction(SIGINT, &action, NULL);
     if (!command->no_hot_list)
         load_hot_list(command);
