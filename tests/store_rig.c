@@ -16,6 +16,7 @@
 
 #include "core/base/file.h"
 #include "storage/catalog.h"
+#include "storage/store_repair.h"
 #include "tests/io_fault.h"
 
 #define FILE_BYTES_MAX (UINT64_C(64) << 20)
@@ -312,4 +313,48 @@ int store_fixture_destroy(void **state)
     store_rig_close(&f->rig);
     free(f);
     return 0;
+}
+
+static void on_bad(void *context, const struct sl_store_item *item, const char *message)
+{
+    struct store_rig_damage *found = context;
+
+    assert_true(found->n_items < 16);
+    found->items[found->n_items++] = *item;
+    snprintf(found->message, sizeof(found->message), "%s", message);
+}
+
+void store_rig_verify(const char *folder, struct store_rig_damage *found)
+{
+    const struct sl_verify_options options = {
+        .open_io = sl_io_threads_open, .on_bad = on_bad, .bad_context = found};
+    struct sl_verify_result result;
+    struct sl_store *store;
+    uint32_t items_each; /* a compressed record is one, else each matrix is */
+
+    *found = (struct store_rig_damage){0};
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
+    items_each = sl_store_model(store)->layout == SL_STORE_LAYOUT_R16_ZSTD ? 1 : SL_EXPERT_MATRICES;
+    assert_int_equal(result.n_items,
+                     2 + STORE_RIG_TENSORS + items_each * sl_store_expert_count(&store_rig_shape));
+    assert_int_equal(result.n_bad, found->n_items);
+    sl_store_close(store);
+}
+
+int store_rig_repair(const struct store_rig *from, const char *folder,
+                     const struct store_rig_damage *found, struct sl_err *err)
+{
+    struct sl_repair_options options = {.checkpoint_folder = from->checkpoint_folder,
+                                        .checkpoint = from->checkpoint,
+                                        .experts = from->experts,
+                                        .writer = sl_file_writer()};
+    struct sl_store *store;
+    int rc;
+
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    options.store = store;
+    rc = sl_store_repair(&options, found->items, found->n_items, err);
+    sl_store_close(store);
+    return rc;
 }

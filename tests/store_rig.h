@@ -8,6 +8,7 @@
 
 #include "storage/checkpoint.h"
 #include "storage/store.h"
+#include "storage/store_verify.h"
 #include "storage/store_write.h"
 #include "tests/fixture_checkpoint.h"
 
@@ -68,6 +69,18 @@ void store_rig_remove(const char *folder);
 /* Puts a value into a store's catalog; NULL keeps what is there but for byte `size_bytes`, which
  * becomes other. */
 void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes);
+
+/* What sl_store_verify() found. */
+struct store_rig_damage {
+    struct sl_store_item items[16];
+    uint32_t n_items;
+    char message[SL_ERR_MESSAGE_BYTES]; /* the last */
+};
+
+/* Verifies a store, and makes what was found again from the rig's checkpoint. */
+void store_rig_verify(const char *store_folder, struct store_rig_damage *found);
+int store_rig_repair(const struct store_rig *from, const char *store_folder,
+                     const struct store_rig_damage *found, struct sl_err *err);
 
 /* For single tests: a rig whose store_folder is packed; *state is the struct store_fixture. */
 struct store_fixture {

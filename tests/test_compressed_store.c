@@ -233,77 +233,30 @@ static void test_damage_is_not_packed_anew(void **state)
 /* ---- damage -----------------------------------------------------------------------------------
  */
 
-struct found {
-    struct sl_store_item items[16];
-    uint32_t n_items;
-    char message[SL_ERR_MESSAGE_BYTES]; /* the last */
-};
-
-static void on_bad(void *context, const struct sl_store_item *item, const char *message)
-{
-    struct found *found = context;
-
-    assert_true(found->n_items < 16);
-    found->items[found->n_items++] = *item;
-    snprintf(found->message, sizeof(found->message), "%s", message);
-}
-
-static void verify(const char *folder, struct found *found)
-{
-    const struct sl_verify_options options = {
-        .open_io = sl_io_threads_open, .on_bad = on_bad, .bad_context = found};
-    struct sl_verify_result result;
-    struct sl_store *store;
-
-    *found = (struct found){0};
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
-    assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
-    assert_int_equal(result.n_items, 2 + STORE_RIG_TENSORS + N_EXPERTS);
-    assert_int_equal(result.n_bad, found->n_items);
-    sl_store_close(store);
-}
-
-static int repair(const struct fixture *f, const char *folder, const struct found *found,
-                  struct sl_err *err)
-{
-    struct sl_repair_options options = {.checkpoint_folder = f->rig.checkpoint_folder,
-                                        .checkpoint = f->rig.checkpoint,
-                                        .experts = f->rig.experts,
-                                        .writer = sl_file_writer()};
-    struct sl_store *store;
-    int rc;
-
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
-    options.store = store;
-    rc = sl_store_repair(&options, found->items, found->n_items, err);
-    sl_store_close(store);
-    return rc;
-}
-
 static void test_damage_is_named_and_mended(void **state)
 {
     /* Sizes, a frame, codes, and the zeros at the end. */
     static const uint64_t places[] = {0, 40, 10000, STORED_BYTES - 1};
     const struct fixture *f = *state;
-    struct found found;
+    struct store_rig_damage found;
 
     store_rig_pack(&f->rig, f->other);
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         fixture_flip_byte(f->other, "experts-1.bin", 4 * RECORD_BYTES + places[i]);
-        verify(f->other, &found);
+        store_rig_verify(f->other, &found);
         assert_int_equal(found.n_items, 1);
         assert_int_equal(found.items[0].kind, SL_STORE_RECORD);
         assert_non_null(strstr(found.message, "layer 1, expert 1: "));
         assert_non_null(strstr(found.message, "experts-1.bin: from offset 245760 on"));
-        assert_int_equal(repair(f, f->other, &found, NULL), 0);
+        assert_int_equal(store_rig_repair(&f->rig, f->other, &found, NULL), 0);
         store_rig_assert_same(f->other, f->rig.store_folder);
     }
     fixture_truncate(f->other, "experts-1.bin", 7 * RECORD_BYTES + STORED_BYTES);
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 1);
-    assert_int_equal(repair(f, f->other, &found, NULL), 0);
+    assert_int_equal(store_rig_repair(&f->rig, f->other, &found, NULL), 0);
     store_rig_assert_same(f->other, f->rig.store_folder);
 }
 
@@ -316,7 +269,7 @@ static void test_other_frames_are_not_mended(void **state)
     struct sl_packed_expert expert;
     struct sl_err err = {0};
     struct sl_store *store;
-    struct found found;
+    struct store_rig_damage found;
 
     assert_int_equal(sl_store_open(&store, f->rig.store_folder, SL_STORE_RUN, NULL), 0);
     expert = *sl_store_expert(store, key);
@@ -324,9 +277,10 @@ static void test_other_frames_are_not_mended(void **state)
     expert.stored_checksum ^= 1;
     store_rig_put(f->rig.store_folder, "expert 00001 00001", value,
                   sl_store_expert_encode(&expert, value));
-    verify(f->rig.store_folder, &found);
+    store_rig_verify(f->rig.store_folder, &found);
     assert_int_equal(found.n_items, 1);
-    assert_int_equal(repair(f, f->rig.store_folder, &found, &err), -SL_EUNSUPPORTED);
+    assert_int_equal(store_rig_repair(&f->rig, f->rig.store_folder, &found, &err),
+                     -SL_EUNSUPPORTED);
     store_rig_assert_says(&err, "layer 1, expert 1 was compressed by another version of zstd");
 }
 
@@ -378,7 +332,7 @@ static void test_striped(void **state)
         struct sl_pack_options options = store_rig_options(&f->rig, f->other);
         const struct sl_packed_expert *expert;
         struct sl_store *store;
-        struct found found;
+        struct store_rig_damage found;
 
         options.stripe_folders = folders;
         options.weights = weights[i];
@@ -396,7 +350,7 @@ static void test_striped(void **state)
             assert_int_equal(expert->parts[part++].size_bytes, blocks[i][k] * 4096);
         }
         sl_store_close(store);
-        verify(f->other, &found);
+        store_rig_verify(f->other, &found);
         assert_int_equal(found.n_items, 0);
         store_rig_remove(f->other);
         store_rig_remove(folder);

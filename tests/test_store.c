@@ -343,74 +343,27 @@ static void test_another_models_config(void **state)
 /* ---- damage -----------------------------------------------------------------------------------
  */
 
-struct found {
-    struct sl_store_item items[16];
-    uint32_t n_items;
-    char message[SL_ERR_MESSAGE_BYTES]; /* the last */
-};
-
-static void on_bad(void *context, const struct sl_store_item *item, const char *message)
-{
-    struct found *found = context;
-
-    assert_true(found->n_items < 16);
-    found->items[found->n_items++] = *item;
-    snprintf(found->message, sizeof(found->message), "%s", message);
-}
-
-static void verify(const char *folder, struct found *found)
-{
-    const struct sl_verify_options options = {
-        .open_io = sl_io_threads_open, .on_bad = on_bad, .bad_context = found};
-    struct sl_verify_result result;
-    struct sl_store *store;
-
-    *found = (struct found){0};
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
-    assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
-    assert_int_equal(result.n_items, 2 + STORE_RIG_TENSORS + 3 * 9);
-    assert_int_equal(result.n_bad, found->n_items);
-    sl_store_close(store);
-}
-
-static int repair(const struct store_rig *from, const char *folder, const struct found *found,
-                  struct sl_err *err)
-{
-    struct sl_repair_options options = {.checkpoint_folder = from->checkpoint_folder,
-                                        .checkpoint = from->checkpoint,
-                                        .experts = from->experts,
-                                        .writer = sl_file_writer()};
-    struct sl_store *store;
-    int rc;
-
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
-    options.store = store;
-    rc = sl_store_repair(&options, found->items, found->n_items, err);
-    sl_store_close(store);
-    return rc;
-}
-
 static void test_damage_is_named_and_mended(void **state)
 {
     const struct store_fixture *f = *state;
     struct sl_weight_source *weights;
     struct sl_err err = {0};
     struct sl_store *store;
-    struct found found;
+    struct store_rig_damage found;
     uint8_t bytes[1024];
 
     store_rig_pack(&f->rig, f->other);
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
     fixture_flip_byte(f->other, "experts-1.bin", 4 * 61440 + 20480 + 17407); /* last byte of w3 */
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 1);
     assert_non_null(strstr(found.message, "layer 1, expert 1, w3: "));
     assert_non_null(strstr(found.message, "experts-1.bin: from offset 266240 on"));
     fixture_flip_byte(f->other, "dense.bin", 24576 + 1023); /* last byte of norm.weight */
     fixture_flip_byte(f->other, "tokenizer.json", 0);
     fixture_truncate(f->other, "experts-1.bin", 8 * 61440); /* the last expert is gone */
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 3 + 3);
     assert_non_null(strstr(found.message, "MTP block 0, expert 2, w2: "));
     assert_int_equal(found.items[0].kind, SL_STORE_CARRIED);
@@ -426,7 +379,7 @@ static void test_damage_is_named_and_mended(void **state)
     assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1024, bytes, &err), 0);
     sl_store_close(store);
 
-    assert_int_equal(repair(&f->rig, f->other, &found, NULL), 0);
+    assert_int_equal(store_rig_repair(&f->rig, f->other, &found, NULL), 0);
     store_rig_assert_same(f->other, f->rig.store_folder);
 }
 
@@ -436,19 +389,19 @@ static void test_other_weights_mend_nothing(void **state)
     const struct store_fixture *f = *state;
     struct store_rig tuned;
     struct sl_err err = {0};
-    struct found found;
+    struct store_rig_damage found;
 
     store_rig_open(&tuned, 4);
     fixture_flip_byte(f->rig.store_folder, "experts-1.bin", 0);
-    verify(f->rig.store_folder, &found);
+    store_rig_verify(f->rig.store_folder, &found);
     assert_int_equal(found.n_items, 1);
-    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_int_equal(store_rig_repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "layer 0, expert 0 is not what");
     found.items[0] = (struct sl_store_item){.kind = SL_STORE_TENSOR, .index = 2};
-    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_int_equal(store_rig_repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "layers.0.attn.wkv.scale is not what");
     fixture_write_text(tuned.checkpoint_folder, "config.json", "{}\n");
-    assert_int_equal(repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
+    assert_int_equal(store_rig_repair(&tuned, f->rig.store_folder, &found, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "config.json is not what");
     store_rig_close(&tuned);
 }
@@ -511,7 +464,7 @@ static void test_striped(void **state)
     const char *const folders[] = {folder};
     struct sl_pack_options options = striped(f, folders);
     struct sl_err err = {0};
-    struct found found;
+    struct store_rig_damage found;
 
     store_rig_path(&f->rig, "drive", folder);
     assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOENT);
@@ -524,13 +477,13 @@ static void test_striped(void **state)
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
     assert_striped(f);
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
     fixture_flip_byte(folder, "experts-2.bin", 2 * 40960 - 3072 - 1); /* the last of its tiles */
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 1);
     assert_non_null(strstr(found.message, "layer 0, expert 1, w2: "));
-    assert_int_equal(repair(&f->rig, f->other, &found, NULL), 0);
+    assert_int_equal(store_rig_repair(&f->rig, f->other, &found, NULL), 0);
     assert_striped(f);
 }
 
@@ -581,7 +534,7 @@ static void test_moved_parts(void **state)
     const char *const folders[] = {folder}, *const others[] = {moved};
     struct sl_pack_options options = striped(f, folders);
     struct sl_err err = {0};
-    struct found found;
+    struct store_rig_damage found;
     int lock_fd;
 
     store_rig_path(&f->rig, "drive", folder);
@@ -612,7 +565,7 @@ static void test_moved_parts(void **state)
     assert_unable(f->other, "drive/experts-2.bin: cannot open");
     assert_int_equal(sl_store_set_places(f->other, others, 1, NULL), 0);
     assert_striped(f);
-    verify(f->other, &found);
+    store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
 }
 
