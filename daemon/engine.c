@@ -11,6 +11,7 @@
 #include "storage/model_files.h"
 #include "storage/probe_memory.h"
 #include "storage/store_format.h"
+#include "core/kernels/dispatch.h"
 
 struct sl_engine {
     struct sl_engine_options options;

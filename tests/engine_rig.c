@@ -18,6 +18,7 @@
 #include "storage/checkpoint.h"
 #include "storage/store_write.h"
 #include "tests/store_rig.h"
+#include "core/kernels/dispatch.h"
 
 #define SHARD "model-00001-of-00001.safetensors"
 #define TOKENS ENGINE_RIG_TOKENS

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "core/kernels/formats.h"
+#include "core/kernels/r16.h"
 
 #define WEIGHTS_MAX 512u
 

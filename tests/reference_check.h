@@ -13,7 +13,7 @@
 
 #include "core/base/cpu.h"
 #include "core/kernels/formats.h"
-#include "core/kernels/kernels.h"
+#include "core/kernels/dispatch.h"
 
 /* Kernels run as they do in the pool. What they are held against runs as C has it. */
 #define FLUSHED(call)                                                                              \

@@ -17,6 +17,7 @@
 #include "core/model/forward.h"
 #include "tests/fault_alloc.h"
 #include "tests/fixture_model.h"
+#include "core/kernels/dispatch.h"
 
 #define SEQUENCES 5u
 #define TOKENS_MAX 221u /* of all sequences together */

@@ -13,6 +13,7 @@
 #include "core/kernels/formats.h"
 #include "core/model/indexer.h"
 #include "tests/fixture_model.h"
+#include "core/kernels/dispatch.h"
 
 #define ENTRIES_MAX 3000u
 #define MANY 40001u /* scores to select among */

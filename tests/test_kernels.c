@@ -17,7 +17,7 @@
 #include <cmocka.h>
 
 #include "core/base/cpu.h"
-#include "core/kernels/kernels.h"
+#include "core/kernels/dispatch.h"
 #include "tests/kernel_cases.h"
 
 static const char *const isas[] = {"avx2", "avx512", "neon"};

@@ -15,6 +15,7 @@
 #include "core/kernels/formats.h"
 #include "core/model/moe.h"
 #include "tests/fixture_model.h"
+#include "core/kernels/dispatch.h"
 
 #define TOKENS_MAX 200u
 #define EXPERTS_MAX 160u

@@ -14,6 +14,7 @@
 #include "core/base/pool.h"
 #include "core/model/forward.h"
 #include "tests/fixture_model.h"
+#include "core/kernels/dispatch.h"
 
 #define WORK_NS UINT64_C(200000)
 

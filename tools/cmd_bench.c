@@ -9,6 +9,7 @@
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/kinds.h"
+#include "core/kernels/dispatch.h"
 
 #define SECONDS_DEFAULT 0.3
 

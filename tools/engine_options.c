@@ -6,6 +6,7 @@
 
 #include "core/base/size.h"
 #include "tools/progress.h"
+#include "core/kernels/dispatch.h"
 
 enum {
     OPTION_RAM = 512, /* apart from the commands' own */

@@ -8,6 +8,7 @@
 #include "storage/model_files.h"
 #include "tools/bench.h"
 #include "tools/engine_options.h"
+#include "core/kernels/dispatch.h"
 
 #define PROBE_NS UINT64_C(200000000)
 

@@ -8,7 +8,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "core/kernels/r16.h"
+/* E8M0 scale bytes: 2^(byte - 127); 255 is NaN. Weights whose scale is larger than
+ * 2^SL_SCALE_EXPONENT_MAX are corrupt, and values below 2^SL_TINY_EXPONENT count as zero
+ * (docs/NUMERICS.md, "Tiny operands"). */
+#define SL_E8M0_BIAS 127u
+#define SL_SCALE_EXPONENT_MAX 60
+#define SL_TINY_EXPONENT (-48)
 
 static inline uint32_t sl_f32_bits(float value)
 {

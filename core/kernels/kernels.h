@@ -15,7 +15,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/base/err.h"
 #include "core/kernels/r16.h"
 
 /* ---- linears: y[token][row] over the rows of tile_count R16 tiles ------------------------------
@@ -184,11 +183,6 @@ struct sl_kernels {
     sl_index_reduce_fn *index_reduce;
     struct sl_probes probes;
 };
-
-/* Fills the table for instruction set `isa` ("ref", "avx2", "avx512", "neon", or NULL for the best
- * that this CPU has). Fails with -EINVAL for an unknown name and -SL_EUNSUPPORTED for one that the
- * CPU lacks. */
-int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl_err *err);
 
 static inline size_t sl_kv_entry_bytes(size_t fp8_count, size_t bf16_count)
 {

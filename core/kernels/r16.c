@@ -5,7 +5,6 @@
 
 #include "core/base/assert.h"
 #include "core/base/err.h"
-#include "core/kernels/formats.h"
 
 static bool scale_is_sound(uint8_t byte)
 {

@@ -24,6 +24,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/kernels/formats.h"
+
 #define SL_R16_ROWS 16u
 
 #define SL_FP4_BLOCK_COLS 32u /* columns that share a scale */
@@ -31,11 +33,6 @@
 #define SL_FP4_GROUP_BYTES 1088u
 
 #define SL_FP8_BLOCK 128u /* rows, and columns, that share a scale */
-
-/* E8M0 scale bytes: 2^(byte - 127); 255 is NaN. */
-#define SL_E8M0_BIAS 127u
-#define SL_SCALE_EXPONENT_MAX 60
-#define SL_TINY_EXPONENT (-48)
 
 static inline size_t sl_r16_tile_count(size_t rows)
 {

@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "core/kernels/formats.h"
+#include "core/kernels/r16.h"
 
 static float weight_at(const struct sl_matrix *m, const uint8_t *tile, size_t row, size_t lane,
                        size_t col)

@@ -5,7 +5,9 @@
 #ifndef SL_MODEL_EXACT_H
 #define SL_MODEL_EXACT_H
 
-#include "core/model/linear.h"
+#include <stddef.h>
+
+#include "core/model/matrix.h"
 
 /* y (token_count, (end_tile - first_tile) * 16) = tiles of the dequantised matrix times x. */
 void sl_exact_matmul(const struct sl_matrix *matrix, size_t first_tile, size_t end_tile,

@@ -6,22 +6,6 @@
 /* Multiplications that are worth waking a thread for: some 20 microseconds' work. */
 #define MULTIPLICATIONS_PER_SHARE 65536u
 
-size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix)
-{
-    switch (matrix->kind) {
-    case SL_MATRIX_FP4:
-        return sl_r16_fp4_tile_bytes(matrix->cols);
-    case SL_MATRIX_FP8:
-        return sl_r16_fp8_tile_bytes(matrix->cols);
-    case SL_MATRIX_BF16:
-        return sl_r16_bf16_tile_bytes(matrix->cols);
-    case SL_MATRIX_F32:
-        return sl_r16_f32_tile_bytes(matrix->cols);
-    }
-    sl_assert(!"a matrix is of one of the four kinds");
-    return 0;
-}
-
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics)
 {

@@ -9,19 +9,7 @@
 
 #include "core/base/arena.h"
 #include "core/model/compute.h"
-
-enum sl_matrix_kind { SL_MATRIX_FP4, SL_MATRIX_FP8, SL_MATRIX_BF16, SL_MATRIX_F32 };
-
-/* A weight [rows, cols] in memory that someone else owns. */
-struct sl_matrix {
-    enum sl_matrix_kind kind;
-    uint32_t rows;
-    uint32_t cols;
-    const uint8_t *tiles; /* core/kernels/r16.h */
-    const float *scales;  /* FP8 only: (ceil(rows / 128), cols / 128) */
-};
-
-size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix);
+#include "core/model/matrix.h"
 
 /* Rows of activations in the forms that linears read: FP8 and BF16 weights take bf16, FP4 weights
  * int8 with their scales, F32 weights and all of `exact` float32. Only what is read need be set. */

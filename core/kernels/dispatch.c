@@ -1,5 +1,5 @@
-/* Dispatch: which compilation of the kernels runs. Compiled for the baseline CPU. */
-#include "core/kernels/kernels.h"
+/* Compiled for the baseline CPU, since it also runs where the better sets are missing. */
+#include "core/kernels/dispatch.h"
 
 #include <errno.h>
 #include <stdbool.h>
