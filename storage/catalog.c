@@ -266,8 +266,8 @@ int sl_catalog_each(struct sl_catalog *catalog, const char *prefix, sl_catalog_f
     MDB_val mdb_key = {strlen(prefix), (void *)(uintptr_t)prefix}, found;
     char key[SL_CATALOG_KEY_BYTES_MAX + 1];
     MDB_cursor *cursor;
-    const uint8_t *value;
-    size_t size_bytes;
+    const uint8_t *value = NULL;
+    size_t size_bytes = 0;
     int rc, fn_rc = 0;
 
     sl_assert(catalog->txn);

@@ -309,7 +309,7 @@ static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
 static int open_indexed(struct sl_checkpoint *checkpoint, const char *index_path,
                         struct sl_err *err)
 {
-    json_t *root = NULL, *map;
+    json_t *root = NULL, *map = NULL;
     int rc = read_index(checkpoint, index_path, &root, &map, err);
 
     if (rc == 0) {

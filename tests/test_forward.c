@@ -293,7 +293,7 @@ static bool run_random_step(const struct model *m, struct rig *rig, const struct
                             uint64_t *random)
 {
     struct check check = {.m = m, .answers = m->native};
-    uint32_t open[SEQUENCES], n_open = 0, n_spans, room = trial->options.tokens_max;
+    uint32_t open[SEQUENCES] = {0}, n_open = 0, n_spans, room = trial->options.tokens_max;
 
     for (uint32_t s = trial->first_sequence; s < SEQUENCES; s++) {
         uint32_t at = fixture_below(random, n_open + 1); /* in random order */

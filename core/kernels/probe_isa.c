@@ -36,10 +36,15 @@ static uint64_t probe_read(size_t size_bytes, const uint8_t *data)
 
 /* In full width only up to AVX2: kernels-avx512/ has its own. The built-in is there because
  * -ffp-contract=off leaves a product and a sum apart, and what the compilers make of a loop over
- * fmaf() does not always stay in registers. */
+ * fmaf() does not always stay in registers. Newer releases of clang have the first one only, and
+ * older ones, like gcc, the second. */
 #ifdef __FMA__
 #define FLOATS 8u
+#if __has_builtin(__builtin_elementwise_fma)
+#define MULTIPLY_ADD(a, b, c) __builtin_elementwise_fma(a, b, c)
+#else
 #define MULTIPLY_ADD(a, b, c) __builtin_ia32_vfmaddps256(a, b, c)
+#endif
 #else
 #define FLOATS 4u
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
