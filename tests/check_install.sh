@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The Makefile where it meets other machines: folders with blanks, no compiler yet, a compiler that
+# warns of more than ours.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+# A make of its own: not the jobs, variables and directory lines of the one that runs the tests.
+unset MAKEFLAGS MFLAGS MAKELEVEL WERROR CC CONFIG DESTDIR
+
+root="$scratch/a root's name"
+installed() {
+    make install DESTDIR="$root" prefix="/opt/my sluice" &&
+        [ "$("$root/opt/my sluice/bin/sluice" --version)" = "$(build/release/sluice --version)" ] &&
+        cmp docs/man/sluice.1 "$root/opt/my sluice/share/man/man1/sluice.1"
+}
+stripped() {
+    readelf -S --wide build/release/sluice | grep -q '\.symtab' &&
+        ! readelf -S --wide "$root/opt/my sluice/bin/sluice" | grep -q '\.symtab'
+}
+uninstalled() {
+    make uninstall DESTDIR="$root" prefix="/opt/my sluice" && [ -z "$(find "$root" ! -type d)" ]
+}
+keeps_symbols() {
+    make install DESTDIR="$root" STRIP=: && cmp build/release/sluice "$root/usr/local/bin/sluice"
+}
+check "installs below folders with blanks and quotes" installed
+check "... without symbols" stripped
+check "... and takes it away again" uninstalled
+check "STRIP=: leaves the symbols" keeps_symbols
+
+no_compiler() {
+    make CC=/nowhere/cc help >"$scratch/help" 2>"$scratch/stderr" && [ ! -s "$scratch/stderr" ]
+}
+check "without a compiler nothing is said but what is asked for" no_compiler
+
+compile_line() {
+    make -B -n V=1 build/release/core/base/err.o "$@" | grep -e ' -c '
+}
+errors_only_when_asked() {
+    compile_line >"$scratch/default" && compile_line WERROR=1 >"$scratch/strict" &&
+        ! grep -e -Werror "$scratch/default" && grep -q -e -Werror "$scratch/strict"
+}
+check "warnings are errors only where that is asked for" errors_only_when_asked
+tap_end
