@@ -179,6 +179,9 @@ $(B)/%.o: %.c
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
+$(B)/tools/version.o: ALL_CFLAGS += -DSL_VERSION='"$(shell cat VERSION)"'
+$(B)/tools/version.o: VERSION
+
 $(LIB): $(LIB_OBJ)
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^

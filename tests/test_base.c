@@ -27,8 +27,8 @@ static void test_size_parse(void **state)
                 {"1.5G", UINT64_C(3) << 29},
                 {"2TiB", UINT64_C(2) << 40},
                 {"7kb", 7168}};
-    static const char *const bad[] = {"",    "-1",  " 1",  "1X",   "G",
-                                      "1GG", "inf", "nan", "1e30", "9000P"};
+    static const char *const bad[] = {"",    "-1",   " 1",    "1X",   "G",     "1GG",  "inf",
+                                      "nan", "1e30", "9000P", "0x10", "0x1p4", "1.0.0"};
     uint64_t bytes;
 
     (void)state;
@@ -38,6 +38,28 @@ static void test_size_parse(void **state)
     }
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         assert_int_equal(sl_size_parse(bad[i], &bytes), -EINVAL);
+}
+
+static void test_number_parse(void **state)
+{
+    static const struct {
+        const char *text;
+        double value;
+        const char *rest;
+    } good[] = {{"0", 0, ""},   {"12.5%", 12.5, "%"}, {"1e-3", 1e-3, ""}, {"2E+1x", 20, "x"},
+                {"1e", 1, "e"}, {"3.", 3, ""},        {"007", 7, ""}};
+    static const char *const bad[] = {"", "-1", "+1", " 1", ".5", "x", "inf", "nan", "0x10", "0X1"};
+    const char *rest;
+    double value;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        assert_int_equal(sl_number_parse(good[i].text, &value, &rest), 0);
+        assert_true(value == good[i].value);
+        assert_string_equal(rest, good[i].rest);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(sl_number_parse(bad[i], &value, &rest), -EINVAL);
 }
 
 static void test_size_format(void **state)
@@ -127,6 +149,7 @@ static void test_pool_runs_each_item_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_number_parse),
         cmocka_unit_test(test_size_parse),
         cmocka_unit_test(test_size_format),
         cmocka_unit_test(test_arena_hands_out_what_it_measured),

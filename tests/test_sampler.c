@@ -289,11 +289,11 @@ static void test_parameters_that_are_refused(void **state)
     } cases[] = {{{-0.1, 1, 0, 0}, "temperature"},
                  {{NAN, 1, 0, 0}, "temperature"},
                  {{INFINITY, 1, 0, 0}, "temperature"},
-                 {{1, 0, 0, 0}, "top_p"},
-                 {{1, 1.1, 0, 0}, "top_p"},
-                 {{1, NAN, 0, 0}, "top_p"},
-                 {{1, 1, -0.1, 0}, "min_p"},
-                 {{1, 1, 1.5, 0}, "min_p"}};
+                 {{1, 0, 0, 0}, "top-p"},
+                 {{1, 1.1, 0, 0}, "top-p"},
+                 {{1, NAN, 0, 0}, "top-p"},
+                 {{1, 1, -0.1, 0}, "min-p"},
+                 {{1, 1, 1.5, 0}, "min-p"}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

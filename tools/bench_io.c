@@ -19,6 +19,7 @@
 #include "storage/io_probe.h"
 #include "storage/model_files.h"
 #include "tools/bench.h"
+#include "tools/command_line.h"
 #include "tools/engine_options.h"
 
 #define CHOICES_MAX 8u
@@ -581,7 +582,7 @@ int sl_bench_io(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = prepare(&command, &err);
     if (rc == 0) {
         /* fio's buffers in huge pages, as ours are: that alone can double a rate. */
@@ -590,8 +591,6 @@ int sl_bench_io(int argc, char **argv)
         print_header(&command);
         rc = run(&command, &err);
     }
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     if (command.io)
         command.io->ops->close(command.io);
     sl_arena_fini(&command.area);
@@ -600,5 +599,5 @@ int sl_bench_io(int argc, char **argv)
     free(command.paths);
     sl_expert_store_close(command.store);
     sl_model_files_close(&command.files);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

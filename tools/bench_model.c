@@ -10,6 +10,7 @@
 #include "core/base/size.h"
 #include "tools/bench.h"
 #include "tools/bench_drive.h"
+#include "tools/command_line.h"
 #include "tools/engine_options.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
@@ -72,7 +73,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->json = true;
         return 0;
     case OPTION_SEED:
-        command->seed = sl_parse_count(state, "--seed", value, UINT32_MAX);
+        command->seed = sl_parse_seed(state, "--seed", value);
         return 0;
     case OPTION_COLD:
         command->cold = true;
@@ -499,17 +500,15 @@ static int bench_model(int argc, char **argv, bool prefill)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = run(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_bench_fini(&command.bench);
     sl_bench_drive_close(&command.drive);
     sl_engine_close(command.engine);
     free(command.tokens);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }
 
 int sl_bench_decode(int argc, char **argv)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "tools/bench.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/kinds.h"
@@ -90,7 +91,7 @@ static int bench_kernels(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+    sl_command_parse(&argp, argc, argv, &arguments);
     if ((rc = sl_kernels_select(&kernels, arguments.isa, &err)) == 0 &&
         (rc = sl_pool_create(&pool, arguments.placement.n_threads, &err)) == 0) {
         struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
@@ -99,9 +100,7 @@ static int bench_kernels(int argc, char **argv)
         rc = run_kernels(&compute, &arguments, &err);
     }
     sl_pool_destroy(pool);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }
 
 int sl_cmd_bench(int argc, char **argv)

@@ -14,6 +14,7 @@
 #include "core/text/detokenizer.h"
 #include "core/text/sampler.h"
 #include "core/text/tokenizer.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/progress.h"
@@ -71,20 +72,9 @@ static void on_interrupt(int signal)
     atomic_store(&interrupted, true);
 }
 
-static double parse_real(struct argp_state *state, const char *option, const char *text)
-{
-    char *end;
-    double value = strtod(text, &end);
-
-    if (end == text || *end || !(value >= 0 && value <= 1e6))
-        argp_error(state, "%s takes a number from 0 on, not \"%s\"", option, text);
-    return value;
-}
-
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct command *command = state->input;
-    char *end;
 
     switch (key) {
     case ARGP_KEY_INIT:
@@ -102,22 +92,19 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->n_new_max = sl_parse_count(state, "-n", value, 1u << 24);
         return 0;
     case OPTION_TEMP:
-        command->sampling.temperature = parse_real(state, "--temp", value);
+        command->sampling.temperature = sl_parse_real(state, "--temp", value, 0, 1e6);
         return 0;
     case OPTION_TOP_P:
-        command->sampling.top_p = parse_real(state, "--top-p", value);
+        command->sampling.top_p = sl_parse_real(state, "--top-p", value, 1e-9, 1);
         return 0;
     case OPTION_TOP_K:
         command->sampling.top_k = sl_parse_count(state, "--top-k", value, 1u << 24);
         return 0;
     case OPTION_MIN_P:
-        command->sampling.min_p = parse_real(state, "--min-p", value);
+        command->sampling.min_p = sl_parse_real(state, "--min-p", value, 0, 1);
         return 0;
     case OPTION_SEED:
-        errno = 0;
-        command->seed = strtoull(value, &end, 10);
-        if (value[0] < '0' || value[0] > '9' || *end || errno)
-            argp_error(state, "--seed takes a whole number, not \"%s\"", value);
+        command->seed = sl_parse_seed(state, "--seed", value);
         return 0;
     case OPTION_SPECIAL:
         command->special = true;
@@ -128,6 +115,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_STATS:
         command->stats_path = value;
         return 0;
+    case ARGP_KEY_ARG: /* the engine's options take the first, MODEL */
+        if (command->options.model)
+            argp_error(state, "give the text with -p, as in -p \"%s\"", value);
+        return ARGP_ERR_UNKNOWN;
     case ARGP_KEY_END:
         if (!command->text == !command->file)
             argp_error(state, "give the text with -p or the file with -f");
@@ -421,7 +412,7 @@ int sl_cmd_generate(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     command.options.stop = &interrupted;
     command.options.on_route = sl_text_progress_route;
     command.options.on_route_context = &command.progress;
@@ -430,12 +421,10 @@ int sl_cmd_generate(int argc, char **argv)
         rc = sl_open_engine(&command.engine, &command.options, &err);
     if (rc == 0)
         rc = run(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_engine_close(command.engine);
     sl_arena_fini(&command.arena);
     sl_prompt_fini(&command.prompt);
     sl_detokenizer_destroy(command.detok);
     sl_tokenizer_close(command.tok);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

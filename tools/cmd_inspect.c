@@ -13,6 +13,7 @@
 #include "core/model/weights.h"
 #include "storage/model_files.h"
 #include "storage/safetensors.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 
@@ -306,7 +307,7 @@ int sl_cmd_inspect(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+    sl_command_parse(&argp, argc, argv, &arguments);
     rc = sl_model_files_open(&files, arguments.engine.model, &err);
     if (rc == 0 && arguments.tensors)
         print_tensors(&files);
@@ -317,9 +318,5 @@ int sl_cmd_inspect(int argc, char **argv)
     if (rc == 0 && !arguments.experts && !arguments.tensors)
         rc = print_summary(&arguments, &files, &config, &err);
     sl_model_files_close(&files);
-    if (fflush(stdout) != 0 && rc == 0)
-        rc = sl_err_set(&err, -errno, "cannot write the listing: %s", sl_strerror(errno));
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

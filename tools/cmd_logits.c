@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/progress.h"
@@ -280,11 +281,9 @@ int sl_cmd_logits(int argc, char **argv)
     uint32_t longest = 0;
     int rc = 0;
 
-    if (!command) {
-        fprintf(stderr, "sluice: out of memory\n");
-        return 1;
-    }
-    argp_parse(&argp, argc, argv, 0, NULL, command);
+    if (!command)
+        return sl_command_status(sl_err_set(&err, -ENOMEM, "out of memory"), &err);
+    sl_command_parse(&argp, argc, argv, command);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = read_tokens(&command->lists[i], &err);
         if (command->lists[i].n_tokens > longest)
@@ -301,11 +300,9 @@ int sl_cmd_logits(int argc, char **argv)
         rc = sl_open_engine(&command->engine, &command->options, &err);
     if (rc == 0)
         rc = run(command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_engine_close(command->engine);
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
         free(command->lists[i].tokens);
     free(command);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -16,6 +16,7 @@
 #include "storage/store_layout.h"
 #include "storage/store_records.h"
 #include "storage/store_write.h"
+#include "tools/command_line.h"
 #include "tools/engine_options.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
@@ -81,8 +82,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         arguments->n_threads = sl_parse_count(state, "--threads", text, SL_POOL_THREADS_MAX);
         return 0;
     case OPTION_BATCH:
-        if (sl_size_parse(text, &arguments->batch_bytes) < 0)
-            argp_error(state, "--batch takes a size such as 64M, not \"%s\"", text);
+        arguments->batch_bytes = sl_parse_size(state, "--batch", text);
         return 0;
     case OPTION_STRIPE:
         if (arguments->n_stripes == SL_STRIPES_MAX)
@@ -262,7 +262,7 @@ int sl_cmd_pack(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    sl_command_parse(&parser, argc, argv, &arguments);
     catch_interrupts();
     rc = sl_pack_source_open(&source, arguments.checkpoint, &err);
     if (rc == 0 && arguments.consume && source.store)
@@ -271,9 +271,5 @@ int sl_cmd_pack(int argc, char **argv)
     if (rc == 0)
         rc = pack(&source, &arguments, &err);
     sl_pack_source_close(&source);
-    if (fflush(stdout) != 0 && rc == 0)
-        rc = sl_err_set(&err, -errno, "cannot write the result: %s", sl_strerror(errno));
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/text/tokenizer.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/json_lines.h"
@@ -242,8 +243,6 @@ static int run(struct command *command, struct sl_err *err)
     printf("perplexity      %.4f\n", exp(command->nats / (double)command->n_scored));
     printf("bits per byte   %.6f\n", command->nats / log(2.0) / (double)command->text_bytes);
     printf("seconds         %.2f (%.1f tokens/s)\n", seconds, (double)command->n_scored / seconds);
-    if (fflush(stdout) != 0)
-        return sl_err_set(err, -errno, "cannot write the figures: %s", sl_strerror(errno));
     return 0;
 }
 
@@ -271,7 +270,7 @@ int sl_cmd_perplexity(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     command.options.on_route = sl_text_progress_route;
     command.options.on_route_context = &command.progress;
     rc = prepare(&command, &err);
@@ -279,13 +278,11 @@ int sl_cmd_perplexity(int argc, char **argv)
         rc = sl_open_engine(&command.engine, &command.options, &err);
     if (rc == 0)
         rc = run(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_engine_close(command.engine);
     sl_encoder_destroy(command.encoder);
     sl_tokenizer_close(command.tok);
     sl_token_list_fini(&command.ids);
     sl_token_list_fini(&command.ends);
     free(command.piece);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

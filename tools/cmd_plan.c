@@ -14,6 +14,7 @@
 #include "core/base/size.h"
 #include "core/model/forward.h"
 #include "daemon/engine.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/plan_dense.h"
@@ -62,9 +63,12 @@ enum {
 static double parse_rate(struct argp_state *state, const char *option, const char *text)
 {
     static const char units[] = "MGT";
-    char *end;
-    double value = strtod(text, &end) * 1e-3;
-    const char *unit = *end ? strchr(units, *end) : NULL;
+    const char *end = "", *unit;
+    double value = 0;
+
+    sl_number_parse(text, &value, &end);
+    value *= 1e-3;
+    unit = *end ? strchr(units, *end) : NULL;
 
     for (const char *u = units; unit && u < unit; u++)
         value *= 1000;
@@ -74,15 +78,6 @@ static double parse_rate(struct argp_state *state, const char *option, const cha
         argp_error(state, "%s takes bytes a second such as 12G/s or 900M/s, not \"%s\"", option,
                    text);
     return value;
-}
-
-static uint64_t parse_size(struct argp_state *state, const char *option, const char *text)
-{
-    uint64_t bytes = 0;
-
-    if (sl_size_parse(text, &bytes) < 0 || bytes == 0)
-        argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
-    return bytes;
 }
 
 static void check_arguments(const struct command *command, struct argp_state *state)
@@ -106,10 +101,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case OPTION_RAM:
-        command->ram_bytes = parse_size(state, "--ram", value);
+        command->ram_bytes = sl_parse_size(state, "--ram", value);
         return 0;
     case OPTION_CACHE:
-        command->cache_bytes = parse_size(state, "--cache", value);
+        command->cache_bytes = sl_parse_size(state, "--cache", value);
         return 0;
     case OPTION_SSD:
         command->speeds.drive = parse_rate(state, "--ssd", value);
@@ -485,13 +480,9 @@ int sl_cmd_plan(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = run(&command, &err);
-    if (fflush(stdout) != 0 && rc == 0)
-        rc = sl_err_set(&err, -errno, "cannot write the plan: %s", sl_strerror(errno));
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_replay_plan_destroy(command.replay);
     sl_trace_fini(&command.replayed);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -16,6 +16,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
+#include "tools/command_line.h"
 #include "tools/progress.h"
 #include "tools/synth_plan.h"
 #include "tools/synth_tokenizer.h"
@@ -26,7 +27,7 @@
 struct arguments {
     const char *config_path;
     const char *folder;
-    uint64_t layers; /* 0: all */
+    uint32_t layers; /* 0: all */
     uint64_t seed;
     float skew;
     bool no_mtp;
@@ -45,36 +46,19 @@ static const struct argp_option options[] = {
     {0},
 };
 
-static uint64_t parse_u64(const char *text, uint64_t min, const char *what,
-                          struct argp_state *state)
-{
-    char *end;
-    unsigned long long value;
-
-    errno = 0;
-    value = strtoull(text, &end, 10);
-    if (errno || end == text || *end || text[0] == '-' || value < min)
-        argp_error(state, "%s: \"%s\" is no whole number of at least %llu", what, text,
-                   (unsigned long long)min);
-    return value;
-}
-
 static error_t parse_option(int key, char *text, struct argp_state *state)
 {
     struct arguments *arguments = state->input;
-    char *end;
 
     switch (key) {
     case OPTION_LAYERS:
-        arguments->layers = parse_u64(text, 1, "--layers", state);
+        arguments->layers = sl_parse_count(state, "--layers", text, 1u << 20);
         return 0;
     case OPTION_SEED:
-        arguments->seed = parse_u64(text, 0, "--seed", state);
+        arguments->seed = sl_parse_seed(state, "--seed", text);
         return 0;
     case OPTION_SKEW:
-        arguments->skew = strtof(text, &end);
-        if (end == text || *end || !(arguments->skew >= 0 && arguments->skew <= 100))
-            argp_error(state, "--skew: \"%s\" is no number from 0 to 100", text);
+        arguments->skew = (float)sl_parse_real(state, "--skew", text, 0, 100);
         return 0;
     case OPTION_NO_MTP:
         arguments->no_mtp = true;
@@ -144,9 +128,7 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
     if (rc == 0 && arguments->no_mtp)
         json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
     if (rc == 0 && arguments->layers)
-        rc = cut_layers(root, &config,
-                        arguments->layers < UINT32_MAX ? (uint32_t)arguments->layers : UINT32_MAX,
-                        where, err);
+        rc = cut_layers(root, &config, arguments->layers, where, err);
     if (rc == 0) {
         text = json_dumps(root, JSON_INDENT(2));
         rc = text ? sl_config_parse(ret_config, text, strlen(text), where, err)
@@ -308,12 +290,9 @@ int sl_cmd_synth(int argc, char **argv)
 {
     struct arguments arguments = {.seed = 1, .skew = 0.1f};
     struct sl_err err;
+    int rc;
 
-    if (argp_parse(&parser, argc, argv, 0, NULL, &arguments) != 0)
-        return 2;
-    if (synth(&arguments, &err) < 0) {
-        fprintf(stderr, "sluice: %s\n", err.message);
-        return 1;
-    }
-    return 0;
+    sl_command_parse(&parser, argc, argv, &arguments);
+    rc = synth(&arguments, &err);
+    return sl_command_status(rc, &err);
 }

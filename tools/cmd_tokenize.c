@@ -11,6 +11,7 @@
 #include "core/base/file.h"
 #include "core/text/detokenizer.h"
 #include "core/text/tokenizer.h"
+#include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/json_lines.h"
 
@@ -253,16 +254,11 @@ int sl_cmd_tokenize(int argc, char **argv)
     struct sl_err err;
     int rc;
 
-    if (argp_parse(&argp, argc, argv, 0, NULL, &command.options) != 0)
-        return 2;
+    sl_command_parse(&argp, argc, argv, &command.options);
     rc = run(&command, &err);
-    if (rc == 0 && (fflush(stdout) != 0 || ferror(stdout)))
-        rc = sl_err_set(&err, -EIO, "cannot write to standard output");
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_detokenizer_destroy(command.detok);
     sl_encoder_destroy(command.encoder);
     sl_tokenizer_close(command.tok);
     sl_token_list_fini(&command.ids);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -13,6 +13,7 @@
 #include "storage/store_places.h"
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
+#include "tools/command_line.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
 
@@ -179,12 +180,8 @@ int sl_cmd_verify(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&parser, argc, argv, 0, NULL, &arguments);
+    sl_command_parse(&parser, argc, argv, &arguments);
     rc = run(&arguments, &damage, &err);
     free(damage.items);
-    if (fflush(stdout) != 0 && rc == 0)
-        rc = sl_err_set(&err, -errno, "cannot write the result: %s", sl_strerror(errno));
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

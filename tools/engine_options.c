@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/size.h"
+#include "tools/command_line.h"
 #include "tools/progress.h"
 #include "core/kernels/dispatch.h"
 
@@ -56,19 +57,6 @@ static const struct argp_option options[] = {
      "exact rounds nothing and is slow: for tests (default native)", 0},
     {0}};
 
-uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
-                        uint32_t max)
-{
-    char *end;
-    unsigned long value;
-
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end || errno || value < 1 || value > max)
-        argp_error(state, "%s takes a whole number from 1 to %u, not \"%s\"", option, max, text);
-    return (uint32_t)value;
-}
-
 struct sl_placement sl_place_threads(uint32_t n_threads)
 {
     struct sl_topology topology;
@@ -77,23 +65,6 @@ struct sl_placement sl_place_threads(uint32_t n_threads)
     sl_topology_read(&topology);
     sl_placement_choose(&placement, &topology, n_threads);
     return placement;
-}
-
-static void parse_size(struct argp_state *state, const char *option, const char *text,
-                       uint64_t *ret_bytes)
-{
-    if (sl_size_parse(text, ret_bytes) < 0 || *ret_bytes == 0)
-        argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
-}
-
-double sl_parse_seconds(struct argp_state *state, const char *option, const char *text)
-{
-    char *end;
-    double seconds = strtod(text, &end);
-
-    if (end == text || *end || !(seconds > 0 && seconds <= 3600))
-        argp_error(state, "%s takes a number above 0, not \"%s\"", option, text);
-    return seconds;
 }
 
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text)
@@ -126,12 +97,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         *o = (struct sl_engine_options){.placement = sl_place_threads(0), .n_sequences = 1};
         return 0;
     case OPTION_RAM:
-        parse_size(state, "--ram", value, &o->ram_bytes);
+        o->ram_bytes = sl_parse_size(state, "--ram", value);
         return 0;
     case OPTION_CACHE:
         o->cache_min = strcmp(value, "min") == 0;
         if (!o->cache_min)
-            parse_size(state, "--cache", value, &o->cache_bytes);
+            o->cache_bytes = sl_parse_size(state, "--cache", value);
         return 0;
     case OPTION_THREADS:
         o->placement =

@@ -12,14 +12,7 @@
  * defaults. MODEL is taken as the only positional argument, and must be there. */
 extern const struct argp sl_engine_argp;
 
-/* Parses a positive whole number of at most `max`, or ends with argp_error(). */
-uint32_t sl_parse_count(struct argp_state *state, const char *option, const char *text,
-                        uint32_t max);
-
-/* Likewise a number above 0, of at most an hour. */
-double sl_parse_seconds(struct argp_state *state, const char *option, const char *text);
-
-/* Likewise a size for struct sl_reader_options. */
+/* Parses a size for struct sl_reader_options, or ends with argp_error(). */
 #define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
 #define SL_IO_DEPTH_MAX 256u
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);

@@ -9,8 +9,8 @@ struct sl_kind {
     int (*run)(int argc, char **argv);
 };
 
-/* Runs the kind that argv[1] names and returns its exit status. For --help, and for what is no
- * kind, prints `usage`, lines that each begin with the name of the command behind argv[0]. */
+/* Runs the kind that argv[1] names and returns its exit status. For --help and where nothing is
+ * named, prints `usage`, lines that each begin with the name of the command behind argv[0]. */
 int sl_run_kind(const struct sl_kind *kinds, size_t n_kinds, int argc, char **argv,
                 const char *const *usage);
 

@@ -1,13 +1,16 @@
 /* sluice: the command. Finds the subcommand; each has a file of its own, cmd_NAME.c. */
 #include <argp.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/err.h"
 #include "tools/commands.h"
-
-#define SL_VERSION "0.1.0"
+#include "tools/interrupt.h"
+#include "tools/version.h"
 
 static const struct {
     const char *name;
@@ -28,13 +31,15 @@ static const struct {
     {"verify", sl_cmd_verify, "hold a store against its checksums, and mend it"},
 };
 
+#define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
 static void print_usage(FILE *out)
 {
     fprintf(out, "Usage: sluice COMMAND [OPTION...]\n"
                  "Runs DeepSeek-V4 on one machine, its experts streamed from disk.\n\n");
-    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+    for (size_t i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].summary);
-    fprintf(out, "\n\"sluice COMMAND --help\" tells a command's options; so does sluice(1).\n");
+    fprintf(out, "\n\"sluice help COMMAND\" tells a command's options; so does sluice(1).\n");
 }
 
 /* If the caller closed stdin, stdout or stderr, the next file that is opened would get its number,
@@ -49,29 +54,81 @@ static void fill_standard_descriptors(void)
         close(fd);
 }
 
-int main(int argc, char **argv)
+/* Whatever a command printed, help included, is written when it ends with success. */
+static void close_standard_output(int status, void *context)
 {
-    fill_standard_descriptors();
-    argp_err_exit_status = 2; /* misuse, in every command */
-    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
+    bool failed = ferror(stdout) != 0;
+
+    (void)context;
+    if (status != 0)
+        return;
+    errno = 0;
+    if (fclose(stdout) == 0 && !failed)
+        return;
+    fprintf(stderr, "sluice: cannot write to standard output%s%s\n", errno ? ": " : "",
+            errno ? sl_strerror(errno) : "");
+    _exit(1);
+}
+
+/* Runs argv[0]; returns its exit status, or -1 if there is no such command. */
+static int run_command(int argc, char **argv)
+{
+    char name[64];
+
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(argv[0], commands[i].name) != 0)
+            continue;
+        snprintf(name, sizeof(name), "sluice %s", argv[0]); /* as argp's usage line shows it */
+        argv[0] = name;
+        return commands[i].run(argc, argv);
+    }
+    return -1;
+}
+
+/* "help COMMAND..." is "COMMAND... --help": `argv` has room for the exchange. */
+static int help(int argc, char **argv)
+{
+    static char option[] = "--help";
+
+    if (argc == 1) {
         print_usage(stdout);
         return 0;
     }
-    if (argc >= 2 && strcmp(argv[1], "--version") == 0) {
-        printf("sluice %s\n", SL_VERSION);
+    memmove(argv, argv + 1, (size_t)(argc - 1) * sizeof(*argv));
+    argv[argc - 1] = option;
+    return run_command(argc, argv);
+}
+
+static bool is_one_of(const char *text, const char *a, const char *b, const char *c)
+{
+    return strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0;
+}
+
+int main(int argc, char **argv)
+{
+    int status;
+
+    fill_standard_descriptors();
+    on_exit(close_standard_output, NULL);
+    argp_err_exit_status = 2; /* misuse, in every command */
+    argp_program_version = sl_version_line;
+    if (argc < 2) {
+        print_usage(stderr);
+        return 2;
+    }
+    if (is_one_of(argv[1], "--version", "-V", "version")) {
+        puts(sl_version_line);
         return 0;
     }
-    for (size_t i = 0; argc >= 2 && i < sizeof(commands) / sizeof(commands[0]); i++) {
-        char name[64];
-
-        if (strcmp(argv[1], commands[i].name) != 0)
-            continue;
-        snprintf(name, sizeof(name), "sluice %s", argv[1]); /* as argp's usage line shows it */
-        argv[1] = name;
-        return commands[i].run(argc - 1, argv + 1);
+    if (is_one_of(argv[1], "--help", "-h", "help"))
+        status = help(argc - 1, argv + 1);
+    else
+        status = run_command(argc - 1, argv + 1);
+    if (status < 0) {
+        fprintf(stderr,
+                "sluice: there is no command \"%s\"; \"sluice --help\" lists those there are\n",
+                argv[1]);
+        return 2;
     }
-    if (argc >= 2)
-        fprintf(stderr, "sluice: unknown command \"%s\"\n", argv[1]);
-    print_usage(stderr);
-    return 2;
+    return sl_interrupt_finish(status);
 }

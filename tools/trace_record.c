@@ -6,6 +6,7 @@
 
 #include "cache/trace.h"
 #include "core/text/tokenizer.h"
+#include "tools/command_line.h"
 #include "tools/engine_options.h"
 #include "tools/json_lines.h"
 #include "tools/progress.h"
@@ -233,14 +234,12 @@ int sl_trace_record(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = record(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_engine_close(command.engine);
     for (size_t i = 0; i < command.n_documents; i++)
         sl_prompt_fini(&command.documents[i]);
     free(command.documents);
     sl_tokenizer_close(command.tok);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -8,37 +8,96 @@
 #include "cache/cache_replay.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
+#include "tools/command_line.h"
 #include "tools/engine_options.h"
 #include "tools/trace_commands.h"
 
 #define LIST_MAX 32u
 
+/* A cache as it was given: one of them is not 0. */
+struct cache_size {
+    const char *text;
+    double share;     /* of all experts */
+    double n_experts; /* or bytes, if it is more than all */
+    uint64_t bytes;
+};
+
 struct command {
     const char *path;
-    const char *sizes;    /* as given: SIZE, EXPERTS or PERCENT%, ... */
-    const char *policies; /* as given: NAME, ... */
     uint32_t segment_tokens;
     bool json;
+    struct cache_size sizes[LIST_MAX];
+    const struct sl_policy_ops *ops[LIST_MAX]; /* NULL: the optimum */
+    uint32_t n_sizes, n_policies;
 
     struct sl_trace trace;
     uint64_t slot_bytes;
-    uint32_t n_slots[LIST_MAX];
-    const struct sl_policy_ops *ops[LIST_MAX]; /* NULL: the optimum */
-    uint32_t n_sizes, n_policies;
 };
 
 enum { OPTION_CACHE = 256, OPTION_POLICY, OPTION_SEGMENT, OPTION_JSON };
 
+/* ---- options -----------------------------------------------------------------------------------
+ */
+
+/* "12.5%" of all experts, "36" experts, or as many as "24G" hold. */
+static void add_size(struct command *command, const char *text, struct argp_state *state)
+{
+    struct cache_size size = {.text = text};
+    const char *end = text;
+    double number = 0;
+
+    if (sl_number_parse(text, &number, &end) == 0 && strcmp(end, "%") == 0 && number <= 100)
+        size.share = number / 100;
+    else if (end > text && *end == 0 && number < 9.2e18)
+        size.n_experts = number;
+    else if (sl_size_parse(text, &size.bytes) < 0)
+        number = 0;
+    if (!(number > 0))
+        argp_error(
+            state,
+            "--cache takes sizes (24G), numbers of experts (36) or shares (11%%), not \"%s\"",
+            text);
+    command->sizes[command->n_sizes++] = size;
+}
+
+static void add_policy(struct command *command, const char *text, struct argp_state *state)
+{
+    const struct sl_policy_ops *ops = NULL;
+
+    if (strcmp(text, "optimum") != 0 && sl_policy_find(&ops, text, NULL) < 0)
+        argp_error(state, "--policy takes some of " SL_POLICY_NAMES ", optimum, not \"%s\"", text);
+    command->ops[command->n_policies++] = ops;
+}
+
+/* Calls `add` for each part between commas, which it cuts `text` into. */
+static void parse_list(struct command *command, char *text, const char *option,
+                       void (*add)(struct command *command, const char *text,
+                                   struct argp_state *state),
+                       struct argp_state *state)
+{
+    uint32_t n = 0;
+    char *part;
+
+    while ((part = strsep(&text, ","))) {
+        if (n++ == LIST_MAX)
+            argp_error(state, "%s takes up to %u", option, LIST_MAX);
+        add(command, part, state);
+    }
+}
+
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
+    static char sizes_default[] = "5.5%,11%,22%,44%", policies_default[] = "frequency,lru,optimum";
     struct command *command = state->input;
 
     switch (key) {
     case OPTION_CACHE:
-        command->sizes = value;
+        command->n_sizes = 0;
+        parse_list(command, value, "--cache", add_size, state);
         return 0;
     case OPTION_POLICY:
-        command->policies = value;
+        command->n_policies = 0;
+        parse_list(command, value, "--policy", add_policy, state);
         return 0;
     case OPTION_SEGMENT:
         command->segment_tokens = strcmp(value, "recorded") == 0
@@ -56,71 +115,40 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (!command->path)
             argp_error(state, "TRACE is missing");
+        if (command->n_sizes == 0)
+            parse_list(command, sizes_default, "--cache", add_size, state);
+        if (command->n_policies == 0)
+            parse_list(command, policies_default, "--policy", add_policy, state);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
 }
 
-/* ---- lists -------------------------------------------------------------------------------------
- */
-
 static uint32_t expert_count(const struct command *command)
 {
     return command->trace.shape.num_hidden_layers * command->trace.shape.n_routed_experts;
 }
 
-/* "12.5%" of all experts, "36" experts, or as many as "24G" hold. */
-static int add_size(struct command *command, const char *text, struct sl_err *err)
+/* How many experts a cache holds: at most all. */
+static int slot_count(const struct command *command, const struct cache_size *size,
+                      uint32_t *ret_n_slots, struct sl_err *err)
 {
     const uint32_t least = command->trace.shape.n_per_token, most = expert_count(command);
-    char *end;
-    double number = strtod(text, &end);
-    uint64_t n_slots = 0, bytes;
+    uint64_t n_slots = size->bytes / command->slot_bytes;
 
-    if (strcmp(end, "%") == 0 && number > 0 && number <= 100)
-        n_slots = (uint64_t)(number / 100 * most + 0.5);
-    else if (end > text && *end == 0 && number >= 1 && number <= most)
-        n_slots = (uint64_t)number;
-    else if (sl_size_parse(text, &bytes) == 0)
-        n_slots = bytes / command->slot_bytes;
-    else
-        return sl_err_set(err, -EINVAL, "--cache: \"%s\" is no size, number of experts or share",
-                          text);
-    n_slots = n_slots < most ? n_slots : most;
+    if (size->share > 0)
+        n_slots = (uint64_t)(size->share * most + 0.5);
+    else if (size->n_experts > most)
+        n_slots = (uint64_t)size->n_experts / command->slot_bytes;
+    else if (size->n_experts > 0)
+        n_slots = (uint64_t)size->n_experts;
     if (n_slots < least)
-        return sl_err_set(err, -EINVAL,
-                          "--cache: \"%s\" holds %llu experts, and one layer needs %u", text,
+        return sl_err_set(err, -SL_EBUDGET,
+                          "--cache: \"%s\" holds %llu experts, and one layer needs %u", size->text,
                           (unsigned long long)n_slots, least);
-    command->n_slots[command->n_sizes++] = (uint32_t)n_slots;
+    *ret_n_slots = n_slots < most ? (uint32_t)n_slots : most;
     return 0;
-}
-
-static int add_policy(struct command *command, const char *text, struct sl_err *err)
-{
-    const struct sl_policy_ops *ops = NULL;
-    int rc = strcmp(text, "optimum") == 0 ? 0 : sl_policy_find(&ops, text, err);
-
-    if (rc == 0)
-        command->ops[command->n_policies++] = ops;
-    return rc;
-}
-
-/* Calls `add` for each part between commas. */
-static int parse_list(struct command *command, const char *text, const char *option,
-                      int (*add)(struct command *command, const char *text, struct sl_err *err),
-                      struct sl_err *err)
-{
-    char *copy = strdup(text), *rest = copy, *part;
-    uint32_t n = 0;
-    int rc = copy ? 0 : sl_err_set(err, -ENOMEM, "out of memory");
-
-    while (rc == 0 && (part = strsep(&rest, ","))) {
-        rc = n++ < LIST_MAX ? add(command, part, err)
-                            : sl_err_set(err, -EINVAL, "%s: more than %u", option, LIST_MAX);
-    }
-    free(copy);
-    return rc;
 }
 
 /* ---- figures -----------------------------------------------------------------------------------
@@ -172,6 +200,7 @@ static int replay(struct command *command, struct sl_err *err)
 {
     struct sl_replay_plan *plan;
     struct sl_expert_shape shape;
+    uint32_t n_slots[LIST_MAX];
     int rc;
 
     rc = sl_trace_read(&command->trace, command->path, err);
@@ -184,15 +213,17 @@ static int replay(struct command *command, struct sl_err *err)
         .moe_intermediate_size = command->trace.shape.moe_intermediate_size,
     };
     command->slot_bytes = sl_expert_cache_slot_bytes(&shape);
-    if ((rc = parse_list(command, command->sizes, "--cache", add_size, err)) < 0 ||
-        (rc = parse_list(command, command->policies, "--policy", add_policy, err)) < 0 ||
-        (rc = sl_replay_plan_create(&plan, &command->trace, command->segment_tokens, err)) < 0)
+    for (uint32_t i = 0; i < command->n_sizes && rc == 0; i++)
+        rc = slot_count(command, &command->sizes[i], &n_slots[i], err);
+    if (rc == 0)
+        rc = sl_replay_plan_create(&plan, &command->trace, command->segment_tokens, err);
+    if (rc < 0)
         return rc;
     if (!command->json)
         printf(" experts    share       size  policy     hit rate  loads/token       GB/token\n");
     for (uint32_t i = 0; i < command->n_sizes && rc == 0; i++)
         for (uint32_t k = 0; k < command->n_policies && rc == 0; k++)
-            rc = replay_one(command, plan, command->n_slots[i], command->ops[k], err);
+            rc = replay_one(command, plan, n_slots[i], command->ops[k], err);
     sl_replay_plan_destroy(plan);
     return rc;
 }
@@ -203,7 +234,7 @@ int sl_trace_replay(int argc, char **argv)
         {"cache", OPTION_CACHE, "SIZE|EXPERTS|SHARE%,...", 0,
          "sizes of the cache (default 5.5%,11%,22%,44%)", 0},
         {"policy", OPTION_POLICY, "NAME,...", 0,
-         "policies; optimum knows the future (default: all there are)", 0},
+         "some of " SL_POLICY_NAMES ", optimum, which knows the future (default: all)", 0},
         {"segment", OPTION_SEGMENT, "TOKENS|recorded", 0,
          "tokens of one step (default 1; recorded: as in the run)", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
@@ -214,15 +245,12 @@ int sl_trace_replay(int argc, char **argv)
         .args_doc = "TRACE",
         .doc = "Takes a recorded trace through caches of several sizes and policies, and prints "
                "the share of requests that needed no read, and what was read for a token."};
-    struct command command = {
-        .sizes = "5.5%,11%,22%,44%", .policies = "frequency,lru,optimum", .segment_tokens = 1};
+    struct command command = {.segment_tokens = 1};
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = replay(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_trace_fini(&command.trace);
-    return rc == -EINVAL ? 2 : rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -6,6 +6,7 @@
 
 #include "cache/trace.h"
 #include "core/base/json.h"
+#include "tools/command_line.h"
 #include "tools/trace_commands.h"
 
 /* Tokens since the same expert was asked for: up to 1, 2, 4, ... 512, more, never. */
@@ -184,10 +185,8 @@ int sl_trace_summary(int argc, char **argv)
     struct sl_err err = {0};
     int rc;
 
-    argp_parse(&argp, argc, argv, 0, NULL, &command);
+    sl_command_parse(&argp, argc, argv, &command);
     rc = summarise(&command, &err);
-    if (rc < 0)
-        fprintf(stderr, "sluice: %s\n", err.message);
     sl_trace_fini(&command.trace);
-    return rc < 0 ? 1 : 0;
+    return sl_command_status(rc, &err);
 }

@@ -3,17 +3,41 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <strings.h>
+
+int sl_number_parse(const char *text, double *ret_value, const char **ret_end)
+{
+    static const char digits[] = "0123456789";
+    const char *at = text + strspn(text, digits), *exponent;
+    double value;
+    char *end;
+
+    if (at == text)
+        return -EINVAL;
+    if (*at == '.')
+        at += 1 + strspn(at + 1, digits);
+    exponent = at;
+    if (*exponent == 'e' || *exponent == 'E')
+        exponent += 1 + (exponent[1] == '-' || exponent[1] == '+');
+    if (strspn(exponent, digits) > 0)
+        at = exponent + strspn(exponent, digits);
+    value = strtod(text, &end);
+    if (end != at) /* strtod() also takes "0x10" */
+        return -EINVAL;
+    *ret_value = value;
+    *ret_end = at;
+    return 0;
+}
 
 int sl_size_parse(const char *text, uint64_t *ret_bytes)
 {
     static const char units[] = "KMGTP";
+    const char *end;
     double value;
-    char *end;
 
-    if (!(text[0] >= '0' && text[0] <= '9')) /* strtod would also take "-1", " 1", "inf", "nan" */
+    if (sl_number_parse(text, &value, &end) < 0)
         return -EINVAL;
-    value = strtod(text, &end);
     if (end[0] != '\0') {
         for (size_t i = 0; units[i]; i++) {
             if ((end[0] | 0x20) == (units[i] | 0x20)) {

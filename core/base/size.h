@@ -1,10 +1,15 @@
-/* Sizes as people write them, and arithmetic on sizes that come from files. */
+/* Numbers and sizes as people write them, and arithmetic on sizes that come from files. */
 #ifndef SL_BASE_SIZE_H
 #define SL_BASE_SIZE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* Parses the decimal number that `text` begins with, such as "4096", "0.5" or "1e-3"; *ret_end is
+ * what follows it. Returns 0, or -EINVAL for anything else, signs, white space, hexadecimal digits
+ * and words such as "inf" included. */
+int sl_number_parse(const char *text, double *ret_value, const char **ret_end);
 
 /* Parses "4096", "512M", "1.5G", "2T" (powers of 1024; an ending "B" or "iB" is allowed, case does
  * not matter). Returns 0, or -EINVAL when the text is not a size or does not fit in 64 bits. */

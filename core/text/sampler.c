@@ -90,9 +90,9 @@ int sl_sampler_init(struct sl_sampler *sampler, const struct sl_sampler_params *
 
     sl_assert(n_vocab > 0);
     if (rc == 0)
-        rc = check_param("top_p", params->top_p, 1e-9, 1, err);
+        rc = check_param("top-p", params->top_p, 1e-9, 1, err);
     if (rc == 0)
-        rc = check_param("min_p", params->min_p, 0, 1, err);
+        rc = check_param("min-p", params->min_p, 0, 1, err);
     if (rc < 0)
         return rc;
     *sampler = (struct sl_sampler){.params = *params, .n_vocab = n_vocab};
