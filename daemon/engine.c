@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "daemon/memory_room.h"
 #include "storage/hot_list.h"
 #include "storage/io_probe.h"
 #include "storage/model_files.h"
@@ -75,8 +76,9 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
 static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
+    struct sl_memory_room room;
     struct sl_memory_case what = {
-        .ram_bytes = o->ram_bytes,
+        .ram_given = o->ram_bytes != 0,
         .cache_bytes = o->cache_bytes,
         .cache_min = o->cache_min,
         .staging_bytes = sl_expert_cache_staging_bytes(
@@ -91,8 +93,13 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
 
     if (rc < 0)
         return rc;
+    sl_memory_room_read("", &room);
+    what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes;
     *ret_verdict =
         sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what, err);
+    if (*ret_verdict == 0)
+        *ret_verdict =
+            sl_memory_room_check(&room, e->plan.budget_bytes, sl_memory_plan_bytes(&e->plan), err);
     return 0;
 }
 

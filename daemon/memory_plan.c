@@ -1,60 +1,14 @@
 #include "daemon/memory_plan.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 #include "cache/expert_cache.h"
-#include "core/base/file.h"
 #include "core/base/size.h"
 #include "core/model/forward.h"
-
-/* Left to the rest of the system: a sixteenth, at least this. */
-#define RESERVE_MIN_BYTES (UINT64_C(512) << 20)
 
 /* What --segment chooses among where nobody did: of fewer, each expert would be read for too few
  * tokens to be worth a larger cache; of more, multiplying takes longer than reading on any
  * machine of today. */
 #define SEGMENT_TOKENS_MIN 512u
 #define SEGMENT_TOKENS_MAX 65536u
-
-/* The number after `key` in a file of "key value" lines, or the file's only number when key is "".
- * 0 if there is none ("max" in a control group's limit). */
-static uint64_t number_in(const char *path, const char *key)
-{
-    const char *at;
-    char *text;
-    size_t length;
-    uint64_t value = 0;
-
-    if (sl_file_read_all(path, UINT64_C(1) << 20, &text, &length, NULL) < 0)
-        return 0;
-    at = strstr(text, key);
-    if (at)
-        value = strtoull(at + strlen(key), NULL, 10);
-    free(text);
-    return value;
-}
-
-uint64_t sl_memory_available_bytes(void)
-{
-    uint64_t total = number_in("/proc/meminfo", "MemTotal:") << 10;
-    uint64_t available = number_in("/proc/meminfo", "MemAvailable:") << 10;
-    uint64_t group_max = number_in("/sys/fs/cgroup/memory.max", "");
-    uint64_t group_used = number_in("/sys/fs/cgroup/memory.current", "");
-    /* What the page cache could give back at once is counted as used there. */
-    uint64_t group_idle = number_in("/sys/fs/cgroup/memory.stat", "\ninactive_file ");
-    uint64_t reserve;
-
-    group_used = group_used > group_idle ? group_used - group_idle : 0;
-    if (group_max && group_max < total) {
-        uint64_t group_left = group_max > group_used ? group_max - group_used : 0;
-
-        total = group_max;
-        available = available < group_left ? available : group_left;
-    }
-    reserve = total / 16 > RESERVE_MIN_BYTES ? total / 16 : RESERVE_MIN_BYTES;
-    return available > reserve ? available - reserve : 0;
-}
 
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
 {
@@ -104,8 +58,8 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
     const uint32_t n_layers = experts->num_hidden_layers + experts->n_mtp_layers;
 
     *plan = (struct sl_memory_plan){
-        .budget_bytes = what->ram_bytes ? what->ram_bytes : sl_memory_available_bytes(),
-        .budget_given = what->ram_bytes != 0,
+        .budget_bytes = what->ram_bytes,
+        .budget_given = what->ram_given,
         .need_bytes = {[SL_MEMORY_WEIGHTS] = what->dense_bytes,
                        [SL_MEMORY_KV] = what->n_sequences *
                                         sl_kv_cache_measure(config, n_layers, what->context_tokens,
@@ -120,6 +74,11 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
     plan->segment_tokens = choose_segment(plan, config, what);
     plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
     return sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
+}
+
+static const char *budget_source(const struct sl_memory_plan *plan)
+{
+    return plan->budget_given ? "--ram" : "what is available less a reserve";
 }
 
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
@@ -151,9 +110,13 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
                           "%s (%s); give a smaller --cache, --context or --segment, or more --ram",
                           sl_size_format(fixed + plan->need_bytes[SL_MEMORY_CACHE], need),
                           sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache),
-                          sl_size_format(plan->budget_bytes, have),
-                          plan->budget_given ? "--ram" : "what is available less a reserve");
+                          sl_size_format(plan->budget_bytes, have), budget_source(plan));
     return 0;
+}
+
+uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan)
+{
+    return fixed_bytes(plan) + plan->need_bytes[SL_MEMORY_CACHE];
 }
 
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
@@ -164,11 +127,9 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
         [SL_MEMORY_CACHE] = "expert cache",
     };
     char text[SL_SIZE_TEXT_BYTES];
-    uint64_t sum = 0;
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
-        sum += plan->need_bytes[i];
         fprintf(out, "  %-16s %10s", names[i], sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_KV)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
@@ -181,7 +142,6 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                     (unsigned long long)plan->slots_min);
         fputc('\n', out);
     }
-    fprintf(out, "  %-16s %10s", "together", sl_size_format(sum, text));
-    fprintf(out, "   of %s (%s)\n", sl_size_format(plan->budget_bytes, text),
-            plan->budget_given ? "--ram" : "available less a reserve");
+    fprintf(out, "  %-16s %10s", "together", sl_size_format(sl_memory_plan_bytes(plan), text));
+    fprintf(out, "   of %s (%s)\n", sl_size_format(plan->budget_bytes, text), budget_source(plan));
 }

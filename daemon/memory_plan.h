@@ -33,13 +33,10 @@ struct sl_memory_plan {
     uint32_t n_sequences;
 };
 
-/* Memory that can be had now: MemAvailable, or what the control group leaves, less a reserve for
- * the rest of the system. */
-uint64_t sl_memory_available_bytes(void);
-
 /* What sizes depend on beside the model. */
 struct sl_memory_case {
-    uint64_t ram_bytes;   /* the budget; 0: what is available */
+    uint64_t ram_bytes;   /* the budget, */
+    bool ram_given;       /* as the user gave it; else struct sl_memory_room's default */
     uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
     bool cache_min;       /* one token's working set instead */
     uint64_t staging_bytes;
@@ -66,6 +63,9 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
  * parts do not fit or the cache would be below one token's working set. */
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
                          struct sl_err *err);
+
+/* All of them together. */
+uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);
 
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out);
 

@@ -5,11 +5,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -104,6 +107,22 @@ static void test_masks_are_respected(void **state)
     expect(&t, 0, "1 thread, not pinned");
 }
 
+/* A quota of control groups bounds the default, and nothing that was asked for. */
+static void test_quotas_are_respected(void **state)
+{
+    struct sl_topology *t = machine(2, 4, 2);
+
+    (void)state;
+    t->quota_cpus = 1;
+    expect(t, 0, "1 thread, not pinned");
+    expect(t, 5, "5 threads: node 0, CPUs 0-3; node 1, CPU 4");
+    t->quota_cpus = 5;
+    expect(t, 0, "5 threads: node 0, CPUs 0-3; node 1, CPU 4");
+    t->quota_cpus = 9;
+    expect(t, 0, "8 threads: node 0, CPUs 0-3; node 1, CPUs 4-7");
+    free(t);
+}
+
 static void test_as_many_as_a_pool_takes(void **state)
 {
     struct sl_topology *t = machine(4, 128, 2);
@@ -116,6 +135,42 @@ static void test_as_many_as_a_pool_takes(void **state)
     assert_true(placement.pinned);
     assert_int_equal(placement.cpus[SL_POOL_THREADS_MAX - 1].cpu_index, SL_POOL_THREADS_MAX - 1);
     free(t);
+}
+
+/* ---- large machines ----------------------------------------------------------------------------
+ * Instead of the C library's, this answers as a system does that can have more processors than a
+ * cpu_set_t: it refuses smaller masks. */
+
+static uint32_t made_up_cpus; /* 0: the system answers */
+
+int sched_getaffinity(pid_t pid, size_t size_bytes, cpu_set_t *mask)
+{
+    memset(mask, 0, size_bytes);
+    if (made_up_cpus == 0)
+        return (int)syscall(SYS_sched_getaffinity, pid, size_bytes, mask) < 0 ? -1 : 0;
+    if (size_bytes * 8 < 4096) {
+        errno = EINVAL;
+        return -1;
+    }
+    for (uint32_t i = 0; i < made_up_cpus; i++)
+        CPU_SET_S(4095 - i, size_bytes, mask);
+    return 0;
+}
+
+static void test_more_processors_than_a_set_holds(void **state)
+{
+    static struct sl_topology topology;
+
+    (void)state;
+    made_up_cpus = 3;
+    sl_topology_read(&topology);
+    topology.quota_cpus = 0;
+    expect(&topology, 0, "3 threads: node 0, CPUs 4093-4095");
+    made_up_cpus = SL_TOPOLOGY_CPUS_MAX + 5;
+    sl_topology_read(&topology);
+    assert_int_equal(topology.n_cpus, SL_TOPOLOGY_CPUS_MAX);
+    assert_int_equal(topology.cpus[0].cpu_index, 4096 - made_up_cpus);
+    made_up_cpus = 0;
 }
 
 /* ---- this machine ------------------------------------------------------------------------------
@@ -274,7 +329,9 @@ int main(void)
         cmocka_unit_test(test_node_by_node),
         cmocka_unit_test(test_any_numbering),
         cmocka_unit_test(test_masks_are_respected),
+        cmocka_unit_test(test_quotas_are_respected),
         cmocka_unit_test(test_as_many_as_a_pool_takes),
+        cmocka_unit_test(test_more_processors_than_a_set_holds),
         cmocka_unit_test(test_this_machine),
         cmocka_unit_test(test_threads_are_tied_and_let_go),
         cmocka_unit_test(test_places_all_of_it_and_no_more),

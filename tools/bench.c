@@ -46,7 +46,7 @@ uint64_t sl_bench_area_bytes(void)
 {
     uint64_t bytes = 0;
 
-    for (uint32_t cpu = 0; cpu < SL_TOPOLOGY_CPUS_MAX; cpu++)
+    for (uint32_t cpu = 0; cpu < SL_CPU_NUMBERS_MAX; cpu++)
         bytes += 4 * last_level_cache_bytes(cpu);
     return bytes < AREA_BYTES_MIN   ? AREA_BYTES_MIN
            : bytes > AREA_BYTES_MAX ? AREA_BYTES_MAX

@@ -14,6 +14,7 @@
 #include "core/base/size.h"
 #include "core/model/forward.h"
 #include "daemon/engine.h"
+#include "daemon/memory_room.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
@@ -232,8 +233,10 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
         .hidden_size = c->hidden_size,
         .moe_intermediate_size = c->moe_intermediate_size,
     };
-    const struct sl_memory_case what = {
+    struct sl_memory_room room;
+    struct sl_memory_case what = {
         .ram_bytes = command->ram_bytes,
+        .ram_given = command->ram_bytes != 0,
         .cache_bytes = command->cache_bytes,
         .dense_bytes = command->dense_bytes,
         .n_threads = command->n_cores,
@@ -242,6 +245,10 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
         .n_sequences = n_sequences,
     };
 
+    if (!what.ram_given) {
+        sl_memory_room_read("", &room);
+        what.ram_bytes = room.default_bytes;
+    }
     return sl_memory_plan_make(ret_plan, c, &shape, &what, err);
 }
 

@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -34,7 +33,7 @@ struct sl_pool {
     uint32_t n_started;
     struct worker *workers; /* n_threads - 1 */
     bool pinned;
-    cpu_set_t driver_was; /* what the driver was tied to before */
+    struct sl_cpu_mask driver_was; /* what the driver was tied to before */
 
     pthread_mutex_t lock;        /* guards sleeping and waking; the job is published under it */
     pthread_cond_t job_posted;   /* workers wait here */
@@ -182,18 +181,17 @@ int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err 
 
 static void tie(pthread_t thread, const struct sl_cpu *cpu)
 {
-    cpu_set_t set;
+    struct sl_cpu_mask mask = {0};
 
-    CPU_ZERO(&set);
-    CPU_SET(cpu->cpu_index, &set);
-    pthread_setaffinity_np(thread, sizeof(set), &set); /* a wish */
+    CPU_SET_S(cpu->cpu_index, sizeof(mask), mask.sets);
+    pthread_setaffinity_np(thread, sizeof(mask), mask.sets); /* a wish */
 }
 
 void sl_pool_pin(struct sl_pool *pool, const struct sl_placement *placement)
 {
     sl_assert(!pool->pinned && placement->n_threads == pool->n_threads);
-    if (!placement->pinned ||
-        pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was), &pool->driver_was) != 0)
+    if (!placement->pinned || pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was),
+                                                     pool->driver_was.sets) != 0)
         return;
     pool->pinned = true;
     tie(pthread_self(), &placement->cpus[0]);
@@ -206,7 +204,7 @@ void sl_pool_destroy(struct sl_pool *pool)
     if (!pool)
         return;
     if (pool->pinned)
-        pthread_setaffinity_np(pthread_self(), sizeof(pool->driver_was), &pool->driver_was);
+        pthread_setaffinity_np(pthread_self(), sizeof(pool->driver_was), pool->driver_was.sets);
     if (pool->n_started) {
         atomic_store_explicit(&pool->stop, true, memory_order_relaxed);
         post_job(pool);

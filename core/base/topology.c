@@ -1,10 +1,10 @@
 #include "core/base/topology.h"
 
 #include <numa.h>
-#include <sched.h>
 #include <stdlib.h>
 
 #include "core/base/assert.h"
+#include "core/base/cgroup.h"
 
 /* The core's lowest processor stands for it. */
 static uint32_t core_of(uint32_t cpu_index)
@@ -27,21 +27,25 @@ static uint32_t core_of(uint32_t cpu_index)
 void sl_topology_read(struct sl_topology *ret_topology)
 {
     bool has_nodes = numa_available() >= 0;
-    cpu_set_t allowed;
+    struct sl_cpu_mask allowed = {0};
+    struct sl_cgroup_limits limits;
 
+    sl_cgroup_read("", &limits);
+    ret_topology->quota_cpus = limits.cpus;
     ret_topology->n_cpus = 0;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
-        CPU_ZERO(&allowed);
-    for (uint32_t i = 0; i < SL_TOPOLOGY_CPUS_MAX; i++) {
+    if (sched_getaffinity(0, sizeof(allowed), allowed.sets) != 0)
+        allowed = (struct sl_cpu_mask){0};
+    for (uint32_t i = 0; i < SL_CPU_NUMBERS_MAX && ret_topology->n_cpus < SL_TOPOLOGY_CPUS_MAX;
+         i++) {
         int node;
 
-        if (!CPU_ISSET(i, &allowed))
+        if (!CPU_ISSET_S(i, sizeof(allowed), allowed.sets))
             continue;
         node = has_nodes ? numa_node_of_cpu((int)i) : 0;
         ret_topology->cpus[ret_topology->n_cpus++] =
             (struct sl_cpu){i, core_of(i), node > 0 ? (uint32_t)node : 0};
     }
-    if (ret_topology->n_cpus == 0) /* more processors than a cpu_set_t has, or no such call */
+    if (ret_topology->n_cpus == 0) /* the system does not tell */
         ret_topology->cpus[ret_topology->n_cpus++] = (struct sl_cpu){0};
 }
 
@@ -89,7 +93,8 @@ void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_top
         n_cores += candidates[i].sibling == 0;
     }
     if (n_threads == 0)
-        n_threads = n_cores;
+        n_threads =
+            topology->quota_cpus && topology->quota_cpus < n_cores ? topology->quota_cpus : n_cores;
     ret_placement->n_threads = n_threads < SL_POOL_THREADS_MAX ? n_threads : SL_POOL_THREADS_MAX;
     n_threads = ret_placement->n_threads;
     ret_placement->pinned = n_threads > 1 && n_threads <= topology->n_cpus;
@@ -105,12 +110,12 @@ void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_top
 static void print_cpus(const struct sl_placement *placement, uint32_t first, uint32_t end,
                        FILE *out)
 {
-    bool used[SL_TOPOLOGY_CPUS_MAX + 1] = {false};
+    bool used[SL_CPU_NUMBERS_MAX + 1] = {false};
     const char *separator = " ";
 
     for (uint32_t i = first; i < end; i++)
         used[placement->cpus[i].cpu_index] = true;
-    for (uint32_t cpu = 0; cpu < SL_TOPOLOGY_CPUS_MAX; cpu++) {
+    for (uint32_t cpu = 0; cpu < SL_CPU_NUMBERS_MAX; cpu++) {
         uint32_t last = cpu;
 
         if (!used[cpu])

@@ -7,12 +7,22 @@
 #ifndef SL_BASE_TOPOLOGY_H
 #define SL_BASE_TOPOLOGY_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
 #define SL_POOL_THREADS_MAX 256u
-#define SL_TOPOLOGY_CPUS_MAX 1024u
+#define SL_TOPOLOGY_CPUS_MAX 1024u /* that are listed */
+
+/* Processors that Linux can have, used or not: their numbers go up to this. */
+#define SL_CPU_NUMBERS_MAX 8192u
+
+/* For sched_getaffinity() and its like, which refuse a mask that is smaller than the system's own,
+ * whatever is set in it: a cpu_set_t alone ends at 1,024. */
+struct sl_cpu_mask {
+    cpu_set_t sets[SL_CPU_NUMBERS_MAX / CPU_SETSIZE];
+};
 
 struct sl_cpu {
     uint32_t cpu_index;  /* as the system numbers them */
@@ -21,12 +31,14 @@ struct sl_cpu {
 };
 
 struct sl_topology {
-    uint32_t n_cpus; /* at least 1 */
+    uint32_t quota_cpus; /* whole processors that control groups pay for; 0: there is no quota */
+    uint32_t n_cpus;     /* at least 1 */
     struct sl_cpu cpus[SL_TOPOLOGY_CPUS_MAX];
 };
 
-/* The processors that the calling thread may run on, as the system and libnuma describe them. What
- * they do not tell is filled in: a core for each processor, one node. */
+/* The processors that the calling thread may run on, as the system and libnuma describe them: the
+ * first ones if there are more than can be listed. What they do not tell is filled in: a core for
+ * each processor, one node. */
 void sl_topology_read(struct sl_topology *ret_topology);
 
 struct sl_placement {
@@ -35,9 +47,10 @@ struct sl_placement {
     struct sl_cpu cpus[SL_POOL_THREADS_MAX]; /* if pinned: (n_threads), by node, then core */
 };
 
-/* n_threads 0 means one for each core; no more than SL_POOL_THREADS_MAX are given. Siblings are
- * used when there are more threads than cores. Not pinned are more threads than processors, and a
- * single one, which the system may as well move out of others' way. */
+/* n_threads 0 means one for each core, but no more than the quota pays for: threads that wait for
+ * each other all stand still once it is spent. No more than SL_POOL_THREADS_MAX are given. Siblings
+ * are used when there are more threads than cores. Not pinned are more threads than processors, and
+ * a single one, which the system may as well move out of others' way. */
 void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_topology *topology,
                          uint32_t n_threads);
 
