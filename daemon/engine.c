@@ -7,6 +7,7 @@
 
 #include "core/base/assert.h"
 #include "daemon/memory_room.h"
+#include "daemon/model_check.h"
 #include "storage/hot_list.h"
 #include "storage/io_probe.h"
 #include "storage/model_files.h"
@@ -45,6 +46,41 @@ static void add_note(struct sl_engine *e, const char *text)
     snprintf(e->note + length, sizeof(e->note) - length, "%s%s", length ? "; " : "", text);
 }
 
+static int read_config(struct sl_engine *e, struct sl_err *err)
+{
+    char text[sizeof(e->config.unknown_keys) + 80];
+    int rc = sl_config_read(&e->config, e->options.model, err);
+
+    if (rc == 0 && !e->options.any_model_type)
+        rc = sl_config_check_model_type(&e->config, e->options.model, err);
+    if (rc < 0 || !e->config.unknown_keys[0])
+        return rc;
+    snprintf(text, sizeof(text), "config.json has keys that are not known and have no effect: %s",
+             e->config.unknown_keys);
+    add_note(e, text);
+    return 0;
+}
+
+/* What the files hold besides what is loaded. */
+static int check_tensors(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_unused_tensors unused;
+    struct sl_dense_list dense;
+    char text[256];
+    int rc = sl_dense_list_make(&dense, &e->config, e->source, e->options.with_mtp, err);
+
+    if (rc < 0)
+        return rc;
+    rc = sl_model_check(&e->files, &e->config, &dense, &unused, err);
+    sl_dense_list_fini(&dense);
+    if (rc < 0 || unused.n == 0)
+        return rc;
+    snprintf(text, sizeof(text), "%u tensor%s not used, such as %s", unused.n,
+             unused.n == 1 ? " is" : "s are", unused.first);
+    add_note(e, text);
+    return 0;
+}
+
 /* Opens what tells the sizes: config, headers, and where the experts lie. */
 static int open_model(struct sl_engine *e, struct sl_err *err)
 {
@@ -52,7 +88,7 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
     bool mtp_known;
     int rc;
 
-    if ((rc = sl_config_read(&e->config, e->options.model, err)) < 0 ||
+    if ((rc = read_config(e, err)) < 0 ||
         (rc = sl_model_files_open(&e->files, e->options.model, err)) < 0)
         return rc;
     e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
@@ -69,7 +105,8 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         .hidden_size = e->config.hidden_size,
         .moe_intermediate_size = e->config.moe_intermediate_size,
     };
-    return sl_model_files_experts(&e->files, &shape, &e->store, err);
+    rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
+    return rc < 0 ? rc : check_tensors(e, err);
 }
 
 /* *ret_verdict, with its line in `err`, says whether it fits. */

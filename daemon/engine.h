@@ -18,6 +18,7 @@
 
 struct sl_engine_options {
     const char *model;             /* a checkpoint folder, or a store */
+    bool any_model_type;           /* run it also where config.json names another kind of model */
     uint64_t ram_bytes;            /* the whole budget; 0: what is available less a reserve */
     uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
     bool cache_min;                /* one token's working set instead */

@@ -12,6 +12,7 @@
 #include "core/base/size.h"
 
 #define METADATA_KEY "__metadata__"
+#define DIMS_MAX 64 /* no tensor has as many */
 
 int sl_safetensors_read_length(const uint8_t prefix[SL_SAFETENSORS_LENGTH_BYTES],
                                uint64_t file_size_bytes, size_t *ret_length, const char *where,
@@ -55,30 +56,29 @@ static int check_name(const char *name, const char *where, struct sl_err *err)
     return 0;
 }
 
+/* A dtype that is not known is no error yet: the tensor may be one that nobody uses. */
 static int parse_dtype(struct sl_tensor_info *info, const json_t *value, const char *name,
                        const char *where, struct sl_err *err)
 {
     const char *text = json_string_value(json_object_get(value, "dtype"));
-    char known[128] = "";
 
     if (!text)
         return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\": \"dtype\" is not a string", where,
                           name);
     for (uint32_t i = 0; i < SL_DTYPE_COUNT; i++) {
-        const char *dtype_name = sl_dtype_name((enum sl_dtype)i);
-        size_t used = strlen(known);
-
-        if (strcmp(text, dtype_name) == 0) {
+        if (strcmp(text, sl_dtype_name((enum sl_dtype)i)) == 0) {
             info->dtype = (enum sl_dtype)i;
             return 0;
         }
-        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", dtype_name);
     }
-    return sl_err_set(err, -SL_EFORMAT,
-                      "%s: tensor \"%s\": unknown dtype \"%.32s\", expected one of %s", where, name,
-                      text, known);
+    info->dtype = SL_DTYPE_OTHER;
+    for (size_t i = 0; text[i] && i < sizeof(info->other_dtype) - 1; i++)
+        info->other_dtype[i] = text[i] > 0x20 && text[i] < 0x7f ? text[i] : '?';
+    return 0;
 }
 
+/* How many bytes an element of an unknown dtype has is not known either: then the size is 0 as yet.
+ */
 static int parse_shape(struct sl_tensor_info *info, const json_t *value, const char *name,
                        const char *where, struct sl_err *err)
 {
@@ -86,24 +86,25 @@ static int parse_shape(struct sl_tensor_info *info, const json_t *value, const c
     char text[SL_TENSOR_TEXT_BYTES];
     bool fits = true;
 
-    if (!json_is_array(shape) || json_array_size(shape) > SL_TENSOR_DIMS_MAX)
+    if (!json_is_array(shape) || json_array_size(shape) > DIMS_MAX)
         return sl_err_set(err, -SL_EFORMAT,
                           "%s: tensor \"%s\": \"shape\" is not a list of at most %d sizes", where,
-                          name, SL_TENSOR_DIMS_MAX);
+                          name, DIMS_MAX);
     info->n_dims = (uint32_t)json_array_size(shape);
-    info->size_bytes = sl_dtype_size_bytes(info->dtype);
-    for (uint32_t i = 0; i < SL_TENSOR_DIMS_MAX; i++) {
-        const json_t *size = json_array_get(shape, i);
-
+    info->size_bytes = info->dtype == SL_DTYPE_OTHER ? 0 : sl_dtype_size_bytes(info->dtype);
+    for (uint32_t i = 0; i < SL_TENSOR_DIMS_MAX; i++)
         info->shape[i] = 1;
-        if (i >= info->n_dims)
-            continue;
+    for (uint32_t i = 0; i < info->n_dims; i++) {
+        const json_t *size = json_array_get(shape, i);
+        uint64_t n = (uint64_t)json_integer_value(size);
+
         if (!json_is_integer(size) || json_integer_value(size) < 0)
             return sl_err_set(err, -SL_EFORMAT,
                               "%s: tensor \"%s\": entry %u of \"shape\" is not a size", where, name,
                               i);
-        info->shape[i] = (uint64_t)json_integer_value(size);
-        fits = fits && sl_mul_u64(info->size_bytes, info->shape[i], &info->size_bytes);
+        if (i < SL_TENSOR_DIMS_MAX)
+            info->shape[i] = n;
+        fits = fits && sl_mul_u64(info->size_bytes, n, &info->size_bytes);
     }
     if (!fits)
         return sl_err_set(err, -SL_EFORMAT,
@@ -125,6 +126,8 @@ static int parse_offsets(struct sl_safetensors_tensor *tensor, const json_t *val
         return sl_err_set(err, -SL_EFORMAT,
                           "%s: tensor \"%s\": \"data_offsets\" is not two ascending offsets", where,
                           tensor->name);
+    if (tensor->info.dtype == SL_DTYPE_OTHER)
+        tensor->info.size_bytes = (uint64_t)(end_bytes - begin_bytes);
     if ((uint64_t)(end_bytes - begin_bytes) != tensor->info.size_bytes)
         return sl_err_set(
             err, -SL_ECORRUPT, "%s: tensor \"%s\": data_offsets span %llu bytes, but %s takes %llu",
@@ -267,12 +270,13 @@ void sl_safetensors_fini(struct sl_safetensors *header)
 const char *sl_tensor_format(const struct sl_tensor_info *info, char buffer[SL_TENSOR_TEXT_BYTES])
 {
     size_t used =
-        (size_t)snprintf(buffer, SL_TENSOR_TEXT_BYTES, "%s [", sl_dtype_name(info->dtype));
+        (size_t)snprintf(buffer, SL_TENSOR_TEXT_BYTES, "%s [", sl_tensor_dtype_name(info));
 
-    /* Never cut: a dtype has up to 7 characters and each size up to 20 digits. */
-    for (uint32_t i = 0; i < info->n_dims; i++)
+    /* Never cut: a dtype has up to 11 characters and each size up to 20 digits. */
+    for (uint32_t i = 0; i < info->n_dims && i < SL_TENSOR_DIMS_MAX; i++)
         used += (size_t)snprintf(buffer + used, SL_TENSOR_TEXT_BYTES - used, "%s%llu",
                                  i ? ", " : "", (unsigned long long)info->shape[i]);
-    snprintf(buffer + used, SL_TENSOR_TEXT_BYTES - used, "]");
+    snprintf(buffer + used, SL_TENSOR_TEXT_BYTES - used, "%s]",
+             info->n_dims > SL_TENSOR_DIMS_MAX ? ", ..." : "");
     return buffer;
 }

@@ -6,8 +6,9 @@
  *
  * This module reads no files: it is given bytes in memory and the file's size, and trusts neither.
  * What it accepts is safe to use: every tensor's bytes lie inside the file, their number is what
- * dtype and shape ask for, and no two tensors share a byte. Holes between tensors and bytes after
- * the last one are allowed; "__metadata__" is ignored. No state: any thread may call. */
+ * dtype and shape ask for (if the dtype is a known one), and no two tensors share a byte. Holes
+ * between tensors and bytes after the last one are allowed; "__metadata__" is ignored. No state:
+ * any thread may call. */
 #ifndef SL_STORAGE_SAFETENSORS_H
 #define SL_STORAGE_SAFETENSORS_H
 
@@ -53,7 +54,7 @@ int sl_safetensors_parse(struct sl_safetensors *ret_header, const char *text, si
 /* A zeroed header is allowed. */
 void sl_safetensors_fini(struct sl_safetensors *header);
 
-/* "BF16 [7168, 1536]". Returns `buffer`. */
+/* "BF16 [7168, 1536]"; of more than SL_TENSOR_DIMS_MAX sizes the first ones. Returns `buffer`. */
 #define SL_TENSOR_TEXT_BYTES 112
 const char *sl_tensor_format(const struct sl_tensor_info *info, char buffer[SL_TENSOR_TEXT_BYTES]);
 

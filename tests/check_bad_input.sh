@@ -51,6 +51,21 @@ broken() { # name pattern damage...
     fi
 }
 
+# The damage does not matter: the model runs, and says what it passes over ($2; "": nothing).
+harmless() { # name pattern damage...
+    local name=$1 pattern=$2
+
+    shift 2
+    if damage "$@" && "$sluice" logits "$bad" "${run[@]}" 2>"$scratch/stderr" &&
+        { [ -z "$pattern" ] || grep -q -e "$pattern" "$scratch/stderr"; } &&
+        cmp -s "$scratch/logits.npy" "$scratch/good.npy"; then
+        ok "$name"
+    else
+        fail "$name" "$(head -c 300 "$scratch/stderr")"
+    fi
+    rm -f "$scratch/logits.npy"
+}
+
 tokenizer() { # name pattern member value
     if damage tokenizer "$3" "$4"; then
         refused "$1" 1 "$2" tokenize "$bad" -p "some text"
@@ -105,6 +120,39 @@ broken "an embedding so large that its squares overflow" 'logits after token' \
 broken "NaN scale in an expert" 'layer.*2.*expert.*[^0-9]7[^0-9]\|layers\.2\.ffn\.experts\.7' \
     poke layers.2.ffn.experts.7.w1.scale 100 ff
 
+# Config and tensors must agree, though all that is loaded is there.
+broken "a layer beyond the last" 'layers\.3\..*num_hidden_layers' \
+    add layers.2.attn_norm.weight layers.3.attn_norm.weight
+broken "an expert beyond the last" 'experts\.24\..*n_routed_experts' \
+    add layers.2.ffn.experts.23.w1.weight layers.2.ffn.experts.24.w1.weight
+broken "a compressor where there should be none" 'layers\.2\.attn\..*compress_ratios' \
+    config compress_ratios '[0, 0, 0, 0]'
+broken "an indexer where there should be none" 'layers\.1\.attn\.indexer.*compress_ratios' \
+    add layers.2.attn.indexer.wq_b.weight layers.1.attn.indexer.wq_b.weight
+broken "routing by token where scores decide" 'layers\.2\..*tid2eid.*num_hash_layers' \
+    add layers.1.ffn.gate.tid2eid layers.2.ffn.gate.tid2eid
+broken "a bias in attention" 'layers\.2\.attn\.wq_a\.bias.*biases' \
+    add layers.2.attn.q_norm.weight layers.2.attn.wq_a.bias
+
+# And what nothing uses never matters, whatever its type.
+"$sluice" logits "$good" --tokens "$scratch/tokens" --out "$scratch/good.npy" 2>/dev/null
+harmless "a tensor of no use" 'note: .*1 tensor.*vision\.weight' add $w vision.weight
+harmless "a tensor of no use in a layer" 'note: .*inv_freq' \
+    add layers.2.attn.q_norm.weight layers.2.attn.rotary.inv_freq
+harmless "an unknown dtype in a draft" '' header mtp.0.e_proj.weight dtype '"F8_E9M9"'
+harmless "many dimensions in a draft" '' \
+    header mtp.0.hnorm.weight shape '[1, 1, 1, 1, 1, 256]'
+harmless "a key that is not known" 'note: .*keys that are not known.*: z_loss$' config z_loss 1
+harmless "the newer spelling" '' config rope_parameters \
+    '{"rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 65536,
+      "beta_fast": 32, "beta_slow": 1, "rope_theta": 10000}'
+damage config model_type '"deepseek_v5"'
+refused "another kind of model" 1 'model_type.*deepseek_v5.*--any-model-type' logits "$bad" "${run[@]}"
+refused "and to pack" 1 'model_type.*deepseek_v5.*--any-model-type' pack "$bad" "$scratch/store"
+check "unless it is asked for" "$sluice" logits "$bad" "${run[@]}" --any-model-type
+check "with the same answer" cmp -s "$scratch/logits.npy" "$scratch/good.npy"
+rm -f "$scratch/logits.npy"
+
 broken "a vocabulary larger than the embedding" embed.weight config vocab_size 1025
 broken "a hidden size that the tensors have not" 'safetensors: tensor' config hidden_size 384
 while read -r key value; do
@@ -153,9 +201,18 @@ max_position_embeddings 0
 bos_token_id 5000
 scoring_func "softmax"
 tie_word_embeddings true
+norm_topk_prob 0
+norm_topk_prob "no"
+attention_bias true
+rope_scaling.attention_factor 1.28
+rope_parameters {"rope_type":"yarn","factor":4}
+layer_types ["sliding_attention","compressed_sparse_attention","sliding_attention"]
+quantization_config.fmt "e5m2"
+quantization_config.quant_method "int4"
 quantization_config.weight_block_size [64,64]
 EOF
-for key in vocab_size hidden_size compress_ratios head_dim n_routed_experts rope_theta; do
+for key in vocab_size hidden_size compress_ratios head_dim n_routed_experts rope_theta \
+    swiglu_limit; do
     broken "config without $key" "config.json.*$key" config-drop $key
 done
 damage config vocab_size 1024 && echo '{' >"$bad/config.json"

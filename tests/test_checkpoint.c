@@ -199,11 +199,6 @@ static void break_json(const struct fixture_model *model)
     fixture_flip_byte(model->folder, SHARD_1, 8);
 }
 
-static void change_dtype(const struct fixture_model *model)
-{
-    fixture_patch(model->folder, SHARD_1, "\"BF16\"", "\"BF17\"");
-}
-
 static void rename_tensor(const struct fixture_model *model)
 {
     fixture_patch(model->folder, SHARD_1, "embed.weight", "embed.weighs");
@@ -293,7 +288,6 @@ static const struct damage {
     {cut_to_nothing, -SL_ECORRUPT, {SHARD_2, "has 0 bytes"}},
     {lengthen_header, -SL_ECORRUPT, {SHARD_1, "length"}},
     {break_json, -SL_EFORMAT, {SHARD_1, "not valid JSON"}},
-    {change_dtype, -SL_EFORMAT, {SHARD_1, "\"embed.weight\"", "\"BF17\""}},
     {rename_tensor, -SL_EFORMAT, {INDEX, "\"embed.weight\"", "in no file"}},
     {overlap, -SL_ECORRUPT, {"/model.safetensors", "\"t\" and \"u\" overlap"}},
     {out_of_range, -SL_ECORRUPT, {"/model.safetensors", "\"t\" ends at byte"}},
@@ -307,6 +301,24 @@ static const struct damage {
     {index_without_map, -SL_EFORMAT, {INDEX, "\"weight_map\""}},
     {index_of_numbers, -SL_EFORMAT, {INDEX, "\"embed.weight\""}},
 };
+
+/* Whoever uses the tensor says what is wrong with it. */
+static void test_unknown_dtype(void **state)
+{
+    struct sl_checkpoint *checkpoint;
+    const struct sl_checkpoint_tensor *tensor;
+    struct fixture_model model;
+
+    (void)state;
+    fixture_model_create(&model);
+    fixture_patch(model.folder, SHARD_1, "\"BF16\"", "\"BF17\"");
+    assert_int_equal(sl_checkpoint_open(&checkpoint, model.folder, NULL), 0);
+    tensor = sl_checkpoint_find(checkpoint, "embed.weight");
+    assert_int_equal(tensor->info.dtype, SL_DTYPE_OTHER);
+    assert_string_equal(sl_tensor_dtype_name(&tensor->info), "BF17");
+    sl_checkpoint_close(checkpoint);
+    fixture_model_remove(&model);
+}
 
 static void test_damaged_folders(void **state)
 {
@@ -402,6 +414,7 @@ int main(void)
         WITH_MODEL(test_with_index),
         WITH_MODEL(test_without_index),
         WITH_MODEL(test_files_beside_the_index),
+        cmocka_unit_test(test_unknown_dtype),
         cmocka_unit_test(test_damaged_folders),
         cmocka_unit_test(test_no_folder),
         WITH_MODEL(test_file_cut_after_opening),

@@ -64,6 +64,35 @@ static void test_all_dtypes_and_shapes(void **state)
     sl_safetensors_fini(&header);
 }
 
+/* One tensor "t.w" of 12 bytes in a file with 12 bytes of data. */
+#define T(dtype, shape, offsets)                                                                   \
+    "{\"t.w\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
+#define U(begin, end) "{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[" begin "," end "]}"
+
+/* Nobody may ever use them. */
+static void test_tensors_of_any_kind(void **state)
+{
+    static const struct {
+        const char *text, *info;
+    } cases[] = {
+        {T("\"F16\"", "[6]", "[0,12]"), "F16 [6]"},
+        {T("\"F4_E2M1\"", "[4,6]", "[0,12]"), "F4_E2M1 [4, 6]"},
+        {T("\"a type\\u0007 of a long name\"", "[]", "[0,12]"), "a?type??of? []"},
+        {T("\"\"", "[]", "[0,12]"), " []"},
+        {T("\"U8\"", "[1,2,1,2,3]", "[0,12]"), "U8 [1, 2, 1, 2, ...]"},
+    };
+    struct sl_safetensors header;
+    char info[SL_TENSOR_TEXT_BYTES];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        assert_int_equal(parse(&header, cases[i].text, 12, NULL), 0);
+        assert_string_equal(sl_tensor_format(&header.tensors[0].info, info), cases[i].info);
+        assert_int_equal(header.tensors[0].info.size_bytes, 12);
+        sl_safetensors_fini(&header);
+    }
+}
+
 static void test_no_tensors(void **state)
 {
     struct sl_safetensors header;
@@ -76,11 +105,6 @@ static void test_no_tensors(void **state)
     assert_int_equal(header.tensor_count, 0);
     sl_safetensors_fini(&header);
 }
-
-/* One tensor "t.w" of 12 bytes in a file with 12 bytes of data, described wrongly. */
-#define T(dtype, shape, offsets)                                                                   \
-    "{\"t.w\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
-#define U(begin, end) "{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[" begin "," end "]}"
 
 static void test_bad_headers(void **state)
 {
@@ -98,12 +122,19 @@ static void test_bad_headers(void **state)
         {"{\"t.w\":" U("0", "4") ",\"t.w\":" U("4", "8") "}", -SL_EFORMAT, {"duplicate", "t.w"}},
         {"{\"\":" U("0", "4") "}", -SL_EFORMAT, {"name has 0 bytes"}},
         {"{\"a\\nb\":" U("0", "4") "}", -SL_EFORMAT, {"control character after \"a\""}},
-        {T("\"F16\"", "[6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"F16\"", "BF16, F8_E4M3"}},
+        {T("\"F16\"", "[-6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 0"}},
+        {T("\"F16\"", "[6]", "[0,13]"), -SL_ECORRUPT, {"\"t.w\"", "truncated"}},
         {T("3", "[6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
         {"{\"t.w\":{}}", -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
         {"{\"t.w\":{\"dtype\":\"U8\"}}", -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
         {T("\"U8\"", "12", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
-        {T("\"U8\"", "[1,1,1,1,12]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "at most 4"}},
+        {T("\"U8\"", "[1,1,1,1,11]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 11"}},
+        {T("\"U8\"",
+           "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
+           "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,12]",
+           "[0,12]"),
+         -SL_EFORMAT,
+         {"\"t.w\"", "at most 64"}},
         {T("\"U8\"", "[3,-4]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
         {T("\"U8\"", "[3,4.0]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
         {T("\"U8\"", "[99999999999999999999]", "[0,12]"), -SL_EFORMAT, {"too big"}},
@@ -221,6 +252,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_dtypes_and_shapes),
+        cmocka_unit_test(test_tensors_of_any_kind),
         cmocka_unit_test(test_no_tensors),
         cmocka_unit_test(test_bad_headers),
         cmocka_unit_test(test_long_name),

@@ -100,15 +100,15 @@ static void test_dense_tensors(void **state)
         const char *name;
         struct sl_tensor_info info;
     } tensors[] = {
-        {"embed.weight", {SL_DTYPE_BF16, 2, {100, 10, 1, 1}, 2000}},
-        {"head.weight", {SL_DTYPE_BF16, 2, {100, 10, 1, 1}, 2000}},
-        {"norm.weight", {SL_DTYPE_BF16, 1, {10, 1, 1, 1}, 20}},
-        {"layers.0.attn.compressor.ape", {SL_DTYPE_F32, 2, {4, 10, 1, 1}, 160}},
-        {"layers.0.ffn.gate.tid2eid", {SL_DTYPE_I64, 2, {100, 2, 1, 1}, 1600}},
-        {"layers.0.attn.wq_a.weight", {SL_DTYPE_F8_E4M3, 2, {7, 10, 1, 1}, 70}},
-        {"layers.0.attn.wq_a.scale", {SL_DTYPE_F8_E8M0, 2, {1, 1, 1, 1}, 1}},
-        {"layers.0.ffn.gate.weight", {SL_DTYPE_BF16, 2, {3, 10, 1, 1}, 60}},
-        {"layers.0.hc_attn_fn", {SL_DTYPE_F32, 2, {24, 40, 1, 1}, 3840}},
+        {"embed.weight", {SL_DTYPE_BF16, 2, {100, 10, 1, 1}, 2000, ""}},
+        {"head.weight", {SL_DTYPE_BF16, 2, {100, 10, 1, 1}, 2000, ""}},
+        {"norm.weight", {SL_DTYPE_BF16, 1, {10, 1, 1, 1}, 20, ""}},
+        {"layers.0.attn.compressor.ape", {SL_DTYPE_F32, 2, {4, 10, 1, 1}, 160, ""}},
+        {"layers.0.ffn.gate.tid2eid", {SL_DTYPE_I64, 2, {100, 2, 1, 1}, 1600, ""}},
+        {"layers.0.attn.wq_a.weight", {SL_DTYPE_F8_E4M3, 2, {7, 10, 1, 1}, 70, ""}},
+        {"layers.0.attn.wq_a.scale", {SL_DTYPE_F8_E8M0, 2, {1, 1, 1, 1}, 1, ""}},
+        {"layers.0.ffn.gate.weight", {SL_DTYPE_BF16, 2, {3, 10, 1, 1}, 60, ""}},
+        {"layers.0.hc_attn_fn", {SL_DTYPE_F32, 2, {24, 40, 1, 1}, 3840, ""}},
     };
     struct sl_dense_cost cost = {0};
 

@@ -33,6 +33,7 @@ struct arguments {
     uint32_t n_stripes;
     bool consume;
     bool compress;
+    bool any_model_type;
 };
 
 static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
@@ -53,7 +54,14 @@ static void catch_interrupts(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-enum { OPTION_THREADS = 0x100, OPTION_BATCH, OPTION_STRIPE, OPTION_CONSUME, OPTION_COMPRESS };
+enum {
+    OPTION_THREADS = 0x100,
+    OPTION_BATCH,
+    OPTION_STRIPE,
+    OPTION_CONSUME,
+    OPTION_COMPRESS,
+    OPTION_ANY_MODEL_TYPE,
+};
 
 static const struct argp_option options[] = {
     {"threads", OPTION_THREADS, "N", 0, "experts packed at once (default: one per core, up to 4)",
@@ -70,6 +78,8 @@ static const struct argp_option options[] = {
      0},
     {"compress", OPTION_COMPRESS, NULL, 0,
      "store experts with zstd where that halves them: their scales, as a rule", 0},
+    {"any-model-type", OPTION_ANY_MODEL_TYPE, NULL, 0,
+     "pack CHECKPOINT also if its config.json names another kind of model", 0},
     {0},
 };
 
@@ -94,6 +104,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case OPTION_COMPRESS:
         arguments->compress = true;
+        return 0;
+    case OPTION_ANY_MODEL_TYPE:
+        arguments->any_model_type = true;
         return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
@@ -264,7 +277,7 @@ int sl_cmd_pack(int argc, char **argv)
 
     sl_command_parse(&parser, argc, argv, &arguments);
     catch_interrupts();
-    rc = sl_pack_source_open(&source, arguments.checkpoint, &err);
+    rc = sl_pack_source_open(&source, arguments.checkpoint, arguments.any_model_type, &err);
     if (rc == 0 && arguments.consume && source.store)
         rc = sl_err_set(&err, -SL_EFORMAT, "%s: a store; --consume takes a checkpoint",
                         arguments.checkpoint);

@@ -101,9 +101,11 @@ static int cut_layers(json_t *root, const struct sl_config *config, uint32_t lay
     for (uint32_t i = 0; i < n + config->num_nextn_predict_layers; i++)
         if (i < layers || i >= n)
             json_array_append_new(ratios, json_integer(config->compress_ratios[i]));
-    json_object_set_new(root, "compress_ratios", ratios);
     json_object_set_new(root, "num_hidden_layers", json_integer(layers));
+    json_object_set_new(root, "compress_ratios", ratios);
     json_object_set_new(root, "num_hash_layers", json_integer(hash));
+    json_object_del(root, "layer_types"); /* a newer spelling of the two lines above */
+    json_object_del(root, "mlp_layer_types");
     return 0;
 }
 

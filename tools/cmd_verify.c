@@ -109,7 +109,7 @@ static int repair(const struct sl_store *store, const char *folder, const struct
         .store = store, .checkpoint_folder = folder, .writer = sl_file_writer()};
     int rc = sl_store_is(folder)
                  ? sl_err_set(err, -SL_EFORMAT, "%s: a store, expected a checkpoint", folder)
-                 : sl_pack_source_open(&source, folder, err);
+                 : sl_pack_source_open(&source, folder, true, err);
 
     if (rc == 0) {
         repair_options.checkpoint = source.checkpoint;

@@ -24,6 +24,7 @@ enum {
     OPTION_PREFETCH,
     OPTION_ISA,
     OPTION_NUMERICS,
+    OPTION_ANY_MODEL_TYPE,
 };
 
 static const struct argp_option options[] = {
@@ -55,6 +56,8 @@ static const struct argp_option options[] = {
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
      "exact rounds nothing and is slow: for tests (default native)", 0},
+    {"any-model-type", OPTION_ANY_MODEL_TYPE, NULL, 0,
+     "run MODEL also if its config.json names another kind of model", 0},
     {0}};
 
 struct sl_placement sl_place_threads(uint32_t n_threads)
@@ -155,6 +158,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         if (strcmp(value, "native") != 0 && strcmp(value, "exact") != 0)
             argp_error(state, "--numerics takes native or exact, not \"%s\"", value);
         o->numerics = strcmp(value, "exact") == 0 ? SL_NUMERICS_EXACT : SL_NUMERICS_NATIVE;
+        return 0;
+    case OPTION_ANY_MODEL_TYPE:
+        o->any_model_type = true;
         return 0;
     case ARGP_KEY_ARG:
         if (o->model)

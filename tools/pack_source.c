@@ -1,6 +1,7 @@
 #include "tools/pack_source.h"
 
 #include "core/model/weights.h"
+#include "daemon/model_check.h"
 #include "storage/model_files.h"
 
 /* Of a checkpoint, shards may be cut: what is packed already need not be there. */
@@ -10,8 +11,10 @@ static int open_files(struct sl_pack_source *source, const char *folder, struct 
                                : sl_checkpoint_open_cut(&source->checkpoint, folder, err);
 }
 
-int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struct sl_err *err)
+int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool any_model_type,
+                        struct sl_err *err)
 {
+    struct sl_unused_tensors unused;
     struct sl_model_files files;
     struct sl_weight_source *weights;
     struct sl_expert_shape shape;
@@ -19,6 +22,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struc
     int rc;
 
     if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
+        (!any_model_type && (rc = sl_config_check_model_type(&source->config, folder, err)) < 0) ||
         (rc = open_files(source, folder, err)) < 0)
         return rc;
     files = (struct sl_model_files){source->checkpoint, source->store};
@@ -34,7 +38,10 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struc
     rc = sl_model_files_experts(&files, &shape, &source->experts, err);
     if (rc < 0)
         return rc;
-    return sl_dense_list_make(&source->tensors, &source->config, weights, with_mtp, err);
+    rc = sl_dense_list_make(&source->tensors, &source->config, weights, with_mtp, err);
+    if (rc < 0)
+        return rc;
+    return sl_model_check(&files, &source->config, &source->tensors, &unused, err);
 }
 
 void sl_pack_source_close(struct sl_pack_source *source)

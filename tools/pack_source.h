@@ -8,7 +8,7 @@
 #include "storage/checkpoint.h"
 #include "storage/expert_store.h"
 #include "storage/store.h"
-#include "tools/dense_list.h"
+#include "core/model/dense_list.h"
 
 /* Zeroed is closed. */
 struct sl_pack_source {
@@ -19,9 +19,10 @@ struct sl_pack_source {
     struct sl_dense_list tensors;
 };
 
-/* Fails as its parts do. What was opened stays in *source, which
- * the caller closes in any case. */
-int sl_pack_source_open(struct sl_pack_source *source, const char *folder, struct sl_err *err);
+/* Fails as its parts do, and for a model_type that is not ours unless any will do. What was opened
+ * stays in *source, which the caller closes in any case. */
+int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool any_model_type,
+                        struct sl_err *err);
 void sl_pack_source_close(struct sl_pack_source *source);
 
 #endif

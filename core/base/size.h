@@ -19,6 +19,12 @@ int sl_size_parse(const char *text, uint64_t *ret_bytes);
 #define SL_SIZE_TEXT_BYTES 24
 const char *sl_size_format(uint64_t bytes, char buffer[SL_SIZE_TEXT_BYTES]);
 
+/* The "s" of a noun of which there are `n`. */
+static inline const char *sl_plural(uint64_t n)
+{
+    return n == 1 ? "" : "s";
+}
+
 /* product = a * b and sum = a + b; false if it does not fit. */
 static inline bool sl_mul_u64(uint64_t a, uint64_t b, uint64_t *product)
 {

@@ -1,11 +1,13 @@
 #include "core/model/config.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/model/config_keys.h"
 
 /* Columns of a linear: 128 rows of them must fit where weights are packed (weights.c). */
 #define COLS_MAX 65536u
@@ -112,14 +114,10 @@ static int read_numbers(const struct reader *in, struct sl_config *config)
         (rc = read_number(in, in->root, "hc_eps", 1e-30, &hc_eps)) < 0 ||
         (rc = read_number(in, in->root, "rms_norm_eps", 1e-30, &norm_eps)) < 0 ||
         (rc = read_number(in, in->root, "rope_theta", THETA_MIN, &config->rope_theta)) < 0 ||
+        (rc = read_number(in, in->root, "swiglu_limit", 0, &limit)) < 0 ||
         (rc = read_number(in, in->root, "compress_rope_theta", THETA_MIN,
                           &config->compress_rope_theta)) < 0)
         return rc;
-    if (json_object_get(in->root, "swiglu_limit")) {
-        rc = read_number(in, in->root, "swiglu_limit", 0, &limit);
-        if (rc < 0)
-            return rc;
-    }
     config->routed_scaling_factor = (float)scaling_factor;
     config->swiglu_limit = (float)limit;
     config->hc_eps = (float)hc_eps;
@@ -136,8 +134,6 @@ static int read_rope_scaling(const struct reader *in, struct sl_config *config)
 
     if (!object || json_is_null(object))
         return 0;
-    if (!json_is_object(object))
-        return sl_err_set(in->err, -SL_EFORMAT, "%s: \"rope_scaling\" is not an object", in->where);
     if ((rc = sl_json_get_u64(object, "original_max_position_embeddings", 0, 1u << 24, &original,
                               in->where, in->err)) < 0 ||
         (rc = read_number(in, object, "factor", 1, &scaling->factor)) < 0 ||
@@ -171,74 +167,6 @@ static int read_compress_ratios(const struct reader *in, struct sl_config *confi
                           i);
         config->compress_ratios[i] = (uint32_t)ratio;
     }
-    return 0;
-}
-
-/* A key whose value selects code: any other value is another model. */
-static int check_word(const struct reader *in, const json_t *object, const char *prefix,
-                      const char *key, const char *expected)
-{
-    const json_t *value = json_object_get(object, key);
-    const char *text = json_string_value(value);
-
-    if (value && (!text || strcmp(text, expected) != 0))
-        return sl_err_set(in->err, -SL_EUNSUPPORTED,
-                          "%s: \"%s%s\" is \"%s\"; this engine runs \"%s\" only", in->where, prefix,
-                          key, text ? text : "?", expected);
-    return 0;
-}
-
-static int check_kind(const struct reader *in)
-{
-    static const struct {
-        const char *key, *value;
-    } strings[] = {
-        {"scoring_func", "sqrtsoftplus"},
-        {"hidden_act", "silu"},
-        {"topk_method", "noaux_tc"},
-        {"expert_dtype", "fp4"},
-    };
-    static const struct {
-        const char *key;
-        int value;
-    } numbers[] = {{"num_key_value_heads", 1}, {"n_shared_experts", 1}};
-    const json_t *scaling = json_object_get(in->root, "rope_scaling");
-    int rc;
-
-    for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
-        if ((rc = check_word(in, in->root, "", strings[i].key, strings[i].value)) < 0)
-            return rc;
-    if ((rc = check_word(in, scaling, "rope_scaling.", "type", "yarn")) < 0 ||
-        (rc = check_word(in, scaling, "rope_scaling.", "rope_type", "yarn")) < 0)
-        return rc;
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        const json_t *value = json_object_get(in->root, numbers[i].key);
-
-        if (value && (!json_is_integer(value) || json_integer_value(value) != numbers[i].value))
-            return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"%s\" must be %d", in->where,
-                              numbers[i].key, numbers[i].value);
-    }
-    if (json_is_false(json_object_get(in->root, "norm_topk_prob")))
-        return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"norm_topk_prob\" must be true",
-                          in->where);
-    if (json_is_true(json_object_get(in->root, "tie_word_embeddings")))
-        return sl_err_set(in->err, -SL_EUNSUPPORTED, "%s: \"tie_word_embeddings\" must be false",
-                          in->where);
-    return 0;
-}
-
-static int check_quantization(const struct reader *in)
-{
-    const json_t *object = json_object_get(in->root, "quantization_config");
-    const json_t *block = json_object_get(object, "weight_block_size");
-
-    if (!block)
-        return 0;
-    if (json_array_size(block) != 2 || json_integer_value(json_array_get(block, 0)) != 128 ||
-        json_integer_value(json_array_get(block, 1)) != 128)
-        return sl_err_set(in->err, -SL_EUNSUPPORTED,
-                          "%s: \"quantization_config.weight_block_size\" must be [128, 128]",
-                          in->where);
     return 0;
 }
 
@@ -303,6 +231,42 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
     return check_indexer(in, config);
 }
 
+static int read_model_type(const struct reader *in, struct sl_config *config)
+{
+    const json_t *value = json_object_get(in->root, "model_type");
+    const char *text = json_string_value(value);
+
+    if (value && !text)
+        return sl_err_set(in->err, -SL_EFORMAT, "%s: \"model_type\" is not a string", in->where);
+    snprintf(config->model_type, sizeof(config->model_type), "%s", text ? text : "");
+    return 0;
+}
+
+static bool is_other_type(const struct sl_config *config)
+{
+    return config->model_type[0] && strcmp(config->model_type, SL_MODEL_TYPE) != 0;
+}
+
+static int other_model_type(const struct sl_config *config, const char *where, const char *remedy,
+                            struct sl_err *err)
+{
+    return sl_err_set(err, -SL_EUNSUPPORTED,
+                      "%s: \"model_type\" is \"%s\"; this engine runs \"" SL_MODEL_TYPE "\"%s",
+                      where, config->model_type, remedy);
+}
+
+static int read_all(const struct reader *in, json_t *root, struct sl_config *config)
+{
+    int rc = sl_config_check_keys(root, config->unknown_keys, sizeof(config->unknown_keys),
+                                  in->where, in->err);
+
+    if (rc < 0 || (rc = sl_config_respell(root, in->where, in->err)) < 0 ||
+        (rc = read_integers(in, config)) < 0 || (rc = read_numbers(in, config)) < 0 ||
+        (rc = read_rope_scaling(in, config)) < 0 || (rc = read_compress_ratios(in, config)) < 0)
+        return rc;
+    return check_relations(in, config);
+}
+
 int sl_config_parse(struct sl_config *ret_config, const char *text, size_t length,
                     const char *where, struct sl_err *err)
 {
@@ -317,12 +281,14 @@ int sl_config_parse(struct sl_config *ret_config, const char *text, size_t lengt
     in.root = root;
     if (!json_is_object(root))
         rc = sl_err_set(err, -SL_EFORMAT, "%s: not a JSON object", where);
-    if (rc < 0 || (rc = check_kind(&in)) < 0 || (rc = check_quantization(&in)) < 0 ||
-        (rc = read_integers(&in, &config)) < 0 || (rc = read_numbers(&in, &config)) < 0 ||
-        (rc = read_rope_scaling(&in, &config)) < 0 ||
-        (rc = read_compress_ratios(&in, &config)) < 0 || (rc = check_relations(&in, &config)) < 0)
+    if (rc < 0 || (rc = read_model_type(&in, &config)) < 0)
         goto out;
-    *ret_config = config;
+    rc = read_all(&in, root, &config);
+    /* Of another model no single key is to blame. */
+    if ((rc == -SL_EFORMAT || rc == -SL_EUNSUPPORTED) && is_other_type(&config))
+        rc = other_model_type(&config, where, "", err);
+    if (rc == 0)
+        *ret_config = config;
 out:
     json_decref(root);
     return rc;
@@ -343,4 +309,15 @@ int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_e
     }
     free(path);
     return rc;
+}
+
+int sl_config_check_model_type(const struct sl_config *config, const char *folder,
+                               struct sl_err *err)
+{
+    char where[SL_ERR_MESSAGE_BYTES / 2];
+
+    if (!is_other_type(config))
+        return 0;
+    snprintf(where, sizeof(where), "%s/config.json", folder);
+    return other_model_type(config, where, " (--any-model-type tries all the same)", err);
 }

@@ -12,7 +12,8 @@
 #include "core/base/err.h"
 
 #define SL_LAYERS_MAX 256u /* hidden layers and MTP blocks together */
-#define SL_HC_MULT_MAX 8u  /* residual streams */
+#define SL_MODEL_TYPE "deepseek_v4"
+#define SL_HC_MULT_MAX 8u /* residual streams */
 #define SL_EXPERTS_PER_TOKEN_MAX 16u
 
 /* Attention is CSA (overlapping windows, an indexer that selects) at this ratio, HCA at any other
@@ -59,15 +60,25 @@ struct sl_config {
     struct sl_rope_scaling rope_scaling;
     /* One per hidden layer, then one per MTP block (0 where the file gives none). */
     uint32_t compress_ratios[SL_LAYERS_MAX];
+
+    char model_type[64];    /* "" where the file gives none; see sl_config_check_model_type() */
+    char unknown_keys[256]; /* keys that this engine does not know, as a list to print; "": none */
 };
 
 /* Parses the text of a config.json. `where` names it in errors. On failure (-SL_EFORMAT, -ENOMEM,
- * or -SL_EUNSUPPORTED for a model of another kind) the key is named and *ret_config untouched. */
+ * or -SL_EUNSUPPORTED for a model of another kind) the key is named and *ret_config untouched.
+ * Every key is known to change the model and obeyed or refused, or known not to, or listed in
+ * unknown_keys. */
 int sl_config_parse(struct sl_config *ret_config, const char *text, size_t length,
                     const char *where, struct sl_err *err);
 
 /* The same for folder/config.json. Also fails with -errno of open and read. */
 int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_err *err);
+
+/* Refuses (-SL_EUNSUPPORTED) a config whose model_type is another, though all the rest makes sense:
+ * for those who run or pack a model, unless they were asked not to. */
+int sl_config_check_model_type(const struct sl_config *config, const char *folder,
+                               struct sl_err *err);
 
 /* Input columns of one group of the output projection. */
 static inline uint32_t sl_config_group_cols(const struct sl_config *config)

@@ -23,3 +23,8 @@ uint32_t sl_dtype_size_bytes(enum sl_dtype dtype)
     sl_assert(dtype < SL_DTYPE_COUNT);
     return dtypes[dtype].size_bytes;
 }
+
+const char *sl_tensor_dtype_name(const struct sl_tensor_info *info)
+{
+    return info->dtype == SL_DTYPE_OTHER ? info->other_dtype : sl_dtype_name(info->dtype);
+}

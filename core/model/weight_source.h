@@ -19,15 +19,19 @@ enum sl_dtype {
     SL_DTYPE_I32,
     SL_DTYPE_I64,
     SL_DTYPE_COUNT,
+    SL_DTYPE_OTHER = SL_DTYPE_COUNT, /* nothing that the engine computes with */
 };
 
 #define SL_TENSOR_DIMS_MAX 4
 
+/* Whoever uses a tensor compares dtype, n_dims and shape with what it expects. Tensors that nobody
+ * uses may be of any kind: of a dtype that is not known, or of more dimensions than shape has. */
 struct sl_tensor_info {
     enum sl_dtype dtype;
     uint32_t n_dims;
-    uint64_t shape[SL_TENSOR_DIMS_MAX]; /* entries from n_dims on are 1 */
-    uint64_t size_bytes;                /* product of shape times the dtype's size */
+    uint64_t shape[SL_TENSOR_DIMS_MAX]; /* the first ones; entries from n_dims on are 1 */
+    uint64_t size_bytes;                /* product of all sizes times the dtype's size */
+    char other_dtype[12]; /* what the file calls SL_DTYPE_OTHER, cut short; "" for other dtypes */
 };
 
 struct sl_weight_source;
@@ -52,9 +56,11 @@ struct sl_weight_source {
     const struct sl_weight_source_ops *ops;
 };
 
-/* "BF16" and so on, as safetensors spells them. */
+/* "BF16" and so on, as safetensors spells them. Neither takes SL_DTYPE_OTHER. */
 const char *sl_dtype_name(enum sl_dtype dtype);
-
 uint32_t sl_dtype_size_bytes(enum sl_dtype dtype);
+
+/* The same for any tensor; the text may be the tensor's own. */
+const char *sl_tensor_dtype_name(const struct sl_tensor_info *info);
 
 #endif

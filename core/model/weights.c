@@ -82,11 +82,11 @@ static bool find(struct loader *in, const char *name, uint64_t rows, uint64_t co
     return false;
 }
 
-static void bad_dtype(struct loader *in, const char *name, enum sl_dtype dtype,
+static void bad_dtype(struct loader *in, const char *name, const struct sl_tensor_info *info,
                       const char *expected)
 {
     fail(in, -SL_EFORMAT, "%s: tensor %s is %s, expected %s",
-         in->source->ops->where(in->source, name), name, sl_dtype_name(dtype), expected);
+         in->source->ops->where(in->source, name), name, sl_tensor_dtype_name(info), expected);
 }
 
 static void bad_value(struct loader *in, const char *name, const char *what)
@@ -122,7 +122,7 @@ static const float *load_floats(struct loader *in, const char *short_name, uint6
     if (!find(in, name, rows, cols, &info))
         return NULL;
     if (info.dtype != SL_DTYPE_F32 && info.dtype != SL_DTYPE_BF16) {
-        bad_dtype(in, name, info.dtype, "F32 or BF16");
+        bad_dtype(in, name, &info, "F32 or BF16");
         return NULL;
     }
     values = sl_arena_take(in->arena, padded > count ? padded : count, sizeof(float));
@@ -227,7 +227,7 @@ static uint8_t *load_scales(struct loader *in, const char *short_name, struct sl
     if (!find(in, name, rows, cols, &info))
         return NULL;
     if (info.dtype != SL_DTYPE_F8_E8M0) {
-        bad_dtype(in, name, info.dtype, "F8_E8M0");
+        bad_dtype(in, name, &info, "F8_E8M0");
         return NULL;
     }
     scales = sl_arena_take(in->arena, rows * cols, sizeof(float));
@@ -276,7 +276,7 @@ static struct sl_matrix load_matrix(struct loader *in, const char *short_name, u
         matrix.kind = SL_MATRIX_F32;
         break;
     default:
-        bad_dtype(in, name, info.dtype, "F8_E4M3, BF16 or F32");
+        bad_dtype(in, name, &info, "F8_E4M3, BF16 or F32");
         return matrix;
     }
     if (in->rc < 0)
@@ -311,7 +311,7 @@ static struct sl_hc_weights load_hc(struct loader *in, const char *name, uint64_
     if (!find(in, full, rows, cols, &info))
         return hc;
     if (info.dtype != SL_DTYPE_F32) {
-        bad_dtype(in, full, info.dtype, "F32");
+        bad_dtype(in, full, &info, "F32");
         return hc;
     }
     hc.fn =
@@ -393,7 +393,7 @@ static const uint16_t *load_tid2eid(struct loader *in)
     if (!find(in, name, c->vocab_size, c->num_experts_per_tok, &info))
         return NULL;
     if (info.dtype != SL_DTYPE_I64 && info.dtype != SL_DTYPE_I32) {
-        bad_dtype(in, name, info.dtype, "I64 or I32");
+        bad_dtype(in, name, &info, "I64 or I32");
         return NULL;
     }
     table = sl_arena_take(in->arena, count, sizeof(*table));
@@ -480,7 +480,7 @@ static void load_embed(struct loader *in, struct sl_weights *weights)
     if (!find(in, "embed.weight", c->vocab_size, c->hidden_size, &info))
         return;
     if (info.dtype != SL_DTYPE_BF16 && info.dtype != SL_DTYPE_F32) {
-        bad_dtype(in, "embed.weight", info.dtype, "BF16 or F32");
+        bad_dtype(in, "embed.weight", &info, "BF16 or F32");
         return;
     }
     table = sl_arena_take(in->arena, info.size_bytes, 1);

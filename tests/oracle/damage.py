@@ -5,6 +5,7 @@
     damage.py DIR config-drop KEY
     damage.py DIR header TENSOR KEY VALUE    set dtype, shape or data_offsets of a tensor
     damage.py DIR rename TENSOR NAME         in its shard and in the index
+    damage.py DIR add TENSOR NAME            a copy of it, in its shard and in the index
     damage.py DIR unlist TENSOR              from its shard's header alone
     damage.py DIR overlap TENSOR             move it onto the tensor before it
     damage.py DIR poke TENSOR OFFSET HEX     overwrite bytes of its data
@@ -75,6 +76,15 @@ def main():
         edit_header(shard, lambda h: rename(h, tensor, rest[0]))
         edit_json(os.path.join(folder, "model.safetensors.index.json"),
                   lambda i: rename(i["weight_map"], tensor, rest[0]))
+    elif action == "add":
+        # At the end of the file, where no other tensor's bytes are.
+        lo, hi = t["data_offsets"]
+        raw = open(shard, "rb").read()
+        end = len(raw) - base
+        edit_header(shard, lambda h: h.update({rest[0]: t | {"data_offsets": [end, end + hi - lo]}}))
+        open(shard, "ab").write(raw[base + lo:base + hi])
+        edit_json(os.path.join(folder, "model.safetensors.index.json"),
+                  lambda i: i["weight_map"].update({rest[0]: os.path.basename(shard)}))
     elif action == "unlist":
         edit_header(shard, lambda h: h.pop(tensor))
     elif action == "overlap":

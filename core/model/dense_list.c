@@ -1,5 +1,5 @@
 /* The model's own walk over its tensors, done on a source that takes note. */
-#include "tools/dense_list.h"
+#include "core/model/dense_list.h"
 
 #include <errno.h>
 #include <stdlib.h>

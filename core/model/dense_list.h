@@ -1,6 +1,6 @@
 /* Which tensors of a checkpoint the engine loads, in the order in which it reads them. */
-#ifndef SL_TOOLS_DENSE_LIST_H
-#define SL_TOOLS_DENSE_LIST_H
+#ifndef SL_MODEL_DENSE_LIST_H
+#define SL_MODEL_DENSE_LIST_H
 
 #include <stdbool.h>
 #include <stdint.h>
