@@ -18,18 +18,18 @@ import make_checkpoint
 import v4ref as v
 
 
-def empty_codes(cols_per_byte, block_rows, block_cols):
+def empty_codes(cols_per_byte, block_rows, block_cols, scale_type):
     """A stand-in for quantisation: only the shapes are of interest here, and it is much quicker."""
-    def quantise(w):
+    def quantise(w, *_):
         rows, cols = w.shape
         return (np.zeros((rows, cols // cols_per_byte), np.uint8),
-                np.zeros((-(-rows // block_rows), -(-cols // block_cols)), np.uint8))
+                np.ones((-(-rows // block_rows), -(-cols // block_cols)), scale_type))
     return quantise
 
 
 def layout(folder):
-    make_checkpoint.quantise_fp8 = empty_codes(1, 128, 128)
-    make_checkpoint.quantise_fp4 = empty_codes(2, 1, 32)
+    make_checkpoint.quantise_fp8 = empty_codes(1, 128, 128, np.float32)
+    make_checkpoint.quantise_fp4 = empty_codes(2, 1, 32, np.uint8)
     cfg = json.load(open(os.path.join(folder, "config.json")))
     want = {name: (dtype, list(a.shape)) for name, dtype, a in make_checkpoint.build(cfg, 1).tensors}
     where = v.Checkpoint(folder).where
