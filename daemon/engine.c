@@ -192,7 +192,7 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 static void probe(const struct sl_engine *e, struct sl_io_probe *ret_probe)
 {
     const struct sl_engine_options *o = &e->options;
-    const char *store = e->files.store && (!o->io || o->io == sl_io_uring_open) ? o->model : NULL;
+    const char *store = e->files.store && o->io == sl_io_uring_open ? o->model : NULL;
 
     if (store && sl_probe_recall(store, e->io, ret_probe))
         return;
@@ -216,9 +216,21 @@ static void choose_reader(struct sl_engine *e)
         options->depth = found.depth;
 }
 
+static void choose_io(struct sl_engine *e)
+{
+    struct sl_err why;
+
+    if (e->options.io)
+        return;
+    e->options.io = sl_io_choose(&why);
+    if (why.code < 0) {
+        add_note(e, why.message);
+        add_note(e, "reads go through threads");
+    }
+}
+
 static int start_reader(struct sl_engine *e, struct sl_err *err)
 {
-    sl_io_open_fn *open_io = e->options.io ? e->options.io : sl_io_uring_open;
     const uint32_t depth =
         e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
     const char **paths = sl_expert_store_file_paths(e->store);
@@ -226,7 +238,8 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
 
     if (!paths)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
-    rc = open_io(&e->io, paths, sl_expert_store_file_count(e->store), depth, err);
+    choose_io(e);
+    rc = e->options.io(&e->io, paths, sl_expert_store_file_count(e->store), depth, err);
     free(paths);
     if (rc < 0)
         return rc;

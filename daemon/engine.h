@@ -27,7 +27,7 @@ struct sl_engine_options {
     uint32_t context_tokens;       /* that each sequence can hold */
     uint32_t n_sequences;          /* KV caches to make */
     enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
-    sl_io_open_fn *io;     /* NULL: sl_io_uring_open() */
+    sl_io_open_fn *io;     /* NULL: sl_io_choose() */
     /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
      * before. */
     struct sl_reader_options reader;

@@ -86,6 +86,10 @@ typedef int sl_io_open_fn(struct sl_io **ret_io, const char *const *paths, uint3
 sl_io_open_fn sl_io_uring_open;   /* reads progress in the kernel; 4,096 at most */
 sl_io_open_fn sl_io_threads_open; /* pread(), in as many threads as reads may be out; 64 at most */
 
+/* The back end for this machine: io_uring, or threads where the system does not let us have it, as
+ * in most containers. `ret_why`, which may be NULL, has the reason then, and else the code 0. */
+sl_io_open_fn *sl_io_choose(struct sl_err *ret_why);
+
 /* For back ends: fills files, n_files, n_drives and direct of a zeroed `io`, and reads_max with
  * `depth` for each drive, but reads_max_limit in all. On failure what was opened stays in it, for
  * sl_io_files_close(), which takes a zeroed `io` too. */

@@ -178,6 +178,49 @@ static const struct sl_io_ops uring_ops = {
     .close = uring_close,
 };
 
+/* Containers may forbid a ring (EPERM, ENOSYS), or allow one and then forbid its use: so it is
+ * given something to do. Before Linux 5.11 it could not wait for a limited time, which is ENOSYS
+ * here; such kernels also count it as locked memory (ENOMEM). */
+static int open_ring(struct io_uring *ring, uint32_t n_entries)
+{
+    struct io_uring_cqe *cqe;
+    int rc = io_uring_queue_init(n_entries, ring, 0);
+
+    if (rc < 0)
+        return rc;
+    if (!(ring->features & IORING_FEAT_EXT_ARG)) {
+        rc = -ENOSYS;
+    } else {
+        io_uring_prep_nop(io_uring_get_sqe(ring));
+        do {
+            rc = io_uring_submit_and_wait(ring, 1);
+        } while (rc == -EINTR);
+        if (rc >= 0)
+            rc = io_uring_wait_cqe(ring, &cqe);
+    }
+    if (rc < 0) {
+        io_uring_queue_exit(ring);
+        return rc;
+    }
+    io_uring_cqe_seen(ring, cqe);
+    return 0;
+}
+
+sl_io_open_fn *sl_io_choose(struct sl_err *ret_why)
+{
+    struct io_uring ring;
+    int rc = open_ring(&ring, 1);
+
+    if (rc < 0) {
+        sl_err_set(ret_why, rc, "io_uring is not available here: %s", sl_strerror(rc));
+        return sl_io_threads_open;
+    }
+    io_uring_queue_exit(&ring);
+    if (ret_why)
+        ret_why->code = 0;
+    return sl_io_uring_open;
+}
+
 /* Spares the kernel the lookup of the file for each read. Where the kernel will not, all works. */
 static int register_files(struct uring *uring, struct sl_err *err)
 {
@@ -210,12 +253,9 @@ int sl_io_uring_open(struct sl_io **ret_io, const char *const *paths, uint32_t n
     rc = sl_io_files_open(&uring->io, paths, n_files, depth, READS_MAX, err);
     if (rc < 0)
         goto fail;
-    rc = io_uring_queue_init(uring->io.reads_max, &uring->ring, 0);
+    rc = open_ring(&uring->ring, uring->io.reads_max);
     uring->has_ring = rc == 0;
-    if (rc == 0 && !(uring->ring.features & IORING_FEAT_EXT_ARG))
-        rc = -ENOSYS; /* before Linux 5.11: it could not wait for a limited time */
     if (rc < 0) {
-        /* Containers forbid it as a rule (EPERM, ENOSYS); old kernels count it as locked memory. */
         rc = sl_err_set(err, rc, "io_uring is not available here: %s; use --io threads",
                         sl_strerror(rc));
         goto fail;

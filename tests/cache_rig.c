@@ -237,7 +237,7 @@ int cache_fixtures_destroy(void **state)
 void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
                     const struct cache_rig_options *options)
 {
-    sl_io_open_fn *open_io = options->threads ? sl_io_threads_open : sl_io_uring_open;
+    sl_io_open_fn *open_io = options->threads ? sl_io_threads_open : sl_io_choose(NULL);
     struct sl_reader_options reader_options = {.piece_bytes = options->piece_bytes,
                                                .stall_ns = options->stall_ns,
                                                .clock_ns = options->io ? io_simulated_clock_ns

@@ -46,7 +46,7 @@ int cache_fixtures_create(void **state);
 int cache_fixtures_destroy(void **state);
 
 struct cache_rig_options {
-    bool threads; /* pread threads, else io_uring */
+    bool threads; /* pread threads, else what the machine has */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
     bool read_ahead;
     enum sl_verify verify;              /* of a packed store */

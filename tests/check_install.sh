@@ -14,8 +14,9 @@ installed() {
         cmp docs/man/sluice.1 "$root/opt/my sluice/share/man/man1/sluice.1"
 }
 stripped() {
-    readelf -S --wide build/release/sluice | grep -q '\.symtab' &&
-        ! readelf -S --wide "$root/opt/my sluice/bin/sluice" | grep -q '\.symtab'
+    readelf -S --wide build/release/sluice >"$scratch/built" &&
+        readelf -S --wide "$root/opt/my sluice/bin/sluice" >"$scratch/installed" &&
+        grep -q '\.symtab' "$scratch/built" && ! grep '\.symtab' "$scratch/installed"
 }
 uninstalled() {
     make uninstall DESTDIR="$root" prefix="/opt/my sluice" && [ -z "$(find "$root" ! -type d)" ]

@@ -318,7 +318,7 @@ static int open_faulty(struct sl_io **ret_io, const char *const *paths, uint32_t
                        uint32_t depth, struct sl_err *err)
 {
     struct sl_io *io;
-    int rc = sl_io_uring_open(&io, paths, n_files, depth, err);
+    int rc = sl_io_choose(NULL)(&io, paths, n_files, depth, err);
 
     if (rc == 0)
         *ret_io = faulty = io_fault_wrap(io);

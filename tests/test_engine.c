@@ -86,7 +86,7 @@ static void test_store_remembers_what_was_hot(void **state)
         if (round == 5)
             options.model = m->folder;  /* a checkpoint remembers nothing */
         options.cache_min = round != 2; /* else there is room for more than the list has */
-        options.io = round == 3 ? sl_io_uring_open : sl_io_threads_open;
+        options.io = round == 3 ? sl_io_choose(NULL) : sl_io_threads_open;
         assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
         assert_int_equal(sl_engine_slot_count(engine), options.cache_min ? 15 : 40);
         stop = round == 1;

@@ -562,7 +562,7 @@ static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool 
 
     for (uint32_t i = 0; i < CACHE_FILES; i++)
         paths[i] = sl_expert_store_file_path(f->store, i);
-    rc = (threads ? sl_io_threads_open : sl_io_uring_open)(&io, paths, CACHE_FILES, 8, err);
+    rc = (threads ? sl_io_threads_open : sl_io_choose(NULL))(&io, paths, CACHE_FILES, 8, err);
     if (rc == 0)
         rc = sl_reader_create(&reader, io, NULL, err);
     if (rc == 0)

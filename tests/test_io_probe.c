@@ -69,7 +69,7 @@ static struct sl_io *open_io(const char *path)
 {
     struct sl_io *io;
 
-    assert_int_equal(sl_io_uring_open(&io, &path, 1, 8, NULL), 0);
+    assert_int_equal(sl_io_choose(NULL)(&io, &path, 1, 8, NULL), 0);
     return io_fault_wrap(io);
 }
 
@@ -178,7 +178,7 @@ static void test_probe(void **state)
     struct sl_io_probe probe;
     struct sl_io *io;
 
-    assert_int_equal(sl_io_uring_open(&io, &path, 1, SL_IO_PROBE_DEPTH_MAX, NULL), 0);
+    assert_int_equal(sl_io_choose(NULL)(&io, &path, 1, SL_IO_PROBE_DEPTH_MAX, NULL), 0);
     if (!io->direct) {
         io->ops->close(io);
         skip();

@@ -95,7 +95,7 @@ static void test_every_way_gives_the_same_bytes(void **state)
         options.policy = policies[i / MODELS % 2];
         options.prefetch = prefetches[i / (MODELS * 2) % 3];
         options.verify = verifies[i / (MODELS * 2 * 3)];
-        options.io = i / 2 % 2 ? sl_io_threads_open : sl_io_uring_open;
+        options.io = i / 2 % 2 ? sl_io_threads_open : sl_io_choose(NULL);
         options.cache_min = !resize;
         n_retried += check_answer(m, options, faulty, resize, i);
     }

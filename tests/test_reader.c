@@ -72,7 +72,7 @@ static int tear_down(void **state)
 
 static void rig_init(struct rig *rig, struct fixture *f, bool uring, uint32_t reads_max)
 {
-    sl_io_open_fn *open_io = uring ? sl_io_uring_open : sl_io_threads_open;
+    sl_io_open_fn *open_io = uring ? sl_io_choose(NULL) : sl_io_threads_open;
     struct sl_reader_options options = {
         .piece_bytes = PIECE_BYTES, .depth = 64, .clock_ns = io_fault_clock_ns};
     const char *path = f->path;
@@ -568,7 +568,7 @@ static void rig_init_drives(struct rig *rig, struct fixture *f, bool uring, uint
     struct sl_io *io;
 
     assert_int_equal(
-        (uring ? sl_io_uring_open : sl_io_threads_open)(&io, paths, 2, 2 * depth, NULL), 0);
+        (uring ? sl_io_choose(NULL) : sl_io_threads_open)(&io, paths, 2, 2 * depth, NULL), 0);
     assert_int_equal(io->n_drives, 1);
     rig->io = io_fault_wrap(io);
     io_fault_set_drives(rig->io, 2);

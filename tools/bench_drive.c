@@ -16,7 +16,7 @@ static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, stru
     if (!paths)
         return sl_err_set(err, -ENOMEM, "list of files: out of memory");
     if (!open_io)
-        open_io = sl_io_uring_open;
+        open_io = sl_io_choose(NULL);
     rc = open_io(&drive->io, paths, sl_expert_store_file_count(store),
                  sl_engine_reader_options(drive->engine).depth, err);
     free(paths);

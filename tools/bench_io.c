@@ -33,6 +33,7 @@ struct command {
     uint32_t n_names;
     uint32_t sizes[CHOICES_MAX], depths[CHOICES_MAX];
     uint32_t n_sizes, n_depths;
+    sl_io_open_fn *open_io; /* NULL: the machine's */
     struct sl_bench bench;
 
     struct sl_model_files files; /* of a MODEL */
@@ -49,7 +50,7 @@ struct command {
     bool has_fio;
 };
 
-enum { OPTION_SIZES = 256, OPTION_DEPTHS, OPTION_SECONDS, OPTION_JSON };
+enum { OPTION_SIZES = 256, OPTION_DEPTHS, OPTION_IO, OPTION_SECONDS, OPTION_JSON };
 
 static uint32_t parse_list(struct argp_state *state, const char *option, char *text, bool sizes,
                            uint32_t *ret_values)
@@ -78,6 +79,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_DEPTHS:
         command->n_depths = parse_list(state, "--depths", value, false, command->depths);
+        return 0;
+    case OPTION_IO:
+        command->open_io = sl_parse_io(state, value);
         return 0;
     case OPTION_SECONDS:
         command->bench.seconds = sl_parse_seconds(state, "--seconds", value);
@@ -256,9 +260,11 @@ static int prepare(struct command *command, struct sl_err *err)
         rc = open_model(command, err);
     else
         rc = open_files(command, err);
-    if (rc == 0)
-        rc = sl_io_uring_open(&command->io, command->paths, command->n_files,
+    if (rc == 0) {
+        command->open_io = sl_choose_io(command->open_io);
+        rc = command->open_io(&command->io, command->paths, command->n_files,
                               depth > SL_IO_PROBE_DEPTH_MAX ? depth : SL_IO_PROBE_DEPTH_MAX, err);
+    }
     if (rc == 0)
         rc = mark_files(command, err);
     if (rc == 0) /* reads of one piece or less do not keep a drive busy on their own: twice that */
@@ -266,7 +272,7 @@ static int prepare(struct command *command, struct sl_err *err)
                            2 * (uint64_t)command->io->n_drives * depth * size +
                                4 * command->span_bytes_max,
                            "reads to be timed", err);
-    if (rc == 0)
+    if (rc == 0 && command->io->ops->attach)
         command->io->ops->attach(command->io, command->area.base, command->area.size_bytes);
     return rc;
 }
@@ -359,6 +365,7 @@ static double fio_rate(const char *output)
 static double time_fio(const struct command *command, uint32_t size_bytes, uint32_t depth)
 {
     char pattern[32], size[32], iodepth[32], ramp[32], runtime[32];
+    const bool uring = command->open_io == sl_io_uring_open;
     char *const fixed[] = {"fio",
                            "--readonly",
                            pattern,
@@ -366,7 +373,7 @@ static double time_fio(const struct command *command, uint32_t size_bytes, uint3
                            "--norandommap",
                            "--randrepeat=0",
                            "--thread",
-                           "--ioengine=io_uring",
+                           uring ? "--ioengine=io_uring" : "--ioengine=libaio",
                            "--time_based",
                            "--group_reporting",
                            "--output-format=json",
@@ -564,6 +571,8 @@ int sl_bench_io(int argc, char **argv)
     static const struct argp_option options[] = {
         {"sizes", OPTION_SIZES, "SIZE,...", 0, "pieces (default 512K,1M,2M)", 0},
         {"depths", OPTION_DEPTHS, "N,...", 0, "pieces in flight on each drive (default 8,32)", 0},
+        {"io", OPTION_IO, "uring|threads", 0,
+         "how they are read (default uring, or threads where io_uring is not available)", 0},
         {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 2)", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};

@@ -26,8 +26,9 @@
 #define SEGMENT_TOKENS_MAX (1u << 20)
 
 struct command {
-    const char *model; /* a config.json, or the folder that holds it */
-    const char *drive; /* file to probe */
+    const char *model;      /* a config.json, or the folder that holds it */
+    const char *drive;      /* file to probe */
+    sl_io_open_fn *open_io; /* to probe with; NULL: the machine's */
     const char *trace;
     uint64_t ram_bytes, cache_bytes;
     uint32_t n_cores;
@@ -55,6 +56,7 @@ enum {
     OPTION_SEGMENT,
     OPTION_PROBE,
     OPTION_DRIVE,
+    OPTION_IO,
     OPTION_CURVE,
     OPTION_TRACE,
     OPTION_JSON,
@@ -128,6 +130,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_DRIVE:
         command->drive = value;
         return 0;
+    case OPTION_IO:
+        command->open_io = sl_parse_io(state, value);
+        return 0;
     case OPTION_CURVE:
         command->even = strcmp(value, "even") == 0;
         if (!command->even && strcmp(value, "flash") != 0)
@@ -187,7 +192,8 @@ static int find_speeds(struct command *command, struct sl_err *err)
         return 0;
     }
     if (s->drive == 0)
-        rc = sl_plan_probe_drive(command->drive ? command->drive : command->model, &s->drive, err);
+        rc = sl_plan_probe_drive(command->drive ? command->drive : command->model,
+                                 sl_choose_io(command->open_io), &s->drive, err);
     if (rc == 0)
         rc = sl_plan_probe_cores(command->n_cores, &measured, err);
     s->multiply = measured.multiply;
@@ -467,6 +473,8 @@ int sl_cmd_plan(int argc, char **argv)
          "measure this machine: memory, multiplications, and the drive that MODEL is on", 0},
         {"drive", OPTION_DRIVE, "FILE", 0, "the drive that holds this file instead; for --probe",
          0},
+        {"io", OPTION_IO, "uring|threads", 0,
+         "how it is read (default uring, or threads where io_uring is not available)", 0},
         {"curve", OPTION_CURVE, "flash|even", 0,
          "what a cache finds when one sequence is decoded: V4-Flash's published curve (default), "
          "or "

@@ -14,13 +14,14 @@
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
 #include "tools/command_line.h"
+#include "tools/engine_options.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
 
 struct arguments {
     const char *store;
     const char *checkpoint; /* NULL: no repair */
-    bool io_threads;
+    sl_io_open_fn *open_io; /* NULL: the machine's */
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
 };
@@ -41,7 +42,8 @@ static const struct argp_option options[] = {
      "parts of the store were moved to this folder: write that into the catalog; may be given "
      "several times",
      0},
-    {"io", OPTION_IO, "uring|threads", 0, "how data are read (default uring)", 0},
+    {"io", OPTION_IO, "uring|threads", 0,
+     "how data are read (default uring, or threads where io_uring is not available)", 0},
     {0},
 };
 
@@ -54,9 +56,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         arguments->checkpoint = text;
         return 0;
     case OPTION_IO:
-        if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
-            argp_error(state, "--io takes uring or threads, not \"%s\"", text);
-        arguments->io_threads = strcmp(text, "threads") == 0;
+        arguments->open_io = sl_parse_io(state, text);
         return 0;
     case OPTION_STRIPE:
         if (arguments->n_stripes == SL_STRIPES_MAX)
@@ -126,7 +126,7 @@ static int verify(const struct sl_store *store, const struct arguments *argument
 {
     struct sl_progress progress = sl_progress_start(stderr, "verifying", NULL);
     struct sl_verify_options verify_options = {
-        .open_io = arguments->io_threads ? sl_io_threads_open : sl_io_uring_open,
+        .open_io = sl_choose_io(arguments->open_io),
         .on_bad = on_bad,
         .bad_context = damage,
         .on_progress = sl_progress_show,

@@ -37,7 +37,8 @@ static const struct argp_option options[] = {
      "most tokens of one pass (default: as many as memory allows)", 0},
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
-    {"io", OPTION_IO, "uring|threads", 0, "how experts are read (default uring)", 0},
+    {"io", OPTION_IO, "uring|threads", 0,
+     "how experts are read (default uring, or threads where io_uring is not available)", 0},
     {"io-piece", OPTION_IO_PIECE, "SIZE", 0,
      "pieces that reads are cut into (default: what a short probe of the drive finds)", 0},
     {"io-depth", OPTION_IO_DEPTH, "N", 0, "pieces in flight on each drive (default: likewise)", 0},
@@ -80,6 +81,26 @@ uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char
     return (uint32_t)bytes;
 }
 
+sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text)
+{
+    if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
+        argp_error(state, "--io takes uring or threads, not \"%s\"", text);
+    return strcmp(text, "threads") == 0 ? sl_io_threads_open : sl_io_uring_open;
+}
+
+sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted)
+{
+    sl_io_open_fn *chosen;
+    struct sl_err why;
+
+    if (wanted)
+        return wanted;
+    chosen = sl_io_choose(&why);
+    if (why.code < 0)
+        fprintf(stderr, "note: %s; reads go through threads\n", why.message);
+    return chosen;
+}
+
 static void set_isa(struct argp_state *state, const char *source, const char *name)
 {
     struct sl_engine_options *o = state->input;
@@ -118,9 +139,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
         return 0;
     case OPTION_IO:
-        if (strcmp(value, "uring") != 0 && strcmp(value, "threads") != 0)
-            argp_error(state, "--io takes uring or threads, not \"%s\"", value);
-        o->io = strcmp(value, "threads") == 0 ? sl_io_threads_open : sl_io_uring_open;
+        o->io = sl_parse_io(state, value);
         return 0;
     case OPTION_IO_PIECE:
         o->reader.piece_bytes = sl_parse_piece(state, "--io-piece", value);

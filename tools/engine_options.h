@@ -17,6 +17,13 @@ extern const struct argp sl_engine_argp;
 #define SL_IO_DEPTH_MAX 256u
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);
 
+/* The back end that an option --io names. */
+sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
+
+/* `wanted`, or if it is NULL the machine's; says on stderr if that is not io_uring. For commands
+ * that read without an engine. */
+sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted);
+
 /* The placement of n_threads threads on this machine; 0: one per core. */
 struct sl_placement sl_place_threads(uint32_t n_threads);
 

@@ -62,12 +62,12 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, st
     return rc;
 }
 
-static int probe_files(const char *const *paths, uint32_t n_paths, double *ret_rate,
-                       struct sl_err *err)
+static int probe_files(const char *const *paths, uint32_t n_paths, sl_io_open_fn *open_io,
+                       double *ret_rate, struct sl_err *err)
 {
     struct sl_io_probe probe;
     struct sl_io *io;
-    int rc = sl_io_uring_open(&io, paths, n_paths, SL_IO_PROBE_DEPTH_MAX, err);
+    int rc = open_io(&io, paths, n_paths, SL_IO_PROBE_DEPTH_MAX, err);
 
     if (rc < 0)
         return rc;
@@ -82,7 +82,8 @@ static int probe_files(const char *const *paths, uint32_t n_paths, double *ret_r
     return 0;
 }
 
-static int probe_model(const char *folder, double *ret_rate, struct sl_err *err)
+static int probe_model(const char *folder, sl_io_open_fn *open_io, double *ret_rate,
+                       struct sl_err *err)
 {
     struct sl_model_files files = {0};
     struct sl_expert_store *store = NULL;
@@ -108,7 +109,7 @@ static int probe_model(const char *folder, double *ret_rate, struct sl_err *err)
         rc = sl_err_set(err, -ENOMEM, "list of files: out of memory");
         goto out;
     }
-    rc = probe_files(paths, sl_expert_store_file_count(store), ret_rate, err);
+    rc = probe_files(paths, sl_expert_store_file_count(store), open_io, ret_rate, err);
 out:
     free(paths);
     sl_expert_store_close(store);
@@ -116,11 +117,12 @@ out:
     return rc;
 }
 
-int sl_plan_probe_drive(const char *path, double *ret_rate, struct sl_err *err)
+int sl_plan_probe_drive(const char *path, sl_io_open_fn *open_io, double *ret_rate,
+                        struct sl_err *err)
 {
     struct stat status;
 
     if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
-        return probe_model(path, ret_rate, err);
-    return probe_files(&path, 1, ret_rate, err);
+        return probe_model(path, open_io, ret_rate, err);
+    return probe_files(&path, 1, open_io, ret_rate, err);
 }

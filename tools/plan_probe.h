@@ -6,6 +6,7 @@
 
 #include "core/base/err.h"
 #include "daemon/step_model.h"
+#include "storage/io.h"
 
 /* Peaks of one core in 10^9 a second, as a Zen 4 core with AVX-512 had them (docs/PERFORMANCE.md,
  * Kernels). */
@@ -16,8 +17,9 @@ struct sl_multiplications sl_plan_core_peaks(void);
 int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err);
 
 /* Reads the drive, or drives, that hold the experts of the model in folder `path`, or else the file
- * `path`. Fails as opening does, and with -SL_EUNSUPPORTED where the page cache would answer, or
- * the files are too small to tell. */
-int sl_plan_probe_drive(const char *path, double *ret_rate, struct sl_err *err);
+ * `path`, through the back end `open_io`. Fails as opening does, and with -SL_EUNSUPPORTED where
+ * the page cache would answer, or the files are too small to tell. */
+int sl_plan_probe_drive(const char *path, sl_io_open_fn *open_io, double *ret_rate,
+                        struct sl_err *err);
 
 #endif
