@@ -465,6 +465,17 @@ static void source_release(struct sl_expert_source *source, const struct sl_expe
     sl_lending_progress(lending, false);
 }
 
+/* What hints brought becomes like any other; what they have on its way lands, for whoever asks. */
+static void source_forget(struct sl_expert_source *source)
+{
+    struct sl_lending *lending = lending_of(source);
+
+    sl_assert(!lending->demand.open);
+    sl_lending_expire_guess(lending);
+    for (uint32_t i = 0; i < lending->table.n_slots; i++)
+        sl_slot_table_unhint(&lending->table, &lending->table.slots[i]);
+}
+
 static const struct sl_expert_source_ops source_ops = {
     .hint = source_hint,
     .demand = source_demand,
@@ -473,6 +484,7 @@ static const struct sl_expert_source_ops source_ops = {
     .complete = source_complete,
     .abandon = source_abandon,
     .guess = source_guess,
+    .forget = source_forget,
 };
 
 void sl_lending_carve(struct sl_lending *lending, struct sl_arena *arena)

@@ -294,9 +294,6 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .context_max = e->options.context_tokens,
         .spans_max = e->options.n_sequences,
         .prefetch = e->options.prefetch,
-        .stop = e->options.stop,
-        .on_route = e->options.on_route,
-        .on_route_context = e->options.on_route_context,
     };
 
     return sl_forward_create(&e->forward, &params, err);
@@ -444,8 +441,8 @@ static struct sl_expert_key *make_hot_list(const struct sl_engine *e, uint32_t *
     return keys;
 }
 
-int sl_engine_load_hot_list(struct sl_engine *e, sl_progress_fn *on_progress, void *context,
-                            struct sl_err *err)
+int sl_engine_load_hot_list(struct sl_engine *e, const atomic_bool *stop,
+                            sl_progress_fn *on_progress, void *context, struct sl_err *err)
 {
     struct sl_expert_key *keys;
     uint32_t n_max, n = 0;
@@ -458,7 +455,7 @@ int sl_engine_load_hot_list(struct sl_engine *e, sl_progress_fn *on_progress, vo
         return -ENOMEM;
     rc = sl_hot_list_read(e->options.model, keys, n_max, &n, err);
     if (rc == 0)
-        sl_expert_cache_preload(e->cache, keys, n, e->options.stop, on_progress, context);
+        sl_expert_cache_preload(e->cache, keys, n, stop, on_progress, context);
     free(keys);
     return rc;
 }

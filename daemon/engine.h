@@ -39,9 +39,6 @@ struct sl_engine_options {
 
     sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */
     void *on_load_context;
-    const atomic_bool *stop; /* NULL, or ends a step early when true: see forward.h */
-    sl_route_fn *on_route;   /* NULL, or told of each layer's choices: see forward.h */
-    void *on_route_context;
 };
 
 struct sl_engine;
@@ -67,11 +64,11 @@ int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress
 
 /* A store remembers what the cache held at the end of a run: load() before the first step, save()
  * after the last one. load() brings in what an earlier run saved, as far as there is room, passes
- * over what cannot be read, and ends early when `stop` is set; on_progress may be NULL. Both do
- * nothing and return 0 for a checkpoint. They fail as sl_hot_list_read() and sl_hot_list_write();
- * the engine goes on as well as without. */
-int sl_engine_load_hot_list(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
-                            struct sl_err *err);
+ * over what cannot be read, and ends early when `stop` is set; it and on_progress may be NULL. Both
+ * do nothing and return 0 for a checkpoint. They fail as sl_hot_list_read() and
+ * sl_hot_list_write(); the engine goes on as well as without. */
+int sl_engine_load_hot_list(struct sl_engine *engine, const atomic_bool *stop,
+                            sl_progress_fn *on_progress, void *context, struct sl_err *err);
 int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 
 /* Between steps, see sl_expert_cache_resize(). */

@@ -144,15 +144,14 @@ static void write_checkpoint(const struct engine_rig *m)
  * -----------------------------------------------------------------------------------
  */
 
-void engine_rig_keep_row(void *context, uint32_t span_index, uint32_t token_index,
-                         const float *logits)
+void engine_rig_keep_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
-    struct engine_rig_rows *rows = context;
+    struct engine_rig_rows *kept = context;
 
-    (void)span_index;
-    (void)token_index;
-    memcpy(rows->to, logits, rows->row_bytes);
-    rows->to += rows->row_bytes / sizeof(float);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        memcpy(kept->to, rows[i].logits, kept->row_bytes);
+        kept->to += kept->row_bytes / sizeof(float);
+    }
 }
 
 void engine_rig_run(const struct engine_rig *m, struct sl_forward *forward, struct sl_kv_cache *kv,
@@ -163,13 +162,18 @@ void engine_rig_run(const struct engine_rig *m, struct sl_forward *forward, stru
     for (uint32_t i = 0; i < TOKENS; i += at_once) {
         uint32_t n = TOKENS - i < at_once ? TOKENS - i : at_once;
         struct sl_span span = {kv, m->tokens + i, n, SL_LOGITS_ALL};
+        struct sl_step_request request = {.spans = &span,
+                                          .n_spans = 1,
+                                          .on_logits = engine_rig_keep_rows,
+                                          .on_logits_context = &rows};
 
-        assert_int_equal(sl_forward_step(forward, &span, 1, engine_rig_keep_row, &rows, NULL), 0);
+        assert_int_equal(sl_forward_step(forward, &request, NULL), 0);
         if (!mtp_logits)
             continue;
         span.tokens++;
         span.n_tokens -= i + n == TOKENS;
-        assert_int_equal(sl_forward_mtp(forward, &span, 1, engine_rig_keep_row, &mtp, NULL), 0);
+        request.on_logits_context = &mtp;
+        assert_int_equal(sl_forward_mtp(forward, &request, NULL), 0);
     }
 }
 

@@ -40,13 +40,12 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m);
 void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_stripes,
                      bool compress, char ret_folder[FIXTURE_PATH_BYTES]);
 
-/* For sl_forward_step(): writes rows one after the other. */
+/* An sl_logits_fn: writes rows one after the other. */
 struct engine_rig_rows {
     float *to;
     size_t row_bytes;
 };
-void engine_rig_keep_row(void *rows, uint32_t span_index, uint32_t token_index,
-                         const float *logits);
+void engine_rig_keep_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows);
 
 /* All rows of the model's tokens, `at_once` at a time, into (ENGINE_RIG_TOKENS, vocab_size); of
  * the MTP block as well, unless mtp_logits is NULL. */

@@ -377,7 +377,7 @@ static bool request_fails(struct fixture_experts *e, struct sl_err *err)
     return true;
 }
 
-/* One call is one layer's hint, and takes the place of one that a failed step left behind. */
+/* One call is one layer's hint. No step has left one behind. */
 static void source_hint(struct sl_expert_source *source, const struct sl_expert_key *keys,
                         uint32_t n_keys)
 {
@@ -386,7 +386,8 @@ static void source_hint(struct sl_expert_source *source, const struct sl_expert_
     bool *hinted = e->hinted + layer_index * e->n_experts;
 
     sl_assert(layer_index < e->n_hash_layers);
-    memset(hinted, 0, e->n_experts * sizeof(*hinted));
+    for (uint32_t i = 0; i < e->n_experts; i++)
+        sl_assert(!hinted[i]);
     for (uint32_t i = 0; i < n_keys; i++) {
         sl_assert(keys[i].layer_index == layer_index && keys[i].expert_index < e->n_experts);
         sl_assert(i == 0 || keys[i - 1].expert_index < keys[i].expert_index);
@@ -532,6 +533,16 @@ static void source_abandon(struct sl_expert_source *source)
     e->n_abandoned++;
 }
 
+static void source_forget(struct sl_expert_source *source)
+{
+    struct fixture_experts *e = (struct fixture_experts *)source;
+
+    sl_assert(e->n_left == 0 && e->n_held == 0);
+    memset(e->hinted, 0, (size_t)e->n_layers * e->n_experts * sizeof(*e->hinted));
+    e->n_guess = 0;
+    e->n_forgotten++;
+}
+
 void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
                          struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales)
 {
@@ -573,7 +584,8 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
                                                     .release = source_release,
                                                     .complete = source_complete,
                                                     .abandon = source_abandon,
-                                                    .guess = source_guess};
+                                                    .guess = source_guess,
+                                                    .forget = source_forget};
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
     uint8_t *codes, *scales;

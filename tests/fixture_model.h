@@ -89,6 +89,7 @@ struct fixture_experts {
     uint32_t *n_demanded; /* (layers) */
     uint64_t n_guessed, n_guessed_right;
     uint64_t n_abandoned; /* demands */
+    uint64_t n_forgotten; /* times that hints and guesses were taken back */
 
     /* Its own. */
     uint64_t seed;

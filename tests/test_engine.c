@@ -74,7 +74,6 @@ static void test_store_remembers_what_was_hot(void **state)
     engine_rig_pack(m, "store", 0, false, store_folder);
     snprintf(moved, sizeof(moved), "%s.moved", store_folder);
     options.model = store_folder;
-    options.stop = &stop;
     for (int round = 0; round < 6; round++) {
         struct sl_expert_cache_counters counters;
         struct sl_engine *engine;
@@ -90,12 +89,13 @@ static void test_store_remembers_what_was_hot(void **state)
         assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
         assert_int_equal(sl_engine_slot_count(engine), options.cache_min ? 15 : 40);
         stop = round == 1;
-        assert_int_equal(sl_engine_load_hot_list(engine, count_up_to_15, &last, &err),
+        assert_int_equal(sl_engine_load_hot_list(engine, &stop, count_up_to_15, &last, &err),
                          round == 4 ? -SL_ECORRUPT : 0);
         if (round == 1) { /* stopped: nothing is loaded, until it is asked for again */
             assert_int_equal(sl_engine_counters(engine).n_loads, 0);
             stop = false;
-            assert_int_equal(sl_engine_load_hot_list(engine, count_up_to_15, &last, &err), 0);
+            assert_int_equal(sl_engine_load_hot_list(engine, &stop, count_up_to_15, &last, &err),
+                             0);
         }
         counters = sl_engine_counters(engine);
         assert_int_equal(counters.n_preloads, preloads[round]);

@@ -1,8 +1,9 @@
-/* Reads that go wrong under a whole engine: the nth read of a request fails, is short, late, wrong
- * or never comes, for each n in turn, once and for good, of a checkpoint, a store, a store on
- * three drives and a compressed one. Once, the logits are those of a run without faults; for good,
- * the request fails with one line that says where, and all others go on. SL_SLOW=1, and sanitizers,
- * leave some n out. */
+/* Reads that go wrong under a whole engine: the nth read of a step of three sessions fails, is
+ * short, late, wrong or never comes, for each n in turn, once and for good, of a checkpoint, a
+ * store, a store on three drives and a compressed one. Once, the logits are those of a run without
+ * faults; for good, the step fails with one line that says where, and all its sessions go on from
+ * where they were, to the logits of a run without faults. SL_SLOW=1, and sanitizers, leave some n
+ * out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,8 +19,9 @@
 
 #include "tests/engine_rig.h"
 
-#define OTHER_TOKENS 16u /* of the other session, before the request */
-#define REQUEST_TOKENS 2u
+/* Sessions: what they have seen before the step, and what they take in it. */
+#define SESSIONS 3u
+static const uint32_t n_before[SESSIONS] = {9, 0, 4}, n_tokens[SESSIONS] = {1, 1, 1};
 
 /* Nothing in a checkpoint tells that codes were changed; its reads of no more than this are scales.
  */
@@ -41,8 +43,7 @@ static bool delivers_wrong_bytes(const struct io_fault_plan *plan)
     return plan->fail_kind == IO_FAULT_FAIL && plan->fail_code == 0;
 }
 
-/* What a request says that meets the fault in a read of so many bytes; 0 if it has nothing to say.
- */
+/* What a step says that meets the fault in a read of so many bytes; 0 if it has nothing to say. */
 static int code_of(const struct io_fault_plan *plan, uint32_t size_bytes)
 {
     /* A read that delivers some blocks goes on behind them. */
@@ -55,24 +56,49 @@ static int code_of(const struct io_fault_plan *plan, uint32_t size_bytes)
     return plan->fail_code < 0 ? plan->fail_code : -SL_ECORRUPT;
 }
 
-/* Tokens first .. first + n of the model's, from the start of a sequence. Fails the test if the
- * logits are wrong. */
-static int request(const struct engine_rig *m, struct sl_engine *engine, uint32_t sequence_index,
-                   uint32_t first, uint32_t n, struct sl_err *err)
+struct check {
+    const struct engine_rig *m;
+    struct sl_span spans[SESSIONS];
+    uint32_t first[SESSIONS]; /* position of each span's first token */
+    uint32_t n_rows;
+};
+
+static void check_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
-    struct sl_span span = {sl_engine_kv(engine, sequence_index), m->tokens + first, n,
-                           SL_LOGITS_ALL};
-    float *logits = calloc(n, m->row_bytes);
-    struct engine_rig_rows rows = {logits, m->row_bytes};
+    struct check *check = context;
+
+    for (uint32_t i = 0; i < n_rows; i++)
+        assert_memory_equal(rows[i].logits,
+                            check->m->logits +
+                                (check->first[rows[i].span_index] + rows[i].token_index) *
+                                    check->m->config.vocab_size,
+                            check->m->row_bytes);
+    check->n_rows += n_rows;
+}
+
+/* Sessions first to end take their next n[i] tokens, which are the model's for all, in one step.
+ * Fails the test if the logits are wrong. */
+static int step(const struct engine_rig *m, struct sl_engine *engine, uint32_t first, uint32_t end,
+                const uint32_t n[SESSIONS], struct sl_err *err)
+{
+    struct check check = {.m = m};
+    struct sl_step_request request = {
+        .spans = check.spans, .on_logits = check_rows, .on_logits_context = &check};
+    uint32_t n_rows = 0;
     int rc;
 
-    assert_non_null(logits);
-    if (first == 0)
-        sl_kv_cache_clear(span.kv);
-    rc = sl_forward_step(sl_engine_forward(engine), &span, 1, engine_rig_keep_row, &rows, err);
-    if (rc == 0)
-        assert_memory_equal(logits, m->logits + first * m->config.vocab_size, n * m->row_bytes);
-    free(logits);
+    for (uint32_t i = first; i < end; i++) {
+        struct sl_kv_cache *kv = sl_engine_kv(engine, i);
+
+        if (n[i] == 0)
+            continue;
+        check.first[request.n_spans] = kv->n_tokens;
+        check.spans[request.n_spans++] =
+            (struct sl_span){kv, m->tokens + kv->n_tokens, n[i], SL_LOGITS_ALL};
+        n_rows += n[i];
+    }
+    rc = sl_forward_step(sl_engine_forward(engine), &request, err);
+    assert_true(rc < 0 || check.n_rows == n_rows);
     return rc;
 }
 
@@ -101,14 +127,16 @@ static struct sl_engine *open_engine(const struct engine_rig *m, const char *mod
 
     options.model = model;
     options.with_mtp = false;
-    options.verify = SL_VERIFY_ALWAYS; /* the other session has brought in some before */
+    options.verify = SL_VERIFY_ALWAYS; /* the sessions' pasts have brought in some before */
+    options.n_sequences = SESSIONS;
+    options.segment_tokens = 16;
     engine_rig_make_faulty(&options);
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
-    assert_int_equal(request(m, engine, 1, 0, OTHER_TOKENS, NULL), 0);
+    assert_int_equal(step(m, engine, 0, SESSIONS, n_before, NULL), 0);
     return engine;
 }
 
-/* How large the reads of the request are that nth_read() makes. Returns how many there are. */
+/* How large the reads of the step are that nth_read() makes. Returns how many there are. */
 static uint32_t measure_reads(const struct engine_rig *m, const char *model,
                               uint32_t sizes_bytes[IO_FAULT_LOG])
 {
@@ -117,7 +145,7 @@ static uint32_t measure_reads(const struct engine_rig *m, const char *model,
     uint64_t n;
 
     io_fault_set(engine_rig_faulty(), &none);
-    assert_int_equal(request(m, engine, 0, 0, REQUEST_TOKENS, NULL), 0);
+    assert_int_equal(step(m, engine, 0, SESSIONS, n_tokens, NULL), 0);
     n = io_fault_read_count(engine_rig_faulty());
     assert_in_range(n, 8, IO_FAULT_LOG);
     for (uint64_t nth = 1; nth <= n; nth++)
@@ -126,8 +154,7 @@ static uint32_t measure_reads(const struct engine_rig *m, const char *model,
     return (uint32_t)n;
 }
 
-/* The nth read of a request of one session goes wrong, while another one is half through. Returns
- * what the request says. */
+/* The nth read of the step goes wrong. Returns what the step says. */
 static int nth_read(const struct engine_rig *m, const char *model, const struct io_fault_plan *plan)
 {
     struct sl_engine *engine = open_engine(m, model);
@@ -135,14 +162,16 @@ static int nth_read(const struct engine_rig *m, const char *model, const struct 
     int rc;
 
     io_fault_set(engine_rig_faulty(), plan);
-    rc = request(m, engine, 0, 0, REQUEST_TOKENS, &err);
-    if (rc < 0) {
+    rc = step(m, engine, 0, SESSIONS, n_tokens, &err);
+    if (rc < 0)
         check_line(m, plan, &err);
-    }
     assert_int_equal(sl_engine_counters(engine).n_stalls, plan->late_ns > 0);
     io_fault_heal(engine_rig_faulty());
-    assert_int_equal(request(m, engine, 1, OTHER_TOKENS, 1, NULL), 0);
-    assert_int_equal(request(m, engine, 0, 0, REQUEST_TOKENS, NULL), 0);
+    for (uint32_t i = 0; i < SESSIONS; i++)
+        assert_int_equal(sl_engine_kv(engine, i)->n_tokens,
+                         n_before[i] + (rc == 0 ? n_tokens[i] : 0));
+    assert_int_equal(step(m, engine, 1, 2, n_tokens, NULL), 0);
+    assert_int_equal(step(m, engine, 0, SESSIONS, n_tokens, NULL), 0);
     sl_engine_close(engine);
     return rc;
 }

@@ -187,7 +187,7 @@ static void make_keys(struct rig *rig, int s, const struct shape *shape, uint64_
         uint32_t e = shape->n_entries - 1 - i;
 
         memcpy(own, rig->pooled[s] + e * shape->dim, shape->dim * sizeof(float));
-        sl_indexer_store_key(&rig->step, &rig->kv[s].layers[0], e, own);
+        sl_indexer_store_key(&rig->step, &rig->kv[s], 0, e, own);
     }
 }
 
@@ -253,9 +253,8 @@ static int twice(unsigned code)
 /* Column `col` of key `entry` as the layout of r16.h has it: twice the value, and the scale. */
 static int stored_key(const struct rig *rig, int s, uint32_t entry, uint32_t col, float *ret_scale)
 {
-    const uint32_t dim = rig->config.index_head_dim, groups = (dim + 127) / 128, lane = entry % 16;
-    const uint8_t *group =
-        rig->kv[s].layers[0].keys + ((size_t)(entry / 16) * groups + col / 128) * 1088;
+    const uint32_t lane = entry % 16;
+    const uint8_t *group = sl_kv_key_tile(&rig->kv[s], 0, entry) + col / 128 * 1088;
     uint8_t byte = group[64 + col % 128 / 8 * 64 + 4 * lane + col % 8 / 2];
 
     *ret_scale = ldexpf(1, group[col % 128 / 32 * 16 + lane] - 127);

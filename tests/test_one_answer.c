@@ -59,9 +59,15 @@ static bool check_answer(const struct engine_rig *m, struct sl_engine_options op
         if (resize)
             assert_int_equal(sl_engine_resize_cache(engine, n_slots * ENGINE_RIG_SLOT_BYTES, NULL),
                              0);
-        assert_int_equal(
-            sl_forward_step(sl_engine_forward(engine), &span, 1, engine_rig_keep_row, &rows, NULL),
-            0);
+        assert_int_equal(sl_forward_step(sl_engine_forward(engine),
+                                         &(struct sl_step_request){
+                                             .spans = &span,
+                                             .n_spans = 1,
+                                             .on_logits = engine_rig_keep_rows,
+                                             .on_logits_context = &rows,
+                                         },
+                                         NULL),
+                         0);
     }
     assert_memory_equal(logits, m->logits, m->logits_bytes);
     retried = sl_engine_counters(engine).n_retries > 0;
@@ -157,15 +163,21 @@ static void check_replay(const struct engine_rig *m, const struct sl_policy_ops 
     options.cache_min = false;
     options.cache_bytes = n_slots * ENGINE_RIG_SLOT_BYTES;
     options.policy = policy;
-    options.on_route = keep_route;
-    options.on_route_context = writer;
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
     assert_int_equal(sl_engine_slot_count(engine), n_slots);
     for (uint32_t i = 0; i < 2 * TOKENS; i += at_once) {
         struct sl_span span = {sl_engine_kv(engine, i / TOKENS), m->tokens + i % TOKENS, at_once,
                                SL_LOGITS_NONE};
 
-        assert_int_equal(sl_forward_step(sl_engine_forward(engine), &span, 1, NULL, NULL, NULL), 0);
+        assert_int_equal(sl_forward_step(sl_engine_forward(engine),
+                                         &(struct sl_step_request){
+                                             .spans = &span,
+                                             .n_spans = 1,
+                                             .on_route = keep_route,
+                                             .on_route_context = writer,
+                                         },
+                                         NULL),
+                         0);
     }
     counted = sl_engine_counters(engine);
     sl_engine_close(engine);

@@ -223,13 +223,11 @@ static void rig_fini(struct rig *rig)
     fixture_weights_fini(&rig->source);
 }
 
-static void take_time(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+static void take_time(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
-    (void)span_index;
-    (void)token_index;
-    (void)logits;
-    ++*(uint32_t *)context;
-    work_until(sl_clock_ns() + WORK_NS);
+    (void)rows;
+    *(uint32_t *)context += n_rows;
+    work_until(sl_clock_ns() + n_rows * WORK_NS);
 }
 
 static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mtp,
@@ -239,11 +237,11 @@ static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mt
     struct account account = account_begin(rig->compute.pool);
     struct sl_phase_counters booked;
     uint32_t n_rows = 0;
+    const struct sl_step_request request = {
+        .spans = &span, .n_spans = 1, .on_logits = take_time, .on_logits_context = &n_rows};
 
     *n_loans = rig->experts.n_loans;
-    assert_int_equal(
-        (mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, &span, 1, take_time, &n_rows, NULL),
-        0);
+    assert_int_equal((mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, &request, NULL), 0);
     *n_loans = rig->experts.n_loans - *n_loans;
     booked = account_end(&account);
     assert_int_equal(n_rows, n_tokens);

@@ -51,13 +51,16 @@ static uint32_t round_count(void)
 #endif
 }
 
-static void hash_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+static void hash_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct soak *soak = context;
-    uint64_t pair[2] = {soak->hashes[span_index], sl_checksum(logits, soak->m->row_bytes)};
 
-    (void)token_index;
-    soak->hashes[span_index] = sl_checksum(pair, sizeof(pair));
+    for (uint32_t i = 0; i < n_rows; i++) {
+        uint64_t *hash = &soak->hashes[rows[i].span_index];
+        uint64_t pair[2] = {*hash, sl_checksum(rows[i].logits, soak->m->row_bytes)};
+
+        *hash = sl_checksum(pair, sizeof(pair));
+    }
 }
 
 static void begin_round(struct soak *soak, uint32_t round)
@@ -81,23 +84,36 @@ static void clear(struct soak *soak)
 static int feed(struct soak *soak, uint32_t first, uint32_t n, struct sl_err *err)
 {
     struct sl_span spans[SEQUENCES];
+    const struct sl_step_request request = {
+        .spans = spans, .n_spans = SEQUENCES, .on_logits = hash_rows, .on_logits_context = soak};
 
     for (uint32_t s = 0; s < SEQUENCES; s++)
         spans[s] = (struct sl_span){sl_engine_kv(soak->engine, s), soak->tokens[s] + first, n,
                                     SL_LOGITS_ALL};
-    return sl_forward_step(sl_engine_forward(soak->engine), spans, SEQUENCES, hash_row, soak, err);
+    return sl_forward_step(sl_engine_forward(soak->engine), &request, err);
+}
+
+/* A step that failed has left all sequences where they were: it is taken again. */
+static void feed_until_it_succeeds(struct soak *soak, uint32_t first, uint32_t n)
+{
+    struct sl_err err;
+    int rc;
+
+    while ((rc = feed(soak, first, n, &err)) == -EIO) {
+        soak->n_failures++;
+        io_fault_mend(engine_rig_faulty());
+    }
+    if (rc < 0)
+        fail_msg("%s", err.message);
 }
 
 /* A prompt, and then token by token. */
-static int play(struct soak *soak, struct sl_err *err)
+static void play(struct soak *soak)
 {
-    int rc;
-
     clear(soak);
-    rc = feed(soak, 0, PROMPT_TOKENS, err);
-    for (uint32_t i = PROMPT_TOKENS; i < SEQUENCE_TOKENS && rc == 0; i++)
-        rc = feed(soak, i, 1, err);
-    return rc;
+    feed_until_it_succeeds(soak, 0, PROMPT_TOKENS);
+    for (uint32_t i = PROMPT_TOKENS; i < SEQUENCE_TOKENS; i++)
+        feed_until_it_succeeds(soak, i, 1);
 }
 
 /* The hash of each sequence of each round, without faults, all tokens of a round at once. */
@@ -193,21 +209,13 @@ static void soak_over(const struct engine_rig *m, bool compress, uint32_t n_roun
     struct memory warm = {0};
     char store_folder[FIXTURE_PATH_BYTES];
     uint64_t *hashes;
-    struct sl_err err;
 
     engine_rig_pack(m, compress ? "compressed" : "store", 2, compress, store_folder);
     hashes = clean_hashes(&soak, n_rounds);
     open_soak(&soak, store_folder);
     for (uint32_t round = 0; round < n_rounds; round++) {
-        int rc;
-
         begin_round(&soak, round);
-        while ((rc = play(&soak, &err)) == -EIO) {
-            soak.n_failures++;
-            io_fault_mend(engine_rig_faulty());
-        }
-        if (rc < 0)
-            fail_msg("%s", err.message);
+        play(&soak);
         assert_memory_equal(soak.hashes, hashes + round * SEQUENCES, sizeof(soak.hashes));
         if (round == n_rounds / 10)
             warm = memory_now();

@@ -200,29 +200,28 @@ static int make_past(struct layer *in, struct sl_err *err)
     const uint32_t ratio = c->compress_ratios[0], n_entries = in->past_tokens / ratio;
     const size_t rope_dim = c->qk_rope_head_dim;
     uint64_t state = 1;
-    struct sl_kv_layer *layer;
     float values[1024];
     int rc;
 
     rc = sl_kv_cache_init(&in->kv, c, 1, in->past_tokens + TOKENS_MAX, SL_NUMERICS_NATIVE, err);
     if (rc < 0)
         return rc;
-    layer = &in->kv.layers[0];
     for (uint32_t n = 0; n < c->sliding_window; n++) {
         for (uint32_t i = 0; i < c->head_dim; i++)
             values[i] = (float)(sl_bench_random(&state) % 2001) * 1e-3f - 1.0f;
         in->compute->kernels->kv_encode(c->head_dim - rope_dim, rope_dim, values,
-                                        layer->window + (size_t)n * in->kv.entry_bytes);
+                                        sl_kv_row(&in->kv, 0, SL_KV_WINDOW, n));
     }
     for (uint32_t n = 0; n < n_entries; n++)
-        memcpy(layer->entries + (size_t)n * in->kv.entry_bytes,
-               layer->window + (size_t)(n % c->sliding_window) * in->kv.entry_bytes,
+        memcpy(sl_kv_entry(&in->kv, 0, n), sl_kv_row(&in->kv, 0, SL_KV_WINDOW, n),
                in->kv.entry_bytes);
-    if (layer->keys) {
-        struct sl_matrix keys = {
-            .kind = SL_MATRIX_FP4, .rows = n_entries, .cols = sl_index_key_cols(c)};
+    for (uint32_t n = 0; ratio == SL_CSA_RATIO && n < n_entries; n += SL_KV_KEYS_TOGETHER) {
+        const uint32_t left = n_entries - n;
+        struct sl_matrix keys = {.kind = SL_MATRIX_FP4,
+                                 .rows = left < SL_KV_KEYS_TOGETHER ? left : SL_KV_KEYS_TOGETHER,
+                                 .cols = sl_index_key_cols(c)};
 
-        sl_bench_fill(in->compute->pool, &keys, layer->keys);
+        sl_bench_fill(in->compute->pool, &keys, sl_kv_key_tile(&in->kv, 0, n));
     }
     return 0;
 }
@@ -230,26 +229,18 @@ static int make_past(struct layer *in, struct sl_err *err)
 /* ---- steps -------------------------------------------------------------------------------------
  */
 
-static void ignore_logits(void *context, uint32_t span_index, uint32_t token_index,
-                          const float *logits)
-{
-    (void)context;
-    (void)span_index;
-    (void)token_index;
-    (void)logits;
-}
-
 static struct sl_phase_counters step(struct layer *in)
 {
     int32_t tokens[TOKENS_MAX];
-    struct sl_span span = {&in->kv, tokens, in->n_tokens, SL_LOGITS_NONE};
+    const struct sl_span span = {&in->kv, tokens, in->n_tokens, SL_LOGITS_NONE};
+    const struct sl_step_request request = {.spans = &span, .n_spans = 1};
     struct sl_phase_counters begin = sl_pool_counters(in->compute->pool), end;
     int rc;
 
     for (uint32_t i = 0; i < TOKENS_MAX; i++)
         tokens[i] = (int32_t)(i * 7 % VOCABULARY);
     in->kv.n_tokens = in->past_tokens;
-    rc = sl_forward_step(in->forward, &span, 1, ignore_logits, NULL, in->err);
+    rc = sl_forward_step(in->forward, &request, in->err);
     if (in->rc == 0)
         in->rc = rc;
     end = sl_pool_counters(in->compute->pool);

@@ -158,19 +158,23 @@ static int load_experts(struct command *command, struct sl_err *err)
 /* ---- running -----------------------------------------------------------------------------------
  */
 
-static void ignore_logits(void *context, uint32_t span_index, uint32_t token_index,
-                          const float *logits)
+static void ignore_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     (void)context;
-    (void)span_index;
-    (void)token_index;
-    (void)logits;
+    (void)rows;
+    (void)n_rows;
 }
 
 /* Feeds tokens first .. first + n, one a step or as many as go in. */
 static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
                 struct sl_err *err)
 {
+    struct sl_step_request request = {
+        .n_spans = 1,
+        .on_logits = ignore_logits,
+        .on_route = sl_bench_drive_note,
+        .on_route_context = &command->drive,
+    };
     int rc = 0;
 
     for (uint32_t done = 0, now; rc == 0 && done < n; done += now) {
@@ -181,8 +185,8 @@ static int feed(struct command *command, uint32_t first, uint32_t n, bool singly
         span.n_tokens = now;
         if (done + now == n || !command->prefill)
             span.logits = SL_LOGITS_LAST;
-        rc =
-            sl_forward_step(sl_engine_forward(command->engine), &span, 1, ignore_logits, NULL, err);
+        request.spans = &span;
+        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
     }
     return rc;
 }
@@ -453,8 +457,6 @@ static int run(struct command *command, struct sl_err *err)
 {
     int rc;
 
-    command->options.on_route = sl_bench_drive_note;
-    command->options.on_route_context = &command->drive;
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
         (rc = load_experts(command, err)) < 0 ||
         (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,

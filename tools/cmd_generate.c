@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/assert.h"
 #include "core/base/clock.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
@@ -128,14 +129,13 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
-static void on_logits(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct command *command = context;
 
-    (void)span_index;
-    (void)token_index;
-    command->sample_rc =
-        sl_sampler_sample(&command->sampler, logits, &command->next_id, &command->sample_err);
+    sl_assert(n_rows == 1);
+    command->sample_rc = sl_sampler_sample(&command->sampler, rows[0].logits, &command->next_id,
+                                           &command->sample_err);
 }
 
 static int show(const char *text, size_t length, struct sl_err *err)
@@ -150,10 +150,19 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
 {
     struct sl_span span = {sl_engine_kv(command->engine, 0), tokens, n_tokens,
                            want_next ? SL_LOGITS_LAST : SL_LOGITS_NONE};
+    const struct sl_step_request request = {
+        .spans = &span,
+        .n_spans = 1,
+        .stop = &interrupted,
+        .on_logits = on_logits,
+        .on_logits_context = command,
+        .on_route = sl_text_progress_route,
+        .on_route_context = &command->progress,
+    };
     int rc;
 
     command->sample_rc = 0;
-    rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
+    rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
     if (rc == -ECANCELED) /* the callers' loops look at `interrupted` themselves */
         return 0;
     if (rc == 0 && command->sample_rc < 0) {
@@ -345,7 +354,8 @@ static void load_hot_list(struct command *command)
 {
     struct sl_progress progress = sl_progress_start(stderr, "loading hot experts", "experts");
     struct sl_err err;
-    int rc = sl_engine_load_hot_list(command->engine, sl_progress_show, &progress, &err);
+    int rc =
+        sl_engine_load_hot_list(command->engine, &interrupted, sl_progress_show, &progress, &err);
 
     sl_progress_end(&progress);
     if (rc < 0)
@@ -413,9 +423,6 @@ int sl_cmd_generate(int argc, char **argv)
     int rc;
 
     sl_command_parse(&argp, argc, argv, &command);
-    command.options.stop = &interrupted;
-    command.options.on_route = sl_text_progress_route;
-    command.options.on_route_context = &command.progress;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

@@ -162,15 +162,17 @@ static void note_write_error(struct command *command, const struct list *list)
     command->write_path = list->out_path;
 }
 
-static void write_row(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+static void write_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct command *command = context;
-    struct list *list = command->active[span_index];
-    size_t n = sl_engine_config(command->engine)->vocab_size;
+    const size_t n = sl_engine_config(command->engine)->vocab_size;
 
-    (void)token_index;
-    if (fwrite(logits, sizeof(float), n, list->out) != n)
-        note_write_error(command, list);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        const struct list *list = command->active[rows[i].span_index];
+
+        if (fwrite(rows[i].logits, sizeof(float), n, list->out) != n)
+            note_write_error(command, list);
+    }
 }
 
 /* Gives every unfinished list's next tokens to the model, as many as a pass takes in all. */
@@ -178,6 +180,13 @@ static int run_step(struct command *command, struct sl_err *err)
 {
     struct sl_forward *forward = sl_engine_forward(command->engine);
     struct sl_span spans[LISTS_MAX];
+    struct sl_step_request request = {
+        .spans = spans,
+        .on_logits = write_rows,
+        .on_logits_context = command,
+        .on_route = sl_text_progress_route,
+        .on_route_context = &command->progress,
+    };
     uint32_t n_spans = 0, n_waiting = 0, left = sl_engine_segment(command->engine, UINT32_MAX);
     bool mtp = command->options.with_mtp;
     int rc;
@@ -199,7 +208,8 @@ static int run_step(struct command *command, struct sl_err *err)
         left -= todo;
         n_waiting--;
     }
-    rc = sl_forward_step(forward, spans, n_spans, write_row, command, err);
+    request.n_spans = n_spans;
+    rc = sl_forward_step(forward, &request, err);
     for (uint32_t s = 0; s < n_spans; s++) {
         command->active[s]->n_done += spans[s].n_tokens;
         command->progress.n_done += spans[s].n_tokens;
@@ -211,7 +221,7 @@ static int run_step(struct command *command, struct sl_err *err)
         spans[s].n_tokens -= command->active[s]->n_done == command->active[s]->n_tokens;
         spans[s].logits = SL_LOGITS_ALL;
     }
-    return sl_forward_mtp(forward, spans, n_spans, write_row, command, err);
+    return sl_forward_mtp(forward, &request, err);
 }
 
 static bool unfinished(const struct command *command)
@@ -292,8 +302,6 @@ int sl_cmd_logits(int argc, char **argv)
     if (command->options.context_tokens == 0)
         command->options.context_tokens = longest;
     command->options.n_sequences = command->n_tokens_given;
-    command->options.on_route = sl_text_progress_route;
-    command->options.on_route_context = &command->progress;
     if (rc == 0)
         rc = check_tokens(command, &err);
     if (rc == 0)

@@ -84,16 +84,18 @@ static double surprise(const float *logits, uint32_t n, int32_t next)
     return top + log(sum) - (double)logits[next];
 }
 
-static void on_logits(void *context, uint32_t span_index, uint32_t token_index, const float *logits)
+static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct command *command = context;
-    uint32_t next = command->n_given + token_index + 1;
 
-    (void)span_index;
-    if (next >= command->n_piece)
-        return;
-    command->nats += surprise(logits, command->config.vocab_size, command->piece[next]);
-    command->n_scored++;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        const uint32_t next = command->n_given + rows[i].token_index + 1;
+
+        if (next >= command->n_piece)
+            return;
+        command->nats += surprise(rows[i].logits, command->config.vocab_size, command->piece[next]);
+        command->n_scored++;
+    }
 }
 
 /* Adds the ids of one document. The begin-of-sentence token that each piece gets is not among them.
@@ -197,6 +199,13 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
                            struct sl_err *err)
 {
     struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
+    struct sl_step_request request = {
+        .n_spans = 1,
+        .on_logits = on_logits,
+        .on_logits_context = command,
+        .on_route = sl_text_progress_route,
+        .on_route_context = &command->progress,
+    };
     uint32_t n = end - first;
     int rc = 0;
 
@@ -212,7 +221,8 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
         uint32_t n_step = sl_engine_segment(command->engine, left);
         struct sl_span span = {kv, command->piece + command->n_given, n_step, SL_LOGITS_ALL};
 
-        rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, on_logits, command, err);
+        request.spans = &span;
+        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
         command->n_given += n_step;
         command->progress.n_done += n_step;
     }
@@ -271,8 +281,6 @@ int sl_cmd_perplexity(int argc, char **argv)
     int rc;
 
     sl_command_parse(&argp, argc, argv, &command);
-    command.options.on_route = sl_text_progress_route;
-    command.options.on_route_context = &command.progress;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

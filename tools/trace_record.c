@@ -145,6 +145,8 @@ static int run(struct command *command, struct sl_err *err)
 {
     struct sl_text_progress *text = &command->progress;
     struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
+    struct sl_step_request request = {
+        .n_spans = 1, .on_route = on_route, .on_route_context = command};
     int rc = 0;
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"),
@@ -159,7 +161,8 @@ static int run(struct command *command, struct sl_err *err)
             uint32_t n = sl_engine_segment(command->engine, left);
             struct sl_span span = {kv, document->tokens + at, n, SL_LOGITS_NONE};
 
-            rc = sl_forward_step(sl_engine_forward(command->engine), &span, 1, NULL, NULL, err);
+            request.spans = &span;
+            rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
             at += n;
             text->n_done += n;
         }
@@ -198,8 +201,6 @@ static int record(struct command *command, struct sl_err *err)
         .hidden_size = config->hidden_size,
         .moe_intermediate_size = config->moe_intermediate_size,
     };
-    command->options.on_route = on_route;
-    command->options.on_route_context = command;
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
         (rc = sl_trace_writer_open(&command->writer, command->out, &shape, err)) < 0)
         return rc;

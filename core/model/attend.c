@@ -267,8 +267,7 @@ static const uint8_t *entry_at(const struct work *in, const struct group *group,
 {
     const struct sl_config *c = in->step->config;
     const struct sl_step_token *last = &in->step->tokens[group->first + group->n_queries - 1];
-    const struct sl_kv_layer *layer = &last->kv->layers[in->run->layer_index];
-    const size_t bytes = in->a->entry_bytes;
+    const uint32_t layer_index = in->run->layer_index;
 
     if (n < group->window_slots) {
         uint32_t position = group->window_first + n;
@@ -278,13 +277,13 @@ static const uint8_t *entry_at(const struct work *in, const struct group *group,
             position < window_start(c, in->step->tokens[group->first].position))
             return NULL;
         index = sl_step_index_of(in->step, group->first, position);
-        return index >= 0 ? in->run->step_entries + (size_t)index * bytes
-                          : layer->window + position % c->sliding_window * bytes;
+        return index >= 0 ? in->run->step_entries + (size_t)index * in->a->entry_bytes
+                          : sl_kv_row(last->kv, layer_index, SL_KV_WINDOW, position);
     }
     n -= group->window_slots;
     if (n >= group->n_compressed)
         return NULL;
-    return layer->entries + (group->selected ? group->chosen[n] : n) * bytes;
+    return sl_kv_entry(last->kv, layer_index, group->selected ? group->chosen[n] : n);
 }
 
 /* What token `token` of a group sees of its entries: window slots first to end, and the first

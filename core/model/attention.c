@@ -112,17 +112,15 @@ static void store_entry(const struct run *in, const float *values, uint8_t *entr
 static void store_compressed(void *context, uint32_t i, uint32_t entry_index, float *pooled)
 {
     const struct run *in = context;
-    struct sl_kv_layer *layer = &in->step->tokens[i].kv->layers[in->layer_index];
 
-    store_entry(in, pooled, layer->entries + (size_t)entry_index * in->a->entry_bytes);
+    store_entry(in, pooled, sl_kv_entry(in->step->tokens[i].kv, in->layer_index, entry_index));
 }
 
 static void store_key(void *context, uint32_t i, uint32_t entry_index, float *pooled)
 {
     const struct run *in = context;
 
-    sl_indexer_store_key(in->step, &in->step->tokens[i].kv->layers[in->layer_index], entry_index,
-                         pooled);
+    sl_indexer_store_key(in->step, in->step->tokens[i].kv, in->layer_index, entry_index, pooled);
 }
 
 static void compress(const struct run *in)
@@ -310,8 +308,7 @@ static void keep_window(void *context, size_t first, size_t end, uint32_t thread
 
         if (i + window < in->step->n_tokens && token[window].span_first == token->span_first)
             continue; /* a later token of this step takes the same place */
-        memcpy(token->kv->layers[in->layer_index].window +
-                   (size_t)(token->position % window) * in->a->entry_bytes,
+        memcpy(sl_kv_row(token->kv, in->layer_index, SL_KV_WINDOW, token->position),
                in->a->step_entries + i * in->a->entry_bytes, in->a->entry_bytes);
     }
 }

@@ -29,12 +29,19 @@ struct sl_compressor_scratch sl_compressor_scratch_carve(struct sl_arena *arena,
     return scratch;
 }
 
-static struct sl_compressor_state *state_of(const struct sl_compressor_run *run,
-                                            const struct sl_step_token *token)
+/* The rows that the KV cache keeps of the token at `position` of a token's sequence. */
+static float *kept_values(const struct sl_compressor_run *run, const struct sl_step_token *token,
+                          uint32_t position)
 {
-    struct sl_kv_layer *layer = &token->kv->layers[run->layer_index];
+    return (float *)(void *)sl_kv_row(token->kv, run->layer_index,
+                                      run->is_index ? SL_KV_INDEX_VALUES : SL_KV_VALUES, position);
+}
 
-    return run->is_index ? &layer->index_compressor : &layer->compressor;
+static float *kept_scores(const struct sl_compressor_run *run, const struct sl_step_token *token,
+                          uint32_t position)
+{
+    return (float *)(void *)sl_kv_row(token->kv, run->layer_index,
+                                      run->is_index ? SL_KV_INDEX_SCORES : SL_KV_SCORES, position);
 }
 
 static void add_ape(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -60,9 +67,9 @@ static void pool_window(const struct add *in, uint32_t i, const struct sl_compre
     const struct sl_compressor_run *run = in->run;
     const struct sl_config *config = in->step->config;
     const struct sl_kernels *k = in->step->compute->kernels;
-    const struct sl_compressor_state *state = state_of(run, &in->step->tokens[i]);
+    const struct sl_step_token *token = &in->step->tokens[i];
     const uint32_t pairs = config->qk_rope_head_dim / 2, dim = run->dim;
-    const uint32_t end_position = in->step->tokens[i].position + 1; /* a multiple of ratio */
+    const uint32_t end_position = token->position + 1; /* a multiple of ratio */
     const bool overlaps = run->ratio == SL_CSA_RATIO;
     const uint32_t n_rows = overlaps && end_position > run->ratio ? 2 * run->ratio : run->ratio;
 
@@ -77,10 +84,8 @@ static void pool_window(const struct add *in, uint32_t i, const struct sl_compre
             own->score_rows[r] =
                 run->score + (size_t)(index - in->first) * run->row_stride + channel;
         } else {
-            size_t row = (size_t)(position % state->n_rows) * state->width + channel;
-
-            own->kv_rows[r] = state->kv + row;
-            own->score_rows[r] = state->score + row;
+            own->kv_rows[r] = kept_values(run, token, position) + channel;
+            own->score_rows[r] = kept_scores(run, token, position) + channel;
         }
     }
     k->pool_rows(n_rows, dim, own->kv_rows, own->score_rows, own->pooled);
@@ -103,7 +108,7 @@ static void pool_windows(void *context, size_t first, size_t end, uint32_t threa
     }
 }
 
-/* Keeps the rows that later windows need: the last n_rows of each sequence in this chunk. */
+/* Keeps the rows that later windows need: the last ones of each sequence in this chunk. */
 static void keep_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct add *in = context;
@@ -113,14 +118,15 @@ static void keep_rows(void *context, size_t first, size_t end, uint32_t thread_i
     for (size_t row = first; row < end; row++) {
         uint32_t i = in->first + (uint32_t)row;
         const struct sl_step_token *token = &in->step->tokens[i];
-        const struct sl_compressor_state *state = state_of(run, token);
-        size_t kept = (size_t)(token->position % state->n_rows) * state->width;
+        const struct sl_kv_ring_shape shape = sl_kv_shape(
+            token->kv, run->layer_index, run->is_index ? SL_KV_INDEX_VALUES : SL_KV_VALUES);
 
-        if (i + state->n_rows < in->end && token[state->n_rows].span_first == token->span_first)
+        if (i + shape.n_rows < in->end && token[shape.n_rows].span_first == token->span_first)
             continue; /* a later token of this chunk takes the same row */
-        memcpy(state->kv + kept, run->kv + row * run->row_stride, state->width * sizeof(float));
-        memcpy(state->score + kept, run->score + row * run->row_stride,
-               state->width * sizeof(float));
+        memcpy(kept_values(run, token, token->position), run->kv + row * run->row_stride,
+               shape.row_bytes);
+        memcpy(kept_scores(run, token, token->position), run->score + row * run->row_stride,
+               shape.row_bytes);
     }
 }
 

@@ -19,9 +19,9 @@ struct sl_compressor_run {
     const struct sl_compressor_weights *weights;
     uint32_t ratio;
     uint32_t dim;
-    bool is_index; /* works on kv->layers[].index_compressor */
+    bool is_index; /* pools indexer keys, from the KV cache's index rings */
     uint32_t layer_index;
-    float *kv;    /* (chunk tokens, width): wkv of the chunk, at kv_stride */
+    float *kv;    /* (chunk tokens, width): wkv of the chunk, at row_stride */
     float *score; /* (chunk tokens, width): wgate of the chunk; ape is added in place */
     size_t row_stride;
     sl_compressed_fn *store;

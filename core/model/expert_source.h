@@ -1,12 +1,14 @@
 /* Where the MoE gets its experts from: declared here, implemented by cache, faked by tests.
  *
  * One thread (the one that drives the forward pass) makes all calls. For each layer of a step it
- * makes one demand, takes the experts as they become ready, in any order, and releases each:
+ * makes one demand, takes the experts as they become ready, in any order, and releases each. Steps
+ * may take turns between layers, so that nothing is demanded or held while a step stands still:
  *
  *     hint(hash-routed experts)          before the step, optional
  *     demand(layer, experts)             submits all reads that are missing; does not block
  *     guess(the next layer's experts)    while they load, optional
  *     next() ... release() ...           until next() returns 0
+ *     forget()                           in place of what would follow, where the step fails
  *
  * An expert whose w1 and w3 have landed may be lent before w2 has, to somebody who would have to
  * wait otherwise; complete() waits for the rest.
@@ -77,6 +79,11 @@ struct sl_expert_source_ops {
      * this source. Never fails. */
     void (*guess)(struct sl_expert_source *source, const struct sl_expert_key *keys,
                   uint32_t n_keys);
+
+    /* A step was stopped or failed, and what it hinted and guessed may never be demanded: neither
+     * counts any more, of whichever step it was. No demand is open. For another step that is under
+     * way this costs reads at most. NULL: the source keeps no hints. Never fails. */
+    void (*forget)(struct sl_expert_source *source);
 };
 
 /* First member of every implementation. */

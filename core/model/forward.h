@@ -5,7 +5,17 @@
  * layer-major (every span passes layer n before layer n + 1 starts) and expert-major inside the
  * MoE. The logits after a token depend on weights and earlier tokens alone, bit for bit.
  *
- * One thread drives a forward; it owns all working memory and allocates nothing after creation.
+ * A step goes on layer by layer and can be left between layers for as long as one likes:
+ *
+ *     begin() ──► advance() ──► advance() ... ──► end()      its tokens, or the first ones of each
+ *                     │             │                        span, are part of their sequences
+ *                     └──failed─────┴──abandon()──►          every sequence is as it was before
+ *
+ * Several forwards can share weights, compute and expert source, each with a step of its own open:
+ * a large one for long prompts stands still while a small one serves somebody who waits. No
+ * sequence is in two steps at a time. One thread drives all of them. A forward owns its working
+ * memory and allocates nothing after creation.
+ *
  * What a step's time went to is in the pool's account (core/base/phase.h), without what
  * on_logits() took. */
 #ifndef SL_MODEL_FORWARD_H
@@ -23,12 +33,6 @@
 
 struct sl_forward;
 
-/* The experts that each token of a step was routed to in a layer, as soon as the layer has run:
- * (n_tokens, num_experts_per_tok), ascending for each token, spans one after the other; valid
- * during the call. */
-typedef void sl_route_fn(void *context, uint32_t layer_index, uint32_t n_tokens,
-                         const uint16_t *experts);
-
 /* Which experts the source is told of before their layer's router has chosen them. */
 enum sl_prefetch {
     SL_PREFETCH_HASH, /* those of the hash-routed layers, for certain */
@@ -45,9 +49,6 @@ struct sl_forward_params {
     uint32_t context_max; /* of one sequence: no KV cache has a larger capacity */
     uint32_t spans_max;
     enum sl_prefetch prefetch;
-    const atomic_bool *stop; /* NULL, or looked at some times a second; may be set from anywhere */
-    sl_route_fn *on_route;   /* NULL, or told, from the thread that drives the pass */
-    void *on_route_context;
 };
 
 enum sl_logits_wanted { SL_LOGITS_NONE, SL_LOGITS_LAST, SL_LOGITS_ALL };
@@ -59,13 +60,41 @@ struct sl_span {
     enum sl_logits_wanted logits;
 };
 
-/* One row: logits (vocab_size) after token `token_index` of span `span_index`; valid during the
- * call. Rows come in the order of spans and tokens, from the thread that called sl_forward_step().
- */
-typedef void sl_logits_fn(void *context, uint32_t span_index, uint32_t token_index,
-                          const float *logits);
+/* Logits (vocab_size) after token `token_index` of span `span_index`. */
+struct sl_logits_row {
+    uint32_t span_index;
+    uint32_t token_index;
+    const float *logits;
+};
 
-/* Bytes of working memory that sl_forward_create() will map. n_threads as in params->compute. */
+/* Rows come in the order of spans and tokens, up to this many at a time. */
+#define SL_LOGITS_ROWS_MAX 32u
+
+/* The next rows that the step's spans want; valid during the call, which comes from the thread that
+ * drives the forward and may run jobs on the pool. Rows of a step that fails afterwards are of no
+ * use: its tokens have not happened. */
+typedef void sl_logits_fn(void *context, const struct sl_logits_row *rows, uint32_t n_rows);
+
+/* The experts that each token of a step was routed to in a layer, as soon as the layer has run:
+ * (n_tokens, num_experts_per_tok), ascending for each token, spans one after the other; valid
+ * during the call. */
+typedef void sl_route_fn(void *context, uint32_t layer_index, uint32_t n_tokens,
+                         const uint16_t *experts);
+
+/* The work of one step, and whom it tells. The token ids, `stop` and the contexts are borrowed
+ * until the step has ended; the list of spans until begin() returns. */
+struct sl_step_request {
+    const struct sl_span *spans;
+    uint32_t n_spans;
+    const atomic_bool *stop; /* NULL, or looked at some times a second; may be set from anywhere */
+    sl_logits_fn *on_logits; /* NULL where no span wants any */
+    void *on_logits_context;
+    sl_route_fn *on_route; /* NULL, or told after each layer */
+    void *on_route_context;
+};
+
+/* Bytes of working memory that sl_forward_create() will map, what undoes a step included.
+ * n_threads as in params->compute. */
 uint64_t sl_forward_measure(const struct sl_config *config, enum sl_numerics numerics,
                             uint32_t n_threads, uint32_t tokens_max, uint32_t context_max,
                             uint32_t spans_max);
@@ -74,26 +103,56 @@ uint64_t sl_forward_measure(const struct sl_config *config, enum sl_numerics num
 int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_params *params,
                       struct sl_err *err);
 
-/* NULL is allowed. */
+/* NULL is allowed. Abandons a step that is open. */
 void sl_forward_destroy(struct sl_forward *forward);
 
 /* All working memory: for figures. */
 const struct sl_arena *sl_forward_arena(const struct sl_forward *forward);
 
-/* Runs all spans through all layers. Fails before anything is changed with -SL_EFORMAT (a token
- * outside the vocabulary), -SL_EBUDGET (a span does not fit its KV cache, or the step this forward)
- * or -EINVAL (a broken KV cache); or, and then every KV cache of the step is broken, as the expert
- * source fails, with -SL_ECORRUPT (logits that are not finite, and so not given) or -ECANCELED
- * (stop was set). */
-int sl_forward_step(struct sl_forward *forward, const struct sl_span *spans, uint32_t n_spans,
-                    sl_logits_fn *on_logits, void *context, struct sl_err *err);
+/* Begins a step; none is open. Fails, and nothing has happened, with -SL_EFORMAT (a token outside
+ * the vocabulary) or -SL_EBUDGET (a span does not fit its KV cache, or the step this forward). */
+int sl_forward_begin(struct sl_forward *forward, const struct sl_step_request *request,
+                     struct sl_err *err);
 
-/* Runs the MTP block over the spans of the step before, whose final streams are still here: span
- * i's tokens are what followed each of its tokens, as far as known (n_tokens 0 to that span's
- * n_tokens). Logits row t predicts the token after tokens[t]. Only with weights that have an MTP
- * block. May be called once per step; of a sequence for all steps or none, since the block attends
- * to its own past: only the last step may leave out tokens. Fails like sl_forward_step(). */
-int sl_forward_mtp(struct sl_forward *forward, const struct sl_span *spans, uint32_t n_spans,
-                   sl_logits_fn *on_logits, void *context, struct sl_err *err);
+/* Runs the next layer; after the last one, gives the next rows of logits. Returns 1 if there is
+ * more to do and 0 if not: then end() follows. Fails as the expert source does, with -SL_ECORRUPT
+ * (logits that are not finite, and so not given) or -ECANCELED (stop was set); the step is over
+ * then, and all its sequences are where they were before it. */
+int sl_forward_advance(struct sl_forward *forward, struct sl_err *err);
+
+/* Ends a step that has nothing more to do: the first n_kept[i] tokens of each span i, or with NULL
+ * all of them, have now been seen by their sequences. The rest leaves no trace, as if it had not
+ * been in the step. Some but not all tokens can be kept of spans of at most
+ * sl_kv_undo_tokens_max() (core/model/kv_undo.h). */
+void sl_forward_end(struct sl_forward *forward, const uint32_t *n_kept);
+
+/* Gives up the open step, wherever it is: all its sequences are where they were before it. */
+void sl_forward_abandon(struct sl_forward *forward);
+
+/* All of a step at once: begin(), advance() to the end, end() with all tokens kept. Fails as these
+ * do, and then nothing has happened to any sequence. */
+int sl_forward_step(struct sl_forward *forward, const struct sl_step_request *request,
+                    struct sl_err *err);
+
+/* Begins a pass of the MTP block over the step that ended last, whose final streams are still here:
+ * span i is of the same sequence as then, and its tokens are what followed each of those that were
+ * kept, as far as known (n_tokens 0 to that many). Logits row t predicts the token after tokens[t].
+ * advance() and end() follow as for any step.
+ *
+ * Only with weights that have an MTP block. Once per step; of a sequence for all steps or none,
+ * since the block attends to its own past: only the last step may leave out tokens. Fails as
+ * begin(). A pass that fails later leaves the sequences as the step left them, and the block as it
+ * was before: it has missed these tokens, since the streams are used up. Then the sequence goes on
+ * without MTP, or sl_forward_take_back() and the step is taken once more. */
+int sl_forward_begin_mtp(struct sl_forward *forward, const struct sl_step_request *request,
+                         struct sl_err *err);
+
+/* All of an MTP pass at once. */
+int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *request,
+                   struct sl_err *err);
+
+/* Takes back the step that ended last, and its MTP pass: its sequences, which nobody has touched
+ * since, are where they were before it. Once, and before another step begins. */
+void sl_forward_take_back(struct sl_forward *forward);
 
 #endif

@@ -9,7 +9,7 @@
 
 /* Keys scored at a time by one thread: their scores for all heads stay in the second-level cache.
  */
-#define KEYS_AT_ONCE 512u
+#define KEYS_AT_ONCE SL_KV_KEYS_TOGETHER
 #define SCORES_STRIDE (KEYS_AT_ONCE + SL_R16_ROWS) /* a power of two would share few cache sets */
 
 struct query_slot {
@@ -69,20 +69,18 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
     return indexer;
 }
 
-void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_layer *layer,
+void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, uint32_t layer_index,
                           uint32_t entry_index, float *pooled)
 {
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
-    const uint32_t dim = config->index_head_dim, cols = sl_index_key_cols(config);
-    const uint32_t lane = entry_index % SL_R16_ROWS;
-    uint8_t *tile = layer->keys + entry_index / SL_R16_ROWS * sl_r16_fp4_tile_bytes(cols);
+    const uint32_t dim = config->index_head_dim, lane = entry_index % SL_R16_ROWS;
+    uint8_t *tile = sl_kv_key_tile(kv, layer_index, entry_index);
     uint8_t codes[SL_FP4_BLOCK_COLS], scale_byte;
 
     k->hadamard(dim, pooled);
     if (step->compute->numerics == SL_NUMERICS_EXACT) {
-        memcpy((float *)(void *)layer->keys + (size_t)entry_index * dim, pooled,
-               dim * sizeof(float));
+        memcpy((float *)(void *)tile + lane * dim, pooled, dim * sizeof(float));
         return;
     }
     for (uint32_t col = 0; col < dim; col += SL_FP4_BLOCK_COLS) { /* as sl_r16_pack_fp4() does */
@@ -164,22 +162,21 @@ static void score_keys(void *context, size_t first, size_t end, uint32_t thread_
     for (size_t item = first; item < end; item++) {
         const struct sl_index_query *query = &in->queries[item / in->n_key_parts];
         struct query_slot *slot = &in->indexer->slots[item / in->n_key_parts];
-        const struct sl_kv_layer *layer = &step->tokens[query->token].kv->layers[in->layer_index];
+        const uint8_t *tiles;
         uint32_t from = (uint32_t)(item % in->n_key_parts) * KEYS_AT_ONCE;
         uint32_t n;
 
         if (from >= query->n_visible)
             continue;
         n = query->n_visible - from < KEYS_AT_ONCE ? query->n_visible - from : KEYS_AT_ONCE;
+        tiles = sl_kv_key_tile(step->tokens[query->token].kv, in->layer_index, from);
         if (step->compute->numerics == SL_NUMERICS_EXACT) {
             sl_exact_index_scores(heads, dim, n, slot->q, slot->weights,
-                                  (const float *)(const void *)layer->keys + (size_t)from * dim,
-                                  slot->scores + from);
+                                  (const float *)(const void *)tiles, slot->scores + from);
             continue;
         }
-        k->matmul_fp4(sl_r16_tile_count(n), cols, heads,
-                      layer->keys + from / SL_R16_ROWS * sl_r16_fp4_tile_bytes(cols), slot->q_int8,
-                      slot->q_scale, head_scores, SCORES_STRIDE);
+        k->matmul_fp4(sl_r16_tile_count(n), cols, heads, tiles, slot->q_int8, slot->q_scale,
+                      head_scores, SCORES_STRIDE);
         k->index_reduce(heads, n, head_scores, SCORES_STRIDE, slot->weights, slot->scores + from);
     }
 }

@@ -19,7 +19,7 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
 
 /* Stores entry `entry_index`'s key: `pooled` (index_head_dim) is rotated by Hadamard and rounded;
  * it is overwritten. Different entries may be stored from different threads at the same time. */
-void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_layer *layer,
+void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, uint32_t layer_index,
                           uint32_t entry_index, float *pooled);
 
 /* One query's selection. */

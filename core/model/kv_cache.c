@@ -1,5 +1,7 @@
 #include "core/model/kv_cache.h"
 
+#include "core/base/assert.h"
+
 uint32_t sl_kv_cache_entry_bytes(const struct sl_config *config, enum sl_numerics numerics)
 {
     uint32_t rope_dim = config->qk_rope_head_dim;
@@ -9,61 +11,71 @@ uint32_t sl_kv_cache_entry_bytes(const struct sl_config *config, enum sl_numeric
     return (uint32_t)sl_kv_entry_bytes(config->head_dim - rope_dim, rope_dim);
 }
 
-static struct sl_compressor_state carve_compressor(struct sl_arena *arena, uint32_t ratio,
-                                                   uint32_t dim)
+/* The input of one of a compressor's two projections. CSA's windows overlap: an entry also pools
+ * the window before it, through the other half of the channels. */
+static struct sl_kv_ring_shape compressor_shape(uint32_t ratio, uint32_t dim)
 {
-    bool overlaps = ratio == SL_CSA_RATIO;
-    struct sl_compressor_state state = {
-        .n_rows = overlaps ? 2 * ratio : ratio,
-        .width = overlaps ? 2 * dim : dim,
-    };
+    const uint32_t times = ratio == SL_CSA_RATIO ? 2 : 1;
 
-    state.kv = sl_arena_take(arena, (uint64_t)state.n_rows * state.width, sizeof(float));
-    state.score = sl_arena_take(arena, (uint64_t)state.n_rows * state.width, sizeof(float));
-    return state;
+    return (struct sl_kv_ring_shape){times * ratio, times * dim * (uint32_t)sizeof(float)};
+}
+
+void sl_kv_ring_shapes(const struct sl_config *config, enum sl_numerics numerics,
+                       uint32_t layer_index, struct sl_kv_ring_shape ret_shapes[SL_KV_RINGS])
+{
+    const uint32_t ratio = config->compress_ratios[layer_index];
+
+    for (int ring = 0; ring < SL_KV_RINGS; ring++)
+        ret_shapes[ring] = (struct sl_kv_ring_shape){0, 0};
+    ret_shapes[SL_KV_WINDOW] = (struct sl_kv_ring_shape){config->sliding_window,
+                                                         sl_kv_cache_entry_bytes(config, numerics)};
+    if (ratio)
+        ret_shapes[SL_KV_VALUES] = ret_shapes[SL_KV_SCORES] =
+            compressor_shape(ratio, config->head_dim);
+    if (ratio == SL_CSA_RATIO)
+        ret_shapes[SL_KV_INDEX_VALUES] = ret_shapes[SL_KV_INDEX_SCORES] =
+            compressor_shape(ratio, config->index_head_dim);
+}
+
+static uint32_t key_tile_bytes(const struct sl_config *config, enum sl_numerics numerics)
+{
+    if (numerics == SL_NUMERICS_EXACT)
+        return SL_R16_ROWS * config->index_head_dim * (uint32_t)sizeof(float);
+    return (uint32_t)sl_r16_fp4_tile_bytes(sl_index_key_cols(config));
 }
 
 static void carve(struct sl_kv_cache *kv, struct sl_arena *arena, const struct sl_config *config,
-                  uint32_t n_layers, uint32_t capacity_tokens, enum sl_numerics numerics)
+                  enum sl_numerics numerics)
 {
-    struct sl_kv_layer *layers = sl_arena_take(arena, n_layers, sizeof(*layers));
-    uint32_t entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
-
-    for (uint32_t i = 0; i < n_layers; i++) {
-        uint32_t ratio = config->compress_ratios[i];
+    kv->entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
+    kv->key_tile_bytes = key_tile_bytes(config, numerics);
+    kv->layers = sl_arena_take(arena, kv->n_layers, sizeof(*kv->layers));
+    for (uint32_t i = 0; i < kv->n_layers; i++) {
+        const uint32_t ratio = config->compress_ratios[i];
         struct sl_kv_layer layer = {0};
 
-        layer.window = sl_arena_take(arena, config->sliding_window, entry_bytes);
-        if (ratio) {
-            layer.entries = sl_arena_take(arena, capacity_tokens / ratio, entry_bytes);
-            layer.compressor = carve_compressor(arena, ratio, config->head_dim);
-        }
-        if (ratio == SL_CSA_RATIO) {
-            uint64_t n_keys = capacity_tokens / ratio;
-
-            layer.keys = numerics == SL_NUMERICS_EXACT
-                             ? sl_arena_take(arena, n_keys * config->index_head_dim, sizeof(float))
-                             : sl_arena_take(arena, sl_r16_tile_count(n_keys),
-                                             sl_r16_fp4_tile_bytes(sl_index_key_cols(config)));
-            layer.index_compressor = carve_compressor(arena, ratio, config->index_head_dim);
-        }
-        if (layers)
-            layers[i] = layer;
-    }
-    if (layers) {
-        kv->layers = layers;
-        kv->entry_bytes = entry_bytes;
-        kv->capacity_tokens = capacity_tokens;
+        sl_kv_ring_shapes(config, numerics, i, layer.shapes);
+        for (int ring = 0; ring < SL_KV_RINGS; ring++)
+            layer.rings[ring] =
+                sl_arena_take(arena, layer.shapes[ring].n_rows, layer.shapes[ring].row_bytes);
+        if (ratio)
+            layer.entries = sl_arena_take(arena, kv->capacity_tokens / ratio, kv->entry_bytes);
+        if (ratio == SL_CSA_RATIO)
+            layer.keys = sl_arena_take(arena, sl_r16_tile_count(kv->capacity_tokens / ratio),
+                                       kv->key_tile_bytes);
+        if (kv->layers)
+            kv->layers[i] = layer;
     }
 }
 
 uint64_t sl_kv_cache_measure(const struct sl_config *config, uint32_t n_layers,
                              uint32_t capacity_tokens, enum sl_numerics numerics)
 {
+    struct sl_kv_cache kv = {.capacity_tokens = capacity_tokens, .n_layers = n_layers};
     struct sl_arena arena;
 
     sl_arena_init_measure(&arena);
-    carve(NULL, &arena, config, n_layers, capacity_tokens, numerics);
+    carve(&kv, &arena, config, numerics);
     return arena.used_bytes;
 }
 
@@ -72,24 +84,25 @@ int sl_kv_cache_init(struct sl_kv_cache *kv, const struct sl_config *config, uin
 {
     int rc;
 
-    *kv = (struct sl_kv_cache){0};
+    *kv = (struct sl_kv_cache){.capacity_tokens = capacity_tokens, .n_layers = n_layers};
     rc = sl_arena_init(&kv->arena, sl_kv_cache_measure(config, n_layers, capacity_tokens, numerics),
                        "KV cache", err);
     if (rc < 0)
         return rc;
-    carve(kv, &kv->arena, config, n_layers, capacity_tokens, numerics);
+    carve(kv, &kv->arena, config, numerics);
     return 0;
 }
 
 void sl_kv_cache_fini(struct sl_kv_cache *kv)
 {
+    sl_assert(!kv->in_step);
     sl_arena_fini(&kv->arena);
     *kv = (struct sl_kv_cache){0};
 }
 
 void sl_kv_cache_clear(struct sl_kv_cache *kv)
 {
+    sl_assert(!kv->in_step);
     kv->n_tokens = 0;
     kv->n_mtp_tokens = 0;
-    kv->broken = false;
 }

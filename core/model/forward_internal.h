@@ -1,0 +1,88 @@
+/* The state of a forward: private to forward.c, forward_logits.c and mtp.c. */
+#ifndef SL_MODEL_FORWARD_INTERNAL_H
+#define SL_MODEL_FORWARD_INTERNAL_H
+
+#include "core/model/attention.h"
+#include "core/model/forward.h"
+#include "core/model/hyper_connection.h"
+#include "core/model/kv_undo.h"
+#include "core/model/linear.h"
+#include "core/model/moe.h"
+#include "core/model/step.h"
+
+/* The parts of the model that a pass runs through, each with its own undo. */
+enum sl_forward_part { SL_FORWARD_MAIN, SL_FORWARD_MTP, SL_FORWARD_PARTS };
+
+/*        begin            end               begin_mtp           end, abandon
+ *   IDLE ────► OPEN[MAIN] ────► STREAMS_LEFT ────────► OPEN[MTP] ────────────► STREAMS_USED
+ *
+ * From everywhere but OPEN another step may begin. Only a step that ended can be taken back. */
+enum sl_forward_state {
+    SL_FORWARD_IDLE,
+    SL_FORWARD_OPEN, /* a pass through `part` */
+    SL_FORWARD_STREAMS_LEFT,
+    SL_FORWARD_STREAMS_USED,
+};
+
+struct sl_forward {
+    struct sl_forward_params params;
+    enum sl_forward_state state;
+    enum sl_forward_part part;
+
+    struct sl_step_request request; /* of the open pass; its spans are these */
+    struct sl_span *spans;          /* (spans_max) */
+    uint32_t *span_first;           /* (spans_max) step index of each span's first token */
+    struct sl_step step;
+    struct sl_step_token *tokens; /* (tokens_max) */
+    struct sl_kv_undo undo[SL_FORWARD_PARTS];
+    uint32_t next_layer, end_layer;
+
+    struct sl_attention *attention;
+    struct sl_moe *moe;
+    float *cosine[SL_ROPE_KINDS], *sine[SL_ROPE_KINDS], *frequency[SL_ROPE_KINDS];
+
+    uint32_t n_rows_left;         /* of logits, to be given */
+    uint32_t row_span, row_token; /* where the search for the next one goes on */
+    struct sl_act_buffer head_x;  /* (SL_LOGITS_ROWS_MAX, hidden_size) */
+    float *logits;                /* (SL_LOGITS_ROWS_MAX, vocab_size rounded up to 16) */
+    struct sl_logits_row rows[SL_LOGITS_ROWS_MAX];
+    uint32_t row_tokens[SL_LOGITS_ROWS_MAX]; /* step index of each */
+
+    struct sl_act_buffer mtp_e; /* (chunk, hidden_size) */
+    struct sl_act_buffer mtp_h; /* (chunk * hc_mult, hidden_size) */
+    float *mtp_e_out, *mtp_h_out;
+
+    uint32_t undo_tokens_max; /* see sl_kv_undo_tokens_max() */
+    struct sl_arena arena;    /* owns all memory above; this struct itself is malloc's */
+};
+
+/* Begins a pass through `part`, whose streams are to be set after it. Fails as
+ * sl_forward_begin(). */
+int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *request,
+                          enum sl_forward_part part, struct sl_err *err);
+
+/* x = the token's embedding (hidden_size). */
+void sl_forward_embed(const struct sl_forward *f, int32_t id, float *x);
+
+/* Advances to the end of the open pass and ends it. */
+int sl_forward_finish(struct sl_forward *f, struct sl_err *err);
+
+/* ---- logits ------------------------------------------------------------------------------------
+ */
+
+void sl_forward_carve_logits(struct sl_forward *f, struct sl_arena *arena,
+                             const struct sl_config *config, enum sl_numerics numerics);
+
+/* Counts the rows that the open pass is to give. */
+void sl_forward_count_rows(struct sl_forward *f);
+
+/* Gives the next rows, at most SL_LOGITS_ROWS_MAX. Returns 0, -ECANCELED or -SL_ECORRUPT. */
+int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err);
+
+/* ---- the MTP block -----------------------------------------------------------------------------
+ */
+
+void sl_forward_carve_mtp(struct sl_forward *f, struct sl_arena *arena,
+                          const struct sl_config *config, enum sl_numerics numerics);
+
+#endif

@@ -1,0 +1,107 @@
+#include "core/model/kv_undo.h"
+
+#include <string.h>
+
+#include "core/base/assert.h"
+
+static uint64_t layer_bytes(const struct sl_config *config, enum sl_numerics numerics,
+                            uint32_t layer_index, uint64_t tokens_max, uint64_t spans_max)
+{
+    struct sl_kv_ring_shape shapes[SL_KV_RINGS];
+    uint64_t bytes = 0;
+
+    sl_kv_ring_shapes(config, numerics, layer_index, shapes);
+    for (int ring = 0; ring < SL_KV_RINGS; ring++) {
+        uint64_t most = spans_max * shapes[ring].n_rows;
+
+        bytes += (most < tokens_max ? most : tokens_max) * shapes[ring].row_bytes;
+    }
+    return bytes;
+}
+
+struct sl_kv_undo sl_kv_undo_carve(struct sl_arena *arena, const struct sl_config *config,
+                                   enum sl_numerics numerics, uint32_t first_layer,
+                                   uint32_t n_layers, uint32_t tokens_max, uint32_t spans_max)
+{
+    struct sl_kv_undo undo = {.first_layer = first_layer, .n_layers = n_layers};
+
+    undo.spans = sl_arena_take(arena, spans_max, sizeof(*undo.spans));
+    undo.rows = sl_arena_take(arena, n_layers, sizeof(*undo.rows));
+    for (uint32_t i = 0; i < n_layers; i++) {
+        uint8_t *rows = sl_arena_take(
+            arena, layer_bytes(config, numerics, first_layer + i, tokens_max, spans_max), 1);
+
+        if (undo.rows)
+            undo.rows[i] = rows;
+    }
+    return undo;
+}
+
+void sl_kv_undo_clear(struct sl_kv_undo *undo)
+{
+    undo->n_spans = 0;
+    undo->n_saved = 0;
+}
+
+void sl_kv_undo_add(struct sl_kv_undo *undo, struct sl_kv_cache *kv, uint32_t first,
+                    uint32_t n_tokens)
+{
+    undo->spans[undo->n_spans++] =
+        (struct sl_kv_undo_span){.kv = kv, .first = first, .n_tokens = n_tokens};
+}
+
+/* Copies the rows of a ring that a span overwrites to `saved`, or those of the tokens that are not
+ * kept from there back. Returns the end of what is saved. */
+static uint8_t *copy_rows(const struct sl_kv_undo_span *span, uint32_t layer_index,
+                          enum sl_kv_ring ring, uint8_t *saved, bool back)
+{
+    const struct sl_kv_ring_shape shape = sl_kv_shape(span->kv, layer_index, ring);
+    const uint32_t n = span->n_tokens < shape.n_rows ? span->n_tokens : shape.n_rows;
+
+    for (uint32_t i = span->n_tokens - n; i < span->n_tokens; i++, saved += shape.row_bytes) {
+        uint8_t *row = sl_kv_row(span->kv, layer_index, ring, span->first + i);
+
+        if (!back)
+            memcpy(saved, row, shape.row_bytes);
+        else if (i >= span->n_kept)
+            memcpy(row, saved, shape.row_bytes);
+    }
+    return saved;
+}
+
+static void copy_layer(const struct sl_kv_undo *undo, uint32_t i, bool back)
+{
+    uint8_t *saved = undo->rows[i];
+
+    for (uint32_t s = 0; s < undo->n_spans; s++)
+        for (int ring = 0; ring < SL_KV_RINGS; ring++)
+            saved = copy_rows(&undo->spans[s], undo->first_layer + i, (enum sl_kv_ring)ring, saved,
+                              back);
+}
+
+void sl_kv_undo_save(struct sl_kv_undo *undo)
+{
+    sl_assert(undo->n_saved < undo->n_layers);
+    copy_layer(undo, undo->n_saved++, false);
+}
+
+void sl_kv_undo_put_back(const struct sl_kv_undo *undo)
+{
+    for (uint32_t i = 0; i < undo->n_saved; i++)
+        copy_layer(undo, i, true);
+}
+
+uint32_t sl_kv_undo_tokens_max(const struct sl_config *config)
+{
+    const uint32_t n_layers = config->num_hidden_layers + config->num_nextn_predict_layers;
+    struct sl_kv_ring_shape shapes[SL_KV_RINGS];
+    uint32_t least = UINT32_MAX;
+
+    for (uint32_t i = 0; i < n_layers; i++) {
+        sl_kv_ring_shapes(config, SL_NUMERICS_NATIVE, i, shapes);
+        for (int ring = 0; ring < SL_KV_RINGS; ring++)
+            if (shapes[ring].n_rows && shapes[ring].n_rows < least)
+                least = shapes[ring].n_rows;
+    }
+    return least;
+}
