@@ -68,7 +68,7 @@ LIB := $(B)/libsluice.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads asan ubsan tsan valgrind lint \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads check-tokenizer asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -133,6 +133,10 @@ tsan: ## the tests under ThreadSanitizer
 valgrind: deps tests ## the C tests under valgrind
 	$(Q)SL_SLOW=1 TEST_WRAPPER="valgrind -q --error-exitcode=99 --leak-check=full" \
 	    tests/run.sh $(TEST_BIN)
+
+# Outside `check`, since it needs npm. MODEL=FOLDER takes another tokenizer.json for the ids.
+check-tokenizer: $(B)/sluice ## words and ids as Hugging Face's tokenizers give them (npm; minutes)
+	$(Q)SLUICE=$(B)/sluice MODEL=$(MODEL) tests/run.sh tests/tokenizer/check.sh
 
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh

@@ -241,11 +241,40 @@ static struct cached_word *cache_slot(struct sl_bpe_scratch *scratch, const uint
     return &scratch->cache[hash >> (64 - CACHE_SLOTS_LOG2)];
 }
 
+static uint64_t read_bytes(const uint8_t *bytes, size_t n)
+{
+    uint64_t value = 0;
+
+    memcpy(&value, bytes, n);
+    return value;
+}
+
+/* The word's bytes, zeros, and in the last byte their number. The parts are read whole and put
+ * together in registers: reading words of 8 bytes back from where a copy has just written fewer
+ * would wait for that copy. */
+static void make_key(uint64_t key[4], const uint8_t *word, size_t n)
+{
+    size_t i = 0, rest;
+
+    key[0] = key[1] = key[2] = key[3] = 0;
+    for (; i < n / 8; i++)
+        key[i] = read_bytes(word + 8 * i, 8);
+    rest = n % 8;
+    if (rest && n > 8)
+        key[i] = read_bytes(word + n - 8, 8) >> (64 - 8 * rest);
+    else if (rest >= 4)
+        key[i] = read_bytes(word, 4) | read_bytes(word + n - 4, 4) << 8 * (n - 4);
+    else if (rest)
+        key[i] = (uint64_t)word[0] | (uint64_t)word[n / 2] << 8 * (n / 2) |
+                 (uint64_t)word[n - 1] << 8 * (n - 1);
+    key[3] |= (uint64_t)n << 56;
+}
+
 int sl_bpe_encode(struct sl_bpe_scratch *scratch, const uint8_t *word, size_t n,
                   struct sl_token_list *out)
 {
     struct cached_word *slot = NULL;
-    uint64_t key[4] = {0};
+    uint64_t key[4];
     size_t first = out->n;
     int rc = sl_token_list_reserve(out, n);
 
@@ -253,8 +282,7 @@ int sl_bpe_encode(struct sl_bpe_scratch *scratch, const uint8_t *word, size_t n,
     if (rc < 0)
         return rc;
     if (n <= CACHED_WORD_BYTES_MAX) {
-        memcpy(key, word, n);
-        ((uint8_t *)key)[31] = (uint8_t)n;
+        make_key(key, word, n);
         slot = cache_slot(scratch, key);
         if (memcmp(slot->key, key, sizeof(key)) == 0) {
             memcpy(out->ids + out->n, slot->ids, slot->n_ids * sizeof(*slot->ids));

@@ -7,6 +7,7 @@
 #include <pcre2.h>
 
 #include "core/base/assert.h"
+#include "core/text/known_expressions.h"
 
 #define EXPRESSION_BYTES_MAX 65536
 #define JIT_STACK_FIRST_BYTES 32768
@@ -18,8 +19,14 @@
  * anything else. What grows exponentially hits this at once. */
 #define MATCH_STEPS(n_bytes) ((n_bytes)*4 + 10000)
 
+struct step {
+    sl_find_match_fn *find; /* of an expression that is known; else NULL */
+    pcre2_code *code;       /* of any other; else NULL */
+};
+
 struct sl_splitter {
-    pcre2_code *steps[SL_SPLIT_STEPS_MAX];
+    struct sl_character_classes *classes; /* NULL until an expression needs them */
+    struct step steps[SL_SPLIT_STEPS_MAX];
     uint32_t n_steps;
 };
 
@@ -49,12 +56,13 @@ void sl_splitter_destroy(struct sl_splitter *splitter)
     if (!splitter)
         return;
     for (uint32_t i = 0; i < splitter->n_steps; i++)
-        pcre2_code_free(splitter->steps[i]);
+        pcre2_code_free(splitter->steps[i].code);
+    free(splitter->classes);
     free(splitter);
 }
 
-int sl_splitter_add(struct sl_splitter *splitter, const char *expression, size_t length,
-                    const char *where, struct sl_err *err)
+static int compile(pcre2_code **ret_code, const char *expression, size_t length, const char *where,
+                   struct sl_err *err)
 {
     /* \C would cut characters in two. */
     const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C;
@@ -63,10 +71,6 @@ int sl_splitter_add(struct sl_splitter *splitter, const char *expression, size_t
     pcre2_code *code;
     int error;
 
-    sl_assert(splitter->n_steps < SL_SPLIT_STEPS_MAX);
-    if (length > EXPRESSION_BYTES_MAX)
-        return sl_err_set(err, -SL_EFORMAT, "%s: an expression of %zu bytes, expected at most %d",
-                          where, length, EXPRESSION_BYTES_MAX);
     code = pcre2_compile((PCRE2_SPTR8)expression, length, options, &error, &offset, NULL);
     if (!code) {
         pcre2_get_error_message(error, message, sizeof(message));
@@ -77,8 +81,40 @@ int sl_splitter_add(struct sl_splitter *splitter, const char *expression, size_t
     /* Where this fails (no such compiler for the platform, no executable memory to be had),
      * matching goes on with the interpreter: slower, same result. */
     pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
-    splitter->steps[splitter->n_steps++] = code;
+    *ret_code = code;
     return 0;
+}
+
+int sl_splitter_add(struct sl_splitter *splitter, const char *expression, size_t length,
+                    const char *where, struct sl_err *err)
+{
+    struct step step = {.find = sl_known_expression(expression, length)};
+    int rc;
+
+    sl_assert(splitter->n_steps < SL_SPLIT_STEPS_MAX);
+    if (length > EXPRESSION_BYTES_MAX)
+        return sl_err_set(err, -SL_EFORMAT, "%s: an expression of %zu bytes, expected at most %d",
+                          where, length, EXPRESSION_BYTES_MAX);
+    if (step.find && !splitter->classes) {
+        splitter->classes = sl_character_classes_create();
+        if (!splitter->classes)
+            return sl_err_set(err, -ENOMEM, "%s: out of memory", where);
+    }
+    if (!step.find) {
+        rc = compile(&step.code, expression, length, where, err);
+        if (rc < 0)
+            return rc;
+    }
+    splitter->steps[splitter->n_steps++] = step;
+    return 0;
+}
+
+bool sl_splitter_asks_pcre2(const struct sl_splitter *splitter)
+{
+    for (uint32_t i = 0; i < splitter->n_steps; i++)
+        if (splitter->steps[i].code)
+            return true;
+    return false;
 }
 
 struct sl_split_scratch *sl_split_scratch_create(void)
@@ -126,28 +162,46 @@ static size_t character_bytes(uint8_t lead)
     return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
 }
 
+/* The first match of a step from piece[from] on. Returns 1, 0 if there is none, or an error. */
+static int find_match(const struct run *run, uint32_t step_index, const uint8_t *piece, size_t n,
+                      size_t from, size_t *ret_start, size_t *ret_end)
+{
+    const struct step *step = &run->splitter->steps[step_index];
+    const PCRE2_SIZE *ovector;
+    int rc;
+
+    if (step->find)
+        return step->find(run->splitter->classes, piece, n, from, ret_start, ret_end);
+    /* Set each time: steps of other lengths have run in between. */
+    pcre2_set_match_limit(run->scratch->context,
+                          (uint32_t)(n < UINT32_MAX / 8 ? MATCH_STEPS(n) : UINT32_MAX));
+    rc = pcre2_match(step->code, piece, n, from, PCRE2_NO_UTF_CHECK, run->scratch->match,
+                     run->scratch->context);
+    if (rc == PCRE2_ERROR_NOMATCH)
+        return 0;
+    if (rc < 0)
+        return match_failed(run, step_index, piece + from, rc);
+    ovector = pcre2_get_ovector_pointer(run->scratch->match);
+    *ret_start = ovector[0];
+    *ret_end = ovector[1];
+    return 1;
+}
+
 /* Calls itself for the next step, so it goes no deeper than there are steps. An empty match cuts
  * the piece in two and then moves on by one character. */
 static int split_piece(const struct run *run, uint32_t step, const uint8_t *piece, size_t n)
 {
-    const PCRE2_SIZE *ovector = pcre2_get_ovector_pointer(run->scratch->match);
     size_t done = 0, from = 0, start, end;
     int rc;
 
     if (step == run->splitter->n_steps)
         return run->fn(run->context, piece, n);
     while (from < n) {
-        /* Set each time: steps of other lengths have run in between. */
-        pcre2_set_match_limit(run->scratch->context,
-                              (uint32_t)(n < UINT32_MAX / 8 ? MATCH_STEPS(n) : UINT32_MAX));
-        rc = pcre2_match(run->splitter->steps[step], piece, n, from, PCRE2_NO_UTF_CHECK,
-                         run->scratch->match, run->scratch->context);
-        if (rc == PCRE2_ERROR_NOMATCH)
-            break;
+        rc = find_match(run, step, piece, n, from, &start, &end);
         if (rc < 0)
-            return match_failed(run, step, piece + from, rc);
-        start = ovector[0];
-        end = ovector[1];
+            return rc;
+        if (rc == 0)
+            break;
         if (start < done || end < start) /* some use of \K */
             return match_failed(run, step, piece + from, PCRE2_ERROR_BADOFFSET);
         if (start > done) {

@@ -1,19 +1,21 @@
-/* Cutting text into words by regular expressions; the one place that includes pcre2.h.
+/* Cutting text into words by regular expressions; its .c is the one file that includes pcre2.h.
  *
  * A splitter is a sequence of expressions. The first cuts the text into what it matches and what
  * lies between; the second cuts each of these pieces as if it were a text of its own; and so on.
  * Nothing is dropped: the words in order are the text. This is what `tokenizer.json` calls a
  * Sequence of Split steps with behaviour Isolated.
  *
- * Expressions are compiled as they are given, with Unicode properties and, where the platform has
- * it, PCRE2's just-in-time compiler. They may come from a hostile file: matching is bounded, and an
- * expression that exceeds the bound is an error.
+ * The expressions of DeepSeek-V3 and V4 are matched by our own code, by Unicode 16 on every system
+ * (core/text/known_expressions.h). Others are compiled as they are given, with Unicode properties
+ * and, where the platform has it, PCRE2's just-in-time compiler. They may come from a hostile file:
+ * matching is bounded, and an expression that exceeds the bound is an error.
  *
  * struct sl_splitter is filled once and then only read, by any number of threads, each with a
  * struct sl_split_scratch of its own. */
 #ifndef SL_TEXT_SPLITTER_H
 #define SL_TEXT_SPLITTER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,6 +34,9 @@ void sl_splitter_destroy(struct sl_splitter *splitter); /* NULL is allowed */
  * message holding PCRE2's own and the offset, or -ENOMEM. `where` names the expression. */
 int sl_splitter_add(struct sl_splitter *splitter, const char *expression, size_t length,
                     const char *where, struct sl_err *err);
+
+/* Whether an expression is left to PCRE2, whose Unicode tables are the host's. */
+bool sl_splitter_asks_pcre2(const struct sl_splitter *splitter);
 
 /* NULL when out of memory. The caller destroys it. */
 struct sl_split_scratch *sl_split_scratch_create(void);
