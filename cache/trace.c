@@ -273,7 +273,7 @@ int sl_trace_read(struct sl_trace *ret_trace, const char *path, struct sl_err *e
 {
     size_t size_bytes;
     char *bytes;
-    int rc = sl_file_read_all(path, FILE_BYTES_MAX, &bytes, &size_bytes, err);
+    int rc = sl_input_read_all(path, FILE_BYTES_MAX, &bytes, &size_bytes, err);
 
     if (rc < 0)
         return rc;

@@ -6,7 +6,6 @@
 #include "storage/catalog.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include <lmdb.h>
 
 #include "core/base/assert.h"
+#include "core/base/file.h"
 #include "storage/catalog_check.h"
 #include "storage/checksum.h"
 
@@ -71,10 +71,10 @@ static int check_file(const struct sl_catalog *catalog, struct sl_err *err)
 
     if (asprintf(&path, "%s/%s", catalog->path, SL_CATALOG_FILE) < 0)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", catalog->path);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
+    fd = sl_file_open(path, err);
     free(path);
     if (fd < 0)
-        return 0;
+        return fd == -SL_EFORMAT ? fd : 0;
     if (!catalog->writable && fstat(fd, &status) == 0 && status.st_size == 0)
         rc = sl_err_set(err, -SL_ECORRUPT, "%s: the catalog is empty", catalog->path);
     else

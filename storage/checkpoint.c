@@ -5,7 +5,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -229,14 +228,11 @@ static int open_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, st
     struct stat status;
     int rc;
 
-    /* O_NONBLOCK changes nothing for a file, and keeps a named pipe from holding us up. */
-    shard->fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    shard->fd = sl_file_open(shard->path, err);
     if (shard->fd < 0)
-        return sl_err_set(err, -errno, "%s: cannot open: %s", shard->path, sl_strerror(errno));
+        return shard->fd;
     if (fstat(shard->fd, &status) < 0)
         return sl_err_set(err, -errno, "%s: cannot stat: %s", shard->path, sl_strerror(errno));
-    if (!S_ISREG(status.st_mode))
-        return sl_err_set(err, -SL_EFORMAT, "%s: not a regular file", shard->path);
     shard->size_bytes = (uint64_t)status.st_size;
     rc = read_header(shard, checkpoint->may_be_cut, &header, err);
     if (rc < 0)

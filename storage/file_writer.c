@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/file.h"
+
 static int make_folder(struct sl_file_writer *writer, const char *path)
 {
     (void)writer;
@@ -27,14 +29,13 @@ static int sync_folder(struct sl_file_writer *writer, const char *path)
 
 static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
 {
-    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC;
-    int fd = open(path, flags | (bulk ? O_DIRECT : O_TRUNC), 0666);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (bulk ? 0 : O_TRUNC), 0666);
 
     (void)writer;
-    if (fd < 0 && errno == EINVAL && bulk) /* a file system without O_DIRECT, such as tmpfs */
-        fd = open(path, flags, 0666);
     if (fd < 0)
         return -errno;
+    if (bulk)
+        sl_file_set_direct(fd, SL_WRITE_ALIGN_BYTES);
     *ret_file = fd;
     return 0;
 }
@@ -42,20 +43,8 @@ static int open_file(struct sl_file_writer *writer, const char *path, bool bulk,
 static int write_file(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
                       const void *data, uint64_t size_bytes)
 {
-    uint64_t done_bytes = 0;
-
     (void)writer;
-    while (done_bytes < size_bytes) {
-        ssize_t n = pwrite(file, (const char *)data + done_bytes, size_bytes - done_bytes,
-                           (off_t)(offset_bytes + done_bytes));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        done_bytes += (uint64_t)n;
-    }
-    return 0;
+    return sl_file_write_at(file, data, size_bytes, offset_bytes);
 }
 
 static int sync_file(struct sl_file_writer *writer, int file)

@@ -19,7 +19,8 @@ struct sl_file_writer_ops {
 
     /* Creates the file if there is none, and gives a number for it. For `bulk` what is in it stays,
      * and offset, size and address of every write are multiples of SL_WRITE_ALIGN_BYTES: it goes
-     * past the page cache where the file system can do that. Otherwise the file is emptied. */
+     * past the page cache where the file system and the drive do that for such blocks. Otherwise
+     * the file is emptied. */
     int (*open)(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file);
 
     int (*write)(struct sl_file_writer *writer, int file, uint64_t offset_bytes, const void *data,

@@ -2,25 +2,13 @@
 #include "storage/io.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/assert.h"
-
-/* Filesystems that cannot do O_DIRECT refuse the open with EINVAL. */
-static int open_one(const char *path, bool *direct)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-
-    if (fd < 0 && errno == EINVAL) {
-        *direct = false;
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-    }
-    return fd;
-}
+#include "core/base/file.h"
 
 /* The drive of an earlier file on the same device, or a new one. */
 static uint32_t find_drive(struct sl_io *io, uint32_t file_index)
@@ -43,11 +31,12 @@ int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_file
     if (!io->files)
         return sl_err_set(err, -ENOMEM, "file table: out of memory");
     for (uint32_t i = 0; i < n_files; i++) {
-        int fd = open_one(paths[i], &io->direct);
+        int fd = sl_file_open(paths[i], err);
         struct stat status;
 
         if (fd < 0)
-            return sl_err_set(err, -errno, "%s: cannot open: %s", paths[i], sl_strerror(errno));
+            return fd;
+        io->direct = sl_file_set_direct(fd, SL_IO_ALIGN_BYTES) && io->direct;
         io->files[i].fd = fd;
         io->n_files = i + 1;
         io->files[i].path = strdup(paths[i]);

@@ -4,9 +4,10 @@
  * bytes (fewer than asked for is possible anywhere) or -errno, in any order. Cutting, reissuing
  * and retrying are the reader's (storage/reader.h).
  *
- * Files are opened with O_DIRECT: offset, size and destination of every read are multiples of
- * SL_IO_ALIGN_BYTES. Where the filesystem refuses O_DIRECT the file is opened without, and
- * `direct` says so. One thread makes all calls on an sl_io.
+ * Files are read with O_DIRECT: offset, size and destination of every read are multiples of
+ * SL_IO_ALIGN_BYTES. Where the file system has no direct I/O, or the drive wants larger blocks, the
+ * file is read through the page cache, and `direct` says so. One thread makes all calls on an
+ * sl_io.
  *
  * Files are grouped by the drive that they lie on, as far as the system tells (st_dev). One back
  * end serves all drives, and none waits for another: each may have its own share of reads out. */

@@ -1,7 +1,6 @@
 #include "storage/record_read.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -16,9 +15,9 @@ int sl_record_files_open(int fds[SL_STORE_FILES_MAX], const char *const *paths, 
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
         fds[i] = -1;
     for (uint32_t i = 1; i < n_files; i++) {
-        fds[i] = open(paths[i], O_RDONLY | O_CLOEXEC);
+        fds[i] = sl_file_open(paths[i], err);
         if (fds[i] < 0)
-            return sl_err_set(err, -errno, "%s: cannot open: %s", paths[i], sl_strerror(errno));
+            return fds[i];
     }
     return 0;
 }

@@ -418,9 +418,9 @@ static const struct sl_weight_source_ops source_ops = {
 
 static int open_dense(struct sl_store *store, struct sl_err *err)
 {
-    store->dense_fd = open(store->paths[0], O_RDONLY | O_CLOEXEC);
-    if (store->dense_fd < 0 && (errno != ENOENT || store->state.complete))
-        return sl_err_set(err, -errno, "%s: cannot open: %s", store->paths[0], sl_strerror(errno));
+    store->dense_fd = sl_file_open(store->paths[0], err);
+    if (store->dense_fd < 0 && (store->dense_fd != -ENOENT || store->state.complete))
+        return store->dense_fd;
     store->stream = sl_checksum_stream_create();
     return store->stream ? 0 : no_memory(store, err);
 }

@@ -1,7 +1,6 @@
 #include "storage/store_source.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/assert.h"
+#include "core/base/file.h"
 #include "storage/record_read.h"
 #include "storage/store_records.h"
 
@@ -243,11 +243,13 @@ static int read_back_step(struct read_back *r, struct sl_packer *p, uint32_t ste
 static int sync_files(const struct read_back *r, struct sl_err *err)
 {
     for (uint32_t i = 0; i < sl_store_file_count(r->store); i++) {
-        int fd = open(r->paths[i], O_RDONLY | O_CLOEXEC);
-        int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+        int fd = sl_file_open(r->paths[i], err);
+        int rc;
 
-        if (fd >= 0)
-            close(fd);
+        if (fd < 0)
+            return fd;
+        rc = fsync(fd) < 0 ? -errno : 0;
+        close(fd);
         if (rc < 0)
             return sl_write_error(err, rc, r->paths[i], "sync");
     }

@@ -243,6 +243,31 @@ refused "an empty tokens file" 1 "$scratch/tokens" logits "$good" "${run[@]}"
 rm "$scratch/tokens"
 refused "no tokens file" 1 "$scratch/tokens" logits "$good" "${run[@]}"
 cp "$scratch/keep" "$scratch/tokens"
+
+# What is no regular file: opening it, or reading it, would wait for ever.
+for name in config.json model.safetensors.index.json model-00002-of-00006.safetensors tokenizer.json; do
+    command=(logits "$bad" "${run[@]}")
+    [ "$name" != tokenizer.json ] || command=(tokenize "$bad" -p text)
+    damage config vocab_size 1024 && rm "$bad/$name" && mkfifo "$bad/$name"
+    refused "a pipe for $name" 1 "$name: not a regular file" "${command[@]}"
+    rm "$bad/$name" && mkdir "$bad/$name"
+    refused "a folder for $name" 1 "$name: a folder, not a regular file" "${command[@]}"
+    rmdir "$bad/$name" && ln -s /dev/zero "$bad/$name"
+    refused "a device for $name" 1 "$name: not a regular file" "${command[@]}"
+done
+"$sluice" pack "$good" "$scratch/store" >/dev/null 2>&1 || fail "a store to damage"
+for name in config.json dense.bin experts-1.bin catalog/data.mdb; do
+    rm -rf "$bad" && cp -r "$scratch/store" "$bad" && rm "$bad/$name" && mkfifo "$bad/$name"
+    refused "a pipe for a store's $name" 1 . logits "$bad" "${run[@]}"
+    lines_max=9 refused "... and verified" 1 . verify "$bad"
+done
+refused "tokens without end" 1 '/dev/zero: larger than the 256 MiB' \
+    logits "$good" --tokens /dev/zero --out "$scratch/logits.npy"
+refused "a text without end" 1 '/dev/zero: larger than the 256 MiB' tokenize "$good" -f /dev/zero
+check "a pipe for tokens" "$sluice" logits "$good" --tokens <(cat "$scratch/tokens") \
+    --out "$scratch/logits.npy"
+rm -f "$scratch/logits.npy"
+
 # This one comes with the table of who needs how much memory, above its line.
 lines_max=20 refused "a cache below one token's need" 1 '^sluice: .*cache' \
     logits "$good" "${run[@]}" --cache 4K

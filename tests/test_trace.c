@@ -168,7 +168,7 @@ static void test_damage_is_refused(void **state)
         assert_true(rc == -SL_ECORRUPT || rc == -SL_EFORMAT);
     }
     free(text);
-    assert_int_equal(sl_trace_read(&(struct sl_trace){0}, f->folder, &err), -EISDIR);
+    assert_int_equal(sl_trace_read(&(struct sl_trace){0}, f->folder, &err), -SL_EFORMAT);
     assert_int_equal(sl_trace_read(&(struct sl_trace){0}, "no/such/file", &err), -ENOENT);
 }
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
+#include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "core/model/config.h"
@@ -452,13 +453,13 @@ static int touch(const char *path, const struct sl_extent *extent, uint64_t *ret
 {
     const uint64_t first_bytes = sl_round_down(extent->offset_bytes, SL_IO_ALIGN_BYTES);
     const size_t length = (size_t)(extent->offset_bytes + extent->size_bytes - first_bytes);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = sl_file_open(path, err);
     const volatile uint8_t *bytes;
     uint64_t start_ns;
     int rc = 0;
 
     if (fd < 0)
-        return sl_err_set(err, -errno, "%s: %s", path, sl_strerror(errno));
+        return fd;
     posix_fadvise(fd, (off_t)first_bytes, (off_t)length, POSIX_FADV_DONTNEED);
     start_ns = sl_clock_ns();
     bytes = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, (off_t)first_bytes);

@@ -16,7 +16,7 @@
 #include "tools/progress.h"
 
 #define LISTS_MAX 64u
-#define TOKENS_FILE_BYTES_MAX (UINT64_C(1) << 30)
+#define TOKENS_FILE_BYTES_MAX (UINT64_C(256) << 20) /* 2^24 ids, of up to 15 letters */
 
 enum { OPTION_TOKENS = 256, OPTION_OUT, OPTION_MTP };
 
@@ -79,7 +79,7 @@ static int read_tokens(struct list *list, struct sl_err *err)
     size_t length, n = 0;
     int rc;
 
-    rc = sl_file_read_all(list->tokens_path, TOKENS_FILE_BYTES_MAX, &text, &length, err);
+    rc = sl_input_read_all(list->tokens_path, TOKENS_FILE_BYTES_MAX, &text, &length, err);
     if (rc < 0)
         return rc;
     list->tokens = malloc((length / 2 + 1) * sizeof(*list->tokens)); /* an id and a space each */

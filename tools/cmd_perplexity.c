@@ -139,10 +139,9 @@ static int add_line(void *context, const json_t *value, struct sl_err *err)
 
 static int add_file(struct command *command, struct sl_err *err)
 {
-    const char *path = strcmp(command->file, "-") == 0 ? "/dev/stdin" : command->file;
     char *text;
     size_t length;
-    int rc = sl_file_read_all(path, SL_ENCODE_BYTES_MAX, &text, &length, err);
+    int rc = sl_input_read_all(command->file, SL_ENCODE_BYTES_MAX, &text, &length, err);
 
     if (rc < 0)
         return rc;

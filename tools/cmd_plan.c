@@ -169,7 +169,7 @@ static int read_config(struct command *command, struct sl_err *err)
 
     if (stat(command->model, &status) == 0 && S_ISDIR(status.st_mode))
         return sl_config_read(&command->config, command->model, err);
-    rc = sl_file_read_all(command->model, CONFIG_BYTES_MAX, &text, &length, err);
+    rc = sl_input_read_all(command->model, CONFIG_BYTES_MAX, &text, &length, err);
     if (rc < 0)
         return rc;
     rc = sl_config_parse(&command->config, text, length, command->model, err);

@@ -120,7 +120,7 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
     size_t length;
     int rc;
 
-    rc = sl_file_read_all(where, CONFIG_BYTES_MAX, &text, &length, err);
+    rc = sl_input_read_all(where, CONFIG_BYTES_MAX, &text, &length, err);
     if (rc < 0)
         return rc;
     rc = sl_config_parse(&config, text, length, where, err);

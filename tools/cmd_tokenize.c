@@ -233,8 +233,7 @@ static int run(struct command *command, struct sl_err *err)
         return sl_json_lines_each(options->jsonl, run_value, command, err);
     if (options->text)
         return run_text(command, options->text, strlen(options->text), err);
-    rc = sl_file_read_all(strcmp(options->file, "-") == 0 ? "/dev/stdin" : options->file,
-                          SL_ENCODE_BYTES_MAX, &text, &length, err);
+    rc = sl_input_read_all(options->file, SL_ENCODE_BYTES_MAX, &text, &length, err);
     if (rc < 0)
         return rc;
     rc = run_text(command, text, length, err);

@@ -7,7 +7,8 @@
 typedef int sl_json_line_fn(void *context, const json_t *value, struct sl_err *err);
 
 /* Calls `fn` for the value of each line of `path` ("-": standard input) until one fails; an error
- * names file and line. */
+ * names file and line. Lines of more than SL_JSON_LINE_BYTES_MAX fail. */
+#define SL_JSON_LINE_BYTES_MAX (UINT64_C(1) << 30)
 int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err);
 
 #endif

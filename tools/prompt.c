@@ -52,8 +52,7 @@ int sl_prompt_read(struct sl_prompt *ret_prompt, const struct sl_tokenizer *tok,
     int rc = 0;
 
     if (!text) {
-        rc = sl_file_read_all(strcmp(path, "-") == 0 ? "/dev/stdin" : path, SL_ENCODE_BYTES_MAX,
-                              &contents, &length, err);
+        rc = sl_input_read_all(path, SL_ENCODE_BYTES_MAX, &contents, &length, err);
         if (rc < 0)
             return rc;
         text = contents;

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/file.h"
 #include "core/base/size.h"
 
 #define PIECE_BYTES (UINT64_C(4) << 20)
@@ -45,19 +46,16 @@ struct piece {
 
 static int open_file(const char *folder, const char *name, struct sl_err *err)
 {
-    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
     char *path;
     int fd;
 
     if (asprintf(&path, "%s/%s", folder, name) < 0)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
-    fd = open(path, flags | O_DIRECT, 0666);
-    if (fd < 0 && errno == EINVAL) { /* a file system without O_DIRECT, such as tmpfs */
-        unlink(path);
-        fd = open(path, flags, 0666);
-    }
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
         fd = sl_err_set(err, -errno, "%s: cannot create: %s", path, sl_strerror(errno));
+    else
+        sl_file_set_direct(fd, BLOCK_BYTES);
     free(path);
     return fd;
 }
@@ -132,22 +130,6 @@ static void fill_piece(const struct writer *w, const struct piece *piece, uint8_
            sl_round_up(piece->size_bytes, BLOCK_BYTES) - piece->size_bytes);
 }
 
-static int write_piece(int fd, const struct piece *piece, const uint8_t *buffer)
-{
-    uint64_t size = sl_round_up(piece->size_bytes, BLOCK_BYTES), done = 0;
-
-    while (done < size) {
-        ssize_t n = pwrite(fd, buffer + done, size - done, (off_t)(piece->offset_bytes + done));
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        done += (uint64_t)n;
-    }
-    return 0;
-}
-
 /* After a shard's last piece: cuts off what rounding up to whole blocks has added. */
 static int finish_shard(struct open_shard *file, uint64_t file_bytes)
 {
@@ -176,7 +158,8 @@ static void *run(void *context)
 
         pthread_mutex_unlock(&w->lock);
         fill_piece(w, &piece, buffer);
-        rc = write_piece(file->fd, &piece, buffer);
+        rc = sl_file_write_at(file->fd, buffer, sl_round_up(piece.size_bytes, BLOCK_BYTES),
+                              piece.offset_bytes);
         pthread_mutex_lock(&w->lock);
         w->done_bytes += piece.size_bytes;
         last = --file->pieces_left == 0;
