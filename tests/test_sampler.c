@@ -1,6 +1,6 @@
 /* Sampler: the filters keep exactly the tokens that a full sort would keep, draws follow the
- * probabilities, and a seed gives the same tokens again. Small vocabularies are drawn from often
- * enough to see every token that can come, and none other. */
+ * probabilities, and seed and position give the same token again. Small vocabularies are drawn from
+ * often enough to see every token that can come, and none other. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,40 +17,56 @@
 #define N_VOCAB_MAX 64u
 
 static struct sl_arena arena;
+static struct sl_candidate *scratch; /* for N_VOCAB_MAX */
 
-static void init(struct sl_sampler *sampler, struct sl_sampler_params params, uint64_t seed,
-                 uint32_t n_vocab)
+/* What a test draws from: the parameters, over some first tokens, at one position after another. */
+struct draws {
+    struct sl_sampler sampler;
+    uint32_t n_vocab;
+    uint64_t position;
+};
+
+static int make_scratch(void **state)
 {
     struct sl_arena measure;
-    struct sl_err err;
 
-    sl_arena_fini(&arena);
+    (void)state;
     sl_arena_init_measure(&measure);
-    assert_int_equal(sl_sampler_init(sampler, &params, seed, n_vocab, &measure, &err), 0);
-    assert_int_equal(sl_arena_init(&arena, measure.used_bytes, "sampler", &err), 0);
-    assert_int_equal(sl_sampler_init(sampler, &params, seed, n_vocab, &arena, &err), 0);
-    assert_int_equal(arena.used_bytes, measure.used_bytes);
+    sl_sampler_carve_scratch(&measure, N_VOCAB_MAX);
+    if (sl_arena_init(&arena, measure.used_bytes, "sampler", NULL) < 0)
+        return -1;
+    scratch = sl_sampler_carve_scratch(&arena, N_VOCAB_MAX);
+    return 0;
 }
 
-static int free_arena(void **state)
+static int free_scratch(void **state)
 {
     (void)state;
     sl_arena_fini(&arena);
     return 0;
 }
 
-static uint32_t sample(struct sl_sampler *sampler, const float *logits)
+static void init(struct draws *draws, struct sl_sampler sampler, uint64_t seed, uint32_t n_vocab)
+{
+    assert_int_equal(sl_sampler_check(&sampler, NULL), 0);
+    assert_true(n_vocab <= N_VOCAB_MAX);
+    sampler.seed = seed;
+    *draws = (struct draws){sampler, n_vocab, 0};
+}
+
+static uint32_t sample(struct draws *draws, const float *logits)
 {
     struct sl_err err;
     uint32_t id;
 
-    if (sl_sampler_sample(sampler, logits, &id, &err) < 0)
+    if (sl_sampler_sample(&draws->sampler, draws->position++, logits, draws->n_vocab, scratch, &id,
+                          &err) < 0)
         fail_msg("%s", err.message);
-    assert_true(id < sampler->n_vocab);
+    assert_true(id < draws->n_vocab);
     return id;
 }
 
-static void count(struct sl_sampler *sampler, const float *logits, uint32_t n_draws,
+static void count(struct draws *sampler, const float *logits, uint32_t n_draws,
                   uint32_t counts[N_VOCAB_MAX])
 {
     memset(counts, 0, N_VOCAB_MAX * sizeof(*counts));
@@ -61,8 +77,8 @@ static void count(struct sl_sampler *sampler, const float *logits, uint32_t n_dr
 static void test_greedy(void **state)
 {
     static const float logits[] = {-1.0f, 2.5f, 2.5f, -INFINITY, 2.0f};
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
-    struct sl_sampler sampler;
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
+    struct draws sampler;
 
     (void)state;
     params.temperature = 0;
@@ -75,10 +91,10 @@ static void test_greedy(void **state)
 /* These ids were written down once: they must not change, here or on another machine. */
 static void test_a_seed_gives_these_tokens(void **state)
 {
-    static const uint8_t all[] = {1, 4, 6, 7, 7, 6, 6, 7, 6, 5, 6, 3};
-    static const uint8_t few[] = {6, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6};
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
-    struct sl_sampler sampler;
+    static const uint8_t all[] = {4, 7, 5, 1, 6, 1, 2, 6, 1, 6, 6, 2};
+    static const uint8_t few[] = {6, 7, 7, 6, 7, 6, 6, 7, 6, 7, 7, 6};
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
+    struct draws sampler;
     float logits[8];
 
     (void)state;
@@ -96,6 +112,32 @@ static void test_a_seed_gives_these_tokens(void **state)
         assert_int_equal(sample(&sampler, logits), few[i]);
 }
 
+/* Position by position in any order; other seeds and positions give other draws. */
+static void test_only_seed_and_position_count(void **state)
+{
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
+    float logits[N_VOCAB_MAX] = {0};
+    uint32_t forth[100], n_same = 0;
+    struct draws draws;
+
+    (void)state;
+    init(&draws, params, 11, N_VOCAB_MAX);
+    for (int i = 0; i < 100; i++)
+        forth[i] = sample(&draws, logits);
+    for (int i = 100; i-- > 0;) {
+        draws.position = (uint64_t)i;
+        assert_int_equal(sample(&draws, logits), forth[i]);
+    }
+    draws.sampler.seed = 12;
+    draws.position = 0;
+    for (int i = 0; i < 100; i++)
+        n_same += sample(&draws, logits) == forth[i];
+    assert_in_range(n_same, 0, 10); /* 1.6 by chance */
+    for (int i = 1; i < 100; i++)
+        n_same += forth[i] == forth[i - 1];
+    assert_in_range(n_same, 0, 20);
+}
+
 static void test_draws_follow_probabilities(void **state)
 {
     static const double temperatures[] = {0.3, 1.0, 2.5};
@@ -105,8 +147,8 @@ static void test_draws_follow_probabilities(void **state)
 
     (void)state;
     for (size_t t = 0; t < 3; t++) {
-        struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
-        struct sl_sampler sampler;
+        struct sl_sampler params = SL_SAMPLER_DEFAULT;
+        struct draws sampler;
         double total = 0;
 
         params.temperature = temperatures[t];
@@ -139,7 +181,7 @@ static int compare_ranked(const void *left, const void *right)
 }
 
 /* Marks what the header says may come, by sorting everything. */
-static void allow(const struct sl_sampler_params *params, const float *logits, uint32_t n,
+static void allow(const struct sl_sampler *params, const float *logits, uint32_t n,
                   bool allowed[N_VOCAB_MAX])
 {
     struct ranked ranked[N_VOCAB_MAX];
@@ -168,11 +210,11 @@ static void test_filters_keep_what_a_sort_would(void **state)
 
     (void)state;
     for (int round = 0; round < 60; round++, n = 1 + n * 7 % 20) {
-        struct sl_sampler_params params = {.temperature = 3.0,
-                                           .top_k = top_ks[round % 5],
-                                           .top_p = top_ps[round % 4],
-                                           .min_p = min_ps[round % 3]};
-        struct sl_sampler sampler;
+        struct sl_sampler params = {.temperature = 3.0,
+                                    .top_k = top_ks[round % 5],
+                                    .top_p = top_ps[round % 4],
+                                    .min_p = min_ps[round % 3]};
+        struct draws sampler;
 
         for (uint32_t i = 0; i < n; i++) { /* few different values: many are equal */
             seed = seed * 1664525 + 1013904223;
@@ -191,10 +233,10 @@ static void test_filters_keep_what_a_sort_would(void **state)
 /* Shares of 1/2, 1/4, 1/8, 1/8 in exact arithmetic: the sum that reaches top_p is the last. */
 static void test_top_p_at_its_edge(void **state)
 {
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
     float logits[2] = {0.0f, 0.0f};
     uint32_t counts[N_VOCAB_MAX];
-    struct sl_sampler sampler;
+    struct draws sampler;
 
     (void)state;
     params.top_p = 0.5;
@@ -210,9 +252,9 @@ static void test_top_p_at_its_edge(void **state)
 /* Min-p compares a probability with a number, so it shows how exact the sampler's exp is. */
 static void test_min_p_at_its_edge(void **state)
 {
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
     uint32_t counts[N_VOCAB_MAX];
-    struct sl_sampler sampler;
+    struct draws sampler;
 
     (void)state;
     for (float gap = 0.01f; gap < 3; gap += 0.0371f) {
@@ -233,9 +275,9 @@ static void test_min_p_at_its_edge(void **state)
 static void test_extremes(void **state)
 {
     static const float far[] = {-3e38f, 3e38f, -INFINITY}, flat[] = {1e-3f, 2e-3f, 3e-3f};
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
     uint32_t counts[N_VOCAB_MAX];
-    struct sl_sampler sampler;
+    struct draws sampler;
 
     (void)state;
     init(&sampler, params, 1, 3);
@@ -262,8 +304,8 @@ static void test_broken_logits(void **state)
     } cases[] = {{{0, NAN, 1}, "token 1 is nan"},
                  {{0, 1, INFINITY}, "token 2 is inf"},
                  {{-INFINITY, -INFINITY, -INFINITY}, "all logits"}};
-    struct sl_sampler_params params = SL_SAMPLER_PARAMS_DEFAULT;
-    struct sl_sampler sampler;
+    struct sl_sampler params = SL_SAMPLER_DEFAULT;
+    struct draws sampler;
     uint32_t id = 77;
 
     (void)state;
@@ -273,7 +315,9 @@ static void test_broken_logits(void **state)
         for (size_t i = 0; i < 3; i++) {
             struct sl_err err;
 
-            assert_int_equal(sl_sampler_sample(&sampler, cases[i].logits, &id, &err), -SL_ECORRUPT);
+            assert_int_equal(
+                sl_sampler_sample(&sampler.sampler, 0, cases[i].logits, 3, scratch, &id, &err),
+                -SL_ECORRUPT);
             if (!strstr(err.message, cases[i].message))
                 fail_msg("%s", err.message);
         }
@@ -284,26 +328,22 @@ static void test_broken_logits(void **state)
 static void test_parameters_that_are_refused(void **state)
 {
     static const struct {
-        struct sl_sampler_params params;
+        struct sl_sampler params;
         const char *name;
-    } cases[] = {{{-0.1, 1, 0, 0}, "temperature"},
-                 {{NAN, 1, 0, 0}, "temperature"},
-                 {{INFINITY, 1, 0, 0}, "temperature"},
-                 {{1, 0, 0, 0}, "top-p"},
-                 {{1, 1.1, 0, 0}, "top-p"},
-                 {{1, NAN, 0, 0}, "top-p"},
-                 {{1, 1, -0.1, 0}, "min-p"},
-                 {{1, 1, 1.5, 0}, "min-p"}};
+    } cases[] = {{{-0.1, 1, 0, 0, 0}, "temperature"},
+                 {{NAN, 1, 0, 0, 0}, "temperature"},
+                 {{INFINITY, 1, 0, 0, 0}, "temperature"},
+                 {{1, 0, 0, 0, 0}, "top-p"},
+                 {{1, 1.1, 0, 0, 0}, "top-p"},
+                 {{1, NAN, 0, 0, 0}, "top-p"},
+                 {{1, 1, -0.1, 0, 0}, "min-p"},
+                 {{1, 1, 1.5, 0, 0}, "min-p"}};
 
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        struct sl_sampler sampler;
-        struct sl_arena measure;
         struct sl_err err;
 
-        sl_arena_init_measure(&measure);
-        assert_int_equal(sl_sampler_init(&sampler, &cases[i].params, 1, 3, &measure, &err),
-                         -EINVAL);
+        assert_int_equal(sl_sampler_check(&cases[i].params, &err), -EINVAL);
         assert_non_null(strstr(err.message, cases[i].name));
     }
 }
@@ -313,6 +353,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy),
         cmocka_unit_test(test_a_seed_gives_these_tokens),
+        cmocka_unit_test(test_only_seed_and_position_count),
         cmocka_unit_test(test_draws_follow_probabilities),
         cmocka_unit_test(test_filters_keep_what_a_sort_would),
         cmocka_unit_test(test_top_p_at_its_edge),
@@ -322,5 +363,5 @@ int main(void)
         cmocka_unit_test(test_parameters_that_are_refused),
     };
 
-    return cmocka_run_group_tests_name("sampler", tests, NULL, free_arena);
+    return cmocka_run_group_tests_name("sampler", tests, make_scratch, free_scratch);
 }

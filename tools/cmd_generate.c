@@ -36,21 +36,20 @@ enum {
 
 struct command {
     struct sl_engine_options options;
-    struct sl_sampler_params sampling;
+    struct sl_sampler sampler;
     const char *text;
     const char *file;
     const char *stats_path;
     bool special;
     bool no_hot_list;
-    uint64_t seed;
     uint32_t n_new_max;
 
     struct sl_config config;
     struct sl_tokenizer *tok;
     struct sl_detokenizer *detok;
     struct sl_prompt prompt;
-    struct sl_arena arena; /* the sampler's */
-    struct sl_sampler sampler;
+    struct sl_arena arena; /* the sampler's scratch */
+    struct sl_candidate *scratch;
     struct sl_engine *engine;
 
     struct sl_err sample_err;
@@ -80,7 +79,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
-        command->sampling = SL_SAMPLER_PARAMS_DEFAULT;
+        command->sampler = SL_SAMPLER_DEFAULT;
         command->n_new_max = TOKENS_DEFAULT;
         return 0;
     case 'p':
@@ -93,19 +92,19 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->n_new_max = sl_parse_count(state, "-n", value, 1u << 24);
         return 0;
     case OPTION_TEMP:
-        command->sampling.temperature = sl_parse_real(state, "--temp", value, 0, 1e6);
+        command->sampler.temperature = sl_parse_real(state, "--temp", value, 0, 1e6);
         return 0;
     case OPTION_TOP_P:
-        command->sampling.top_p = sl_parse_real(state, "--top-p", value, 1e-9, 1);
+        command->sampler.top_p = sl_parse_real(state, "--top-p", value, 1e-9, 1);
         return 0;
     case OPTION_TOP_K:
-        command->sampling.top_k = sl_parse_count(state, "--top-k", value, 1u << 24);
+        command->sampler.top_k = sl_parse_count(state, "--top-k", value, 1u << 24);
         return 0;
     case OPTION_MIN_P:
-        command->sampling.min_p = sl_parse_real(state, "--min-p", value, 0, 1);
+        command->sampler.min_p = sl_parse_real(state, "--min-p", value, 0, 1);
         return 0;
     case OPTION_SEED:
-        command->seed = sl_parse_seed(state, "--seed", value);
+        command->sampler.seed = sl_parse_seed(state, "--seed", value);
         return 0;
     case OPTION_SPECIAL:
         command->special = true;
@@ -134,8 +133,9 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
     struct command *command = context;
 
     sl_assert(n_rows == 1);
-    command->sample_rc = sl_sampler_sample(&command->sampler, rows[0].logits, &command->next_id,
-                                           &command->sample_err);
+    command->sample_rc = sl_sampler_sample(
+        &command->sampler, command->prompt.n_tokens + command->n_new, rows[0].logits,
+        command->config.vocab_size, command->scratch, &command->next_id, &command->sample_err);
 }
 
 static int show(const char *text, size_t length, struct sl_err *err)
@@ -340,13 +340,14 @@ static int prepare(struct command *command, struct sl_err *err)
         return sl_err_set(
             err, -SL_EBUDGET, "a prompt of %u tokens and %u new ones do not fit --context %u",
             command->prompt.n_tokens, command->n_new_max, command->options.context_tokens);
-    sl_arena_init_measure(&measure);
-    if ((rc = sl_sampler_init(&command->sampler, &command->sampling, command->seed,
-                              command->config.vocab_size, &measure, err)) < 0 ||
-        (rc = sl_arena_init(&command->arena, measure.used_bytes, "sampler", err)) < 0)
+    if ((rc = sl_sampler_check(&command->sampler, err)) < 0)
         return rc;
-    return sl_sampler_init(&command->sampler, &command->sampling, command->seed,
-                           command->config.vocab_size, &command->arena, err);
+    sl_arena_init_measure(&measure);
+    sl_sampler_carve_scratch(&measure, command->config.vocab_size);
+    rc = sl_arena_init(&command->arena, measure.used_bytes, "sampler", err);
+    if (rc == 0)
+        command->scratch = sl_sampler_carve_scratch(&command->arena, command->config.vocab_size);
+    return rc;
 }
 
 /* A list that cannot be had or kept costs time, and no more. */

@@ -13,33 +13,21 @@ struct sl_candidate {
     uint32_t id;
 };
 
-/* splitmix64: spreads a seed, however plain, over the generator's state. */
-static uint64_t spread(uint64_t *seed)
-{
-    uint64_t z = *seed += UINT64_C(0x9E3779B97F4A7C15);
+/* One step of splitmix64's counter, and its mix of a number's bits into all others. */
+#define COUNTER_STEP UINT64_C(0x9E3779B97F4A7C15)
 
+static uint64_t mix(uint64_t z)
+{
     z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
     return z ^ z >> 31;
 }
 
-static uint64_t rotate_left(uint64_t x, int bits)
+/* A number of 53 bits from 0 up to but not including 1: splitmix64 with the position for its
+ * counter. The seed is mixed first, so that neighbouring seeds are far apart on the counter. */
+static double draw(uint64_t seed, uint64_t position)
 {
-    return x << bits | x >> (64 - bits);
-}
-
-/* xoshiro256**, as a number of 53 bits from 0 up to but not including 1. */
-static double draw(uint64_t state[4])
-{
-    uint64_t result = rotate_left(state[1] * 5, 7) * 9, t = state[1] << 17;
-
-    state[2] ^= state[0];
-    state[3] ^= state[1];
-    state[1] ^= state[2];
-    state[0] ^= state[3];
-    state[2] ^= t;
-    state[3] = rotate_left(state[3], 45);
-    return (double)(result >> 11) * 0x1p-53;
+    return (double)(mix(mix(seed + COUNTER_STEP) + (position + 1) * COUNTER_STEP) >> 11) * 0x1p-53;
 }
 
 /* exp(x) for x <= 0, within 2e-16: 2^k times a polynomial in what is left, at most ln(2)/2 in
@@ -83,23 +71,18 @@ static int check_param(const char *name, double value, double min, double max, s
     return sl_err_set(err, -EINVAL, "%s is %g, expected %g to %g", name, value, min, max);
 }
 
-int sl_sampler_init(struct sl_sampler *sampler, const struct sl_sampler_params *params,
-                    uint64_t seed, uint32_t n_vocab, struct sl_arena *arena, struct sl_err *err)
+int sl_sampler_check(const struct sl_sampler *sampler, struct sl_err *err)
 {
-    int rc = check_param("temperature", params->temperature, 0, 1e6, err);
+    int rc = check_param("temperature", sampler->temperature, 0, 1e6, err);
 
-    sl_assert(n_vocab > 0);
     if (rc == 0)
-        rc = check_param("top-p", params->top_p, 1e-9, 1, err);
-    if (rc == 0)
-        rc = check_param("min-p", params->min_p, 0, 1, err);
-    if (rc < 0)
-        return rc;
-    *sampler = (struct sl_sampler){.params = *params, .n_vocab = n_vocab};
-    for (int i = 0; i < 4; i++)
-        sampler->state[i] = spread(&seed);
-    sampler->candidates = sl_arena_take(arena, n_vocab, sizeof(*sampler->candidates));
-    return 0;
+        rc = check_param("top-p", sampler->top_p, 1e-9, 1, err);
+    return rc < 0 ? rc : check_param("min-p", sampler->min_p, 0, 1, err);
+}
+
+struct sl_candidate *sl_sampler_carve_scratch(struct sl_arena *arena, uint32_t n_vocab)
+{
+    return sl_arena_take(arena, n_vocab, sizeof(struct sl_candidate));
 }
 
 /* Whether a comes before b. */
@@ -136,11 +119,11 @@ static void pop_to_end(struct sl_candidate *heap, uint32_t n)
 
 /* Brings the best of n candidates, one by one, to the end of the array, as far as top-k and top-p
  * want them. Returns how many: they lie best last. A heap does this without sorting all. */
-static uint32_t select_best(const struct sl_sampler *sampler, uint32_t n, double total)
+static uint32_t select_best(const struct sl_sampler *sampler, struct sl_candidate *heap, uint32_t n,
+                            double total)
 {
-    struct sl_candidate *heap = sampler->candidates;
-    uint32_t limit = sampler->params.top_k, kept;
-    double top_p = sampler->params.top_p, sum = 0;
+    uint32_t limit = sampler->top_k, kept;
+    double top_p = sampler->top_p, sum = 0;
     bool cut = limit > 0 && limit < n;
 
     if (!cut)
@@ -165,15 +148,14 @@ static uint32_t select_best(const struct sl_sampler *sampler, uint32_t n, double
 }
 
 /* Fills the candidates in order of id, leaving out those without weight. */
-static uint32_t weigh(const struct sl_sampler *sampler, const float *logits, float best,
-                      double *ret_total)
+static uint32_t weigh(double temperature, const float *logits, uint32_t n_vocab, float best,
+                      struct sl_candidate *candidates, double *ret_total)
 {
-    struct sl_candidate *candidates = sampler->candidates;
     double total = 0, weight;
     uint32_t n = 0;
 
-    for (uint32_t id = 0; id < sampler->n_vocab; id++) {
-        weight = exp_of_negative(((double)logits[id] - best) / sampler->params.temperature);
+    for (uint32_t id = 0; id < n_vocab; id++) {
+        weight = exp_of_negative(((double)logits[id] - best) / temperature);
         if (weight == 0)
             continue;
         candidates[n++] = (struct sl_candidate){.weight = weight, .logit = logits[id], .id = id};
@@ -183,24 +165,20 @@ static uint32_t weigh(const struct sl_sampler *sampler, const float *logits, flo
     return n;
 }
 
-static uint32_t choose(struct sl_sampler *sampler, const float *logits, float best)
+/* Chooses the candidate below whose sum of weights `share` of the total lies. */
+static uint32_t choose(const struct sl_sampler *sampler, const struct sl_candidate *first,
+                       uint32_t n_kept, double share)
 {
-    const struct sl_candidate *first = sampler->candidates;
-    double total, target, sum = 0;
-    uint32_t n, n_kept, id = 0;
+    double total = 0, target, sum = 0;
+    uint32_t id = 0;
 
-    n = n_kept = weigh(sampler, logits, best, &total);
-    if ((sampler->params.top_k > 0 && sampler->params.top_k < n) || sampler->params.top_p < 1)
-        n_kept = select_best(sampler, n, total);
-    first += n - n_kept;
-    total = 0;
     for (uint32_t i = 0; i < n_kept; i++)
-        if (first[i].weight >= sampler->params.min_p)
+        if (first[i].weight >= sampler->min_p)
             total += first[i].weight;
-    target = draw(sampler->state) * total;
+    target = share * total;
     /* Rounding may leave the sum a hair short of the target: then the last candidate it is. */
     for (uint32_t i = 0; i < n_kept && sum <= target; i++) {
-        if (first[i].weight < sampler->params.min_p)
+        if (first[i].weight < sampler->min_p)
             continue;
         sum += first[i].weight;
         id = first[i].id;
@@ -208,13 +186,14 @@ static uint32_t choose(struct sl_sampler *sampler, const float *logits, float be
     return id;
 }
 
-int sl_sampler_sample(struct sl_sampler *sampler, const float *logits, uint32_t *ret_id,
+int sl_sampler_sample(const struct sl_sampler *sampler, uint64_t position, const float *logits,
+                      uint32_t n_vocab, struct sl_candidate *scratch, uint32_t *ret_id,
                       struct sl_err *err)
 {
-    uint32_t best = 0;
+    uint32_t best = 0, n, n_kept;
+    double total;
 
-    sl_assert(sampler->candidates);
-    for (uint32_t id = 0; id < sampler->n_vocab; id++) {
+    for (uint32_t id = 0; id < n_vocab; id++) {
         if (!(logits[id] < INFINITY))
             return sl_err_set(err, -SL_ECORRUPT, "the logit of token %u is %g, expected a number",
                               id, (double)logits[id]);
@@ -223,6 +202,13 @@ int sl_sampler_sample(struct sl_sampler *sampler, const float *logits, uint32_t 
     }
     if (logits[best] == -INFINITY)
         return sl_err_set(err, -SL_ECORRUPT, "all logits are minus infinity: no token to choose");
-    *ret_id = sampler->params.temperature == 0 ? best : choose(sampler, logits, logits[best]);
+    if (sampler->temperature == 0) {
+        *ret_id = best;
+        return 0;
+    }
+    n = n_kept = weigh(sampler->temperature, logits, n_vocab, logits[best], scratch, &total);
+    if ((sampler->top_k > 0 && sampler->top_k < n) || sampler->top_p < 1)
+        n_kept = select_best(sampler, scratch, n, total);
+    *ret_id = choose(sampler, scratch + n - n_kept, n_kept, draw(sampler->seed, position));
     return 0;
 }
