@@ -283,9 +283,9 @@ static int make_sequences(struct sl_engine *e, struct sl_err *err)
     return rc;
 }
 
-static int start_forward(struct sl_engine *e, struct sl_err *err)
+struct sl_forward_params sl_engine_forward_params(const struct sl_engine *e)
 {
-    struct sl_forward_params params = {
+    return (struct sl_forward_params){
         .config = &e->config,
         .weights = &e->weights,
         .compute = &e->compute,
@@ -295,6 +295,11 @@ static int start_forward(struct sl_engine *e, struct sl_err *err)
         .spans_max = e->options.n_sequences,
         .prefetch = e->options.prefetch,
     };
+}
+
+static int start_forward(struct sl_engine *e, struct sl_err *err)
+{
+    const struct sl_forward_params params = sl_engine_forward_params(e);
 
     return sl_forward_create(&e->forward, &params, err);
 }

@@ -87,6 +87,10 @@ const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);
 const struct sl_config *sl_engine_config(const struct sl_engine *engine);
 struct sl_forward *sl_engine_forward(struct sl_engine *engine);
 
+/* As the engine's forward was made: for another one beside it, which its owner destroys before the
+ * engine, and whose memory (sl_forward_measure()) is not in the engine's plan. */
+struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine);
+
 /* Sequence i < n_sequences. */
 struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
 

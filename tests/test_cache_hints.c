@@ -135,6 +135,29 @@ static void test_evicted_hints_give_back_their_share(void **state)
     cache_rig_fini(&rig);
 }
 
+/* A step that failed has no use for what it hinted: the next step has the whole share of hints for
+ * its own, and what is there or lands is found by whoever asks. */
+static void test_forgotten_hints_give_back_their_share(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
+    static const uint16_t hinted[] = {0, 1, 2}, others[] = {4, 5, 6};
+    const struct cache_fixture *fixtures = *state;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_hint(&rig, 0, hinted, 3).n_loads, 3);
+    assert_int_equal(cache_rig_hint(&rig, 0, others, 3).n_loads, 3);
+    rig.source->ops->forget(rig.source);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(sl_expert_cache_table(rig.cache)->n_hinted, 0);
+    assert_int_equal(cache_rig_hint(&rig, 0, others, 3).n_loads, 6);
+    assert_int_equal(cache_rig_demand(&rig, 0, hinted, 3, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
+    cache_rig_fini(&rig);
+}
+
 static void test_failed_hint_is_read_again(void **state)
 {
     static const struct cache_rig_options options = {
@@ -345,6 +368,29 @@ static void test_sweeps_end_with_their_step(void **state)
     cache_rig_fini(&rig);
 }
 
+/* The same for a step that ends between two demands, as one that is stopped while it attends. */
+static void test_sweeps_end_between_demands(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 1, .piece_bytes = 4096, .n_slots = 20, .inflight_max = 4, .read_ahead = true};
+    static const struct io_fault_plan plan = {.lazy = true};
+    const struct cache_fixture *fixtures = *state;
+    struct sl_expert_cache_counters c;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
+    io_fault_set(rig.io, &plan);
+    c = cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+    assert_true(c.n_guess_loads > 0);
+    rig.source->ops->forget(rig.source);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    assert_int_equal(sl_expert_cache_table(rig.cache)->n_hinted, 0);
+    assert_int_equal(cache_rig_demand(&rig, 2, all_experts, 1, NULL, NULL), 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, c.n_guess_loads);
+    cache_rig_fini(&rig);
+}
+
 /* What is wanted again and again stays through sweeps, which make do with one layer's room, and is
  * not read again for them either. */
 static void test_sweeps_spare_what_is_hot(void **state)
@@ -384,12 +430,14 @@ int main(void)
         cmocka_unit_test(test_hints_need_a_staging_buffer),
         cmocka_unit_test(test_corrupt_hints_are_not_urgent),
         cmocka_unit_test(test_evicted_hints_give_back_their_share),
+        cmocka_unit_test(test_forgotten_hints_give_back_their_share),
         cmocka_unit_test(test_failed_hint_is_read_again),
         cmocka_unit_test(test_guesses_wait_for_demands),
         cmocka_unit_test(test_guesses_that_land_in_time),
         cmocka_unit_test(test_wrong_guesses_are_given_up),
         cmocka_unit_test(test_sweeps_read_ahead),
         cmocka_unit_test(test_sweeps_end_with_their_step),
+        cmocka_unit_test(test_sweeps_end_between_demands),
         cmocka_unit_test(test_sweeps_spare_what_is_hot),
     };
 

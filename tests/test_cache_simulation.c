@@ -305,6 +305,13 @@ static void abandon(struct world *w)
     end_demand(w);
 }
 
+/* A step fails between two demands. */
+static void forget(struct world *w)
+{
+    w->rig.source->ops->forget(w->rig.source);
+    assert_int_equal(sl_expert_cache_table(w->rig.cache)->n_hinted, 0);
+}
+
 /* Or empties it. */
 static void resize(struct world *w)
 {
@@ -361,6 +368,8 @@ static void act(struct world *w)
         rank_and_preload(w);
     else if (what < 33 && w->open)
         abandon(w);
+    else if (what < 33)
+        forget(w);
     else if (w->n_held > 0 && (what < 60 || w->n_held == w->rig.source->hold_max))
         release_one(w);
     else if (w->open && w->n_held < w->rig.source->hold_max)
