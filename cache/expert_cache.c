@@ -51,6 +51,39 @@ static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
     sl_lending_carve(&cache->lending, arena);
 }
 
+static void set_shape(struct sl_expert_cache *cache, const struct sl_expert_store *store)
+{
+    struct sl_lending *lending = &cache->lending;
+
+    lending->shape = *sl_expert_store_shape(store);
+    lending->slot_bytes = sl_expert_cache_slot_bytes(&lending->shape);
+    lending->table.n_layers = lending->shape.num_hidden_layers + lending->shape.n_mtp_layers;
+    lending->table.n_experts = lending->shape.n_routed_experts;
+}
+
+static const struct sl_policy_ops *policy_or_default(const struct sl_policy_ops *policy)
+{
+    return policy ? policy : &sl_policy_frequency;
+}
+
+uint64_t sl_expert_cache_table_bytes(const struct sl_expert_store *store, uint32_t inflight_max,
+                                     const struct sl_policy_ops *policy, uint32_t n_threads)
+{
+    struct sl_expert_cache cache = {0};
+    struct sl_arena all, buffers;
+
+    set_shape(&cache, store);
+    cache.lending.table.n_slots_max = cache.lending.table.n_layers * cache.lending.table.n_experts;
+    sl_expert_loader_init(&cache.lending.loader, store, NULL, NULL, inflight_max, SL_VERIFY_NEVER);
+    cache.lending.loader.n_threads = n_threads;
+    sl_arena_init_measure(&all);
+    carve(&cache, &all, policy_or_default(policy));
+    sl_arena_init_measure(&buffers);
+    sl_arena_take(&buffers, cache.lending.table.n_slots_max, cache.lending.slot_bytes);
+    sl_arena_take(&buffers, 1, sl_expert_cache_staging_bytes(store, inflight_max));
+    return all.used_bytes - buffers.used_bytes + SL_HUGE_PAGE_BYTES; /* an arena is whole ones */
+}
+
 /* How many slots a slab makes, if they are enough. */
 static int count_slots(const struct sl_expert_cache *cache, uint64_t slab_bytes,
                        uint32_t n_slots_max, uint32_t *ret_n_slots, struct sl_err *err)
@@ -87,7 +120,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err)
 {
-    const struct sl_policy_ops *policy = options->policy ? options->policy : &sl_policy_frequency;
+    const struct sl_policy_ops *policy = policy_or_default(options->policy);
     struct sl_expert_cache *cache;
     struct sl_arena measure;
     int rc;
@@ -95,10 +128,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     cache = calloc(1, sizeof(*cache));
     if (!cache)
         return sl_err_set(err, -ENOMEM, "expert cache: out of memory");
-    cache->lending.shape = *sl_expert_store_shape(store);
-    cache->lending.table.n_layers =
-        cache->lending.shape.num_hidden_layers + cache->lending.shape.n_mtp_layers;
-    cache->lending.table.n_experts = cache->lending.shape.n_routed_experts;
+    set_shape(cache, store);
     if (cache->lending.shape.hidden_size % SL_FP4_GROUP_COLS != 0 ||
         cache->lending.shape.moe_intermediate_size % SL_FP4_GROUP_COLS != 0) {
         rc = sl_err_set(err, -SL_EUNSUPPORTED,
@@ -107,7 +137,6 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
                         cache->lending.shape.moe_intermediate_size, SL_FP4_GROUP_COLS);
         goto fail;
     }
-    cache->lending.slot_bytes = sl_expert_cache_slot_bytes(&cache->lending.shape);
     cache->num_experts_per_tok = options->num_experts_per_tok;
     cache->lending.read_ahead = options->read_ahead;
     cache->n_slots_min = options->slots_min > options->num_experts_per_tok

@@ -95,6 +95,10 @@ uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
  */
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max);
 
+/* What the cache takes beside slab and staging buffers when it holds the whole model: at most. */
+uint64_t sl_expert_cache_table_bytes(const struct sl_expert_store *store, uint32_t inflight_max,
+                                     const struct sl_policy_ops *policy, uint32_t n_threads);
+
 /* Borrows store, reader (its counters are the cache's from now on) and pool until destroy; the
  * reader's files are the store's, in its order. hidden_size and moe_intermediate_size that R16
  * cannot hold are refused with -SL_EUNSUPPORTED, too small a slab with -SL_EBUDGET and the figures.

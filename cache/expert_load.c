@@ -71,6 +71,7 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
         .pool = pool,
         .staging_bytes = sl_expert_load_staging_bytes(store),
         .verify = verify,
+        .n_threads = pool ? sl_pool_thread_count(pool) : 0,
         .inflight_max = inflight_max,
     };
 }
@@ -79,7 +80,6 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
 {
     const struct sl_expert_shape *shape = sl_expert_store_shape(loader->store);
     uint64_t n_layers = shape->num_hidden_layers + shape->n_mtp_layers;
-    uint32_t n_threads = sl_pool_thread_count(loader->pool);
 
     loader->verified =
         sl_arena_take(arena, n_layers * shape->n_routed_experts, sizeof(*loader->verified));
@@ -88,8 +88,8 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
     if (!sl_expert_store_is_compressed(loader->store))
         return;
-    loader->decoders = sl_arena_take(arena, n_threads, sizeof(struct sl_record_decoder *));
-    for (uint32_t i = 0; i < n_threads; i++) {
+    loader->decoders = sl_arena_take(arena, loader->n_threads, sizeof(struct sl_record_decoder *));
+    for (uint32_t i = 0; i < loader->n_threads; i++) {
         uint8_t *memory = sl_arena_take(arena, 1, sl_record_decoder_bytes(shape));
 
         if (memory) /* else it is being measured */

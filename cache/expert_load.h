@@ -55,6 +55,7 @@ struct sl_expert_loader {
     struct sl_record_index index;        /* of the record that is being unpacked */
     bool *verified;                      /* (layers, experts); of a packed store */
     enum sl_verify verify;
+    uint32_t n_threads; /* of the pool */
     uint32_t inflight_max, n_busy;
     uint32_t n_held;      /* of the busy */
     uint32_t n_cancelled; /* likewise, and not held */
@@ -80,7 +81,8 @@ void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *p
  * compressed. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store);
 
-/* Borrows all three. sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
+/* Borrows all three; to measure, reader and pool may be NULL, and n_threads is set by the caller.
+ * sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
 void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
                            struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max,
                            enum sl_verify verify);

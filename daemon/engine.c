@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/process.h"
 #include "daemon/memory_room.h"
 #include "daemon/model_check.h"
 #include "storage/hot_list.h"
@@ -109,17 +110,26 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
     return rc < 0 ? rc : check_tensors(e, err);
 }
 
+/* What a run comes to take of memory on top of what the process has before the weights are read:
+ * its stacks as far as they are used; and rings, lists and figures, which came to a third of this
+ * with the largest of both back ends. */
+#define STACK_USED_BYTES (UINT64_C(448) << 10)
+#define SMALL_THINGS_BYTES (UINT64_C(3) << 20)
+
 /* *ret_verdict, with its line in `err`, says whether it fits. */
 static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
+    const uint32_t inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok);
+    struct sl_process_memory process;
     struct sl_memory_room room;
     struct sl_memory_case what = {
         .ram_given = o->ram_bytes != 0,
         .cache_bytes = o->cache_bytes,
         .cache_min = o->cache_min,
-        .staging_bytes = sl_expert_cache_staging_bytes(
-            e->store, sl_expert_cache_inflight_default(e->config.num_experts_per_tok)),
+        .staging_bytes = sl_expert_cache_staging_bytes(e->store, inflight_max),
+        .table_bytes =
+            sl_expert_cache_table_bytes(e->store, inflight_max, o->policy, o->placement.n_threads),
         .numerics = o->numerics,
         .n_threads = o->placement.n_threads,
         .segment_tokens = o->segment_tokens,
@@ -130,13 +140,18 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
 
     if (rc < 0)
         return rc;
+    process = sl_process_memory();
+    what.program_bytes =
+        process.bytes + o->placement.n_threads * STACK_USED_BYTES + SMALL_THINGS_BYTES;
+    what.loading_bytes =
+        what.dense_bytes < SL_WEIGHTS_LOADING_BYTES ? what.dense_bytes : SL_WEIGHTS_LOADING_BYTES;
     sl_memory_room_read("", &room);
-    what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes;
+    what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes + process.own_bytes;
     *ret_verdict =
         sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what, err);
     if (*ret_verdict == 0)
-        *ret_verdict =
-            sl_memory_room_check(&room, e->plan.budget_bytes, sl_memory_plan_bytes(&e->plan), err);
+        *ret_verdict = sl_memory_room_check(&room, e->plan.budget_bytes,
+                                            sl_memory_plan_bytes(&e->plan) - process.bytes, err);
     return 0;
 }
 

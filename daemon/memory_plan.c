@@ -1,6 +1,7 @@
 #include "daemon/memory_plan.h"
 
 #include "cache/expert_cache.h"
+#include "core/base/arena.h"
 #include "core/base/size.h"
 #include "core/model/forward.h"
 
@@ -10,6 +11,13 @@
 #define SEGMENT_TOKENS_MIN 512u
 #define SEGMENT_TOKENS_MAX 65536u
 
+/* What the system takes for memory, and counts as the process's: 8 bytes to map each page, and 16
+ * more where io_uring holds it for reads, if all pages are small. */
+#define SMALL_PAGE_BYTES 4096u
+#define MAP_ENTRY_BYTES 8u
+#define HOLD_ENTRY_BYTES 16u
+
+/* All but the cache and what depends on its size. */
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
 {
     uint64_t sum = 0;
@@ -19,11 +27,27 @@ static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
     return sum;
 }
 
+static uint64_t map_bytes(uint64_t bytes)
+{
+    return bytes / SMALL_PAGE_BYTES * MAP_ENTRY_BYTES;
+}
+
+/* SL_MEMORY_TABLES for a cache of this size. Reads go to the staging buffers, if there are any. */
+static uint64_t table_bytes(const struct sl_memory_plan *plan, uint64_t cache_bytes)
+{
+    const uint64_t staging = plan->need_bytes[SL_MEMORY_STAGING];
+    const uint64_t mapped = fixed_bytes(plan) + cache_bytes;
+    const uint64_t held = staging ? staging : cache_bytes;
+
+    return plan->table_bytes + map_bytes(mapped) + held / SMALL_PAGE_BYTES * HOLD_ENTRY_BYTES;
+}
+
 static uint64_t activation_bytes(const struct sl_config *config, const struct sl_memory_case *what,
                                  uint32_t segment_tokens)
 {
-    return sl_forward_measure(config, what->numerics, what->n_threads, segment_tokens,
-                              what->context_tokens, what->n_sequences);
+    return sl_arena_mapped_bytes(sl_forward_measure(config, what->numerics, what->n_threads,
+                                                    segment_tokens, what->context_tokens,
+                                                    what->n_sequences));
 }
 
 /* The plan's other needs are known. */
@@ -34,21 +58,34 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     const uint64_t fixed = fixed_bytes(plan), least = plan->slots_min * plan->slot_bytes;
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
     const uint64_t cache = what->cache_bytes && !what->cache_min ? what->cache_bytes : least;
-    const uint64_t room = left > cache ? left - cache : 0;
-    const uint64_t share = left / SL_SEGMENT_SHARE, allowed = room < share ? room : share;
+    const uint64_t taken = cache + table_bytes(plan, cache);
+    const uint64_t room = left > taken ? left - taken : 0;
+    const uint64_t share = left / SL_SEGMENT_SHARE;
     uint32_t low = SEGMENT_TOKENS_MIN, high = SEGMENT_TOKENS_MAX;
 
     if (what->segment_tokens)
         low = high = what->segment_tokens;
     while (low < high) {
         uint32_t middle = high - (high - low) / 2;
+        uint64_t bytes = activation_bytes(config, what, middle);
 
-        if (activation_bytes(config, what, middle) <= allowed)
+        if (bytes <= share && bytes + map_bytes(bytes) <= room)
             low = middle;
         else
             high = middle - 1;
     }
     return low < tokens_max ? low : (uint32_t)tokens_max;
+}
+
+/* Loading goes through memory that is free again before caches and activations are touched: only
+ * what exceeds the least of these has to be added. */
+static uint64_t loading_excess(const struct sl_memory_plan *plan, uint64_t loading_bytes)
+{
+    const uint64_t later = plan->need_bytes[SL_MEMORY_KV] +
+                           plan->need_bytes[SL_MEMORY_ACTIVATIONS] +
+                           plan->need_bytes[SL_MEMORY_STAGING] + plan->slots_min * plan->slot_bytes;
+
+    return loading_bytes > later ? loading_bytes - later : 0;
 }
 
 int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
@@ -60,11 +97,14 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
     *plan = (struct sl_memory_plan){
         .budget_bytes = what->ram_bytes,
         .budget_given = what->ram_given,
-        .need_bytes = {[SL_MEMORY_WEIGHTS] = what->dense_bytes,
-                       [SL_MEMORY_KV] = what->n_sequences *
-                                        sl_kv_cache_measure(config, n_layers, what->context_tokens,
-                                                            what->numerics),
+        .need_bytes = {[SL_MEMORY_PROGRAM] = what->program_bytes,
+                       [SL_MEMORY_WEIGHTS] = sl_arena_mapped_bytes(what->dense_bytes),
+                       [SL_MEMORY_KV] =
+                           what->n_sequences *
+                           sl_arena_mapped_bytes(sl_kv_cache_measure(
+                               config, n_layers, what->context_tokens, what->numerics)),
                        [SL_MEMORY_STAGING] = what->staging_bytes},
+        .table_bytes = what->table_bytes,
         .slot_bytes = sl_expert_cache_slot_bytes(experts),
         .slots_min = sl_expert_cache_slots_min(experts, config->num_experts_per_tok),
         .slots_max = (uint64_t)n_layers * experts->n_routed_experts,
@@ -73,6 +113,7 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
     };
     plan->segment_tokens = choose_segment(plan, config, what);
     plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
+    plan->need_bytes[SL_MEMORY_PROGRAM] += loading_excess(plan, what->loading_bytes);
     return sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
 }
 
@@ -81,11 +122,23 @@ static const char *budget_source(const struct sl_memory_plan *plan)
     return plan->budget_given ? "--ram" : "what is available less a reserve";
 }
 
-int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
-                         struct sl_err *err)
+/* The most slots that the budget has room for. */
+static uint64_t slots_that_fit(const struct sl_memory_plan *plan)
 {
     const uint64_t fixed = fixed_bytes(plan);
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
+    uint64_t slots = left / plan->slot_bytes;
+
+    slots = slots < plan->slots_max ? slots : plan->slots_max;
+    while (slots > 0 &&
+           slots * plan->slot_bytes + table_bytes(plan, slots * plan->slot_bytes) > left)
+        slots--;
+    return slots;
+}
+
+int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
+                         struct sl_err *err)
+{
     char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], cache[SL_SIZE_TEXT_BYTES];
     uint64_t slots;
 
@@ -94,21 +147,21 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     else if (cache_bytes)
         slots = cache_bytes / plan->slot_bytes;
     else
-        slots =
-            left / plan->slot_bytes > plan->slots_min ? left / plan->slot_bytes : plan->slots_min;
+        slots = slots_that_fit(plan) > plan->slots_min ? slots_that_fit(plan) : plan->slots_min;
     slots = slots < plan->slots_max ? slots : plan->slots_max;
     plan->need_bytes[SL_MEMORY_CACHE] = slots * plan->slot_bytes;
+    plan->need_bytes[SL_MEMORY_TABLES] = table_bytes(plan, slots * plan->slot_bytes);
     if (slots < plan->slots_min)
         return sl_err_set(err, -SL_EBUDGET,
                           "an expert cache of %s is below one token's working set (%llu experts, "
                           "%s), where it would miss always; give --cache min, or more",
                           sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
                           sl_size_format(plan->slots_min * plan->slot_bytes, need));
-    if (fixed + plan->need_bytes[SL_MEMORY_CACHE] > plan->budget_bytes)
+    if (sl_memory_plan_bytes(plan) > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "
                           "%s (%s); give a smaller --cache, --context or --segment, or more --ram",
-                          sl_size_format(fixed + plan->need_bytes[SL_MEMORY_CACHE], need),
+                          sl_size_format(sl_memory_plan_bytes(plan), need),
                           sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache),
                           sl_size_format(plan->budget_bytes, have), budget_source(plan));
     return 0;
@@ -116,21 +169,28 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
 
 uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan)
 {
-    return fixed_bytes(plan) + plan->need_bytes[SL_MEMORY_CACHE];
+    return fixed_bytes(plan) + plan->need_bytes[SL_MEMORY_CACHE] +
+           plan->need_bytes[SL_MEMORY_TABLES];
 }
 
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 {
     static const char *const names[SL_MEMORY_USERS] = {
-        [SL_MEMORY_WEIGHTS] = "dense weights",   [SL_MEMORY_KV] = "KV cache",
-        [SL_MEMORY_ACTIVATIONS] = "activations", [SL_MEMORY_STAGING] = "reads in flight",
+        [SL_MEMORY_PROGRAM] = "program",
+        [SL_MEMORY_WEIGHTS] = "dense weights",
+        [SL_MEMORY_KV] = "KV cache",
+        [SL_MEMORY_ACTIVATIONS] = "activations",
+        [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
+        [SL_MEMORY_TABLES] = "tables",
     };
     char text[SL_SIZE_TEXT_BYTES];
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
         fprintf(out, "  %-16s %10s", names[i], sl_size_format(plan->need_bytes[i], text));
+        if (i == SL_MEMORY_PROGRAM)
+            fprintf(out, "   code, headers, tokenizer, prompt, stacks, buffers");
         if (i == SL_MEMORY_KV)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
         if (i == SL_MEMORY_ACTIVATIONS)
@@ -140,6 +200,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                     (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),
                     (unsigned long long)plan->slots_max, sl_size_format(plan->slot_bytes, text),
                     (unsigned long long)plan->slots_min);
+        if (i == SL_MEMORY_TABLES)
+            fprintf(out, "   of the cache, and the system's of all these pages");
         fputc('\n', out);
     }
     fprintf(out, "  %-16s %10s", "together", sl_size_format(sl_memory_plan_bytes(plan), text));

@@ -13,11 +13,13 @@
 #include "storage/expert_store.h"
 
 enum sl_memory_user {
+    SL_MEMORY_PROGRAM, /* code, headers, tokenizer, prompt, stacks, buffers */
     SL_MEMORY_WEIGHTS,
     SL_MEMORY_KV,
     SL_MEMORY_ACTIVATIONS,
     SL_MEMORY_STAGING,
     SL_MEMORY_CACHE,
+    SL_MEMORY_TABLES, /* the cache's own, and the system's of all this memory's pages */
     SL_MEMORY_USERS,
 };
 
@@ -25,6 +27,7 @@ struct sl_memory_plan {
     uint64_t budget_bytes;
     bool budget_given; /* by the user; otherwise what is available less a reserve */
     uint64_t need_bytes[SL_MEMORY_USERS];
+    uint64_t table_bytes;    /* the cache's part of SL_MEMORY_TABLES */
     uint64_t slot_bytes;     /* of one expert in the cache */
     uint64_t slots_min;      /* one token's working set */
     uint64_t slots_max;      /* all experts of the model */
@@ -39,7 +42,10 @@ struct sl_memory_case {
     bool ram_given;       /* as the user gave it; else struct sl_memory_room's default */
     uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
     bool cache_min;       /* one token's working set instead */
+    uint64_t program_bytes;
+    uint64_t loading_bytes; /* beside the weights while they are read, before all else is there */
     uint64_t staging_bytes;
+    uint64_t table_bytes; /* of the expert cache */
     uint64_t dense_bytes;
     enum sl_numerics numerics;
     uint32_t n_threads;
@@ -58,9 +64,9 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
                         const struct sl_expert_shape *experts, const struct sl_memory_case *what,
                         struct sl_err *err);
 
-/* Fills need_bytes[SL_MEMORY_CACHE] from the rest of the budget, cache_bytes and cache_min as in
- * struct sl_memory_case: at most the whole model. Fails with -SL_EBUDGET and the figures when the
- * parts do not fit or the cache would be below one token's working set. */
+/* Fills need_bytes[SL_MEMORY_CACHE] and [SL_MEMORY_TABLES] from the rest of the budget, cache_bytes
+ * and cache_min as in struct sl_memory_case: at most the whole model. Fails with -SL_EBUDGET and
+ * the figures when the parts do not fit or the cache would be below one token's working set. */
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
                          struct sl_err *err);
 

@@ -56,13 +56,13 @@ void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room)
 }
 
 int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_bytes,
-                         uint64_t need_bytes, struct sl_err *err)
+                         uint64_t more_bytes, struct sl_err *err)
 {
-    char budget[SL_SIZE_TEXT_BYTES], need[SL_SIZE_TEXT_BYTES];
+    char budget[SL_SIZE_TEXT_BYTES], more[SL_SIZE_TEXT_BYTES];
     char total[SL_SIZE_TEXT_BYTES], available[SL_SIZE_TEXT_BYTES];
 
     sl_size_format(budget_bytes, budget);
-    sl_size_format(need_bytes, need);
+    sl_size_format(more_bytes, more);
     sl_size_format(room->total_bytes, total);
     sl_size_format(room->available_bytes, available);
     if (budget_bytes > room->total_bytes && room->limit_file[0])
@@ -74,10 +74,11 @@ int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_byte
         return sl_err_set(err, -SL_EBUDGET,
                           "--ram of %s is more than the %s that this machine has; give less",
                           budget, total);
-    if (need_bytes > room->available_bytes)
-        return sl_err_set(err, -SL_EBUDGET,
-                          "needs %s of memory, but of %s other programs leave %s now; give less "
-                          "--ram, or end some of them",
-                          need, total, available);
+    if (more_bytes > room->available_bytes)
+        return sl_err_set(
+            err, -SL_EBUDGET,
+            "needs %s more of memory, but of %s other programs leave %s now; give less "
+            "--ram, or end some of them",
+            more, total, available);
     return 0;
 }

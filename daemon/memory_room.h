@@ -23,8 +23,8 @@ struct sl_memory_room {
 void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room);
 
 /* Fails with -SL_EBUDGET and the figures if a budget can never be had here, or if so much of it is
- * needed that it cannot be had now. */
+ * needed on top of what the process has that it cannot be had now. */
 int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_bytes,
-                         uint64_t need_bytes, struct sl_err *err);
+                         uint64_t more_bytes, struct sl_err *err);
 
 #endif

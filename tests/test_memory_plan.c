@@ -10,22 +10,26 @@
 
 #include <cmocka.h>
 
+#include "core/base/arena.h"
 #include "core/model/forward.h"
 #include "daemon/memory_plan.h"
 #include "tests/fixture_model.h"
 
 #define MIB (UINT64_C(1) << 20)
 
-/* Fixed parts of 60 MiB; 10 experts of 4 MiB for a token, 100 in the model. */
+/* Fixed parts of 60 MiB; 10 experts of 4 MiB for a token, 100 in the model. Tables are 1 MiB, 8
+ * bytes for each page, and 16 for each that reads go to: staging has 768. */
 static struct sl_memory_plan plan_of(uint64_t budget_bytes)
 {
     return (struct sl_memory_plan){
         .budget_bytes = budget_bytes,
         .budget_given = true,
-        .need_bytes = {[SL_MEMORY_WEIGHTS] = 40 * MIB,
+        .need_bytes = {[SL_MEMORY_PROGRAM] = 5 * MIB,
+                       [SL_MEMORY_WEIGHTS] = 35 * MIB,
                        [SL_MEMORY_KV] = 10 * MIB,
                        [SL_MEMORY_ACTIVATIONS] = 7 * MIB,
                        [SL_MEMORY_STAGING] = 3 * MIB},
+        .table_bytes = MIB,
         .slot_bytes = 4 * MIB,
         .slots_min = 10,
         .slots_max = 100,
@@ -33,6 +37,17 @@ static struct sl_memory_plan plan_of(uint64_t budget_bytes)
         .context_tokens = 4096,
         .n_sequences = 2,
     };
+}
+
+static uint64_t tables_of(uint64_t slots)
+{
+    return MIB + (60 + 4 * slots) * 256 * 8 + 768 * 16;
+}
+
+/* What so many slots take with all else. */
+static uint64_t with(uint64_t slots)
+{
+    return 60 * MIB + slots * 4 * MIB + tables_of(slots);
 }
 
 /* The plan's cache is `slots` experts large, and it fits. */
@@ -44,7 +59,10 @@ static void expect_slots(uint64_t budget_bytes, uint64_t cache_bytes, bool cache
 
     assert_int_equal(sl_memory_plan_cache(&plan, cache_bytes, cache_min, &err), 0);
     assert_int_equal(plan.need_bytes[SL_MEMORY_CACHE], slots * 4 * MIB);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_TABLES], tables_of(slots));
+    assert_int_equal(sl_memory_plan_bytes(&plan), with(slots));
     before.need_bytes[SL_MEMORY_CACHE] = slots * 4 * MIB; /* and nothing else has changed */
+    before.need_bytes[SL_MEMORY_TABLES] = tables_of(slots);
     assert_memory_equal(&plan, &before, sizeof(plan));
 }
 
@@ -62,12 +80,20 @@ static void expect_refusal(uint64_t budget_bytes, uint64_t cache_bytes, bool cac
 
 static void test_cache_takes_what_is_left(void **state)
 {
+    struct sl_memory_plan plan = plan_of(with(35));
+
     (void)state;
-    expect_slots(200 * MIB, 0, false, 35);
-    expect_slots(204 * MIB - 1, 0, false, 35); /* no part of an expert */
-    expect_slots(204 * MIB, 0, false, 36);
-    expect_slots(100 * MIB, 0, false, 10);
+    expect_slots(with(35), 0, false, 35);
+    expect_slots(with(36) - 1, 0, false, 35); /* no part of an expert */
+    expect_slots(with(36), 0, false, 36);
+    expect_slots(with(10), 0, false, 10);
     expect_slots(UINT64_MAX, 0, false, 100); /* no more than the model has */
+    /* Where reads go to the slots themselves, all of their pages are held. */
+    plan.need_bytes[SL_MEMORY_STAGING] = 0;
+    assert_int_equal(sl_memory_plan_cache(&plan, 0, false, NULL), 0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_CACHE], 35 * 4 * MIB);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_TABLES],
+                     MIB + (57 + 35 * 4) * 256 * 8 + 35 * 4 * 256 * 16);
 }
 
 static void test_cache_of_a_given_size(void **state)
@@ -76,15 +102,15 @@ static void test_cache_of_a_given_size(void **state)
     expect_slots(200 * MIB, 60 * MIB, false, 15);
     expect_slots(200 * MIB, 64 * MIB - 1, false, 15);
     expect_slots(200 * MIB, 40 * MIB, false, 10);
-    expect_slots(200 * MIB, 140 * MIB, false, 35);
-    expect_slots(460 * MIB, UINT64_MAX, false, 100);
+    expect_slots(with(35), 140 * MIB, false, 35);
+    expect_slots(with(100), UINT64_MAX, false, 100);
 }
 
 static void test_least_cache(void **state)
 {
     (void)state;
     expect_slots(200 * MIB, 0, true, 10);
-    expect_slots(100 * MIB, 0, true, 10);
+    expect_slots(with(10), 0, true, 10);
     expect_slots(UINT64_MAX, 77 * MIB, true, 10);
 }
 
@@ -106,22 +132,22 @@ static void test_parts_that_do_not_fit(void **state)
 
     (void)state;
     expect_refusal(
-        100 * MIB - 1, 0, false,
-        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
-        "is 100.0 MiB (--ram); give a smaller --cache, --context or --segment, or more "
+        with(10) - 1, 0, false,
+        "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "is 101 MiB (--ram); give a smaller --cache, --context or --segment, or more "
         "--ram");
     expect_refusal(
-        100 * MIB - 1, 0, true,
-        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
-        "is 100.0 MiB (--ram); give a smaller --cache, --context or --segment, or more "
+        with(10) - 1, 0, true,
+        "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "is 101 MiB (--ram); give a smaller --cache, --context or --segment, or more "
         "--ram");
     expect_refusal(200 * MIB, 144 * MIB, false,
-                   "needs 204 MiB of memory, of which 144 MiB for the expert cache, but the budget "
+                   "needs 205 MiB of memory, of which 144 MiB for the expert cache, but the budget "
                    "is 200 MiB (--ram); give a smaller --cache, --context or --segment, or more "
                    "--ram");
     expect_refusal(
         0, 0, false,
-        "needs 100 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
+        "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
         "is 0 B (--ram); give a smaller --cache, --context or --segment, or more --ram");
     plan.budget_given = false;
     assert_int_equal(sl_memory_plan_cache(&plan, 0, false, &err), -SL_EBUDGET);
@@ -134,8 +160,15 @@ static void test_parts_that_do_not_fit(void **state)
 static uint64_t activations_of(const struct sl_config *config, const struct sl_memory_case *what,
                                uint32_t n_tokens)
 {
-    return sl_forward_measure(config, what->numerics, what->n_threads, n_tokens,
-                              what->context_tokens, what->n_sequences);
+    return sl_arena_mapped_bytes(sl_forward_measure(config, what->numerics, what->n_threads,
+                                                    n_tokens, what->context_tokens,
+                                                    what->n_sequences));
+}
+
+/* With their pages' entries in the system's tables. */
+static uint64_t mapped(uint64_t bytes)
+{
+    return bytes + bytes / 4096 * 8;
 }
 
 /* Steps as long as their share of the memory allows, and not by one token longer. */
@@ -161,7 +194,8 @@ static void test_steps_take_their_share(void **state)
         uint64_t left_bytes;
 
         assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
-        left_bytes = what.ram_bytes - 8 * MIB - plan.need_bytes[SL_MEMORY_KV];
+        left_bytes = what.ram_bytes - sl_arena_mapped_bytes(5 * MIB) - 3 * MIB -
+                     plan.need_bytes[SL_MEMORY_KV];
         assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
                          activations_of(&config, &what, plan.segment_tokens));
         assert_in_range(plan.segment_tokens, 512, 40000);
@@ -175,10 +209,11 @@ static void test_steps_take_their_share(void **state)
         if (activations_of(&config, &what, 512) > left_bytes - what.cache_bytes)
             continue;
         assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
-        assert_true(plan.need_bytes[SL_MEMORY_ACTIVATIONS] <= left_bytes - what.cache_bytes);
+        assert_true(sl_memory_plan_bytes(&plan) <= what.ram_bytes);
+        /* One token more would not fit beside the cache and the tables. */
         assert_true(plan.segment_tokens == 40000 ||
                     activations_of(&config, &what, plan.segment_tokens + 1) >
-                        left_bytes - what.cache_bytes);
+                        left_bytes - what.cache_bytes - what.ram_bytes / 4096 * 8 - 768 * 16);
         n_given++;
         /* What is given is kept, but for tokens that no sequence has room for. */
         what.cache_bytes = 0;
@@ -209,13 +244,15 @@ static void test_steps_leave_one_token_its_cache(void **state)
     experts.n_routed_experts = config.n_routed_experts;
     experts.hidden_size = config.hidden_size;
     assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), -SL_EBUDGET);
-    least_bytes = plan.need_bytes[SL_MEMORY_KV] + plan.slots_min * plan.slot_bytes;
+    least_bytes = sl_memory_plan_bytes(&plan) - mapped(plan.need_bytes[SL_MEMORY_ACTIVATIONS]);
     for (uint32_t n_tokens = 512; n_tokens < 800; n_tokens += 100) {
-        what.ram_bytes = least_bytes + activations_of(&config, &what, n_tokens);
+        what.ram_bytes = least_bytes + mapped(activations_of(&config, &what, n_tokens)) + 8;
         assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
-        assert_int_equal(plan.segment_tokens, n_tokens);
+        assert_true(plan.segment_tokens >= n_tokens);
+        assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
+                         activations_of(&config, &what, n_tokens));
     }
-    what.ram_bytes = least_bytes + activations_of(&config, &what, 512) - 1;
+    what.ram_bytes = least_bytes + mapped(activations_of(&config, &what, 512)) - 9;
     assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), -SL_EBUDGET);
 }
 
@@ -234,13 +271,17 @@ static void test_print(void **state)
     fclose(out);
     assert_string_equal(text,
                         "memory\n"
-                        "  dense weights      40.0 MiB\n"
+                        "  program            5.00 MiB   code, headers, tokenizer, prompt, stacks, "
+                        "buffers\n"
+                        "  dense weights      35.0 MiB\n"
                         "  KV cache           10.0 MiB   2 x 4096 tokens\n"
                         "  activations        7.00 MiB   512 tokens at once\n"
                         "  reads in flight    3.00 MiB\n"
-                        "  expert cache        140 MiB   35 of 100 experts, 4.00 MiB each; one "
+                        "  expert cache        136 MiB   34 of 100 experts, 4.00 MiB each; one "
                         "token needs 10\n"
-                        "  together            200 MiB   of 200 MiB (--ram)\n");
+                        "  tables             1.39 MiB   of the cache, and the system's of all "
+                        "these pages\n"
+                        "  together            197 MiB   of 200 MiB (--ram)\n");
     free(text);
 }
 

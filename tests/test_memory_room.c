@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "core/base/cgroup.h"
+#include "core/base/process.h"
 #include "daemon/memory_room.h"
 #include "tests/fixture_checkpoint.h"
 
@@ -337,15 +338,43 @@ static void test_what_cannot_be_had_is_refused(void **state)
 
     (void)state;
     assert_int_equal(sl_memory_room_check(&room, 16 * GIB, 10 * GIB, NULL), 0);
-    expect_refusal(&room, 16 * GIB, 11 * GIB,
-                   "needs 11.0 GiB of memory, but of 16.0 GiB other programs leave 10.0 GiB now; "
-                   "give less --ram, or end some of them");
+    expect_refusal(
+        &room, 16 * GIB, 11 * GIB,
+        "needs 11.0 GiB more of memory, but of 16.0 GiB other programs leave 10.0 GiB now; "
+        "give less --ram, or end some of them");
     expect_refusal(&room, 24 * GIB, GIB,
                    "--ram of 24.0 GiB is more than the 16.0 GiB that this machine has; give less");
     strcpy(room.limit_file, "/sys/fs/cgroup/a/memory.max");
     expect_refusal(&room, 24 * GIB, GIB,
                    "--ram of 24.0 GiB is more than the 16.0 GiB that the control group allows "
                    "(/sys/fs/cgroup/a/memory.max); give less, or raise that limit");
+}
+
+/* Code counts whole, what lies in shared mappings as far as it is there, and only what no file
+ * holds is the process's own. */
+static void test_what_a_process_has(void **state)
+{
+    static const char text[] = "00400000-00600000 r-xp 00000000 fe:01 77    /usr/bin/sluice\n"
+                               "Size:               2048 kB\n"
+                               "Rss:                 300 kB\n"
+                               "Pss:                 100 kB\n"
+                               "00700000-00900000 rw-p 00000000 00:00 0     [heap]\n"
+                               "Rss:                1000 kB\n"
+                               "7f0000000000-7f0040000000 r--s 00000000 fe:01 99  /data/data.mdb\n"
+                               "Rss:                  64 kB\n"
+                               "7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0   [stack]\n"
+                               "Rss:                  16 kB\n";
+    FILE *smaps = fmemopen((void *)(uintptr_t)text, strlen(text), "r");
+    struct sl_process_memory memory;
+
+    (void)state;
+    assert_non_null(smaps);
+    memory = sl_smaps_process_memory(smaps);
+    fclose(smaps);
+    assert_int_equal(memory.bytes, 2 * MIB + (1000 + 64 + 16) * 1024);
+    assert_int_equal(memory.own_bytes, (1000 + 16) * 1024);
+    memory = sl_process_memory();
+    assert_true(memory.own_bytes > 0 && memory.own_bytes < memory.bytes);
 }
 
 static void test_this_machine(void **state)
@@ -372,6 +401,7 @@ int main(void)
         TEST(test_machines_keep_a_share),
         TEST(test_groups_are_tighter_than_machines),
         TEST(test_what_cannot_be_had_is_refused),
+        cmocka_unit_test(test_what_a_process_has),
         cmocka_unit_test(test_this_machine),
     };
 

@@ -14,6 +14,7 @@
 #include "storage/model_files.h"
 #include "storage/safetensors.h"
 #include "tools/command_line.h"
+#include "daemon/memory_room.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 
@@ -245,9 +246,12 @@ static void print_config(const struct sl_config *c)
 static void print_huge_pages(void)
 {
     char text[SL_SIZE_TEXT_BYTES];
+    struct sl_memory_room room;
     struct sl_arena trial;
 
-    if (sl_arena_map(&trial, TRIAL_BYTES, "trial of huge pages", NULL) < 0)
+    sl_memory_room_read("", &room);
+    if (room.available_bytes / 2 < TRIAL_BYTES ||
+        sl_arena_map(&trial, TRIAL_BYTES, "trial of huge pages", NULL) < 0)
         return;
     memset(trial.base, 1, trial.size_bytes);
     printf("  huge pages: %.0f %% of %s tried\n",

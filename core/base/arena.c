@@ -6,11 +6,15 @@
 #include "core/base/assert.h"
 #include "core/base/size.h"
 
-#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
-
 void sl_arena_init_measure(struct sl_arena *arena)
 {
     *arena = (struct sl_arena){0};
+}
+
+uint64_t sl_arena_mapped_bytes(uint64_t size_bytes)
+{
+    return sl_round_up(size_bytes > 0 ? size_bytes : SL_CACHE_LINE_BYTES,
+                       size_bytes > SL_HUGE_PAGE_BYTES ? SL_HUGE_PAGE_BYTES : UINT64_C(4096));
 }
 
 int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
@@ -21,23 +25,20 @@ int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, 
     uint64_t skip;
 
     *arena = (struct sl_arena){0};
-    if (size_bytes == 0)
-        size_bytes = SL_CACHE_LINE_BYTES;
-    size_bytes =
-        sl_round_up(size_bytes, size_bytes > HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : UINT64_C(4096));
+    size_bytes = sl_arena_mapped_bytes(size_bytes);
     /* One huge page more, so that the part we keep can start on a huge page's boundary. */
-    mapped_bytes = size_bytes > HUGE_PAGE_BYTES ? size_bytes + HUGE_PAGE_BYTES : size_bytes;
+    mapped_bytes = size_bytes > SL_HUGE_PAGE_BYTES ? size_bytes + SL_HUGE_PAGE_BYTES : size_bytes;
     base = mmap(NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED)
         return sl_err_set(err, -ENOMEM, "%s: cannot map %s of memory", what,
                           sl_size_format(size_bytes, text));
     if (mapped_bytes > size_bytes) {
-        skip = sl_round_up((uintptr_t)base, HUGE_PAGE_BYTES) - (uintptr_t)base;
+        skip = sl_round_up((uintptr_t)base, SL_HUGE_PAGE_BYTES) - (uintptr_t)base;
         if (skip)
             munmap(base, skip);
         base += skip;
-        if (HUGE_PAGE_BYTES > skip)
-            munmap(base + size_bytes, HUGE_PAGE_BYTES - skip);
+        if (SL_HUGE_PAGE_BYTES > skip)
+            munmap(base + size_bytes, SL_HUGE_PAGE_BYTES - skip);
         madvise(base, size_bytes, MADV_HUGEPAGE); /* a wish: without it all works, slower */
     }
     arena->base = base;

@@ -15,6 +15,7 @@
 #include "core/base/err.h"
 
 #define SL_CACHE_LINE_BYTES 64
+#define SL_HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
 struct sl_arena {
     uint8_t *base; /* NULL while measuring */
@@ -25,6 +26,9 @@ struct sl_arena {
 
 /* A measuring arena: sl_arena_take() returns NULL and counts. Needs no fini. */
 void sl_arena_init_measure(struct sl_arena *arena);
+
+/* What an arena of that size takes of memory. */
+uint64_t sl_arena_mapped_bytes(uint64_t size_bytes);
 
 /* Maps `size_bytes` (rounded up to 2 MiB when larger than that) of zeroed memory and asks for huge
  * pages. Fails with -ENOMEM; `what` names the user in the message. */

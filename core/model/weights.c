@@ -13,7 +13,7 @@
 #include "core/kernels/formats.h"
 
 #define NAME_BYTES 160
-#define STAGING_BYTES (UINT64_C(32) << 20)
+#define STAGING_BYTES SL_WEIGHTS_LOADING_BYTES
 
 struct loader {
     const struct sl_config *config;

@@ -76,6 +76,9 @@ bool sl_weights_mtp_known(const struct sl_config *config, struct sl_weight_sourc
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
                        bool with_mtp, uint64_t *ret_bytes, struct sl_err *err);
 
+/* Bytes that sl_weights_load() takes beside that while it runs, at most. */
+#define SL_WEIGHTS_LOADING_BYTES (UINT64_C(32) << 20)
+
 /* Loads everything; `pool` packs, and each of its threads will find its part of every linear on its
  * own node. On success the caller calls sl_weights_fini(). Fails with
  * -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype or shape) or -SL_ECORRUPT
