@@ -229,14 +229,17 @@ STRIP ?= $(if $(filter aarch64,$(CONFIG)),aarch64-linux-gnu-)strip
 quoted = '$(subst ','\'',$(1))'
 BIN_FILE = $(call quoted,$(DESTDIR)$(prefix)/bin/sluice)
 MAN_FILE = $(call quoted,$(DESTDIR)$(prefix)/share/man/man1/sluice.1)
+SHARE = $(call quoted,$(DESTDIR)$(prefix)/share/sluice)
 
-install: all ## install sluice and its man page under prefix (/usr/local), below DESTDIR
+install: all ## install sluice, its man page and configs under prefix (/usr/local), below DESTDIR
 	install -D -m 755 $(B)/sluice $(BIN_FILE)
 	$(STRIP) $(BIN_FILE)
 	install -D -m 644 docs/man/sluice.1 $(MAN_FILE)
+	install -D -m 644 -t $(SHARE)/configs tools/configs/*.json
 
 uninstall: ## remove what install put there
 	rm -f $(BIN_FILE) $(MAN_FILE)
+	rm -rf $(SHARE)
 
 clean: ## remove everything built
 	rm -rf build

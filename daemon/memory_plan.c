@@ -17,6 +17,8 @@
 #define MAP_ENTRY_BYTES 8u
 #define HOLD_ENTRY_BYTES 16u
 
+#define ADVICE_BYTES 80
+
 /* All but the cache and what depends on its size. */
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
 {
@@ -122,6 +124,31 @@ static const char *budget_source(const struct sl_memory_plan *plan)
     return plan->budget_given ? "--ram" : "what is available less a reserve";
 }
 
+/* What would make a plan fit that does not: no option is named that is at its least, and none at
+ * all where what no option changes and the least cache are too much already. */
+static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BYTES])
+{
+    const uint64_t cache_min_bytes = plan->slots_min * plan->slot_bytes;
+    const uint64_t least_bytes = fixed_bytes(plan) - plan->need_bytes[SL_MEMORY_KV] -
+                                 plan->need_bytes[SL_MEMORY_ACTIVATIONS] + cache_min_bytes +
+                                 plan->table_bytes;
+    const bool helps[] = {plan->need_bytes[SL_MEMORY_CACHE] > cache_min_bytes,
+                          plan->context_tokens > 1, plan->segment_tokens > 1};
+    static const char *const options[] = {"--cache", "--context", "--segment"};
+    const char *before = "give a smaller ";
+    size_t used = 0;
+
+    for (size_t i = 0; i < sizeof(helps) / sizeof(helps[0]) && least_bytes <= plan->budget_bytes;
+         i++) {
+        if (!helps[i])
+            continue;
+        used += (size_t)snprintf(text + used, ADVICE_BYTES - used, "%s%s", before, options[i]);
+        before = " or ";
+    }
+    snprintf(text + used, ADVICE_BYTES - used, "%smore --ram", used ? ", or " : "it takes ");
+    return text;
+}
+
 /* The most slots that the budget has room for. */
 static uint64_t slots_that_fit(const struct sl_memory_plan *plan)
 {
@@ -140,6 +167,7 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
                          struct sl_err *err)
 {
     char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], cache[SL_SIZE_TEXT_BYTES];
+    char text[ADVICE_BYTES];
     uint64_t slots;
 
     if (cache_min)
@@ -160,10 +188,11 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     if (sl_memory_plan_bytes(plan) > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "
-                          "%s (%s); give a smaller --cache, --context or --segment, or more --ram",
+                          "%s (%s); %s",
                           sl_size_format(sl_memory_plan_bytes(plan), need),
                           sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache),
-                          sl_size_format(plan->budget_bytes, have), budget_source(plan));
+                          sl_size_format(plan->budget_bytes, have), budget_source(plan),
+                          advice(plan, text));
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
 
@@ -19,11 +20,15 @@ int sl_safetensors_read_length(const uint8_t prefix[SL_SAFETENSORS_LENGTH_BYTES]
                                struct sl_err *err)
 {
     uint64_t length = 0;
+    int rc;
 
     if (file_size_bytes < SL_SAFETENSORS_LENGTH_BYTES)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the file has %llu bytes, too few for a safetensors header", where,
                           (unsigned long long)file_size_bytes);
+    rc = sl_file_check_fetched(prefix, SL_SAFETENSORS_LENGTH_BYTES, where, err);
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < SL_SAFETENSORS_LENGTH_BYTES; i++)
         length |= (uint64_t)prefix[i] << (8 * i);
     if (length > file_size_bytes - SL_SAFETENSORS_LENGTH_BYTES)

@@ -40,7 +40,8 @@ struct sl_safetensors {
 
 /* Takes the file's first 8 bytes (fewer if it has fewer; the rest is not looked at) and gives the
  * header's length. Fails with -SL_ECORRUPT if the header would not fit in the file and with
- * -SL_EFORMAT if it is absurdly long. `where` names the file in errors, here and below. */
+ * -SL_EFORMAT if it is absurdly long, or the file a Git LFS pointer. `where` names the file in
+ * errors, here and below. */
 int sl_safetensors_read_length(const uint8_t prefix[SL_SAFETENSORS_LENGTH_BYTES],
                                uint64_t file_size_bytes, size_t *ret_length, const char *where,
                                struct sl_err *err);

@@ -221,6 +221,39 @@ rm "$bad/config.json"
 refused "no config" 1 config.json logits "$bad" "${run[@]}"
 refused "no such folder" 1 "$scratch/none" logits "$scratch/none" "${run[@]}"
 
+# Paths that were meant to be a model: what they are, and what to give instead.
+cache=$scratch/models--deepseek-ai--DeepSeek-V4-Flash
+mkdir -p "$scratch/empty" "$scratch/ggufs" "$cache/refs" "$cache/snapshots/"{abc,def} "$scratch/dangling"
+printf def >"$cache/refs/main"
+printf 'GGUF\3\0\0\0' | tee "$scratch/ggufs/x.gguf" >"$scratch/weights.bin"
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n' >"$scratch/pointer"
+ln -s ../blobs/gone "$scratch/dangling/config.json"
+for command in inspect "logits --tokens $scratch/tokens --out $scratch/logits.npy" \
+    "plan --ssd 1G --dram 1G" "pack $scratch/store" verify; do
+    read -ra words <<<"$command"
+    is() { # name pattern path
+        local arguments=("${words[0]}" "$3" "${words[@]:1}")
+
+        refused "${words[0]}: $1" 1 "^sluice: $3.*$2" "${arguments[@]}"
+    }
+    is "an empty folder" "is empty; expected a folder with config.json" "$scratch/empty"
+    is "a folder of GGUF" "GGUF files; Sluice runs the official" "$scratch/ggufs"
+    is "a folder of Hugging Face's cache" "$cache/snapshots/def\$" "$cache"
+    is "a broken link" "symbolic link to a file that is not there" "$scratch/dangling"
+    is "no such folder" "no such folder; expected a folder with config.json" "$scratch/none"
+    is "a shard" "give the folder that it is in: $good\$" "$good/model-00001-of-00006.safetensors"
+    [ "${words[0]}" = plan ] && continue
+    is "a GGUF file" "a GGUF file; Sluice runs the official" "$scratch/weights.bin"
+    is "its config.json" "give the folder that it is in: $good\$" "$good/config.json"
+done
+refused "verify: a checkpoint" 1 "$good: a checkpoint, .* store that sluice pack made" verify "$good"
+refused "a repository's name" 1 'hf download some/model --local-dir' inspect some/model
+damage config vocab_size 1024 && cp "$scratch/pointer" "$bad/model-00002-of-00006.safetensors"
+refused "a shard that was not fetched" 1 'model-00002-of.*Git LFS pointer.*git lfs pull' \
+    logits "$bad" "${run[@]}"
+cp "$scratch/pointer" "$bad/config.json"
+refused "a config that was not fetched" 1 'config.json.*Git LFS pointer' logits "$bad" "${run[@]}"
+
 tokenizer "tokenizer without merges" 'tokenizer.json.*merges' model.merges null
 tokenizer "merges of another type" 'tokenizer.json.*merges' model.merges '{"a": 1}'
 tokenizer "a merge of one part" 'tokenizer.json.*merge' model.merges.3 '"th"'

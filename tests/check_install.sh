@@ -18,6 +18,14 @@ stripped() {
         readelf -S --wide "$root/opt/my sluice/bin/sluice" >"$scratch/installed" &&
         grep -q '\.symtab' "$scratch/built" && ! grep '\.symtab' "$scratch/installed"
 }
+plans_by_name() {
+    local sluice="$root/opt/my sluice/bin/sluice"
+
+    cmp tools/configs/v4-pro.json "$root/opt/my sluice/share/sluice/configs/v4-pro.json" &&
+        (cd / && "$sluice" plan v4-pro --ram 128G --ssd 12G/s --dram 80G/s --cores 16 >"$scratch/plan" &&
+            "$sluice" plan v4-pro.json --ram 128G --ssd 12G/s --dram 80G/s --cores 16) |
+        cmp - "$scratch/plan"
+}
 uninstalled() {
     make uninstall DESTDIR="$root" prefix="/opt/my sluice" && [ -z "$(find "$root" ! -type d)" ]
 }
@@ -26,6 +34,7 @@ keeps_symbols() {
 }
 check "installs below folders with blanks and quotes" installed
 check "... without symbols" stripped
+check "... with configs that are found by name" plans_by_name
 check "... and takes it away again" uninstalled
 check "STRIP=: leaves the symbols" keeps_symbols
 

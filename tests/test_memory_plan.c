@@ -134,21 +134,28 @@ static void test_parts_that_do_not_fit(void **state)
     expect_refusal(
         with(10) - 1, 0, false,
         "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
-        "is 101 MiB (--ram); give a smaller --cache, --context or --segment, or more "
-        "--ram");
+        "is 101 MiB (--ram); give a smaller --context or --segment, or more --ram");
     expect_refusal(
         with(10) - 1, 0, true,
         "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
-        "is 101 MiB (--ram); give a smaller --cache, --context or --segment, or more "
-        "--ram");
+        "is 101 MiB (--ram); give a smaller --context or --segment, or more --ram");
     expect_refusal(200 * MIB, 144 * MIB, false,
                    "needs 205 MiB of memory, of which 144 MiB for the expert cache, but the budget "
-                   "is 200 MiB (--ram); give a smaller --cache, --context or --segment, or more "
-                   "--ram");
+                   "is 200 MiB (--ram); give a smaller --cache or --context or --segment, or "
+                   "more --ram");
     expect_refusal(
         0, 0, false,
         "needs 101 MiB of memory, of which 40.0 MiB for the expert cache, but the budget "
-        "is 0 B (--ram); give a smaller --cache, --context or --segment, or more --ram");
+        "is 0 B (--ram); it takes more --ram");
+    /* Nothing but the least cache and weights is left to make smaller. */
+    plan = plan_of(84 * MIB - 1);
+    assert_int_equal(sl_memory_plan_cache(&plan, 0, false, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "; it takes more --ram"));
+    plan = plan_of(84 * MIB);
+    plan.context_tokens = plan.segment_tokens = 1;
+    assert_int_equal(sl_memory_plan_cache(&plan, 0, false, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "; it takes more --ram"));
+    plan = plan_of(99 * MIB);
     plan.budget_given = false;
     assert_int_equal(sl_memory_plan_cache(&plan, 0, false, &err), -SL_EBUDGET);
     assert_non_null(strstr(err.message, "99.0 MiB (what is available less a reserve)"));

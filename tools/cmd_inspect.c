@@ -312,11 +312,11 @@ int sl_cmd_inspect(int argc, char **argv)
     int rc;
 
     sl_command_parse(&argp, argc, argv, &arguments);
-    rc = sl_model_files_open(&files, arguments.engine.model, &err);
+    rc = sl_config_read(&config, arguments.engine.model, &err);
+    if (rc == 0)
+        rc = sl_model_files_open(&files, arguments.engine.model, &err);
     if (rc == 0 && arguments.tensors)
         print_tensors(&files);
-    if (rc == 0 && (arguments.experts || !arguments.tensors))
-        rc = sl_config_read(&config, arguments.engine.model, &err);
     if (rc == 0 && arguments.experts)
         rc = print_experts(&files, &config, &err);
     if (rc == 0 && !arguments.experts && !arguments.tensors)

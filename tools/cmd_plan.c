@@ -5,24 +5,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "cache/cache_replay.h"
 #include "cache/expert_cache.h"
-#include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "core/model/forward.h"
 #include "daemon/engine.h"
-#include "daemon/memory_room.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
+#include "tools/config_file.h"
 #include "tools/engine_options.h"
-#include "tools/plan_dense.h"
+#include "tools/plan_sizes.h"
 #include "tools/plan_probe.h"
 
 #define CONTEXT_TOKENS_DEFAULT 8192u
-#define CONFIG_BYTES_MAX (UINT64_C(1) << 20)
 #define SEGMENT_TOKENS_MAX (1u << 20)
 
 struct command {
@@ -85,14 +82,12 @@ static double parse_rate(struct argp_state *state, const char *option, const cha
 
 static void check_arguments(const struct command *command, struct argp_state *state)
 {
-    struct stat status;
-
     if (!command->model)
         argp_error(state, "CONFIG.json or MODEL is missing");
     if (!command->probe && (command->speeds.drive == 0 || command->speeds.memory == 0))
         argp_error(state, "give --ssd and --dram, or --probe to measure this machine");
     if (command->probe && command->speeds.drive == 0 && !command->drive &&
-        stat(command->model, &status) == 0 && !S_ISDIR(status.st_mode))
+        sl_config_file_is(command->model))
         argp_error(state, "--probe needs a drive: give --drive FILE, or --ssd");
     if (command->even && command->trace)
         argp_error(state, "--curve and --trace exclude each other");
@@ -160,23 +155,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 /* ---- what is given -----------------------------------------------------------------------------
  */
 
-static int read_config(struct command *command, struct sl_err *err)
-{
-    struct stat status;
-    char *text;
-    size_t length;
-    int rc;
-
-    if (stat(command->model, &status) == 0 && S_ISDIR(status.st_mode))
-        return sl_config_read(&command->config, command->model, err);
-    rc = sl_input_read_all(command->model, CONFIG_BYTES_MAX, &text, &length, err);
-    if (rc < 0)
-        return rc;
-    rc = sl_config_parse(&command->config, text, length, command->model, err);
-    free(text);
-    return rc;
-}
-
 /* Options go before what is measured. */
 static int find_speeds(struct command *command, struct sl_err *err)
 {
@@ -232,17 +210,8 @@ static int read_trace(struct command *command, struct sl_err *err)
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
                        struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
-    const struct sl_config *c = &command->config;
-    const struct sl_expert_shape shape = {
-        .num_hidden_layers = c->num_hidden_layers,
-        .n_routed_experts = c->n_routed_experts,
-        .hidden_size = c->hidden_size,
-        .moe_intermediate_size = c->moe_intermediate_size,
-    };
-    struct sl_memory_room room;
-    struct sl_memory_case what = {
+    const struct sl_memory_case what = {
         .ram_bytes = command->ram_bytes,
-        .ram_given = command->ram_bytes != 0,
         .cache_bytes = command->cache_bytes,
         .dense_bytes = command->dense_bytes,
         .n_threads = command->n_cores,
@@ -251,11 +220,7 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
         .n_sequences = n_sequences,
     };
 
-    if (!what.ram_given) {
-        sl_memory_room_read("", &room);
-        what.ram_bytes = room.default_bytes;
-    }
-    return sl_memory_plan_make(ret_plan, c, &shape, &what, err);
+    return sl_plan_memory(&command->config, &what, ret_plan, err);
 }
 
 /* The longest prompt that goes through at once, with room for its own context; 0 if none does. */
@@ -341,7 +306,8 @@ static void print_misfit(const struct command *command, const char *what, uint32
     json_t *object;
 
     if (!command->json) {
-        printf("%-8s %9u does not fit: %s\n", what, n_sequences, why);
+        printf("%-8s %9u%s does not fit: %s\n", what, n_sequences,
+               strcmp(what, "decode") == 0 ? " and more" : "", why);
         return;
     }
     object = json_pack("{s:s, s:i, s:b, s:s}", "what", what, "sequences", (int)n_sequences, "fits",
@@ -384,7 +350,8 @@ static void print_cost(const struct command *command, const char *what,
     json_decref(object);
 }
 
-/* Decode, with each context full but for the token that is made. */
+/* Decode, with each context full but for the token that is made. Returns 1, or 0 if so many do not
+ * fit. */
 static int plan_decode(const struct command *command, uint32_t n_sequences, struct sl_err *err)
 {
     struct sl_step_case step = {n_sequences, 1, command->context_tokens - 1, 0};
@@ -405,7 +372,7 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
         return rc;
     sl_step_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "decode", &plan, &step, &cost);
-    return 0;
+    return 1;
 }
 
 /* One document that is as long as what goes through at once. */
@@ -434,7 +401,7 @@ static int run(struct command *command, struct sl_err *err)
     const uint32_t longest = CONTEXT_TOKENS_DEFAULT;
     int rc;
 
-    rc = read_config(command, err);
+    rc = sl_config_file_read(command->model, &command->config, NULL, err);
     if (rc < 0)
         return rc;
     if (command->context_tokens > command->config.max_position_embeddings)
@@ -449,7 +416,9 @@ static int run(struct command *command, struct sl_err *err)
         (rc = sl_plan_dense(&command->config, &command->dense, &command->dense_bytes, err)) < 0 ||
         (rc = find_speeds(command, err)) < 0)
         return rc;
-    for (size_t i = 0; i < sizeof(sequences) / sizeof(sequences[0]) && rc == 0; i++)
+    /* Where some do not fit, more do not either. */
+    rc = 1;
+    for (size_t i = 0; i < sizeof(sequences) / sizeof(sequences[0]) && rc == 1; i++)
         rc = plan_decode(command, sequences[i], err);
     return rc < 0 ? rc : plan_prefill(command, err);
 }

@@ -13,16 +13,14 @@
 
 #include "core/base/clock.h"
 #include "core/base/cpu.h"
-#include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "tools/command_line.h"
+#include "tools/config_file.h"
 #include "tools/progress.h"
 #include "tools/synth_plan.h"
 #include "tools/synth_tokenizer.h"
 #include "tools/synth_write.h"
-
-#define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
 
 struct arguments {
     const char *config_path;
@@ -117,15 +115,12 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
     struct sl_config config;
     json_t *root = NULL;
     char *text;
-    size_t length;
     int rc;
 
-    rc = sl_input_read_all(where, CONFIG_BYTES_MAX, &text, &length, err);
+    rc = sl_config_file_read(where, &config, &text, err);
     if (rc < 0)
         return rc;
-    rc = sl_config_parse(&config, text, length, where, err);
-    if (rc == 0)
-        rc = sl_json_parse(&root, text, length, where, err);
+    rc = sl_json_parse(&root, text, strlen(text), where, err);
     free(text);
     if (rc == 0 && arguments->no_mtp)
         json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));

@@ -9,6 +9,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "core/model/model_folder.h"
 #include "storage/store_layout.h"
 #include "storage/store_places.h"
 #include "storage/store_repair.h"
@@ -150,11 +151,23 @@ static int verify(const struct sl_store *store, const struct arguments *argument
     return 0;
 }
 
+static int no_store(const char *folder, struct sl_err *err)
+{
+    if (sl_model_folder_has_shards(folder))
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: a checkpoint, which has no checksums to be held against; verify "
+                          "takes a store that sluice pack made",
+                          folder);
+    return sl_model_folder_explain(folder, -SL_EFORMAT, err);
+}
+
 static int run(const struct arguments *arguments, struct damage *damage, struct sl_err *err)
 {
     struct sl_store *store;
     int rc = 0;
 
+    if (!sl_store_is(arguments->store))
+        return no_store(arguments->store, err);
     if (arguments->n_stripes > 0)
         rc = sl_store_set_places(arguments->store, arguments->stripe_folders, arguments->n_stripes,
                                  err);

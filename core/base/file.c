@@ -160,6 +160,19 @@ int sl_input_read_all(const char *path, uint64_t size_max_bytes, char **ret_text
 /* ---- parts of large ones ----------------------------------------------------------------------
  */
 
+int sl_file_check_fetched(const void *start, size_t length, const char *where, struct sl_err *err)
+{
+    /* Of "version https://git-lfs.github.com/spec/v1": no JSON begins so, nor any tensors. */
+    static const char pointer[] = "version ";
+
+    if (length < strlen(pointer) || memcmp(start, pointer, strlen(pointer)) != 0)
+        return 0;
+    return sl_err_set(err, -SL_EFORMAT,
+                      "%s: a Git LFS pointer in place of the file; \"git lfs pull\" in its folder "
+                      "fetches it",
+                      where);
+}
+
 int64_t sl_file_read_at(int fd, void *dst, uint64_t size_bytes, uint64_t offset_bytes)
 {
     uint64_t done_bytes = 0;

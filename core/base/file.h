@@ -34,6 +34,10 @@ int64_t sl_input_read(int fd, void *dst, size_t size_bytes);
 int sl_input_read_all(const char *path, uint64_t size_max_bytes, char **ret_text,
                       size_t *ret_length, struct sl_err *err);
 
+/* Git leaves small texts in place of large files that it was not asked to fetch. Fails with
+ * -SL_EFORMAT if the bytes are the beginning of one; `where` names the file. */
+int sl_file_check_fetched(const void *start, size_t length, const char *where, struct sl_err *err);
+
 /* Reads at `offset_bytes` until `size_bytes` are there or the file ends. Returns how many there
  * are, or -errno. */
 int64_t sl_file_read_at(int fd, void *dst, uint64_t size_bytes, uint64_t offset_bytes);

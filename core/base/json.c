@@ -13,6 +13,10 @@ int sl_json_parse(json_t **ret_root, const char *text, size_t length, const char
     json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
 
     if (!root) {
+        int rc = sl_file_check_fetched(text, length, where, err);
+
+        if (rc < 0)
+            return rc;
         /* jansson 2.14 mostly says nothing at all when it runs out of memory. */
         if (json_error_code(&error) == json_error_out_of_memory || !error.text[0])
             return sl_err_set(err, -ENOMEM, "%s: out of memory", where);

@@ -8,6 +8,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/model/config_keys.h"
+#include "core/model/model_folder.h"
 
 /* Columns of a linear: 128 rows of them must fit where weights are packed (weights.c). */
 #define COLS_MAX 65536u
@@ -306,6 +307,8 @@ int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_e
     if (rc == 0) {
         rc = sl_config_parse(ret_config, text, length, path, err);
         free(text);
+    } else if (rc == -ENOENT || rc == -ENOTDIR) {
+        rc = sl_model_folder_explain(folder, rc, err);
     }
     free(path);
     return rc;

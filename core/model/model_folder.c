@@ -1,0 +1,166 @@
+#include "core/model/model_folder.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+
+#define EXPECTED                                                                                   \
+    "expected a folder with config.json and *.safetensors as they are released, or a store that "  \
+    "sluice pack made"
+#define REVISION_BYTES_MAX 256
+
+static bool ends(const char *text, const char *suffix)
+{
+    const size_t length = strlen(text), n = strlen(suffix);
+
+    return length >= n && strcmp(text + length - n, suffix) == 0;
+}
+
+struct contents {
+    uint32_t n_entries;
+    uint32_t n_shards;
+    uint32_t n_gguf;
+    bool has_snapshots;      /* of Hugging Face's cache */
+    char only[NAME_MAX + 1]; /* the last entry's name: the only one's if there is one */
+};
+
+/* False if it cannot be listed. */
+static bool list(const char *folder, struct contents *ret_contents)
+{
+    DIR *dir = opendir(folder);
+    const struct dirent *entry;
+
+    *ret_contents = (struct contents){0};
+    if (!dir)
+        return false;
+    while ((entry = readdir(dir))) {
+        const char *name = entry->d_name;
+
+        if (name[0] == '.')
+            continue;
+        ret_contents->n_entries++;
+        ret_contents->n_shards += ends(name, ".safetensors");
+        ret_contents->n_gguf += ends(name, ".gguf");
+        ret_contents->has_snapshots |= strcmp(name, "snapshots") == 0;
+        snprintf(ret_contents->only, sizeof(ret_contents->only), "%s", name);
+    }
+    closedir(dir);
+    return true;
+}
+
+bool sl_model_folder_has_shards(const char *folder)
+{
+    struct contents contents;
+
+    return list(folder, &contents) && contents.n_shards > 0;
+}
+
+/* A path that begins with the 4 letters of a GGUF file. */
+static bool is_gguf(const char *path)
+{
+    char magic[4] = {0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return false;
+    if (sl_file_read_at(fd, magic, sizeof(magic), 0) != sizeof(magic))
+        magic[0] = 0;
+    close(fd);
+    return memcmp(magic, "GGUF", sizeof(magic)) == 0;
+}
+
+static int explain_file(const char *path, int code, struct sl_err *err)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (is_gguf(path) || ends(path, ".gguf"))
+        return sl_err_set(err, code,
+                          "%s: a GGUF file; Sluice runs the official checkpoint's folder "
+                          "(config.json, *.safetensors)",
+                          path);
+    if (ends(path, ".safetensors") || ends(path, ".json"))
+        return sl_err_set(err, code, "%s: a file of a model; give the folder that it is in: %.*s",
+                          path, slash ? (slash == path ? 1 : (int)(slash - path)) : 1,
+                          slash ? path : ".");
+    return sl_err_set(err, code, "%s: not a folder; " EXPECTED, path);
+}
+
+/* Which of the snapshots in a folder of Hugging Face's cache is the one that would be used: the one
+ * that main stands for, or the only one. */
+static int explain_cache(const char *path, int code, struct sl_err *err)
+{
+    char snapshots[PATH_MAX], *text = NULL;
+    const char *revision = "REVISION";
+    struct contents contents;
+    size_t length;
+    int rc;
+
+    snprintf(snapshots, sizeof(snapshots), "%s/refs/main", path);
+    if (sl_file_read_all(snapshots, REVISION_BYTES_MAX, &text, &length, NULL) == 0) {
+        text[strcspn(text, "\r\n")] = '\0';
+        revision = text;
+    }
+    snprintf(snapshots, sizeof(snapshots), "%s/snapshots", path);
+    if (!text && list(snapshots, &contents) && contents.n_entries == 1)
+        revision = contents.only;
+    rc = sl_err_set(err, code,
+                    "%s: a model's folder in Hugging Face's cache; give the snapshot in it: "
+                    "%s/%s",
+                    path, snapshots, revision);
+    free(text);
+    return rc;
+}
+
+static int explain_folder(const char *path, int code, struct sl_err *err)
+{
+    struct contents contents;
+    char config[PATH_MAX];
+    struct stat status;
+
+    snprintf(config, sizeof(config), "%s/config.json", path);
+    if (!list(path, &contents))
+        return sl_err_set(err, code, "%s: cannot open the folder: %s", path, sl_strerror(errno));
+    if (lstat(config, &status) == 0)
+        return sl_err_set(err, code, "%s: a symbolic link to a file that is not there", config);
+    if (contents.n_entries == 0)
+        return sl_err_set(err, code, "%s: the folder is empty; " EXPECTED, config);
+    if (contents.has_snapshots)
+        return explain_cache(path, code, err);
+    if (contents.n_shards > 0)
+        return sl_err_set(err, code,
+                          "%s: the file is missing beside *.safetensors; every release has one",
+                          config);
+    if (contents.n_gguf > 0)
+        return sl_err_set(err, code,
+                          "%s: a folder of GGUF files; Sluice runs the official checkpoint's "
+                          "(config.json, *.safetensors)",
+                          path);
+    return sl_err_set(err, code, "%s: there is no such file; " EXPECTED, config);
+}
+
+int sl_model_folder_explain(const char *path, int code, struct sl_err *err)
+{
+    const char *slash = strchr(path, '/');
+    struct stat status;
+
+    if (stat(path, &status) == 0)
+        return S_ISDIR(status.st_mode) ? explain_folder(path, code, err)
+                                       : explain_file(path, code, err);
+    if (errno != ENOENT)
+        return sl_err_set(err, code, "%s: cannot be used: %s", path, sl_strerror(errno));
+    /* "deepseek-ai/DeepSeek-V4-Flash" */
+    if (slash && slash != path && path[0] != '.' && slash[1] && !strchr(slash + 1, '/'))
+        return sl_err_set(err, code,
+                          "%s: there is no such folder; if it is a repository: hf download %s "
+                          "--local-dir FOLDER",
+                          path, path);
+    return sl_err_set(err, code, "%s: there is no such folder; " EXPECTED, path);
+}
