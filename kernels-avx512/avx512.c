@@ -15,8 +15,10 @@ void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
         kernels->probes.int8 = sl_probe_int8_avx512vnni;
     }
     if (cpu_flags & SL_CPU_AVX512_BF16 && sl_avx512_dot_bf16_is_two_fmas()) {
-        if (cpu_flags & SL_CPU_AVX512_VBMI)
+        if (cpu_flags & SL_CPU_AVX512_VBMI) {
             kernels->matmul_fp8 = sl_matmul_fp8_avx512bf16;
+            kernels->matmul_fp8_block = sl_matmul_fp8_block_avx512bf16;
+        }
         kernels->matmul_bf16 = sl_matmul_bf16_avx512bf16;
         kernels->probes.bf16 = sl_probe_bf16_avx512bf16;
     }

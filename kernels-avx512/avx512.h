@@ -8,6 +8,7 @@
 
 sl_matmul_fp4_fn sl_matmul_fp4_avx512vnni;
 sl_matmul_fp8_fn sl_matmul_fp8_avx512bf16;
+sl_matmul_fp8_fn sl_matmul_fp8_block_avx512bf16;
 sl_matmul_bf16_fn sl_matmul_bf16_avx512bf16;
 sl_matmul_f32_fn sl_matmul_f32_avx512;
 sl_quantise_int8_fn sl_quantise_int8_avx512;

@@ -79,17 +79,22 @@ static ALWAYS_INLINE __m512 dot_bf16(__m512 acc, __m512i w, __m512i x)
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
 }
 
+/* How FP8 weights are scaled: each as it is decoded, or the sum of each block of columns. */
+enum fp8_scaling { SCALE_WEIGHTS, SCALE_BLOCKS };
+
 /* One token over n tiles (1 to 4) at a time. */
-static ALWAYS_INLINE void fp8_tiles_one(size_t n, size_t cols, const uint8_t *w, const float *scale,
-                                        const uint16_t *x, float *y)
+static ALWAYS_INLINE void fp8_tiles_one(enum fp8_scaling scaling, size_t n, size_t cols,
+                                        const uint8_t *w, const float *scale, const uint16_t *x,
+                                        float *y)
 {
     const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
-    __m512 acc[TILES_ONE_TOKEN];
+    __m512 acc[TILES_ONE_TOKEN], sum[TILES_ONE_TOKEN];
 
     for (size_t i = 0; i < n; i++)
-        acc[i] = _mm512_setzero_ps();
+        acc[i] = sum[i] = _mm512_setzero_ps();
     for (size_t c = 0; c < cols; c += BLOCK_COLS) {
-        struct fp8_decoder decoder = fp8_decoder_for(scale[c / BLOCK_COLS]);
+        struct fp8_decoder decoder =
+            fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale[c / BLOCK_COLS] : 1.0f);
 
         for (size_t pair = c / 2; pair < (c + BLOCK_COLS) / 2; pair += 2) {
             __m512i first = broadcast4(x + 2 * pair), second = broadcast4(x + 2 * pair + 2);
@@ -101,9 +106,13 @@ static ALWAYS_INLINE void fp8_tiles_one(size_t n, size_t cols, const uint8_t *w,
                 acc[i] = dot_bf16(dot_bf16(acc[i], weights[0], first), weights[1], second);
             }
         }
+        for (size_t i = 0; scaling == SCALE_BLOCKS && i < n; i++) {
+            sum[i] = _mm512_fmadd_ps(acc[i], _mm512_set1_ps(scale[c / BLOCK_COLS]), sum[i]);
+            acc[i] = _mm512_setzero_ps();
+        }
     }
     for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * ROWS, acc[i]);
+        _mm512_storeu_ps(y + i * ROWS, scaling == SCALE_BLOCKS ? sum[i] : acc[i]);
 }
 
 static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w, const uint16_t *x,
@@ -125,16 +134,17 @@ static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w
 }
 
 /* Adds n_pairs pairs of columns of n_tiles tiles (1 or 2), as BF16 and tile_bytes apart, to n
- * tokens (1 to 8). */
+ * tokens (1 to 8). With a scale the pairs are summed by themselves, and the scaled sum is added. */
 static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
-                                    const uint8_t *weights, size_t tile_bytes, const uint16_t *x,
-                                    size_t x_stride, float *y, size_t y_stride)
+                                    const uint8_t *weights, size_t tile_bytes, const float *scale,
+                                    const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
     __m512 acc[TOKENS_AT_ONCE][TILES_AT_ONCE];
 
     for (size_t t = 0; t < n; t++)
         for (size_t tile = 0; tile < n_tiles; tile++)
-            acc[t][tile] = _mm512_loadu_ps(y + t * y_stride + tile * ROWS);
+            acc[t][tile] =
+                scale ? _mm512_setzero_ps() : _mm512_loadu_ps(y + t * y_stride + tile * ROWS);
     for (size_t pair = 0; pair < n_pairs; pair++) {
         __m512i w[TILES_AT_ONCE];
 
@@ -147,26 +157,33 @@ static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
                 acc[t][tile] = dot_bf16(acc[t][tile], w[tile], both);
         }
     }
-    for (size_t t = 0; t < n; t++)
-        for (size_t tile = 0; tile < n_tiles; tile++)
-            _mm512_storeu_ps(y + t * y_stride + tile * ROWS, acc[t][tile]);
+    for (size_t t = 0; t < n; t++) {
+        for (size_t tile = 0; tile < n_tiles; tile++) {
+            float *to = y + t * y_stride + tile * ROWS;
+
+            if (scale)
+                acc[t][tile] =
+                    _mm512_fmadd_ps(acc[t][tile], _mm512_set1_ps(*scale), _mm512_loadu_ps(to));
+            _mm512_storeu_ps(to, acc[t][tile]);
+        }
+    }
 }
 
 static ALWAYS_INLINE void add_pairs_tokens(size_t n_tiles, size_t n_tokens, size_t n_pairs,
                                            const uint8_t *weights, size_t tile_bytes,
-                                           const uint16_t *x, size_t x_stride, float *y,
-                                           size_t y_stride)
+                                           const float *scale, const uint16_t *x, size_t x_stride,
+                                           float *y, size_t y_stride)
 {
     while (n_tokens) {
         size_t n = n_tokens >= TOKENS_AT_ONCE ? TOKENS_AT_ONCE : n_tokens >= 4 ? 4 : 1;
 
         if (n == TOKENS_AT_ONCE) /* a constant count keeps the sums in registers */
-            add_pairs(n_tiles, TOKENS_AT_ONCE, n_pairs, weights, tile_bytes, x, x_stride, y,
+            add_pairs(n_tiles, TOKENS_AT_ONCE, n_pairs, weights, tile_bytes, scale, x, x_stride, y,
                       y_stride);
         else if (n == 4)
-            add_pairs(n_tiles, 4, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
+            add_pairs(n_tiles, 4, n_pairs, weights, tile_bytes, scale, x, x_stride, y, y_stride);
         else
-            add_pairs(n_tiles, 1, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
+            add_pairs(n_tiles, 1, n_pairs, weights, tile_bytes, scale, x, x_stride, y, y_stride);
         n_tokens -= n;
         x += n * x_stride;
         y += n * y_stride;
@@ -179,9 +196,23 @@ static void add_tiles(size_t n_tiles, size_t n_tokens, size_t n_pairs, const uin
                       size_t y_stride)
 {
     if (n_tiles == 2)
-        add_pairs_tokens(2, n_tokens, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
+        add_pairs_tokens(2, n_tokens, n_pairs, weights, tile_bytes, NULL, x, x_stride, y, y_stride);
     else
-        add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, x, x_stride, y, y_stride);
+        add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, NULL, x, x_stride, y, y_stride);
+}
+
+/* The same with the scale of the block that the pairs are. */
+static void add_tiles_scaled(size_t n_tiles, size_t n_tokens, const uint8_t *weights, float scale,
+                             const uint16_t *x, float *y, size_t y_stride)
+{
+    const size_t tile_bytes = BLOCK_PAIRS * 64;
+
+    if (n_tiles == 2)
+        add_pairs_tokens(2, n_tokens, BLOCK_PAIRS, weights, tile_bytes, &scale, x, BLOCK_COLS, y,
+                         y_stride);
+    else
+        add_pairs_tokens(1, n_tokens, BLOCK_PAIRS, weights, tile_bytes, &scale, x, BLOCK_COLS, y,
+                         y_stride);
 }
 
 /* A block's activations, token after token: x (n_tokens, n_cols) to (n_tokens, BLOCK_COLS). */
@@ -192,9 +223,9 @@ static void gather_block(size_t n_tokens, size_t n_cols, const uint16_t *x, size
         copy_row(block + t * BLOCK_COLS, x + t * x_stride, n_cols * sizeof(*x));
 }
 
-static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
-                       const float *scale, const uint16_t *x, size_t x_stride, float *y,
-                       size_t y_stride)
+static ALWAYS_INLINE void fp8_tokens(enum fp8_scaling scaling, size_t tile_count, size_t cols,
+                                     size_t n_tokens, const uint8_t *w, const float *scale,
+                                     const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
     const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
     _Alignas(64) uint16_t x_block[BF16_TOKENS_MAX * BLOCK_COLS];
@@ -202,7 +233,8 @@ static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
 
     clear_rows(n_tokens, tile_count, y, y_stride);
     for (size_t c = 0; c < cols; c += BLOCK_COLS) {
-        struct fp8_decoder decoder = fp8_decoder_for(scale[c / BLOCK_COLS]);
+        struct fp8_decoder decoder =
+            fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale[c / BLOCK_COLS] : 1.0f);
 
         gather_block(n_tokens, BLOCK_COLS, x + c, x_stride, x_block);
         for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE) {
@@ -212,8 +244,12 @@ static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
                 for (size_t pair = 0; pair < BLOCK_PAIRS; pair += 2)
                     fp8_decode(decoder, w + (tile + i) * tile_bytes + c * ROWS + pair * 32,
                                &weights[i][pair]);
-            add_tiles(n, n_tokens, BLOCK_PAIRS, (const uint8_t *)weights, sizeof(weights[0]),
-                      x_block, BLOCK_COLS, y + tile * ROWS, y_stride);
+            if (scaling == SCALE_BLOCKS)
+                add_tiles_scaled(n, n_tokens, (const uint8_t *)weights, scale[c / BLOCK_COLS],
+                                 x_block, y + tile * ROWS, y_stride);
+            else
+                add_tiles(n, n_tokens, BLOCK_PAIRS, (const uint8_t *)weights, sizeof(weights[0]),
+                          x_block, BLOCK_COLS, y + tile * ROWS, y_stride);
         }
     }
 }
@@ -247,24 +283,40 @@ static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const u
     }
 }
 
-void sl_matmul_fp8_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
-                              const uint8_t *restrict w, const float *restrict scale,
-                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
-                              size_t y_stride)
+static ALWAYS_INLINE void matmul_fp8(enum fp8_scaling scaling, size_t tile_count, size_t cols,
+                                     size_t token_count, const uint8_t *w, const float *scale,
+                                     const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
     const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
     size_t tile = 0;
 
     for (size_t t = 0; token_count > 1 && t < token_count; t += BF16_TOKENS_MAX)
-        fp8_tokens(tile_count, cols,
+        fp8_tokens(scaling, tile_count, cols,
                    token_count - t < BF16_TOKENS_MAX ? token_count - t : BF16_TOKENS_MAX, w, scale,
                    x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     if (token_count > 1)
         return;
     for (; tile + TILES_ONE_TOKEN <= tile_count; tile += TILES_ONE_TOKEN)
-        fp8_tiles_one(TILES_ONE_TOKEN, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+        fp8_tiles_one(scaling, TILES_ONE_TOKEN, cols, w + tile * tile_bytes, scale, x,
+                      y + tile * ROWS);
     for (; tile < tile_count; tile++)
-        fp8_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+        fp8_tiles_one(scaling, 1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+}
+
+void sl_matmul_fp8_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const float *restrict scale,
+                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                              size_t y_stride)
+{
+    matmul_fp8(SCALE_WEIGHTS, tile_count, cols, token_count, w, scale, x, x_stride, y, y_stride);
+}
+
+void sl_matmul_fp8_block_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
+                                    const uint8_t *restrict w, const float *restrict scale,
+                                    const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                                    size_t y_stride)
+{
+    matmul_fp8(SCALE_BLOCKS, tile_count, cols, token_count, w, scale, x, x_stride, y, y_stride);
 }
 
 void sl_matmul_bf16_avx512bf16(size_t tile_count, size_t cols, size_t token_count,

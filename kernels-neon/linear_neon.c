@@ -159,6 +159,32 @@ static ALWAYS_INLINE void fp8_block_one(size_t n, bool scale_x, size_t tile_byte
     }
 }
 
+/* The sum of each block is scaled, not its weights, which are 2^-8 times as large here. */
+static ALWAYS_INLINE void fp8_block_tiles_one(size_t n, size_t cols, const uint8_t *w,
+                                              const float *scale, const uint16_t *x, float *y)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    float32x4_t sum[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
+
+    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+        float32x4_t dot[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
+
+        for (size_t pair = 0; pair < BLOCK_PAIRS; pair++) {
+            uint32x4_t both = broadcast_pair(x + c + 2 * pair);
+
+            for (size_t i = 0; i < n; i++) {
+                struct pair weights = load_fp8(w + i * tile_bytes + c * ROWS + pair * 32);
+
+                add_pair(&weights, even_bf16(both), odd_bf16(both), dot[i]);
+            }
+        }
+        for (size_t i = 0; i < n; i++)
+            for (size_t v = 0; v < VECTORS; v++)
+                sum[i][v] = vfmaq_n_f32(sum[i][v], dot[i][v], scale[c / BLOCK_COLS] * 0x1p8f);
+    }
+    store_tiles(n, sum, y);
+}
+
 static ALWAYS_INLINE void fp8_tiles_one(size_t n, size_t cols, const uint8_t *w, const float *scale,
                                         const uint16_t *x, float *y)
 {
@@ -265,6 +291,34 @@ static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
     }
 }
 
+static void fp8_block_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
+                             const float *scale, const uint16_t *x, size_t x_stride, float *y,
+                             size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    float x_block[TOKENS_MAX * BLOCK_COLS], weights[BLOCK_COLS * ROWS], dot[TOKENS_MAX * ROWS];
+
+    clear_rows(n_tokens, tile_count, y, y_stride);
+    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
+        gather_block(n_tokens, BLOCK_COLS, x + c, x_stride, x_block);
+        for (size_t tile = 0; tile < tile_count; tile++) {
+            const uint8_t *codes = w + tile * tile_bytes + c * ROWS;
+
+            for (size_t pair = 0; pair < BLOCK_PAIRS; pair++)
+                store_pair(load_fp8(codes + pair * 32), weights + pair * 2 * ROWS);
+            clear_rows(n_tokens, 1, dot, ROWS);
+            add_pairs(n_tokens, BLOCK_PAIRS, weights, x_block, dot, ROWS);
+            for (size_t t = 0; t < n_tokens; t++) {
+                float *to = y + t * y_stride + tile * ROWS;
+
+                for (size_t v = 0; v < ROWS; v += 4)
+                    vst1q_f32(to + v, vfmaq_n_f32(vld1q_f32(to + v), vld1q_f32(dot + t * ROWS + v),
+                                                  scale[c / BLOCK_COLS] * 0x1p8f));
+            }
+        }
+    }
+}
+
 static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
                         const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
@@ -306,6 +360,26 @@ void sl_matmul_fp8_neon(size_t tile_count, size_t cols, size_t token_count,
         fp8_tiles_one(2, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
     for (; tile < tile_count; tile++)
         fp8_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+}
+
+void sl_matmul_fp8_block_neon(size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const float *restrict scale,
+                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                              size_t y_stride)
+{
+    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    size_t tile = 0;
+
+    for (size_t t = 0; token_count > 1 && t < token_count; t += TOKENS_MAX)
+        fp8_block_tokens(tile_count, cols,
+                         token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX, w, scale,
+                         x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+    if (token_count > 1)
+        return;
+    for (; tile + 2 <= tile_count; tile += 2)
+        fp8_block_tiles_one(2, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+    for (; tile < tile_count; tile++)
+        fp8_block_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
 }
 
 void sl_matmul_bf16_neon(size_t tile_count, size_t cols, size_t token_count,

@@ -8,6 +8,7 @@ void sl_install_neon(struct sl_kernels *kernels, uint32_t cpu_flags)
 {
     kernels->matmul_fp4 = cpu_flags & SL_CPU_NEON_DOT ? sl_matmul_fp4_neondot : sl_matmul_fp4_neon;
     kernels->matmul_fp8 = sl_matmul_fp8_neon;
+    kernels->matmul_fp8_block = sl_matmul_fp8_block_neon;
     kernels->matmul_bf16 = sl_matmul_bf16_neon;
     kernels->quantise_int8 = sl_quantise_int8_neon;
 }

@@ -8,6 +8,7 @@
 sl_matmul_fp4_fn sl_matmul_fp4_neon;
 sl_matmul_fp4_fn sl_matmul_fp4_neondot;
 sl_matmul_fp8_fn sl_matmul_fp8_neon;
+sl_matmul_fp8_fn sl_matmul_fp8_block_neon;
 sl_matmul_bf16_fn sl_matmul_bf16_neon;
 sl_quantise_int8_fn sl_quantise_int8_neon;
 

@@ -170,6 +170,33 @@ static void call_matmul_fp8(struct kernel_case *c, const struct sl_kernels *k)
                   y_stride(c));
 }
 
+/* Scales with any mantissa, brought into the kernel's range. */
+static void prepare_matmul_fp8_block(struct kernel_case *c, const struct sl_kernels *ref)
+{
+    size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1], n_scales = cols / SL_FP8_BLOCK;
+    uint8_t *codes = place(c, 4, rows * cols), *scale_bytes = place(c, 5, n_scales);
+    uint8_t *tiles = place(c, 0, c->dims[0] * sl_r16_fp8_tile_bytes(cols));
+    float *scale = place(c, 2, n_scales * sizeof(*scale));
+
+    fill_fp8(&c->rng, c->kind, rows * cols, codes, n_scales, scale_bytes);
+    sl_assert(sl_r16_pack_fp8_codes(rows, cols, codes, tiles) == 0);
+    for (size_t i = 0; i < n_scales; i++) {
+        float mantissa = 1.0f - (float)rng_below(&c->rng, 1u << 23) * 0x1p-24f;
+
+        scale[i] = scale_bytes[i] ? sl_exp2i((int)scale_bytes[i] - (int)SL_E8M0_BIAS) : 0;
+        scale[i] *= mantissa;
+    }
+    sl_assert(sl_f32_scales_read(n_scales, scale, scale) == 0);
+    prepare_bf16_activations(c, ref, 40);
+    add_linear_output(c);
+}
+
+static void call_matmul_fp8_block(struct kernel_case *c, const struct sl_kernels *k)
+{
+    k->matmul_fp8_block(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(2), IN(1), x_stride(c),
+                        OUT(0), y_stride(c));
+}
+
 static void prepare_matmul_bf16(struct kernel_case *c, const struct sl_kernels *ref)
 {
     size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1];
@@ -516,6 +543,7 @@ static void call_index_reduce(struct kernel_case *c, const struct sl_kernels *k)
 const struct kernel_spec kernel_specs[] = {
     LINEAR(matmul_fp4, some_tiles, block_cols),
     LINEAR(matmul_fp8, block_tiles, block_cols),
+    LINEAR(matmul_fp8_block, block_tiles, block_cols),
     LINEAR(matmul_bf16, some_tiles, even_cols),
     LINEAR(matmul_f32, some_tiles, any_cols),
     ROW(quantise_int8, blocks_of_32),

@@ -71,11 +71,11 @@ static void test_matmul_fp4(void **state)
 }
 
 /* Pairs of columns ascend; the odd column of each goes first. */
-static float pairs_sum(const float *w, const uint16_t *x)
+static float pairs_sum(size_t cols, const float *w, const uint16_t *x)
 {
     float sum = 0;
 
-    for (size_t col = 0; col < COLS; col += 2) {
+    for (size_t col = 0; col < cols; col += 2) {
         sum = fmaf(w[col + 1], (float)value_of_bf16(x[col + 1]), sum);
         sum = fmaf(w[col], (float)value_of_bf16(x[col]), sum);
     }
@@ -100,7 +100,7 @@ static void fill_bf16_linear(struct bf16_linear *linear, struct rng *rng, enum i
             if (fabsf(linear->w[row][col]) < 0x1p-48f)
                 linear->w[row][col] = 0;
         for (size_t t = 0; t < TOKENS; t++)
-            linear->expected[t][row] = pairs_sum(linear->w[row], linear->x[t]);
+            linear->expected[t][row] = pairs_sum(COLS, linear->w[row], linear->x[t]);
     }
 }
 
@@ -128,6 +128,56 @@ static void test_matmul_fp8(void **state)
                          k.matmul_fp8(TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0], COLS,
                                       &linear.y[0][0], ROWS));
     }
+}
+
+/* Each block of 128 columns is summed by itself, as above, and added scaled. */
+static void test_matmul_fp8_block(void **state)
+{
+    static uint8_t codes[ROWS][COLS], tiles[ROWS * COLS] __attribute__((aligned(64)));
+    static struct bf16_linear linear;
+    uint8_t scale_bytes[COLS / 128];
+    float scale[COLS / 128];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
+        fill_fp8(&rng, kind, sizeof(codes), &codes[0][0], COLS / 128, scale_bytes);
+        assert_int_equal(sl_r16_pack_fp8_codes(ROWS, COLS, &codes[0][0], tiles), 0);
+        for (size_t i = 0; i < COLS / 128; i++)
+            scale[i] = scale_bytes[i] < 95 ? 0 : ldexpf(1.0f / 3, scale_bytes[i] - 125);
+        memset(linear.w, 0, sizeof(linear.w));
+        fill_bf16_linear(&linear, &rng, kind, &k); /* for the activations */
+        for (size_t i = 0; i < ROWS * COLS; i++)
+            linear.w[i / COLS][i % COLS] = (float)value_of_e4m3((&codes[0][0])[i]);
+        for (size_t i = 0; i < TOKENS * ROWS; i++) {
+            const float *w = linear.w[i % ROWS];
+            const uint16_t *x = linear.x[i / ROWS];
+            float sum = 0;
+
+            for (size_t c = 0; c < COLS; c += 128)
+                sum = fmaf(pairs_sum(128, w + c, x + c), scale[c / 128], sum);
+            linear.expected[i / ROWS][i % ROWS] = sum;
+        }
+        CHECK_BOTH_MODES(linear.y, linear.expected,
+                         k.matmul_fp8_block(TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0],
+                                            COLS, &linear.y[0][0], ROWS));
+    }
+}
+
+/* Scales that are refused, that count as zero, and that stay. */
+static void test_f32_scales(void **state)
+{
+    static const float bad[] = {-1, NAN, INFINITY, 0x1.8p60f};
+    static const float good[] = {0, 0x1p-33f, 0x1p-32f, 0.1f, 0x1p60f};
+    float read[5];
+
+    (void)state;
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(sl_f32_scales_read(1, &bad[i], read), -SL_ECORRUPT);
+    assert_int_equal(sl_f32_scales_read(5, good, read), 0);
+    for (size_t i = 0; i < 5; i++)
+        assert_true(read[i] == (i < 2 ? 0 : good[i]));
 }
 
 static void test_matmul_bf16(void **state)
@@ -240,9 +290,10 @@ static void test_to_bf16(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_matmul_fp4),    cmocka_unit_test(test_matmul_fp8),
-        cmocka_unit_test(test_matmul_bf16),   cmocka_unit_test(test_matmul_f32),
-        cmocka_unit_test(test_quantise_int8), cmocka_unit_test(test_to_bf16),
+        cmocka_unit_test(test_matmul_fp4),       cmocka_unit_test(test_matmul_fp8),
+        cmocka_unit_test(test_matmul_fp8_block), cmocka_unit_test(test_f32_scales),
+        cmocka_unit_test(test_matmul_bf16),      cmocka_unit_test(test_matmul_f32),
+        cmocka_unit_test(test_quantise_int8),    cmocka_unit_test(test_to_bf16),
     };
 
     return cmocka_run_group_tests_name("reference linears", tests, NULL, NULL);

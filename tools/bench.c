@@ -287,6 +287,7 @@ static void fill_tiles(void *context, size_t first, size_t end, uint32_t thread_
     static const struct pattern patterns[] = {
         [SL_MATRIX_FP4] = {UINT64_MAX, 0},
         [SL_MATRIX_FP8] = {UINT64_C(0xbfbfbfbfbfbfbfbf), 0},
+        [SL_MATRIX_FP8_BLOCK] = {UINT64_C(0xbfbfbfbfbfbfbfbf), 0},
         [SL_MATRIX_BF16] = {UINT64_C(0x807f807f807f807f), UINT64_C(0x3c003c003c003c00)},
         [SL_MATRIX_F32] = {UINT64_C(0x807fffff807fffff), UINT64_C(0x3c0000003c000000)},
     };

@@ -90,9 +90,8 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
 {
     static const uint32_t n_tokens[] = {1, 4, 16, 64};
     static const enum sl_bench_peak peaks[] = {
-        [SL_MATRIX_FP4] = SL_BENCH_INT8,
-        [SL_MATRIX_FP8] = SL_BENCH_BF16,
-        [SL_MATRIX_BF16] = SL_BENCH_BF16,
+        [SL_MATRIX_FP4] = SL_BENCH_INT8,       [SL_MATRIX_FP8] = SL_BENCH_BF16,
+        [SL_MATRIX_FP8_BLOCK] = SL_BENCH_BF16, [SL_MATRIX_BF16] = SL_BENCH_BF16,
         [SL_MATRIX_F32] = SL_BENCH_F32,
     };
     struct linear linear;
@@ -208,6 +207,10 @@ int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
         {"FP4 expert w2, Flash", SL_MATRIX_FP4, 4096, 2048},
         {"FP4 expert w1, Pro", SL_MATRIX_FP4, 3072, 7168},
         {"FP4 expert w2, Pro", SL_MATRIX_FP4, 7168, 3072},
+        {"FP8 expert w1, Flash", SL_MATRIX_FP8_BLOCK, 2048, 4096},
+        {"FP8 expert w2, Flash", SL_MATRIX_FP8_BLOCK, 4096, 2048},
+        {"FP8 expert w1, Pro", SL_MATRIX_FP8_BLOCK, 3072, 7168},
+        {"FP8 expert w2, Pro", SL_MATRIX_FP8_BLOCK, 7168, 3072},
         {"FP8 wq_b, Flash", SL_MATRIX_FP8, 32768, 1024},
         {"FP8 wo_b, Flash", SL_MATRIX_FP8, 4096, 8192},
         {"FP8 wq_b, Pro", SL_MATRIX_FP8, 65536, 1536},

@@ -15,6 +15,10 @@
 #define SL_SCALE_EXPONENT_MAX 60
 #define SL_TINY_EXPONENT (-48)
 
+/* Where scales are float32 with any mantissa, those below this power of two count as zero: then no
+ * sum of blocks can be subnormal either, of which every bit may count. */
+#define SL_F32_SCALE_EXPONENT_MIN (-32)
+
 static inline uint32_t sl_f32_bits(float value)
 {
     uint32_t bits;

@@ -28,16 +28,23 @@ typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count
                               const uint8_t *restrict w, const int8_t *restrict x,
                               const float *restrict x_scale, float *restrict y, size_t y_stride);
 
-/* y[t][r] = sum over column pairs, ascending, the odd column of a pair before the even one, of
- * w[r][c] * x[t][c]: one rounding per addition (the products are exact).
- * w: FP8 tiles that all lie in one block of 128 rows; scale: 2^k for each 128 columns, so that
- * w[r][c] is the code's value times scale[c / 128]. x (token_count, cols) BF16 at x_stride. */
+/* FP8 tiles that all lie in one block of 128 rows, and so share the `scale` of each 128 columns.
+ * x (token_count, cols) BF16 at x_stride. Two kernels, for two kinds of scales:
+ *
+ * matmul_fp8: scales are powers of two, part of the weights. y[t][r] = sum over column pairs,
+ * ascending, the odd column of a pair before the even one, of w[r][c] * x[t][c]: one rounding per
+ * addition (the products are exact).
+ *
+ * matmul_fp8_block: scales are any float32 that is 0 or from 2^-32 to 2^60, and no part of the
+ * weights. y[t][r] = sum over blocks b of 128 columns, ascending, of scale[b] * dot(b), where dot
+ * is that first sum over the block's pairs, from zero; each block adds with one fused multiply-add.
+ */
 typedef void sl_matmul_fp8_fn(size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const float *restrict scale,
                               const uint16_t *restrict x, size_t x_stride, float *restrict y,
                               size_t y_stride);
 
-/* The same sum for BF16 tiles; cols is even. */
+/* The sum of matmul_fp8 for BF16 tiles; cols is even. */
 typedef void sl_matmul_bf16_fn(size_t tile_count, size_t cols, size_t token_count,
                                const uint8_t *restrict w, const uint16_t *restrict x,
                                size_t x_stride, float *restrict y, size_t y_stride);
@@ -162,6 +169,7 @@ struct sl_kernels {
     const char *isa; /* as --isa spells it */
     sl_matmul_fp4_fn *matmul_fp4;
     sl_matmul_fp8_fn *matmul_fp8;
+    sl_matmul_fp8_fn *matmul_fp8_block;
     sl_matmul_bf16_fn *matmul_bf16;
     sl_matmul_f32_fn *matmul_f32;
     sl_quantise_int8_fn *quantise_int8;

@@ -79,6 +79,19 @@ static void clear_rows(size_t token_count, float *restrict y, size_t y_stride)
             y[t * y_stride + r] = 0;
 }
 
+/* Expands 16 rows x 128 columns to float32: (128, 16), times the scale. */
+static void expand_fp8_block(const uint8_t *restrict w, float scale, float *restrict block)
+{
+    for (size_t pair = 0; pair < BLOCK_COLS / 2; pair++) {
+        const word16 *codes = (const word16 *)(const void *)(w + pair * ROWS * 2);
+
+        for (size_t r = 0; r < ROWS; r++) {
+            block[(2 * pair) * ROWS + r] = sl_e4m3_to_f32(codes[r] & 0xff) * scale;
+            block[(2 * pair + 1) * ROWS + r] = sl_e4m3_to_f32(codes[r] >> 8) * scale;
+        }
+    }
+}
+
 static void matmul_fp8(size_t tile_count, size_t cols, size_t token_count,
                        const uint8_t *restrict w, const float *restrict scale,
                        const uint16_t *restrict x, size_t x_stride, float *restrict y,
@@ -89,17 +102,42 @@ static void matmul_fp8(size_t tile_count, size_t cols, size_t token_count,
     for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
         clear_rows(token_count, y, y_stride);
         for (size_t c = 0; c < cols; c += BLOCK_COLS, w += BLOCK_COLS * ROWS) {
-            float s = scale[c / BLOCK_COLS];
-
-            for (size_t pair = 0; pair < BLOCK_COLS / 2; pair++) {
-                const word16 *codes = (const word16 *)(const void *)(w + pair * ROWS * 2);
-
-                for (size_t r = 0; r < ROWS; r++) {
-                    block[(2 * pair) * ROWS + r] = sl_e4m3_to_f32(codes[r] & 0xff) * s;
-                    block[(2 * pair + 1) * ROWS + r] = sl_e4m3_to_f32(codes[r] >> 8) * s;
-                }
-            }
+            expand_fp8_block(w, scale[c / BLOCK_COLS], block);
             add_block(BLOCK_COLS, token_count, block, x + c, x_stride, y, y_stride);
+        }
+    }
+}
+
+/* y[t][r] += scale * the block's dot product, for up to four tokens. */
+static void add_scaled_block(size_t n, const float *restrict block, float scale,
+                             const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                             size_t y_stride)
+{
+    float dot[TOKENS_AT_ONCE * ROWS];
+
+    clear_rows(n, dot, ROWS);
+    add_block(BLOCK_COLS, n, block, x, x_stride, dot, ROWS);
+    for (size_t t = 0; t < n; t++)
+        for (size_t r = 0; r < ROWS; r++)
+            y[t * y_stride + r] = __builtin_fmaf(dot[t * ROWS + r], scale, y[t * y_stride + r]);
+}
+
+static void matmul_fp8_block(size_t tile_count, size_t cols, size_t token_count,
+                             const uint8_t *restrict w, const float *restrict scale,
+                             const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                             size_t y_stride)
+{
+    float block[BLOCK_COLS * ROWS];
+
+    for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        clear_rows(token_count, y, y_stride);
+        for (size_t c = 0; c < cols; c += BLOCK_COLS, w += BLOCK_COLS * ROWS) {
+            expand_fp8_block(w, 1.0f, block);
+            for (size_t t = 0; t < token_count; t += TOKENS_AT_ONCE)
+                add_scaled_block(token_count - t < TOKENS_AT_ONCE ? token_count - t
+                                                                  : TOKENS_AT_ONCE,
+                                 block, scale[c / BLOCK_COLS], x + t * x_stride + c, x_stride,
+                                 y + t * y_stride, y_stride);
         }
     }
 }
@@ -274,6 +312,7 @@ void SL_ISA_NAME(sl_install_linear)(struct sl_kernels *kernels)
 {
     kernels->matmul_fp4 = matmul_fp4;
     kernels->matmul_fp8 = matmul_fp8;
+    kernels->matmul_fp8_block = matmul_fp8_block;
     kernels->matmul_bf16 = matmul_bf16;
     kernels->matmul_f32 = matmul_f32;
     kernels->quantise_int8 = quantise_int8;

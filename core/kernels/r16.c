@@ -102,6 +102,37 @@ int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_
     return sound ? 0 : -SL_ECORRUPT;
 }
 
+int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles)
+{
+    uint8_t bad = 0;
+
+    sl_assert(cols % SL_FP8_BLOCK == 0 && rows % SL_R16_ROWS == 0);
+    for (size_t row = 0; row < rows; row++) {
+        const uint8_t *src = codes + row * cols;
+        uint8_t *dst =
+            tiles + row / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols) + row % SL_R16_ROWS * 2;
+
+        for (size_t col = 0; col < cols; col += 2, dst += 2 * SL_R16_ROWS) {
+            bad |= ((src[col] & 0x7f) == 0x7f) | ((src[col + 1] & 0x7f) == 0x7f);
+            dst[0] = src[col];
+            dst[1] = src[col + 1];
+        }
+    }
+    return bad ? -SL_ECORRUPT : 0;
+}
+
+int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales)
+{
+    const float least = sl_exp2i(SL_F32_SCALE_EXPONENT_MIN), most = sl_exp2i(SL_SCALE_EXPONENT_MAX);
+
+    for (size_t i = 0; i < count; i++) {
+        if (!(scales[i] >= 0 && scales[i] <= most))
+            return -SL_ECORRUPT;
+        ret_scales[i] = scales[i] < least ? 0 : scales[i];
+    }
+    return 0;
+}
+
 int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles)
 {
     uint16_t *dst = (uint16_t *)(void *)tiles;

@@ -79,6 +79,14 @@ int sl_r16_pack_fp4(size_t cols, size_t first_tile, size_t end_tile, const uint8
 int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
                     uint8_t *tiles);
 
+/* The same for matmul_fp8_block, whose scales stay apart: no code becomes zero. `rows` is a
+ * multiple of 16. Returns 0 or -SL_ECORRUPT for a NaN code. */
+int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles);
+
+/* count float32 scales of FP8 blocks: values below 2^SL_F32_SCALE_EXPONENT_MIN become zero. Returns
+ * 0 or -SL_ECORRUPT for one that is negative, not finite, or too large. */
+int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales);
+
 /* codes (rows, cols) BF16. Returns 0 or -SL_ECORRUPT for a value that is not finite. */
 int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles);
 

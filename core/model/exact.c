@@ -20,6 +20,7 @@ static float weight_at(const struct sl_matrix *m, const uint8_t *tile, size_t ro
         return 0.5f * (float)sl_e2m1_twice(code) * sl_f32_from_bits((uint32_t)scale << 23);
     }
     case SL_MATRIX_FP8:
+    case SL_MATRIX_FP8_BLOCK:
         return sl_e4m3_to_f32(tile[pair]) *
                m->scales[row / SL_FP8_BLOCK * (m->cols / SL_FP8_BLOCK) + col / SL_FP8_BLOCK];
     case SL_MATRIX_BF16:

@@ -68,6 +68,26 @@ struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t firs
                            .int8_scale = from.int8_scale};
 }
 
+/* A block of 128 rows, which has one row of scales, at a time. */
+static void run_fp8_tiles(const struct sl_linear_job *job, size_t first_tile, size_t end_tile,
+                          sl_matmul_fp8_fn *matmul)
+{
+    const struct sl_matrix *m = job->matrix;
+    const size_t tiles_per_block = SL_FP8_BLOCK / SL_R16_ROWS;
+
+    while (first_tile < end_tile) {
+        size_t block = first_tile / tiles_per_block;
+        size_t end = (block + 1) * tiles_per_block;
+
+        end = end < end_tile ? end : end_tile;
+        matmul(end - first_tile, m->cols, job->token_count,
+               m->tiles + first_tile * sl_matrix_tile_bytes(m),
+               m->scales + block * (m->cols / SL_FP8_BLOCK), job->x.bf16, job->x.stride,
+               job->y + first_tile * SL_R16_ROWS, job->y_stride);
+        first_tile = end;
+    }
+}
+
 static void run_tiles(const struct sl_compute *compute, const struct sl_linear_job *job,
                       size_t first_tile, size_t end_tile)
 {
@@ -75,7 +95,6 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
     const struct sl_kernels *k = compute->kernels;
     const uint8_t *w = m->tiles + first_tile * sl_matrix_tile_bytes(m);
     float *y = job->y + first_tile * SL_R16_ROWS;
-    const size_t tiles_per_block = SL_FP8_BLOCK / SL_R16_ROWS;
 
     if (compute->numerics == SL_NUMERICS_EXACT) {
         sl_exact_matmul(m, first_tile, end_tile, job->token_count, job->x.f32, job->x.stride, y,
@@ -96,17 +115,10 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
                       job->x.stride, y, job->y_stride);
         return;
     case SL_MATRIX_FP8:
-        while (first_tile < end_tile) { /* one block of 128 rows has one row of scales */
-            size_t block = first_tile / tiles_per_block;
-            size_t end = (block + 1) * tiles_per_block;
-
-            end = end < end_tile ? end : end_tile;
-            k->matmul_fp8(end - first_tile, m->cols, job->token_count,
-                          m->tiles + first_tile * sl_matrix_tile_bytes(m),
-                          m->scales + block * (m->cols / SL_FP8_BLOCK), job->x.bf16, job->x.stride,
-                          job->y + first_tile * SL_R16_ROWS, job->y_stride);
-            first_tile = end;
-        }
+        run_fp8_tiles(job, first_tile, end_tile, k->matmul_fp8);
+        return;
+    case SL_MATRIX_FP8_BLOCK:
+        run_fp8_tiles(job, first_tile, end_tile, k->matmul_fp8_block);
         return;
     }
 }

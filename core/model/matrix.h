@@ -5,7 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum sl_matrix_kind { SL_MATRIX_FP4, SL_MATRIX_FP8, SL_MATRIX_BF16, SL_MATRIX_F32 };
+enum sl_matrix_kind {
+    SL_MATRIX_FP4,
+    SL_MATRIX_FP8,       /* scales are powers of two */
+    SL_MATRIX_FP8_BLOCK, /* scales are any float32 */
+    SL_MATRIX_BF16,
+    SL_MATRIX_F32,
+};
 
 /* A weight [rows, cols] in memory that someone else owns. */
 struct sl_matrix {
@@ -13,7 +19,7 @@ struct sl_matrix {
     uint32_t rows;
     uint32_t cols;
     const uint8_t *tiles; /* core/kernels/r16.h */
-    const float *scales;  /* FP8 only: (ceil(rows / 128), cols / 128) */
+    const float *scales;  /* both FP8: (ceil(rows / 128), cols / 128) */
 };
 
 /* Bytes of 16 rows. */
