@@ -181,9 +181,9 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     sl_pool_set_between(cache->lending.loader.pool, NULL, NULL);
     while (sl_expert_loader_reap(&cache->lending.loader, true, &end))
         ;
-    /* Nobody may write to memory that is gone: this also waits for what drives hold. */
-    sl_expert_loader_attach(&cache->lending.loader, NULL, 0);
-    sl_arena_fini(&cache->arena);
+    /* A drive that has not let go may still write to the memory, which is left to it then. */
+    if (sl_expert_loader_attach(&cache->lending.loader, NULL, 0) != -EBUSY)
+        sl_arena_fini(&cache->arena);
     free(cache);
 }
 

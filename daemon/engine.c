@@ -204,31 +204,39 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 
 /* A store remembers; that it cannot be written to is no more than a third of a second. What is
  * found with another back end, or with a depth that was given, is of no use the next time. */
-static void probe(const struct sl_engine *e, struct sl_io_probe *ret_probe)
+static int probe(const struct sl_engine *e, struct sl_io_probe *ret_probe, struct sl_err *err)
 {
     const struct sl_engine_options *o = &e->options;
     const char *store = e->files.store && o->io == sl_io_uring_open ? o->model : NULL;
+    int rc;
 
     if (store && sl_probe_recall(store, e->io, ret_probe))
-        return;
-    sl_io_probe(e->io, ret_probe);
+        return 0;
+    rc = sl_io_probe(e->io, o->reader.stall_ns, ret_probe, err);
+    if (rc < 0)
+        return rc;
     if (store && ret_probe->bytes_per_s > 0 && o->reader.piece_bytes == 0 && o->reader.depth == 0)
         sl_probe_remember(store, e->io, ret_probe, NULL);
+    return 0;
 }
 
 /* Pieces and depth, as far as the options leave them open. */
-static void choose_reader(struct sl_engine *e)
+static int choose_reader(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_reader_options *options = &e->options.reader;
     struct sl_io_probe found;
+    int rc;
 
     if (options->piece_bytes && options->depth)
-        return;
-    probe(e, &found);
+        return 0;
+    rc = probe(e, &found, err);
+    if (rc < 0)
+        return rc;
     if (options->piece_bytes == 0)
         options->piece_bytes = found.piece_bytes;
     if (options->depth == 0)
         options->depth = found.depth;
+    return 0;
 }
 
 static void choose_io(struct sl_engine *e)
@@ -260,8 +268,8 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         return rc;
     if (!e->io->direct)
         add_note(e, "the file system has no direct I/O, so the page cache takes part");
-    choose_reader(e);
-    return sl_reader_create(&e->reader, e->io, &e->options.reader, err);
+    rc = choose_reader(e, err);
+    return rc < 0 ? rc : sl_reader_create(&e->reader, e->io, &e->options.reader, err);
 }
 
 static int start_cache(struct sl_engine *e, struct sl_err *err)

@@ -95,6 +95,7 @@ int sl_drive_speed(const char *folder, sl_io_open_fn *open_io, uint64_t *ret_byt
         *ret_bytes_per_s =
             (uint64_t)((double)timing.read_bytes * 1e9 / (double)(timing.ns + 1)) + 1;
     close(file);
-    free(bytes);
+    if (rc != -ETIMEDOUT) /* or they are left to the drive */
+        free(bytes);
     return rc;
 }

@@ -57,7 +57,8 @@ struct sl_io_ops {
      * all works as before. NULL in back ends that have no use for it. */
     int (*attach)(struct sl_io *io, void *base, uint64_t size_bytes);
 
-    /* All reads have been reaped. */
+    /* Never waits. Reads that have not been reaped by now are left to the drive for good, with what
+     * the back end has for them: their dst must never be freed or used again. */
     void (*close)(struct sl_io *io);
 };
 

@@ -68,7 +68,7 @@ static void run_reads(struct run *run, struct sl_read *reads, uint32_t n_reads)
     for (uint32_t i = 0; i < n_reads; i++)
         begin(run, &reads[i]);
     while ((read = sl_reader_reap(run->reader, true))) {
-        if (read->rc < 0 && read->rc != -ECANCELED && run->rc == 0)
+        if (read->late || (read->rc < 0 && read->rc != -ECANCELED && run->rc == 0))
             run->rc = sl_reader_explain(run->reader, read, run->err);
         if (!is_over(run)) {
             begin(run, read);
@@ -77,7 +77,7 @@ static void run_reads(struct run *run, struct sl_read *reads, uint32_t n_reads)
         for (uint32_t i = 0; i < n_reads; i++)
             sl_reader_cancel(run->reader, &reads[i]);
     }
-    sl_reader_drain(run->reader);
+    sl_reader_drain(run->reader); /* a read that is still out was late, as run->rc says */
 }
 
 int sl_io_time(struct sl_io *io, const struct sl_io_trial *trial, const struct sl_extent *extents,
@@ -167,21 +167,24 @@ static const struct {
 
 /* A slow drive takes long to deliver what is in flight already; then the later candidates, which
  * have ever more of it, are left out. */
-static void try_candidates(struct sl_io *io, const struct sl_extent *places,
-                           const struct sl_arena *area, struct sl_io_probe *probe)
+static int try_candidates(struct sl_io *io, const struct sl_extent *places,
+                          const struct sl_arena *area, uint64_t stall_ns, struct sl_io_probe *probe,
+                          struct sl_err *err)
 {
     const uint64_t start_ns = sl_clock_ns();
     uint64_t rates[N_CANDIDATES] = {0}, best = 0;
 
     for (size_t i = 0; i < N_CANDIDATES && sl_clock_ns() - start_ns < PROBE_NS; i++) {
-        const struct sl_io_trial trial = {
-            .options = {.piece_bytes = candidates[i].piece_bytes, .depth = candidates[i].depth},
-            .ns = TRIAL_NS};
+        const struct sl_io_trial trial = {.options = {.piece_bytes = candidates[i].piece_bytes,
+                                                      .depth = candidates[i].depth,
+                                                      .stall_ns = stall_ns},
+                                          .ns = TRIAL_NS};
         struct sl_io_timing timing = {0};
+        int rc = sl_io_time(io, &trial, places + i * N_READS / N_CANDIDATES, N_READS / N_CANDIDATES,
+                            area->base, area->size_bytes, &timing, err);
 
-        if (sl_io_time(io, &trial, places + i * N_READS / N_CANDIDATES, N_READS / N_CANDIDATES,
-                       area->base, area->size_bytes, &timing, NULL) < 0)
-            return;
+        if (rc < 0)
+            return rc;
         rates[i] = (uint64_t)((double)timing.read_bytes * 1e9 / (double)timing.ns);
         best = rates[i] > best ? rates[i] : best;
     }
@@ -192,20 +195,26 @@ static void try_candidates(struct sl_io *io, const struct sl_extent *places,
         probe->depth = candidates[i].depth;
         probe->bytes_per_s = rates[i];
     }
+    return 0;
 }
 
-void sl_io_probe(struct sl_io *io, struct sl_io_probe *ret_probe)
+int sl_io_probe(struct sl_io *io, uint64_t stall_ns, struct sl_io_probe *ret_probe,
+                struct sl_err *err)
 {
     const uint64_t area_bytes =
         io->n_drives * (UINT64_C(2) << 20) * SL_IO_PROBE_DEPTH_MAX + 2 * READ_BYTES;
     struct sl_extent places[N_READS];
     struct sl_arena area = {0};
+    int rc = 0;
 
     *ret_probe =
         (struct sl_io_probe){.piece_bytes = SL_READER_PIECE_BYTES, .depth = SL_READER_DEPTH};
     if (!io->direct || !choose_places(io, places))
-        return;
+        return 0;
     if (sl_arena_init(&area, area_bytes, "probe of the drives", NULL) == 0)
-        try_candidates(io, places, &area, ret_probe);
+        rc = try_candidates(io, places, &area, stall_ns, ret_probe, err);
+    if (rc == -ETIMEDOUT)
+        return rc; /* the area is left to the drive */
     sl_arena_fini(&area);
+    return 0;
 }

@@ -127,11 +127,15 @@ static void threads_close(struct sl_io *io)
 {
     struct threads *threads = threads_of(io);
 
-    sl_assert(threads->n_out == 0);
     pthread_mutex_lock(&threads->lock);
     threads->stop = true;
     pthread_cond_broadcast(&threads->posted);
     pthread_mutex_unlock(&threads->lock);
+    if (threads->n_out > 0) { /* a thread may be in pread() for ever, and then needs all this */
+        for (uint32_t i = 0; i < threads->n_started; i++)
+            pthread_detach(threads->threads[i]);
+        return;
+    }
     for (uint32_t i = 0; i < threads->n_started; i++)
         pthread_join(threads->threads[i], NULL);
     pthread_cond_destroy(&threads->finished);

@@ -412,20 +412,22 @@ struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait)
     return read;
 }
 
-void sl_reader_drain(struct sl_reader *reader)
+bool sl_reader_drain(struct sl_reader *reader)
 {
     sl_assert(reader->n_live == 0);
-    while (reader->n_out > 0)
-        collect(reader, true);
+    while (reader->n_out > 0 && collect(reader, false) > 0)
+        ;
     while (sl_list_pop(&reader->finished))
         ;
+    return reader->n_out == 0;
 }
 
 int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes)
 {
     struct sl_io *io = reader->io;
 
-    sl_reader_drain(reader);
+    if (!sl_reader_drain(reader))
+        return -EBUSY;
     return io->ops->attach ? io->ops->attach(io, base, size_bytes) : 0;
 }
 
@@ -437,20 +439,20 @@ int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read
     const unsigned long long fail_offset_bytes = read->fail_offset_bytes;
     const double deadline_s = (double)(reader->options.stall_ns * SL_READER_DEADLINE_STALLS) / 1e9;
 
-    sl_assert(read->rc < 0 && read->rc != -ECANCELED);
-    if (read->rc == -SL_ECORRUPT)
-        sl_err_set(err, read->rc,
+    const int rc = read->late ? -ETIMEDOUT : read->rc;
+
+    sl_assert(rc < 0 && rc != -ECANCELED);
+    if (rc == -SL_ECORRUPT)
+        sl_err_set(err, rc,
                    "the file has no bytes from offset %llu on; %llu were wanted at offset %llu",
                    fail_offset_bytes, size_bytes, offset_bytes);
-    else if (read->rc == -ETIMEDOUT)
-        sl_err_set(err, read->rc,
-                   "no answer for %.3g s, at offset %llu (%llu bytes wanted at %llu)", deadline_s,
-                   fail_offset_bytes, size_bytes, offset_bytes);
+    else if (rc == -ETIMEDOUT)
+        sl_err_set(err, rc, "no answer for %.3g s, at offset %llu (%llu bytes wanted at %llu)",
+                   deadline_s, fail_offset_bytes, size_bytes, offset_bytes);
     else
-        sl_err_set(err, read->rc,
-                   "reading at offset %llu failed twice (%llu bytes wanted at %llu): %s",
-                   fail_offset_bytes, size_bytes, offset_bytes, sl_strerror(read->rc));
-    return sl_err_prefix(err, read->rc, "%s: drive %u:%u", file->path, major(file->device),
+        sl_err_set(err, rc, "reading at offset %llu failed twice (%llu bytes wanted at %llu): %s",
+                   fail_offset_bytes, size_bytes, offset_bytes, sl_strerror(rc));
+    return sl_err_prefix(err, rc, "%s: drive %u:%u", file->path, major(file->device),
                          minor(file->device));
 }
 
@@ -519,8 +521,7 @@ void sl_reader_destroy(struct sl_reader *reader)
 {
     if (!reader)
         return;
-    sl_assert(reader->n_live == 0 && reader->n_out == 0);
-    sl_assert(sl_list_is_empty(&reader->finished));
+    sl_assert(reader->n_live == 0 && sl_list_is_empty(&reader->finished));
     free_reader(reader);
 }
 

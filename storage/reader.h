@@ -18,7 +18,7 @@
  * twice: first with `late` set, when its owner learns that it failed but touches neither it nor
  * dst; and again, with `late` cleared, when the device has let go. Until then its pieces count
  * against the drive's depth; what they leave no room for fails as well. A drive that never answers
- * keeps them for good, and sl_reader_drain() waits with it.
+ * keeps them for good: see sl_reader_drain().
  *
  * One thread makes all calls. Nothing is allocated after create. */
 #ifndef SL_STORAGE_READER_H
@@ -94,7 +94,7 @@ struct sl_reader_options {
 int sl_reader_create(struct sl_reader **ret_reader, struct sl_io *io,
                      const struct sl_reader_options *options, struct sl_err *err);
 
-/* NULL is allowed. All reads have been reaped, late ones twice. */
+/* NULL is allowed. All reads have been reaped, late ones twice, or sl_reader_drain() was called. */
 void sl_reader_destroy(struct sl_reader *reader);
 
 /* Bytes of `dst` that a read of these bytes fills at most. */
@@ -125,20 +125,23 @@ static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
  * none is queued or in flight, late ones not counted. */
 struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
 
-/* Before memory goes that reads wrote to: waits until the device has let go of all late reads,
- * however long that takes. They are not handed back again. No other read is queued or in flight. */
-void sl_reader_drain(struct sl_reader *reader);
+/* Before memory goes that reads wrote to: takes back the late reads that the devices have let go
+ * of, without handing them out, and does not wait for the others. No other read is queued or in
+ * flight. Returns whether that was all. If not, a device may still write at any time: the memory
+ * that reads went to must never be freed or used again, and the reader and its sl_io only be
+ * closed. */
+bool sl_reader_drain(struct sl_reader *reader);
 
 /* Tells the back end of memory that most reads will go to, in place of what it was told before; of
  * none if size_bytes is 0. It then spares the kernel the lookup of that memory for each read: see
- * sl_io_ops.attach(), also for why such memory must not be given back to the system. Waits as
- * sl_reader_drain() does. Returns 0, or negative where that is not to be had, and then all works as
- * before. */
+ * sl_io_ops.attach(), also for why such memory must not be given back to the system. Drains first:
+ * -EBUSY says that a device still holds memory. Otherwise returns 0, or negative where that is not
+ * to be had, and then all works as before. */
 int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes);
 
-/* Fills `err` for a read that failed and was not cancelled, with file, drive, offset and cause, and
- * returns its rc: -errno, -ETIMEDOUT for the deadline, or
- * -SL_ECORRUPT when the file ends too early. */
+/* Fills `err` for a read that failed, with file, drive, offset and cause, and returns its rc:
+ * -errno, -ETIMEDOUT for the deadline, or -SL_ECORRUPT when the file ends too early. Not for one
+ * that was cancelled, unless it is late: that is told as the deadline. */
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
                       struct sl_err *err);
 

@@ -316,6 +316,7 @@ int sl_store_verify(const struct sl_store *store, const struct sl_verify_options
                     struct sl_verify_result *ret_result, struct sl_err *err)
 {
     struct verifier *v = calloc(1, sizeof(*v));
+    bool drained = true;
     int rc;
 
     *ret_result = (struct sl_verify_result){0};
@@ -327,13 +328,14 @@ int sl_store_verify(const struct sl_store *store, const struct sl_verify_options
     if (v->reader) {
         while (sl_reader_reap(v->reader, true))
             ; /* if it ended early */
-        sl_reader_drain(v->reader);
+        drained = sl_reader_drain(v->reader);
     }
     sl_reader_destroy(v->reader);
     if (v->io)
         v->io->ops->close(v->io);
     sl_checksum_stream_destroy(v->stream);
-    sl_arena_fini(&v->arena);
+    if (drained)
+        sl_arena_fini(&v->arena);
     *ret_result = v->result;
     free(v);
     return rc;

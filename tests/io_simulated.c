@@ -152,7 +152,6 @@ static void simulated_close(struct sl_io *io)
 {
     struct simulated *sim = simulated_of(io);
 
-    sl_assert(sim->n_out == 0);
     for (uint32_t i = 0; i < io->n_files; i++) {
         free(sim->files[i].bytes);
         free(io->files[i].path);

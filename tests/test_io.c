@@ -435,6 +435,28 @@ static void test_stuck_read_holds_up_no_other(void **state)
     }
 }
 
+/* Closing leaves a read that nobody answers to the drive, with all that it needs. */
+static void test_close_does_not_wait(void **state)
+{
+    static uint8_t memory[2][BLOCK] __attribute__((aligned(BLOCK)));
+    static struct sl_io *left[2]; /* so that what was left on purpose is no leak */
+    struct fixture *f = *state;
+
+    for (uint32_t backend = 0; backend < 2; backend++) {
+        struct sl_io_read read = {.size_bytes = BLOCK, .dst = memory[backend]};
+        struct sl_io_completion completion;
+        int end;
+
+        left[backend] = open_with_pipe(f, backend, &end);
+        left[backend]->ops->submit(left[backend], &read, 1);
+        assert_int_equal(left[backend]->ops->reap(left[backend], 1000000, &completion, 1), 0);
+        left[backend]->ops->close(left[backend]);
+        assert_int_equal(write(end, "late", 4), 4);
+        while (*(volatile uint8_t *)&memory[backend][3] != 'e')
+            ; /* the read still ends, in memory that is there */
+    }
+}
+
 /* Files of one device share a drive. */
 static void test_drives(void **state)
 {
@@ -512,6 +534,7 @@ int main(void)
         cmocka_unit_test(test_without_locked_memory),
         cmocka_unit_test(test_waiting_has_a_limit),
         cmocka_unit_test(test_stuck_read_holds_up_no_other),
+        cmocka_unit_test(test_close_does_not_wait),
         cmocka_unit_test(test_drives),
     };
 

@@ -149,7 +149,7 @@ static void check_defaults(struct sl_io *io)
 {
     struct sl_io_probe probe;
 
-    sl_io_probe(io, &probe);
+    assert_int_equal(sl_io_probe(io, 0, &probe, NULL), 0);
     assert_int_equal(probe.piece_bytes, SL_READER_PIECE_BYTES);
     assert_int_equal(probe.depth, SL_READER_DEPTH);
     assert_int_equal(probe.bytes_per_s, 0);
@@ -183,7 +183,7 @@ static void test_probe(void **state)
         io->ops->close(io);
         skip();
     }
-    sl_io_probe(io, &probe);
+    assert_int_equal(sl_io_probe(io, 0, &probe, NULL), 0);
     assert_true(probe.piece_bytes >= 512 << 10 && probe.piece_bytes <= 2 << 20);
     assert_true(probe.depth >= 8 && probe.depth <= SL_IO_PROBE_DEPTH_MAX);
     assert_true(probe.bytes_per_s > 0);

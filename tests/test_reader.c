@@ -660,6 +660,7 @@ static void test_drain(void **state)
     static const struct io_fault_plan plan = {
         .fail_nth = 1, .fail_kind = IO_FAULT_LATE, .late_ns = 10 * DEADLINE_NS};
     struct fixture *f = *state;
+    uint64_t time_ns;
     struct rig rig;
 
     rig_init_drives(&rig, f, true, 1);
@@ -670,8 +671,13 @@ static void test_drain(void **state)
     assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
     assert_int_equal(rig.reads[0].rc, -ECANCELED);
     assert_true(rig.reads[0].late);
-    sl_reader_drain(rig.reader);
-    assert_int_equal(io_fault_clock_ns(rig.io), 10 * DEADLINE_NS);
+    time_ns = io_fault_clock_ns(rig.io);
+    assert_false(sl_reader_drain(rig.reader));
+    assert_int_equal(sl_reader_attach(rig.reader, NULL, 0), -EBUSY);
+    assert_int_equal(io_fault_clock_ns(rig.io), time_ns); /* it did not wait */
+    assert_int_equal(rig.reads[0].dst[0], 0x5a);
+    io_fault_heal(rig.io);
+    assert_true(sl_reader_drain(rig.reader));
     assert_memory_equal(rig.reads[0].dst, f->data, PIECE_BYTES);
     assert_null(sl_reader_reap(rig.reader, true));
     rig_fini(&rig);

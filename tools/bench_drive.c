@@ -106,6 +106,8 @@ int sl_bench_drive_rate(struct sl_bench_drive *drive, uint64_t ns, double *ret_r
     trial.options = sl_engine_reader_options(drive->engine);
     rc = sl_io_time(drive->io, &trial, drive->extents, drive->n_extents, drive->area.base,
                     drive->area.size_bytes, &timing, err);
+    if (rc == -ETIMEDOUT)
+        drive->area = (struct sl_arena){0}; /* left to the drive */
     if (rc == 0)
         *ret_rate = (double)timing.read_bytes / (double)timing.ns;
     return rc;

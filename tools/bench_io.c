@@ -546,7 +546,9 @@ static int run(struct command *command, struct sl_err *err)
                 return rc;
         }
     }
-    sl_io_probe(command->io, &probe);
+    rc = sl_io_probe(command->io, 0, &probe, err);
+    if (rc < 0)
+        return rc;
     if (probe.bytes_per_s > 0)
         sl_bench_print(&command->bench, "what the engine's probe finds",
                        shape_of(command, probe.piece_bytes, probe.depth, shape),
@@ -603,7 +605,8 @@ int sl_bench_io(int argc, char **argv)
     }
     if (command.io)
         command.io->ops->close(command.io);
-    sl_arena_fini(&command.area);
+    if (rc != -ETIMEDOUT) /* or it is left to the drive */
+        sl_arena_fini(&command.area);
     free(command.extents);
     free(command.is_read);
     free(command.paths);

@@ -71,8 +71,10 @@ static int probe_files(const char *const *paths, uint32_t n_paths, sl_io_open_fn
 
     if (rc < 0)
         return rc;
-    sl_io_probe(io, &probe);
+    rc = sl_io_probe(io, 0, &probe, err);
     io->ops->close(io);
+    if (rc < 0)
+        return rc;
     if (probe.bytes_per_s == 0)
         return sl_err_set(err, -SL_EUNSUPPORTED,
                           "%s: cannot tell the drive's speed: at least 1 GiB with direct I/O is "
