@@ -68,7 +68,8 @@ LIB := $(B)/libsluice.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads check-tokenizer asan ubsan tsan valgrind lint \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
+        check-debian check-tokenizer asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -117,6 +118,9 @@ THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)
 check-threads: ## the tests that have threads, under ThreadSanitizer
 	$(Q)$(MAKE) CONFIG=tsan $(THREADED_BIN)
 	$(Q)tests/run.sh $(THREADED_BIN)
+
+check-debian: ## demo and tests on bare Debian releases, with gcc and clang (root, debootstrap, an hour)
+	$(Q)tests/bare_debian.sh
 
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels
