@@ -16,12 +16,11 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
-#include "core/model/config.h"
 #include "storage/io_probe.h"
-#include "storage/model_files.h"
 #include "tools/bench.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/expert_files.h"
 
 #define CHOICES_MAX 8u
 #define FILE_RECORD_BYTES (UINT64_C(12) << 20) /* of files that are no model: about an expert */
@@ -37,10 +36,9 @@ struct command {
     sl_io_open_fn *open_io; /* NULL: the machine's */
     struct sl_bench bench;
 
-    struct sl_model_files files; /* of a MODEL */
-    struct sl_expert_store *store;
-    const char **paths; /* the files read; borrowed names */
-    bool *is_read;      /* (n_files) it holds an extent */
+    struct sl_expert_files model; /* zeroed where files were named */
+    const char **paths;           /* the files read: the model's, or `names` */
+    bool *is_read;                /* (n_files) it holds an extent */
     uint32_t n_files;
     struct sl_extent *extents; /* in the order in which they are read */
     uint32_t n_extents;
@@ -175,7 +173,7 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
         struct sl_expert_key key = {(uint16_t)(order[i] / shape->n_routed_experts),
                                     (uint16_t)(order[i] % shape->n_routed_experts)};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t n_reads = sl_expert_store_reads(command->store, key, reads);
+        uint32_t n_reads = sl_expert_store_reads(command->model.store, key, reads);
 
         for (uint32_t k = 0; rc == 0 && k < n_reads; k++)
             rc = add_extent(command, reads[k], err);
@@ -186,27 +184,13 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
 
 static int open_model(struct command *command, struct sl_err *err)
 {
-    struct sl_config config;
-    struct sl_expert_shape shape;
-    int rc;
+    int rc = sl_expert_files_open(&command->model, command->names[0], err);
 
-    if ((rc = sl_config_read(&config, command->names[0], err)) < 0 ||
-        (rc = sl_model_files_open(&command->files, command->names[0], err)) < 0)
-        return rc;
-    shape = (struct sl_expert_shape){
-        .num_hidden_layers = config.num_hidden_layers,
-        .n_routed_experts = config.n_routed_experts,
-        .hidden_size = config.hidden_size,
-        .moe_intermediate_size = config.moe_intermediate_size,
-    };
-    rc = sl_model_files_experts(&command->files, &shape, &command->store, err);
     if (rc < 0)
         return rc;
-    command->n_files = sl_expert_store_file_count(command->store);
-    command->paths = sl_expert_store_file_paths(command->store);
-    if (!command->paths)
-        return sl_err_set(err, -ENOMEM, "list of files: out of memory");
-    return add_experts(command, &shape, err);
+    command->n_files = command->model.n_files;
+    command->paths = command->model.paths;
+    return add_experts(command, sl_expert_store_shape(command->model.store), err);
 }
 
 static int open_files(struct command *command, struct sl_err *err)
@@ -215,10 +199,7 @@ static int open_files(struct command *command, struct sl_err *err)
     int rc = 0;
 
     command->n_files = command->n_names;
-    command->paths = calloc(command->n_files, sizeof(*command->paths));
-    if (!command->paths)
-        return sl_err_set(err, -ENOMEM, "list of files: out of memory");
-    memcpy(command->paths, command->names, command->n_files * sizeof(*command->paths));
+    command->paths = command->names;
     for (uint32_t i = 0; rc == 0 && i < command->n_files; i++)
         rc = add_file(command, i, err);
     for (uint32_t i = command->n_extents; i > 1; i--) {
@@ -609,8 +590,6 @@ int sl_bench_io(int argc, char **argv)
         sl_arena_fini(&command.area);
     free(command.extents);
     free(command.is_read);
-    free(command.paths);
-    sl_expert_store_close(command.store);
-    sl_model_files_close(&command.files);
+    sl_expert_files_close(&command.model);
     return sl_command_status(rc, &err);
 }

@@ -7,19 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/arena.h"
 #include "core/base/size.h"
 #include "core/model/config.h"
 #include "core/model/weights.h"
 #include "storage/model_files.h"
 #include "storage/safetensors.h"
 #include "tools/command_line.h"
-#include "daemon/memory_room.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/huge_pages.h"
 
 #define CONTEXT_TOKENS_DEFAULT 8192u
-#define TRIAL_BYTES (UINT64_C(64) << 20)
 
 struct arguments {
     struct sl_engine_options engine;
@@ -242,22 +240,14 @@ static void print_config(const struct sl_config *c)
     printf("  longest context  %u tokens\n", c->max_position_embeddings);
 }
 
-/* Whether this system gives huge pages when asked, as all large memory of a run asks. */
 static void print_huge_pages(void)
 {
+    const double share = sl_huge_pages_share();
     char text[SL_SIZE_TEXT_BYTES];
-    struct sl_memory_room room;
-    struct sl_arena trial;
 
-    sl_memory_room_read("", &room);
-    if (room.available_bytes / 2 < TRIAL_BYTES ||
-        sl_arena_map(&trial, TRIAL_BYTES, "trial of huge pages", NULL) < 0)
-        return;
-    memset(trial.base, 1, trial.size_bytes);
-    printf("  huge pages: %.0f %% of %s tried\n",
-           100 * (double)sl_arena_huge_bytes(&trial) / (double)trial.size_bytes,
-           sl_size_format(trial.size_bytes, text));
-    sl_arena_fini(&trial);
+    if (share >= 0)
+        printf("  huge pages: %.0f %% of %s tried\n", 100 * share,
+               sl_size_format(SL_HUGE_TRIAL_BYTES, text));
 }
 
 /* What the model is and what memory it would take with the options given. A model that would not

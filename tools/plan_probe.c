@@ -5,9 +5,9 @@
 #include <sys/stat.h>
 
 #include "storage/io_probe.h"
-#include "storage/model_files.h"
 #include "tools/bench.h"
 #include "tools/engine_options.h"
+#include "tools/expert_files.h"
 #include "core/kernels/dispatch.h"
 
 #define PROBE_NS UINT64_C(200000000)
@@ -87,35 +87,12 @@ static int probe_files(const char *const *paths, uint32_t n_paths, sl_io_open_fn
 static int probe_model(const char *folder, sl_io_open_fn *open_io, double *ret_rate,
                        struct sl_err *err)
 {
-    struct sl_model_files files = {0};
-    struct sl_expert_store *store = NULL;
-    struct sl_expert_shape shape;
-    struct sl_config config;
-    const char **paths = NULL;
-    int rc;
+    struct sl_expert_files files;
+    int rc = sl_expert_files_open(&files, folder, err);
 
-    if ((rc = sl_config_read(&config, folder, err)) < 0 ||
-        (rc = sl_model_files_open(&files, folder, err)) < 0)
-        goto out;
-    shape = (struct sl_expert_shape){
-        .num_hidden_layers = config.num_hidden_layers,
-        .n_routed_experts = config.n_routed_experts,
-        .hidden_size = config.hidden_size,
-        .moe_intermediate_size = config.moe_intermediate_size,
-    };
-    rc = sl_model_files_experts(&files, &shape, &store, err);
-    if (rc < 0)
-        goto out;
-    paths = sl_expert_store_file_paths(store);
-    if (!paths) {
-        rc = sl_err_set(err, -ENOMEM, "list of files: out of memory");
-        goto out;
-    }
-    rc = probe_files(paths, sl_expert_store_file_count(store), open_io, ret_rate, err);
-out:
-    free(paths);
-    sl_expert_store_close(store);
-    sl_model_files_close(&files);
+    if (rc == 0)
+        rc = probe_files(files.paths, files.n_files, open_io, ret_rate, err);
+    sl_expert_files_close(&files);
     return rc;
 }
 

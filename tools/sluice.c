@@ -18,6 +18,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"bench", sl_cmd_bench, "measure kernels, decode and prefill against what the machine can do"},
+    {"doctor", sl_cmd_doctor, "tell whether this machine suits, and what mends it where not"},
     {"generate", sl_cmd_generate, "continue a text"},
     {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
     {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
