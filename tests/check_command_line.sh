@@ -93,7 +93,7 @@ fails() { # name pattern arguments...
     fi
 }
 fails "a trace that is not there" 'none: cannot open: No such file' trace replay "$scratch/none"
-fails "a model that is not there" 'No such file' inspect "$scratch/none"
+fails "a model that is not there" 'there is no such folder' inspect "$scratch/none"
 
 # What was printed must have been written.
 full() { # arguments...

@@ -20,11 +20,12 @@ stripped() {
 }
 plans_by_name() {
     local sluice="$root/opt/my sluice/bin/sluice"
+    local machine=(--ram 128G --ssd 12G/s --dram 80G/s --cores 16)
 
     cmp tools/configs/v4-pro.json "$root/opt/my sluice/share/sluice/configs/v4-pro.json" &&
-        (cd / && "$sluice" plan v4-pro --ram 128G --ssd 12G/s --dram 80G/s --cores 16 >"$scratch/plan" &&
-            "$sluice" plan v4-pro.json --ram 128G --ssd 12G/s --dram 80G/s --cores 16) |
-        cmp - "$scratch/plan"
+        (cd / && "$sluice" plan v4-pro "${machine[@]}") >"$scratch/by-name" &&
+        (cd / && "$sluice" plan v4-pro.json "${machine[@]}") >"$scratch/by-file" &&
+        cmp "$scratch/by-name" "$scratch/by-file"
 }
 uninstalled() {
     make uninstall DESTDIR="$root" prefix="/opt/my sluice" && [ -z "$(find "$root" ! -type d)" ]
