@@ -106,8 +106,13 @@ static void find_drive(struct sl_doctor *doctor, struct sl_io *io)
     char rate[SL_SIZE_TEXT_BYTES], piece[SL_SIZE_TEXT_BYTES];
     const char *const plural = io->n_drives == 1 ? "" : "s together";
     struct sl_io_probe probe;
+    struct sl_err err = {0};
 
-    sl_io_probe(io, &probe);
+    if (sl_io_probe(io, 0, &probe, &err) < 0) {
+        sl_doctor_find(doctor, SL_DOCTOR_NO, "drive", "sudo smartctl -a /dev/DRIVE  (and dmesg)",
+                       "%s", err.message);
+        return;
+    }
     sl_size_format(probe.piece_bytes, piece);
     snprintf(rate, sizeof(rate), "%.2f GB/s", (double)probe.bytes_per_s * 1e-9);
     if (probe.bytes_per_s == 0)
