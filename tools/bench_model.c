@@ -97,7 +97,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
 static int make_tokens(struct command *command, struct sl_err *err)
 {
-    struct sl_tokenizer *tok = NULL;
+    struct sl_prompt_maker prompts = {0};
     struct sl_prompt text = {0};
     uint64_t state = command->seed + 1;
     int rc;
@@ -112,10 +112,10 @@ static int make_tokens(struct command *command, struct sl_err *err)
                 (int32_t)command->config.vocab_size;
         return 0;
     }
-    rc = sl_tokenizer_open(&tok, command->options.model, err);
+    rc = sl_prompt_maker_open(&prompts, command->options.model, &command->config, 0, err);
     if (rc == 0)
-        rc = sl_prompt_read(&text, tok, &command->config, NULL, command->file, 0, err);
-    sl_tokenizer_close(tok);
+        rc = sl_prompt_read(&prompts, NULL, command->file, &text, err);
+    sl_prompt_maker_close(&prompts);
     if (rc == 0 && text.n_tokens < command->tokens_needed)
         rc = sl_err_set(err, -SL_EFORMAT, "%s: %u tokens, %u are needed", command->file,
                         text.n_tokens, command->tokens_needed);

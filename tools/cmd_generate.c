@@ -30,6 +30,7 @@ enum {
     OPTION_MIN_P,
     OPTION_SEED,
     OPTION_SPECIAL,
+    OPTION_NO_BOS,
     OPTION_NO_HOT_LIST,
     OPTION_STATS
 };
@@ -40,12 +41,12 @@ struct command {
     const char *text;
     const char *file;
     const char *stats_path;
-    bool special;
+    unsigned prompt_flags; /* enum sl_prompt_flag */
     bool no_hot_list;
     uint32_t n_new_max;
 
     struct sl_config config;
-    struct sl_tokenizer *tok;
+    struct sl_prompt_maker prompts;
     struct sl_detokenizer *detok;
     struct sl_prompt prompt;
     struct sl_arena arena; /* the sampler's scratch */
@@ -107,7 +108,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->sampler.seed = sl_parse_seed(state, "--seed", value);
         return 0;
     case OPTION_SPECIAL:
-        command->special = true;
+        command->prompt_flags |= SL_PROMPT_SPECIAL;
+        return 0;
+    case OPTION_NO_BOS:
+        command->prompt_flags |= SL_PROMPT_NO_BOS;
         return 0;
     case OPTION_NO_HOT_LIST:
         command->no_hot_list = true;
@@ -328,10 +332,11 @@ static int prepare(struct command *command, struct sl_err *err)
     int rc;
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
-        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
-        (rc = sl_detokenizer_create(&command->detok, command->tok, false, err)) < 0 ||
-        (rc = sl_prompt_read(&command->prompt, command->tok, &command->config, command->text,
-                             command->file, command->special ? SL_ENCODE_ADDED : 0, err)) < 0)
+        (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
+                                   command->prompt_flags, err)) < 0 ||
+        (rc = sl_detokenizer_create(&command->detok, command->prompts.tok, false, err)) < 0 ||
+        (rc = sl_prompt_read(&command->prompts, command->text, command->file, &command->prompt,
+                             err)) < 0)
         return rc;
     context = (uint64_t)command->prompt.n_tokens + command->n_new_max;
     if (command->options.context_tokens == 0)
@@ -404,6 +409,7 @@ static const struct argp_option options[] = {
      0},
     {"seed", OPTION_SEED, "S", 0, "same seed, same text (default 0)", 0},
     {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+    {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
     {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
      "begin with an empty cache, and leave what a store remembers as it is", 0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well", 0},
@@ -433,6 +439,6 @@ int sl_cmd_generate(int argc, char **argv)
     sl_arena_fini(&command.arena);
     sl_prompt_fini(&command.prompt);
     sl_detokenizer_destroy(command.detok);
-    sl_tokenizer_close(command.tok);
+    sl_prompt_maker_close(&command.prompts);
     return sl_command_status(rc, &err);
 }

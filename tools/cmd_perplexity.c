@@ -8,28 +8,28 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
-#include "core/text/tokenizer.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
 #include "tools/json_lines.h"
 #include "tools/progress.h"
+#include "tools/prompt.h"
 
 struct command {
     struct sl_engine_options options;
     const char *file;  /* -f: one document */
     const char *jsonl; /* --jsonl: many */
     uint32_t window_tokens;
-    bool special;
+    unsigned prompt_flags; /* enum sl_prompt_flag */
 
     struct sl_config config;
-    struct sl_tokenizer *tok;
-    struct sl_encoder *encoder;
+    struct sl_prompt_maker prompts;
     struct sl_token_list ids;  /* of all documents, one after the other */
     struct sl_token_list ends; /* where each document ends in ids */
     struct sl_engine *engine;
 
-    int32_t *piece; /* what is scored at a time: begin-of-sentence, then up to a window of tokens */
+    int32_t *piece; /* what is scored at a time: up to a window of tokens, mostly begin-of-sentence
+                       first */
     uint32_t n_piece;
     uint32_t n_given; /* of the piece, before the step at hand */
 
@@ -39,7 +39,7 @@ struct command {
     double nats;
 };
 
-enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_WINDOW };
+enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_WINDOW };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -56,7 +56,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->jsonl = value;
         return 0;
     case OPTION_SPECIAL:
-        command->special = true;
+        command->prompt_flags |= SL_PROMPT_SPECIAL;
+        return 0;
+    case OPTION_NO_BOS:
+        command->prompt_flags |= SL_PROMPT_NO_BOS;
         return 0;
     case OPTION_WINDOW:
         command->window_tokens = sl_parse_count(state, "--window", value, 1u << 24);
@@ -84,6 +87,15 @@ static double surprise(const float *logits, uint32_t n, int32_t next)
     return top + log(sum) - (double)logits[next];
 }
 
+/* A control token stands for none of the text. */
+static size_t text_bytes(const struct command *command, uint32_t id)
+{
+    size_t n_bytes;
+
+    sl_tokenizer_bytes(command->prompts.tok, id, &n_bytes);
+    return sl_tokenizer_is_added(command->prompts.tok, id) ? 0 : n_bytes;
+}
+
 static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct command *command = context;
@@ -94,8 +106,15 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
         if (next >= command->n_piece)
             return;
         command->nats += surprise(rows[i].logits, command->config.vocab_size, command->piece[next]);
+        command->text_bytes += text_bytes(command, (uint32_t)command->piece[next]);
         command->n_scored++;
     }
+}
+
+/* Whether each piece gets a begin-of-sentence token. */
+static uint32_t n_put_before(const struct command *command)
+{
+    return command->prompt_flags & SL_PROMPT_NO_BOS ? 0 : 1;
 }
 
 /* Adds the ids of one document. The begin-of-sentence token that each piece gets is not among them.
@@ -103,38 +122,34 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
 static int add_document(struct command *command, const char *text, size_t length,
                         struct sl_err *err)
 {
-    size_t first = command->ids.n, n_bytes;
-    uint32_t bos = command->config.bos_token_id;
-    int rc = sl_encode(command->encoder, text, length, command->special ? SL_ENCODE_ADDED : 0,
-                       &command->ids, err);
+    struct sl_token_list *ids = &command->ids;
+    struct sl_prompt document;
+    uint32_t n;
+    int rc = sl_prompt_make(&command->prompts, text, length, &document, err);
 
     if (rc < 0)
         return rc;
-    if (command->ids.n > first && command->ids.ids[first] == bos)
-        memmove(command->ids.ids + first, command->ids.ids + first + 1,
-                (--command->ids.n - first) * sizeof(*command->ids.ids));
-    for (size_t i = first; i < command->ids.n; i++) {
-        uint32_t id = command->ids.ids[i];
-
-        if (id >= command->config.vocab_size)
-            return sl_err_set(err, -SL_EFORMAT,
-                              "tokenizer.json gives id %u, but config.json's vocab_size is %u", id,
-                              command->config.vocab_size);
-        sl_tokenizer_bytes(command->tok, id, &n_bytes);
-        command->text_bytes += sl_tokenizer_is_added(command->tok, id) ? 0 : n_bytes;
+    n = document.n_tokens - n_put_before(command);
+    if (ids->n + n > UINT32_MAX)
+        rc = sl_err_set(err, -SL_EFORMAT, "more than %u tokens of text", UINT32_MAX);
+    else if (sl_token_list_reserve(ids, n) < 0 ||
+             sl_token_list_push(&command->ends, (uint32_t)ids->n + n) < 0)
+        rc = sl_err_set(err, -ENOMEM, "out of memory");
+    if (rc == 0 && n > 0) {
+        memcpy(ids->ids + ids->n, document.tokens + n_put_before(command), n * sizeof(*ids->ids));
+        ids->n += n;
     }
-    if (command->ids.n > UINT32_MAX)
-        return sl_err_set(err, -SL_EFORMAT, "more than %u tokens of text", UINT32_MAX);
-    return sl_token_list_push(&command->ends, (uint32_t)command->ids.n) < 0
-               ? sl_err_set(err, -ENOMEM, "out of memory")
-               : 0;
+    sl_prompt_fini(&document);
+    return rc;
 }
 
 static int add_line(void *context, const json_t *value, struct sl_err *err)
 {
-    if (!json_is_string(value))
-        return sl_err_set(err, -SL_EFORMAT, "expected a JSON string");
-    return add_document(context, json_string_value(value), json_string_length(value), err);
+    const char *text;
+    size_t length;
+    int rc = sl_json_line_text(value, &text, &length, err);
+
+    return rc < 0 ? rc : add_document(context, text, length, err);
 }
 
 static int add_file(struct command *command, struct sl_err *err)
@@ -156,7 +171,7 @@ static uint32_t longest_piece(const struct command *command)
     uint32_t start = 0, longest = 0;
 
     for (size_t i = 0; i < command->ends.n; i++) {
-        uint32_t n = command->ends.ids[i] - start + 1;
+        uint32_t n = command->ends.ids[i] - start + n_put_before(command);
 
         if (command->window_tokens && n > command->window_tokens)
             n = command->window_tokens;
@@ -173,8 +188,8 @@ static int prepare(struct command *command, struct sl_err *err)
     int rc;
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
-        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
-        (rc = sl_encoder_create(&command->encoder, command->tok, err)) < 0)
+        (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
+                                   command->prompt_flags, err)) < 0)
         return rc;
     rc = command->file ? add_file(command, err)
                        : sl_json_lines_each(command->jsonl, add_line, command, err);
@@ -205,18 +220,18 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
         .on_route = sl_text_progress_route,
         .on_route_context = &command->progress,
     };
-    uint32_t n = end - first;
+    uint32_t n_before = n_put_before(command), n = end - first;
     int rc = 0;
 
-    if (command->window_tokens && n > command->window_tokens - 1)
-        n = command->window_tokens - 1;
+    if (command->window_tokens && n > command->window_tokens - n_before)
+        n = command->window_tokens - n_before;
     command->piece[0] = (int32_t)command->config.bos_token_id;
-    for (uint32_t i = 0; i < n; i++)
-        command->piece[i + 1] = (int32_t)command->ids.ids[first + i];
-    command->n_piece = n + 1;
+    memcpy(command->piece + n_before, command->ids.ids + first, n * sizeof(*command->piece));
+    command->n_piece = n_before + n;
     sl_kv_cache_clear(kv);
-    for (command->n_given = 0; rc == 0 && command->n_given < n;) {
-        uint32_t left = n - command->n_given; /* the last token predicts nothing that is known */
+    /* The last token predicts nothing that is known, so it is not given. */
+    for (command->n_given = 0; rc == 0 && command->n_given + 1 < command->n_piece;) {
+        uint32_t left = command->n_piece - 1 - command->n_given;
         uint32_t n_step = sl_engine_segment(command->engine, left);
         struct sl_span span = {kv, command->piece + command->n_given, n_step, SL_LOGITS_ALL};
 
@@ -225,6 +240,7 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
         command->n_given += n_step;
         command->progress.n_done += n_step;
     }
+    command->progress.n_done += 1 - n_before; /* the first token, which nothing predicted */
     return rc < 0 ? rc : (int64_t)n;
 }
 
@@ -245,6 +261,8 @@ static int run(struct command *command, struct sl_err *err)
     sl_progress_end(&text->progress);
     if (took < 0)
         return (int)took;
+    if (command->n_scored == 0)
+        return sl_err_set(err, -SL_EFORMAT, "no token of the text has another before it");
     seconds = (double)(sl_clock_ns() - text->progress.start_ns) / 1e9;
     printf("tokens          %llu\n", (unsigned long long)command->n_scored);
     printf("bytes           %llu\n", (unsigned long long)command->text_bytes);
@@ -259,8 +277,10 @@ int sl_cmd_perplexity(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"file", 'f', "FILE", 0, "the text, as one document; - is standard input", 0},
-        {"jsonl", OPTION_JSONL, "FILE", 0, "many documents: one JSON string a line", 0},
+        {"jsonl", OPTION_JSONL, "FILE", 0,
+         "many documents: one JSON string, or object with a \"text\", a line", 0},
         {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+        {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
         {"window", OPTION_WINDOW, "TOKENS", 0,
          "cut documents into pieces of so many tokens, each scored by itself", 0},
         {0}};
@@ -286,8 +306,7 @@ int sl_cmd_perplexity(int argc, char **argv)
     if (rc == 0)
         rc = run(&command, &err);
     sl_engine_close(command.engine);
-    sl_encoder_destroy(command.encoder);
-    sl_tokenizer_close(command.tok);
+    sl_prompt_maker_close(&command.prompts);
     sl_token_list_fini(&command.ids);
     sl_token_list_fini(&command.ends);
     free(command.piece);

@@ -3,6 +3,7 @@
 #include <argp.h>
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,10 +11,10 @@
 
 #include "core/base/file.h"
 #include "core/text/detokenizer.h"
-#include "core/text/tokenizer.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/json_lines.h"
+#include "tools/prompt.h"
 
 struct options {
     const char *model;
@@ -26,10 +27,9 @@ struct options {
 
 struct command {
     struct options options;
-    struct sl_tokenizer *tok;
-    struct sl_encoder *encoder;
+    struct sl_prompt_maker prompts;
     struct sl_detokenizer *detok;
-    struct sl_token_list ids; /* of the text or line in hand */
+    struct sl_token_list ids; /* to decode: of the text or line in hand */
 };
 
 enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_DECODE };
@@ -40,8 +40,9 @@ static const struct argp_option option_table[] = {
     {.name = "jsonl",
      .key = OPTION_JSONL,
      .arg = "FILE",
-     .doc = "One JSON string a line in, one JSON list of ids a line out (with --decode the other "
-            "way round); - is standard input"},
+     .doc =
+         "One JSON string, or object with a \"text\", a line in, one JSON list of ids a line out "
+         "(with --decode lists in, strings out); - is standard input"},
     {.name = "special",
      .key = OPTION_SPECIAL,
      .doc = "Recognise the model's control tokens in the text; with --decode show those that are "
@@ -119,44 +120,60 @@ static int parse_ids(const char *text, struct sl_token_list *ids, struct sl_err 
     }
 }
 
-static void decode(struct command *command, FILE *out)
+static int decode(struct command *command, FILE *out, struct sl_err *err)
 {
     const struct sl_token_list *ids = &command->ids;
     const char *piece;
     size_t length;
 
+    for (size_t i = 0; i < ids->n; i++)
+        if (!sl_tokenizer_is_known(command->prompts.tok, ids->ids[i]))
+            return sl_err_set(err, -SL_EFORMAT, "token %zu is %u, which no text stands for", i + 1,
+                              ids->ids[i]);
     for (size_t i = 0; i <= ids->n; i++) {
         piece = i < ids->n ? sl_detokenizer_push(command->detok, ids->ids[i], &length)
                            : sl_detokenizer_flush(command->detok, &length);
         fwrite(piece, 1, length, out);
     }
+    return 0;
 }
 
-static int encode(struct command *command, const char *text, size_t length, struct sl_err *err)
+static void print_ids(const struct sl_prompt *text, const char *separator)
 {
-    return sl_encode(command->encoder, text, length, command->options.special ? SL_ENCODE_ADDED : 0,
-                     &command->ids, err);
+    for (uint32_t i = 0; i < text->n_tokens; i++)
+        printf("%s%" PRId32, i ? separator : "", text->tokens[i]);
 }
 
-static void print_ids(const struct sl_token_list *ids, const char *separator)
+static int decode_file(struct command *command, const char *path, struct sl_err *err)
 {
-    for (size_t i = 0; i < ids->n; i++)
-        printf("%s%u", i ? separator : "", ids->ids[i]);
-}
-
-static int run_text(struct command *command, const char *text, size_t length, struct sl_err *err)
-{
-    int rc = command->options.decode ? parse_ids(text, &command->ids, err)
-                                     : encode(command, text, length, err);
+    char *text;
+    size_t length;
+    int rc = sl_input_read_all(path, SL_ENCODE_BYTES_MAX, &text, &length, err);
 
     if (rc < 0)
         return rc;
-    if (command->options.decode) {
-        decode(command, stdout);
-    } else {
-        print_ids(&command->ids, " ");
-        putchar('\n');
+    rc = parse_ids(text, &command->ids, err);
+    free(text);
+    return rc;
+}
+
+static int run_text(struct command *command, struct sl_err *err)
+{
+    const struct options *options = &command->options;
+    struct sl_prompt text;
+    int rc;
+
+    if (options->decode) {
+        rc = options->text ? parse_ids(options->text, &command->ids, err)
+                           : decode_file(command, options->file, err);
+        return rc < 0 ? rc : decode(command, stdout, err);
     }
+    rc = sl_prompt_read(&command->prompts, options->text, options->file, &text, err);
+    if (rc < 0)
+        return rc;
+    print_ids(&text, " ");
+    putchar('\n');
+    sl_prompt_fini(&text);
     return 0;
 }
 
@@ -166,39 +183,45 @@ static int print_decoded_as_json(struct command *command, struct sl_err *err)
     char *text = NULL;
     FILE *memory = open_memstream(&text, &length);
     json_t *string;
-    int rc = 0;
+    int rc;
 
     if (!memory)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    decode(command, memory);
+    rc = decode(command, memory, err);
     fclose(memory);
     string = json_stringn(text, length);
-    if (!string || json_dumpf(string, stdout, JSON_ENCODE_ANY) < 0)
+    if (rc == 0 && (!string || json_dumpf(string, stdout, JSON_ENCODE_ANY) < 0))
         rc = sl_err_set(err, -ENOMEM, "out of memory");
     json_decref(string);
     free(text);
     return rc;
 }
 
-static int run_value(void *context, const json_t *value, struct sl_err *err)
+static int encode_value(struct command *command, const json_t *value, struct sl_err *err)
 {
-    struct command *command = context;
+    struct sl_prompt prompt;
+    const char *text;
+    size_t length;
+    int rc = sl_json_line_text(value, &text, &length, err);
+
+    if (rc == 0)
+        rc = sl_prompt_make(&command->prompts, text, length, &prompt, err);
+    if (rc < 0)
+        return rc;
+    putchar('[');
+    print_ids(&prompt, ", ");
+    fputs("]\n", stdout);
+    sl_prompt_fini(&prompt);
+    return 0;
+}
+
+static int decode_value(struct command *command, const json_t *value, struct sl_err *err)
+{
     const json_t *item;
     size_t i;
     int rc;
 
     command->ids.n = 0;
-    if (!command->options.decode) {
-        if (!json_is_string(value))
-            return sl_err_set(err, -SL_EFORMAT, "expected a JSON string");
-        rc = encode(command, json_string_value(value), json_string_length(value), err);
-        if (rc < 0)
-            return rc;
-        putchar('[');
-        print_ids(&command->ids, ", ");
-        fputs("]\n", stdout);
-        return 0;
-    }
     if (!json_is_array(value))
         return sl_err_set(err, -SL_EFORMAT, "expected a JSON list of ids");
     json_array_foreach(value, i, item)
@@ -206,39 +229,37 @@ static int run_value(void *context, const json_t *value, struct sl_err *err)
         json_int_t id = json_integer_value(item);
 
         if (!json_is_integer(item) || id < 0 || id > UINT32_MAX)
-            return sl_err_set(err, -SL_EFORMAT, "item %zu of the list is not a token id", i);
+            return sl_err_set(err, -SL_EFORMAT, "token %zu is not a token id", i + 1);
         rc = append(&command->ids, (uint32_t)id, err);
         if (rc < 0)
             return rc;
     }
     rc = print_decoded_as_json(command, err);
-    putchar('\n');
+    if (rc == 0)
+        putchar('\n');
     return rc;
+}
+
+static int run_value(void *context, const json_t *value, struct sl_err *err)
+{
+    struct command *command = context;
+
+    return (command->options.decode ? decode_value : encode_value)(command, value, err);
 }
 
 static int run(struct command *command, struct sl_err *err)
 {
     const struct options *options = &command->options;
-    char *text;
-    size_t length;
-    int rc = sl_tokenizer_open(&command->tok, options->model, err);
+    int rc =
+        sl_prompt_maker_open(&command->prompts, options->model, NULL,
+                             SL_PROMPT_NO_BOS | (options->special ? SL_PROMPT_SPECIAL : 0), err);
 
     if (rc == 0)
-        rc = sl_encoder_create(&command->encoder, command->tok, err);
-    if (rc == 0)
-        rc = sl_detokenizer_create(&command->detok, command->tok, options->special, err);
+        rc = sl_detokenizer_create(&command->detok, command->prompts.tok, options->special, err);
     if (rc < 0)
         return rc;
-    if (options->jsonl)
-        return sl_json_lines_each(options->jsonl, run_value, command, err);
-    if (options->text)
-        return run_text(command, options->text, strlen(options->text), err);
-    rc = sl_input_read_all(options->file, SL_ENCODE_BYTES_MAX, &text, &length, err);
-    if (rc < 0)
-        return rc;
-    rc = run_text(command, text, length, err);
-    free(text);
-    return rc;
+    return options->jsonl ? sl_json_lines_each(options->jsonl, run_value, command, err)
+                          : run_text(command, err);
 }
 
 int sl_cmd_tokenize(int argc, char **argv)
@@ -256,8 +277,7 @@ int sl_cmd_tokenize(int argc, char **argv)
     sl_command_parse(&argp, argc, argv, &command.options);
     rc = run(&command, &err);
     sl_detokenizer_destroy(command.detok);
-    sl_encoder_destroy(command.encoder);
-    sl_tokenizer_close(command.tok);
+    sl_prompt_maker_close(&command.prompts);
     sl_token_list_fini(&command.ids);
     return sl_command_status(rc, &err);
 }

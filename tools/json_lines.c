@@ -91,7 +91,7 @@ static int take_line(const char *line, size_t length, sl_json_line_fn *fn, void 
 int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err)
 {
     struct lines lines = {.fd = sl_input_open(path, err), .capacity = FIRST_CAPACITY_BYTES};
-    size_t length, n_lines = 0;
+    size_t length, skipped, n_lines = 0;
     const char *line;
     bool more;
     int rc;
@@ -107,12 +107,26 @@ int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, str
         n_lines++;
         rc = next_line(&lines, &line, &length, err);
         more = rc == 1;
+        skipped = more && n_lines == 1 ? sl_json_mark_bytes(line, length) : 0;
         if (more)
-            rc = take_line(line, length, fn, context, err);
+            rc = take_line(line + skipped, length - skipped, fn, context, err);
     } while (rc >= 0 && more);
     if (rc < 0)
         sl_err_prefix(err, rc, "%s: line %zu", path, n_lines);
     free(lines.buffer);
     close(lines.fd);
     return rc;
+}
+
+int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_length,
+                      struct sl_err *err)
+{
+    const json_t *text = json_is_object(value) ? json_object_get(value, "text") : value;
+
+    if (!json_is_string(text))
+        return sl_err_set(err, -SL_EFORMAT,
+                          "expected a JSON string, or an object whose \"text\" is one");
+    *ret_text = json_string_value(text);
+    *ret_length = json_string_length(text);
+    return 0;
 }

@@ -19,10 +19,10 @@ struct command {
     const char *file;  /* -f */
     const char *jsonl; /* --jsonl */
     const char *out;
-    bool special;
+    unsigned prompt_flags; /* enum sl_prompt_flag */
 
     struct sl_config config;
-    struct sl_tokenizer *tok;
+    struct sl_prompt_maker prompts;
     struct sl_prompt *documents;
     size_t n_documents;
     uint64_t n_tokens;
@@ -31,7 +31,7 @@ struct command {
     struct sl_text_progress progress;
 };
 
-enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_OUT };
+enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_OUT };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -51,7 +51,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->jsonl = value;
         return 0;
     case OPTION_SPECIAL:
-        command->special = true;
+        command->prompt_flags |= SL_PROMPT_SPECIAL;
+        return 0;
+    case OPTION_NO_BOS:
+        command->prompt_flags |= SL_PROMPT_NO_BOS;
         return 0;
     case OPTION_OUT:
         command->out = value;
@@ -95,14 +98,15 @@ static int add_line(void *context, const json_t *value, struct sl_err *err)
 {
     struct command *command = context;
     struct sl_prompt *document = next_document(command);
+    const char *text;
+    size_t length;
     int rc;
 
     if (!document)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    if (!json_is_string(value))
-        return sl_err_set(err, -SL_EFORMAT, "expected a JSON string");
-    rc = sl_prompt_encode(document, command->tok, &command->config, json_string_value(value),
-                          json_string_length(value), command->special ? SL_ENCODE_ADDED : 0, err);
+    rc = sl_json_line_text(value, &text, &length, err);
+    if (rc == 0)
+        rc = sl_prompt_make(&command->prompts, text, length, document, err);
     if (rc == 0)
         add_document(command);
     return rc;
@@ -122,8 +126,7 @@ static int read_text(struct command *command, struct sl_err *err)
     document = next_document(command);
     if (!document)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    rc = sl_prompt_read(document, command->tok, &command->config, command->text, command->file,
-                        command->special ? SL_ENCODE_ADDED : 0, err);
+    rc = sl_prompt_read(&command->prompts, command->text, command->file, document, err);
     if (rc == 0)
         add_document(command);
     return rc;
@@ -190,7 +193,8 @@ static int record(struct command *command, struct sl_err *err)
     int rc, closed;
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
-        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0 ||
+        (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
+                                   command->prompt_flags, err)) < 0 ||
         (rc = read_text(command, err)) < 0)
         return rc;
     shape = (struct sl_trace_shape){
@@ -217,8 +221,10 @@ int sl_trace_record(int argc, char **argv)
     static const struct argp_option options[] = {
         {"prompt", 'p', "TEXT", 0, "the text", 0},
         {"file", 'f', "FILE", 0, "the same from a file; - is standard input", 0},
-        {"jsonl", OPTION_JSONL, "FILE", 0, "many documents: one JSON string a line", 0},
+        {"jsonl", OPTION_JSONL, "FILE", 0,
+         "many documents: one JSON string, or object with a \"text\", a line", 0},
         {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+        {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
         {"out", OPTION_OUT, "TRACE", 0, "the file to write", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
@@ -241,6 +247,6 @@ int sl_trace_record(int argc, char **argv)
     for (size_t i = 0; i < command.n_documents; i++)
         sl_prompt_fini(&command.documents[i]);
     free(command.documents);
-    sl_tokenizer_close(command.tok);
+    sl_prompt_maker_close(&command.prompts);
     return sl_command_status(rc, &err);
 }

@@ -3,14 +3,21 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/file.h"
+
+size_t sl_json_mark_bytes(const char *text, size_t length)
+{
+    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
 
 int sl_json_parse(json_t **ret_root, const char *text, size_t length, const char *where,
                   struct sl_err *err)
 {
+    size_t skipped = sl_json_mark_bytes(text, length);
     json_error_t error;
-    json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
+    json_t *root = json_loadb(text + skipped, length - skipped, JSON_REJECT_DUPLICATES, &error);
 
     if (!root) {
         int rc = sl_file_check_fetched(text, length, where, err);

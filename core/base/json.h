@@ -13,8 +13,13 @@
 
 #include "core/base/err.h"
 
-/* Parses `length` bytes; `where` names them in errors. Duplicate keys and text after the value are
- * refused. On success the caller owns *ret_root (json_decref). Fails with -SL_EFORMAT, -ENOMEM. */
+/* The bytes of the UTF-8 byte order mark that some editors begin a file with: 3, or 0 where text
+ * does not begin with one. */
+size_t sl_json_mark_bytes(const char *text, size_t length);
+
+/* Parses `length` bytes; `where` names them in errors. A byte order mark before the value is passed
+ * over; duplicate keys and text after the value are refused. On success the caller owns *ret_root
+ * (json_decref). Fails with -SL_EFORMAT, -ENOMEM. */
 int sl_json_parse(json_t **ret_root, const char *text, size_t length, const char *where,
                   struct sl_err *err);
 

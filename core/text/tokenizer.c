@@ -22,6 +22,8 @@ void sl_tokenizer_close(struct sl_tokenizer *tok)
     free(tok->bytes);
     free(tok->tokens);
     free(tok->added);
+    for (uint32_t i = 0; i < tok->n_notes; i++)
+        free(tok->notes[i]);
     free(tok);
 }
 
@@ -38,6 +40,16 @@ const uint8_t *sl_tokenizer_bytes(const struct sl_tokenizer *tok, uint32_t id, s
     }
     *ret_length = tok->tokens[id].length_bytes;
     return tok->bytes + tok->tokens[id].offset_bytes;
+}
+
+const char *sl_tokenizer_note(const struct sl_tokenizer *tok, size_t index)
+{
+    return index < tok->n_notes ? tok->notes[index] : NULL;
+}
+
+bool sl_tokenizer_is_known(const struct sl_tokenizer *tok, uint32_t id)
+{
+    return id < tok->n_tokens && tok->tokens[id].flags & SL_TOKEN_KNOWN;
 }
 
 bool sl_tokenizer_is_added(const struct sl_tokenizer *tok, uint32_t id)
@@ -98,6 +110,21 @@ int sl_tokenizer_find(const struct sl_tokenizer *tok, const char *text, uint32_t
         return -ENOENT;
     *ret_id = added->id;
     return 0;
+}
+
+int sl_tokenizer_find_in(const struct sl_tokenizer *tok, const char *text, size_t length,
+                         uint32_t *ret_id)
+{
+    for (size_t at = 0; at < length; at++) {
+        const struct sl_added_token *added =
+            match_added(tok, (const uint8_t *)text + at, length - at);
+
+        if (added) {
+            *ret_id = added->id;
+            return 0;
+        }
+    }
+    return -ENOENT;
 }
 
 int sl_encoder_create(struct sl_encoder **ret_encoder, const struct sl_tokenizer *tok,

@@ -54,6 +54,18 @@ void sl_tokenizer_close(struct sl_tokenizer *tok);
  */
 uint32_t sl_tokenizer_id_count(const struct sl_tokenizer *tok);
 
+/* Things about the file that a user should know, though it can be used: one line each, `index` from
+ * 0 on, NULL past the last. They stay the tokenizer's. */
+const char *sl_tokenizer_note(const struct sl_tokenizer *tok, size_t index);
+
+/* Whether some text stands for the id. */
+bool sl_tokenizer_is_known(const struct sl_tokenizer *tok, uint32_t id);
+
+/* The id of the first added token that is spelled out in text[0..length). Returns 0, or -ENOENT if
+ * there is none. */
+int sl_tokenizer_find_in(const struct sl_tokenizer *tok, const char *text, size_t length,
+                         uint32_t *ret_id);
+
 /* The id of the added token that is exactly `text`. Returns 0, or -ENOENT if there is none. */
 int sl_tokenizer_find(const struct sl_tokenizer *tok, const char *text, uint32_t *ret_id);
 

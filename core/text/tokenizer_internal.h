@@ -8,6 +8,8 @@
 #include "core/text/bpe.h"
 #include "core/text/splitter.h"
 
+#define SL_TOKENIZER_NOTES_MAX 3
+
 enum sl_token_flag {
     SL_TOKEN_KNOWN = 1u << 0, /* some text stands for this id */
     SL_TOKEN_ADDED = 1u << 1,
@@ -36,6 +38,8 @@ struct sl_tokenizer {
     uint32_t n_tokens;
     struct sl_added_token *added; /* sorted by their bytes */
     uint32_t n_added;
+    char *notes[SL_TOKENIZER_NOTES_MAX]; /* the first n_notes of them */
+    uint32_t n_notes;
     uint32_t added_first[257]; /* added[added_first[b] .. added_first[b + 1]) begin with byte b */
 };
 
