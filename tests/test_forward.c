@@ -619,7 +619,7 @@ static void go_on(const struct model *m, struct rig *rig, bool in_mtp)
 {
     check_users(rig, in_mtp);
     if (in_mtp) {
-        sl_forward_take_back(rig->forward);
+        sl_forward_rollback(rig->forward);
         check_users(rig, false);
     }
     assert_int_equal(step_users(m, rig, 1, 2, NULL, NULL), 0);

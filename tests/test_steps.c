@@ -1,5 +1,5 @@
 /* Steps that take turns: three forwards of one engine, over the same weights, expert cache and
- * drives, begin, advance, end, abandon and take back steps at random (SL_SEED=n gives others), now
+ * drives, begin, advance, end, abandon and roll back steps at random (SL_SEED=n gives others), now
  * and then stopped, or failing by reads that go wrong. Whatever happened before, every row of
  * logits is that of one sequence alone, and every sequence is where it must be. Drafts, which are
  * wrong from some token on, ride along and leave no trace. */
@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "core/model/kv_undo.h"
+#include "core/model/kv_rollback.h"
 #include "tests/engine_rig.h"
 #include "tests/kernel_inputs.h"
 
@@ -49,12 +49,17 @@ enum count {
     STOPPED,
     FAILED,
     ABANDONED,
-    TAKEN_BACK,
+    ROLLED_BACK,
     PARKED, /* advances while another step was open */
     COUNTS
 };
-static const char *const count_names[COUNTS] = {
-    "ended", "shortened", "stopped", "failed", "abandoned", "taken back", "advances beside others"};
+static const char *const count_names[COUNTS] = {"ended",
+                                                "shortened",
+                                                "stopped",
+                                                "failed",
+                                                "abandoned",
+                                                "rolled back",
+                                                "advances beside others"};
 
 struct world {
     const struct engine_rig *m;
@@ -119,7 +124,7 @@ static void add_span(struct player *p, struct sl_kv_cache *kv, uint32_t room)
     n = n < room ? n : room;
     p->first[i] = kv->n_tokens;
     p->n_right[i] = n;
-    if (n <= sl_kv_undo_tokens_max(&w->m->config) && below(w, 2))
+    if (n <= sl_kv_rollback_tokens_max(&w->m->config) && below(w, 2))
         p->n_right[i] = below(w, n + 1);
     for (uint32_t t = 0; t < n; t++)
         p->tokens[i][t] = t < p->n_right[i] ? w->m->tokens[kv->n_tokens + t]
@@ -163,11 +168,11 @@ static void begin(struct player *p)
     p->mtp = false;
 }
 
-static void take_back(struct player *p)
+static void roll_back(struct player *p)
 {
-    sl_forward_take_back(p->forward);
+    sl_forward_rollback(p->forward);
     check_sequences(p, NULL);
-    p->world->counts[TAKEN_BACK]++;
+    p->world->counts[ROLLED_BACK]++;
 }
 
 /* Also where the MTP pass has failed: the block must not miss any token. */
@@ -176,7 +181,7 @@ static void lose_step(struct player *p, enum count why)
     p->open = false;
     p->world->counts[why]++;
     if (p->mtp)
-        take_back(p);
+        roll_back(p);
     check_sequences(p, NULL);
 }
 
@@ -205,7 +210,7 @@ static void end_mtp(struct player *p)
     for (uint32_t i = 0; i < p->n_spans; i++)
         assert_int_equal(p->spans[i].kv->n_mtp_tokens, p->first[i] + p->spans[i].n_tokens);
     if (below(p->world, 8) == 0)
-        take_back(p);
+        roll_back(p);
 }
 
 /* Keeps of each span what is right, or less. */
@@ -220,7 +225,8 @@ static void end(struct player *p)
 
         n_kept[i] = p->n_right[i];
         if (below(w, 8) == 0)
-            n_kept[i] = n <= sl_kv_undo_tokens_max(&w->m->config) ? below(w, p->n_right[i] + 1) : 0;
+            n_kept[i] =
+                n <= sl_kv_rollback_tokens_max(&w->m->config) ? below(w, p->n_right[i] + 1) : 0;
         all &= n_kept[i] == n;
     }
     sl_forward_end(p->forward, all && below(w, 2) ? NULL : n_kept);
@@ -229,7 +235,7 @@ static void end(struct player *p)
     w->counts[SHORTENED] += !all;
     check_sequences(p, n_kept);
     if (below(w, 8) == 0)
-        take_back(p);
+        roll_back(p);
     else if (w->with_mtp)
         begin_mtp(p, n_kept);
 }
@@ -372,7 +378,7 @@ static void test_what_is_not_kept_leaves_no_trace(void **state)
     p->world = &w;
     p->forward = sl_engine_forward(w.engine);
     p->n_spans = 1;
-    assert_int_equal(sl_kv_undo_tokens_max(&m->config), 8);
+    assert_int_equal(sl_kv_rollback_tokens_max(&m->config), 8);
     for (uint32_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
         const uint32_t n = counts[i];
 

@@ -24,10 +24,10 @@ static void carve(struct sl_forward *f, struct sl_arena *arena, const struct sl_
     f->span_first = sl_arena_take(arena, f->params.spans_max, sizeof(*f->span_first));
     f->tokens = sl_arena_take(arena, tokens, sizeof(*f->tokens));
     f->step.streams = sl_arena_take(arena, tokens * c->hc_mult * c->hidden_size, sizeof(float));
-    f->undo[SL_FORWARD_MAIN] = sl_kv_undo_carve(arena, c, numerics, 0, n_hidden,
-                                                f->params.tokens_max, f->params.spans_max);
-    f->undo[SL_FORWARD_MTP] = sl_kv_undo_carve(arena, c, numerics, n_hidden, n_mtp,
-                                               f->params.tokens_max, f->params.spans_max);
+    f->rollback[SL_FORWARD_MAIN] = sl_kv_rollback_carve(arena, c, numerics, 0, n_hidden,
+                                                        f->params.tokens_max, f->params.spans_max);
+    f->rollback[SL_FORWARD_MTP] = sl_kv_rollback_carve(arena, c, numerics, n_hidden, n_mtp,
+                                                       f->params.tokens_max, f->params.spans_max);
     for (int kind = 0; kind < SL_ROPE_KINDS; kind++) {
         f->cosine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
         f->sine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
@@ -78,7 +78,7 @@ int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_p
     f->step.config = config;
     f->step.compute = params->compute;
     f->step.tokens = f->tokens;
-    f->undo_tokens_max = sl_kv_undo_tokens_max(config);
+    f->rollback_tokens_max = sl_kv_rollback_tokens_max(config);
     for (int kind = 0; kind < SL_ROPE_KINDS; kind++) {
         sl_rope_frequencies(config, (enum sl_rope_kind)kind, f->frequency[kind]);
         f->step.frequency[kind] = f->frequency[kind];
@@ -183,16 +183,16 @@ static void set_tokens(struct sl_forward *f)
 /* Takes the sequences for the pass. */
 static void take_sequences(struct sl_forward *f)
 {
-    struct sl_kv_undo *undo = &f->undo[f->part];
+    struct sl_kv_rollback *rollback = &f->rollback[f->part];
 
-    sl_kv_undo_clear(&f->undo[SL_FORWARD_MTP]);
-    sl_kv_undo_clear(undo);
+    sl_kv_rollback_clear(&f->rollback[SL_FORWARD_MTP]);
+    sl_kv_rollback_clear(rollback);
     for (uint32_t s = 0; s < f->request.n_spans; s++) {
         const struct sl_span *span = &f->spans[s];
 
         sl_assert(!span->kv->in_step); /* two spans of one sequence */
         span->kv->in_step = true;
-        sl_kv_undo_add(undo, span->kv, seen(span->kv, f->part), span->n_tokens);
+        sl_kv_rollback_add(rollback, span->kv, seen(span->kv, f->part), span->n_tokens);
     }
 }
 
@@ -276,7 +276,7 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
                        layer_index + 1 < f->params.config->num_hidden_layers;
     int rc;
 
-    sl_kv_undo_save(&f->undo[f->part]);
+    sl_kv_rollback_save(&f->rollback[f->part]);
     rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
     if (rc == 0)
         rc = sl_moe_run(f->moe, &f->step, layer_index, layer, guess ? layer + 1 : NULL,
@@ -336,10 +336,10 @@ int sl_forward_step(struct sl_forward *f, const struct sl_step_request *request,
 /* Sets how far the spans' sequences have come, and lets go of them. */
 static void let_go(const struct sl_forward *f, enum sl_forward_part part)
 {
-    const struct sl_kv_undo *undo = &f->undo[part];
+    const struct sl_kv_rollback *rollback = &f->rollback[part];
 
-    for (uint32_t s = 0; s < undo->n_spans; s++) {
-        const struct sl_kv_undo_span *span = &undo->spans[s];
+    for (uint32_t s = 0; s < rollback->n_spans; s++) {
+        const struct sl_kv_rollback_span *span = &rollback->spans[s];
 
         *(part == SL_FORWARD_MTP ? &span->kv->n_mtp_tokens : &span->kv->n_tokens) =
             span->first + span->n_kept;
@@ -349,36 +349,36 @@ static void let_go(const struct sl_forward *f, enum sl_forward_part part)
 
 void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
 {
-    struct sl_kv_undo *undo = &f->undo[f->part];
+    struct sl_kv_rollback *rollback = &f->rollback[f->part];
     bool all = true;
 
     sl_assert(f->state == SL_FORWARD_OPEN && !has_more(f));
-    for (uint32_t s = 0; s < undo->n_spans; s++) {
-        struct sl_kv_undo_span *span = &undo->spans[s];
+    for (uint32_t s = 0; s < rollback->n_spans; s++) {
+        struct sl_kv_rollback_span *span = &rollback->spans[s];
 
         span->n_kept = n_kept ? n_kept[s] : span->n_tokens;
         if (span->n_kept == span->n_tokens)
             continue;
         sl_assert(span->n_kept < span->n_tokens);
-        sl_assert(span->n_kept == 0 || span->n_tokens <= f->undo_tokens_max);
+        sl_assert(span->n_kept == 0 || span->n_tokens <= f->rollback_tokens_max);
         all = false;
     }
     if (!all)
-        sl_kv_undo_put_back(undo);
+        sl_kv_rollback_restore(rollback);
     let_go(f, f->part);
     f->state = f->part == SL_FORWARD_MTP ? SL_FORWARD_STREAMS_USED : SL_FORWARD_STREAMS_LEFT;
 }
 
 /* Puts the sequences of a part's latest pass back to before it. */
-static void undo_part(struct sl_forward *f, enum sl_forward_part part)
+static void roll_back_part(struct sl_forward *f, enum sl_forward_part part)
 {
-    struct sl_kv_undo *undo = &f->undo[part];
+    struct sl_kv_rollback *rollback = &f->rollback[part];
 
-    for (uint32_t s = 0; s < undo->n_spans; s++)
-        undo->spans[s].n_kept = 0;
-    sl_kv_undo_put_back(undo);
+    for (uint32_t s = 0; s < rollback->n_spans; s++)
+        rollback->spans[s].n_kept = 0;
+    sl_kv_rollback_restore(rollback);
     let_go(f, part);
-    sl_kv_undo_clear(undo);
+    sl_kv_rollback_clear(rollback);
 }
 
 void sl_forward_abandon(struct sl_forward *f)
@@ -386,25 +386,25 @@ void sl_forward_abandon(struct sl_forward *f)
     struct sl_expert_source *source = f->params.source;
 
     sl_assert(f->state == SL_FORWARD_OPEN);
-    undo_part(f, f->part);
+    roll_back_part(f, f->part);
     if (source->ops->forget)
         source->ops->forget(source);
     f->state = f->part == SL_FORWARD_MTP ? SL_FORWARD_STREAMS_USED : SL_FORWARD_IDLE;
 }
 
-void sl_forward_take_back(struct sl_forward *f)
+void sl_forward_rollback(struct sl_forward *f)
 {
     sl_assert(f->state == SL_FORWARD_STREAMS_LEFT || f->state == SL_FORWARD_STREAMS_USED);
     for (int part = SL_FORWARD_PARTS; part-- > 0;) {
-        const struct sl_kv_undo *undo = &f->undo[part];
+        const struct sl_kv_rollback *rollback = &f->rollback[part];
 
-        for (uint32_t s = 0; s < undo->n_spans; s++) {
-            const struct sl_kv_undo_span *span = &undo->spans[s];
+        for (uint32_t s = 0; s < rollback->n_spans; s++) {
+            const struct sl_kv_rollback_span *span = &rollback->spans[s];
 
             sl_assert(!span->kv->in_step);
             sl_assert(seen(span->kv, (enum sl_forward_part)part) == span->first + span->n_kept);
         }
-        undo_part(f, (enum sl_forward_part)part);
+        roll_back_part(f, (enum sl_forward_part)part);
     }
     f->state = SL_FORWARD_IDLE;
 }

@@ -93,7 +93,7 @@ struct sl_step_request {
     void *on_route_context;
 };
 
-/* Bytes of working memory that sl_forward_create() will map, what undoes a step included.
+/* Bytes of working memory that sl_forward_create() will map, what rolls a step back included.
  * n_threads as in params->compute. */
 uint64_t sl_forward_measure(const struct sl_config *config, enum sl_numerics numerics,
                             uint32_t n_threads, uint32_t tokens_max, uint32_t context_max,
@@ -123,7 +123,7 @@ int sl_forward_advance(struct sl_forward *forward, struct sl_err *err);
 /* Ends a step that has nothing more to do: the first n_kept[i] tokens of each span i, or with NULL
  * all of them, have now been seen by their sequences. The rest leaves no trace, as if it had not
  * been in the step. Some but not all tokens can be kept of spans of at most
- * sl_kv_undo_tokens_max() (core/model/kv_undo.h). */
+ * sl_kv_rollback_tokens_max() (core/model/kv_rollback.h). */
 void sl_forward_end(struct sl_forward *forward, const uint32_t *n_kept);
 
 /* Gives up the open step, wherever it is: all its sequences are where they were before it. */
@@ -143,7 +143,7 @@ int sl_forward_step(struct sl_forward *forward, const struct sl_step_request *re
  * since the block attends to its own past: only the last step may leave out tokens. Fails as
  * begin(). A pass that fails later leaves the sequences as the step left them, and the block as it
  * was before: it has missed these tokens, since the streams are used up. Then the sequence goes on
- * without MTP, or sl_forward_take_back() and the step is taken once more. */
+ * without MTP, or sl_forward_rollback() and the step is taken once more. */
 int sl_forward_begin_mtp(struct sl_forward *forward, const struct sl_step_request *request,
                          struct sl_err *err);
 
@@ -151,8 +151,8 @@ int sl_forward_begin_mtp(struct sl_forward *forward, const struct sl_step_reques
 int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *request,
                    struct sl_err *err);
 
-/* Takes back the step that ended last, and its MTP pass: its sequences, which nobody has touched
+/* Rolls back the step that ended last, and its MTP pass: its sequences, which nobody has touched
  * since, are where they were before it. Once, and before another step begins. */
-void sl_forward_take_back(struct sl_forward *forward);
+void sl_forward_rollback(struct sl_forward *forward);
 
 #endif

@@ -5,18 +5,18 @@
 #include "core/model/attention.h"
 #include "core/model/forward.h"
 #include "core/model/hyper_connection.h"
-#include "core/model/kv_undo.h"
+#include "core/model/kv_rollback.h"
 #include "core/model/linear.h"
 #include "core/model/moe.h"
 #include "core/model/step.h"
 
-/* The parts of the model that a pass runs through, each with its own undo. */
+/* The parts of the model that a pass runs through, each with its own rollback. */
 enum sl_forward_part { SL_FORWARD_MAIN, SL_FORWARD_MTP, SL_FORWARD_PARTS };
 
 /*        begin            end               begin_mtp           end, abandon
  *   IDLE ────► OPEN[MAIN] ────► STREAMS_LEFT ────────► OPEN[MTP] ────────────► STREAMS_USED
  *
- * From everywhere but OPEN another step may begin. Only a step that ended can be taken back. */
+ * From everywhere but OPEN another step may begin. Only a step that ended can be rolled back. */
 enum sl_forward_state {
     SL_FORWARD_IDLE,
     SL_FORWARD_OPEN, /* a pass through `part` */
@@ -34,7 +34,7 @@ struct sl_forward {
     uint32_t *span_first;           /* (spans_max) step index of each span's first token */
     struct sl_step step;
     struct sl_step_token *tokens; /* (tokens_max) */
-    struct sl_kv_undo undo[SL_FORWARD_PARTS];
+    struct sl_kv_rollback rollback[SL_FORWARD_PARTS];
     uint32_t next_layer, end_layer;
 
     struct sl_attention *attention;
@@ -52,8 +52,8 @@ struct sl_forward {
     struct sl_act_buffer mtp_h; /* (chunk * hc_mult, hidden_size) */
     float *mtp_e_out, *mtp_h_out;
 
-    uint32_t undo_tokens_max; /* see sl_kv_undo_tokens_max() */
-    struct sl_arena arena;    /* owns all memory above; this struct itself is malloc's */
+    uint32_t rollback_tokens_max; /* see sl_kv_rollback_tokens_max() */
+    struct sl_arena arena;        /* owns all memory above; this struct itself is malloc's */
 };
 
 /* Begins a pass through `part`, whose streams are to be set after it. Fails as

@@ -8,7 +8,7 @@
  *
  * Rings are overwritten as the sequence grows, token t in row t % n_rows: the window's entries, and
  * the inputs of the compressors for windows not yet whole. To go back, their rows must have been
- * copied before (core/model/kv_undo.h).
+ * copied before (core/model/kv_rollback.h).
  *
  * Entries and keys are stored as the model was trained to have them (docs/NUMERICS.md), or as
  * float32 in `exact`. Everything is allocated at creation. Only the forward pass writes. */

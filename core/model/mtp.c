@@ -23,7 +23,7 @@ void sl_forward_carve_mtp(struct sl_forward *f, struct sl_arena *arena,
  * that came before them. */
 static void assert_follows_step(const struct sl_forward *f)
 {
-    const struct sl_kv_undo *step = &f->undo[SL_FORWARD_MAIN];
+    const struct sl_kv_rollback *step = &f->rollback[SL_FORWARD_MAIN];
 
     sl_assert(f->request.n_spans <= step->n_spans);
     for (uint32_t s = 0; s < f->request.n_spans; s++) {
@@ -39,7 +39,7 @@ static void assert_follows_step(const struct sl_forward *f)
 static void compact_streams(struct sl_forward *f)
 {
     const size_t size = (size_t)f->params.config->hc_mult * f->params.config->hidden_size;
-    const struct sl_kv_undo *step = &f->undo[SL_FORWARD_MAIN];
+    const struct sl_kv_rollback *step = &f->rollback[SL_FORWARD_MAIN];
     uint32_t from = 0;
 
     for (uint32_t s = 0; s < f->request.n_spans; s++) {

@@ -1,4 +1,4 @@
-#include "core/model/kv_undo.h"
+#include "core/model/kv_rollback.h"
 
 #include <string.h>
 
@@ -19,40 +19,41 @@ static uint64_t layer_bytes(const struct sl_config *config, enum sl_numerics num
     return bytes;
 }
 
-struct sl_kv_undo sl_kv_undo_carve(struct sl_arena *arena, const struct sl_config *config,
-                                   enum sl_numerics numerics, uint32_t first_layer,
-                                   uint32_t n_layers, uint32_t tokens_max, uint32_t spans_max)
+struct sl_kv_rollback sl_kv_rollback_carve(struct sl_arena *arena, const struct sl_config *config,
+                                           enum sl_numerics numerics, uint32_t first_layer,
+                                           uint32_t n_layers, uint32_t tokens_max,
+                                           uint32_t spans_max)
 {
-    struct sl_kv_undo undo = {.first_layer = first_layer, .n_layers = n_layers};
+    struct sl_kv_rollback rollback = {.first_layer = first_layer, .n_layers = n_layers};
 
-    undo.spans = sl_arena_take(arena, spans_max, sizeof(*undo.spans));
-    undo.rows = sl_arena_take(arena, n_layers, sizeof(*undo.rows));
+    rollback.spans = sl_arena_take(arena, spans_max, sizeof(*rollback.spans));
+    rollback.rows = sl_arena_take(arena, n_layers, sizeof(*rollback.rows));
     for (uint32_t i = 0; i < n_layers; i++) {
         uint8_t *rows = sl_arena_take(
             arena, layer_bytes(config, numerics, first_layer + i, tokens_max, spans_max), 1);
 
-        if (undo.rows)
-            undo.rows[i] = rows;
+        if (rollback.rows)
+            rollback.rows[i] = rows;
     }
-    return undo;
+    return rollback;
 }
 
-void sl_kv_undo_clear(struct sl_kv_undo *undo)
+void sl_kv_rollback_clear(struct sl_kv_rollback *rollback)
 {
-    undo->n_spans = 0;
-    undo->n_saved = 0;
+    rollback->n_spans = 0;
+    rollback->n_saved = 0;
 }
 
-void sl_kv_undo_add(struct sl_kv_undo *undo, struct sl_kv_cache *kv, uint32_t first,
-                    uint32_t n_tokens)
+void sl_kv_rollback_add(struct sl_kv_rollback *rollback, struct sl_kv_cache *kv, uint32_t first,
+                        uint32_t n_tokens)
 {
-    undo->spans[undo->n_spans++] =
-        (struct sl_kv_undo_span){.kv = kv, .first = first, .n_tokens = n_tokens};
+    rollback->spans[rollback->n_spans++] =
+        (struct sl_kv_rollback_span){.kv = kv, .first = first, .n_tokens = n_tokens};
 }
 
 /* Copies the rows of a ring that a span overwrites to `saved`, or those of the tokens that are not
  * kept from there back. Returns the end of what is saved. */
-static uint8_t *copy_rows(const struct sl_kv_undo_span *span, uint32_t layer_index,
+static uint8_t *copy_rows(const struct sl_kv_rollback_span *span, uint32_t layer_index,
                           enum sl_kv_ring ring, uint8_t *saved, bool back)
 {
     const struct sl_kv_ring_shape shape = sl_kv_shape(span->kv, layer_index, ring);
@@ -69,29 +70,29 @@ static uint8_t *copy_rows(const struct sl_kv_undo_span *span, uint32_t layer_ind
     return saved;
 }
 
-static void copy_layer(const struct sl_kv_undo *undo, uint32_t i, bool back)
+static void copy_layer(const struct sl_kv_rollback *rollback, uint32_t i, bool back)
 {
-    uint8_t *saved = undo->rows[i];
+    uint8_t *saved = rollback->rows[i];
 
-    for (uint32_t s = 0; s < undo->n_spans; s++)
+    for (uint32_t s = 0; s < rollback->n_spans; s++)
         for (int ring = 0; ring < SL_KV_RINGS; ring++)
-            saved = copy_rows(&undo->spans[s], undo->first_layer + i, (enum sl_kv_ring)ring, saved,
-                              back);
+            saved = copy_rows(&rollback->spans[s], rollback->first_layer + i, (enum sl_kv_ring)ring,
+                              saved, back);
 }
 
-void sl_kv_undo_save(struct sl_kv_undo *undo)
+void sl_kv_rollback_save(struct sl_kv_rollback *rollback)
 {
-    sl_assert(undo->n_saved < undo->n_layers);
-    copy_layer(undo, undo->n_saved++, false);
+    sl_assert(rollback->n_saved < rollback->n_layers);
+    copy_layer(rollback, rollback->n_saved++, false);
 }
 
-void sl_kv_undo_put_back(const struct sl_kv_undo *undo)
+void sl_kv_rollback_restore(const struct sl_kv_rollback *rollback)
 {
-    for (uint32_t i = 0; i < undo->n_saved; i++)
-        copy_layer(undo, i, true);
+    for (uint32_t i = 0; i < rollback->n_saved; i++)
+        copy_layer(rollback, i, true);
 }
 
-uint32_t sl_kv_undo_tokens_max(const struct sl_config *config)
+uint32_t sl_kv_rollback_tokens_max(const struct sl_config *config)
 {
     const uint32_t n_layers = config->num_hidden_layers + config->num_nextn_predict_layers;
     struct sl_kv_ring_shape shapes[SL_KV_RINGS];
