@@ -416,7 +416,18 @@ static void test_files_that_are_refused(void **state)
         {"\"h e\"", "[\"h\", 1]", SL_EFORMAT, "merges[0]"},
         {"\"h e\"", "7", SL_EFORMAT, "merges[0]"},
         {"\"fuse_unk\": false", "\"ignore_merges\": true", SL_EUNSUPPORTED, "ignore_merges"},
-        {"\"dropout\": null", "\"dropout\": 0.1", SL_EUNSUPPORTED, "dropout"},
+        {"\"dropout\": null", "\"dropout\": 0.1", SL_EUNSUPPORTED, "\"model.dropout\" is 0.1"},
+        {"\"version\": \"1.0\"", "\"version\": \"2.0\"", SL_EUNSUPPORTED, "\"version\" is \"2.0\""},
+        {"\"truncation\": null", "\"truncation\": {\"max_length\": 3}", SL_EUNSUPPORTED,
+         "\"truncation\" is {"},
+        {"\"padding\": null", "\"padding\": {\"strategy\": {\"Fixed\": 9}}", SL_EUNSUPPORTED,
+         "\"padding\" is {"},
+        {"\"post_processor\": null", "\"post_processor\": {\"type\": \"TemplateProcessing\"}",
+         SL_EUNSUPPORTED, "\"post_processor.type\" is \"TemplateProcessing\""},
+        {"\"post_processor\": null", "\"post_processor\": {}", SL_EFORMAT, "post_processor"},
+        {"\"continuing_subword_prefix\": null", "\"continuing_subword_prefix\": \"##\"",
+         SL_EUNSUPPORTED, "continuing_subword_prefix"},
+        {"\"fuse_unk\": false", "\"merges\": [\"h e\"]", SL_EFORMAT, "duplicate object key"},
         {"\\\\p{N}{1,3}", "([", SL_EFORMAT, "pretokenizers[0].pattern: not a valid regular"},
         {"\\\\p{N}{1,3}", "a)", SL_EFORMAT, "parenthesis (at byte 1)"},
         {"\\\\p{N}{1,3}", "\\\\C", SL_EFORMAT, "\\C is disabled"},
@@ -462,6 +473,96 @@ static void test_files_that_are_refused(void **state)
             fail_msg("case %zu (%s): %d %s", i, cases[i].to, rc, rc < 0 ? err.message : "");
         assert_null(strchr(err.message, '\n'));
         assert_null(tok);
+        free(json);
+    }
+}
+
+/* Keys that change no id, and keys that nobody knows; each with its notes, all in one. */
+static void test_files_that_are_taken(void **state)
+{
+    static const struct {
+        const char *from, *to, *note; /* NULL: no note on keys */
+    } cases[] = {
+        {"\"byte_fallback\": false", "\"byte_fallback\": true", NULL},
+        {"\"unk_token\": null", "\"unk_token\": \"<|bos|>\"", NULL},
+        {"\"dropout\": null", "\"dropout\": 0.0", NULL},
+        {"{", "\xEF\xBB\xBF{", NULL}, /* a byte order mark */
+        {"\"post_processor\": null", "\"post_processor\": {\"type\": \"ByteLevel\"}", NULL},
+        {"\"padding\": null", "\"colour\": \"red\", \"shade\": null", "no effect: colour"},
+        {"\"fuse_unk\": false", "\"a\": 1, \"b\\n\": 2", "no effect: model.a, model.b?"},
+        {"\"special\": true", "\"special\": true, \"x\": 1", "no effect: added_tokens[].x"},
+        {"\"invert\": false", "\"y\": 1", "no effect: pre_tokenizer.pretokenizers[0].y"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *json = changed(cases[i].from, cases[i].to);
+        struct sl_tokenizer *tok = NULL;
+        const char *note, *on_keys = NULL;
+
+        if (sl_tokenizer_parse(&tok, json, strlen(json), "a/file", NULL) < 0)
+            fail_msg("case %zu (%s) is refused", i, cases[i].to);
+        for (size_t k = 0; (note = sl_tokenizer_note(tok, k)); k++) {
+            assert_int_equal(strncmp(note, "a/file ", 7), 0);
+            assert_null(strchr(note, '\n'));
+            if (strstr(note, "keys that are not known"))
+                on_keys = note;
+        }
+        if (!cases[i].note != !on_keys)
+            fail_msg("case %zu: %s", i, on_keys ? on_keys : "no note on keys");
+        if (on_keys)
+            assert_string_equal(strstr(on_keys, "no effect"), cases[i].note);
+        sl_tokenizer_close(tok);
+        free(json);
+    }
+    /* The small file has an expression of its own, and ids that leave a gap. */
+    assert_non_null(strstr(sl_tokenizer_note(small, 0), "PCRE2"));
+    assert_non_null(strstr(sl_tokenizer_note(small, 1), "\"<|User|>\" the id 339"));
+    assert_non_null(strstr(sl_tokenizer_note(small, 1), "give it 334"));
+    assert_null(sl_tokenizer_note(small, 2));
+}
+
+/* Ids that the tokenizers package of Hugging Face, 0.23.2, gives for files changed like this. */
+static void test_ids_of_odd_files(void **state)
+{
+    static const struct {
+        const char *from, *to, *text;
+        uint32_t ids[8];
+        size_t n_ids;
+    } cases[] = {
+        /* A merge that comes twice has the rank of the last one. */
+        {"\"\u00e4\", \"\u00b8\u0143\u00e6\u0138\u0129\"]",
+         "\"\u00e4\", \"\u00b8\u0143\u00e6\u0138\u0129\"], \"h e\"",
+         "he then the",
+         {258, 34, 118, 106, 261, 260},
+         6},
+        /* Added tokens that are not "normalized" are looked for first, so "<a>b" is not found. */
+        {"  {\"id\": 339",
+         "  {\"id\": 347, \"content\": \"b<\", \"normalized\": false},\n  {\"id\": 339",
+         "<a>b<a>",
+         {SMALL_A, 347, 99, 64},
+         4},
+        {"  {\"id\": 339",
+         "  {\"id\": 347, \"content\": \"b<\", \"normalized\": true},\n  {\"id\": 339",
+         "<a>b<a>",
+         {SMALL_AB, SMALL_A},
+         2},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *json = changed(cases[i].from, cases[i].to);
+        struct sl_encoder *encoder;
+        struct sl_tokenizer *tok;
+        struct sl_err err;
+
+        if (sl_tokenizer_parse(&tok, json, strlen(json), "odd", &err) < 0)
+            fail_msg("case %zu: %s", i, err.message);
+        assert_int_equal(sl_encoder_create(&encoder, tok, NULL), 0);
+        check_ids(encode(encoder, cases[i].text, strlen(cases[i].text), SL_ENCODE_ADDED),
+                  cases[i].ids, cases[i].n_ids);
+        sl_encoder_destroy(encoder);
+        sl_tokenizer_close(tok);
         free(json);
     }
 }
@@ -690,6 +791,8 @@ int main(void)
         cmocka_unit_test(test_detokenizer_replaces_malformed_bytes),
         cmocka_unit_test(test_detokenizer_hides_special_tokens),
         cmocka_unit_test(test_files_that_are_refused),
+        cmocka_unit_test(test_files_that_are_taken),
+        cmocka_unit_test(test_ids_of_odd_files),
         cmocka_unit_test(test_files_that_cannot_be_read),
         cmocka_unit_test(test_expression_that_takes_for_ever),
         cmocka_unit_test(test_empty_matches),

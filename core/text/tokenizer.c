@@ -82,17 +82,22 @@ static uint32_t first_from(const struct sl_tokenizer *tok, uint32_t low, uint32_
     return low;
 }
 
-/* The longest added token that text[0..n) begins with, or NULL. Byte by byte it narrows the range
- * of those that still agree; of these the one that ends here sorts first. */
+#define N_ROUNDS 2u /* in which added tokens are looked for; as an argument it means any */
+
+/* The longest added token of `round` that text[0..n) begins with, or NULL. Byte by byte it narrows
+ * the range of those that still agree; of these the one that ends here sorts first. */
 static const struct sl_added_token *match_added(const struct sl_tokenizer *tok, const uint8_t *text,
-                                                size_t n)
+                                                size_t n, uint32_t round)
 {
     const struct sl_added_token *longest = NULL;
     uint32_t low = tok->added_first[text[0]], high = tok->added_first[text[0] + 1];
 
     for (uint32_t length = 1; low < high; length++) {
-        if (tok->added[low].length_bytes == length)
-            longest = &tok->added[low++];
+        if (tok->added[low].length_bytes == length) {
+            if (round == N_ROUNDS || tok->added[low].round == round)
+                longest = &tok->added[low];
+            low++;
+        }
         if (length == n)
             break;
         low = first_from(tok, low, high, length, text[length]);
@@ -104,7 +109,8 @@ static const struct sl_added_token *match_added(const struct sl_tokenizer *tok, 
 int sl_tokenizer_find(const struct sl_tokenizer *tok, const char *text, uint32_t *ret_id)
 {
     size_t n = strlen(text);
-    const struct sl_added_token *added = n > 0 ? match_added(tok, (const uint8_t *)text, n) : NULL;
+    const struct sl_added_token *added =
+        n > 0 ? match_added(tok, (const uint8_t *)text, n, N_ROUNDS) : NULL;
 
     if (!added || added->length_bytes != n)
         return -ENOENT;
@@ -117,7 +123,7 @@ int sl_tokenizer_find_in(const struct sl_tokenizer *tok, const char *text, size_
 {
     for (size_t at = 0; at < length; at++) {
         const struct sl_added_token *added =
-            match_added(tok, (const uint8_t *)text + at, length - at);
+            match_added(tok, (const uint8_t *)text + at, length - at, N_ROUNDS);
 
         if (added) {
             *ret_id = added->id;
@@ -224,21 +230,24 @@ static int encode_plain(struct sl_encoder *encoder, const uint8_t *text, size_t 
 }
 
 /* The file's "normalized" flag tells which added tokens are looked for before a normalizer runs and
- * which after; there is no normalizer, so all are looked for at once. */
-static int encode_added(struct sl_encoder *encoder, const uint8_t *text, size_t n,
+ * which after. There is no normalizer, but the order counts where two tokens overlap. Calls itself
+ * for the second round. */
+static int encode_added(struct sl_encoder *encoder, const uint8_t *text, size_t n, uint32_t round,
                         struct sl_err *err)
 {
     size_t done = 0, at = 0;
     int rc;
 
+    if (round == N_ROUNDS)
+        return encode_plain(encoder, text, n, err);
     while (at < n) {
-        const struct sl_added_token *added = match_added(encoder->tok, text + at, n - at);
+        const struct sl_added_token *added = match_added(encoder->tok, text + at, n - at, round);
 
         if (!added) {
             at++;
             continue;
         }
-        rc = encode_plain(encoder, text + done, at - done, err);
+        rc = encode_added(encoder, text + done, at - done, round + 1, err);
         if (rc == 0)
             rc = sl_token_list_push(encoder->out, added->id);
         if (rc < 0)
@@ -246,7 +255,7 @@ static int encode_added(struct sl_encoder *encoder, const uint8_t *text, size_t 
         at += added->length_bytes;
         done = at;
     }
-    return encode_plain(encoder, text + done, n - done, err);
+    return encode_added(encoder, text + done, n - done, round + 1, err);
 }
 
 int sl_encode(struct sl_encoder *encoder, const char *text, size_t length, unsigned flags,
@@ -260,8 +269,8 @@ int sl_encode(struct sl_encoder *encoder, const char *text, size_t length, unsig
         return sl_err_set(err, -SL_EFORMAT, "a text of %zu bytes, expected at most %u", length,
                           SL_ENCODE_BYTES_MAX);
     encoder->out = out;
-    rc = (flags & SL_ENCODE_ADDED ? encode_added : encode_plain)(encoder, (const uint8_t *)text,
-                                                                 length, err);
+    rc = encode_added(encoder, (const uint8_t *)text, length,
+                      flags & SL_ENCODE_ADDED ? 0 : N_ROUNDS, err);
     if (rc < 0)
         out->n = n_before;
     /* The word encoder and the list have no message of their own. */

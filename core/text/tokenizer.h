@@ -2,10 +2,11 @@
  *
  * Understood is byte-level BPE in the form that DeepSeek-V3 and V4 use: a `BPE` model with merges,
  * a pre-tokenizer Sequence of regular expressions that ends in ByteLevel, no normalizer, a
- * ByteLevel decoder, added tokens that match literally. Everything comes from the file. What is not
- * understood and would change a token is refused with the key's name. The file's `post_processor`,
- * `truncation` and `padding` are not looked at: whoever builds a prompt puts the begin-of-sentence
- * token there.
+ * ByteLevel decoder, added tokens that match literally. Everything comes from the file. What is
+ * known to change a token and not done here is refused with the key's name: another post-processor
+ * than ByteLevel, since it puts tokens around a text (here whoever builds a prompt puts the
+ * begin-of-sentence token there), truncation, padding, dropout and the like. Keys that are not
+ * known are told in a note.
  *
  * Text is bytes. Malformed UTF-8 and zero bytes are text as well: each run of bytes that belongs to
  * no character is a word of its own. Joining the bytes of the ids gives back exactly what was

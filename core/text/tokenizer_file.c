@@ -1,14 +1,17 @@
 /* Reading tokenizer.json: what is understood becomes a struct sl_tokenizer, anything else that
  * would change a token is refused. */
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "core/base/assert.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/text/tokenizer.h"
 #include "core/text/tokenizer_internal.h"
+#include "core/text/tokenizer_keys.h"
 
 #define MERGE_BYTES_MAX 4096u
 #define NO_ID UINT32_MAX
@@ -107,45 +110,57 @@ static bool is_off(const json_t *value)
            (json_is_string(value) && json_string_length(value) == 0);
 }
 
-static int check_normalizer(const struct reader *reader, const json_t *root)
+__attribute__((format(printf, 2, 3))) static int add_note(const struct reader *reader,
+                                                          const char *format, ...)
 {
-    const json_t *normalizer = json_object_get(root, "normalizer");
-    const json_t *steps = json_object_get(normalizer, "normalizers");
+    struct sl_tokenizer *tok = reader->tok;
+    va_list args;
     int rc;
 
-    if (is_off(normalizer))
-        return 0;
-    rc = get_typed(reader, root, "normalizer", "Sequence", &normalizer);
+    sl_assert(tok->n_notes < SL_TOKENIZER_NOTES_MAX);
+    va_start(args, format);
+    rc = vasprintf(&tok->notes[tok->n_notes], format, args);
+    va_end(args);
     if (rc < 0)
-        return rc;
-    if (!json_is_array(steps) || json_array_size(steps) > 0)
-        return refuse(reader, -SL_EUNSUPPORTED, "normalizer", "null or an empty Sequence");
+        return sl_err_set(reader->err, -ENOMEM, "%s: out of memory", reader->where);
+    tok->n_notes++;
     return 0;
+}
+
+static int check_keys(const struct reader *reader, const json_t *root)
+{
+    char unknown[256];
+    int rc;
+
+    if (!json_is_object(root))
+        return sl_err_set(reader->err, -SL_EFORMAT, "%s: not an object", reader->where);
+    rc = sl_tokenizer_check_keys(root, unknown, sizeof(unknown), reader->where, reader->err);
+    if (rc < 0 || !unknown[0])
+        return rc;
+    return add_note(reader, "%s has keys that are not known and have no effect: %s", reader->where,
+                    unknown);
 }
 
 static int add_split(const struct reader *reader, const json_t *step, const char *name)
 {
     const json_t *regex = json_object_get(json_object_get(step, "pattern"), "Regex");
-    const char *behavior = json_string_value(json_object_get(step, "behavior"));
     char where[SL_ERR_MESSAGE_BYTES / 2];
 
     if (!json_is_string(regex))
         return refuse(reader, -SL_EUNSUPPORTED, name, "a \"pattern\" with a \"Regex\"");
-    if (!behavior || strcmp(behavior, "Isolated") != 0)
-        return refuse(reader, -SL_EUNSUPPORTED, name, "\"behavior\" to be \"Isolated\"");
-    if (!is_off(json_object_get(step, "invert")))
-        return refuse(reader, -SL_EUNSUPPORTED, name, "\"invert\" to be false");
+    if (!json_object_get(step, "behavior"))
+        return refuse(reader, -SL_EFORMAT, name, "a \"behavior\"");
     snprintf(where, sizeof(where), "%s: %s.pattern", reader->where, name);
     return sl_splitter_add(reader->tok->splitter, json_string_value(regex),
                            json_string_length(regex), where, reader->err);
 }
 
+/* Where these keys are left out they are true. */
 static int check_byte_level(const struct reader *reader, const json_t *step, const char *name)
 {
-    if (!json_is_false(json_object_get(step, "add_prefix_space")))
-        return refuse(reader, -SL_EUNSUPPORTED, name, "\"add_prefix_space\" to be false");
-    if (!json_is_false(json_object_get(step, "use_regex")))
-        return refuse(reader, -SL_EUNSUPPORTED, name, "\"use_regex\" to be false");
+    if (!json_object_get(step, "add_prefix_space") || !json_object_get(step, "use_regex"))
+        return refuse(reader, -SL_EUNSUPPORTED, name,
+                      "\"add_prefix_space\" and \"use_regex\" to be false");
     return 0;
 }
 
@@ -181,7 +196,13 @@ static int read_pre_tokenizer(const struct reader *reader, const json_t *root)
         if (rc < 0)
             return rc;
     }
-    return 0;
+    if (!sl_splitter_asks_pcre2(reader->tok->splitter))
+        return 0;
+    return add_note(
+        reader,
+        "%s cuts words by an expression that is not DeepSeek-V4's: PCRE2 matches it, by "
+        "the Unicode version that it has on this system",
+        reader->where);
 }
 
 /* An id from the file, within bounds. */
@@ -287,8 +308,11 @@ static int add_token(struct reader *reader, const json_t *entry, struct sl_added
     if (in_vocab ? (uint32_t)json_integer_value(in_vocab) != id
                  : tok->tokens[id].flags & SL_TOKEN_KNOWN)
         return refuse(reader, -SL_EFORMAT, "id", "one that no other token has");
-    *ret_added = (struct sl_added_token){
-        .bytes = tok->bytes + tok->n_bytes, .length_bytes = (uint32_t)length, .id = id};
+    *ret_added =
+        (struct sl_added_token){.bytes = tok->bytes + tok->n_bytes,
+                                .length_bytes = (uint32_t)length,
+                                .id = id,
+                                .round = json_is_true(json_object_get(entry, "normalized"))};
     memcpy(tok->bytes + tok->n_bytes, content, length);
     set_token(tok, id, (uint32_t)length,
               json_is_true(json_object_get(entry, "special")) ? SL_TOKEN_ADDED | SL_TOKEN_SPECIAL
@@ -304,6 +328,31 @@ static int compare_added(const void *left, const void *right)
 
     return order ? order
                  : (a->length_bytes > b->length_bytes) - (a->length_bytes < b->length_bytes);
+}
+
+/* The tokenizers of Hugging Face do not go by the ids in the file: they count on from the end of
+ * the vocabulary. Where that gives others it is not known which the model was trained with. */
+static int check_added_ids(const struct reader *reader, const json_t *list)
+{
+    uint32_t next = (uint32_t)json_object_size(reader->vocab);
+    char quoted[QUOTE_BYTES];
+    const json_t *entry;
+    size_t i;
+
+    json_array_foreach(list, i, entry)
+    {
+        uint32_t id = (uint32_t)json_integer_value(json_object_get(entry, "id"));
+        const char *content = json_string_value(json_object_get(entry, "content"));
+
+        if (!json_object_get(reader->vocab, content) && id != next)
+            return add_note(reader,
+                            "%s gives \"%s\" the id %u; Hugging Face's tokenizers, which count the "
+                            "ids of added tokens themselves, would give it %u",
+                            reader->where, quote(quoted, content, strlen(content)), id, next);
+        if (id >= next)
+            next = id + 1;
+    }
+    return 0;
 }
 
 static int read_added(struct reader *reader, const json_t *list)
@@ -427,18 +476,11 @@ static int read_merges(struct reader *reader, const json_t *model)
 
 static int read_model(struct reader *reader, const json_t *root)
 {
-    static const char *const unsupported[] = {"dropout", "continuing_subword_prefix",
-                                              "end_of_word_suffix", "ignore_merges"};
     const json_t *model, *added = json_object_get(root, "added_tokens");
     int rc = get_typed(reader, root, "model", "BPE", &model);
 
     if (rc < 0)
         return rc;
-    for (size_t i = 0; i < sizeof(unsupported) / sizeof(unsupported[0]); i++)
-        if (!is_off(json_object_get(model, unsupported[i])))
-            return sl_err_set(reader->err, -SL_EUNSUPPORTED,
-                              "%s: \"model.%s\" is set, expected null", reader->where,
-                              unsupported[i]);
     reader->vocab = json_object_get(model, "vocab");
     if (!json_is_object(reader->vocab))
         return refuse(reader, -SL_EFORMAT, "model.vocab", "an object");
@@ -453,6 +495,8 @@ static int read_model(struct reader *reader, const json_t *root)
     rc = read_vocab(reader);
     if (rc == 0)
         rc = read_added(reader, added);
+    if (rc == 0)
+        rc = check_added_ids(reader, added);
     return rc < 0 ? rc : read_merges(reader, model);
 }
 
@@ -478,7 +522,7 @@ int sl_tokenizer_parse(struct sl_tokenizer **ret_tok, const char *json, size_t l
         goto out;
     }
     fill_alphabet(&reader);
-    rc = check_normalizer(&reader, root);
+    rc = check_keys(&reader, root);
     if (rc == 0)
         rc = read_pre_tokenizer(&reader, root);
     if (rc == 0)

@@ -26,6 +26,7 @@ struct sl_added_token {
     const uint8_t *bytes; /* in sl_tokenizer.bytes */
     uint32_t length_bytes;
     uint32_t id;
+    uint32_t round; /* 0: looked for in the whole text; 1 ("normalized"): in what then is left */
 };
 
 struct sl_tokenizer {
