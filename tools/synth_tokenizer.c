@@ -155,8 +155,12 @@ static int add_tokens(struct builder *b, json_t *added)
         rc = rc < 0 ? rc : add_token(b, first_tokens[i].text);
     }
     rc = rc < 0 ? rc : add_bytes(b);
-    for (size_t i = 0; i < COUNT(chat_tokens) && rc == 0; i++)
-        rc = add_added_token(added, b->next_id++, chat_tokens[i].text, chat_tokens[i].special);
+    /* In the vocabulary as well: Hugging Face's tokenizers take the ids of added tokens from there,
+     * and would else count on from its end. */
+    for (size_t i = 0; i < COUNT(chat_tokens) && rc == 0; i++) {
+        rc = add_added_token(added, b->next_id, chat_tokens[i].text, chat_tokens[i].special);
+        rc = rc < 0 ? rc : add_token(b, chat_tokens[i].text);
+    }
     for (list = pairs; rc == 0 && next_word(&list, word);) {
         char left[2] = {word[0]};
 
