@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/assert.h"
+#include "core/base/call_watch.h"
 
 #define THREADS_MAX 64u
 #define NS_PER_S UINT64_C(1000000000)
@@ -169,6 +170,7 @@ static int start_threads(struct threads *threads, struct sl_err *err)
         if (rc != 0)
             return sl_err_set(err, -rc, "cannot start I/O thread %u of %u: %s", i + 1, n,
                               sl_strerror(rc));
+        pthread_setname_np(threads->threads[i], SL_CALL_WATCH_NOT); /* the reader has a deadline */
         threads->n_started++;
     }
     return 0;

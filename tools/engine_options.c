@@ -7,6 +7,7 @@
 #include "core/base/size.h"
 #include "tools/command_line.h"
 #include "tools/progress.h"
+#include "tools/watch.h"
 #include "core/kernels/dispatch.h"
 
 enum {
@@ -150,6 +151,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_IO_STALL:
         o->reader.stall_ns =
             sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
+        sl_watch_set_stall(o->reader.stall_ns);
         return 0;
     case OPTION_VERIFY:
         if (strcmp(value, "first") != 0 && strcmp(value, "always") != 0 &&

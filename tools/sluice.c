@@ -11,6 +11,7 @@
 #include "tools/commands.h"
 #include "tools/interrupt.h"
 #include "tools/version.h"
+#include "tools/watch.h"
 
 static const struct {
     const char *name;
@@ -111,6 +112,7 @@ int main(int argc, char **argv)
 
     fill_standard_descriptors();
     on_exit(close_standard_output, NULL);
+    sl_watch_start();
     argp_err_exit_status = 2; /* misuse, in every command */
     argp_program_version = sl_version_line;
     if (argc < 2) {
