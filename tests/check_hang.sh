@@ -63,9 +63,8 @@ report() { # name folder pattern
 }
 
 mkdir "$scratch/real"
-"$sluice" synth tests/oracle/configs/tiny-flash.json "$scratch/real/model" --layers 3 >/dev/null 2>&1 &&
-    "$sluice" pack "$scratch/real/model" "$scratch/real/store" >/dev/null 2>&1 ||
-    fail "a model to read"
+check "a model to read" "$sluice" synth tests/oracle/configs/tiny-flash.json "$scratch/real/model" --layers 3
+check "a store to read" "$sluice" pack "$scratch/real/model" "$scratch/real/store"
 for i in {1..20}; do echo $((i * 37 % 1024)); done >"$scratch/tokens"
 mkdir "$scratch/none"
 if ! mount_hanging "$scratch/none" none read; then
@@ -80,7 +79,27 @@ uring=yes
 "$sluice" logits "$scratch/none/drive/store" "${run[@]}" --io uring >/dev/null 2>&1 || uring=
 end_hanging "$scratch/none"
 
+# Direct reads by threads cannot be killed while they wait: the line comes, and the process ends when
+# the system gives the reads up.
+run_direct() {
+    local folder=$scratch/direct pid
+
+    mkdir "$folder"
+    mount_hanging "$folder" experts-1.bin read 300000 || return
+    cd "$folder" || return
+    "$sluice" logits drive/store "${run[@]}" --io threads >out 2>err &
+    pid=$!
+    for ((i = 0; i < patience_ms / 50 && $(wc -l <err) == 0; i++)); do
+        read -r -t 0.05 <> <(:)
+    done
+    end_hanging "$folder"
+    wait $pid
+    echo $? >status
+    echo $deadline_ms >ms
+}
+
 # All at once: they do nothing but wait.
+run_direct &
 names=() patterns=()
 hang() { # name "file operation [offset]" pattern arguments...
     local folder=$scratch/hang${#names[@]}
@@ -90,7 +109,7 @@ hang() { # name "file operation [offset]" pattern arguments...
     run_hanging "$folder" "$2" "${@:4}" &
 }
 checkpoint=(logits drive/model "${run[@]}") store=(logits drive/store "${run[@]}")
-shard=model-00002-of-00006.safetensors
+shard="model-00002-of-00006.safetensors"
 reading='drive [0-9]*:[0-9]*: no answer for 4 s, reading at offset [0-9]*$'
 piece='drive [0-9]*:[0-9]*: no answer for 4 s, at offset [0-9]* ([0-9]* bytes wanted at [0-9]*)$'
 hang "opening the config" "config.json open" "config.json: no answer for 4 s, opening it$" "${checkpoint[@]}"
@@ -109,19 +128,5 @@ wait
 for i in "${!names[@]}"; do
     report "${names[i]}" "$scratch/hang$i" "${patterns[i]}"
 done
-
-# Direct reads by threads cannot be killed while they wait: the line comes, and the process ends when
-# the system gives the read up.
-mkdir "$scratch/direct"
-mount_hanging "$scratch/direct" experts-1.bin read 300000
-(cd "$scratch/direct" && exec "$sluice" "${store[@]}" --io threads >out 2>err) &
-pid=$!
-for ((i = 0; i < patience_ms / 50 && $(wc -l <"$scratch/direct/err") == 0; i++)); do
-    read -r -t 0.05 <> <(:)
-done
-end_hanging "$scratch/direct"
-wait $pid
-echo $? >"$scratch/direct/status"
-echo $deadline_ms >"$scratch/direct/ms"
 report "experts, read directly by threads" "$scratch/direct" "experts-1.bin: $piece"
 tap_end
