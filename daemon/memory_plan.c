@@ -202,7 +202,7 @@ uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan)
            plan->need_bytes[SL_MEMORY_TABLES];
 }
 
-void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
+const char *sl_memory_user_name(enum sl_memory_user user)
 {
     static const char *const names[SL_MEMORY_USERS] = {
         [SL_MEMORY_PROGRAM] = "program",
@@ -213,11 +213,18 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
         [SL_MEMORY_CACHE] = "expert cache",
         [SL_MEMORY_TABLES] = "tables",
     };
+
+    return names[user];
+}
+
+void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
+{
     char text[SL_SIZE_TEXT_BYTES];
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
-        fprintf(out, "  %-16s %10s", names[i], sl_size_format(plan->need_bytes[i], text));
+        fprintf(out, "  %-16s %10s", sl_memory_user_name((enum sl_memory_user)i),
+                sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_PROGRAM)
             fprintf(out, "   code, headers, tokenizer, prompt, stacks, buffers");
         if (i == SL_MEMORY_KV)

@@ -73,6 +73,9 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
 /* All of them together. */
 uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);
 
+/* "dense weights" and so on. */
+const char *sl_memory_user_name(enum sl_memory_user user);
+
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out);
 
 #endif

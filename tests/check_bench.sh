@@ -42,6 +42,14 @@ kernels() {
             "KV decode" "compressor pooling" "Sinkhorn" "attention" "indexer" "router" "mHC"
 }
 check "bench kernels" kernels
+only_nothing() {
+    "$sluice" bench kernels --only nothing >"$scratch/stdout" 2>"$scratch/stderr"
+    [ $? = 1 ] && [ ! -s "$scratch/stdout" ] && [ "$(wc -l <"$scratch/stderr")" = 1 ] &&
+        "$sluice" bench kernels --only "$(sed 's/.*; //' "$scratch/stderr")" \
+            --seconds 0.001 --json >"$scratch/last"
+}
+check "... of nothing names what there is" only_nothing
+check "... the last as well" figures "$scratch/last" mHC
 
 seq -s ' ' 3000 >"$scratch/text"
 decode() { # flags...
@@ -127,7 +135,7 @@ check "a text that is too short" misuse 1 "short: [0-9]* tokens, 40 are needed" 
 check "tokens that do not fit the context" misuse 1 "40 tokens do not fit --context 39" \
     decode "$model" --tokens 4 --context 39
 check "no kind" misuse 2 "Usage: "
-check "an unknown kind" misuse 2 "Usage: " walking
+check "an unknown kind" misuse 2 "there is no kind \"walking\"" walking
 check "no model" misuse 2 "MODEL is missing" prefill
 check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
 check "cold and warm" misuse 2 "exclude each other" decode "$model" --cold --warm

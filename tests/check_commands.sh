@@ -223,6 +223,46 @@ refused "a trace of another model" "of 6 layers with 24 experts" \
 check "inspect says who needs what" bash -c "
     '$sluice' inspect '$model' --context 1000 >'$scratch/inspect' &&
     grep -q 'expert cache' '$scratch/inspect' && grep -q 'huge pages: [0-9]' '$scratch/inspect' && grep -q '1 x 1000 tokens' '$scratch/inspect'"
+# A release's sizes are known, and what plan finds to fit is what inspect does.
+inspects_configs() {
+    "$sluice" inspect v4-pro --json --ram 128G --context 8192 >"$scratch/inspected" &&
+        "$sluice" inspect tools/configs/v4-pro.json --json --ram 128G >"$scratch/by-path" &&
+        "$sluice" plan v4-pro --json --ram 128G --ssd 1G --dram 10G >"$scratch/plan" &&
+        "$python" - "$scratch/inspected" "$scratch/plan" "$scratch/by-path" <<'PYTHON'
+import json, sys
+m, by_path = json.load(open(sys.argv[1])), json.load(open(sys.argv[3]))
+assert all(m[k] == by_path[k] for k in m if k not in ("model", "huge_page_share")), by_path
+machine, alone = list(map(json.loads, open(sys.argv[2])))[:2]
+assert m["kind"] == "config" and m["tensors"] == 145116 and m["files"] == 64, m
+assert 864e9 < m["disk_bytes"] < 866e9, m
+memory = m["memory"]
+assert memory["fits"] and memory["slots_max"] == 61 * 384 and memory["slots_min"] == 366, m
+assert memory["bytes"]["dense weights"] == machine["dense_bytes"], (m, machine)
+assert memory["bytes"]["expert cache"] == alone["cache_bytes"], (m, alone)
+assert sum(memory["bytes"].values()) == memory["together_bytes"] <= memory["budget_bytes"], m
+PYTHON
+}
+check "inspect knows a release by its name" inspects_configs
+inspects_as_json() {
+    local n
+
+    n=$("$sluice" inspect "$model" --tensors | grep -c -v '^#')
+    "$sluice" inspect "$model" --json >"$scratch/inspected" &&
+        "$sluice" inspect "$model" --tensors --json >"$scratch/tensors" &&
+        "$sluice" inspect "$model" --experts --json >"$scratch/experts" &&
+        "$python" - "$scratch" "$n" <<'PYTHON'
+import json, os, sys
+read = lambda name: list(map(json.loads, open(os.path.join(sys.argv[1], name))))
+(m,), tensors, experts = map(read, ("inspected", "tensors", "experts"))
+assert m["kind"] == "checkpoint" and m["tensors"] == len(tensors) == int(sys.argv[2]), m
+assert m["disk_bytes"] == sum(t["bytes"] for t in tensors), m
+assert m["unused_tensors"] == 0 and m["config"]["unknown_keys"] == "", m
+assert len({t["name"] for t in tensors}) == len(tensors)
+assert [e["layer"] for e in experts] == [*"012345", "mtp.0"], experts
+assert all(e["experts"] == m["config"]["experts_per_layer"] for e in experts), experts
+PYTHON
+}
+check "inspect speaks JSON" inspects_as_json
 check "inspect says what does not fit, and that is no failure" bash -c "
     '$sluice' inspect '$model' --ram 9M | grep -q '^does not fit: '"
 check "inspect lists the experts" bash -c "

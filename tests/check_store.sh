@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/tap.sh
 
 sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
 configs=tests/oracle/configs
 checkpoint=$scratch/checkpoint
 store=$scratch/store
@@ -218,6 +219,16 @@ refused "a run meets a flipped bit" 'layer 0, expert [0-9]*: .*experts-1.bin: w.
     logits "$scratch/bad" "${run[@]}"
 refused "verify names it" 'damaged' verify "$scratch/bad"
 check "with layer, expert and file" grep 'damaged: layer 0, expert [0-9]*, w.*experts-1.bin: from offset' "$scratch/stdout"
+damage_as_json() {
+    ! "$sluice" verify "$scratch/bad" --json >"$scratch/verified" 2>/dev/null &&
+        "$python" -c '
+import json, sys
+damage, total = map(json.loads, open(sys.argv[1]))
+assert damage["damaged"].startswith("layer 0, expert "), damage
+assert total["damaged_parts"] == 1 < total["parts"] and total["verified_bytes"] > 0, total' \
+            "$scratch/verified"
+}
+check "... or as JSON" damage_as_json
 check "a run that does not look" logits "$scratch/bad" --verify never
 flip "$scratch/bad/dense.bin" 5000
 refused "a run meets a flipped bit in a dense tensor" 'dense.bin: tensor "embed.weight"' logits "$scratch/bad" "${run[@]}"

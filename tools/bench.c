@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/json.h"
+#include "core/base/size.h"
 
 #define AREA_BYTES_MIN (UINT64_C(256) << 20)
 #define AREA_BYTES_MAX (UINT64_C(2) << 30)
@@ -78,9 +79,26 @@ int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, doub
     return rc;
 }
 
+static void take_down(struct sl_bench_names *names, const char *what)
+{
+    const size_t used = strlen(names->text);
+    char entry[64];
+
+    snprintf(entry, sizeof(entry), "; %s;", what);
+    if (strstr(names->text, entry))
+        return;
+    snprintf(names->text + used, sizeof(names->text) - used, "%s %s;", used ? "" : ";", what);
+}
+
 bool sl_bench_wants(const struct sl_bench *bench, const char *what)
 {
-    return !bench->only || strstr(what, bench->only);
+    const bool asked = !bench->only || strstr(what, bench->only);
+
+    if (!bench->names)
+        return asked;
+    take_down(bench->names, what);
+    bench->names->matched |= asked;
+    return false;
 }
 
 void sl_bench_fini(struct sl_bench *bench)
@@ -229,8 +247,9 @@ void sl_bench_print_header(const struct sl_bench *bench)
 {
     if (bench->json)
         return;
-    printf("instruction set %s, %u threads\n", bench->compute.kernels->isa,
-           sl_pool_thread_count(bench->compute.pool));
+    printf("instruction set %s, %u thread%s\n", bench->compute.kernels->isa,
+           sl_pool_thread_count(bench->compute.pool),
+           sl_plural(sl_pool_thread_count(bench->compute.pool)));
     printf("%-32s %-32s %10s    %8s %-10s %8s\n", "what", "shape", "value", "limit", "unit",
            "ratio");
 }
@@ -246,7 +265,8 @@ void sl_bench_probes(const struct sl_bench *bench)
     double values[SL_BENCH_RUNS], median;
     char shape[64];
 
-    snprintf(shape, sizeof(shape), "%u threads", sl_pool_thread_count(bench->compute.pool));
+    snprintf(shape, sizeof(shape), "%u thread%s", sl_pool_thread_count(bench->compute.pool),
+             sl_plural(sl_pool_thread_count(bench->compute.pool)));
     for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
         values[i] = sl_bench_read_rate(bench, ns);
     median = sl_bench_median(values, SL_BENCH_RUNS);

@@ -18,12 +18,19 @@
 /* What multiplies: the instruction that the kernels at hand use. */
 enum sl_bench_peak { SL_BENCH_F32, SL_BENCH_BF16, SL_BENCH_INT8, SL_BENCH_PEAKS };
 
+/* The names of all that could be measured, a semicolon before and after each. */
+struct sl_bench_names {
+    char text[900];
+    bool matched; /* one of them is asked for */
+};
+
 struct sl_bench {
-    struct sl_compute compute; /* borrowed */
-    struct sl_arena area;      /* that the probe of memory reads */
-    double seconds;            /* for one figure */
-    bool json;                 /* an object a line, or else a table */
-    const char *only;          /* what is measured contains this; NULL for everything */
+    struct sl_compute compute;    /* borrowed */
+    struct sl_arena area;         /* that the probe of memory reads */
+    double seconds;               /* for one figure */
+    bool json;                    /* an object a line, or else a table */
+    const char *only;             /* what is measured contains this; NULL for everything */
+    struct sl_bench_names *names; /* not NULL: names are taken down, and nothing is measured */
 };
 
 /* More memory than the last-level caches of this machine hold: what streaming work goes through. */
@@ -34,7 +41,7 @@ int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, doub
                   bool json, struct sl_err *err);
 void sl_bench_fini(struct sl_bench *bench);
 
-/* Whether `only` asks for it. */
+/* Whether `only` asks for it; where names are taken down, false. */
 bool sl_bench_wants(const struct sl_bench *bench, const char *what);
 
 /* Each probes for at least `ns`. Billions a second: bytes read, multiplications. */

@@ -545,7 +545,8 @@ static void print_header(const struct command *command)
 {
     if (command->bench.json)
         return;
-    printf("%u files on %u drives%s; limit: %s\n", command->n_files, command->io->n_drives,
+    printf("%u file%s on %u drive%s%s; limit: %s\n", command->n_files, sl_plural(command->n_files),
+           command->io->n_drives, sl_plural(command->io->n_drives),
            command->io->direct ? "" : " without direct I/O: the page cache takes part",
            command->has_fio ? "fio, same files, sizes and depth" : "none, fio is not installed");
 }

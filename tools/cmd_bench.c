@@ -52,6 +52,32 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
+static int run_all(const struct sl_bench *bench, struct sl_err *err)
+{
+    int rc;
+
+    if ((rc = sl_bench_linears(bench, err)) < 0 || (rc = sl_bench_rows(bench, err)) < 0)
+        return rc;
+    return sl_bench_layers(bench, err);
+}
+
+/* A run for the names alone. */
+static int check_only(struct sl_bench *bench, struct sl_err *err)
+{
+    struct sl_bench_names names = {0};
+    int rc;
+
+    if (!bench->only)
+        return 0;
+    bench->names = &names;
+    rc = run_all(bench, err);
+    bench->names = NULL;
+    if (rc == 0 && !names.matched)
+        rc = sl_err_set(err, -EINVAL, "--only: nothing has \"%s\" in its name; there are%.*s",
+                        bench->only, (int)strlen(names.text) - 2, names.text + 1);
+    return rc;
+}
+
 static int run_kernels(const struct sl_compute *compute, const struct arguments *arguments,
                        struct sl_err *err)
 {
@@ -61,10 +87,12 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
     rc = sl_bench_init(&bench, compute, arguments->seconds, arguments->json, err);
     if (rc == 0) {
         bench.only = arguments->only;
+        rc = check_only(&bench, err);
+    }
+    if (rc == 0) {
         sl_bench_print_header(&bench);
         sl_bench_probes(&bench);
-        if ((rc = sl_bench_linears(&bench, err)) == 0 && (rc = sl_bench_rows(&bench, err)) == 0)
-            rc = sl_bench_layers(&bench, err);
+        rc = run_all(&bench, err);
     }
     sl_bench_fini(&bench);
     return rc;

@@ -245,20 +245,20 @@ static void print_figures(const struct command *command)
     /* The first new token comes from the prompt's pass. */
     uint32_t n_decoded = command->n_new ? command->n_new - 1 : 0;
 
-    fprintf(stderr, "\nprompt   %u tokens in %.2f s (%.2f tokens/s)\n", command->n_prefilled,
-            (double)command->prefill_ns / 1e9,
+    fprintf(stderr, "\nprompt   %u token%s in %.2f s (%.2f tokens/s)\n", command->n_prefilled,
+            sl_plural(command->n_prefilled), (double)command->prefill_ns / 1e9,
             per_second(command->n_prefilled, command->prefill_ns));
-    fprintf(stderr, "text     %u tokens, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
-            n_decoded, (double)command->decode_ns / 1e9, per_second(n_decoded, command->decode_ns),
-            interrupted ? ", interrupted" : "");
+    fprintf(stderr, "text     %u token%s, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
+            sl_plural(command->n_new), n_decoded, (double)command->decode_ns / 1e9,
+            per_second(n_decoded, command->decode_ns), interrupted ? ", interrupted" : "");
     fprintf(stderr,
             "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
             "hinted\n",
             (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
             (unsigned long long)c.n_hinted_hits);
     if (c.n_preloads > 0)
-        fprintf(stderr, "hot      %llu experts of an earlier run loaded before the prompt\n",
-                (unsigned long long)c.n_preloads);
+        fprintf(stderr, "hot      %llu expert%s of an earlier run loaded before the prompt\n",
+                (unsigned long long)c.n_preloads, sl_plural(c.n_preloads));
     if (c.n_guessed > 0)
         fprintf(
             stderr,
@@ -271,8 +271,8 @@ static void print_figures(const struct command *command)
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
     if (c.n_stalls > 0)
-        fprintf(stderr, "stalls   %llu reads took longer than --io-stall, the longest %.0f s\n",
-                (unsigned long long)c.n_stalls, (double)c.longest_ns / 1e9);
+        fprintf(stderr, "stalls   %llu read%s took longer than --io-stall, the longest %.0f s\n",
+                (unsigned long long)c.n_stalls, sl_plural(c.n_stalls), (double)c.longest_ns / 1e9);
     sl_print_resources(command->engine, &command->options.placement, stderr);
 }
 

@@ -178,8 +178,8 @@ static void print_result(const struct sl_pack_source *source, const char *folder
     if (result->compressed)
         print_gain(sl_expert_store_shape(source->experts), result);
     if (n_left > 0)
-        printf("left aside: %llu tensors that this engine does not use\n",
-               (unsigned long long)n_left);
+        printf("left aside: %llu tensor%s that this engine does not use\n",
+               (unsigned long long)n_left, sl_plural(n_left));
     if (result->freed_bytes > 0)
         printf("freed %s: %s is no checkpoint any more; what is left there is its small files and "
                "the headers of its shards\n",

@@ -16,6 +16,7 @@
 #include "tools/commands.h"
 #include "tools/config_file.h"
 #include "tools/engine_options.h"
+#include "tools/json_lines.h"
 #include "tools/plan_sizes.h"
 #include "tools/plan_probe.h"
 
@@ -276,10 +277,11 @@ static void print_memory(const struct command *command, const struct sl_memory_p
 
     if (!command->json) {
         sl_memory_plan_print(plan, stdout);
-        printf("machine%s\n  drive %.2f GB/s, memory %.1f GB/s, %u cores: %.0f int8, %.0f BF16, "
+        printf("machine%s\n  drive %.2f GB/s, memory %.1f GB/s, %u core%s: %.0f int8, %.0f BF16, "
                "%.0f float32 10^9 multiplications a second\n",
                command->probe ? " (measured but for what was given)" : "", s->drive, s->memory,
-               command->n_cores, s->multiply.int8, s->multiply.bf16, s->multiply.f32);
+               command->n_cores, sl_plural(command->n_cores), s->multiply.int8, s->multiply.bf16,
+               s->multiply.f32);
         printf("found in the cache\n  decode alone: %s\n"
                "  batches and prefill: tokens choose evenly, so the share of experts cached\n\n",
                curve_name(command));
@@ -294,10 +296,7 @@ static void print_memory(const struct command *command, const struct sl_memory_p
                        s->drive, "memory_gb_per_s", s->memory, "cores", (int)command->n_cores,
                        "int8_gmac_per_s", s->multiply.int8, "bf16_gmac_per_s", s->multiply.bf16,
                        "f32_gmac_per_s", s->multiply.f32, "curve", curve_name(command));
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 static void print_misfit(const struct command *command, const char *what, uint32_t n_sequences,
@@ -312,10 +311,7 @@ static void print_misfit(const struct command *command, const char *what, uint32
     }
     object = json_pack("{s:s, s:i, s:b, s:s}", "what", what, "sequences", (int)n_sequences, "fits",
                        0, "why", why);
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 static void print_cost(const struct command *command, const char *what,
@@ -344,10 +340,7 @@ static void print_cost(const struct command *command, const char *what,
         "memory_s", cost->memory_ns * 1e-9, "multiply_s", cost->multiply_ns * 1e-9, "step_s",
         cost->step_ns * 1e-9, "tokens_per_s", n_tokens * 1e9 / cost->step_ns, "limit",
         limits[cost->limit]);
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 /* Decode, with each context full but for the token that is made. Returns 1, or 0 if so many do not

@@ -231,8 +231,8 @@ static int write_checkpoint(const struct checkpoint *checkpoint, const char *par
         return sl_err_set(err, -errno, "%s: cannot rename it to %s: %s", part, folder,
                           sl_strerror(errno));
     seconds = (double)(sl_clock_ns() - progress.start_ns) * 1e-9;
-    printf("%s: %u shards, %s in %.1f s (%.2f GB/s)\n", folder, plan->n_shards,
-           sl_size_format(plan->file_bytes, size), seconds,
+    printf("%s: %u shard%s, %s in %.1f s (%.2f GB/s)\n", folder, plan->n_shards,
+           sl_plural(plan->n_shards), sl_size_format(plan->file_bytes, size), seconds,
            (double)plan->file_bytes * 1e-9 / seconds);
     return 0;
 }

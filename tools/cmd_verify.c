@@ -16,6 +16,7 @@
 #include "storage/store_verify.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/json_lines.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
 
@@ -25,16 +26,18 @@ struct arguments {
     sl_io_open_fn *open_io; /* NULL: the machine's */
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
+    bool json;
 };
 
 /* What was found damaged. */
 struct damage {
+    bool json; /* how it is printed */
     struct sl_store_item *items;
     uint32_t n_items;
     bool no_memory;
 };
 
-enum { OPTION_REPAIR = 0x100, OPTION_IO, OPTION_STRIPE };
+enum { OPTION_REPAIR = 0x100, OPTION_IO, OPTION_STRIPE, OPTION_JSON };
 
 static const struct argp_option options[] = {
     {"repair", OPTION_REPAIR, "CHECKPOINT", 0,
@@ -45,6 +48,7 @@ static const struct argp_option options[] = {
      0},
     {"io", OPTION_IO, "uring|threads", 0,
      "how data are read (default uring, or threads where io_uring is not available)", 0},
+    {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
     {0},
 };
 
@@ -63,6 +67,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         if (arguments->n_stripes == SL_STRIPES_MAX)
             argp_error(state, "--stripe: at most %u folders", SL_STRIPES_MAX);
         arguments->stripe_folders[arguments->n_stripes++] = text;
+        return 0;
+    case OPTION_JSON:
+        arguments->json = true;
         return 0;
     case ARGP_KEY_ARG:
         if (arguments->store)
@@ -91,7 +98,10 @@ static void on_bad(void *context, const struct sl_store_item *item, const char *
     struct damage *damage = context;
     struct sl_store_item *items;
 
-    printf("damaged: %s\n", message);
+    if (damage->json)
+        sl_json_line_print(json_pack("{s:s}", "damaged", message));
+    else
+        printf("damaged: %s\n", message);
     if ((damage->n_items & (damage->n_items + 1)) == 0) { /* full: room for 0, 1, 3, 7, ... */
         items = realloc(damage->items, (2 * (size_t)damage->n_items + 1) * sizeof(*items));
         damage->no_memory |= !items;
@@ -144,10 +154,16 @@ static int verify(const struct sl_store *store, const struct arguments *argument
         rc = sl_err_set(err, -ENOMEM, "list of damage: out of memory");
     if (rc < 0)
         return rc;
-    printf("verified %s in %.1f s, %.2f GB/s: %llu of %llu parts damaged\n",
-           sl_size_format(result.read_bytes, text), seconds,
-           (double)result.read_bytes * 1e-9 / seconds, (unsigned long long)result.n_bad,
-           (unsigned long long)result.n_items);
+    if (arguments->json)
+        sl_json_line_print(json_pack("{s:I, s:f, s:I, s:I}", "verified_bytes",
+                                     (json_int_t)result.read_bytes, "seconds", seconds, "parts",
+                                     (json_int_t)result.n_items, "damaged_parts",
+                                     (json_int_t)result.n_bad));
+    else
+        printf("verified %s in %.1f s, %.2f GB/s: %llu of %llu parts damaged\n",
+               sl_size_format(result.read_bytes, text), seconds,
+               (double)result.read_bytes * 1e-9 / seconds, (unsigned long long)result.n_bad,
+               (unsigned long long)result.n_items);
     return 0;
 }
 
@@ -180,8 +196,10 @@ static int run(const struct arguments *arguments, struct damage *damage, struct 
                         arguments->store);
     else if (rc == 0 && damage->n_items > 0)
         rc = repair(store, arguments->checkpoint, damage, err);
-    if (rc == 0 && damage->n_items > 0)
-        printf("repaired %u parts\n", damage->n_items);
+    if (rc == 0 && damage->n_items > 0 && arguments->json)
+        sl_json_line_print(json_pack("{s:i}", "repaired_parts", (int)damage->n_items));
+    else if (rc == 0 && damage->n_items > 0)
+        printf("repaired %u part%s\n", damage->n_items, sl_plural(damage->n_items));
     sl_store_close(store);
     return rc;
 }
@@ -194,6 +212,7 @@ int sl_cmd_verify(int argc, char **argv)
     int rc;
 
     sl_command_parse(&parser, argc, argv, &arguments);
+    damage.json = arguments.json;
     rc = run(&arguments, &damage, &err);
     free(damage.items);
     return sl_command_status(rc, &err);

@@ -85,7 +85,7 @@ int sl_config_file_find(const char *name, char **ret_path, struct sl_err *err)
     int n;
 
     if (access(name, F_OK) == 0 || strcmp(name, "-") == 0) {
-        if (ends(name, ".gguf") || ends(name, ".safetensors"))
+        if (sl_model_file_is_gguf(name) || ends(name, ".gguf") || ends(name, ".safetensors"))
             return sl_model_folder_explain(name, -ENOTDIR, err);
         n = asprintf(&path, "%s%s", name, in_folder ? "/config.json" : "");
     } else if (strchr(name, '/') || !name[0]) {

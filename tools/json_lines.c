@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -129,4 +130,13 @@ int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_le
     *ret_text = json_string_value(text);
     *ret_length = json_string_length(text);
     return 0;
+}
+
+void sl_json_line_print(json_t *object)
+{
+    if (!object)
+        return;
+    json_dumpf(object, stdout, 0);
+    putchar('\n');
+    json_decref(object);
 }

@@ -1,4 +1,4 @@
-/* Files of one JSON value a line. */
+/* One JSON value a line: files of them, and output. */
 #ifndef SL_TOOLS_JSON_LINES_H
 #define SL_TOOLS_JSON_LINES_H
 
@@ -16,5 +16,8 @@ int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, str
  * value and may hold zero bytes. Fails with -SL_EFORMAT. */
 int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_length,
                       struct sl_err *err);
+
+/* Prints an object, which it frees, as a line of standard output. NULL prints nothing. */
+void sl_json_line_print(json_t *object);
 
 #endif

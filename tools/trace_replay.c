@@ -10,6 +10,7 @@
 #include "core/base/size.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/json_lines.h"
 #include "tools/trace_commands.h"
 
 #define LIST_MAX 32u
@@ -165,10 +166,7 @@ static void print_json(const struct command *command, const char *policy, uint32
         (json_int_t)c->n_hinted_hits, "loads", (json_int_t)c->n_loads, "evictions",
         (json_int_t)c->n_evictions, "hit_rate", hit_rate, "bytes_per_token", bytes_per_token);
 
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 static int replay_one(const struct command *command, const struct sl_replay_plan *plan,

@@ -7,6 +7,7 @@
 #include "cache/trace.h"
 #include "core/base/json.h"
 #include "tools/command_line.h"
+#include "tools/json_lines.h"
 #include "tools/trace_commands.h"
 
 /* Tokens since the same expert was asked for: up to 1, 2, 4, ... 512, more, never. */
@@ -126,10 +127,7 @@ static void print_json(uint32_t layer, const struct layer_figures *f)
                        (json_int_t)f->n_requests, "experts_used", (int)f->n_used, "busiest",
                        f->busiest, "busiest_quarter", f->busiest_quarter, "idlest", f->idlest,
                        "same_as_before", f->same, "distances", distances);
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 static int summarise(struct command *command, struct sl_err *err)

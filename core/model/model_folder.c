@@ -63,8 +63,7 @@ bool sl_model_folder_has_shards(const char *folder)
     return list(folder, &contents) && contents.n_shards > 0;
 }
 
-/* A path that begins with the 4 letters of a GGUF file. */
-static bool is_gguf(const char *path)
+bool sl_model_file_is_gguf(const char *path)
 {
     char magic[4] = {0};
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -81,7 +80,7 @@ static int explain_file(const char *path, int code, struct sl_err *err)
 {
     const char *slash = strrchr(path, '/');
 
-    if (is_gguf(path) || ends(path, ".gguf"))
+    if (sl_model_file_is_gguf(path) || ends(path, ".gguf"))
         return sl_err_set(err, code,
                           "%s: a GGUF file; Sluice runs the official checkpoint's folder "
                           "(config.json, *.safetensors)",

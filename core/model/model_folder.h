@@ -10,6 +10,9 @@
  * expected, and what to give instead if that can be told. Returns `code`, a negative one. */
 int sl_model_folder_explain(const char *path, int code, struct sl_err *err);
 
+/* Whether the file begins as GGUF files do. */
+bool sl_model_file_is_gguf(const char *path);
+
 /* Whether the folder has *.safetensors files. */
 bool sl_model_folder_has_shards(const char *folder);
 
