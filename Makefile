@@ -65,6 +65,8 @@ SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(B)/%.o)
 TEST_BIN := $(TEST_SRC:%.c=$(B)/%)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$(B)/%)
 LIB := $(B)/libsluice.a
+# The commands' own modules, for tests of them.
+TOOL_LIB := $(B)/libtools.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -194,6 +196,10 @@ $(LIB): $(LIB_OBJ)
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 
+$(TOOL_LIB): $(filter-out $(B)/tools/sluice.o,$(TOOL_OBJ))
+	$(say) AR $@
+	$(Q)rm -f $@ && ar rcs $@ $^
+
 $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
@@ -222,7 +228,7 @@ fuzz: ## fuzz one harness: make fuzz FUZZ=safetensors SECONDS=600 (findings in b
 	$(Q)$(MAKE) CONFIG=fuzz FUZZ=$(FUZZ) SECONDS=$(SECONDS) fuzz
 endif
 
-$(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(LIB)
+$(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(TOOL_LIB) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) -lcmocka
 

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,7 +38,6 @@ struct sl_trace_writer {
     uint64_t n_tokens;
     uint32_t next_layer, step_tokens;
     bool broken; /* a layer was left out: the run failed inside a step */
-    char path[];
 };
 
 static void put_bytes(struct sl_trace_writer *writer, const void *bytes, size_t n)
@@ -57,27 +55,18 @@ static void put_number(struct sl_trace_writer *writer, uint64_t value, uint32_t 
     put_bytes(writer, bytes, n_bytes);
 }
 
-int sl_trace_writer_open(struct sl_trace_writer **ret_writer, const char *path,
-                         const struct sl_trace_shape *shape, struct sl_err *err)
+int sl_trace_writer_create(struct sl_trace_writer **ret_writer, FILE *stream,
+                           const struct sl_trace_shape *shape, struct sl_err *err)
 {
     struct sl_checksum_stream *checksum = sl_checksum_stream_create();
-    struct sl_trace_writer *writer = malloc(sizeof(*writer) + strlen(path) + 1);
+    struct sl_trace_writer *writer = malloc(sizeof(*writer));
 
     if (!writer || !checksum) {
         free(writer);
         sl_checksum_stream_destroy(checksum);
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+        return sl_err_set(err, -ENOMEM, "trace: out of memory");
     }
-    *writer = (struct sl_trace_writer){.shape = *shape, .checksum = checksum};
-    strcpy(writer->path, path);
-    writer->file = fopen(path, "wb");
-    if (!writer->file) {
-        int rc = sl_err_set(err, -errno, "%s: cannot create: %s", path, sl_strerror(errno));
-
-        sl_checksum_stream_destroy(checksum);
-        free(writer);
-        return rc;
-    }
+    *writer = (struct sl_trace_writer){.file = stream, .shape = *shape, .checksum = checksum};
     put_bytes(writer, magic, sizeof(magic));
     put_number(writer, VERSION, 4);
     put_number(writer, shape->num_hidden_layers, 4);
@@ -110,7 +99,7 @@ void sl_trace_writer_add(struct sl_trace_writer *writer, uint32_t layer_index, u
     writer->next_layer = (layer_index + 1) % writer->shape.num_hidden_layers;
 }
 
-int sl_trace_writer_close(struct sl_trace_writer *writer, struct sl_err *err)
+int sl_trace_writer_finish(struct sl_trace_writer *writer, struct sl_err *err)
 {
     int rc = 0;
 
@@ -119,14 +108,8 @@ int sl_trace_writer_close(struct sl_trace_writer *writer, struct sl_err *err)
     put_number(writer, 0, 4);
     put_number(writer, writer->n_tokens, 8);
     put_number(writer, sl_checksum_stream_value(writer->checksum), 8);
-    if (ferror(writer->file))
-        rc = sl_err_set(err, -EIO, "%s: cannot write the trace", writer->path);
-    if (fclose(writer->file) != 0 && rc == 0)
-        rc = sl_err_set(err, -errno, "%s: cannot write the trace: %s", writer->path,
-                        sl_strerror(errno));
-    if (rc == 0 && (writer->broken || writer->next_layer != 0))
-        rc = sl_err_set(err, -EIO, "%s: the run ended inside a step, so the trace is of no use",
-                        writer->path);
+    if (writer->broken || writer->next_layer != 0)
+        rc = sl_err_set(err, -EIO, "the run ended inside a step, so its trace is of no use");
     sl_checksum_stream_destroy(writer->checksum);
     free(writer);
     return rc;

@@ -15,6 +15,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "core/base/err.h"
 
@@ -36,18 +37,19 @@ struct sl_trace_shape {
 
 struct sl_trace_writer;
 
-/* Makes the file anew. Fails with -errno of opening it, or -ENOMEM. close() follows. */
-int sl_trace_writer_open(struct sl_trace_writer **ret_writer, const char *path,
-                         const struct sl_trace_shape *shape, struct sl_err *err);
+/* Writes the beginning to `stream`, which stays the caller's and must live as long. Fails with
+ * -ENOMEM. finish() follows. */
+int sl_trace_writer_create(struct sl_trace_writer **ret_writer, FILE *stream,
+                           const struct sl_trace_shape *shape, struct sl_err *err);
 
 /* One layer of a step: layers in their order, all of a step with the same tokens. What cannot be
- * written shows in close(). */
+ * written shows in the stream's ferror(). */
 void sl_trace_writer_add(struct sl_trace_writer *writer, uint32_t layer_index, uint32_t n_tokens,
                          const uint16_t *experts);
 
-/* Writes the end and frees the writer; NULL is allowed. Without a whole last step, or where the
- * disk was full, it fails with -EIO or -errno, and what is there will be refused as a trace. */
-int sl_trace_writer_close(struct sl_trace_writer *writer, struct sl_err *err);
+/* Writes the end and frees the writer; NULL is allowed. Without a whole last step it fails with
+ * -EIO, and what was written will be refused as a trace. */
+int sl_trace_writer_finish(struct sl_trace_writer *writer, struct sl_err *err);
 
 /* ---- reading -----------------------------------------------------------------------------------
  */

@@ -12,6 +12,7 @@
 #include "tools/bench_drive.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
 
@@ -50,6 +51,7 @@ struct command {
     bool resident;
     uint32_t n_before; /* runs that do not count, before those that do */
     struct run runs[SL_BENCH_RUNS];
+    uint32_t n_runs;                            /* that are through: all, unless interrupted */
     struct sl_expert_cache_counters begin, end; /* around the runs */
 };
 
@@ -172,6 +174,7 @@ static int feed(struct command *command, uint32_t first, uint32_t n, bool singly
     struct sl_step_request request = {
         .n_spans = 1,
         .on_logits = ignore_logits,
+        .stop = sl_interrupt_stop(),
         .on_route = sl_bench_drive_note,
         .on_route_context = &command->drive,
     };
@@ -248,9 +251,13 @@ static int measure(struct command *command, struct sl_err *err)
     for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
         rc = feed_run(command, i, err);
     command->begin = sl_engine_counters(command->engine);
-    for (uint32_t i = 0; rc == 0 && i < SL_BENCH_RUNS; i++)
-        rc = measure_run(command, i, err);
-    command->end = sl_engine_counters(command->engine);
+    while (rc == 0 && command->n_runs < SL_BENCH_RUNS) {
+        rc = measure_run(command, command->n_runs, err);
+        if (rc < 0)
+            break;
+        command->end = sl_engine_counters(command->engine);
+        command->n_runs++;
+    }
     return rc;
 }
 
@@ -315,8 +322,8 @@ struct figure {
 static void print_medians(const struct command *command, const char *what, const char *shape,
                           const char *unit, struct figure figure)
 {
-    print_value(command, what, shape, unit, sl_bench_median(figure.values, SL_BENCH_RUNS),
-                sl_bench_median(figure.limits, SL_BENCH_RUNS));
+    print_value(command, what, shape, unit, sl_bench_median(figure.values, command->n_runs),
+                sl_bench_median(figure.limits, command->n_runs));
 }
 
 /* Tokens a second: the median, the spread, and the same as bytes or multiplications. */
@@ -328,7 +335,7 @@ static void print_speed(const struct command *command)
     double amount = 0;
     char shape[64];
 
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+    for (uint32_t i = 0; i < command->n_runs; i++) {
         const struct run *run = &command->runs[i];
         struct totals t = totals_of(command, run);
 
@@ -368,7 +375,7 @@ static void print_times(const struct command *command)
     char shape[64];
 
     for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
-        for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+        for (uint32_t i = 0; i < command->n_runs; i++) {
             const struct run *run = &command->runs[i];
             struct totals t = totals_of(command, run);
             uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
@@ -393,7 +400,7 @@ static void print_rates(const struct command *command)
     for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
         struct figure figure;
 
-        for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+        for (uint32_t i = 0; i < command->n_runs; i++) {
             const struct run *run = &command->runs[i];
             uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
             uint64_t amount = command->prefill ? run->spent.of[phase].multiplications
@@ -416,10 +423,10 @@ static void print_drive(const struct command *command)
     char shape[64];
     double gigabytes = 0;
 
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+    for (uint32_t i = 0; i < command->n_runs; i++) {
         const struct run *run = &command->runs[i];
 
-        gigabytes += (double)run->missed_bytes / SL_BENCH_RUNS / command->n_tokens * 1e-9;
+        gigabytes += (double)run->missed_bytes / command->n_runs / command->n_tokens * 1e-9;
         time.values[i] = (double)run->ns / command->n_tokens * 1e-6;
         time.limits[i] = (double)run->missed_bytes / run->drive_rate / command->n_tokens * 1e-6;
         rate.values[i] = (double)run->missed_bytes / (double)run->ns;
@@ -434,7 +441,7 @@ static void print_drive(const struct command *command)
  * had not was read. */
 static void print_experts(const struct command *command)
 {
-    const double n_tokens = (double)command->n_tokens * SL_BENCH_RUNS;
+    const double n_tokens = (double)command->n_tokens * command->n_runs;
     const struct sl_expert_cache_counters *begin = &command->begin, *end = &command->end;
     uint64_t n_requests = end->n_requests - begin->n_requests;
     uint64_t n_hits = end->n_hits - begin->n_hits;
@@ -463,7 +470,7 @@ static int run(struct command *command, struct sl_err *err)
                                                          command->options.io, err)) < 0) ||
         (rc = sl_bench_init(&command->bench, sl_engine_compute(command->engine), PROBE_NS * 1e-9,
                             command->json, err)) < 0 ||
-        (rc = measure(command, err)) < 0)
+        ((rc = measure(command, err)) < 0 && (rc != -ECANCELED || command->n_runs == 0)))
         return rc;
     sl_bench_print_header(&command->bench);
     print_speed(command);
@@ -472,7 +479,7 @@ static int run(struct command *command, struct sl_err *err)
     print_drive(command);
     print_experts(command);
     sl_print_resources(command->engine, &command->options.placement, stderr);
-    return 0;
+    return rc;
 }
 
 static int bench_model(int argc, char **argv, bool prefill)

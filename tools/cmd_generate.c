@@ -1,8 +1,6 @@
 /* sluice generate: continues a text, printing it as it is made. */
 #include <argp.h>
 #include <errno.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +16,8 @@
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
 
@@ -41,6 +41,7 @@ struct command {
     const char *text;
     const char *file;
     const char *stats_path;
+    struct sl_output_file stats;
     unsigned prompt_flags; /* enum sl_prompt_flag */
     bool no_hot_list;
     uint32_t n_new_max;
@@ -64,14 +65,6 @@ struct command {
     uint64_t decode_ns;
     struct sl_expert_cache_counters prefill_counters;
 };
-
-static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
-
-static void on_interrupt(int signal)
-{
-    (void)signal;
-    atomic_store(&interrupted, true);
-}
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -157,7 +150,7 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
     const struct sl_step_request request = {
         .spans = &span,
         .n_spans = 1,
-        .stop = &interrupted,
+        .stop = sl_interrupt_stop(),
         .on_logits = on_logits,
         .on_logits_context = command,
         .on_route = sl_text_progress_route,
@@ -167,7 +160,7 @@ static int step(struct command *command, const int32_t *tokens, uint32_t n_token
 
     command->sample_rc = 0;
     rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
-    if (rc == -ECANCELED) /* the callers' loops look at `interrupted` themselves */
+    if (rc == -ECANCELED) /* the callers' loops ask sl_interrupted() themselves */
         return 0;
     if (rc == 0 && command->sample_rc < 0) {
         rc = command->sample_rc;
@@ -184,13 +177,13 @@ static int prefill(struct command *command, struct sl_err *err)
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "prompt", "tokens"),
                                       prompt->n_tokens, 0, command->config.num_hidden_layers};
-    while (rc == 0 && command->n_prefilled < prompt->n_tokens && !interrupted) {
+    while (rc == 0 && command->n_prefilled < prompt->n_tokens && !sl_interrupted()) {
         uint32_t left = prompt->n_tokens - command->n_prefilled;
         uint32_t n = sl_engine_segment(command->engine, left);
 
         text->n_done = command->n_prefilled;
         rc = step(command, prompt->tokens + command->n_prefilled, n, n == left, err);
-        command->n_prefilled += rc == 0 && !interrupted ? n : 0;
+        command->n_prefilled += rc == 0 && !sl_interrupted() ? n : 0;
     }
     sl_progress_end(&text->progress);
     text->n_tokens = 0; /* what is decoded shows itself */
@@ -206,7 +199,7 @@ static int decode(struct command *command, struct sl_err *err)
     size_t length;
     int rc = 0;
 
-    while (rc == 0 && !interrupted && command->next_id != command->config.eos_token_id) {
+    while (rc == 0 && !sl_interrupted() && command->next_id != command->config.eos_token_id) {
         int32_t token = (int32_t)command->next_id;
 
         text = sl_detokenizer_push(command->detok, command->next_id, &length);
@@ -250,7 +243,7 @@ static void print_figures(const struct command *command)
             per_second(command->n_prefilled, command->prefill_ns));
     fprintf(stderr, "text     %u token%s, %u of them in %.2f s (%.2f tokens/s)%s\n", command->n_new,
             sl_plural(command->n_new), n_decoded, (double)command->decode_ns / 1e9,
-            per_second(n_decoded, command->decode_ns), interrupted ? ", interrupted" : "");
+            per_second(n_decoded, command->decode_ns), sl_interrupted() ? ", interrupted" : "");
     fprintf(stderr,
             "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
             "hinted\n",
@@ -281,11 +274,10 @@ static int set(json_t *object, const char *key, json_t *value)
     return json_object_set_new(object, key, value);
 }
 
-static int write_stats(const struct command *command, struct sl_err *err)
+static int write_stats(struct command *command, struct sl_err *err)
 {
     struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
     json_t *object = json_object();
-    int rc = 0;
 
     set(object, "prompt_tokens", json_integer(command->n_prefilled));
     set(object, "new_tokens", json_integer(command->n_new));
@@ -315,14 +307,25 @@ static int write_stats(const struct command *command, struct sl_err *err)
         json_integer((json_int_t)(c.n_requests - command->prefill_counters.n_requests)));
     set(object, "decode_read_bytes",
         json_integer((json_int_t)(c.read_bytes - command->prefill_counters.read_bytes)));
-    if (json_dump_file(object, command->stats_path, JSON_INDENT(2)) != 0)
-        rc = sl_err_set(err, -EIO, "%s: cannot write the figures", command->stats_path);
+    json_dumpf(object, command->stats.stream, JSON_INDENT(2));
+    fputc('\n', command->stats.stream);
     json_decref(object);
-    return rc;
+    return sl_output_commit(&command->stats, err);
 }
 
 /* ---- the command -------------------------------------------------------------------------------
  */
+
+static int open_stats(struct command *command, struct sl_err *err)
+{
+    int rc = sl_output_open(&command->stats, command->stats_path, err);
+
+    if (rc == 0)
+        rc = sl_output_keep_off(&command->stats, command->options.model, err);
+    if (rc == 0 && command->file)
+        rc = sl_output_keep_off(&command->stats, command->file, err);
+    return rc;
+}
 
 /* All that can be wrong with prompt and parameters shows before the weights are read. */
 static int prepare(struct command *command, struct sl_err *err)
@@ -360,8 +363,8 @@ static void load_hot_list(struct command *command)
 {
     struct sl_progress progress = sl_progress_start(stderr, "loading hot experts", "experts");
     struct sl_err err;
-    int rc =
-        sl_engine_load_hot_list(command->engine, &interrupted, sl_progress_show, &progress, &err);
+    int rc = sl_engine_load_hot_list(command->engine, sl_interrupt_stop(), sl_progress_show,
+                                     &progress, &err);
 
     sl_progress_end(&progress);
     if (rc < 0)
@@ -378,17 +381,12 @@ static void save_hot_list(struct command *command)
 
 static int run(struct command *command, struct sl_err *err)
 {
-    struct sigaction action = {.sa_handler = on_interrupt,
-                               .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
     int rc;
 
-    /* A second one ends the program at once. Restarting keeps a write that waits for its reader
-     * from failing: `interrupted` is looked at between experts and steps. */
-    sigaction(SIGINT, &action, NULL);
     if (!command->no_hot_list)
         load_hot_list(command);
     rc = prefill(command, err);
-    if (rc == 0 && !interrupted)
+    if (rc == 0 && !sl_interrupted())
         rc = decode(command, err);
     if (rc == 0 && !command->no_hot_list)
         save_hot_list(command);
@@ -431,10 +429,13 @@ int sl_cmd_generate(int argc, char **argv)
 
     sl_command_parse(&argp, argc, argv, &command);
     rc = prepare(&command, &err);
+    if (rc == 0 && command.stats_path)
+        rc = open_stats(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);
     if (rc == 0)
         rc = run(&command, &err);
+    sl_output_discard(&command.stats);
     sl_engine_close(command.engine);
     sl_arena_fini(&command.arena);
     sl_prompt_fini(&command.prompt);

@@ -6,13 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "core/base/file.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 
 #define LISTS_MAX 64u
@@ -26,7 +26,7 @@ struct list {
     int32_t *tokens;
     uint32_t n_tokens;
     uint32_t n_done; /* given to the model */
-    FILE *out;
+    struct sl_output_file out;
 };
 
 struct command {
@@ -35,8 +35,7 @@ struct command {
     uint32_t n_tokens_given, n_out_given;
     struct sl_engine *engine;
     struct list *active[LISTS_MAX]; /* of the step at hand, by span */
-    int write_errno;                /* the first failure, and whose */
-    const char *write_path;
+    bool write_failed;
     struct sl_text_progress progress;
 };
 
@@ -134,14 +133,11 @@ static int check_tokens(const struct command *command, struct sl_err *err)
     return rc;
 }
 
-static int start_npy(struct list *list, uint32_t rows, uint32_t cols, struct sl_err *err)
+static void start_npy(struct list *list, uint32_t rows, uint32_t cols)
 {
     char header[128];
     int length;
 
-    list->out = fopen(list->out_path, "wb");
-    if (!list->out)
-        return sl_err_set(err, -errno, "%s: cannot create: %s", list->out_path, sl_strerror(errno));
     /* Version 1.0: magic, length of the text as 16 bits, the text padded to 64 in all. */
     memcpy(header, "\x93NUMPY\x01\x00", 8);
     length = snprintf(header + 10, sizeof(header) - 10,
@@ -150,16 +146,23 @@ static int start_npy(struct list *list, uint32_t rows, uint32_t cols, struct sl_
     header[sizeof(header) - 1] = '\n';
     header[8] = (char)(sizeof(header) - 10);
     header[9] = 0;
-    fwrite(header, 1, sizeof(header), list->out);
-    return 0;
+    fwrite(header, 1, sizeof(header), list->out.stream);
 }
 
-static void note_write_error(struct command *command, const struct list *list)
+/* No output is one of the inputs, or another one's. */
+static int open_output(struct command *command, uint32_t index, struct sl_err *err)
 {
-    if (command->write_errno)
-        return;
-    command->write_errno = errno ? errno : EIO;
-    command->write_path = list->out_path;
+    struct list *list = &command->lists[index];
+    int rc = sl_output_open(&list->out, list->out_path, err);
+
+    if (rc == 0)
+        rc = sl_output_keep_off(&list->out, command->options.model, err);
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
+        rc = sl_output_keep_off(&list->out, command->lists[i].tokens_path, err);
+    for (uint32_t i = 0; rc == 0 && i < index; i++)
+        if (sl_output_same(&list->out, &command->lists[i].out))
+            rc = sl_err_set(err, -EINVAL, "%s: given for two lists", list->out_path);
+    return rc;
 }
 
 static void write_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
@@ -170,8 +173,7 @@ static void write_rows(void *context, const struct sl_logits_row *rows, uint32_t
     for (uint32_t i = 0; i < n_rows; i++) {
         const struct list *list = command->active[rows[i].span_index];
 
-        if (fwrite(rows[i].logits, sizeof(float), n, list->out) != n)
-            note_write_error(command, list);
+        command->write_failed |= fwrite(rows[i].logits, sizeof(float), n, list->out.stream) != n;
     }
 }
 
@@ -184,6 +186,7 @@ static int run_step(struct command *command, struct sl_err *err)
         .spans = spans,
         .on_logits = write_rows,
         .on_logits_context = command,
+        .stop = sl_interrupt_stop(),
         .on_route = sl_text_progress_route,
         .on_route_context = &command->progress,
     };
@@ -232,15 +235,6 @@ static bool unfinished(const struct command *command)
     return false;
 }
 
-/* Half a file would pass for a whole one. Only a plain file is ours to remove. */
-static void remove_half_written(const char *path)
-{
-    struct stat status;
-
-    if (lstat(path, &status) == 0 && S_ISREG(status.st_mode))
-        unlink(path);
-}
-
 static int run(struct command *command, struct sl_err *err)
 {
     uint32_t vocab_size = sl_engine_config(command->engine)->vocab_size;
@@ -252,29 +246,26 @@ static int run(struct command *command, struct sl_err *err)
                                   .n_layers = sl_engine_config(command->engine)->num_hidden_layers};
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
         text->n_tokens += command->lists[i].n_tokens;
-    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
-        rc = start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
-                       vocab_size, err);
-    while (rc == 0 && !command->write_errno && unfinished(command))
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
+        rc = sl_keep_off_experts(&command->lists[i].out, command->engine, err);
+        start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
+                  vocab_size);
+    }
+    while (rc == 0 && !command->write_failed && unfinished(command))
         rc = run_step(command, err);
     sl_progress_end(&text->progress);
-    for (uint32_t i = 0; i < command->n_tokens_given; i++)
-        if (command->lists[i].out && fclose(command->lists[i].out) != 0)
-            note_write_error(command, &command->lists[i]);
-    if (rc == 0 && command->write_errno)
-        rc = sl_err_set(err, -command->write_errno, "%s: cannot write: %s", command->write_path,
-                        sl_strerror(command->write_errno));
-    for (uint32_t i = 0; rc < 0 && i < command->n_tokens_given; i++)
-        if (command->lists[i].out)
-            remove_half_written(command->lists[i].out_path);
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
+        rc = sl_output_commit(&command->lists[i].out, err);
     return rc;
 }
 
 int sl_cmd_logits(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"tokens", OPTION_TOKENS, "FILE", 0, "token ids, separated by white space", 0},
-        {"out", OPTION_OUT, "FILE.npy", 0, "where the logits go: float32 (tokens, vocab_size)", 0},
+        {"tokens", OPTION_TOKENS, "FILE", 0,
+         "token ids, separated by white space; - is standard input", 0},
+        {"out", OPTION_OUT, "FILE.npy", 0,
+         "where the logits go, as float32 (tokens, vocab_size); - is standard output", 0},
         {"mtp", OPTION_MTP, NULL, 0, "of the MTP block instead: (tokens - 1, vocab_size)", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
@@ -304,13 +295,17 @@ int sl_cmd_logits(int argc, char **argv)
     command->options.n_sequences = command->n_tokens_given;
     if (rc == 0)
         rc = check_tokens(command, &err);
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
+        rc = open_output(command, i, &err);
     if (rc == 0)
         rc = sl_open_engine(&command->engine, &command->options, &err);
     if (rc == 0)
         rc = run(command, &err);
     sl_engine_close(command->engine);
-    for (uint32_t i = 0; i < command->n_tokens_given; i++)
+    for (uint32_t i = 0; i < command->n_tokens_given; i++) {
+        sl_output_discard(&command->lists[i].out);
         free(command->lists[i].tokens);
+    }
     free(command);
     return sl_command_status(rc, &err);
 }

@@ -3,12 +3,11 @@
 
 #include <argp.h>
 #include <errno.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/base/json.h"
 #include "core/base/size.h"
 #include "storage/drive.h"
 #include "storage/drive_speed.h"
@@ -18,6 +17,7 @@
 #include "storage/store_write.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
 
@@ -34,25 +34,8 @@ struct arguments {
     bool consume;
     bool compress;
     bool any_model_type;
+    bool json;
 };
-
-static atomic_bool interrupted; /* set by the signal handler; lock-free on all we build for */
-
-static void on_interrupt(int signal)
-{
-    (void)signal;
-    atomic_store(&interrupted, true);
-}
-
-/* The first signal ends the work after the present batch, the second at once: that loses no more
- * than the batch. */
-static void catch_interrupts(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 enum {
     OPTION_THREADS = 0x100,
@@ -61,6 +44,7 @@ enum {
     OPTION_CONSUME,
     OPTION_COMPRESS,
     OPTION_ANY_MODEL_TYPE,
+    OPTION_JSON
 };
 
 static const struct argp_option options[] = {
@@ -80,6 +64,7 @@ static const struct argp_option options[] = {
      "store experts with zstd where that halves them: their scales, as a rule", 0},
     {"any-model-type", OPTION_ANY_MODEL_TYPE, NULL, 0,
      "pack CHECKPOINT also if its config.json names another kind of model", 0},
+    {"json", OPTION_JSON, NULL, 0, "print the result as a JSON object", 0},
     {0},
 };
 
@@ -108,6 +93,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case OPTION_ANY_MODEL_TYPE:
         arguments->any_model_type = true;
         return 0;
+    case OPTION_JSON:
+        arguments->json = true;
+        return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
             return ARGP_ERR_UNKNOWN;
@@ -135,56 +123,96 @@ static const struct argp parser = {
         "the drives of this one.",
 };
 
+/* ---- the result --------------------------------------------------------------------------------
+ */
+
+struct figures {
+    struct sl_pack_result result;
+    bool complete; /* false: stopped, to be gone on with */
+    uint64_t n_experts, n_tensors;
+    uint64_t n_left_aside; /* tensors of the checkpoint that no store has */
+    uint64_t raw_bytes;    /* of the experts, if none is compressed */
+    double seconds;
+    uint64_t drive_rates[1 + SL_STRIPES_MAX]; /* bytes a second; 0: not measured */
+};
+
 static double ratio(uint64_t stored_bytes, uint64_t size_bytes)
 {
     return size_bytes ? (double)stored_bytes / (double)size_bytes : 1;
 }
 
-/* Of the experts that were compressed now; all in the store in the end. */
-static void print_gain(const struct sl_expert_shape *shape, const struct sl_pack_result *result)
+/* All experts are in the store in the end; scales and codes are those compressed now. */
+static void print_gain(const struct figures *figures)
 {
-    const struct sl_codec_gain *gain = &result->gain;
-    uint64_t raw_bytes = sl_store_expert_count(shape) * sl_packed_expert_bytes(shape);
+    const struct sl_codec_gain *gain = &figures->result.gain;
+    uint64_t raw_bytes = figures->raw_bytes, saved_bytes = figures->result.saved_bytes;
     char raw[SL_SIZE_TEXT_BYTES], stored[SL_SIZE_TEXT_BYTES];
 
     printf("compressed: experts take %s instead of %s, %.3f of it",
-           sl_size_format(raw_bytes - result->saved_bytes, stored), sl_size_format(raw_bytes, raw),
-           ratio(raw_bytes - result->saved_bytes, raw_bytes));
+           sl_size_format(raw_bytes - saved_bytes, stored), sl_size_format(raw_bytes, raw),
+           ratio(raw_bytes - saved_bytes, raw_bytes));
     if (gain->scales_bytes > 0)
         printf("; scales %.3f, codes %.3f", ratio(gain->scales_stored_bytes, gain->scales_bytes),
                ratio(gain->codes_stored_bytes, gain->codes_bytes));
     putchar('\n');
 }
 
-static void print_result(const struct sl_pack_source *source, const char *folder,
-                         const struct sl_pack_result *result, uint64_t elapsed_ns)
+static void print_figures(const struct arguments *arguments, const struct figures *figures)
 {
-    const uint64_t n_experts = sl_store_expert_count(sl_expert_store_shape(source->experts));
-    const uint64_t n_left = source->store
-                                ? 0
-                                : sl_checkpoint_tensor_count(source->checkpoint) -
-                                      source->tensors.n_names - n_experts * 2 * SL_EXPERT_MATRICES;
+    const struct sl_pack_result *result = &figures->result;
     char total[SL_SIZE_TEXT_BYTES], written[SL_SIZE_TEXT_BYTES], freed[SL_SIZE_TEXT_BYTES];
-    double seconds = (double)elapsed_ns * 1e-9;
 
-    printf("packed %s: %llu experts, %u dense tensors", sl_size_format(result->total_bytes, total),
-           (unsigned long long)n_experts, source->tensors.n_names);
-    if (result->written_bytes == 0)
+    if (!figures->complete)
+        printf("stopped");
+    else
+        printf("packed %s: %llu experts, %llu dense tensors",
+               sl_size_format(result->total_bytes, total), (unsigned long long)figures->n_experts,
+               (unsigned long long)figures->n_tensors);
+    if (figures->complete && result->written_bytes == 0)
         printf("; all of it was there\n");
     else
         printf("; %s written in %.1f s, %.2f GB/s\n",
-               sl_size_format(result->written_bytes, written), seconds,
-               (double)result->written_bytes * 1e-9 / seconds);
-    if (result->compressed)
-        print_gain(sl_expert_store_shape(source->experts), result);
-    if (n_left > 0)
+               sl_size_format(result->written_bytes, written), figures->seconds,
+               (double)result->written_bytes * 1e-9 / figures->seconds);
+    if (figures->complete && result->compressed)
+        print_gain(figures);
+    if (figures->complete && figures->n_left_aside > 0)
         printf("left aside: %llu tensor%s that this engine does not use\n",
-               (unsigned long long)n_left, sl_plural(n_left));
+               (unsigned long long)figures->n_left_aside, sl_plural(figures->n_left_aside));
     if (result->freed_bytes > 0)
         printf("freed %s: %s is no checkpoint any more; what is left there is its small files and "
                "the headers of its shards\n",
-               sl_size_format(result->freed_bytes, freed), folder);
+               sl_size_format(result->freed_bytes, freed), arguments->checkpoint);
 }
+
+static void print_json(const struct arguments *arguments, const struct figures *figures)
+{
+    const struct sl_pack_result *result = &figures->result;
+    json_t *drives = json_array();
+    json_t *object;
+
+    for (uint32_t i = 0; i <= arguments->n_stripes && figures->drive_rates[i]; i++)
+        json_array_append_new(drives,
+                              json_pack("{s:s, s:I}", "folder",
+                                        i ? arguments->stripe_folders[i - 1] : arguments->store,
+                                        "bytes_per_second", (json_int_t)figures->drive_rates[i]));
+    object = json_pack(
+        "{s:s, s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:b, s:I, s:I, s:o}", "checkpoint",
+        arguments->checkpoint, "store", arguments->store, "complete", figures->complete, "bytes",
+        (json_int_t)result->total_bytes, "written_bytes", (json_int_t)result->written_bytes,
+        "seconds", figures->seconds, "experts", (json_int_t)figures->n_experts, "dense_tensors",
+        (json_int_t)figures->n_tensors, "tensors_left_aside", (json_int_t)figures->n_left_aside,
+        "freed_bytes", (json_int_t)result->freed_bytes, "compressed", result->compressed,
+        "expert_bytes_raw", (json_int_t)figures->raw_bytes, "expert_bytes",
+        (json_int_t)(figures->raw_bytes - result->saved_bytes), "drives", drives);
+    if (object)
+        json_dumpf(object, stdout, 0);
+    putchar('\n');
+    json_decref(object);
+}
+
+/* ---- the work ----------------------------------------------------------------------------------
+ */
 
 /* A catalog alone is no beginning: a pack may have been killed before it wrote into it. */
 static bool is_begun(const char *folder)
@@ -216,22 +244,35 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
     rc = sl_drives_check(folders, 1 + arguments->n_stripes, err);
     for (uint32_t i = 0; i <= arguments->n_stripes && rc == 0; i++) {
         rc = sl_drive_speed(folders[i], sl_io_threads_open, &weights[i], err);
-        if (rc == 0)
+        if (rc == 0 && !arguments->json)
             printf("%s reads %s/s\n", folders[i], sl_size_format(weights[i], text));
     }
     return rc;
 }
 
+static void count(const struct sl_pack_source *source, struct figures *figures)
+{
+    const struct sl_expert_shape *shape = sl_expert_store_shape(source->experts);
+
+    figures->n_experts = sl_store_expert_count(shape);
+    figures->n_tensors = source->tensors.n_names;
+    figures->raw_bytes = figures->n_experts * sl_packed_expert_bytes(shape);
+    if (!source->store)
+        figures->n_left_aside = sl_checkpoint_tensor_count(source->checkpoint) -
+                                figures->n_tensors - figures->n_experts * 2 * SL_EXPERT_MATRICES;
+}
+
+/* Prints the figures where the work was done, or stopped. */
 static int pack(const struct sl_pack_source *source, const struct arguments *arguments,
                 struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stderr, "packing", NULL);
+    struct sl_progress progress;
     uint32_t n_threads =
         arguments->n_threads ? arguments->n_threads : sl_place_threads(0).n_threads;
-    uint64_t weights[1 + SL_STRIPES_MAX];
+    struct figures figures = {0};
     struct sl_pack_options pack_options = {
         .stripe_folders = arguments->stripe_folders,
-        .weights = weights,
+        .weights = figures.drive_rates,
         .n_stripes = arguments->n_stripes,
         .consume = arguments->consume,
         .compress = arguments->compress,
@@ -246,25 +287,33 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
         .batch_bytes = arguments->batch_bytes,
         .on_progress = sl_progress_show,
         .progress_context = &progress,
-        .stop = &interrupted,
+        .stop = sl_interrupt_stop(),
     };
-    struct sl_pack_result result;
     uint64_t start_ns = sl_clock_ns();
     int rc;
 
     if (!arguments->n_threads && n_threads > THREADS_DEFAULT_MAX)
         n_threads = THREADS_DEFAULT_MAX;
-    rc = measure_drives(arguments, weights, err);
+    rc = measure_drives(arguments, figures.drive_rates, err);
     if (rc < 0)
         return rc;
     rc = sl_pool_create(&pack_options.pool, n_threads, err);
     if (rc < 0)
         return rc;
-    rc = sl_store_pack(&pack_options, &result, err);
+    progress = sl_progress_start(stderr, "packing", NULL);
+    sl_interrupt_defer();
+    rc = sl_store_pack(&pack_options, &figures.result, err);
     sl_pool_destroy(pack_options.pool);
     sl_progress_end(&progress);
-    if (rc == 0)
-        print_result(source, arguments->checkpoint, &result, sl_clock_ns() - start_ns);
+    if (rc < 0 && rc != -ECANCELED)
+        return rc;
+    count(source, &figures);
+    figures.complete = rc == 0;
+    figures.seconds = (double)(sl_clock_ns() - start_ns) * 1e-9;
+    if (arguments->json)
+        print_json(arguments, &figures);
+    else
+        print_figures(arguments, &figures);
     return rc;
 }
 
@@ -276,7 +325,6 @@ int sl_cmd_pack(int argc, char **argv)
     int rc;
 
     sl_command_parse(&parser, argc, argv, &arguments);
-    catch_interrupts();
     rc = sl_pack_source_open(&source, arguments.checkpoint, arguments.any_model_type, &err);
     if (rc == 0 && arguments.consume && source.store)
         rc = sl_err_set(&err, -SL_EFORMAT, "%s: a store; --consume takes a checkpoint",

@@ -8,12 +8,16 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/text/logprobs.h"
 #include "tools/command_line.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
 #include "tools/json_lines.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
+#include "tools/version.h"
 
 struct command {
     struct sl_engine_options options;
@@ -21,6 +25,7 @@ struct command {
     const char *jsonl; /* --jsonl: many */
     uint32_t window_tokens;
     unsigned prompt_flags; /* enum sl_prompt_flag */
+    bool json;
 
     struct sl_config config;
     struct sl_prompt_maker prompts;
@@ -35,11 +40,12 @@ struct command {
 
     struct sl_text_progress progress;
     uint64_t n_scored;
-    uint64_t text_bytes;
+    uint64_t text_bytes; /* of the tokens scored */
     double nats;
+    double seconds;
 };
 
-enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_WINDOW };
+enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_WINDOW, OPTION_JSON };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -61,6 +67,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_NO_BOS:
         command->prompt_flags |= SL_PROMPT_NO_BOS;
         return 0;
+    case OPTION_JSON:
+        command->json = true;
+        return 0;
     case OPTION_WINDOW:
         command->window_tokens = sl_parse_count(state, "--window", value, 1u << 24);
         if (command->window_tokens < 2)
@@ -73,18 +82,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     default:
         return ARGP_ERR_UNKNOWN;
     }
-}
-
-/* -log p(next) of one row. */
-static double surprise(const float *logits, uint32_t n, int32_t next)
-{
-    double top = (double)logits[0], sum = 0;
-
-    for (uint32_t i = 1; i < n; i++)
-        top = (double)logits[i] > top ? (double)logits[i] : top;
-    for (uint32_t i = 0; i < n; i++)
-        sum += exp((double)logits[i] - top);
-    return top + log(sum) - (double)logits[next];
 }
 
 /* A control token stands for none of the text. */
@@ -102,13 +99,19 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
 
     for (uint32_t i = 0; i < n_rows; i++) {
         const uint32_t next = command->n_given + rows[i].token_index + 1;
+        uint32_t id;
 
         if (next >= command->n_piece)
-            return;
-        command->nats += surprise(rows[i].logits, command->config.vocab_size, command->piece[next]);
-        command->text_bytes += text_bytes(command, (uint32_t)command->piece[next]);
+            break;
+        id = (uint32_t)command->piece[next];
+        command->nats +=
+            sl_log_sum_exp(rows[i].logits, command->config.vocab_size) - (double)rows[i].logits[id];
+        command->text_bytes += text_bytes(command, id);
         command->n_scored++;
     }
+    if (command->n_scored > 0)
+        snprintf(command->progress.progress.note, SL_PROGRESS_NOTE_BYTES, "%.4f nats/token",
+                 command->nats / (double)command->n_scored);
 }
 
 /* Whether each piece gets a begin-of-sentence token. */
@@ -217,6 +220,7 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
         .n_spans = 1,
         .on_logits = on_logits,
         .on_logits_context = command,
+        .stop = sl_interrupt_stop(),
         .on_route = sl_text_progress_route,
         .on_route_context = &command->progress,
     };
@@ -244,11 +248,40 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
     return rc < 0 ? rc : (int64_t)n;
 }
 
+static void print_figures(const struct command *command)
+{
+    const double n = (double)command->n_scored;
+
+    printf("tokens          %llu%s\n", (unsigned long long)command->n_scored,
+           sl_interrupted() ? " (interrupted)" : "");
+    printf("bytes           %llu\n", (unsigned long long)command->text_bytes);
+    printf("nats per token  %.6f\n", command->nats / n);
+    printf("perplexity      %.4f\n", exp(command->nats / n));
+    printf("bits per byte   %.6f\n", command->nats / log(2.0) / (double)command->text_bytes);
+    printf("seconds         %.2f (%.1f tokens/s)\n", command->seconds, n / command->seconds);
+}
+
+static void print_json(const struct command *command)
+{
+    const double n = (double)command->n_scored;
+    json_t *object = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:b}", "version", sl_version, "model",
+        command->options.model, "documents", (json_int_t)command->ends.n, "tokens",
+        (json_int_t)command->n_scored, "bytes", (json_int_t)command->text_bytes, "nats_per_token",
+        command->nats / n, "perplexity", exp(command->nats / n), "bits_per_byte",
+        command->nats / log(2.0) / (double)command->text_bytes, "seconds", command->seconds,
+        "tokens_per_second", n / command->seconds, "interrupted", sl_interrupted());
+
+    if (object)
+        json_dumpf(object, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(object);
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     struct sl_text_progress *text = &command->progress;
     uint32_t at = 0;
-    double seconds;
     int64_t took = 0;
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"), command->ids.n,
@@ -259,18 +292,18 @@ static int run(struct command *command, struct sl_err *err)
             at += took > 0 ? (uint32_t)took : 0;
         }
     sl_progress_end(&text->progress);
-    if (took < 0)
+    if (took < 0 && took != -ECANCELED)
         return (int)took;
     if (command->n_scored == 0)
-        return sl_err_set(err, -SL_EFORMAT, "no token of the text has another before it");
-    seconds = (double)(sl_clock_ns() - text->progress.start_ns) / 1e9;
-    printf("tokens          %llu\n", (unsigned long long)command->n_scored);
-    printf("bytes           %llu\n", (unsigned long long)command->text_bytes);
-    printf("nats per token  %.6f\n", command->nats / (double)command->n_scored);
-    printf("perplexity      %.4f\n", exp(command->nats / (double)command->n_scored));
-    printf("bits per byte   %.6f\n", command->nats / log(2.0) / (double)command->text_bytes);
-    printf("seconds         %.2f (%.1f tokens/s)\n", seconds, (double)command->n_scored / seconds);
-    return 0;
+        return took < 0
+                   ? (int)took
+                   : sl_err_set(err, -SL_EFORMAT, "no token of the text has another before it");
+    command->seconds = (double)(sl_clock_ns() - text->progress.start_ns) / 1e9;
+    if (command->json)
+        print_json(command);
+    else
+        print_figures(command);
+    return took < 0 ? (int)took : 0;
 }
 
 int sl_cmd_perplexity(int argc, char **argv)
@@ -278,11 +311,13 @@ int sl_cmd_perplexity(int argc, char **argv)
     static const struct argp_option options[] = {
         {"file", 'f', "FILE", 0, "the text, as one document; - is standard input", 0},
         {"jsonl", OPTION_JSONL, "FILE", 0,
-         "many documents: one JSON string, or object with a \"text\", a line", 0},
+         "many documents: one JSON string, or object with a \"text\", a line; - is standard input",
+         0},
         {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
         {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
         {"window", OPTION_WINDOW, "TOKENS", 0,
          "cut documents into pieces of so many tokens, each scored by itself", 0},
+        {"json", OPTION_JSON, NULL, 0, "print the figures as a JSON object", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
                                                  {0}};

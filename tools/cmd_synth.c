@@ -17,6 +17,7 @@
 #include "core/base/size.h"
 #include "tools/command_line.h"
 #include "tools/config_file.h"
+#include "tools/interrupt.h"
 #include "tools/progress.h"
 #include "tools/synth_plan.h"
 #include "tools/synth_tokenizer.h"
@@ -213,15 +214,15 @@ struct checkpoint {
 static int write_checkpoint(const struct checkpoint *checkpoint, const char *part,
                             const char *folder, struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stdout, folder, NULL);
+    struct sl_progress progress = sl_progress_start(stderr, "writing", NULL);
     const struct sl_synth_plan *plan = checkpoint->plan;
     char size[SL_SIZE_TEXT_BYTES];
     double seconds;
     int rc;
 
     /* A thread or two more than processors: some write while the others make. */
-    rc = sl_synth_write(plan, &checkpoint->tables, part, sl_cpu_count() + 1, sl_progress_show,
-                        &progress, err);
+    rc = sl_synth_write(plan, &checkpoint->tables, part, sl_cpu_count() + 1, sl_interrupt_stop(),
+                        sl_progress_show, &progress, err);
     sl_progress_end(&progress);
     if (rc < 0 || (rc = write_text(part, "model.safetensors.index.json", plan->index, err)) < 0 ||
         (rc = write_text(part, "tokenizer.json", checkpoint->tokenizer_text, err)) < 0 ||
@@ -265,6 +266,7 @@ static int synth(const struct arguments *arguments, struct sl_err *err)
         rc = sl_err_set(err, -ENOMEM, "out of memory");
         goto out;
     }
+    sl_interrupt_defer(); /* from here on there is something to remove */
     if (mkdir(part, 0777) < 0) {
         rc = sl_err_set(err, -errno, "%s: cannot create: %s", part, sl_strerror(errno));
         goto out;

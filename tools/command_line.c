@@ -37,8 +37,7 @@ int sl_command_status(int rc, const struct sl_err *err)
 {
     if (rc >= 0)
         return 0;
-    fprintf(stderr, "sluice: %s\n",
-            rc == -ECANCELED && sl_interrupted() ? "interrupted" : err->message);
+    fprintf(stderr, "sluice: %s%s\n", sl_interrupted() ? "interrupted: " : "", err->message);
     return 1;
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/base/size.h"
 #include "tools/command_line.h"
+#include "tools/interrupt.h"
 #include "tools/progress.h"
 #include "tools/watch.h"
 #include "core/kernels/dispatch.h"
@@ -217,6 +218,21 @@ int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options
         sl_memory_plan_print(&plan, stderr);
     if (rc == 0 && sl_engine_note(*ret_engine)[0])
         fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
+    if (rc == 0)
+        sl_interrupt_defer();
+    return rc;
+}
+
+int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
+                        struct sl_err *err)
+{
+    const struct sl_expert_store *store = sl_engine_experts(engine);
+    const char **paths = sl_expert_store_file_paths(store);
+    int rc = paths ? 0 : sl_err_set(err, -ENOMEM, "list of files: out of memory");
+
+    for (uint32_t i = 0; rc == 0 && i < sl_expert_store_file_count(store); i++)
+        rc = sl_output_keep_off(out, paths[i], err);
+    free(paths);
     return rc;
 }
 

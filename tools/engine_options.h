@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "daemon/engine.h"
+#include "tools/output_file.h"
 
 /* Its input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets to the
  * defaults. MODEL is taken as the only positional argument, and must be there. */
@@ -28,9 +29,15 @@ sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted);
 struct sl_placement sl_place_threads(uint32_t n_threads);
 
 /* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
- * not fit; what went wrong is left to the caller, in `err`. */
+ * not fit; what went wrong is left to the caller, in `err`. From then on Ctrl-C stops the engine's
+ * steps (tools/interrupt.h), which end with -ECANCELED. */
 int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_err *err);
+
+/* Refuses, as sl_output_keep_off() does, an output that would replace a file with experts: a store
+ * may have some outside its folder. */
+int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
+                        struct sl_err *err);
 
 /* Two lines about the machine's part in the figures: where the threads ran, and the share of huge
  * pages in each area of memory. */

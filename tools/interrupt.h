@@ -1,9 +1,9 @@
-/* Ctrl-C and its like (SIGINT, SIGTERM, SIGHUP), the same way in every command that has something
- * to say or to clean up; other commands leave the signals alone.
+/* Ctrl-C and its like (SIGINT, SIGTERM, SIGHUP), the same way in every command.
  *
- * After sl_interrupt_catch() a signal ends the program at once, but leaves no unfinished output
- * file behind (tools/output_file.h). After sl_interrupt_defer() the first signal only asks the work
- * to stop, which then prints its figures, and the second ends the program at once. In the end
+ * After sl_interrupt_catch(), which main() calls, a signal ends the program at once, but leaves no
+ * unfinished output file behind (tools/output_file.h). After sl_interrupt_defer(), for commands
+ * whose work looks at sl_interrupt_stop(), the first signal only asks the work to stop, and the
+ * command then prints its figures; the second ends the program at once. In the end
  * sl_interrupt_finish() lets the program die of the signal, as a shell, make or a job scheduler
  * expects. A signal that is ignored, as under nohup(1), stays ignored.
  *

@@ -120,9 +120,8 @@ static int open_part(struct sl_output_file *out)
 }
 
 /* Returns a descriptor, or -errno. */
-static int open_target(struct sl_output_file *out)
+static int open_target(struct sl_output_file *out, const char *name)
 {
-    const char *name = out->name;
     int number = standard_descriptor(name), fd;
     struct stat status;
 
@@ -160,10 +159,12 @@ int sl_output_open(struct sl_output_file *out, const char *name, struct sl_err *
 {
     const cookie_io_functions_t functions = {.write = write_all};
 
-    *out = (struct sl_output_file){.name = strcmp(name, "-") == 0 ? "standard output" : name};
-    if (strcmp(name, "-") == 0)
+    *out = (struct sl_output_file){.name = name};
+    if (strcmp(name, "-") == 0) {
         fflush(stdout); /* what is printed before comes first */
-    out->fd = open_target(out);
+        out->name = "standard output";
+    }
+    out->fd = open_target(out, name);
     if (out->fd >= 0)
         out->stream = fopencookie(out, "w", functions);
     if (!out->stream) {

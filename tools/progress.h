@@ -1,5 +1,5 @@
-/* Progress, rate and time left: one line redrawn on a terminal, a plain line every ten seconds
- * otherwise. */
+/* Progress, rate and time left: one line redrawn on a terminal, cut to its width; a plain line
+ * every ten seconds where the terminal knows no escapes, or where it is not one. */
 #ifndef SL_TOOLS_PROGRESS_H
 #define SL_TOOLS_PROGRESS_H
 
@@ -7,15 +7,23 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "tools/work_rate.h"
+
+#define SL_PROGRESS_NOTE_BYTES 48
+
 struct sl_progress {
     const char *what;
     const char *unit; /* "tokens"; NULL for bytes */
     FILE *out;
     uint64_t start_ns;
     uint64_t shown_ns;
-    bool terminal;
+    bool redrawn; /* rather than line after line */
+    struct sl_work_rate rate;
+    char note[SL_PROGRESS_NOTE_BYTES]; /* the caller's, at the end of the line */
 };
 
+/* `what` is ASCII, as is what the caller puts into `note`. Later tokens are taken to cost more, and
+ * other things not to. */
 struct sl_progress sl_progress_start(FILE *out, const char *what, const char *unit);
 
 /* An sl_progress_fn; `context` is the struct sl_progress. */

@@ -113,6 +113,7 @@ int main(int argc, char **argv)
     fill_standard_descriptors();
     on_exit(close_standard_output, NULL);
     sl_watch_start();
+    sl_interrupt_catch();
     argp_err_exit_status = 2; /* misuse, in every command */
     argp_program_version = sl_version_line;
     if (argc < 2) {

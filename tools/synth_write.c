@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,20 +177,20 @@ static void *run(void *context)
     return NULL;
 }
 
-/* Watches the threads and for signals until the last thread is done. */
-static void watch(struct writer *w, const sigset_t *signals, sl_progress_fn *progress,
+/* Watches the threads and `stop` until the last thread is done. */
+static void watch(struct writer *w, const atomic_bool *stop, sl_progress_fn *progress,
                   void *context)
 {
     const struct timespec poll = {.tv_nsec = POLL_NS};
     bool running = true;
 
     while (running) {
-        bool interrupted = sigtimedwait(signals, NULL, &poll) > 0;
         uint64_t done;
 
+        nanosleep(&poll, NULL);
         pthread_mutex_lock(&w->lock);
-        if (interrupted && w->rc == 0)
-            w->rc = sl_err_set(&w->err, -EINTR, "interrupted");
+        if (atomic_load(stop) && w->rc == 0)
+            w->rc = sl_err_set(&w->err, -ECANCELED, "stopped");
         running = w->n_running > 0;
         done = w->done_bytes;
         pthread_mutex_unlock(&w->lock);
@@ -200,12 +199,11 @@ static void watch(struct writer *w, const sigset_t *signals, sl_progress_fn *pro
 }
 
 int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_tables *tables,
-                   const char *folder, uint32_t n_threads, sl_progress_fn *progress, void *context,
-                   struct sl_err *err)
+                   const char *folder, uint32_t n_threads, const atomic_bool *stop,
+                   sl_progress_fn *progress, void *context, struct sl_err *err)
 {
     struct writer w = {.plan = plan, .tables = tables, .folder = folder};
     pthread_t threads[THREADS_MAX];
-    sigset_t signals, before;
     uint32_t n_started = 0;
 
     w.shards = calloc(plan->n_shards, sizeof(*w.shards));
@@ -214,10 +212,6 @@ int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_table
     for (uint32_t i = 0; i < plan->n_shards; i++)
         w.shards[i].fd = -1;
     pthread_mutex_init(&w.lock, NULL);
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGINT);
-    sigaddset(&signals, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &signals, &before); /* threads inherit it */
     w.n_running = n_threads < THREADS_MAX ? n_threads : THREADS_MAX;
     for (uint32_t n = w.n_running; n_started < n; n_started++) {
         int error = pthread_create(&threads[n_started], NULL, run, &w);
@@ -231,10 +225,9 @@ int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_table
             break;
         }
     }
-    watch(&w, &signals, progress, context);
+    watch(&w, stop, progress, context);
     for (uint32_t i = 0; i < n_started; i++)
         pthread_join(threads[i], NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     for (uint32_t i = 0; i < plan->n_shards; i++)
         if (w.shards[i].fd >= 0)
             close(w.shards[i].fd);

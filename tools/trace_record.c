@@ -8,7 +8,9 @@
 #include "core/text/tokenizer.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
 #include "tools/json_lines.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/prompt.h"
 #include "tools/trace_commands.h"
@@ -27,6 +29,7 @@ struct command {
     size_t n_documents;
     uint64_t n_tokens;
     struct sl_engine *engine;
+    struct sl_output_file output;
     struct sl_trace_writer *writer;
     struct sl_text_progress progress;
 };
@@ -148,8 +151,10 @@ static int run(struct command *command, struct sl_err *err)
 {
     struct sl_text_progress *text = &command->progress;
     struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
-    struct sl_step_request request = {
-        .n_spans = 1, .on_route = on_route, .on_route_context = command};
+    struct sl_step_request request = {.n_spans = 1,
+                                      .stop = sl_interrupt_stop(),
+                                      .on_route = on_route,
+                                      .on_route_context = command};
     int rc = 0;
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"),
@@ -167,7 +172,7 @@ static int run(struct command *command, struct sl_err *err)
             request.spans = &span;
             rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
             at += n;
-            text->n_done += n;
+            text->n_done += rc == 0 ? n : 0;
         }
     }
     sl_progress_end(&text->progress);
@@ -177,25 +182,37 @@ static int run(struct command *command, struct sl_err *err)
 static void print_figures(const struct command *command)
 {
     struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+    FILE *out = strcmp(command->out, "-") == 0 ? stderr : stdout;
 
-    printf("tokens     %llu\n", (unsigned long long)command->n_tokens);
-    printf("requests   %llu\n", (unsigned long long)c.n_requests);
-    printf("hits       %llu\n", (unsigned long long)c.n_hits);
-    printf("hinted     %llu\n", (unsigned long long)c.n_hinted_hits);
-    printf("loads      %llu\n", (unsigned long long)c.n_loads);
-    printf("evictions  %llu\n", (unsigned long long)c.n_evictions);
+    fprintf(out, "tokens     %llu\n", (unsigned long long)command->progress.n_done);
+    fprintf(out, "requests   %llu\n", (unsigned long long)c.n_requests);
+    fprintf(out, "hits       %llu\n", (unsigned long long)c.n_hits);
+    fprintf(out, "hinted     %llu\n", (unsigned long long)c.n_hinted_hits);
+    fprintf(out, "loads      %llu\n", (unsigned long long)c.n_loads);
+    fprintf(out, "evictions  %llu\n", (unsigned long long)c.n_evictions);
+}
+
+static int open_output(struct command *command, struct sl_err *err)
+{
+    const char *const inputs[] = {command->options.model, command->file, command->jsonl};
+    int rc = sl_output_open(&command->output, command->out, err);
+
+    for (uint32_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]) && rc == 0; i++)
+        if (inputs[i])
+            rc = sl_output_keep_off(&command->output, inputs[i], err);
+    return rc;
 }
 
 static int record(struct command *command, struct sl_err *err)
 {
     const struct sl_config *config = &command->config;
     struct sl_trace_shape shape;
-    int rc, closed;
+    int rc, finished;
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
         (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
                                    command->prompt_flags, err)) < 0 ||
-        (rc = read_text(command, err)) < 0)
+        (rc = read_text(command, err)) < 0 || (rc = open_output(command, err)) < 0)
         return rc;
     shape = (struct sl_trace_shape){
         .num_hidden_layers = config->num_hidden_layers,
@@ -206,12 +223,15 @@ static int record(struct command *command, struct sl_err *err)
         .moe_intermediate_size = config->moe_intermediate_size,
     };
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
-        (rc = sl_trace_writer_open(&command->writer, command->out, &shape, err)) < 0)
+        (rc = sl_keep_off_experts(&command->output, command->engine, err)) < 0 ||
+        (rc = sl_trace_writer_create(&command->writer, command->output.stream, &shape, err)) < 0)
         return rc;
     rc = run(command, err);
-    closed = sl_trace_writer_close(command->writer, rc < 0 ? NULL : err);
-    rc = rc < 0 ? rc : closed;
+    finished = sl_trace_writer_finish(command->writer, rc < 0 ? NULL : err);
+    rc = rc < 0 ? rc : finished;
     if (rc == 0)
+        rc = sl_output_commit(&command->output, err);
+    if (rc == 0 || rc == -ECANCELED)
         print_figures(command);
     return rc;
 }
@@ -225,7 +245,7 @@ int sl_trace_record(int argc, char **argv)
          "many documents: one JSON string, or object with a \"text\", a line", 0},
         {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
         {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
-        {"out", OPTION_OUT, "TRACE", 0, "the file to write", 0},
+        {"out", OPTION_OUT, "TRACE", 0, "the file to write; - is standard output", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
                                                  {0}};
@@ -243,6 +263,7 @@ int sl_trace_record(int argc, char **argv)
 
     sl_command_parse(&argp, argc, argv, &command);
     rc = record(&command, &err);
+    sl_output_discard(&command.output);
     sl_engine_close(command.engine);
     for (size_t i = 0; i < command.n_documents; i++)
         sl_prompt_fini(&command.documents[i]);
