@@ -44,34 +44,34 @@ struct sl_call_watch {
 
 enum { NO_OFFSET = -1, FILE_POSITION = -2 };
 
-/* Calls by descriptor have it as their first argument; the others have a path. Those with a size
- * have it as their third argument. */
+/* Calls by descriptor have it as their first argument; the others have a path, and those that open
+ * it have flags after that. Those with a size have it as their third argument. */
 static const struct kind {
     long number;
     int path_argument; /* -1: by descriptor */
-    bool sized;
+    bool sized, opens;
     int offset_argument;
     const char *what;
 } kinds[] = {
-    {__NR_read, -1, true, FILE_POSITION, "reading"},
-    {__NR_readv, -1, false, FILE_POSITION, "reading"},
-    {__NR_pread64, -1, true, 3, "reading"},
-    {__NR_preadv, -1, false, 3, "reading"},
-    {__NR_write, -1, true, FILE_POSITION, "writing"},
-    {__NR_writev, -1, false, FILE_POSITION, "writing"},
-    {__NR_pwrite64, -1, true, 3, "writing"},
-    {__NR_pwritev, -1, false, 3, "writing"},
-    {__NR_getdents64, -1, false, NO_OFFSET, "listing it"},
-    {__NR_fstat, -1, false, NO_OFFSET, "looking it up"},
-    {__NR_fadvise64, -1, false, NO_OFFSET, "reading ahead"},
-    {__NR_openat, 1, false, NO_OFFSET, "opening it"},
-    {__NR_newfstatat, 1, false, NO_OFFSET, "looking it up"},
-    {__NR_statx, 1, false, NO_OFFSET, "looking it up"},
-    {__NR_faccessat, 1, false, NO_OFFSET, "looking it up"},
+    {__NR_read, -1, true, false, FILE_POSITION, "reading"},
+    {__NR_readv, -1, false, false, FILE_POSITION, "reading"},
+    {__NR_pread64, -1, true, false, 3, "reading"},
+    {__NR_preadv, -1, false, false, 3, "reading"},
+    {__NR_write, -1, true, false, FILE_POSITION, "writing"},
+    {__NR_writev, -1, false, false, FILE_POSITION, "writing"},
+    {__NR_pwrite64, -1, true, false, 3, "writing"},
+    {__NR_pwritev, -1, false, false, 3, "writing"},
+    {__NR_getdents64, -1, false, false, NO_OFFSET, "listing it"},
+    {__NR_fstat, -1, false, false, NO_OFFSET, "looking it up"},
+    {__NR_fadvise64, -1, false, false, NO_OFFSET, "reading ahead"},
+    {__NR_openat, 1, false, true, NO_OFFSET, "opening it"},
+    {__NR_newfstatat, 1, false, false, NO_OFFSET, "looking it up"},
+    {__NR_statx, 1, false, false, NO_OFFSET, "looking it up"},
+    {__NR_faccessat, 1, false, false, NO_OFFSET, "looking it up"},
 #ifdef __NR_open /* not on newer architectures */
-    {__NR_open, 0, false, NO_OFFSET, "opening it"},
-    {__NR_stat, 0, false, NO_OFFSET, "looking it up"},
-    {__NR_access, 0, false, NO_OFFSET, "looking it up"},
+    {__NR_open, 0, false, true, NO_OFFSET, "opening it"},
+    {__NR_stat, 0, false, false, NO_OFFSET, "looking it up"},
+    {__NR_access, 0, false, false, NO_OFFSET, "looking it up"},
 #endif
 };
 
@@ -102,6 +102,8 @@ static bool may_be_stuck(const struct call *call)
         return false;
     if (kind->sized && call->arguments[2] == 0) /* how the kernel's own workers look */
         return false;
+    if (kind->opens) /* a pipe to write to waits for its reader; those to read from open at once */
+        return (call->arguments[kind->path_argument + 1] & O_ACCMODE) != O_WRONLY;
     return kind->path_argument >= 0 || is_of_drive((int)call->arguments[0], &status);
 }
 
