@@ -267,7 +267,7 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
     if (rc < 0)
         return rc;
     if (!e->io->direct)
-        add_note(e, "the file system has no direct I/O, so the page cache takes part");
+        add_note(e, "no direct I/O in blocks of 4 KiB here, so the page cache takes part");
     rc = choose_reader(e, err);
     return rc < 0 ? rc : sl_reader_create(&e->reader, e->io, &e->options.reader, err);
 }
