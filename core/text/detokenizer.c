@@ -18,11 +18,17 @@ struct sl_detokenizer {
     char *out;     /* at worst one U+FFFD for each byte of `in` */
 };
 
+size_t sl_detokenizer_text_bytes_max(const struct sl_tokenizer *tok)
+{
+    return (sl_tokenizer_token_bytes_max(tok) + HELD_BYTES_MAX) * REPLACEMENT_BYTES;
+}
+
 int sl_detokenizer_create(struct sl_detokenizer **ret_detok, const struct sl_tokenizer *tok,
                           bool show_special, struct sl_err *err)
 {
     size_t in_bytes = sl_tokenizer_token_bytes_max(tok) + HELD_BYTES_MAX;
-    struct sl_detokenizer *detok = malloc(sizeof(*detok) + in_bytes + in_bytes * REPLACEMENT_BYTES);
+    struct sl_detokenizer *detok =
+        malloc(sizeof(*detok) + in_bytes + sl_detokenizer_text_bytes_max(tok));
 
     if (!detok)
         return sl_err_set(err, -ENOMEM, "detokenizer: out of memory");

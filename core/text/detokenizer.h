@@ -24,6 +24,9 @@ int sl_detokenizer_create(struct sl_detokenizer **ret_detok, const struct sl_tok
                           bool show_special, struct sl_err *err);
 void sl_detokenizer_destroy(struct sl_detokenizer *detok); /* NULL is allowed */
 
+/* Bytes of text that one call of push() gives at most. */
+size_t sl_detokenizer_text_bytes_max(const struct sl_tokenizer *tok);
+
 /* Takes one id. Returns the text that is complete now, *ret_length bytes, often none; valid until
  * the next call. */
 const char *sl_detokenizer_push(struct sl_detokenizer *detok, uint32_t id, size_t *ret_length);
