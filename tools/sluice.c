@@ -56,6 +56,16 @@ static void fill_standard_descriptors(void)
         close(fd);
 }
 
+/* What is not shown at once is kept together until the end, or until a command flushes it, so that
+ * the reason is still known when it cannot be written. */
+static void set_buffer(void)
+{
+    static char buffer[1u << 18];
+
+    if (!isatty(STDOUT_FILENO))
+        setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
+}
+
 /* Whatever a command printed, help included, is written when it ends with success. */
 static void close_standard_output(int status, void *context)
 {
@@ -111,6 +121,7 @@ int main(int argc, char **argv)
     int status;
 
     fill_standard_descriptors();
+    set_buffer();
     on_exit(close_standard_output, NULL);
     sl_watch_start();
     sl_interrupt_catch();

@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# sluice generate: why a text ends, stop strings, log probabilities against the logits command, many
+# prompts in one go against one by one, and what --stats says. On the small trained model.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+prompt="The river rose in the"
+
+generate() { "$sluice" generate tests/small -p "$prompt" "$@" 2>"$scratch/stderr"; }
+ended() { grep -q "^text .*, $1\$" "$scratch/stderr"; }
+
+greedy=$(generate -n 60 --temp 0)
+check "-n is why it ended" ended 'stopped at -n 60'
+
+# A stop string from the middle of the text, which begins and ends inside tokens; and one that comes
+# later in vain.
+stops_before() {
+    local middle=${greedy:20:9} text
+
+    text=$(generate -n 60 --temp 0 --stop "never there" --stop "$middle" --stop "${greedy:35:20}")
+    [ "$text" = "${greedy%%"$middle"*}" ] && ended "stopped at --stop \"$middle\""
+}
+check "--stop ends the text before it" stops_before
+almost() { # what only looks like a stop string is there in the end
+    [ "$(generate -n 60 --temp 0 --stop "${greedy: -4}#")" = "$greedy" ]
+}
+check "nothing is lost to a stop string that does not come" almost
+context() {
+    [ "$(generate -n -1 --context 30 --temp 0 --json |
+        "$python" -c 'import json, sys
+o = json.loads(sys.stdin.read())
+print(o["stop"], o["prompt_tokens"] + o["tokens"])')" = "context 30" ] &&
+        ended 'stopped at --context 30'
+}
+check "-n -1 goes on to the end of the context" context
+
+# A model whose end-of-sentence token is one that it chooses soon.
+end_of_text() {
+    local id
+
+    id=$(generate -n 8 --temp 0 --logprobs | cut -f 2 | tail -n 1)
+    cp -r tests/small "$scratch/ends" &&
+        sed -i "s/\"eos_token_id\": *[0-9]*/\"eos_token_id\": $id/" "$scratch/ends/config.json" &&
+        "$sluice" generate "$scratch/ends" -p "$prompt" -n -1 --temp 0 --context 4000 \
+            >"$scratch/text" 2>"$scratch/stderr" && ended 'to the end of text' &&
+        [[ $greedy == "$(cat "$scratch/text")"* ]]
+}
+check "the model's end-of-sentence token ends it" end_of_text
+
+logprobs() {
+    generate -n 20 --seed 5 --logprobs=3 >"$scratch/lines" &&
+        generate -n 20 --seed 5 --json --logprobs=3 >"$scratch/object" &&
+        [ "$(generate -n 20 --seed 5 --json | "$python" -c '
+import json, sys
+print(json.loads(sys.stdin.read())["text"])')" = "$(generate -n 20 --seed 5)" ] &&
+        { "$sluice" tokenize tests/small -p "$prompt" | sed 's/^/0 /' && cut -f 2 "$scratch/lines"; } \
+            >"$scratch/ids" &&
+        "$sluice" logits tests/small --tokens "$scratch/ids" --out "$scratch/logits.npy" &&
+        "$python" - "$scratch" <<'PYTHON'
+import json, sys
+import numpy as np
+folder = sys.argv[1]
+lines = [line.rstrip("\n").split("\t") for line in open(folder + "/lines")]
+made = json.load(open(folder + "/object"))
+ids = [int(i) for i in open(folder + "/ids").read().split()]
+logits = np.load(folder + "/logits.npy").astype(np.float64)
+first = len(ids) - len(lines)
+assert len(lines) == 20 and made["tokens"] == 20 and first == made["prompt_tokens"]
+for i, (line, token) in enumerate(zip(lines, made["logprobs"])):
+    row = logits[first + i - 1]
+    logprob = row - row.max() - np.log(np.exp(row - row.max()).sum())
+    best = sorted(range(len(row)), key=lambda id: (-row[id], id))[:3]
+    assert token["id"] == ids[first + i] == int(line[1])
+    assert abs(token["logprob"] - logprob[token["id"]]) < 1e-9
+    assert [t["id"] for t in token["top"]] == best == [int(line[k]) for k in (4, 7, 10)]
+    for t, k in zip([token] + token["top"], (0, 3, 6, 9)):
+        assert abs(t["logprob"] - logprob[t["id"]]) < 1e-9
+        assert abs(t["logprob"] - float(line[k])) < 1e-5 and t["token"] == json.loads(line[k + 2])
+assert "".join(token["token"] for token in made["logprobs"]) == made["text"]
+PYTHON
+}
+check "log probabilities are those of the logits" logprobs
+
+many() {
+    printf '%s\n' '"The river rose"' '{"text": "Once upon a time", "id": 7}' \
+        '{"prompt": "The river rose"}' >"$scratch/prompts"
+    "$sluice" generate tests/small --jsonl "$scratch/prompts" -n 12 --seed 40 --stop 'e ' \
+        --stats "$scratch/stats" >"$scratch/out" 2>"$scratch/stderr" || return
+    for i in 0 1 2; do
+        "$sluice" generate tests/small -p "$([ "$i" = 1 ] && echo "Once upon a time" ||
+            echo "The river rose")" -n 12 --seed $((40 + i)) --stop 'e ' --json 2>/dev/null
+    done >"$scratch/want"
+    cmp "$scratch/want" "$scratch/out" && [ "$(wc -l <"$scratch/out")" = 3 ] &&
+        grep -q '^text .* in 3 texts' "$scratch/stderr"
+}
+check "--jsonl makes what one by one makes" many
+check "... in one go" grep -q '"texts": 3' "$scratch/stats"
+bad_line() {
+    printf '%s\n' '"The river rose"' '{"words": "a"}' >"$scratch/prompts"
+    ! "$sluice" generate tests/small --jsonl "$scratch/prompts" >"$scratch/out" \
+        2>"$scratch/stderr" && [ ! -s "$scratch/out" ] &&
+        grep -q 'prompts: line 2: expected a JSON string' "$scratch/stderr"
+}
+check "a bad line is told before anything is made" bad_line
+
+stats() {
+    generate -n 9 --seed 3 --temp 0.5 --stop '#' --stats "$scratch/stats" >/dev/null &&
+        "$python" - "$scratch/stats" "$(cat VERSION)" "$prompt" <<'PYTHON'
+import json, sys
+s = json.load(open(sys.argv[1]))
+assert s["version"] == sys.argv[2] and s["model"] == "tests/small" and s["seed"] == 3, s
+assert s["arguments"][:5] == ["tests/small", "-p", sys.argv[3], "-n", "9"], s
+assert s["options"]["temperature"] == 0.5 and s["options"]["stop"] == ["#"], s
+assert s["interrupted"] is False and s["stop"] == "length" and s["texts"] == 1, s
+rate = (s["new_tokens"] - 1) / s["decode_seconds"]
+assert abs(s["decode_tokens_per_second"] / rate - 1) < 1e-9, s
+rate = s["prompt_tokens"] / s["prefill_seconds"]
+assert abs(s["prefill_tokens_per_second"] / rate - 1) < 1e-9, s
+PYTHON
+}
+check "--stats says what was run, and how fast" stats
+
+interrupted() { # the text so far, and a stop for the reason
+    for _ in {1..9000}; do printf 'the river rose in the night. '; done >"$scratch/text"
+    timeout 60 "$python" tests/on_terminal.py --signal SIGINT --when 'prompt: ' "$sluice" generate \
+        tests/small -f "$scratch/text" --json --segment 16 --stats "$scratch/stats" \
+        >"$scratch/seen" &&
+        "$python" - "$scratch/seen" "$scratch/stats" <<'PYTHON'
+import json, sys
+seen, stats = (json.load(open(path)) for path in sys.argv[1:])
+assert seen["status"] == -2 and ", interrupted" in seen["terminal"], seen
+assert json.loads(seen["stdout"])["stop"] == "interrupted", seen
+assert stats["interrupted"] is True and stats["stop"] == "interrupted", stats
+PYTHON
+}
+check "Ctrl-C leaves the figures in --stats too" interrupted
+
+misuse() { # pattern arguments...
+    local pattern=$1
+
+    shift
+    "$sluice" generate tests/small "$@" >/dev/null 2>"$scratch/stderr"
+    [ "$?" = 2 ] && grep -q -e "$pattern" "$scratch/stderr"
+}
+check "-n 0 is misuse" misuse '-n takes a whole number' -p a -n 0
+check "-n -2 is misuse" misuse '-n takes a whole number' -p a -n -2
+check "--stop '' is misuse" misuse '--stop: a stop string is empty' -p a --stop ''
+check "--logprobs=21 is misuse" misuse '--logprobs takes a whole number from 1 to 20' -p a \
+    --logprobs=21
+check "two sources are misuse" misuse 'or many with --jsonl' -p a --jsonl b
+tap_end
