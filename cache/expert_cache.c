@@ -17,7 +17,7 @@ struct sl_expert_cache {
     struct sl_arena arena;
     uint32_t num_experts_per_tok, n_slots_min;
     uint64_t n_preloads;
-    bool attached; /* what the loader reads into */
+    bool staging_attached;
 };
 
 uint32_t sl_expert_cache_inflight_default(uint32_t num_experts_per_tok)
@@ -44,8 +44,8 @@ uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint
 static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
                   const struct sl_policy_ops *policy)
 {
-    cache->lending.slab = sl_arena_take_aligned(arena, cache->lending.table.n_slots_max,
-                                                cache->lending.slot_bytes, 4096);
+    sl_slab_carve(&cache->lending.slab, arena, cache->lending.slot_bytes,
+                  cache->lending.table.n_slots_max);
     sl_expert_loader_carve(&cache->lending.loader, arena);
     sl_slot_table_carve(&cache->lending.table, arena, policy);
     sl_lending_carve(&cache->lending, arena);
@@ -109,11 +109,16 @@ static void set_hold_max(struct sl_expert_cache *cache)
                                          : cache->num_experts_per_tok;
 }
 
-static void attach(struct sl_expert_cache *cache)
+/* Names what will be read to. Slots are held as they are filled, and the first one now: it shows
+ * whether the limit of locked memory allows any. */
+static void attach(struct sl_expert_cache *cache, struct sl_reader *reader, struct sl_pool *pool)
 {
-    cache->attached =
-        sl_expert_loader_attach(&cache->lending.loader, cache->lending.slab,
-                                cache->lending.table.n_slots * cache->lending.slot_bytes) == 0;
+    struct sl_lending *lending = &cache->lending;
+    const bool staged = lending->loader.staging_bytes > 0;
+
+    sl_slab_start(&lending->slab, &lending->shape, pool, staged ? NULL : reader);
+    sl_slab_fill(&lending->slab, 0);
+    cache->staging_attached = staged && sl_expert_loader_attach(&lending->loader) == 0;
 }
 
 int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
@@ -155,14 +160,12 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     if (rc < 0)
         goto fail;
     carve(cache, &cache->arena, policy);
-    sl_expert_slab_place(&cache->lending.shape, pool, cache->lending.slab,
-                         cache->lending.table.n_slots_max);
     sl_arena_lock(&cache->arena);
     sl_slot_table_start(&cache->lending.table, cache->lending.table.n_slots_max,
                         options->inflight_max);
     sl_lending_start(&cache->lending);
     set_hold_max(cache);
-    attach(cache);
+    attach(cache, reader, pool);
     sl_pool_set_between(pool, sl_lending_progress_between, &cache->lending);
     *ret_cache = cache;
     return 0;
@@ -182,17 +185,17 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     while (sl_expert_loader_reap(&cache->lending.loader, true, &end))
         ;
     /* A drive that has not let go may still write to the memory, which is left to it then. */
-    if (sl_expert_loader_attach(&cache->lending.loader, NULL, 0) != -EBUSY)
+    if (sl_reader_attach(cache->lending.loader.reader, NULL, 0, 0) != -EBUSY)
         sl_arena_fini(&cache->arena);
     free(cache);
 }
 
 static void move_tiles(void *context, uint32_t from, uint32_t to)
 {
-    const struct sl_expert_cache *cache = context;
+    struct sl_slab *slab = &((struct sl_expert_cache *)context)->lending.slab;
 
-    memcpy(cache->lending.slab + to * cache->lending.slot_bytes,
-           cache->lending.slab + from * cache->lending.slot_bytes, cache->lending.slot_bytes);
+    sl_slab_fill(slab, to);
+    memcpy(sl_slab_slot(slab, to), sl_slab_slot(slab, from), slab->slot_bytes);
 }
 
 /* Waits until nothing is loading. */
@@ -232,20 +235,8 @@ int sl_expert_cache_resize(struct sl_expert_cache *cache, uint64_t slab_bytes, s
     if (rc < 0)
         return rc;
     sl_slot_table_resize(&cache->lending.table, n_slots, move_tiles, cache);
-    /* Attached pages are those that reads land in, also when others have taken their place. */
-    sl_expert_loader_attach(&cache->lending.loader, NULL, 0);
-    if (n_slots < n_before) {
-        sl_arena_give_back(&cache->arena, cache->lending.slab + n_slots * cache->lending.slot_bytes,
-                           (n_before - n_slots) * cache->lending.slot_bytes);
-    } else if (n_slots > n_before) {
-        sl_expert_slab_place(&cache->lending.shape, cache->lending.loader.pool,
-                             cache->lending.slab + n_before * cache->lending.slot_bytes,
-                             n_slots - n_before);
-        sl_arena_take_back(&cache->arena,
-                           cache->lending.slab + n_before * cache->lending.slot_bytes,
-                           (n_slots - n_before) * cache->lending.slot_bytes);
-    }
-    attach(cache);
+    if (n_slots < n_before)
+        sl_slab_empty(&cache->lending.slab, n_slots);
     set_hold_max(cache);
     return 0;
 }
@@ -331,7 +322,7 @@ struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache)
 
 bool sl_expert_cache_is_attached(const struct sl_expert_cache *cache)
 {
-    return cache->attached;
+    return cache->staging_attached || (cache->lending.slab.reader && cache->lending.slab.held);
 }
 
 const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache)

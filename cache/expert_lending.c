@@ -15,12 +15,29 @@ static struct sl_lending *lending_of(struct sl_expert_source *source)
     return (struct sl_lending *)(void *)source;
 }
 
+/* Sees to the slot's memory, which takes a job of the pool where that is new. Returns whether it
+ * did; then the drives are to have something to do meanwhile, and while the next one is seen to. */
+static bool fill_slot(struct sl_lending *lending, uint32_t slot_index)
+{
+    struct sl_pool *pool = lending->loader.pool;
+    const bool was_progressing = lending->progressing;
+    enum sl_phase phase = sl_pool_phase(pool, SL_PHASE_REPACK);
+    bool filled;
+
+    lending->progressing = true; /* the slot is taken, and nothing is loaded into it yet */
+    filled = sl_slab_fill(&lending->slab, slot_index);
+    lending->progressing = was_progressing;
+    sl_pool_phase(pool, phase);
+    return filled;
+}
+
 bool sl_lending_begin_load(struct sl_lending *lending, struct sl_expert_key key,
                            enum sl_load_kind kind)
 {
     struct sl_policy *policy = lending->table.policy;
     struct sl_slot *slot;
     uint32_t index;
+    bool filled;
 
     if (sl_expert_loader_is_full(&lending->loader))
         return false;
@@ -36,8 +53,11 @@ bool sl_lending_begin_load(struct sl_lending *lending, struct sl_expert_key key,
         policy->ops->expect(policy, key);
     lending->demand.n_awaited += slot->demanded;
     index = sl_slot_index(&lending->table, slot);
-    sl_expert_loader_begin(&lending->loader, key, index,
-                           lending->slab + index * lending->slot_bytes, kind == SL_LOAD_DEMANDED);
+    filled = fill_slot(lending, index);
+    sl_expert_loader_begin(&lending->loader, key, index, sl_slab_slot(&lending->slab, index),
+                           kind == SL_LOAD_DEMANDED);
+    if (filled)
+        sl_reader_start(lending->loader.reader);
     return true;
 }
 
@@ -378,7 +398,7 @@ static void lend(struct sl_lending *lending, struct sl_slot *slot, struct sl_exp
     ret_loan->slot_index = index;
     ret_loan->partial = slot->state == SL_SLOT_LOADING;
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        ret_loan->w[matrix] = lending->slab + index * lending->slot_bytes +
+        ret_loan->w[matrix] = sl_slab_slot(&lending->slab, index) +
                               sl_expert_matrix_offset_bytes(&lending->shape, matrix);
 }
 

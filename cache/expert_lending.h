@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "cache/expert_load.h"
+#include "cache/slab.h"
 #include "cache/slot_table.h"
 #include "core/base/arena.h"
 #include "core/base/err.h"
@@ -39,7 +40,7 @@ struct sl_guess {
 struct sl_lending {
     struct sl_expert_source source; /* first */
     struct sl_expert_shape shape;
-    uint8_t *slab; /* slots * slot_bytes */
+    struct sl_slab slab;
     uint64_t slot_bytes;
     struct sl_slot_table table;
     struct sl_expert_loader loader;
@@ -64,7 +65,9 @@ void sl_lending_start(struct sl_lending *lending);
 
 enum sl_load_kind { SL_LOAD_DEMANDED, SL_LOAD_HINTED, SL_LOAD_GUESSED, SL_LOAD_AHEAD };
 
-/* Returns false if no staging buffer or no slot is free. */
+/* Returns false if no staging buffer or no slot is free. sl_reader_start() follows, sooner or
+ * later.
+ */
 bool sl_lending_begin_load(struct sl_lending *lending, struct sl_expert_key key,
                            enum sl_load_kind kind);
 

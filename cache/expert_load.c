@@ -31,16 +31,6 @@ struct landed {
     atomic_bool corrupt[SL_EXPERT_MATRICES];
 };
 
-void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
-                          uint32_t n_slots)
-{
-    for (int i = 0; i < SL_EXPERT_MATRICES; i++)
-        sl_pool_place(pool, slab + sl_expert_matrix_offset_bytes(shape, i),
-                      sl_r16_tile_count(sl_expert_matrix_rows(shape, i)),
-                      sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(shape, i)), n_slots,
-                      sl_packed_expert_bytes(shape));
-}
-
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store)
@@ -97,13 +87,14 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
     }
 }
 
-int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes)
+int sl_expert_loader_attach(struct sl_expert_loader *loader)
 {
-    if (slab_bytes > 0 && loader->staging_bytes > 0) {
-        slab = loader->staging;
-        slab_bytes = loader->inflight_max * loader->staging_bytes;
-    }
-    return sl_reader_attach(loader->reader, slab, slab_bytes);
+    int rc = sl_reader_attach(loader->reader, loader->staging,
+                              loader->inflight_max * loader->staging_bytes, loader->staging_bytes);
+
+    for (uint32_t i = 0; i < loader->inflight_max && rc == 0; i++)
+        rc = sl_reader_hold(loader->reader, i, true);
+    return rc;
 }
 
 /* Returns where an extent's first byte lands. The store widens its reads to whole blocks, and the

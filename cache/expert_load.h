@@ -73,10 +73,6 @@ struct sl_expert_load_end {
                           and cause */
 };
 
-/* For a slab of n_slots that nobody has touched yet: see sl_pool_place(). */
-void sl_expert_slab_place(const struct sl_expert_shape *shape, struct sl_pool *pool, uint8_t *slab,
-                          uint32_t n_slots);
-
 /* Of one load: enough for any expert, wherever its extents lie; 0 for a store in which none is
  * compressed. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store);
@@ -88,9 +84,9 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
                            enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
 
-/* Attaches the memory that reads will go to: the staging buffers, or where there are none the slab
- * of slab_bytes; 0 detaches. Nothing is in flight or held. See sl_reader_attach(). */
-int sl_expert_loader_attach(struct sl_expert_loader *loader, uint8_t *slab, uint64_t slab_bytes);
+/* Where there are staging buffers, names them to the reader as what it reads to, and has them held.
+ * Returns 0, or negative where that is not to be had: see sl_reader_attach(). */
+int sl_expert_loader_attach(struct sl_expert_loader *loader);
 
 static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)
 {

@@ -563,9 +563,12 @@ struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engin
 
 static void add_area(struct sl_engine_area *area, const char *name, const struct sl_arena *arena)
 {
+    const struct sl_arena_pages pages = sl_arena_pages(arena);
+
     area->name = name;
     area->size_bytes += arena->size_bytes;
-    area->huge_bytes += sl_arena_huge_bytes(arena);
+    area->resident_bytes += pages.resident_bytes;
+    area->huge_bytes += pages.huge_bytes;
 }
 
 void sl_engine_areas(const struct sl_engine *e, struct sl_engine_area ret_areas[SL_ENGINE_AREAS])

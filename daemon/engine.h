@@ -107,6 +107,7 @@ struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engin
 struct sl_engine_area {
     const char *name;
     uint64_t size_bytes;
+    uint64_t resident_bytes; /* has been used so far */
     uint64_t huge_bytes;
 };
 void sl_engine_areas(const struct sl_engine *engine,

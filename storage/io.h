@@ -36,6 +36,10 @@ struct sl_io_completion {
 
 #define SL_IO_FOREVER UINT64_MAX
 
+/* The kernel's limits. */
+#define SL_IO_PARTS_MAX (UINT32_C(1) << 14)
+#define SL_IO_PART_BYTES_MAX (UINT64_C(1) << 30)
+
 struct sl_io;
 
 struct sl_io_ops {
@@ -49,13 +53,19 @@ struct sl_io_ops {
     uint32_t (*reap)(struct sl_io *io, uint64_t wait_ns, struct sl_io_completion *completions,
                      uint32_t n_max);
 
-    /* Tells the system of memory that most reads will go to, so that it need not look it up for
-     * each. The pages are held from then on: until close(), or until this is called for other
-     * memory or for none (size_bytes 0) while no read is out, they must not be given back to the
-     * system (MADV_DONTNEED and the like), or reads would land in pages that nobody sees. On
-     * failure, which is -ENOMEM where the limit of locked memory is too low (ulimit -l),
-     * all works as before. NULL in back ends that have no use for it. */
-    int (*attach)(struct sl_io *io, void *base, uint64_t size_bytes);
+    /* Names memory that most reads will go to, in parts of part_bytes of which the last may be
+     * shorter, in place of what was named before; none if size_bytes is 0. At most
+     * SL_IO_PARTS_MAX parts of SL_IO_PART_BYTES_MAX. No page of it is touched. No read is out. On
+     * failure, such as by kernels before 5.19, all works as before. NULL in back ends that have no
+     * use for it; then hold() is, too. */
+    int (*attach)(struct sl_io *io, void *base, uint64_t size_bytes, uint64_t part_bytes);
+
+    /* Lets the system hold a part's pages, which spares it the lookup for each read that stays
+     * inside the part. Until they are let go of again, and no read to them is out, they must not be
+     * given back to it (MADV_DONTNEED and the like), or reads would land in pages that nobody sees.
+     * On failure, which is -ENOMEM where the limit of locked memory is too low (ulimit -l), all
+     * works as before. A part that is not held may be let go of. */
+    int (*hold)(struct sl_io *io, uint32_t part, bool hold);
 
     /* Never waits. Reads that have not been reaped by now are left to the drive for good, with what
      * the back end has for them: their dst must never be freed or used again. */

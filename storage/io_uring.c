@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/uio.h>
 
 #include "core/base/assert.h"
@@ -20,19 +21,16 @@
 #define REAP_BATCH 64u
 #define NS_PER_S UINT64_C(1000000000)
 
-/* The kernel's limits: of one registered buffer, and of their number. */
-#define BUFFER_BYTES (UINT64_C(1) << 30)
-#define BUFFERS_MAX (UINT64_C(1) << 14)
-
 struct uring {
     struct sl_io io;
     struct io_uring ring;
     uint32_t n_out; /* submitted and not reaped */
     bool has_ring;
     bool files_registered;
-    struct iovec *buffers; /* BUFFERS_MAX, for attach(); their memory is touched as it is used */
-    uintptr_t attached;    /* registered buffers: buffer i begins BUFFER_BYTES * i after this */
-    uint64_t attached_bytes;
+    uintptr_t
+        attached; /* part i, which is registered buffer i if held, begins part_bytes * i later */
+    uint64_t attached_bytes, part_bytes;
+    bool is_held[SL_IO_PARTS_MAX];
 };
 
 static struct uring *uring_of(struct sl_io *io)
@@ -53,9 +51,10 @@ static int buffer_index(const struct uring *uring, const struct sl_io_read *read
     uint64_t first = (uintptr_t)read->dst - uring->attached; /* huge if it lies before */
 
     if (first >= uring->attached_bytes || read->size_bytes > uring->attached_bytes - first ||
-        first / BUFFER_BYTES != (first + read->size_bytes - 1) / BUFFER_BYTES)
+        first / uring->part_bytes != (first + read->size_bytes - 1) / uring->part_bytes ||
+        !uring->is_held[first / uring->part_bytes])
         return -1;
-    return (int)(first / BUFFER_BYTES);
+    return (int)(first / uring->part_bytes);
 }
 
 static void prepare(const struct uring *uring, struct io_uring_sqe *sqe,
@@ -131,32 +130,52 @@ static uint32_t uring_reap(struct sl_io *io, uint64_t wait_ns, struct sl_io_comp
     return n;
 }
 
-static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes)
+static int uring_attach(struct sl_io *io, void *base, uint64_t size_bytes, uint64_t part_bytes)
 {
     struct uring *uring = uring_of(io);
-    uint64_t n = (size_bytes + BUFFER_BYTES - 1) / BUFFER_BYTES;
+    uint64_t n;
     int rc;
 
     sl_assert(uring->n_out == 0);
     if (uring->attached_bytes > 0)
         io_uring_unregister_buffers(&uring->ring);
     uring->attached_bytes = 0;
+    memset(uring->is_held, 0, sizeof(uring->is_held));
     if (size_bytes == 0)
         return 0;
-    if (n > BUFFERS_MAX)
-        return -E2BIG;
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t left_bytes = size_bytes - i * BUFFER_BYTES;
-
-        uring->buffers[i].iov_base = (uint8_t *)base + i * BUFFER_BYTES;
-        uring->buffers[i].iov_len = left_bytes < BUFFER_BYTES ? left_bytes : BUFFER_BYTES;
-    }
-    rc = io_uring_register_buffers(&uring->ring, uring->buffers, (unsigned)n);
+    n = (size_bytes + part_bytes - 1) / part_bytes;
+    sl_assert(n <= SL_IO_PARTS_MAX && part_bytes <= SL_IO_PART_BYTES_MAX);
+    rc = io_uring_register_buffers_sparse(&uring->ring, (unsigned)n);
     if (rc < 0)
         return rc;
     uring->attached = (uintptr_t)base;
     uring->attached_bytes = size_bytes;
+    uring->part_bytes = part_bytes;
     return 0;
+}
+
+static int uring_hold(struct sl_io *io, uint32_t part, bool hold)
+{
+    struct uring *uring = uring_of(io);
+    const uint64_t first = part * uring->part_bytes;
+    struct iovec buffer = {0};
+    const __u64 tag = 0;
+    int rc;
+
+    if (uring->attached_bytes == 0)
+        return -ENOSYS;
+    sl_assert(first < uring->attached_bytes);
+    if (!hold && !uring->is_held[part])
+        return 0;
+    if (hold) {
+        buffer.iov_base = (uint8_t *)uring->attached + first;
+        buffer.iov_len = uring->attached_bytes - first < uring->part_bytes
+                             ? uring->attached_bytes - first
+                             : uring->part_bytes;
+    }
+    rc = io_uring_register_buffers_update_tag(&uring->ring, part, &buffer, &tag, 1);
+    uring->is_held[part] = hold && rc >= 0;
+    return rc < 0 ? rc : 0;
 }
 
 static void uring_close(struct sl_io *io)
@@ -168,7 +187,6 @@ static void uring_close(struct sl_io *io)
     if (uring->has_ring)
         io_uring_queue_exit(&uring->ring);
     sl_io_files_close(io);
-    free(uring->buffers);
     free(uring);
 }
 
@@ -176,6 +194,7 @@ static const struct sl_io_ops uring_ops = {
     .submit = uring_submit,
     .reap = uring_reap,
     .attach = uring_attach,
+    .hold = uring_hold,
     .close = uring_close,
 };
 
@@ -246,11 +265,6 @@ int sl_io_uring_open(struct sl_io **ret_io, const char *const *paths, uint32_t n
     if (!uring)
         return sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
     uring->io.ops = &uring_ops;
-    uring->buffers = calloc(BUFFERS_MAX, sizeof(*uring->buffers));
-    if (!uring->buffers) {
-        rc = sl_err_set(err, -ENOMEM, "io_uring back end: out of memory");
-        goto fail;
-    }
     rc = sl_io_files_open(&uring->io, paths, n_files, depth, READS_MAX, err);
     if (rc < 0)
         goto fail;

@@ -422,13 +422,20 @@ bool sl_reader_drain(struct sl_reader *reader)
     return reader->n_out == 0;
 }
 
-int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes)
+int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes, uint64_t part_bytes)
 {
     struct sl_io *io = reader->io;
 
     if (!sl_reader_drain(reader))
         return -EBUSY;
-    return io->ops->attach ? io->ops->attach(io, base, size_bytes) : 0;
+    return io->ops->attach ? io->ops->attach(io, base, size_bytes, part_bytes) : 0;
+}
+
+int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold)
+{
+    struct sl_io *io = reader->io;
+
+    return io->ops->hold ? io->ops->hold(io, part, hold) : 0;
 }
 
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,

@@ -132,12 +132,12 @@ struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
  * closed. */
 bool sl_reader_drain(struct sl_reader *reader);
 
-/* Tells the back end of memory that most reads will go to, in place of what it was told before; of
- * none if size_bytes is 0. It then spares the kernel the lookup of that memory for each read: see
- * sl_io_ops.attach(), also for why such memory must not be given back to the system. Drains first:
- * -EBUSY says that a device still holds memory. Otherwise returns 0, or negative where that is not
- * to be had, and then all works as before. */
-int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes);
+/* Names memory that most reads will go to, and lets the system hold parts of it or let go of them:
+ * see sl_io_ops. attach() drains first: -EBUSY says that a device still holds memory. Otherwise
+ * both return 0, or negative where that is not to be had, and then all works as before. */
+int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes,
+                     uint64_t part_bytes);
+int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold);
 
 /* Fills `err` for a read that failed, with file, drive, offset and cause, and returns its rc:
  * -errno, -ETIMEDOUT for the deadline, or -SL_ECORRUPT when the file ends too early. Not for one

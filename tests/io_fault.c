@@ -261,17 +261,25 @@ static void fault_close(struct sl_io *io)
     free(fault);
 }
 
-static int fault_attach(struct sl_io *io, void *base, uint64_t size_bytes)
+static int fault_attach(struct sl_io *io, void *base, uint64_t size_bytes, uint64_t part_bytes)
 {
     struct sl_io *inner = ((struct fault *)(void *)io)->inner;
 
-    return inner->ops->attach ? inner->ops->attach(inner, base, size_bytes) : 0;
+    return inner->ops->attach ? inner->ops->attach(inner, base, size_bytes, part_bytes) : 0;
+}
+
+static int fault_hold(struct sl_io *io, uint32_t part, bool hold)
+{
+    struct sl_io *inner = ((struct fault *)(void *)io)->inner;
+
+    return inner->ops->hold ? inner->ops->hold(inner, part, hold) : 0;
 }
 
 static const struct sl_io_ops fault_ops = {
     .submit = fault_submit,
     .reap = fault_reap,
     .attach = fault_attach,
+    .hold = fault_hold,
     .close = fault_close,
 };
 

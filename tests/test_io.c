@@ -279,9 +279,17 @@ static void test_attached_memory(void **state)
         struct sl_io *io = open_backend(0, f->paths, N_FILES);
         struct sl_io_completion completion;
 
-        assert_int_equal(io->ops->attach(io, f->memory, READS_MAX * BLOCK), 0);
+        assert_int_equal(io->ops->attach(io, f->memory, READS_MAX * BLOCK, READS_MAX * BLOCK), 0);
+        assert_int_equal(io->ops->hold(io, 0, true), 0);
+        /* In parts of three blocks, which some reads reach out of; each second one is held, and
+         * one is let go of again. */
         assert_int_equal(
-            io->ops->attach(io, f->memory + parts[i].first * BLOCK, parts[i].n * BLOCK), 0);
+            io->ops->attach(io, f->memory + parts[i].first * BLOCK, parts[i].n * BLOCK, 3 * BLOCK),
+            0);
+        for (uint32_t k = 0; k < (parts[i].n + 2) / 3; k += 2)
+            assert_int_equal(io->ops->hold(io, k, true), 0);
+        if (parts[i].n > 0)
+            assert_int_equal(io->ops->hold(io, 0, false), 0);
         memset(f->memory, 0, READS_MAX * BLOCK);
         for (uint64_t k = 0; k < READS_MAX; k += 2) {
             struct sl_io_read read = {
@@ -312,7 +320,8 @@ static int child_without_locked_memory(struct fixture *f)
         return 77;
     if (sl_io_uring_open(&io, f->paths, 1, 4, &err) < 0)
         return err.code == -EACCES ? 77 : 1; /* another user's folder */
-    if (io->ops->attach(io, f->memory, size_bytes) != -ENOMEM)
+    if (io->ops->attach(io, f->memory, size_bytes, size_bytes) != 0 ||
+        io->ops->hold(io, 0, true) != -ENOMEM)
         return 2;
     io->ops->submit(io, &read, 1);
     if (io->ops->reap(io, SL_IO_FOREVER, &completion, 1) != 1 ||

@@ -673,7 +673,7 @@ static void test_drain(void **state)
     assert_true(rig.reads[0].late);
     time_ns = io_fault_clock_ns(rig.io);
     assert_false(sl_reader_drain(rig.reader));
-    assert_int_equal(sl_reader_attach(rig.reader, NULL, 0), -EBUSY);
+    assert_int_equal(sl_reader_attach(rig.reader, NULL, 0, 0), -EBUSY);
     assert_int_equal(io_fault_clock_ns(rig.io), time_ns); /* it did not wait */
     assert_int_equal(rig.reads[0].dst[0], 0x5a);
     io_fault_heal(rig.io);

@@ -284,7 +284,7 @@ static uint64_t huge(const char *text, uint64_t first, uint64_t end)
     uint64_t bytes;
 
     assert_non_null(smaps);
-    bytes = sl_smaps_huge_bytes(smaps, first, end);
+    bytes = sl_smaps_pages(smaps, first, end).huge_bytes;
     fclose(smaps);
     return bytes;
 }
@@ -315,10 +315,21 @@ static void test_arenas_know_their_huge_pages(void **state)
     struct sl_arena arena;
 
     (void)state;
-    assert_int_equal(sl_arena_map(&arena, UINT64_C(8) << 20, "test", NULL), 0);
-    assert_int_equal(sl_arena_huge_bytes(&arena), 0); /* not touched yet */
-    sl_arena_lock(&arena);
-    assert_in_range(sl_arena_huge_bytes(&arena), 0, UINT64_C(8) << 20);
+    /* What is reserved takes nothing before it is used, locked or not. */
+    assert_int_equal(sl_arena_reserve(&arena, UINT64_C(8) << 20, "test", NULL), 0);
+    assert_int_equal(sl_arena_pages(&arena).resident_bytes, 0);
+    arena.base[5 << 20] = 1;
+    assert_in_range(sl_arena_pages(&arena).resident_bytes, 4096, UINT64_C(2) << 20);
+    sl_arena_give_back(&arena, arena.base + (4 << 20), UINT64_C(2) << 20, true);
+    assert_int_equal(sl_arena_pages(&arena).resident_bytes, 0);
+    sl_arena_give_back(&arena, arena.base + (4 << 20), UINT64_C(2) << 20, false);
+    memset(arena.base + (4 << 20), 1, 2 << 20);
+    assert_int_equal(sl_arena_pages(&arena).resident_bytes, UINT64_C(2) << 20);
+    assert_int_equal(sl_arena_pages(&arena).huge_bytes, 0);
+    sl_arena_fini(&arena);
+    assert_int_equal(sl_arena_init(&arena, UINT64_C(8) << 20, "test", NULL), 0);
+    assert_int_equal(sl_arena_pages(&arena).resident_bytes, UINT64_C(8) << 20);
+    assert_in_range(sl_arena_pages(&arena).huge_bytes, 0, UINT64_C(8) << 20);
     sl_arena_fini(&arena);
 }
 

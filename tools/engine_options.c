@@ -248,7 +248,9 @@ void sl_print_resources(const struct sl_engine *engine, const struct sl_placemen
     sl_engine_areas(engine, areas);
     for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)
         fprintf(out, "%s %s %.0f %% of %s", i ? "," : ":", areas[i].name,
-                100 * (double)areas[i].huge_bytes / (double)areas[i].size_bytes,
-                sl_size_format(areas[i].size_bytes, text));
+                areas[i].resident_bytes
+                    ? 100 * (double)areas[i].huge_bytes / (double)areas[i].resident_bytes
+                    : 0,
+                sl_size_format(areas[i].resident_bytes, text));
     fputc('\n', out);
 }

@@ -16,7 +16,7 @@ double sl_huge_pages_share(void)
         sl_arena_map(&trial, SL_HUGE_TRIAL_BYTES, "trial of huge pages", NULL) < 0)
         return -1;
     memset(trial.base, 1, trial.size_bytes);
-    share = (double)sl_arena_huge_bytes(&trial) / (double)trial.size_bytes;
+    share = (double)sl_arena_pages(&trial).huge_bytes / (double)trial.size_bytes;
     sl_arena_fini(&trial);
     return share;
 }

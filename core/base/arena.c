@@ -6,6 +6,8 @@
 #include "core/base/assert.h"
 #include "core/base/size.h"
 
+#define SMALL_PAGE_BYTES UINT64_C(4096)
+
 void sl_arena_init_measure(struct sl_arena *arena)
 {
     *arena = (struct sl_arena){0};
@@ -14,7 +16,7 @@ void sl_arena_init_measure(struct sl_arena *arena)
 uint64_t sl_arena_mapped_bytes(uint64_t size_bytes)
 {
     return sl_round_up(size_bytes > 0 ? size_bytes : SL_CACHE_LINE_BYTES,
-                       size_bytes > SL_HUGE_PAGE_BYTES ? SL_HUGE_PAGE_BYTES : UINT64_C(4096));
+                       size_bytes > SL_HUGE_PAGE_BYTES ? SL_HUGE_PAGE_BYTES : SMALL_PAGE_BYTES);
 }
 
 int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
@@ -48,10 +50,11 @@ int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, 
 
 void sl_arena_lock(struct sl_arena *arena)
 {
-    arena->locked = mlock(arena->base, arena->size_bytes) == 0;
+    arena->locked = mlock2(arena->base, arena->size_bytes, MLOCK_ONFAULT) == 0;
 }
 
-int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
+int sl_arena_reserve(struct sl_arena *arena, uint64_t size_bytes, const char *what,
+                     struct sl_err *err)
 {
     int rc = sl_arena_map(arena, size_bytes, what, err);
 
@@ -60,18 +63,23 @@ int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
     return rc;
 }
 
-void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes)
+int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err)
+{
+    int rc = sl_arena_reserve(arena, size_bytes, what, err);
+
+    for (uint64_t at = 0; rc == 0 && at < arena->size_bytes; at += SMALL_PAGE_BYTES)
+        *(volatile uint8_t *)(arena->base + at) = 0;
+    return rc;
+}
+
+void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes, bool huge)
 {
     sl_assert(first >= arena->base && size_bytes <= arena->size_bytes);
     munlock(first, size_bytes); /* locked pages cannot be given back */
     madvise(first, size_bytes, MADV_DONTNEED);
-}
-
-void sl_arena_take_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes)
-{
-    sl_assert(first >= arena->base && size_bytes <= arena->size_bytes);
+    madvise(first, size_bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     if (arena->locked)
-        arena->locked = mlock(first, size_bytes) == 0;
+        mlock2(first, size_bytes, MLOCK_ONFAULT);
 }
 
 void sl_arena_fini(struct sl_arena *arena)
@@ -102,39 +110,43 @@ void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t ite
     return arena->base + start;
 }
 
-uint64_t sl_smaps_huge_bytes(FILE *smaps, uint64_t first, uint64_t end)
+struct sl_arena_pages sl_smaps_pages(FILE *smaps, uint64_t first, uint64_t end)
 {
     unsigned long long from = 0, to = 0, a, b, kilobytes;
-    uint64_t huge_bytes = 0;
+    struct sl_arena_pages pages = {0};
     char line[512];
 
     while (fgets(line, sizeof(line), smaps)) {
-        uint64_t overlap_first, overlap_end;
+        uint64_t *bytes = &pages.resident_bytes, overlap_first, overlap_end;
 
         if (sscanf(line, "%llx-%llx ", &a, &b) == 2) { /* the next mapping's first line */
             from = a;
             to = b;
         }
-        if (to <= from || sscanf(line, "AnonHugePages: %llu kB", &kilobytes) != 1)
+        if (to <= from)
+            continue;
+        if (sscanf(line, "AnonHugePages: %llu kB", &kilobytes) == 1)
+            bytes = &pages.huge_bytes;
+        else if (sscanf(line, "Rss: %llu kB", &kilobytes) != 1)
             continue;
         overlap_first = from > first ? from : first;
         overlap_end = to < end ? to : end;
         if (overlap_first < overlap_end)
-            huge_bytes += (uint64_t)((double)kilobytes * 1024 *
-                                     ((double)(overlap_end - overlap_first) / (double)(to - from)));
+            *bytes += (uint64_t)((double)kilobytes * 1024 *
+                                 ((double)(overlap_end - overlap_first) / (double)(to - from)));
     }
-    return huge_bytes;
+    return pages;
 }
 
-uint64_t sl_arena_huge_bytes(const struct sl_arena *arena)
+struct sl_arena_pages sl_arena_pages(const struct sl_arena *arena)
 {
     FILE *smaps = fopen("/proc/self/smaps", "re");
-    uint64_t huge_bytes = 0;
+    struct sl_arena_pages pages = {0};
 
     if (!smaps)
-        return 0;
-    huge_bytes = sl_smaps_huge_bytes(smaps, (uintptr_t)arena->base,
-                                     (uintptr_t)arena->base + arena->size_bytes);
+        return pages;
+    pages =
+        sl_smaps_pages(smaps, (uintptr_t)arena->base, (uintptr_t)arena->base + arena->size_bytes);
     fclose(smaps);
-    return huge_bytes;
+    return pages;
 }

@@ -34,18 +34,22 @@ uint64_t sl_arena_mapped_bytes(uint64_t size_bytes);
  * pages. Fails with -ENOMEM; `what` names the user in the message. */
 int sl_arena_map(struct sl_arena *arena, uint64_t size_bytes, const char *what, struct sl_err *err);
 
-/* Tries to lock all of it, which also brings in what nobody has touched. Not being allowed to is no
- * error: see `locked`. */
+/* Tries to lock all of it, pages that nobody has touched as soon as somebody does: what is reserved
+ * costs nothing before it is used. Not being allowed to is no error: see `locked`. */
 void sl_arena_lock(struct sl_arena *arena);
 
-/* Both, for memory whose place does not matter: see sl_pool_place(). */
+/* Both, for memory that is touched as it comes to be used. */
+int sl_arena_reserve(struct sl_arena *arena, uint64_t size_bytes, const char *what,
+                     struct sl_err *err);
+
+/* The same, and all of it is touched here and now. */
 int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
                   struct sl_err *err);
 
-/* Gives the memory of whole pages inside the arena back to the system, and takes it again: zeroed,
- * and locked if the arena is. What lies there belongs to the arena's user all the while. */
-void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes);
-void sl_arena_take_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes);
+/* Gives the memory of whole pages inside the arena back to the system. It can be used again at any
+ * time, and is zeroed then; what lies there belongs to the arena's user all the while. With `huge`
+ * it is to come in huge pages again, otherwise in small ones. */
+void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes, bool huge);
 
 /* Unmaps. A zeroed or measuring arena is allowed. */
 void sl_arena_fini(struct sl_arena *arena);
@@ -58,12 +62,16 @@ void *sl_arena_take(struct sl_arena *arena, uint64_t count, uint64_t item_bytes)
 void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t item_bytes,
                             uint64_t align_bytes);
 
-/* How much of the arena the system has put in huge pages; 0 if it does not tell. Takes a while on
- * large arenas: for figures at the end. */
-uint64_t sl_arena_huge_bytes(const struct sl_arena *arena);
+/* What of the arena has been touched, and what of that the system has put in huge pages. All 0 if
+ * it does not tell. Takes a while on large arenas: for figures at the end. */
+struct sl_arena_pages {
+    uint64_t resident_bytes;
+    uint64_t huge_bytes;
+};
+struct sl_arena_pages sl_arena_pages(const struct sl_arena *arena);
 
-/* The same of first <= address < end, from what /proc/PID/smaps says. Of a mapping that also holds
- * other memory its share is taken. */
-uint64_t sl_smaps_huge_bytes(FILE *smaps, uint64_t first, uint64_t end);
+/* The same of first <= address < end, from what /proc/PID/smaps says. A mapping that also holds
+ * other memory counts by its share. */
+struct sl_arena_pages sl_smaps_pages(FILE *smaps, uint64_t first, uint64_t end);
 
 #endif

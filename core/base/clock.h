@@ -7,4 +7,7 @@
 /* Nanoseconds since an arbitrary start; never goes back. */
 uint64_t sl_clock_ns(void);
 
+/* Processor time that the calling thread has taken. */
+uint64_t sl_clock_thread_ns(void);
+
 #endif

@@ -268,11 +268,13 @@ void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *con
 struct place {
     uint8_t *base;
     size_t item_bytes, n_copies, stride_bytes;
+    atomic_uint_fast64_t taken_ns; /* each thread adds its own */
 };
 
 static void touch(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct place *place = context;
+    struct place *place = context;
+    const uint64_t start_ns = sl_clock_thread_ns();
 
     (void)thread_index;
     for (size_t copy = 0; copy < place->n_copies; copy++) {
@@ -285,14 +287,17 @@ static void touch(void *context, size_t first, size_t end, uint32_t thread_index
             at += PAGE_BYTES - (uintptr_t)at % PAGE_BYTES;
         }
     }
+    atomic_fetch_add_explicit(&place->taken_ns, sl_clock_thread_ns() - start_ns,
+                              memory_order_relaxed);
 }
 
-void sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
-                   size_t n_copies, size_t stride_bytes)
+uint64_t sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                       size_t n_copies, size_t stride_bytes)
 {
-    struct place place = {base, item_bytes, n_copies, stride_bytes};
+    struct place place = {base, item_bytes, n_copies, stride_bytes, 0};
 
     sl_pool_run(pool, n_items, 1, touch, &place);
+    return atomic_load_explicit(&place.taken_ns, memory_order_relaxed);
 }
 
 enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)

@@ -47,9 +47,10 @@ void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *con
 
 /* For memory that nobody has touched yet: lets each thread touch its share of n_items items of
  * item_bytes, as sl_pool_run() cuts them with grain 1, so that it lies on that thread's node. The
- * same for n_copies - 1 further such runs of items, stride_bytes apart. */
-void sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
-                   size_t n_copies, size_t stride_bytes);
+ * same for n_copies - 1 further such runs of items, stride_bytes apart. Returns the processor time
+ * that took, of all threads together, in nanoseconds. */
+uint64_t sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                       size_t n_copies, size_t stride_bytes);
 
 /* ---- the account of time: core/base/phase.h -----------------------------------------------------
  * Kept by the thread that drives the pool; it alone calls these. */

@@ -65,11 +65,11 @@ int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_p
     if (!f)
         return sl_err_set(err, -ENOMEM, "forward pass: out of memory");
     f->params = *params;
-    rc = sl_arena_init(&f->arena,
-                       sl_forward_measure(config, params->compute->numerics, n_threads,
-                                          params->tokens_max, params->context_max,
-                                          params->spans_max),
-                       "activations", err);
+    rc = sl_arena_reserve(&f->arena,
+                          sl_forward_measure(config, params->compute->numerics, n_threads,
+                                             params->tokens_max, params->context_max,
+                                             params->spans_max),
+                          "activations", err);
     if (rc < 0) {
         free(f);
         return rc;

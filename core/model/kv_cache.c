@@ -85,8 +85,9 @@ int sl_kv_cache_init(struct sl_kv_cache *kv, const struct sl_config *config, uin
     int rc;
 
     *kv = (struct sl_kv_cache){.capacity_tokens = capacity_tokens, .n_layers = n_layers};
-    rc = sl_arena_init(&kv->arena, sl_kv_cache_measure(config, n_layers, capacity_tokens, numerics),
-                       "KV cache", err);
+    rc = sl_arena_reserve(&kv->arena,
+                          sl_kv_cache_measure(config, n_layers, capacity_tokens, numerics),
+                          "KV cache", err);
     if (rc < 0)
         return rc;
     carve(kv, &kv->arena, config, numerics);
