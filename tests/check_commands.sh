@@ -90,6 +90,37 @@ interrupted() {
 }
 check "Ctrl-C ends with the figures" interrupted
 
+packs_as_json() {
+    "$sluice" pack "$model" "$scratch/store" --json >"$scratch/packed" 2>/dev/null &&
+        "$sluice" pack "$model" "$scratch/store" --json >"$scratch/again" 2>/dev/null &&
+        "$python" - "$scratch" "$model" <<'PYTHON'
+import json, os, sys
+packed, again = (json.load(open(sys.argv[1] + name)) for name in ("/packed", "/again"))
+store = sys.argv[1] + "/store"
+size = sum(os.path.getsize(os.path.join(store, name)) for name in os.listdir(store)
+           if name.startswith(("dense", "experts")))
+assert packed["complete"] and packed["bytes"] == packed["written_bytes"] > 0, packed
+assert again["complete"] and again["written_bytes"] == 0, again
+assert packed["bytes"] == again["bytes"] == size and packed["drives"] == [], (packed, size)
+assert packed["checkpoint"] == sys.argv[2] and packed["experts"] >= 6 * 24, packed
+PYTHON
+}
+check "pack --json says what was packed" packs_as_json
+
+perplexity_is_json() {
+    printf 'It was a dark and stormy night' >"$scratch/text"
+    "$sluice" perplexity "$model" -f "$scratch/text" >"$scratch/figures" 2>/dev/null &&
+        "$sluice" perplexity "$model" -f "$scratch/text" --json 2>/dev/null | "$python" -c '
+import json, sys
+figures = dict(line.rstrip().rsplit(None, 1) for line in open(sys.argv[1]) if "sec" not in line)
+o = json.load(sys.stdin)
+for key, name in (("tokens", "tokens"), ("bytes", "bytes"), ("nats per token", "nats_per_token"),
+                  ("perplexity", "perplexity"), ("bits per byte", "bits_per_byte")):
+    assert abs(float(figures[key]) / o[name] - 1) < 1e-5, (figures, o)
+assert o["interrupted"] is False and o["documents"] == 1, o' "$scratch/figures"
+}
+check "perplexity --json has the same figures" perplexity_is_json
+
 perplexity_is_that_of_the_logits() {
     printf 'It was a dark and stormy night, and the rain fell in torrents.' >"$scratch/text"
     { echo 0; "$sluice" tokenize "$model" -f "$scratch/text"; } >"$scratch/ids"

@@ -133,7 +133,8 @@ struct figures {
     uint64_t n_left_aside; /* tensors of the checkpoint that no store has */
     uint64_t raw_bytes;    /* of the experts, if none is compressed */
     double seconds;
-    uint64_t drive_rates[1 + SL_STRIPES_MAX]; /* bytes a second; 0: not measured */
+    uint64_t
+        drive_rates[1 + SL_STRIPES_MAX]; /* bytes a second; all but the first 0: not measured */
 };
 
 static double ratio(uint64_t stored_bytes, uint64_t size_bytes)
@@ -191,7 +192,7 @@ static void print_json(const struct arguments *arguments, const struct figures *
     json_t *drives = json_array();
     json_t *object;
 
-    for (uint32_t i = 0; i <= arguments->n_stripes && figures->drive_rates[i]; i++)
+    for (uint32_t i = 0; figures->drive_rates[1] && i <= arguments->n_stripes; i++)
         json_array_append_new(drives,
                               json_pack("{s:s, s:I}", "folder",
                                         i ? arguments->stripe_folders[i - 1] : arguments->store,

@@ -16,6 +16,7 @@
 #include "storage/store_verify.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
+#include "tools/interrupt.h"
 #include "tools/json_lines.h"
 #include "tools/pack_source.h"
 #include "tools/progress.h"
@@ -78,7 +79,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!arguments->store)
-            argp_error(state, "which STORE?");
+            argp_error(state, "STORE is missing");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -131,6 +132,23 @@ static int repair(const struct sl_store *store, const char *folder, const struct
     return rc;
 }
 
+static void print_result(const struct arguments *arguments, const struct sl_verify_result *result,
+                         bool complete, double seconds)
+{
+    char text[SL_SIZE_TEXT_BYTES];
+
+    if (arguments->json)
+        sl_json_line_print(json_pack("{s:b, s:I, s:f, s:I, s:I}", "complete", complete,
+                                     "verified_bytes", (json_int_t)result->read_bytes, "seconds",
+                                     seconds, "parts", (json_int_t)result->n_items, "damaged_parts",
+                                     (json_int_t)result->n_bad));
+    else
+        printf("verified %s%s in %.1f s, %.2f GB/s: %llu of %llu parts damaged\n",
+               sl_size_format(result->read_bytes, text), complete ? "" : " before it was stopped,",
+               seconds, (double)result->read_bytes * 1e-9 / seconds,
+               (unsigned long long)result->n_bad, (unsigned long long)result->n_items);
+}
+
 /* What is damaged is in *damage then. */
 static int verify(const struct sl_store *store, const struct arguments *arguments,
                   struct damage *damage, struct sl_err *err)
@@ -142,29 +160,20 @@ static int verify(const struct sl_store *store, const struct arguments *argument
         .bad_context = damage,
         .on_progress = sl_progress_show,
         .progress_context = &progress,
+        .stop = sl_interrupt_stop(),
     };
     struct sl_verify_result result;
     uint64_t start_ns = sl_clock_ns();
-    int rc = sl_store_verify(store, &verify_options, &result, err);
-    char text[SL_SIZE_TEXT_BYTES];
-    double seconds = (double)(sl_clock_ns() - start_ns) * 1e-9;
+    int rc;
 
+    sl_interrupt_defer();
+    rc = sl_store_verify(store, &verify_options, &result, err);
     sl_progress_end(&progress);
     if (rc == 0 && damage->no_memory)
         rc = sl_err_set(err, -ENOMEM, "list of damage: out of memory");
-    if (rc < 0)
-        return rc;
-    if (arguments->json)
-        sl_json_line_print(json_pack("{s:I, s:f, s:I, s:I}", "verified_bytes",
-                                     (json_int_t)result.read_bytes, "seconds", seconds, "parts",
-                                     (json_int_t)result.n_items, "damaged_parts",
-                                     (json_int_t)result.n_bad));
-    else
-        printf("verified %s in %.1f s, %.2f GB/s: %llu of %llu parts damaged\n",
-               sl_size_format(result.read_bytes, text), seconds,
-               (double)result.read_bytes * 1e-9 / seconds, (unsigned long long)result.n_bad,
-               (unsigned long long)result.n_items);
-    return 0;
+    if (rc == 0 || rc == -ECANCELED)
+        print_result(arguments, &result, rc == 0, (double)(sl_clock_ns() - start_ns) * 1e-9);
+    return rc;
 }
 
 static int no_store(const char *folder, struct sl_err *err)
