@@ -1,37 +1,34 @@
-/* The catalog of a store: a small LMDB database of text keys and sealed values.
+/* The catalog of a store as sluice pack writes it: a small LMDB database of text keys and values,
+ * each with a checksum of key and bytes behind it.
  *
- * It knows nothing of what its values mean (storage/store_format.h does). What it adds to LMDB: a
- * value comes back only as it was put, since each is sealed with a checksum of key and bytes; a
- * file that was cut or is no catalog is refused with one line; several processes may read while one
- * writes. LMDB's pages themselves carry no checksums.
+ * LMDB is used for writing alone, and on a new file alone: what a file that is there says is read
+ * by storage/catalog_read.h and put into a new one, which then takes the old one's place. So LMDB
+ * never meets a file that was damaged or made by a stranger, and needs no lock file: there is one
+ * writer, who holds the store's lock, and there are no readers.
  *
- * All access is between begin and commit or abort. One thread makes all calls, and a process has a
- * catalog open once at a time. */
+ * All access is between begin and commit or abort. One thread makes all calls. */
 #ifndef SL_STORAGE_CATALOG_H
 #define SL_STORAGE_CATALOG_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
-
-#define SL_CATALOG_FOLDER "catalog" /* below the store's */
-#define SL_CATALOG_FILE "data.mdb"  /* in it */
-#define SL_CATALOG_KEY_BYTES_MAX 320u
+#include "storage/catalog_entries.h"
+#include "storage/checksum.h"
 
 struct sl_catalog;
 
-/* Opens the catalog of the store in `store_folder`. A writable one is created where there is none;
- * its folder must be there. Fails with -errno, -ENOMEM or -SL_ECORRUPT, naming the folder. */
-int sl_catalog_open(struct sl_catalog **ret_catalog, const char *store_folder, bool writable,
-                    struct sl_err *err);
+/* Makes a new database in place of any file at `path`; commits of it go to that file, also under
+ * another name. It has the entries already, which may be NULL for none, but not yet committed: the
+ * first transaction has begun. Fails with -errno or -ENOMEM, naming the path. */
+int sl_catalog_create(struct sl_catalog **ret_catalog, const char *path,
+                      const struct sl_catalog_entries *entries, struct sl_err *err);
 
 /* NULL is allowed. What was not committed is gone. */
 void sl_catalog_close(struct sl_catalog *catalog);
 
-/* What is read in between is one state, whatever others commit meanwhile; a writable catalog keeps
- * other writers waiting. */
+/* Begin fails with -SL_ECORRUPT if somebody else has cut the file. */
 int sl_catalog_begin(struct sl_catalog *catalog, struct sl_err *err);
 void sl_catalog_abort(struct sl_catalog *catalog);
 
@@ -42,19 +39,15 @@ int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err);
 int sl_catalog_put(struct sl_catalog *catalog, const char *key, const void *value,
                    size_t size_bytes, struct sl_err *err);
 
-/* Returns 1 with a value that is valid until the next put, commit or abort; 0 if there is none.
- * Fails with -SL_ECORRUPT, naming the key. */
-int sl_catalog_get(struct sl_catalog *catalog, const char *key, const uint8_t **ret_value,
-                   size_t *ret_size_bytes, struct sl_err *err);
+/* Of the file that commits go to. */
+int sl_catalog_fd(const struct sl_catalog *catalog);
 
-/* Calls fn for every key that starts with `prefix`, in the order of the keys' bytes; ends early
- * when fn fails, and returns what it did. */
-typedef int sl_catalog_fn(void *context, const char *key, const uint8_t *value, size_t size_bytes,
-                          struct sl_err *err);
-int sl_catalog_each(struct sl_catalog *catalog, const char *prefix, sl_catalog_fn *fn,
-                    void *context, struct sl_err *err);
-
-/* For messages: the database's folder. */
-const char *sl_catalog_path(const struct sl_catalog *catalog);
+/* Of an entry: it lies, as so many bytes, behind its value. */
+#define SL_CATALOG_CHECKSUM_BYTES 8u
+static inline uint64_t sl_catalog_checksum(const void *key, size_t key_bytes, const void *value,
+                                           size_t size_bytes)
+{
+    return sl_checksum_seeded(value, size_bytes, sl_checksum(key, key_bytes));
+}
 
 #endif

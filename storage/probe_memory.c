@@ -1,11 +1,14 @@
 #include "storage/probe_memory.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-#include "storage/catalog.h"
+#include "storage/advice.h"
 #include "storage/checksum.h"
 #include "storage/drive.h"
 #include "storage/store_format.h"
+
+#define FILE_NAME "probe"
 
 static int sum_drives(const struct sl_io *io, uint64_t *ret_checksum, struct sl_err *err)
 {
@@ -30,20 +33,17 @@ bool sl_probe_recall(const char *store_folder, const struct sl_io *io,
                      struct sl_io_probe *ret_probe)
 {
     struct sl_store_probe found;
-    struct sl_catalog *catalog;
     uint64_t drives_checksum;
-    const uint8_t *value;
+    uint8_t *value;
     size_t size_bytes;
     bool is_known;
 
     if (sum_drives(io, &drives_checksum, NULL) < 0 ||
-        sl_catalog_open(&catalog, store_folder, false, NULL) < 0)
+        sl_advice_read(store_folder, FILE_NAME, &value, &size_bytes, NULL) < 1)
         return false;
-    is_known = sl_catalog_begin(catalog, NULL) == 0 &&
-               sl_catalog_get(catalog, SL_STORE_KEY_PROBE, &value, &size_bytes, NULL) == 1 &&
-               sl_store_probe_decode(&found, value, size_bytes) &&
+    is_known = sl_store_probe_decode(&found, value, size_bytes) &&
                found.drives_checksum == drives_checksum;
-    sl_catalog_close(catalog);
+    free(value);
     if (is_known)
         *ret_probe = (struct sl_io_probe){.piece_bytes = found.piece_bytes,
                                           .depth = found.depth,
@@ -58,16 +58,9 @@ int sl_probe_remember(const char *store_folder, const struct sl_io *io,
                                    .piece_bytes = probe->piece_bytes,
                                    .depth = probe->depth};
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
-    struct sl_catalog *catalog;
-    int rc;
+    int rc = sum_drives(io, &entry.drives_checksum, err);
 
-    if ((rc = sum_drives(io, &entry.drives_checksum, err)) < 0 ||
-        (rc = sl_catalog_open(&catalog, store_folder, true, err)) < 0)
-        return rc;
-    if ((rc = sl_catalog_begin(catalog, err)) == 0 &&
-        (rc = sl_catalog_put(catalog, SL_STORE_KEY_PROBE, value,
-                             sl_store_probe_encode(&entry, value), err)) == 0)
-        rc = sl_catalog_commit(catalog, err);
-    sl_catalog_close(catalog);
-    return rc;
+    return rc < 0 ? rc
+                  : sl_advice_write(store_folder, FILE_NAME, value,
+                                    sl_store_probe_encode(&entry, value), err);
 }

@@ -15,7 +15,7 @@ int sl_record_files_open(int fds[SL_STORE_FILES_MAX], const char *const *paths, 
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
         fds[i] = -1;
     for (uint32_t i = 1; i < n_files; i++) {
-        fds[i] = sl_file_open(paths[i], err);
+        fds[i] = sl_file_open_nofollow(paths[i], err);
         if (fds[i] < 0)
             return fds[i];
     }

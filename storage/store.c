@@ -11,8 +11,11 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
-#include "storage/catalog.h"
+#include "core/base/size.h"
+#include "storage/catalog_entries.h"
 #include "storage/checksum.h"
+#include "storage/plain_file.h"
+#include "storage/store_copies.h"
 
 /* How far ahead of the loader the system is told to read: see read_ahead(). */
 #define AHEAD_BYTES (UINT64_C(64) << 20)
@@ -55,31 +58,38 @@ static int bad_entry(const struct sl_store *store, const char *key, struct sl_er
                       store->folder, key);
 }
 
-bool sl_store_is(const char *folder)
+static bool has(const char *folder, const char *name)
 {
-    char *path;
-    bool found;
+    char *path = sl_store_path(folder, name);
+    struct stat status;
+    bool found = path && lstat(path, &status) == 0;
 
-    if (asprintf(&path, "%s/%s/%s", folder, SL_CATALOG_FOLDER, SL_CATALOG_FILE) < 0)
-        return false;
-    found = access(path, F_OK) == 0;
     free(path);
     return found;
+}
+
+bool sl_store_is(const char *folder)
+{
+    return has(folder, SL_STORE_SEALED_FILE) || has(folder, SL_STORE_CATALOG_FILE) ||
+           has(folder, SL_STORE_VERSION_1_FILE);
 }
 
 /* ---- reading the catalog ----------------------------------------------------------------------
  */
 
-static int read_model(struct sl_store *store, struct sl_catalog *catalog, enum sl_store_use use,
-                      struct sl_err *err)
+static int not_complete(const char *folder, struct sl_err *err)
+{
+    return sl_err_set(err, -SL_EFORMAT,
+                      "%s: the store is not complete: run sluice pack again to go on", folder);
+}
+
+static int read_model(struct sl_store *store, const struct sl_catalog_entries *catalog,
+                      enum sl_store_use use, struct sl_err *err)
 {
     const uint8_t *value;
     size_t size;
-    int rc = sl_catalog_get(catalog, SL_STORE_KEY_MODEL, &value, &size, err);
 
-    if (rc < 0)
-        return rc;
-    if (rc == 0)
+    if (!sl_catalog_entries_get(catalog, SL_STORE_KEY_MODEL, &value, &size))
         return sl_err_set(err, -SL_EFORMAT, "%s: the catalog is not of a packed model",
                           store->folder);
     if (!sl_store_model_decode(&store->model, value, size))
@@ -88,17 +98,13 @@ static int read_model(struct sl_store *store, struct sl_catalog *catalog, enum s
         return sl_err_set(err, -SL_EUNSUPPORTED,
                           "%s: the store has format version %u; this sluice knows version %u",
                           store->folder, store->model.format_version, SL_STORE_VERSION);
-    rc = sl_catalog_get(catalog, SL_STORE_KEY_STATE, &value, &size, err);
-    if (rc < 0)
-        return rc;
-    if (rc == 0 || !sl_store_state_decode(&store->state, value, size) ||
+    if (!sl_catalog_entries_get(catalog, SL_STORE_KEY_STATE, &value, &size) ||
+        !sl_store_state_decode(&store->state, value, size) ||
         store->state.n_tensors_done > store->model.n_tensors ||
         store->state.n_experts_done > sl_store_expert_count(&store->model.shape))
         return bad_entry(store, SL_STORE_KEY_STATE, err);
     if (!store->state.complete && use != SL_STORE_RESUME)
-        return sl_err_set(err, -SL_EFORMAT,
-                          "%s: the store is not complete: run sluice pack again to go on",
-                          store->folder);
+        return not_complete(store->folder, err);
     if (store->state.complete &&
         (store->state.n_tensors_done != store->model.n_tensors ||
          store->state.n_experts_done != sl_store_expert_count(&store->model.shape)))
@@ -164,13 +170,14 @@ static int take_expert(void *context, const char *key, const uint8_t *value, siz
     return 0;
 }
 
-static int read_entries(struct sl_store *store, struct sl_catalog *catalog, const char *prefix,
-                        sl_catalog_fn *take, uint32_t n_expected, struct sl_err *err)
+static int read_entries(struct sl_store *store, const struct sl_catalog_entries *catalog,
+                        const char *prefix, sl_catalog_entry_fn *take, uint32_t n_expected,
+                        struct sl_err *err)
 {
     int rc;
 
     store->n_read = 0;
-    rc = sl_catalog_each(catalog, prefix, take, store, err);
+    rc = sl_catalog_entries_each(catalog, prefix, take, store, err);
     if (rc == 0 && store->n_read != n_expected)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the catalog has %u entries \"%s...\", expected %u", store->folder,
@@ -178,20 +185,47 @@ static int read_entries(struct sl_store *store, struct sl_catalog *catalog, cons
     return rc;
 }
 
-static int read_files(struct sl_store *store, struct sl_catalog *catalog, struct sl_err *err)
+/* The sealed copy, or what a pack under way has written. */
+static int open_catalog(struct sl_catalog_entries *catalog, const char *folder,
+                        enum sl_store_use use, struct sl_err *err)
+{
+    struct sl_err why = {0};
+    int rc;
+
+    if (!has(folder, SL_STORE_SEALED_FILE) && !has(folder, SL_STORE_CATALOG_FILE) &&
+        has(folder, SL_STORE_VERSION_1_FILE))
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: the store has format version 1; this sluice knows version %u: pack "
+                          "the checkpoint again",
+                          folder, SL_STORE_VERSION);
+    if (use != SL_STORE_RESUME && !has(folder, SL_STORE_SEALED_FILE) &&
+        has(folder, SL_STORE_CATALOG_FILE))
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: the store is not complete: run sluice pack again to go on; or if "
+                          "%s was lost: sluice verify --repair-catalog",
+                          folder, SL_STORE_SEALED_FILE);
+    rc = use == SL_STORE_RESUME ? sl_store_catalog_read(catalog, folder, &why)
+                                : sl_store_sealed_read(catalog, folder, &why);
+    return rc < 0 ? sl_err_set(err, rc, "%s%s", why.message,
+                               rc == -SL_ECORRUPT || rc == -ENOENT
+                                   ? "; sluice verify --repair-catalog can mend it from a copy"
+                                   : "")
+                  : 0;
+}
+
+static int read_files(struct sl_store *store, const struct sl_catalog_entries *catalog,
+                      struct sl_err *err)
 {
     for (uint32_t i = 0; i < store->model.n_files; i++) {
         char key[SL_STORE_KEY_BYTES];
         const char *path = store->files[i].path;
         const uint8_t *value;
         size_t size;
-        int rc;
 
         sl_store_file_key(key, i);
-        rc = sl_catalog_get(catalog, key, &value, &size, err);
-        if (rc < 0)
-            return rc;
-        if (rc == 0 || !sl_store_file_decode(&store->files[i], value, size))
+        if (!sl_catalog_entries_get(catalog, key, &value, &size) ||
+            !sl_store_file_decode(&store->files[i], value, size) ||
+            !sl_store_file_is_sound(&store->files[i], i))
             return bad_entry(store, key, err);
         if (asprintf(&store->paths[i], "%s%s%s", path[0] == '/' ? "" : store->folder,
                      path[0] == '/' ? "" : "/", path) < 0) {
@@ -202,15 +236,16 @@ static int read_files(struct sl_store *store, struct sl_catalog *catalog, struct
     return 0;
 }
 
-static int read_catalog(struct sl_store *store, struct sl_catalog *catalog, enum sl_store_use use,
-                        struct sl_err *err)
+static int read_catalog(struct sl_store *store, const struct sl_catalog_entries *catalog,
+                        enum sl_store_use use, struct sl_err *err)
 {
     const struct sl_store_state *state = &store->state;
     int rc;
 
     if ((rc = read_model(store, catalog, use, err)) < 0 ||
         (rc = read_files(store, catalog, err)) < 0 ||
-        (rc = sl_catalog_each(catalog, SL_STORE_PREFIX_CARRIED, take_carried, store, err)) < 0)
+        (rc = sl_catalog_entries_each(catalog, SL_STORE_PREFIX_CARRIED, take_carried, store, err)) <
+            0)
         return rc;
     /* + 1: there may be none yet. */
     store->tensors = calloc(state->n_tensors_done + 1, sizeof(*store->tensors));
@@ -228,26 +263,74 @@ static int read_catalog(struct sl_store *store, struct sl_catalog *catalog, enum
 /* ---- against the files ------------------------------------------------------------------------
  */
 
-/* A file need not be there as long as nothing is said to lie in it. */
-static int stat_files(struct sl_store *store, enum sl_store_use use, struct sl_err *err)
+/* Of a file that is outside the store's folder. */
+static int explain_elsewhere(const struct sl_store *store, uint32_t i, int code, struct sl_err *err)
 {
-    for (uint32_t i = 0; i < store->model.n_files; i++) {
-        struct stat status;
+    return sl_err_set(
+        err, code,
+        "%s: cannot open: %s; if it was moved: sluice verify STORE --stripe DIR; if it "
+        "is lost: sluice verify STORE --repair SOURCE --stripe NEWDIR",
+        store->paths[i], sl_strerror(code));
+}
 
-        if (stat(store->paths[i], &status) < 0) {
-            bool elsewhere = store->files[i].path[0] == '/';
+/* A file need not be there as long as nothing is said to lie in it. */
+static int look_at_file(struct sl_store *store, uint32_t i, enum sl_store_use use,
+                        struct sl_err *err)
+{
+    struct stat status;
+    int rc = sl_plain_file_check(store->paths[i], err);
 
-            if (store->state.complete && !(elsewhere && use == SL_STORE_MOVED))
-                return sl_err_set(
-                    err, -errno, "%s: cannot open: %s%s", store->paths[i], sl_strerror(errno),
-                    elsewhere ? "; if it was moved: sluice verify STORE --stripe DIR" : "");
-        } else if (!S_ISREG(status.st_mode)) {
-            return sl_err_set(err, -SL_EFORMAT, "%s: not a regular file", store->paths[i]);
-        } else {
-            store->file_bytes[i] = (uint64_t)status.st_size;
+    if (rc == 0 && stat(store->paths[i], &status) == 0) {
+        store->file_bytes[i] = (uint64_t)status.st_size;
+        return 0;
+    }
+    if (rc == -ELOOP || rc == -SL_EFORMAT)
+        return rc;
+    if (!store->state.complete || use == SL_STORE_MOVED)
+        return 0;
+    return i >= 2 ? explain_elsewhere(store, i, rc, err) : rc;
+}
+
+static int look_at_files(struct sl_store *store, enum sl_store_use use, struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; i < store->model.n_files && rc == 0; i++)
+        rc = look_at_file(store, i, use, err);
+    for (uint32_t i = 0; i < store->n_carried && rc == 0; i++) {
+        char *path = sl_store_path(store->folder, store->carried[i].name);
+
+        if (!path)
+            return no_memory(store, err);
+        rc = sl_plain_file_check(path, err);
+        free(path);
+        if (rc != -ELOOP && rc != -SL_EFORMAT)
+            rc = 0; /* who needs it will tell that it is not there */
+    }
+    return rc;
+}
+
+uint64_t sl_store_file_end_bytes(const struct sl_store *store, uint32_t file_index)
+{
+    uint64_t end_bytes = 0;
+
+    for (uint32_t i = 0; file_index == 0 && i < store->state.n_tensors_done; i++) {
+        const struct sl_extent *extent = &store->tensors[i].extent;
+        uint64_t bytes =
+            extent->offset_bytes + sl_round_up(extent->size_bytes, SL_STORE_BLOCK_BYTES);
+
+        end_bytes = bytes > end_bytes ? bytes : end_bytes;
+    }
+    for (uint32_t i = 0; file_index > 0 && i < store->state.n_experts_done; i++) {
+        for (uint32_t k = 0; k < store->experts[i].n_parts; k++) {
+            const struct sl_extent *part = &store->experts[i].parts[k];
+            uint64_t bytes = part->offset_bytes + part->size_bytes;
+
+            if (part->file_index == file_index && bytes > end_bytes)
+                end_bytes = bytes;
         }
     }
-    return 0;
+    return end_bytes;
 }
 
 static int check_extent(const struct sl_store *store, const struct sl_extent *extent,
@@ -418,9 +501,13 @@ static const struct sl_weight_source_ops source_ops = {
 
 static int open_dense(struct sl_store *store, struct sl_err *err)
 {
-    store->dense_fd = sl_file_open(store->paths[0], err);
-    if (store->dense_fd < 0 && (store->dense_fd != -ENOENT || store->state.complete))
-        return store->dense_fd;
+    struct stat status;
+
+    if (lstat(store->paths[0], &status) == 0) { /* else a file that is missing was let pass */
+        store->dense_fd = sl_file_open_nofollow(store->paths[0], err);
+        if (store->dense_fd < 0)
+            return store->dense_fd;
+    }
     store->stream = sl_checksum_stream_create();
     return store->stream ? 0 : no_memory(store, err);
 }
@@ -429,7 +516,7 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
                   struct sl_err *err)
 {
     struct sl_store *store = calloc(1, sizeof(*store));
-    struct sl_catalog *catalog = NULL;
+    struct sl_catalog_entries catalog = {0};
     int rc;
 
     if (!store)
@@ -442,17 +529,16 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
         rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
         goto out;
     }
-    if ((rc = sl_catalog_open(&catalog, folder, false, err)) < 0 ||
-        (rc = sl_catalog_begin(catalog, err)) < 0 ||
-        (rc = read_catalog(store, catalog, use, err)) < 0 ||
-        (rc = stat_files(store, use, err)) < 0 ||
+    if ((rc = open_catalog(&catalog, folder, use, err)) < 0 ||
+        (rc = read_catalog(store, &catalog, use, err)) < 0 ||
+        (rc = look_at_files(store, use, err)) < 0 ||
         (use < SL_STORE_MEND && (rc = check_extents(store, err)) < 0) ||
         (rc = sort_names(store, err)) < 0 || (rc = open_dense(store, err)) < 0)
         goto out;
     *ret_store = store;
     store = NULL; /* now the caller's */
 out:
-    sl_catalog_close(catalog);
+    sl_catalog_entries_fini(&catalog);
     sl_store_close(store);
     return rc;
 }

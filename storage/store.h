@@ -4,11 +4,11 @@
  *     STORE/dense.bin                     dense tensors in the order in which they are loaded
  *     STORE/experts-1.bin                 a record for each expert; or parts of it, with those on
  *                                         other drives in experts-2.bin and so on
- *     STORE/catalog/                      what lies where, with checksums (storage/catalog.h)
+ *     STORE/catalog.sealed                what lies where, with checksums (storage/store_copies.h)
  *
  * docs/FORMAT.md describes every byte. Opening reads the whole catalog and trusts none of it: it is
- * of a version that we know, complete, and every extent lies inside its file. The catalog is closed
- * then; the store answers from memory, and any thread may ask. Of data it reads dense tensors only,
+ * of a version that we know, complete, and every extent lies inside its file, which is no link. The
+ * store then answers from memory, and any thread may ask. Of data it reads dense tensors only,
  * through its weight source; experts are the cache's (storage/expert_store.h). */
 #ifndef SL_STORAGE_STORE_H
 #define SL_STORAGE_STORE_H
@@ -24,15 +24,16 @@
 
 struct sl_store;
 
-/* True if the folder holds a catalog: a store, whole or not. */
+/* True if the folder holds a catalog: a store, whole or not, of whatever version. */
 bool sl_store_is(const char *folder);
 
 /* What a store is opened for, and so what is asked of it. */
 enum sl_store_use {
     SL_STORE_RUN,    /* complete */
-    SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there */
+    SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there; by who has
+                        the store's lock */
     SL_STORE_MEND,   /* complete, but files may be shorter than the catalog says */
-    SL_STORE_MOVED,  /* likewise, and those on other drives may be elsewhere */
+    SL_STORE_MOVED,  /* likewise, and any may be missing */
 };
 
 /* Fails with -errno, -ENOMEM, -SL_ECORRUPT, -SL_EFORMAT (no store, or one that is not complete) or
@@ -51,6 +52,9 @@ const struct sl_store_state *sl_store_state(const struct sl_store *store);
 uint32_t sl_store_file_count(const struct sl_store *store);
 const char *sl_store_file_path(const struct sl_store *store, uint32_t file_index);
 const struct sl_store_file *sl_store_file(const struct sl_store *store, uint32_t file_index);
+
+/* Where the file ends: with the last block of what the catalog says is in it. */
+uint64_t sl_store_file_end_bytes(const struct sl_store *store, uint32_t file_index);
 
 uint32_t sl_store_carried_count(const struct sl_store *store);
 const struct sl_store_carried *sl_store_carried(const struct sl_store *store, uint32_t i);

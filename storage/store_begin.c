@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/assert.h"
@@ -14,7 +15,9 @@
 #include "core/kernels/r16.h"
 #include "storage/checksum.h"
 #include "storage/store.h"
+#include "storage/store_copies.h"
 #include "storage/store_identity.h"
+#include "storage/store_places.h"
 #include "storage/store_records.h"
 #include "storage/store_source.h"
 
@@ -89,26 +92,72 @@ int sl_packer_put_state(struct sl_packer *p, struct sl_err *err)
                           sl_store_state_encode(&p->state, value), err);
 }
 
-static int put_model(struct sl_packer *p, struct sl_err *err)
+static int add(struct sl_packer *p, struct sl_catalog_entries *entries, const char *key,
+               const uint8_t *value, size_t size_bytes, struct sl_err *err)
+{
+    return sl_catalog_entries_add(entries, key, strlen(key), value, size_bytes) < 0
+               ? sl_packer_no_memory(p, err)
+               : 0;
+}
+
+/* What a new catalog says, in the order of the keys. */
+static int describe_new(struct sl_packer *p, struct sl_catalog_entries *entries, struct sl_err *err)
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
-    int rc = sl_catalog_put(p->catalog, SL_STORE_KEY_MODEL, value,
-                            sl_store_model_encode(&p->model, value), err);
+    int rc = 0;
 
     for (uint32_t i = 0; i < p->model.n_files && rc == 0; i++) {
         char key[SL_STORE_KEY_BYTES];
 
         sl_store_file_key(key, i);
-        rc = sl_catalog_put(p->catalog, key, value,
-                            sl_store_file_encode(&p->layout.files[i], value), err);
+        rc = add(p, entries, key, value, sl_store_file_encode(&p->layout.files[i], value), err);
     }
-    return rc == 0 ? sl_packer_put_state(p, err) : rc;
+    if (rc == 0)
+        rc = add(p, entries, SL_STORE_KEY_MODEL, value, sl_store_model_encode(&p->model, value),
+                 err);
+    return rc < 0 ? rc
+                  : add(p, entries, SL_STORE_KEY_STATE, value,
+                        sl_store_state_encode(&p->state, value), err);
+}
+
+/* The name of the store's own folder. */
+static int sync_store_name(const struct sl_packer *p, struct sl_err *err)
+{
+    struct sl_file_writer *writer = p->o->writer;
+    char *parent = sl_store_path(p->o->store_folder, "..");
+    int rc;
+
+    if (!parent)
+        return sl_packer_no_memory(p, err);
+    rc = writer->ops->sync_folder(writer, parent);
+    if (rc < 0)
+        sl_write_error(err, rc, parent, "sync");
+    free(parent);
+    return rc;
+}
+
+/* LMDB writes to a file of its own in each go (storage/catalog.h). What is in it is sealed before
+ * anything else has a name: what is found without a catalog is not ours. */
+static int make_catalog(struct sl_packer *p, bool is_new, struct sl_err *err)
+{
+    struct sl_catalog_entries entries = {0};
+    int rc = is_new ? describe_new(p, &entries, err)
+                    : sl_store_catalog_read(&entries, p->o->store_folder, err);
+
+    if (rc == 0)
+        rc = sl_store_catalog_make(&p->catalog, p->o->store_folder, &entries, p->o->writer, err);
+    if (rc == 0)
+        rc = sync_store_name(p, err);
+    if (rc == 0)
+        rc = sl_store_copies_seal(p->o->store_folder, &entries, p->o->writer, err);
+    sl_catalog_entries_fini(&entries);
+    return rc;
 }
 
 /* ---- beginning --------------------------------------------------------------------------------
  */
 
-/* A new store takes a folder that is empty but for a catalog with nothing in it. */
+/* A new store takes a folder that is empty but for a catalog that never got its name. */
 static int check_empty(const struct sl_packer *p, struct sl_err *err)
 {
     DIR *dir = opendir(p->o->store_folder);
@@ -119,7 +168,7 @@ static int check_empty(const struct sl_packer *p, struct sl_err *err)
         return sl_write_error(err, -errno, p->o->store_folder, "list the folder");
     while (rc == 0 && (entry = readdir(dir))) {
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
-            strcmp(entry->d_name, SL_CATALOG_FOLDER) != 0)
+            strcmp(entry->d_name, SL_STORE_CATALOG_FILE SL_WRITE_NEW) != 0)
             rc = sl_err_set(err, -SL_EFORMAT, "%s: not empty, and not a store: \"%.255s\" is in it",
                             p->o->store_folder, entry->d_name);
     }
@@ -127,60 +176,32 @@ static int check_empty(const struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-static int refuse_entry(void *context, const char *key, const uint8_t *value, size_t size_bytes,
-                        struct sl_err *err)
+static int check_absent(const char *path, struct sl_err *err)
 {
-    const struct sl_packer *p = context;
+    struct stat status;
 
-    (void)value;
-    (void)size_bytes;
-    return sl_err_set(err, -SL_EFORMAT, "%s: the catalog is not of a packed model: it has \"%s\"",
-                      p->o->store_folder, key);
+    return lstat(path, &status) < 0
+               ? 0
+               : sl_err_set(err, -EEXIST, "%s: is there already; another store's?", path);
 }
 
-/* On other drives a store has one file each, which nobody else may have. */
+/* On other drives a store has one file each, with a copy of the catalog, which nobody else may
+ * have. */
 static int check_stripes(const struct sl_packer *p, struct sl_err *err)
 {
-    for (uint32_t i = 2; i < p->model.n_files; i++) {
-        if (access(p->layout.paths[i], F_OK) == 0)
-            return sl_err_set(err, -EEXIST, "%s: is there already; another store's?",
-                              p->layout.paths[i]);
-    }
-    return 0;
-}
+    int rc = 0;
 
-static int begin_new(struct sl_packer *p, struct sl_err *err)
-{
-    int rc;
+    for (uint32_t i = 2; i < p->model.n_files && rc == 0; i++) {
+        char *copy = sl_store_copy_path(p->layout.paths[i], i);
 
-    if ((rc = sl_catalog_each(p->catalog, "", refuse_entry, p, err)) < 0 ||
-        (rc = check_empty(p, err)) < 0 || (rc = check_stripes(p, err)) < 0 ||
-        (rc = put_model(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
-        return rc;
-    return sl_catalog_begin(p->catalog, err);
-}
-
-/* The catalog's names are on disk before any other name is made: what is found without a catalog is
- * not ours. In each go, since the last one may have ended before it came to that. */
-static int sync_catalog_names(const struct sl_packer *p, struct sl_err *err)
-{
-    static const char *const folders[] = {("/" SL_CATALOG_FOLDER), "", "/.."};
-    struct sl_file_writer *writer = p->o->writer;
-
-    for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++) {
-        char *path;
-        int rc;
-
-        if (asprintf(&path, "%s%s", p->o->store_folder, folders[i]) < 0)
+        if (!copy)
             return sl_packer_no_memory(p, err);
-        rc = writer->ops->sync_folder(writer, path);
-        if (rc < 0)
-            sl_write_error(err, rc, path, "sync");
-        free(path);
-        if (rc < 0)
-            return rc;
+        rc = check_absent(p->layout.paths[i], err);
+        if (rc == 0)
+            rc = check_absent(copy, err);
+        free(copy);
     }
-    return 0;
+    return rc;
 }
 
 static bool same_model(const struct sl_store_model *a, const struct sl_store_model *b)
@@ -223,51 +244,15 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
     p->state = *sl_store_state(store);
     if (rc == 0)
         rc = sl_store_layout_adopt(&p->layout, store, err);
+    if (rc == 0 && !(p->state.complete && sl_packer_is_sealed(p)))
+        rc = sl_store_may_write(store, (const char *const *)p->layout.paths, p->o->stripe_folders,
+                                p->o->n_stripes, err);
     if (rc == 0)
         rc = sl_packer_check_earlier(p, store, err);
     if (rc == 0)
         p->result.saved_bytes = sl_store_saved_bytes(store);
     sl_store_close(store);
     return rc;
-}
-
-static int open_catalog(struct sl_packer *p, struct sl_err *err)
-{
-    int rc = sl_catalog_open(&p->catalog, p->o->store_folder, true, err);
-
-    return rc == 0 ? sl_catalog_begin(p->catalog, err) : rc;
-}
-
-/* Returns 1 if there is a catalog with a model, 0 if the store is new. */
-static int has_model(struct sl_packer *p, struct sl_err *err)
-{
-    const uint8_t *value;
-    size_t size_bytes;
-    int rc;
-
-    if (!sl_store_is(p->o->store_folder))
-        return check_empty(p, err);
-    rc = open_catalog(p, err);
-    if (rc == 0)
-        rc = sl_catalog_get(p->catalog, SL_STORE_KEY_MODEL, &value, &size_bytes, err);
-    sl_catalog_close(p->catalog);
-    p->catalog = NULL;
-    return rc;
-}
-
-static int make_catalog(struct sl_packer *p, struct sl_err *err)
-{
-    struct sl_file_writer *writer = p->o->writer;
-    char *folder;
-    int rc;
-
-    if (asprintf(&folder, "%s/%s", p->o->store_folder, SL_CATALOG_FOLDER) < 0)
-        return sl_packer_no_memory(p, err);
-    rc = writer->ops->make_folder(writer, folder);
-    if (rc < 0)
-        sl_write_error(err, rc, folder, "make the folder");
-    free(folder);
-    return rc < 0 ? rc : open_catalog(p, err);
 }
 
 /* Between two commits there is a batch, but for the step that filled it. */
@@ -303,43 +288,27 @@ int sl_packer_begin(struct sl_packer *p, struct sl_err *err)
     if ((rc = sl_store_lock(o->store_folder, err)) < 0)
         return rc;
     p->lock_fd = rc;
-    if ((rc = has_model(p, err)) < 0)
+    is_new = o->rebuild || !sl_store_is(o->store_folder);
+    if (is_new && !o->rebuild && (rc = check_empty(p, err)) < 0)
         return rc;
-    is_new = rc == 0;
     rc = is_new ? sl_store_layout_make(&p->layout, o->store_folder, &p->model.shape, p->dense_bytes,
                                        o->stripe_folders, o->weights, o->n_stripes, err)
                 : begin_again(p, err);
     if (rc < 0)
         return rc;
     p->result.total_bytes = sl_store_layout_bytes(&p->layout);
-    if ((rc = sl_packer_check_source(p, err)) < 0 || p->state.complete)
+    if ((rc = sl_packer_check_source(p, err)) < 0)
         return rc;
+    if (p->state.complete)
+        return sl_packer_seal(p, err);
     if ((rc = check_space(p, err)) < 0 ||
-        (rc = is_new ? make_catalog(p, err) : open_catalog(p, err)) < 0)
+        (is_new && !o->rebuild && (rc = check_stripes(p, err)) < 0))
         return rc;
-    if (is_new && (rc = begin_new(p, err)) < 0)
-        return rc;
-    return sync_catalog_names(p, err);
+    return make_catalog(p, is_new, err);
 }
 
 /* ---- files ------------------------------------------------------------------------------------
  */
-
-/* Syncs the folder that a file is in. */
-static int sync_name(const struct sl_packer *p, const char *path, struct sl_err *err)
-{
-    struct sl_file_writer *writer = p->o->writer;
-    char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
-    int rc;
-
-    if (!folder)
-        return sl_packer_no_memory(p, err);
-    rc = writer->ops->sync_folder(writer, folder);
-    if (rc < 0)
-        sl_write_error(err, rc, folder, "sync");
-    free(folder);
-    return rc;
-}
 
 static int open_data_files(struct sl_packer *p, struct sl_err *err)
 {
@@ -351,7 +320,7 @@ static int open_data_files(struct sl_packer *p, struct sl_err *err)
         if (rc < 0)
             sl_write_error(err, rc, p->layout.paths[i], "create");
         else if (i > 0) /* the first is where the second is */
-            rc = sync_name(p, p->layout.paths[i], err);
+            rc = sl_write_name(writer, p->layout.paths[i], err);
     }
     return rc;
 }
@@ -394,13 +363,11 @@ static int carry(struct sl_packer *p, const char *name, struct sl_err *err)
     snprintf(carried.name, sizeof(carried.name), "%s", name);
     carried.size_bytes = length;
     carried.checksum = sl_checksum(text, length);
-    rc = check_carried(p, &carried, err);
-    if (rc == 0 && asprintf(&path, "%s/%s", p->o->store_folder, name) < 0)
-        rc = sl_packer_no_memory(p, err);
-    else if (rc == 0) {
+    path = sl_store_path(p->o->store_folder, name);
+    rc = path ? check_carried(p, &carried, err) : sl_packer_no_memory(p, err);
+    if (rc == 0)
         rc = sl_write_small(p->o->writer, path, text, length, err);
-        free(path);
-    }
+    free(path);
     free(text);
     sl_store_carried_key(key, name);
     return rc < 0 ? rc
@@ -412,20 +379,19 @@ static int carry(struct sl_packer *p, const char *name, struct sl_err *err)
  * names are synced with those of the data files. */
 static int carry_all(struct sl_packer *p, struct sl_err *err)
 {
-    static const char *const names[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                        "generation_config.json"};
     int rc = 0;
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && rc == 0; i++) {
-        char *path;
+    for (size_t i = 0; i < SL_STORE_CARRIED_NAMES && rc == 0; i++) {
+        const char *name = sl_store_carried_names[i];
+        char *path = sl_store_path(p->o->checkpoint_folder, name);
         bool found;
 
-        if (asprintf(&path, "%s/%s", p->o->checkpoint_folder, names[i]) < 0)
+        if (!path)
             return sl_packer_no_memory(p, err);
         found = access(path, F_OK) == 0;
         free(path);
-        if (found || must_carry(p, names[i]))
-            rc = carry(p, names[i], err);
+        if (found || must_carry(p, name))
+            rc = carry(p, name, err);
     }
     return rc;
 }

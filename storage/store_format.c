@@ -9,6 +9,9 @@
 /* Files of a terabyte times a thousand; sums of two such numbers do not overflow. */
 #define OFFSET_BYTES_MAX (UINT64_C(1) << 50)
 
+const char *const sl_store_carried_names[SL_STORE_CARRIED_NAMES] = {
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"};
+
 /* ---- keys -------------------------------------------------------------------------------------
  */
 
@@ -291,6 +294,30 @@ bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size
            file->size_bytes % SL_STORE_BLOCK_BYTES == 0;
 }
 
+/* No part of the path is empty, "." or "..". */
+static bool is_plain_path(const char *path)
+{
+    while (*path == '/') {
+        size_t length = strcspn(++path, "/");
+
+        if (length == 0 || (length <= 2 && strspn(path, ".") >= length))
+            return false;
+        path += length;
+    }
+    return *path == '\0';
+}
+
+bool sl_store_file_is_sound(const struct sl_store_file *file, uint32_t file_index)
+{
+    static const char *const own[] = {"dense.bin", "experts-1.bin"};
+    char name[32];
+
+    if (file_index < 2)
+        return strcmp(file->path, own[file_index]) == 0;
+    snprintf(name, sizeof(name), "/experts-%u.bin", file_index);
+    return is_plain_path(file->path) && strcmp(strrchr(file->path, '/'), name) == 0;
+}
+
 bool sl_store_carried_decode(struct sl_store_carried *carried, const uint8_t *value,
                              size_t size_bytes)
 {
@@ -299,7 +326,10 @@ bool sl_store_carried_decode(struct sl_store_carried *carried, const uint8_t *va
     carried->size_bytes = get_u64(&in);
     carried->checksum = get_u64(&in);
     get_text(&in, carried->name, sizeof(carried->name));
-    return whole(&in) && !strchr(carried->name, '/');
+    for (size_t i = 0; i < SL_STORE_CARRIED_NAMES; i++)
+        if (strcmp(carried->name, sl_store_carried_names[i]) == 0)
+            return whole(&in);
+    return false;
 }
 
 static bool dtype_of(const char *name, enum sl_dtype *ret_dtype)

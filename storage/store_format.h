@@ -15,7 +15,7 @@
 #include "core/model/weight_source.h"
 #include "storage/expert_store.h"
 
-#define SL_STORE_VERSION 1u
+#define SL_STORE_VERSION 2u
 #define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
 #define SL_STORE_LAYOUT_R16_ZSTD 2u /* likewise, or compressed: storage/codec.h */
 #define SL_STORE_BLOCK_BYTES UINT64_C(4096)
@@ -47,11 +47,14 @@ struct sl_store_state {
 
 /* Key "file 0", ...: a data file. */
 struct sl_store_file {
-    char path[SL_STORE_PATH_BYTES]; /* below the store's folder unless it begins with '/' */
+    char path[SL_STORE_PATH_BYTES]; /* see sl_store_file_is_sound() */
     uint64_t size_bytes;            /* when it is whole */
 };
 
-/* Key "carried NAME": a small file of the checkpoint's, carried along under its name. */
+/* Key "carried NAME": a small file of the checkpoint's, carried along under its name, which is one
+ * of these. */
+#define SL_STORE_CARRIED_NAMES 4u
+extern const char *const sl_store_carried_names[SL_STORE_CARRIED_NAMES];
 struct sl_store_carried {
     char name[SL_STORE_NAME_BYTES];
     uint64_t size_bytes;
@@ -68,10 +71,10 @@ struct sl_store_tensor {
 
 /* Key "expert LAYER NUMBER": a struct sl_packed_expert. */
 
-/* Key "hot": experts worth loading first, the most wanted first. */
+/* File "hot": experts worth loading first, the most wanted first. */
 #define SL_STORE_HOT_MAX 65536u
 
-/* Key "probe": what reads the drives best (storage/probe_memory.h). */
+/* File "probe": what reads the drives best (storage/probe_memory.h). */
 struct sl_store_probe {
     uint64_t drives_checksum; /* of what tells the drives and file systems that were probed */
     uint64_t bytes_per_s;
@@ -88,8 +91,6 @@ struct sl_store_probe {
 #define SL_STORE_KEY_BYTES 320u
 #define SL_STORE_KEY_MODEL "model"
 #define SL_STORE_KEY_STATE "state"
-#define SL_STORE_KEY_HOT "hot"
-#define SL_STORE_KEY_PROBE "probe"
 #define SL_STORE_PREFIX_FILE "file "
 #define SL_STORE_PREFIX_CARRIED "carried "
 #define SL_STORE_PREFIX_TENSOR "tensor "
@@ -130,6 +131,10 @@ bool sl_store_tensor_decode(struct sl_store_tensor *tensor, const uint8_t *value
 bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *value,
                             size_t size_bytes);
 bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, size_t size_bytes);
+
+/* Whether file `file_index` may have this path: dense.bin and experts-1.bin lie in the store's own
+ * folder, each other one is experts-N.bin in a folder named from '/' on. */
+bool sl_store_file_is_sound(const struct sl_store_file *file, uint32_t file_index);
 
 /* Takes at most n_max keys; *ret_n_keys says how many. */
 bool sl_store_hot_decode(struct sl_expert_key *keys, uint32_t n_max, uint32_t *ret_n_keys,

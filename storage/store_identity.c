@@ -9,6 +9,8 @@
 
 #include "core/base/file.h"
 #include "storage/checksum.h"
+#include "storage/plain_file.h"
+#include "storage/store_copies.h"
 
 int sl_store_lock(const char *store_folder, struct sl_err *err)
 {
@@ -38,6 +40,27 @@ int sl_carried_read(const char *folder, const char *name, char **ret_text, size_
     if (asprintf(&path, "%s/%s", folder, name) < 0)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
     rc = sl_file_read_all(path, SL_CARRIED_BYTES_MAX, ret_text, ret_length, err);
+    free(path);
+    return rc;
+}
+
+int sl_carried_check(const struct sl_store *store, uint32_t i, struct sl_err *err)
+{
+    const struct sl_store_carried *carried = sl_store_carried(store, i);
+    char *path = sl_store_path(sl_store_folder(store), carried->name);
+    uint8_t *bytes;
+    size_t size_bytes;
+    int rc;
+
+    if (!path)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", carried->name);
+    rc = sl_plain_file_read(path, SL_CARRIED_BYTES_MAX, &bytes, &size_bytes, err);
+    if (rc == 0) {
+        if (size_bytes != carried->size_bytes ||
+            sl_checksum(bytes, size_bytes) != carried->checksum)
+            rc = sl_err_set(err, -SL_ECORRUPT, "%s: not the file that was packed", path);
+        free(bytes);
+    }
     free(path);
     return rc;
 }

@@ -7,6 +7,7 @@
 
 #include "core/base/err.h"
 #include "storage/checkpoint.h"
+#include "storage/store.h"
 
 /* What tells a model: checksums of its config.json and of its index. */
 int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
@@ -21,5 +22,9 @@ int sl_store_lock(const char *store_folder, struct sl_err *err);
 #define SL_CARRIED_BYTES_MAX (UINT64_C(256) << 20)
 int sl_carried_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
                     struct sl_err *err);
+
+/* Whether STORE has the ith file that it carries as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
+ * or as reading does. */
+int sl_carried_check(const struct sl_store *store, uint32_t i, struct sl_err *err);
 
 #endif

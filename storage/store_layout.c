@@ -47,7 +47,8 @@ int sl_store_part_path(char path[SL_STORE_PATH_BYTES], const char *folder, uint3
     if (!absolute)
         return sl_err_set(err, -errno, "%s: cannot hold a part of the store: %s", folder,
                           sl_strerror(errno));
-    length = snprintf(path, SL_STORE_PATH_BYTES, "%s/experts-%u.bin", absolute, file_index);
+    length = snprintf(path, SL_STORE_PATH_BYTES, "%s/experts-%u.bin",
+                      strcmp(absolute, "/") == 0 ? "" : absolute, file_index);
     free(absolute);
     if (length >= (int)SL_STORE_PATH_BYTES)
         return sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", folder);

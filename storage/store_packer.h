@@ -1,11 +1,13 @@
 /* A pack under way: shared by the files that pack, and by nobody else.
  *
  * storage/store_begin.c finds out how far the last go came and makes what has a name: the catalog,
- * the carried files, the data files. storage/store_write.c fills the data files, and decides what
+ * the carried files, the data files. storage/store_finish.c sees that it is where it should be.
+ * storage/store_write.c fills the data files, and decides what
  * is committed when. One thread, but for the workers' buffers. */
 #ifndef SL_STORAGE_STORE_PACKER_H
 #define SL_STORAGE_STORE_PACKER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -57,8 +59,23 @@ int sl_packer_begin(struct sl_packer *p, struct sl_err *err);
 /* Writes the carried files and makes the data files, with all their names on disk. */
 int sl_packer_open_files(struct sl_packer *p, struct sl_err *err);
 
+/* Seals what is committed, if it is not sealed yet. */
+bool sl_packer_is_sealed(const struct sl_packer *p);
+int sl_packer_seal(struct sl_packer *p, struct sl_err *err);
+
 /* Within the transaction. */
 int sl_packer_put_state(struct sl_packer *p, struct sl_err *err);
+
+/* Cuts off what lies in the data files behind the store's data, all of which is committed: an
+ * earlier go may have written more. */
+int sl_packer_trim(struct sl_packer *p, struct sl_err *err);
+
+/* Fails with -ESTALE if a path does not lead to the file that is open: somebody has moved or
+ * replaced it, and what was written is not there. */
+int sl_packer_check_paths(const struct sl_packer *p, struct sl_err *err);
+
+/* Fails unless the store can be opened as far as it is done, and has what it carries. */
+int sl_packer_check_whole(const struct sl_packer *p, struct sl_err *err);
 
 int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err);
 int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err);

@@ -10,25 +10,6 @@
 #include "storage/checksum.h"
 #include "storage/record_read.h"
 
-int sl_write_error(struct sl_err *err, int rc, const char *path, const char *what)
-{
-    return sl_err_set(err, rc, "%s: cannot %s: %s", path, what, sl_strerror(rc));
-}
-
-int sl_write_small(struct sl_file_writer *writer, const char *path, const char *text, size_t length,
-                   struct sl_err *err)
-{
-    int file, rc = writer->ops->open(writer, path, false, &file);
-
-    if (rc < 0)
-        return sl_write_error(err, rc, path, "create");
-    rc = writer->ops->write(writer, file, 0, text, length);
-    if (rc == 0)
-        rc = writer->ops->sync(writer, file);
-    writer->ops->close(writer, file);
-    return rc < 0 ? sl_write_error(err, rc, path, "write") : 0;
-}
-
 static uint64_t staging_bytes(const struct sl_expert_shape *shape)
 {
     return sl_round_up(sl_record_read_staging_bytes(shape), SL_WRITE_ALIGN_BYTES);

@@ -70,11 +70,4 @@ int sl_tensor_copy(struct sl_weight_source *weights, const char *name, uint64_t 
                    const struct sl_tensor_target *target, uint8_t *buffer, uint64_t *ret_checksum,
                    struct sl_err *err);
 
-/* A small file, whole and synced. */
-int sl_write_small(struct sl_file_writer *writer, const char *path, const char *text, size_t length,
-                   struct sl_err *err);
-
-/* Fills `err` for a call of a file writer that failed with `rc`, and returns it. */
-int sl_write_error(struct sl_err *err, int rc, const char *path, const char *what);
-
 #endif

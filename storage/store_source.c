@@ -243,7 +243,7 @@ static int read_back_step(struct read_back *r, struct sl_packer *p, uint32_t ste
 static int sync_files(const struct read_back *r, struct sl_err *err)
 {
     for (uint32_t i = 0; i < sl_store_file_count(r->store); i++) {
-        int fd = sl_file_open(r->paths[i], err);
+        int fd = sl_file_open_nofollow(r->paths[i], err);
         int rc;
 
         if (fd < 0)
@@ -300,6 +300,20 @@ int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct 
 /* ---- giving back ------------------------------------------------------------------------------
  */
 
+static bool is_to_be_freed(const struct sl_packer *p, uint32_t i)
+{
+    return p->shards[i].n_steps > 0 && p->shards[i].n_steps <= steps_done(p) && !p->shards[i].freed;
+}
+
+bool sl_packer_frees(const struct sl_packer *p)
+{
+    for (uint32_t i = 0; p->o->consume && i < sl_checkpoint_file_count(p->o->checkpoint); i++) {
+        if (is_to_be_freed(p, i))
+            return true;
+    }
+    return false;
+}
+
 int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err)
 {
     for (uint32_t i = 0; p->o->consume && i < sl_checkpoint_file_count(p->o->checkpoint); i++) {
@@ -308,7 +322,7 @@ int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err)
         uint64_t size_bytes = sl_checkpoint_file_bytes(p->o->checkpoint, i);
         int rc;
 
-        if (p->shards[i].n_steps == 0 || p->shards[i].n_steps > steps_done(p) || p->shards[i].freed)
+        if (!is_to_be_freed(p, i))
             continue;
         p->shards[i].freed = true;
         if (size_bytes <= header_bytes)

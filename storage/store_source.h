@@ -6,6 +6,7 @@
 #ifndef SL_STORAGE_STORE_SOURCE_H
 #define SL_STORAGE_STORE_SOURCE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -32,8 +33,9 @@ int sl_packer_check_source(struct sl_packer *p, struct sl_err *err);
  * -SL_ECORRUPT if the store is damaged, -ECANCELED if stopped, and as reading does. */
 int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct sl_err *err);
 
-/* With `consume`: gives back the space of the shards whose last step is committed. Their headers
- * stay, so that a later go can tell what was in them. */
+/* With `consume`: gives back the space of the shards whose last step is committed, if there are
+ * any. Their headers stay, so that a later go can tell what was in them. */
+bool sl_packer_frees(const struct sl_packer *p);
 int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err);
 
 /* With `consume`: what will be given back, for sl_store_layout_check_space(), to be freed by the

@@ -8,11 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/base/arena.h"
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "storage/checksum.h"
 #include "storage/reader.h"
+#include "storage/catalog_read.h"
+#include "storage/store_copies.h"
 #include "storage/store_identity.h"
 
 #define PIECE_BYTES (UINT64_C(4) << 20)
@@ -46,10 +50,22 @@ struct verifier {
     struct piece pieces[PIECES_MAX];
     uint64_t head, tail; /* counts of pieces queued and summed */
     struct cursor cursor;
-    bool item_failed; /* of the item being summed; then that was reported */
+    bool item_failed;    /* of the item being summed; then that was reported */
+    uint64_t left_bytes; /* of it, without the zeros behind it */
+    bool zeros_bad;      /* these are others */
     uint64_t total_bytes;
     struct sl_verify_result result;
 };
+
+/* Without the zeros behind it, up to the next block. */
+static uint64_t bytes_of(const struct sl_store *store, const struct sl_store_item *item)
+{
+    if (item->kind == SL_STORE_TENSOR)
+        return sl_store_tensor(store, item->index)->extent.size_bytes;
+    return item->kind == SL_STORE_RECORD
+               ? sl_packed_expert_stored_bytes(sl_store_expert(store, item->key))
+               : sl_expert_matrix_bytes(&sl_store_model(store)->shape, item->matrix);
+}
 
 static uint64_t checksum_of(const struct sl_store *store, const struct sl_store_item *item)
 {
@@ -60,20 +76,25 @@ static uint64_t checksum_of(const struct sl_store *store, const struct sl_store_
                : sl_store_expert(store, item->key)->checksums[item->matrix];
 }
 
+/* All its blocks are read: what follows in the last one belongs to nothing else. */
 static uint32_t extents_of(const struct sl_store *store, const struct sl_store_item *item,
                            struct sl_extent extents[SL_EXPERT_PARTS_MAX])
 {
+    uint32_t n = 1;
+
     if (item->kind == SL_STORE_MATRIX)
-        return sl_packed_expert_matrix(sl_store_expert(store, item->key),
-                                       &sl_store_model(store)->shape, item->matrix, extents);
-    if (item->kind == SL_STORE_RECORD) {
+        n = sl_packed_expert_matrix(sl_store_expert(store, item->key),
+                                    &sl_store_model(store)->shape, item->matrix, extents);
+    else if (item->kind == SL_STORE_RECORD) {
         const struct sl_packed_expert *expert = sl_store_expert(store, item->key);
 
         memcpy(extents, expert->parts, expert->n_parts * sizeof(*extents));
-        return expert->n_parts;
+        n = expert->n_parts;
+    } else {
+        extents[0] = sl_store_tensor(store, item->index)->extent;
     }
-    extents[0] = sl_store_tensor(store, item->index)->extent;
-    return 1;
+    extents[n - 1].size_bytes = sl_round_up(extents[n - 1].size_bytes, SL_STORE_BLOCK_BYTES);
+    return n;
 }
 
 /* "layer 3, expert 17, w2", with the error that comes after it. */
@@ -82,7 +103,8 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
     const struct sl_expert_shape *shape = &sl_store_model(v->store)->shape;
     char message[SL_ERR_MESSAGE_BYTES + SL_STORE_NAME_BYTES], text[SL_EXPERT_TEXT_BYTES];
 
-    if (item->kind == SL_STORE_CARRIED)
+    if (item->kind == SL_STORE_CARRIED || item->kind == SL_STORE_COPY ||
+        item->kind == SL_STORE_TAIL)
         snprintf(message, sizeof(message), "%s", error);
     else if (item->kind == SL_STORE_TENSOR)
         snprintf(message, sizeof(message), "tensor %s: %s",
@@ -97,28 +119,92 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
     v->o->on_bad(v->o->bad_context, item, message);
 }
 
-/* ---- carried files ----------------------------------------------------------------------------
+/* ---- small files and ends of files ------------------------------------------------------------
  */
 
-static void verify_carried(struct verifier *v, uint32_t index)
+static int verify_carried(struct verifier *v, uint32_t index, struct sl_err *err)
 {
-    const struct sl_store_carried *carried = sl_store_carried(v->store, index);
     const struct sl_store_item item = {.kind = SL_STORE_CARRIED, .index = index};
     struct sl_err found = {0};
-    char *text;
-    size_t length;
+    int rc = sl_carried_check(v->store, index, &found);
 
     v->result.n_items++;
-    if (sl_carried_read(sl_store_folder(v->store), carried->name, &text, &length, &found) < 0) {
+    if (rc == -ENOMEM)
+        return sl_err_set(err, rc, "%s", found.message);
+    if (rc < 0)
         report(v, &item, found.message);
+    return 0;
+}
+
+/* The copy with a file, or catalog.mdb: what it says is what the sealed one says. */
+static int verify_copy(struct verifier *v, uint32_t index, const struct sl_catalog_entries *sealed,
+                       struct sl_err *err)
+{
+    const struct sl_store_item item = {.kind = SL_STORE_COPY, .index = index};
+    char *path = index == 0 ? sl_store_path(sl_store_folder(v->store), SL_STORE_CATALOG_FILE)
+                            : sl_store_copy_path(sl_store_file_path(v->store, index), index);
+    struct sl_catalog_entries copy = {0};
+    struct sl_err found = {0};
+    int rc = -ENOMEM;
+
+    v->result.n_items++;
+    if (path)
+        rc = index == 0 ? sl_catalog_read(&copy, path, &found)
+                        : sl_catalog_entries_read(&copy, path, &found);
+    if (rc == -ENOMEM)
+        sl_err_set(err, rc, "%s: out of memory", sl_store_folder(v->store));
+    else if (rc < 0)
+        report(v, &item, found.message);
+    else if (!sl_catalog_entries_same(&copy, sealed)) {
+        sl_err_set(&found, -SL_ECORRUPT, "%s: does not say what %s/%s says", path,
+                   sl_store_folder(v->store), SL_STORE_SEALED_FILE);
+        report(v, &item, found.message);
+    }
+    sl_catalog_entries_fini(&copy);
+    free(path);
+    return rc == -ENOMEM ? rc : 0;
+}
+
+static int verify_copies(struct verifier *v, struct sl_err *err)
+{
+    struct sl_catalog_entries sealed;
+    int rc = sl_store_sealed_read(&sealed, sl_store_folder(v->store), err);
+
+    if (rc == 0)
+        rc = verify_copy(v, 0, &sealed, err);
+    for (uint32_t i = 2; i < sl_store_file_count(v->store) && rc == 0; i++)
+        rc = verify_copy(v, i, &sealed, err);
+    sl_catalog_entries_fini(&sealed);
+    return rc;
+}
+
+/* A file that is too short lacks data, which are read. */
+static void verify_tail(struct verifier *v, uint32_t index)
+{
+    const struct sl_store_item item = {.kind = SL_STORE_TAIL, .index = index};
+    const char *path = sl_store_file_path(v->store, index);
+    const uint64_t end_bytes = sl_store_file_end_bytes(v->store, index);
+    struct sl_err found = {0};
+    struct stat status;
+
+    if (stat(path, &status) < 0 || (uint64_t)status.st_size <= end_bytes)
         return;
-    }
-    if (length != carried->size_bytes || sl_checksum(text, length) != carried->checksum) {
-        sl_err_set(&found, -SL_ECORRUPT, "%s/%s: not the file that was packed",
-                   sl_store_folder(v->store), carried->name);
-        report(v, &item, found.message);
-    }
-    free(text);
+    v->result.n_items++;
+    sl_err_set(&found, -SL_ECORRUPT,
+               "%s: the file has %llu bytes, but the store's data end at %llu", path,
+               (unsigned long long)status.st_size, (unsigned long long)end_bytes);
+    report(v, &item, found.message);
+}
+
+static int verify_others(struct verifier *v, struct sl_err *err)
+{
+    int rc = verify_copies(v, err);
+
+    for (uint32_t i = 0; i < sl_store_carried_count(v->store) && rc == 0; i++)
+        rc = verify_carried(v, i, err);
+    for (uint32_t i = 0; i < sl_store_file_count(v->store) && rc == 0; i++)
+        verify_tail(v, i);
+    return rc;
 }
 
 /* ---- pieces -----------------------------------------------------------------------------------
@@ -200,15 +286,34 @@ static void compare(struct verifier *v, const struct sl_store_item *item)
     struct sl_extent extents[SL_EXPERT_PARTS_MAX];
     struct sl_err err;
 
-    if (found == expected)
+    if (found == expected && !v->zeros_bad)
         return;
     extents_of(v->store, item, extents);
-    sl_err_set(&err, -SL_ECORRUPT,
-               "%s: from offset %llu on the checksum is %016llx, expected %016llx",
-               sl_store_file_path(v->store, extents[0].file_index),
-               (unsigned long long)extents[0].offset_bytes, (unsigned long long)found,
-               (unsigned long long)expected);
+    if (found == expected)
+        sl_err_set(&err, -SL_ECORRUPT,
+                   "%s: from offset %llu on the checksum is right, but what follows up to the next "
+                   "block is not zero",
+                   sl_store_file_path(v->store, extents[0].file_index),
+                   (unsigned long long)extents[0].offset_bytes);
+    else
+        sl_err_set(&err, -SL_ECORRUPT,
+                   "%s: from offset %llu on the checksum is %016llx, expected %016llx",
+                   sl_store_file_path(v->store, extents[0].file_index),
+                   (unsigned long long)extents[0].offset_bytes, (unsigned long long)found,
+                   (unsigned long long)expected);
     report(v, item, err.message);
+}
+
+/* What is left of the item goes into the checksum; the rest are zeros. */
+static void sum_bytes(struct verifier *v, const struct piece *piece)
+{
+    const uint8_t *bytes = piece->read.dst;
+    uint64_t n = piece->read.size_bytes < v->left_bytes ? piece->read.size_bytes : v->left_bytes;
+
+    sl_checksum_stream_add(v->stream, bytes, n);
+    v->left_bytes -= n;
+    for (uint64_t i = n; i < piece->read.size_bytes; i++)
+        v->zeros_bad |= bytes[i] != 0;
 }
 
 /* Sums the piece at the tail, which has landed. */
@@ -220,6 +325,8 @@ static void sum_piece(struct verifier *v)
     if (piece->first) {
         sl_checksum_stream_reset(v->stream);
         v->item_failed = false;
+        v->left_bytes = bytes_of(v->store, &piece->item);
+        v->zeros_bad = false;
         v->result.n_items++;
     }
     if (piece->read.rc < 0 && !v->item_failed) {
@@ -228,7 +335,7 @@ static void sum_piece(struct verifier *v)
         report(v, &piece->item, err.message);
     }
     if (!v->item_failed)
-        sl_checksum_stream_add(v->stream, piece->read.dst, piece->read.size_bytes);
+        sum_bytes(v, piece);
     if (piece->last && !v->item_failed)
         compare(v, &piece->item);
     v->result.read_bytes += piece->read.size_bytes;
@@ -303,8 +410,8 @@ static int verify(struct verifier *v, struct sl_err *err)
 
     if (state->n_tensors_done == 0 && state->n_experts_done == 0)
         return 0;
-    for (uint32_t i = 0; state->complete && i < sl_store_carried_count(v->store); i++)
-        verify_carried(v, i);
+    if (state->complete && (rc = verify_others(v, err)) < 0)
+        return rc;
     for (uint32_t i = 0; i < sl_store_file_count(v->store); i++)
         v->total_bytes += sl_store_file(v->store, i)->size_bytes;
     v->total_bytes -= sl_store_saved_bytes(v->store);

@@ -1,4 +1,5 @@
-/* Verifying: all data of a store held against the catalog's checksums.
+/* Verifying: all data of a store held against the catalog's checksums, with the zeros that fill
+ * blocks, and all copies of the catalog against the one that counts.
  *
  * Compressed records are not unpacked: what is stored has a checksum too. Data are read in the
  * order in which they lie, through the reader, past the page cache, while what has landed is
@@ -16,7 +17,9 @@
 #include "storage/store.h"
 
 enum sl_store_item_kind {
+    SL_STORE_COPY, /* of the catalog: catalog.mdb, or the sealed one beside a file elsewhere */
     SL_STORE_CARRIED,
+    SL_STORE_TAIL, /* bytes in a file behind the store's data */
     SL_STORE_TENSOR,
     SL_STORE_MATRIX,
     SL_STORE_RECORD, /* a compressed expert, as it is stored */
@@ -25,7 +28,7 @@ enum sl_store_item_kind {
 /* What has a checksum of its own. */
 struct sl_store_item {
     enum sl_store_item_kind kind;
-    uint32_t index;           /* of a carried file or a tensor */
+    uint32_t index;           /* of a file (0 is catalog.mdb), a carried file or a tensor */
     struct sl_expert_key key; /* of a record, or of a matrix; and which of its three */
     int matrix;
 };
@@ -47,7 +50,7 @@ struct sl_verify_result {
     uint64_t read_bytes;
 };
 
-/* Of a store that is not complete, what is done is verified, but no carried files. Damage is no
+/* Of a store that is not complete, what is done is verified, but no small files. Damage is no
  * error. Fails with -ENOMEM, as opening the files does, with -ETIMEDOUT if a drive does not answer
  * (storage/reader.h), or with -ECANCELED if stopped; ret_result is filled in any case. */
 int sl_store_verify(const struct sl_store *store, const struct sl_verify_options *options,

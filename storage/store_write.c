@@ -4,9 +4,10 @@
  *     carried files, synced
  *     dense tensors | experts, batch by batch:    data written ─► files synced ─► catalog: entries
  *                                                                                 and state
- *     catalog: state complete
+ *     catalog: state complete; sealed
  *
- * A shard of the source that has nothing for later batches is freed right after such a commit.
+ * A shard of the source that has nothing for later batches is freed right after such a commit, once
+ * the catalog is sealed and all paths still lead to what was written.
  *
  * Where everything lies follows from the model and the sizes of the files, so that every go writes
  * the same bytes to the same places, and only the catalog's state tells how far the last one came.
@@ -45,7 +46,11 @@ static int commit(struct sl_packer *p, struct sl_err *err)
     p->batch_bytes = 0;
     if ((rc = sl_packer_put_state(p, err)) < 0 || (rc = sl_catalog_commit(p->catalog, err)) < 0)
         return rc;
-    if ((rc = sl_packer_free_shards(p, err)) < 0)
+    if ((p->state.complete || sl_packer_frees(p)) &&
+        ((rc = sl_packer_seal(p, err)) < 0 || (rc = sl_packer_check_paths(p, err)) < 0 ||
+         (rc = sl_packer_check_whole(p, err)) < 0))
+        return rc;
+    if ((rc = sl_packer_free_shards(p, err)) < 0 || p->state.complete)
         return rc;
     if (p->o->stop && atomic_load(p->o->stop))
         return sl_packer_stopped(p, err);
@@ -240,16 +245,17 @@ static int pack(struct sl_packer *p, struct sl_err *err)
     int rc;
 
     if ((rc = sl_packer_describe(p, err)) < 0 || (rc = take_memory(p, err)) < 0 ||
-        (rc = sl_packer_begin(p, err)) < 0 || (rc = sl_packer_free_shards(p, err)) < 0 ||
-        p->state.complete)
+        (rc = sl_packer_begin(p, err)) < 0 || (rc = sl_packer_check_paths(p, err)) < 0 ||
+        (p->state.complete && (rc = sl_packer_check_whole(p, err)) < 0) ||
+        (rc = sl_packer_free_shards(p, err)) < 0 || p->state.complete)
         return rc;
     p->left_bytes = p->result.total_bytes - bytes_done(p);
     if ((rc = begin_compressing(p, err)) < 0 || (rc = sl_packer_open_files(p, err)) < 0 ||
-        (rc = pack_tensors(p, err)) < 0 || (rc = pack_experts(p, err)) < 0)
+        (rc = pack_tensors(p, err)) < 0 || (rc = pack_experts(p, err)) < 0 ||
+        (rc = commit(p, err)) < 0 || (rc = sl_packer_trim(p, err)) < 0)
         return rc;
     p->state.complete = true;
-    rc = commit(p, err);
-    return rc == -ECANCELED ? 0 : rc; /* too late for that */
+    return commit(p, err);
 }
 
 static void add_gain(struct sl_codec_gain *sum, const struct sl_codec_gain *gain)

@@ -47,6 +47,9 @@ struct sl_pack_options {
      * compressed goes on so in any case; one that was not is refused. */
     bool compress;
 
+    /* The folder has the data of a store whose catalog is lost: all is written anew over them. */
+    bool rebuild;
+
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
     struct sl_file_writer *writer;
     uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */

@@ -289,11 +289,13 @@ for name in config.json model.safetensors.index.json model-00002-of-00006.safete
     refused "a device for $name" 1 "$name: not a regular file" "${command[@]}"
 done
 "$sluice" pack "$good" "$scratch/store" >/dev/null 2>&1 || fail "a store to damage"
-for name in config.json dense.bin experts-1.bin catalog/data.mdb; do
+for name in config.json dense.bin experts-1.bin catalog.sealed; do
     rm -rf "$bad" && cp -r "$scratch/store" "$bad" && rm "$bad/$name" && mkfifo "$bad/$name"
     refused "a pipe for a store's $name" 1 . logits "$bad" "${run[@]}"
     lines_max=9 refused "... and verified" 1 . verify "$bad"
 done
+rm -rf "$bad" && cp -r "$scratch/store" "$bad" && rm "$bad/catalog.mdb" && mkfifo "$bad/catalog.mdb"
+lines_max=9 refused "a pipe for what pack writes, verified" 1 damaged verify "$bad"
 refused "tokens without end" 1 '/dev/zero: larger than the 256 MiB' \
     logits "$good" --tokens /dev/zero --out "$scratch/logits.npy"
 refused "a text without end" 1 '/dev/zero: larger than the 256 MiB' tokenize "$good" -f /dev/zero

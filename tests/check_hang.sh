@@ -117,7 +117,7 @@ hang "the config" "config.json read" "config.json: $reading" "${checkpoint[@]}"
 hang "the index" "model.safetensors.index.json read" "index.json: $reading" "${checkpoint[@]}"
 hang "a header" "$shard read" "$shard: $reading" "${checkpoint[@]}"
 hang "dense weights" "$shard read 200000" "$shard: $reading" "${checkpoint[@]}"
-hang "a catalog" "data.mdb read" "data.mdb: $reading" "${store[@]}"
+hang "a catalog" "catalog.sealed read" "catalog.sealed: $reading" "${store[@]}"
 hang "a store's dense weights" "dense.bin read 300000" "dense.bin: $reading" "${store[@]}"
 [ -z "$uring" ] ||
     hang "experts" "experts-1.bin read 300000" "experts-1.bin: $piece" "${store[@]}" --io uring

@@ -61,8 +61,8 @@ refused() { # name pattern arguments...
 
 run=(--tokens "$scratch/tokens" --out "$scratch/refused.npy")
 
-same_store() { # a b: everything but LMDB's own pages and lock
-    diff -r -x catalog "$1" "$2" && diff <(contents "$1") <(contents "$2")
+same_store() { # a b: everything but LMDB's own pages and what runs remember
+    diff -r -x catalog.mdb -x catalog.sealed -x hot -x probe "$1" "$2" && diff <(contents "$1") <(contents "$2")
 }
 
 contents() { # store: what its catalog says, as far as inspect shows it
@@ -133,7 +133,7 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     mkdir "$scratch/drive-2/part"
     refused "two folders on one drive" 'drive-2 and .*part are on one drive' pack "$checkpoint" "$scratch/striped" \
         --stripe "$scratch/drive-2" --stripe "$scratch/drive-2/part"
-    mkdir -p "$scratch/striped/catalog" && : >"$scratch/striped/catalog/data.mdb" # as a pack leaves it that is killed at once
+    mkdir -p "$scratch/striped" && : >"$scratch/striped/catalog.mdb.new" # as a pack leaves it that is killed at once
     check "packed over three drives" eval "'$sluice' pack '$checkpoint' '$scratch/striped' --stripe '$scratch/drive-2' --stripe '$scratch/drive-3' >'$scratch/stdout'"
     check "by what they read" grep 'drive-3 reads ' "$scratch/stdout"
     for variant in "" "--io threads --cache min --verify always"; do
@@ -158,7 +158,24 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     flip "$scratch/drive-2/part/experts-3.bin" 5000
     refused "another store's part" 'does not have the checksum' verify "$scratch/striped" --stripe "$scratch/drive-2/part"
     check "nothing was changed by that" same "$plain" "$scratch/striped"
-    rm -r "$scratch/striped" "$scratch/drive-3/experts-3.bin"
+    rm "$scratch/drive-3/experts-3.bin" "$scratch/drive-3/catalog-3.sealed"
+    refused "a drive that died" 'drive-3/experts-3.bin: cannot open: .*--repair SOURCE --stripe NEWDIR' logits "$scratch/striped" "${run[@]}"
+    refused "and is not named" 'name the folder that it was moved to, or where it is to be made anew' verify "$scratch/striped" --repair "$checkpoint"
+    mkdir "$scratch/drive-2/new"
+    check "its part is made again on another" "$sluice" verify "$scratch/striped" --repair "$checkpoint" --stripe "$scratch/drive-2/new"
+    check "what was made is sound" "$sluice" verify "$scratch/striped"
+    check "and runs" same "$plain" "$scratch/striped"
+    rm "$scratch/drive-2/new/experts-3.bin"
+    check "from a store as well, in the same place" "$sluice" verify "$scratch/striped" --repair "$store" --stripe "$scratch/drive-2/new"
+    rm -r "$scratch/striped" && mkdir "$scratch/striped"
+    check "the store's own drive died" "$sluice" verify "$scratch/striped" --repair "$checkpoint" --stripe "$scratch/drive-4" --stripe "$scratch/drive-2/new"
+    check "and what was on it is there again" same "$plain" "$scratch/striped"
+    cp -r "$scratch/striped" "$scratch/stranger"
+    echo other >"$scratch/drive-2/new/catalog-3.sealed"
+    flip "$scratch/drive-4/experts-2.bin" 5000
+    refused "nothing is written where no copy of the catalog says so" 'drive-2/new/experts-3.bin: is outside the store.s folder' verify "$scratch/stranger" --repair "$checkpoint"
+    check "but where it is named" "$sluice" verify "$scratch/stranger" --repair "$checkpoint" --stripe "$scratch/drive-2/new"
+    rm -r "$scratch/striped" "$scratch/stranger" "$scratch/drive-4/experts-2.bin" "$scratch/drive-4/catalog-2.sealed" "$scratch/drive-2/new" "$scratch/drive-2/catalog-2.sealed"
 
     check "packed and compressed, over two drives" eval "'$sluice' pack '$checkpoint' '$scratch/striped' --compress --stripe '$scratch/drive-3' >'$scratch/stdout' &&
         grep 'compressed: experts take .* instead of .*; scales 0\.[0-4][0-9]*, codes 1\.000' '$scratch/stdout'"
@@ -244,11 +261,55 @@ check "repair of that" "$sluice" verify "$scratch/bad" --repair "$checkpoint" &&
     check "gives what was packed" same_store "$store" "$scratch/bad"
 sed -i 's/"n_routed_experts": [0-9]*/"n_routed_experts": 8/' "$scratch/bad/config.json"
 refused "a config of other sizes" 'experts' logits "$scratch/bad" "${run[@]}"
+cp "$store/config.json" "$scratch/bad"
 for size in 40000 9000 5000 100 0; do
-    truncate -s $size "$scratch/bad/catalog/data.mdb"
-    refused "a catalog cut to $size bytes" 'catalog' logits "$scratch/bad" "${run[@]}"
+    truncate -s $size "$scratch/bad/catalog.sealed"
+    refused "a sealed catalog cut to $size bytes" 'catalog.sealed: damaged' logits "$scratch/bad" "${run[@]}"
 done
-refused "the same for pack" 'catalog\|not empty' pack "$checkpoint" "$scratch/bad"
+refused "nor does verify take it" '--repair-catalog can mend it' verify "$scratch/bad"
+check "it is mended without a checkpoint" "$sluice" verify "$scratch/bad" --repair-catalog
+check "and runs" same "$plain" "$scratch/bad"
+for file in catalog.sealed catalog.mdb; do
+    for ((i = 0; i < 5; i++)); do
+        at=$(($(stat -c %s "$scratch/bad/$file") * (2 * i + 1) / 10))
+        flip "$scratch/bad/$file" $at
+        "$sluice" verify "$scratch/bad" >/dev/null 2>&1 && [ $file = catalog.sealed ] && fail "byte $at of $file"
+        check "a bit of $file is mended" "$sluice" verify "$scratch/bad" --repair-catalog
+        check "it is sound then" "$sluice" verify "$scratch/bad"
+    done
+done
+check "and runs as before" same "$plain" "$scratch/bad"
+truncate -s 100 "$scratch/bad/catalog.sealed" "$scratch/bad/catalog.mdb"
+refused "no copy is left" 'catalog.sealed: damaged.*nor is there a sound copy' verify "$scratch/bad" --repair-catalog
+refused "other weights are not written over it" 'dense.bin: [0-9]* of [0-9]* tensors are not those of\|its config.json is not that of' verify "$scratch/bad" --repair "$scratch/other"
+check "the checkpoint makes all of it again" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
+check "which is what was packed" same_store "$store" "$scratch/bad"
+echo >>"$scratch/bad/experts-1.bin"
+refused "bytes behind the last record" 'damaged' verify "$scratch/bad"
+check "are cut off" "$sluice" verify "$scratch/bad" --repair "$store"
+check "from the store itself" same_store "$store" "$scratch/bad"
+rm "$scratch/bad/dense.bin"
+check "a file that is lost is made again, from another store" "$sluice" verify "$scratch/bad" --repair "$store"
+check "and is what it was" same_store "$store" "$scratch/bad"
+
+# ---- a store from a stranger ----
+
+echo secret >"$scratch/mine"
+for file in catalog.sealed catalog.mdb dense.bin experts-1.bin config.json hot; do
+    [ -e "$scratch/bad/$file" ] && mv "$scratch/bad/$file" "$scratch/kept"
+    ln -s "$scratch/mine" "$scratch/bad/$file"
+    "$sluice" generate "$scratch/bad" -p text -n 2 >/dev/null 2>&1
+    "$sluice" pack "$checkpoint" "$scratch/bad" >/dev/null 2>&1
+    "$sluice" verify "$scratch/bad" --repair "$checkpoint" >/dev/null 2>&1
+    check "a link in place of $file leads nowhere" eval "[ \"\$(cat '$scratch/mine')\" = secret ]"
+    rm -f "$scratch/bad/$file"
+    [ -e "$scratch/kept" ] && mv "$scratch/kept" "$scratch/bad/$file"
+done
+check "and what is left can be mended" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
+mkdir "$scratch/old" && mkdir "$scratch/old/catalog" && echo 1 >"$scratch/old/catalog/data.mdb" && cp "$store/config.json" "$scratch/old"
+refused "a store of the first format version" 'has format version 1; this sluice knows version 2' logits "$scratch/old" "${run[@]}"
+refused "nor is it packed into" 'has format version 1' pack "$checkpoint" "$scratch/old"
+rm -r "$scratch/old"
 rm -r "$scratch/bad"
 
 # ---- killed, again and again ----

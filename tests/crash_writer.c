@@ -9,12 +9,14 @@
 #include <unistd.h>
 
 #include "core/base/assert.h"
-#include "storage/catalog.h"
+#include "core/base/file.h"
+#include "storage/plain_file.h"
 #include "tests/io_fault.h"
 
 #define PATH_BYTES 512
-#define FILES_MAX 16
+#define FILES_MAX 48
 #define NAMES_MAX 32
+#define RENAMES_MAX 4
 #define WRITES_MAX 256
 #define CUTS_MAX 8
 #define SECTOR_BYTES 512u
@@ -39,6 +41,13 @@ struct file {
     int fd;                /* kept until the writer closes; -1 if there is none */
 };
 
+/* A name that was given to a file and not synced, and what had it before. */
+struct renamed {
+    char from[PATH_BYTES], to[PATH_BYTES];
+    char *old; /* NULL if there was none */
+    size_t old_bytes;
+};
+
 struct crash_writer {
     struct sl_file_writer writer; /* first */
     uint64_t random, nth, count;
@@ -48,6 +57,8 @@ struct crash_writer {
     int n_files;
     char names[NAMES_MAX][PATH_BYTES]; /* made, and their folders not synced since */
     int n_names;
+    struct renamed renames[RENAMES_MAX];
+    int n_renames;
     struct unsynced writes[WRITES_MAX];
     int n_writes;
     struct cut cuts[CUTS_MAX];
@@ -94,19 +105,20 @@ static void name_made(struct crash_writer *w, const char *path)
 static int make_folder(struct sl_file_writer *writer, const char *path)
 {
     struct crash_writer *w = of(writer);
-    char data[PATH_BYTES];
     int rc = step(w);
 
     if (rc < 0)
         return rc;
-    if (mkdir(path, 0777) < 0)
-        return errno == EEXIST ? (rc ? -EIO : 0) : -errno;
-    if (strcmp(strrchr(path, '/') + 1, SL_CATALOG_FOLDER) == 0) {
-        sl_assert(snprintf(data, sizeof(data), "%s/%s", path, SL_CATALOG_FILE) < PATH_BYTES);
-        name_made(w, path);
-        name_made(w, data); /* LMDB is about to */
-    }
+    if (mkdir(path, 0777) < 0 && errno != EEXIST)
+        return -errno;
     return rc ? -EIO : 0;
+}
+
+static bool is_in(const char *path, const char *folder)
+{
+    size_t length = (size_t)(strrchr(path, '/') - path);
+
+    return strlen(folder) == length && strncmp(path, folder, length) == 0;
 }
 
 static int sync_folder(struct sl_file_writer *writer, const char *path)
@@ -117,27 +129,34 @@ static int sync_folder(struct sl_file_writer *writer, const char *path)
     if (rc)
         return rc < 0 ? rc : -EIO;
     for (int i = 0; i < w->n_names; i++) {
-        size_t length = (size_t)(strrchr(w->names[i], '/') - w->names[i]);
-
-        if (strlen(path) == length && strncmp(w->names[i], path, length) == 0)
-            continue;
-        memmove(w->names[kept++], w->names[i], PATH_BYTES);
+        if (!is_in(w->names[i], path))
+            memmove(w->names[kept++], w->names[i], PATH_BYTES);
     }
     w->n_names = kept;
+    kept = 0;
+    for (int i = 0; i < w->n_renames; i++) {
+        if (is_in(w->renames[i].to, path))
+            free(w->renames[i].old);
+        else
+            w->renames[kept++] = w->renames[i];
+    }
+    w->n_renames = kept;
     return 0;
 }
 
 static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
 {
     struct crash_writer *w = of(writer);
-    bool is_new = access(path, F_OK) != 0;
+    bool is_new = !bulk || access(path, F_OK) != 0;
     struct file *file = &w->files[w->n_files];
     int rc = step(w);
 
     if (rc < 0)
         return rc;
     sl_assert(w->n_files < FILES_MAX);
-    file->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (bulk ? 0 : O_TRUNC), 0666);
+    if (!bulk)
+        unlink(path);
+    file->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (bulk ? 0 : O_EXCL), 0666);
     if (file->fd < 0)
         return -errno;
     sl_assert(snprintf(file->path, PATH_BYTES, "%s", path) < PATH_BYTES);
@@ -183,6 +202,14 @@ static int sync_file(struct sl_file_writer *writer, int number)
             w->writes[kept++] = w->writes[i];
     }
     w->n_writes = kept;
+    kept = 0;
+    for (int i = 0; i < w->n_cuts; i++) {
+        if (strcmp(w->cuts[i].path, w->files[number].path) == 0)
+            free(w->cuts[i].tail);
+        else
+            w->cuts[kept++] = w->cuts[i];
+    }
+    w->n_cuts = kept;
     w->files[number].synced_bytes = size_of(&w->files[number]);
     return 0;
 }
@@ -191,6 +218,38 @@ static void close_file(struct sl_file_writer *writer, int number)
 {
     (void)writer;
     (void)number; /* closing does not sync: what is remembered of it stays */
+}
+
+/* A catalog's file is LMDB's: what is in it is on disk. */
+static int rename_file(struct sl_file_writer *writer, const char *from, const char *to)
+{
+    struct crash_writer *w = of(writer);
+    struct renamed *entry = &w->renames[w->n_renames];
+    int rc = step(w);
+
+    if (rc < 0)
+        return rc;
+    sl_assert(w->n_renames < RENAMES_MAX);
+    *entry = (struct renamed){.old = NULL};
+    sl_assert(snprintf(entry->from, PATH_BYTES, "%s", from) < PATH_BYTES);
+    sl_assert(snprintf(entry->to, PATH_BYTES, "%s", to) < PATH_BYTES);
+    if (access(to, F_OK) == 0)
+        sl_assert(sl_file_read_all(to, UINT64_C(1) << 30, &entry->old, &entry->old_bytes, NULL) ==
+                  0);
+    if (rename(from, to) < 0)
+        return -errno;
+    w->n_renames++;
+    return rc ? -EIO : 0;
+}
+
+static int leads(struct sl_file_writer *writer, const char *path, int number)
+{
+    struct crash_writer *w = of(writer);
+    int rc = step(w);
+
+    if (rc)
+        return rc < 0 ? rc : -EIO;
+    return sl_plain_file_leads(path, w->files[number].fd, false) ? 0 : -ESTALE;
 }
 
 static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
@@ -228,6 +287,8 @@ struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_cod
         .write = write_file,
         .sync = sync_file,
         .close = close_file,
+        .rename = rename_file,
+        .leads = leads,
         .cut = cut_file,
     };
     struct crash_writer *w = calloc(1, sizeof(*w));
@@ -284,16 +345,17 @@ static void restore(struct crash_writer *w, const struct cut *cut)
     close(fd);
 }
 
-/* A folder that is lost takes what is in it along. */
-static void lose(const char *path)
+/* The file has its earlier name, and the other name its earlier file. */
+static void undo(const struct renamed *entry)
 {
-    char inner[PATH_BYTES + 16];
+    sl_assert(rename(entry->to, entry->from) == 0);
+    if (entry->old) {
+        int fd = open(entry->to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 
-    snprintf(inner, sizeof(inner), "%s/" SL_CATALOG_FILE, path);
-    unlink(inner);
-    snprintf(inner, sizeof(inner), "%s/lock.mdb", path);
-    unlink(inner);
-    remove(path);
+        sl_assert(fd >= 0);
+        sl_assert(write(fd, entry->old, entry->old_bytes) == (ssize_t)entry->old_bytes);
+        close(fd);
+    }
 }
 
 bool crash_writer_close(struct crash_writer *w)
@@ -315,9 +377,14 @@ bool crash_writer_close(struct crash_writer *w)
             restore(w, &w->cuts[i]);
         free(w->cuts[i].tail);
     }
+    for (int i = w->n_renames; i-- > 0;) {
+        if (dead && below(w, 2))
+            undo(&w->renames[i]);
+        free(w->renames[i].old);
+    }
     for (int i = 0; dead && i < w->n_names; i++) {
         if (below(w, 2))
-            lose(w->names[i]);
+            unlink(w->names[i]);
     }
     free(w);
     return dead;

@@ -3,9 +3,9 @@
  * Files are really written. What has not been synced is remembered, and when the power goes each
  * 512-byte sector of it has got to the disk or not, as chance has it: writes are torn, reordered
  * and lost, files have any size between what was synced and what was written, and names that were
- * made since their folder was synced may be gone; a cut file may be as it was, or cut anywhere
- * behind that place. The catalog's commits are LMDB's own and are as
- * durable as it makes them; its folder and file are names like others. */
+ * made since their folder was synced may be gone, or lead to the file that had them before; a cut
+ * file may be as it was, or cut anywhere behind that place. The catalog's commits are LMDB's own
+ * and are as durable as it makes them; the name of its file is one like others. */
 #ifndef SL_TESTS_CRASH_WRITER_H
 #define SL_TESTS_CRASH_WRITER_H
 

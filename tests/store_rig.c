@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "storage/catalog.h"
+#include "storage/store_copies.h"
 #include "storage/store_repair.h"
 #include "tests/io_fault.h"
 
@@ -143,6 +143,31 @@ struct sl_pack_options store_rig_options(const struct store_rig *rig, const char
     };
 }
 
+static int no_sync(struct sl_file_writer *writer, int file)
+{
+    (void)writer;
+    (void)file;
+    return 0;
+}
+
+static int no_sync_folder(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    (void)path;
+    return 0;
+}
+
+struct sl_file_writer *store_rig_writer(void)
+{
+    static struct sl_file_writer_ops ops;
+    static struct sl_file_writer writer = {&ops};
+
+    ops = *sl_file_writer()->ops;
+    ops.sync = no_sync;
+    ops.sync_folder = no_sync_folder;
+    return &writer;
+}
+
 void store_rig_of_store(struct sl_pack_options *options, const char *store_folder)
 {
     options->checkpoint = NULL;
@@ -156,6 +181,7 @@ void store_rig_pack(const struct store_rig *rig, const char *store_folder)
     struct sl_err err = {0};
 
     options.batch_bytes = UINT64_MAX; /* in one go: the fewest syncs */
+    options.writer = store_rig_writer();
     if (sl_store_pack(&options, NULL, &err) < 0)
         fail_msg("pack: %s", err.message);
 }
@@ -179,53 +205,18 @@ static void assert_same_file(const char *folder_a, const char *folder_b, const c
     free(b);
 }
 
-/* All keys and values, one after the other. */
-struct contents {
-    uint8_t *bytes;
-    size_t length;
-};
-
-static void add(struct contents *contents, const void *data, size_t size_bytes)
-{
-    contents->bytes = realloc(contents->bytes, contents->length + size_bytes);
-    assert_non_null(contents->bytes);
-    memcpy(contents->bytes + contents->length, data, size_bytes);
-    contents->length += size_bytes;
-}
-
-static int add_entry(void *context, const char *key, const uint8_t *value, size_t size_bytes,
-                     struct sl_err *err)
-{
-    (void)err;
-    add(context, key, strlen(key) + 1);
-    add(context, &size_bytes, sizeof(size_bytes));
-    add(context, value, size_bytes);
-    return 0;
-}
-
-static struct contents read_catalog(const char *store_folder)
-{
-    struct contents contents = {0};
-    struct sl_catalog *catalog;
-
-    assert_int_equal(sl_catalog_open(&catalog, store_folder, false, NULL), 0);
-    assert_int_equal(sl_catalog_begin(catalog, NULL), 0);
-    assert_int_equal(sl_catalog_each(catalog, "", add_entry, &contents, NULL), 0);
-    sl_catalog_close(catalog);
-    return contents;
-}
-
 void store_rig_assert_same(const char *store_a, const char *store_b)
 {
     static const char *const names[] = {"config.json", "tokenizer.json", "dense.bin",
-                                        "experts-1.bin"};
-    struct contents a = read_catalog(store_a), b = read_catalog(store_b);
+                                        "experts-1.bin", SL_STORE_SEALED_FILE};
+    struct sl_catalog_entries a, b;
     struct sl_store *store;
 
-    assert_int_equal(a.length, b.length);
-    assert_memory_equal(a.bytes, b.bytes, a.length);
-    free(a.bytes);
-    free(b.bytes);
+    assert_int_equal(sl_store_catalog_read(&a, store_a, NULL), 0);
+    assert_int_equal(sl_store_catalog_read(&b, store_b, NULL), 0);
+    assert_true(sl_catalog_entries_same(&a, &b));
+    sl_catalog_entries_fini(&a);
+    sl_catalog_entries_fini(&b);
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         assert_same_file(store_a, store_b, names[i]);
     assert_int_equal(sl_store_open(&store, store_a, SL_STORE_RUN, NULL), 0);
@@ -249,26 +240,62 @@ void store_rig_remove(const char *folder)
         assert_int_equal(nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
 }
 
-void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes)
+/* The entries, but that one of them is changed. */
+struct change {
+    struct sl_catalog_entries entries;
+    const char *key;
+    const void *value;
+    size_t size_bytes;
+    bool done;
+};
+
+static void change_add(struct change *c, const char *key, const void *value, size_t size_bytes)
+{
+    assert_int_equal(sl_catalog_entries_add(&c->entries, key, strlen(key), value, size_bytes), 0);
+}
+
+static int change_entry(void *context, const char *key, const uint8_t *value, size_t size_bytes,
+                        struct sl_err *err)
 {
     uint8_t changed[SL_STORE_VALUE_BYTES_MAX];
-    struct sl_catalog *catalog;
-    const uint8_t *found;
-    size_t found_bytes;
+    struct change *c = context;
 
-    assert_int_equal(sl_catalog_open(&catalog, store_folder, true, NULL), 0);
-    assert_int_equal(sl_catalog_begin(catalog, NULL), 0);
-    if (!value) {
-        assert_int_equal(sl_catalog_get(catalog, key, &found, &found_bytes, NULL), 1);
-        assert_true(size_bytes < found_bytes && found_bytes <= sizeof(changed));
-        memcpy(changed, found, found_bytes);
-        changed[size_bytes] ^= 0x40;
-        value = changed;
-        size_bytes = found_bytes;
+    (void)err;
+    if (!c->done && strcmp(key, c->key) > 0) { /* a new one */
+        c->done = true;
+        change_add(c, c->key, c->value, c->size_bytes);
     }
-    assert_int_equal(sl_catalog_put(catalog, key, value, size_bytes, NULL), 0);
-    assert_int_equal(sl_catalog_commit(catalog, NULL), 0);
-    sl_catalog_close(catalog);
+    if (strcmp(key, c->key) == 0) {
+        c->done = true;
+        assert_true(size_bytes <= sizeof(changed));
+        if (c->value) {
+            value = c->value;
+            size_bytes = c->size_bytes;
+        } else {
+            assert_true(c->size_bytes < size_bytes);
+            memcpy(changed, value, size_bytes);
+            changed[c->size_bytes] ^= 0x40;
+            value = changed;
+        }
+    }
+    change_add(c, key, value, size_bytes);
+    return 0;
+}
+
+void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes)
+{
+    struct change c = {.key = key, .value = value, .size_bytes = size_bytes};
+    struct sl_catalog_entries entries;
+
+    assert_int_equal(sl_store_sealed_read(&entries, store_folder, NULL), 0);
+    assert_int_equal(sl_catalog_entries_each(&entries, "", change_entry, &c, NULL), 0);
+    if (!c.done)
+        change_add(&c, key, value, size_bytes);
+    assert_int_equal(
+        sl_store_catalog_make(NULL, store_folder, &c.entries, store_rig_writer(), NULL), 0);
+    assert_int_equal(sl_store_copies_seal(store_folder, &c.entries, store_rig_writer(), NULL), 0);
+    sl_catalog_entries_fini(&c.entries);
+    sl_catalog_entries_fini(&entries);
 }
 
 void store_rig_stop_at_half(void *context, uint64_t done, uint64_t total)
@@ -319,9 +346,19 @@ static void on_bad(void *context, const struct sl_store_item *item, const char *
 {
     struct store_rig_damage *found = context;
 
-    assert_true(found->n_items < 16);
+    assert_true(found->n_items < STORE_RIG_DAMAGE_MAX);
     found->items[found->n_items++] = *item;
     snprintf(found->message, sizeof(found->message), "%s", message);
+}
+
+/* Items that only damage makes. */
+static uint32_t n_tails(const struct store_rig_damage *found)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < found->n_items; i++)
+        n += found->items[i].kind == SL_STORE_TAIL;
+    return n;
 }
 
 void store_rig_verify(const char *folder, struct store_rig_damage *found)
@@ -330,14 +367,16 @@ void store_rig_verify(const char *folder, struct store_rig_damage *found)
         .open_io = sl_io_threads_open, .on_bad = on_bad, .bad_context = found};
     struct sl_verify_result result;
     struct sl_store *store;
-    uint32_t items_each; /* a compressed record is one, else each matrix is */
+    uint32_t n_copies, items_each; /* a compressed record is one, else each matrix is */
 
     *found = (struct store_rig_damage){0};
     assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
     assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
     items_each = sl_store_model(store)->layout == SL_STORE_LAYOUT_R16_ZSTD ? 1 : SL_EXPERT_MATRICES;
-    assert_int_equal(result.n_items,
-                     2 + STORE_RIG_TENSORS + items_each * sl_store_expert_count(&store_rig_shape));
+    n_copies = sl_store_file_count(store) - 1; /* of the catalog, beside the one that is read */
+    assert_int_equal(result.n_items - n_tails(found),
+                     n_copies + 2 + STORE_RIG_TENSORS +
+                         items_each * sl_store_expert_count(&store_rig_shape));
     assert_int_equal(result.n_bad, found->n_items);
     sl_store_close(store);
 }
@@ -348,7 +387,7 @@ int store_rig_repair(const struct store_rig *from, const char *folder,
     struct sl_repair_options options = {.checkpoint_folder = from->checkpoint_folder,
                                         .checkpoint = from->checkpoint,
                                         .experts = from->experts,
-                                        .writer = sl_file_writer()};
+                                        .writer = store_rig_writer()};
     struct sl_store *store;
     int rc;
 

@@ -39,6 +39,9 @@ void store_rig_refill(struct store_rig *rig);
 /* Writes root/name to `path`. */
 void store_rig_path(const struct store_rig *rig, const char *name, char path[FIXTURE_PATH_BYTES]);
 
+/* The real file writer, but that it syncs nothing: faster, where no power is cut. */
+struct sl_file_writer *store_rig_writer(void);
+
 /* Options as a plain pack into `store_folder` has them, with a commit about every tensor and every
  * second expert. */
 struct sl_pack_options store_rig_options(const struct store_rig *rig, const char *store_folder);
@@ -66,13 +69,14 @@ void store_rig_assert_same(const char *store_a, const char *store_b);
 /* Deletes a folder with all below it; there need not be one. */
 void store_rig_remove(const char *folder);
 
-/* Puts a value into a store's catalog; NULL keeps what is there but for byte `size_bytes`, which
- * becomes other. */
+/* Puts a value into a store's catalog, all copies of it; NULL keeps what is there but for byte
+ * `size_bytes`, which becomes other. */
 void store_rig_put(const char *store_folder, const char *key, const void *value, size_t size_bytes);
 
 /* What sl_store_verify() found. */
+#define STORE_RIG_DAMAGE_MAX 48u
 struct store_rig_damage {
-    struct sl_store_item items[16];
+    struct sl_store_item items[STORE_RIG_DAMAGE_MAX];
     uint32_t n_items;
     char message[SL_ERR_MESSAGE_BYTES]; /* the last */
 };

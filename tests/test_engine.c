@@ -81,7 +81,7 @@ static void test_store_remembers_what_was_hot(void **state)
         struct sl_err err;
 
         if (round == 4)
-            store_rig_put(store_folder, "hot", "?", 1);
+            fixture_flip_byte(store_folder, "hot", 0);
         if (round == 5)
             options.model = m->folder;  /* a checkpoint remembers nothing */
         options.cache_min = round != 2; /* else there is room for more than the list has */

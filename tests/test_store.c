@@ -18,11 +18,13 @@
 
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
-#include "storage/catalog.h"
+#include "storage/advice.h"
+#include "storage/checksum.h"
 #include "storage/drive.h"
 #include "storage/hot_list.h"
 #include "storage/model_files.h"
 #include "storage/probe_memory.h"
+#include "storage/store_copies.h"
 #include "storage/store_identity.h"
 #include "storage/store_places.h"
 #include "storage/store_repair.h"
@@ -173,7 +175,7 @@ static void test_probe_is_remembered(void **state)
     io->ops->close(io);
 
     memset(value, 0xff, sizeof(value)); /* no such piece, no such depth */
-    store_rig_put(f->rig.store_folder, "probe", value, sizeof(value));
+    assert_int_equal(sl_advice_write(f->rig.store_folder, "probe", value, sizeof(value), NULL), 0);
     assert_int_equal(sl_io_threads_open(&io, paths, 1, 4, NULL), 0);
     assert_false(sl_probe_recall(f->rig.store_folder, io, &found));
     io->ops->close(io);
@@ -191,18 +193,18 @@ static void test_spoilt_entries(void **state)
         int code;
         const char *says;
     } cases[] = {
-        {"model", 0, -SL_EUNSUPPORTED, "format version 65; this sluice knows version 1"},
-        {"model", 4, -SL_ECORRUPT, "\"model\""},          /* layout */
-        {"model", 25, -SL_ECORRUPT, "\"state\""},         /* layers */
-        {"model", 32, -SL_ECORRUPT, "\"state\""},         /* experts */
-        {"model", 36, -SL_ECORRUPT, "\"model\""},         /* hidden_size, no multiple of 128 */
-        {"model", 44, -SL_ECORRUPT, "\"model\""},         /* files */
-        {"model", 48, -SL_ECORRUPT, "\"state\""},         /* tensors */
-        {"state", 0, -SL_ECORRUPT, "\"state\""},          /* more tensors than there are */
-        {"state", 4, -SL_ECORRUPT, "\"state\""},          /* more experts */
-        {"state", 8, -SL_ECORRUPT, "\"state\""},          /* neither complete nor not */
-        {"file 0", 9, -SL_ECORRUPT, "\"file 0\""},        /* length of the path */
-        {"file 1", 12, -ENOENT, "%xperts-1.bin: cannot"}, /* path */
+        {"model", 0, -SL_EUNSUPPORTED, "format version 66; this sluice knows version 2"},
+        {"model", 4, -SL_ECORRUPT, "\"model\""},    /* layout */
+        {"model", 25, -SL_ECORRUPT, "\"state\""},   /* layers */
+        {"model", 32, -SL_ECORRUPT, "\"state\""},   /* experts */
+        {"model", 36, -SL_ECORRUPT, "\"model\""},   /* hidden_size, no multiple of 128 */
+        {"model", 44, -SL_ECORRUPT, "\"model\""},   /* files */
+        {"model", 48, -SL_ECORRUPT, "\"state\""},   /* tensors */
+        {"state", 0, -SL_ECORRUPT, "\"state\""},    /* more tensors than there are */
+        {"state", 4, -SL_ECORRUPT, "\"state\""},    /* more experts */
+        {"state", 8, -SL_ECORRUPT, "\"state\""},    /* neither complete nor not */
+        {"file 0", 9, -SL_ECORRUPT, "\"file 0\""},  /* length of the path */
+        {"file 1", 12, -SL_ECORRUPT, "\"file 1\""}, /* path */
         {"carried config.json", 16, -SL_ECORRUPT, "\"carried config.json\""},
         {"tensor 00000", 8, -SL_ECORRUPT, "\"tensor 00000\""},  /* file */
         {"tensor 00000", 12, -SL_ECORRUPT, "\"tensor 00000\""}, /* offset, no multiple of 4,096 */
@@ -254,55 +256,80 @@ static void test_decoding_any_bytes(void **state)
     assert_true(n_accepted > 1000);
 }
 
-/* A letter of a tensor's name, wherever the catalog's file has it. */
-static void test_flipped_value(void **state)
-{
-    const struct store_fixture *f = *state;
-    char catalog[FIXTURE_PATH_BYTES];
-    static const char name[] = "norm.weight";
-    char bytes[65536];
-    ssize_t size;
-    uint32_t n_found = 0;
-    int fd;
-
-    store_rig_path(&f->rig, "store/catalog", catalog);
-    store_rig_path(&f->rig, "store/catalog/data.mdb", bytes);
-    fd = open(bytes, O_RDONLY);
-    assert_true(fd >= 0);
-    size = pread(fd, bytes, sizeof(bytes), 0);
-    close(fd);
-    for (ssize_t i = 0; i < size - (ssize_t)sizeof(name); i++) {
-        if (memcmp(bytes + i, name, strlen(name)) != 0)
-            continue;
-        n_found++;
-        fixture_flip_byte(catalog, SL_CATALOG_FILE, (uint64_t)i);
-    }
-    assert_true(n_found > 0);
-    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
-                             "entry \"tensor 00001\" does not have the checksum");
-}
-
+/* Both of a store's copies of its catalog are lost bit by bit in tests/test_store_faults.c. */
 static void test_truncated_catalog(void **state)
 {
     const struct store_fixture *f = *state;
-    char catalog[FIXTURE_PATH_BYTES];
-    uint64_t size_bytes;
+    const char *folder = f->rig.store_folder;
+    struct sl_catalog_entries entries, sealed;
+    uint64_t size_bytes = fixture_file_size(folder, SL_STORE_CATALOG_FILE);
+    struct sl_err err = {0};
+    uint32_t n_told = 0;
 
-    store_rig_path(&f->rig, "store/catalog", catalog);
-    size_bytes = fixture_file_size(catalog, SL_CATALOG_FILE);
-    assert_true(size_bytes >= 4 * 4096);
+    assert_true(size_bytes >= UINT64_C(3) * 4096);
+    assert_int_equal(sl_store_sealed_read(&sealed, folder, NULL), 0);
     for (uint64_t left = size_bytes - 1; left > 0; left = left * 2 / 3) {
-        fixture_truncate(catalog, SL_CATALOG_FILE, left);
-        store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT,
-                                 left > 8192 ? "the catalog is truncated: data.mdb has"
-                                             : "catalog");
+        int rc;
+
+        fixture_truncate(folder, SL_STORE_CATALOG_FILE, left);
+        rc = sl_store_catalog_read(&entries, folder, &err);
+        if (rc < 0) {
+            assert_int_equal(rc, -SL_ECORRUPT);
+            store_rig_assert_says(&err, left > 4096 + 152 ? "catalog.mdb: truncated: it has"
+                                                          : "catalog.mdb: damaged: its headers");
+            n_told++;
+        } else { /* nothing was in the pages that are gone */
+            assert_true(sl_catalog_entries_same(&entries, &sealed));
+            sl_catalog_entries_fini(&entries);
+        }
     }
-    fixture_truncate(catalog, SL_CATALOG_FILE, 0);
-    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "the catalog is empty");
-    fixture_write_text(catalog, SL_CATALOG_FILE, "not a database, but long enough for one? no.");
-    store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "cannot open the catalog");
-    fixture_unlink(catalog, SL_CATALOG_FILE);
-    assert_false(sl_store_is(f->rig.store_folder));
+    assert_true(n_told > 10);
+    sl_catalog_entries_fini(&sealed);
+    for (uint64_t left = fixture_file_size(folder, SL_STORE_SEALED_FILE) - 1; left > 0;
+         left = left * 2 / 3) {
+        fixture_truncate(folder, SL_STORE_SEALED_FILE, left);
+        store_rig_assert_refused(folder, -SL_ECORRUPT, "catalog.sealed: damaged: it does not");
+    }
+    fixture_truncate(folder, SL_STORE_SEALED_FILE, 0);
+    store_rig_assert_refused(folder, -SL_ECORRUPT, "--repair-catalog can mend it");
+    fixture_unlink(folder, SL_STORE_SEALED_FILE);
+    store_rig_assert_refused(folder, -SL_EFORMAT, "not complete: run sluice pack again");
+    fixture_unlink(folder, SL_STORE_CATALOG_FILE);
+    assert_false(sl_store_is(folder));
+}
+
+static void test_other_versions(void **state)
+{
+    const struct store_fixture *f = *state;
+    char catalog[FIXTURE_PATH_BYTES];
+    struct sl_catalog_entries entries;
+    const uint8_t *sealed;
+    uint8_t *changed;
+    size_t size_bytes;
+    uint64_t checksum;
+    struct sl_err err = {0};
+
+    assert_int_equal(sl_store_sealed_read(&entries, f->rig.store_folder, NULL), 0);
+    assert_int_equal(sl_catalog_entries_seal(&entries, &sealed, &size_bytes), 0);
+    changed = malloc(size_bytes);
+    assert_non_null(changed);
+    memcpy(changed, sealed, size_bytes);
+    changed[8]++; /* the version, in what is sealed as it should be */
+    checksum = sl_checksum(changed, size_bytes - 8);
+    memcpy(changed + size_bytes - 8, &checksum, 8);
+    sl_catalog_entries_fini(&entries);
+    assert_int_equal(sl_catalog_entries_unseal(&entries, changed, size_bytes, "here", &err),
+                     -SL_EUNSUPPORTED);
+    store_rig_assert_says(&err,
+                          "here: the store has format version 3; this sluice knows version 2");
+
+    fixture_unlink(f->rig.store_folder, SL_STORE_SEALED_FILE);
+    fixture_unlink(f->rig.store_folder, SL_STORE_CATALOG_FILE);
+    store_rig_path(&f->rig, "store/catalog", catalog);
+    assert_int_equal(mkdir(catalog, 0777), 0);
+    fixture_write_text(catalog, "data.mdb", "as it was");
+    assert_true(sl_store_is(f->rig.store_folder));
+    store_rig_assert_refused(f->rig.store_folder, -SL_EUNSUPPORTED, "format version 1");
 }
 
 static void test_truncated_files(void **state)
@@ -526,12 +553,20 @@ static void assert_unable(const char *folder, const char *text)
     store_rig_assert_says(&err, text);
 }
 
+static int set_places(const char *store_folder, const char *folder, struct sl_err *err)
+{
+    const struct sl_store_places places = {
+        .folders = &folder, .n_folders = 1, .writer = sl_file_writer()};
+
+    return sl_store_set_places(store_folder, &places, err);
+}
+
 /* Its part on the other drive is moved, and mixed up with another model's. */
 static void test_moved_parts(void **state)
 {
     const struct store_fixture *f = *state;
     char folder[FIXTURE_PATH_BYTES], moved[FIXTURE_PATH_BYTES];
-    const char *const folders[] = {folder}, *const others[] = {moved};
+    const char *const folders[] = {folder};
     struct sl_pack_options options = striped(f, folders);
     struct sl_err err = {0};
     struct store_rig_damage found;
@@ -541,29 +576,29 @@ static void test_moved_parts(void **state)
     store_rig_path(&f->rig, "moved", moved);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
-    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -ENOENT);
+    assert_int_equal(set_places(f->other, moved, &err), -ENOENT);
     store_rig_assert_says(&err, "moved: cannot hold a part of the store: No such file");
     assert_int_equal(rename(folder, moved), 0);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_unable(f->other, "if it was moved: sluice verify STORE --stripe DIR");
-    assert_int_equal(sl_store_set_places(f->other, folders, 1, &err), -SL_EFORMAT);
+    assert_int_equal(set_places(f->other, folder, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "drive: no part of");
     lock_fd = sl_store_lock(f->other, NULL);
-    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -EBUSY);
+    assert_int_equal(set_places(f->other, moved, &err), -EBUSY);
     close(lock_fd);
 
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960); /* of the last record */
-    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_ECORRUPT);
+    assert_int_equal(set_places(f->other, moved, &err), -SL_ECORRUPT);
     store_rig_assert_says(&err, "MTP block 0, expert 2: ");
     store_rig_assert_says(&err,
                           "moved/experts-2.bin: w3 at offset 327680 does not have the checksum");
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960);
     fixture_truncate(moved, "experts-2.bin", 9 * 40960 + 1);
-    assert_int_equal(sl_store_set_places(f->other, others, 1, &err), -SL_EFORMAT);
+    assert_int_equal(set_places(f->other, moved, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "experts-2.bin: the file has 368641 bytes");
     fixture_truncate(moved, "experts-2.bin", 9 * 40960);
     assert_unable(f->other, "drive/experts-2.bin: cannot open");
-    assert_int_equal(sl_store_set_places(f->other, others, 1, NULL), 0);
+    assert_int_equal(set_places(f->other, moved, NULL), 0);
     assert_striped(f);
     store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
@@ -657,8 +692,8 @@ int main(void)
         WITH_STORE(test_probe_is_remembered),
         WITH_STORE(test_spoilt_entries),
         cmocka_unit_test(test_decoding_any_bytes),
-        WITH_STORE(test_flipped_value),
         WITH_STORE(test_truncated_catalog),
+        WITH_STORE(test_other_versions),
         WITH_STORE(test_truncated_files),
         WITH_STORE(test_another_models_config),
         WITH_STORE(test_damage_is_named_and_mended),

@@ -73,11 +73,12 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* The sealed copies may be behind: the next go makes them. */
 static void on_bad(void *context, const struct sl_store_item *item, const char *message)
 {
     (void)context;
-    (void)item;
-    fail_msg("the catalog says that this is there: %s", message);
+    if (item->kind != SL_STORE_COPY)
+        fail_msg("the catalog says that this is there: %s", message);
 }
 
 /* Everything that the catalog says is done is on disk. Returns how many experts are. */
@@ -88,21 +89,18 @@ static uint32_t check_claims(const struct fixture *f)
     struct sl_verify_result result;
     struct sl_err err = {0};
     struct sl_store *store;
-    uint32_t n_experts, n_carried;
+    uint32_t n_experts, n_others; /* small files, and copies of the catalog */
     int rc;
 
     if (!sl_store_is(f->rig.store_folder))
         return 0;
     rc = sl_store_open(&store, f->rig.store_folder, SL_STORE_RESUME, &err);
-    if (rc == -SL_EFORMAT && strstr(err.message, "not of a packed model"))
-        return 0; /* before the first commit */
     if (rc < 0)
         fail_msg("%s", err.message);
     assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
-    assert_int_equal(result.n_bad, 0);
     n_experts = sl_store_state(store)->n_experts_done;
-    n_carried = sl_store_state(store)->complete ? 2 : 0;
-    assert_int_equal(result.n_items, n_carried + sl_store_state(store)->n_tensors_done +
+    n_others = sl_store_state(store)->complete ? 1 + sl_store_file_count(store) : 0;
+    assert_int_equal(result.n_items, n_others + sl_store_state(store)->n_tensors_done +
                                          (f->rig.compress ? 1 : 3) * n_experts);
     sl_store_close(store);
     return n_experts;
@@ -338,7 +336,7 @@ static void test_names_are_synced_by_the_next_go(void **state)
     counting.ops.sync_folder = count_sync;
     counting.ops.open = open_counted;
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
-    assert_int_equal(counting.n_before_files, 3); /* the catalog's folder, and those above it */
+    assert_int_equal(counting.n_before_files, 2); /* the store's folder, and that above it */
     store_rig_assert_same(f->reference, f->rig.store_folder);
     store_rig_remove(f->rig.store_folder);
 }

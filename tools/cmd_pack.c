@@ -11,9 +11,9 @@
 #include "core/base/size.h"
 #include "storage/drive.h"
 #include "storage/drive_speed.h"
+#include "storage/file_writer.h"
 #include "storage/store.h"
 #include "storage/store_layout.h"
-#include "storage/store_records.h"
 #include "storage/store_write.h"
 #include "tools/command_line.h"
 #include "tools/engine_options.h"
@@ -215,17 +215,6 @@ static void print_json(const struct arguments *arguments, const struct figures *
 /* ---- the work ----------------------------------------------------------------------------------
  */
 
-/* A catalog alone is no beginning: a pack may have been killed before it wrote into it. */
-static bool is_begun(const char *folder)
-{
-    struct sl_store *store;
-
-    if (sl_store_open(&store, folder, SL_STORE_RESUME, NULL) < 0)
-        return false;
-    sl_store_close(store);
-    return true;
-}
-
 /* The store's own drive is the one that its folder will be on. */
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
@@ -235,7 +224,7 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
     int rc = 0;
 
     weights[0] = 1;
-    if (arguments->n_stripes == 0 || is_begun(arguments->store))
+    if (arguments->n_stripes == 0 || sl_store_is(arguments->store))
         return 0; /* nothing to share out, or that was done when the store was begun */
     rc = sl_file_writer()->ops->make_folder(sl_file_writer(), arguments->store);
     if (rc < 0)

@@ -6,12 +6,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/model/model_folder.h"
+#include "storage/store_copies.h"
+#include "storage/store_identity.h"
 #include "storage/store_layout.h"
 #include "storage/store_places.h"
+#include "storage/store_rebuild.h"
 #include "storage/store_repair.h"
 #include "storage/store_verify.h"
 #include "tools/command_line.h"
@@ -21,9 +25,12 @@
 #include "tools/pack_source.h"
 #include "tools/progress.h"
 
+#define BAD_SHOWN_MAX 100u
+
 struct arguments {
     const char *store;
-    const char *checkpoint; /* NULL: no repair */
+    const char *source; /* NULL: no repair, but of the catalog where that is asked for */
+    bool repair_catalog;
     sl_io_open_fn *open_io; /* NULL: the machine's */
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
@@ -35,17 +42,20 @@ struct damage {
     bool json; /* how it is printed */
     struct sl_store_item *items;
     uint32_t n_items;
+    uint32_t n_small; /* of these, what the store itself has what it takes to mend */
     bool no_memory;
 };
 
-enum { OPTION_REPAIR = 0x100, OPTION_IO, OPTION_STRIPE, OPTION_JSON };
+enum { OPTION_REPAIR = 0x100, OPTION_REPAIR_CATALOG, OPTION_IO, OPTION_STRIPE, OPTION_JSON };
 
 static const struct argp_option options[] = {
-    {"repair", OPTION_REPAIR, "CHECKPOINT", 0,
-     "make what is damaged again, from the checkpoint that was packed", 0},
+    {"repair", OPTION_REPAIR, "SOURCE", 0,
+     "make what is damaged again, from the checkpoint that was packed or another store of it", 0},
+    {"repair-catalog", OPTION_REPAIR_CATALOG, NULL, 0,
+     "mend the catalog from another copy of it; needs no SOURCE", 0},
     {"stripe", OPTION_STRIPE, "DIR", 0,
-     "parts of the store were moved to this folder: write that into the catalog; may be given "
-     "several times",
+     "parts of the store were moved to this folder: write that into the catalog; with --repair, a "
+     "part that is lost is made again there; may be given several times",
      0},
     {"io", OPTION_IO, "uring|threads", 0,
      "how data are read (default uring, or threads where io_uring is not available)", 0},
@@ -59,7 +69,11 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 
     switch (key) {
     case OPTION_REPAIR:
-        arguments->checkpoint = text;
+        arguments->source = text;
+        arguments->repair_catalog = true;
+        return 0;
+    case OPTION_REPAIR_CATALOG:
+        arguments->repair_catalog = true;
         return 0;
     case OPTION_IO:
         arguments->open_io = sl_parse_io(state, text);
@@ -101,36 +115,111 @@ static void on_bad(void *context, const struct sl_store_item *item, const char *
 
     if (damage->json)
         sl_json_line_print(json_pack("{s:s}", "damaged", message));
-    else
+    else if (damage->n_items < BAD_SHOWN_MAX)
         printf("damaged: %s\n", message);
+    else if (damage->n_items == BAD_SHOWN_MAX)
+        printf("damaged: more than is shown here\n");
     if ((damage->n_items & (damage->n_items + 1)) == 0) { /* full: room for 0, 1, 3, 7, ... */
         items = realloc(damage->items, (2 * (size_t)damage->n_items + 1) * sizeof(*items));
         damage->no_memory |= !items;
         if (items)
             damage->items = items;
     }
-    if (!damage->no_memory)
+    if (!damage->no_memory) {
         damage->items[damage->n_items++] = *item;
+        damage->n_small += item->kind == SL_STORE_COPY || item->kind == SL_STORE_TAIL;
+    }
 }
 
-static int repair(const struct sl_store *store, const char *folder, const struct damage *damage,
-                  struct sl_err *err)
-{
-    struct sl_pack_source source = {0};
-    struct sl_repair_options repair_options = {
-        .store = store, .checkpoint_folder = folder, .writer = sl_file_writer()};
-    int rc = sl_store_is(folder)
-                 ? sl_err_set(err, -SL_EFORMAT, "%s: a store, expected a checkpoint", folder)
-                 : sl_pack_source_open(&source, folder, true, err);
+/* ---- mending ----------------------------------------------------------------------------------
+ */
 
-    if (rc == 0) {
-        repair_options.checkpoint = source.checkpoint;
-        repair_options.experts = source.experts;
-        rc = sl_store_repair(&repair_options, damage->items, damage->n_items, err);
-    }
-    sl_pack_source_close(&source);
+/* All of the store's data again, from the source: there is no catalog to tell what of it is good.
+ */
+static int rebuild(const struct arguments *arguments, const struct sl_pack_source *source,
+                   struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "packing anew", NULL);
+    struct sl_pack_options pack_options = {
+        .stripe_folders = arguments->stripe_folders,
+        .n_stripes = arguments->n_stripes,
+        .store_folder = arguments->store,
+        .checkpoint_folder = arguments->source,
+        .checkpoint = source->checkpoint,
+        .from = source->store,
+        .experts = source->experts,
+        .tensors = (const char *const *)source->tensors.names,
+        .n_tensors = source->tensors.n_names,
+        .writer = sl_file_writer(),
+        .batch_bytes = SL_PACK_BATCH_BYTES,
+        .on_progress = sl_progress_show,
+        .progress_context = &progress,
+        .stop = sl_interrupt_stop(),
+    };
+    int rc = sl_pool_create(&pack_options.pool, 1, err);
+
+    if (rc < 0)
+        return rc;
+    sl_interrupt_defer();
+    rc = sl_store_rebuild(&pack_options, err);
+    sl_pool_destroy(pack_options.pool);
+    sl_progress_end(&progress);
+    if (rc == 0 && arguments->json)
+        sl_json_line_print(json_pack("{s:s}", "packed_anew_from", arguments->source));
+    else if (rc == 0)
+        printf("no copy of the catalog was left: packed anew from %s\n", arguments->source);
     return rc;
 }
+
+static void print_repaired(const struct arguments *arguments, const char *name)
+{
+    if (arguments->json)
+        sl_json_line_print(json_pack("{s:s}", "repaired", name));
+    else
+        printf("repaired %s/%s\n", arguments->store, name);
+}
+
+/* Before the store can be opened. */
+static int repair_catalog(const struct arguments *arguments, const struct sl_pack_source *source,
+                          struct sl_err *err)
+{
+    int lock_fd = sl_store_lock(arguments->store, err), rc;
+
+    if (lock_fd < 0)
+        return lock_fd;
+    rc = sl_store_copies_mend(arguments->store, arguments->stripe_folders, arguments->n_stripes,
+                              sl_file_writer(), err);
+    close(lock_fd);
+    if (rc > 0 && rc & SL_STORE_MENDED_CATALOG)
+        print_repaired(arguments, SL_STORE_CATALOG_FILE);
+    if (rc > 0 && rc & SL_STORE_MENDED_SEALED)
+        print_repaired(arguments, SL_STORE_SEALED_FILE);
+    if (rc == -SL_ECORRUPT && arguments->source)
+        return rebuild(arguments, source, err);
+    return rc < 0 ? rc : 0;
+}
+
+static int repair(const struct sl_store *store, const struct arguments *arguments,
+                  const struct sl_pack_source *source, const struct damage *damage,
+                  struct sl_err *err)
+{
+    const struct sl_repair_options repair_options = {
+        .store = store,
+        .checkpoint_folder = arguments->source,
+        .checkpoint = source->checkpoint,
+        .from = source->store,
+        .experts = source->experts,
+        .stripe_folders = arguments->stripe_folders,
+        .n_stripes = arguments->n_stripes,
+        .writer = sl_file_writer(),
+        .stop = sl_interrupt_stop(),
+    };
+
+    return sl_store_repair(&repair_options, damage->items, damage->n_items, err);
+}
+
+/* ---- verifying --------------------------------------------------------------------------------
+ */
 
 static void print_result(const struct arguments *arguments, const struct sl_verify_result *result,
                          bool complete, double seconds)
@@ -186,30 +275,61 @@ static int no_store(const char *folder, struct sl_err *err)
     return sl_model_folder_explain(folder, -SL_EFORMAT, err);
 }
 
+/* Paths that are told, and lost files that are to be made. */
+static int set_places(const struct arguments *arguments, struct sl_err *err)
+{
+    const struct sl_store_places places = {
+        .folders = arguments->stripe_folders,
+        .n_folders = arguments->n_stripes,
+        .make_lost = arguments->source,
+        .writer = sl_file_writer(),
+    };
+
+    return arguments->n_stripes > 0 || arguments->source
+               ? sl_store_set_places(arguments->store, &places, err)
+               : 0;
+}
+
+static int verify_and_repair(const struct sl_store *store, const struct arguments *arguments,
+                             const struct sl_pack_source *source, struct damage *damage,
+                             struct sl_err *err)
+{
+    int rc = verify(store, arguments, damage, err);
+    uint32_t n_mended = arguments->source           ? damage->n_items
+                        : arguments->repair_catalog ? damage->n_small
+                                                    : 0;
+
+    if (rc == 0 && n_mended > 0)
+        rc = repair(store, arguments, source, damage, err);
+    if (rc == 0 && n_mended > 0 && arguments->json)
+        sl_json_line_print(json_pack("{s:i}", "repaired_parts", (int)n_mended));
+    else if (rc == 0 && n_mended > 0)
+        printf("repaired %u part%s\n", n_mended, sl_plural(n_mended));
+    if (rc == 0 && n_mended < damage->n_items)
+        rc = sl_err_set(
+            err, -SL_ECORRUPT, "%s: damaged; sluice verify %s can mend it", arguments->store,
+            damage->n_small == damage->n_items ? "--repair-catalog" : "--repair SOURCE");
+    return rc;
+}
+
 static int run(const struct arguments *arguments, struct damage *damage, struct sl_err *err)
 {
-    struct sl_store *store;
+    struct sl_pack_source source = {0};
+    struct sl_store *store = NULL;
     int rc = 0;
 
-    if (!sl_store_is(arguments->store))
-        return no_store(arguments->store, err);
-    if (arguments->n_stripes > 0)
-        rc = sl_store_set_places(arguments->store, arguments->stripe_folders, arguments->n_stripes,
-                                 err);
-    if (rc < 0 || (rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err)) < 0)
-        return rc;
-    rc = verify(store, arguments, damage, err);
-    if (rc == 0 && damage->n_items > 0 && !arguments->checkpoint)
-        rc = sl_err_set(err, -SL_ECORRUPT,
-                        "%s: damaged; sluice verify --repair CHECKPOINT can mend it",
-                        arguments->store);
-    else if (rc == 0 && damage->n_items > 0)
-        rc = repair(store, arguments->checkpoint, damage, err);
-    if (rc == 0 && damage->n_items > 0 && arguments->json)
-        sl_json_line_print(json_pack("{s:i}", "repaired_parts", (int)damage->n_items));
-    else if (rc == 0 && damage->n_items > 0)
-        printf("repaired %u part%s\n", damage->n_items, sl_plural(damage->n_items));
+    if (!sl_store_is(arguments->store) &&
+        (!arguments->repair_catalog || sl_model_folder_has_shards(arguments->store)))
+        rc = no_store(arguments->store, err);
+    if (rc == 0 && arguments->source)
+        rc = sl_pack_source_open(&source, arguments->source, true, err);
+    if (rc == 0 && arguments->repair_catalog)
+        rc = repair_catalog(arguments, &source, err);
+    if (rc == 0 && (rc = set_places(arguments, err)) == 0 &&
+        (rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err)) == 0)
+        rc = verify_and_repair(store, arguments, &source, damage, err);
     sl_store_close(store);
+    sl_pack_source_close(&source);
     return rc;
 }
 

@@ -15,12 +15,19 @@
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-/* O_NONBLOCK: a pipe that nobody writes to opens at once, too. */
-static int open_anything(const char *path, struct stat *ret_status, struct sl_err *err)
+int sl_file_link_error(const char *path, struct sl_err *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    return sl_err_set(err, -ELOOP, "%s: a symbolic link; those in a store are not followed", path);
+}
+
+/* O_NONBLOCK: a pipe that nobody writes to opens at once, too. */
+static int open_anything(const char *path, int flags, struct stat *ret_status, struct sl_err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
     int rc = 0;
 
+    if (fd < 0 && errno == ELOOP && flags & O_NOFOLLOW)
+        return sl_file_link_error(path, err);
     if (fd < 0)
         return sl_err_set(err, -errno, "%s: cannot open: %s", path, sl_strerror(errno));
     if (fstat(fd, ret_status) < 0)
@@ -34,10 +41,10 @@ static int open_anything(const char *path, struct stat *ret_status, struct sl_er
     return fd;
 }
 
-int sl_file_open(const char *path, struct sl_err *err)
+static int open_regular(const char *path, int flags, struct sl_err *err)
 {
     struct stat status;
-    int fd = open_anything(path, &status, err);
+    int fd = open_anything(path, flags, &status, err);
 
     if (fd == -ENXIO) /* a socket */
         return sl_err_set(err, -SL_EFORMAT, "%s: not a regular file", path);
@@ -57,13 +64,23 @@ int sl_file_open(const char *path, struct sl_err *err)
     return fd;
 }
 
+int sl_file_open(const char *path, struct sl_err *err)
+{
+    return open_regular(path, 0, err);
+}
+
+int sl_file_open_nofollow(const char *path, struct sl_err *err)
+{
+    return open_regular(path, O_NOFOLLOW, err);
+}
+
 int sl_input_open(const char *path, struct sl_err *err)
 {
     struct stat status;
     int fd;
 
     if (strcmp(path, "-") != 0)
-        return open_anything(path, &status, err);
+        return open_anything(path, 0, &status, err);
     fd = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
     return fd < 0 ? sl_err_set(err, -errno, "standard input: %s", sl_strerror(errno)) : fd;
 }

@@ -15,6 +15,13 @@
  * -SL_EFORMAT where the name leads to something else. */
 int sl_file_open(const char *path, struct sl_err *err);
 
+/* The same, but the name must not be a symbolic link (-ELOOP): for files that lie in a store, which
+ * may come from a stranger. Folders on the way may be links. */
+int sl_file_open_nofollow(const char *path, struct sl_err *err);
+
+/* Says of a path that it is a symbolic link; returns -ELOOP. */
+int sl_file_link_error(const char *path, struct sl_err *err);
+
 /* Reads a regular file of at most `size_max_bytes` into memory that the caller frees. A zero byte
  * follows the last one and is not counted. Fails with -errno, -ENOMEM, or -SL_EFORMAT for a file
  * that is too large or not regular; then the outputs are untouched. */
