@@ -41,8 +41,8 @@ override CC := aarch64-linux-gnu-gcc --sysroot=$(AARCH64_ROOT) -B$(AARCH64_ROOT)
 endif
 
 ARCH := $(shell { $(CC) -dumpmachine || uname -m; } 2>/dev/null | cut -d- -f1)
-LIB_SRC := $(filter-out %_isa.c,$(wildcard core/*/*.c storage/*.c cache/*.c daemon/*.c))
-TOOL_SRC := $(wildcard tools/*.c)
+LIB_SRC := $(filter-out %_isa.c,$(wildcard core/*/*.c storage/*/*.c cache/*.c daemon/*.c daemon/*/*.c))
+TOOL_SRC := $(wildcard tools/*/*.c)
 TEST_SRC := $(wildcard tests/test_*.c)
 SUPPORT_SRC := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -189,14 +189,14 @@ $(B)/%.o: %.c
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
-$(B)/tools/version.o: ALL_CFLAGS += -DSL_VERSION='"$(shell cat VERSION)"'
-$(B)/tools/version.o: VERSION
+$(B)/tools/cli/version.o: ALL_CFLAGS += -DSL_VERSION='"$(shell cat VERSION)"'
+$(B)/tools/cli/version.o: VERSION
 
 $(LIB): $(LIB_OBJ)
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-$(TOOL_LIB): $(filter-out $(B)/tools/sluice.o,$(TOOL_OBJ))
+$(TOOL_LIB): $(filter-out $(B)/tools/cli/sluice.o,$(TOOL_OBJ))
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 

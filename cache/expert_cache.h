@@ -38,8 +38,8 @@
 #include "core/base/pool.h"
 #include "core/base/progress_fn.h"
 #include "core/model/expert_source.h"
-#include "storage/expert_store.h"
-#include "storage/reader.h"
+#include "storage/experts/expert_store.h"
+#include "storage/io/reader.h"
 
 struct sl_expert_cache;
 struct sl_slot_table;

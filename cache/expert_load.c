@@ -9,7 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
-#include "storage/checksum.h"
+#include "storage/io/checksum.h"
 
 _Static_assert(SL_READ_ALIGN_BYTES == SL_IO_ALIGN_BYTES,
                "the store and the reader agree on blocks");

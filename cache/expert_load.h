@@ -21,9 +21,9 @@
 #include "core/base/err.h"
 #include "core/base/pool.h"
 #include "core/model/expert_source.h"
-#include "storage/codec.h"
-#include "storage/expert_store.h"
-#include "storage/reader.h"
+#include "storage/store/codec.h"
+#include "storage/experts/expert_store.h"
+#include "storage/io/reader.h"
 
 struct sl_expert_load {
     struct sl_expert_key key;

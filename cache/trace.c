@@ -7,7 +7,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
-#include "storage/checksum.h"
+#include "storage/io/checksum.h"
 
 #define VERSION 1u
 #define HEADER_BYTES 40u

@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "core/kernels/r16.h"
-#include "storage/store_write.h"
+#include "storage/pack/store_write.h"
 #include "tests/io_simulated.h"
 #include "tests/store_rig.h"
 

@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 #include "cache/expert_cache.h"
-#include "storage/checkpoint.h"
-#include "storage/store.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/store/store.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 root=$PWD
 tree=$scratch/tree
-mkdir -p "$tree"/{core/base,core/text,storage,cache,tests}
+mkdir -p "$tree"/{core/base,core/text,storage/io,storage/store,cache,tests}
 cp .clang-format "$tree"
 cd "$tree" || exit 1
 
@@ -17,9 +17,9 @@ header() { # path guard [line]
 clean_tree() {
     header core/base/err.h SL_BASE_ERR_H 'int sl_err(void);'
     printf '#include "core/base/err.h"\n\nint sl_err(void)\n{\n    return 0;\n}\n' >core/base/err.c
-    header storage/store.h SL_STORAGE_STORE_H '#include "core/base/err.h"'
-    printf '#include <liburing.h>\n\n#include "storage/store.h"\n' >storage/io_uring.c
-    printf '#include <cmocka.h>\n\n#include "storage/store.h"\n' >tests/test_store.c
+    header storage/store/store.h SL_STORAGE_STORE_STORE_H '#include "core/base/err.h"'
+    printf '#include <liburing.h>\n\n#include "storage/store/store.h"\n' >storage/io/io_uring.c
+    printf '#include <cmocka.h>\n\n#include "storage/store/store.h"\n' >tests/test_store.c
     printf '#!/bin/sh\ntrue\n' >tests/good.sh
 }
 
@@ -38,10 +38,10 @@ finds() { # name pattern: the tree as it is now has exactly one finding, which m
 clean_tree
 check "a clean tree passes" "$root/tests/lint.sh" .
 
-echo '#include "storage/store.h"' >core/base/up.c
-finds "base may not include storage" 'core/base/up.c:1: core/base may not include "storage/store.h"'
+echo '#include "storage/store/store.h"' >core/base/up.c
+finds "base may not include storage" 'core/base/up.c:1: core/base may not include "storage/store/store.h"'
 rm core/base/up.c
-printf '#include "storage/store.h"\n' >core/text/tokens.c
+printf '#include "storage/store/store.h"\n' >core/text/tokens.c
 finds "text may not include storage" 'core/text/tokens.c:1: core/text may not include'
 rm core/text/tokens.c
 printf '#include "err.h"\n' >core/base/near.c
@@ -51,7 +51,7 @@ finds "a folder outside the table" 'extra/x.c: its folder'
 rm -r extra
 
 echo '#include <liburing.h>' >cache/ring.c
-finds "liburing is fenced" 'cache/ring.c:1: <liburing.h> is for storage/io_uring.c alone'
+finds "liburing is fenced" 'cache/ring.c:1: <liburing.h> is for storage/io/io_uring.c alone'
 echo '#include <cmocka.h>' >cache/ring.c
 finds "cmocka is fenced" 'cache/ring.c:1: <cmocka.h>'
 echo '#include <jansson.h>' >cache/ring.c

@@ -10,7 +10,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
-#include "storage/plain_file.h"
+#include "storage/io/plain_file.h"
 #include "tests/io_fault.h"
 
 #define PATH_BYTES 512

@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "storage/file_writer.h"
+#include "storage/io/file_writer.h"
 
 struct crash_writer;
 

@@ -15,8 +15,8 @@
 #include <cmocka.h>
 
 #include "core/base/assert.h"
-#include "storage/checkpoint.h"
-#include "storage/store_write.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/pack/store_write.h"
 #include "tests/store_rig.h"
 #include "core/kernels/dispatch.h"
 

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/engine.h"
+#include "daemon/engine/engine.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/fixture_model.h"
 #include "tests/io_fault.h"

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "storage/io.h"
+#include "storage/io/io.h"
 
 struct io_fault_plan {
     uint64_t seed;

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "storage/io.h"
+#include "storage/io/io.h"
 
 struct io_simulated_plan {
     uint64_t seed;

@@ -73,13 +73,13 @@ check_fences() {
 
     while IFS=: read -r file number header; do
         case $header in
-        liburing.h) fence='storage/io_uring.c' ;;
+        liburing.h) fence='storage/io/io_uring.c' ;;
         pcre2.h) fence='core/text/*.c' ;;
         jansson.h) fence='core/base/json.h' ;;
         numa.h) fence='core/base/topology.c' ;;
-        lmdb.h) fence='storage/catalog.c' ;;
-        xxhash.h) fence='storage/checksum.c' ;;
-        zstd.h) fence='storage/codec.c' ;;
+        lmdb.h) fence='storage/store/catalog.c' ;;
+        xxhash.h) fence='storage/io/checksum.c' ;;
+        zstd.h) fence='storage/store/codec.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;

@@ -15,8 +15,8 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "storage/store_copies.h"
-#include "storage/store_repair.h"
+#include "storage/store/store_copies.h"
+#include "storage/pack/store_repair.h"
 #include "tests/io_fault.h"
 
 #define FILE_BYTES_MAX (UINT64_C(64) << 20)

@@ -6,10 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "storage/checkpoint.h"
-#include "storage/store.h"
-#include "storage/store_verify.h"
-#include "storage/store_write.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/store/store.h"
+#include "storage/pack/store_verify.h"
+#include "storage/pack/store_write.h"
 #include "tests/fixture_checkpoint.h"
 
 #define STORE_RIG_TENSORS 4u

@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "storage/checkpoint.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tests/fixture_checkpoint.h"
 
 #define SHARD_1 FIXTURE_SHARD_1

@@ -9,8 +9,8 @@
 #include <cmocka.h>
 
 #include "core/base/clock.h"
-#include "storage/checkpoint.h"
-#include "storage/expert_store.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/experts/expert_store.h"
 #include "tests/fixture_checkpoint.h"
 
 /* Sanitizers make parsing ten times slower, and a small model shows them as much. */

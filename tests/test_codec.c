@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "core/kernels/r16.h"
-#include "storage/codec.h"
+#include "storage/store/codec.h"
 #include "tests/fault_alloc.h"
 #include "tests/io_fault.h"
 

@@ -15,10 +15,10 @@
 
 #include <cmocka.h>
 
-#include "storage/checksum.h"
-#include "storage/codec.h"
-#include "storage/store_repair.h"
-#include "storage/store_verify.h"
+#include "storage/io/checksum.h"
+#include "storage/store/codec.h"
+#include "storage/pack/store_repair.h"
+#include "storage/pack/store_verify.h"
 #include "tests/store_rig.h"
 
 #define RECORD_BYTES UINT64_C(61440)

@@ -10,8 +10,8 @@
 
 #include <cmocka.h>
 
-#include "storage/checkpoint.h"
-#include "storage/expert_store.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/experts/expert_store.h"
 #include "tests/fault_alloc.h"
 #include "tests/fixture_checkpoint.h"
 

@@ -22,7 +22,7 @@
 #include <cmocka.h>
 
 #include "core/base/clock.h"
-#include "storage/io.h"
+#include "storage/io/io.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 

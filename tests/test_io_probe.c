@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #include "core/base/clock.h"
-#include "storage/io_probe.h"
+#include "storage/io/io_probe.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 

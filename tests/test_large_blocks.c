@@ -15,8 +15,8 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "storage/file_writer.h"
-#include "storage/io.h"
+#include "storage/io/file_writer.h"
+#include "storage/io/io.h"
 #include "tests/store_rig.h"
 
 #ifdef STATX_DIOALIGN

@@ -12,7 +12,7 @@
 
 #include "core/base/arena.h"
 #include "core/model/forward.h"
-#include "daemon/memory_plan.h"
+#include "daemon/engine/memory_plan.h"
 #include "tests/fixture_model.h"
 
 #define MIB (UINT64_C(1) << 20)

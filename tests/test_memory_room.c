@@ -14,7 +14,7 @@
 
 #include "core/base/cgroup.h"
 #include "core/base/process.h"
-#include "daemon/memory_room.h"
+#include "daemon/engine/memory_room.h"
 #include "tests/fixture_checkpoint.h"
 
 #define MIB (UINT64_C(1) << 20)

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "storage/store_identity.h"
+#include "storage/pack/store_identity.h"
 #include "tests/store_rig.h"
 
 static void test_stopped_and_gone_on(void **state)

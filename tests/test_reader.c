@@ -14,7 +14,7 @@
 #include <cmocka.h>
 
 #include "core/base/size.h"
-#include "storage/reader.h"
+#include "storage/io/reader.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/io_fault.h"
 

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "storage/safetensors.h"
+#include "storage/checkpoint/safetensors.h"
 
 #define WHERE "shard.safetensors"
 

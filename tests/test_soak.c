@@ -22,7 +22,7 @@
 
 #include <cmocka.h>
 
-#include "storage/checksum.h"
+#include "storage/io/checksum.h"
 #include "tests/engine_rig.h"
 #include "tests/kernel_inputs.h"
 

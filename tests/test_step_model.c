@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "daemon/step_model.h"
+#include "tools/plan/step_model.h"
 
 #define EXPERT_BYTES_PRO 35094528.0
 #define EXPERT_BYTES_FLASH 13369344.0

@@ -19,7 +19,7 @@
 
 #include <cmocka.h>
 
-#include "storage/store_verify.h"
+#include "storage/pack/store_verify.h"
 #include "tests/crash_writer.h"
 #include "tests/io_fault.h"
 #include "tests/store_rig.h"

@@ -16,11 +16,11 @@
 
 #include <cmocka.h>
 
-#include "storage/catalog_read.h"
-#include "storage/plain_file.h"
-#include "storage/store_copies.h"
-#include "storage/store_places.h"
-#include "storage/store_verify.h"
+#include "storage/store/catalog_read.h"
+#include "storage/io/plain_file.h"
+#include "storage/store/store_copies.h"
+#include "storage/pack/store_places.h"
+#include "storage/pack/store_verify.h"
 #include "tests/fault_alloc.h"
 #include "tests/store_rig.h"
 

@@ -19,10 +19,10 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "storage/advice.h"
-#include "storage/store_copies.h"
-#include "storage/store_places.h"
-#include "storage/store_rebuild.h"
+#include "storage/store/advice.h"
+#include "storage/store/store_copies.h"
+#include "storage/pack/store_places.h"
+#include "storage/pack/store_rebuild.h"
 #include "tests/store_rig.h"
 
 static const uint64_t one_to_two[] = {1, 2};

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "tools/work_rate.h"
+#include "tools/cli/work_rate.h"
 
 #define UNITS 1000000u
 #define STEP 100u /* units between two looks */

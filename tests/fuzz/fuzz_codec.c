@@ -8,7 +8,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
-#include "storage/codec.h"
+#include "storage/store/codec.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "storage/safetensors.h"
+#include "storage/checkpoint/safetensors.h"
 
 #define HUGE_FILE_BYTES (UINT64_C(1) << 50)
 

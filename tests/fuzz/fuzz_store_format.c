@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "storage/store_format.h"
+#include "storage/store/store_format.h"
 
 #define HOT_MAX 100u
 

@@ -9,7 +9,7 @@
 #include "cache/cache_replay.h"
 #include "cache/trace.h"
 #include "core/base/assert.h"
-#include "storage/checksum.h"
+#include "storage/io/checksum.h"
 
 #define TOKENS_MAX 1000u
 #define END_BYTES 20u

@@ -1,0 +1,120 @@
+/* The composition root: opens a model and joins storage, cache, kernels and the forward pass.
+ *
+ * The one place where parts that know nothing of each other meet. An engine belongs to the thread
+ * that opened it, which is one of the compute threads and tied to its processor until close. */
+#ifndef SL_DAEMON_ENGINE_ENGINE_H
+#define SL_DAEMON_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cache/expert_cache.h"
+#include "core/base/progress_fn.h"
+#include "core/base/topology.h"
+#include "core/model/forward.h"
+#include "daemon/engine/memory_plan.h"
+#include "storage/io/reader.h"
+
+struct sl_engine_options {
+    const char *model;             /* a checkpoint folder, or a store */
+    bool any_model_type;           /* run it also where config.json names another kind of model */
+    uint64_t ram_bytes;            /* the whole budget; 0: what is available less a reserve */
+    uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
+    bool cache_min;                /* one token's working set instead */
+    struct sl_placement placement; /* of the compute threads, as sl_placement_choose() left it */
+    uint32_t segment_tokens;       /* most tokens of one step; 0: as many as memory allows */
+    uint32_t context_tokens;       /* that each sequence can hold */
+    uint32_t n_sequences;          /* KV caches to make */
+    enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
+    sl_io_open_fn *io;     /* NULL: sl_io_choose() */
+    /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
+     * before. */
+    struct sl_reader_options reader;
+    const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
+    enum sl_prefetch prefetch;
+    const char *isa; /* NULL: the best there is */
+    enum sl_numerics numerics;
+    bool with_mtp; /* load the MTP block; an error when the model has none that we know */
+
+    sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */
+    void *on_load_context;
+};
+
+struct sl_engine;
+
+/* On success the caller closes *ret_engine. Fails as the parts do; -SL_EBUDGET when it does not fit
+ * in memory. ret_plan, if not NULL, is filled as soon as the sizes are known, also then (its
+ * budget_bytes is 0 before). */
+int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                   struct sl_memory_plan *ret_plan, struct sl_err *err);
+
+/* The same sizes without loading anything. A plan that does not fit is no error here: it says so
+ * itself, and *ret_verdict is what sl_engine_open() would return, with the line in `err`. */
+int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_plan *ret_plan,
+                   int *ret_verdict, struct sl_err *err);
+
+/* NULL is allowed. */
+void sl_engine_close(struct sl_engine *engine);
+
+/* Loads every expert of the model, if the cache has room for all: returns 1 then, else 0 with
+ * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
+int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
+                           struct sl_err *err);
+
+/* A store remembers what the cache held at the end of a run: load() before the first step, save()
+ * after the last one. load() brings in what an earlier run saved, as far as there is room, passes
+ * over what cannot be read, and ends early when `stop` is set; it and on_progress may be NULL. Both
+ * do nothing and return 0 for a checkpoint. They fail as sl_hot_list_read() and
+ * sl_hot_list_write(); the engine goes on as well as without. */
+int sl_engine_load_hot_list(struct sl_engine *engine, const atomic_bool *stop,
+                            sl_progress_fn *on_progress, void *context, struct sl_err *err);
+int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
+
+/* Between steps, see sl_expert_cache_resize(). */
+int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
+
+/* Likewise: see sl_expert_cache_empty(). */
+int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err);
+
+/* Where the experts lie, and how reads of them are cut: to measure the drives beside the engine. */
+const struct sl_expert_store *sl_engine_experts(const struct sl_engine *engine);
+struct sl_reader_options sl_engine_reader_options(const struct sl_engine *engine);
+
+/* What the forward pass computes with; its pool keeps the account of time. */
+const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);
+
+const struct sl_config *sl_engine_config(const struct sl_engine *engine);
+struct sl_forward *sl_engine_forward(struct sl_engine *engine);
+
+/* As the engine's forward was made: for another one beside it, which its owner destroys before the
+ * engine, and whose memory (sl_forward_measure()) is not in the engine's plan. */
+struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine);
+
+/* Sequence i < n_sequences. */
+struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
+
+/* How many of n tokens go into one step. */
+uint32_t sl_engine_segment(const struct sl_engine *engine, uint32_t n_tokens);
+
+/* Experts that the cache holds at most. */
+uint32_t sl_engine_slot_count(const struct sl_engine *engine);
+
+struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
+
+/* The large areas of memory, and how much of each really is in huge pages. */
+#define SL_ENGINE_AREAS 4
+struct sl_engine_area {
+    const char *name;
+    uint64_t size_bytes;
+    uint64_t resident_bytes; /* has been used so far */
+    uint64_t huge_bytes;
+};
+void sl_engine_areas(const struct sl_engine *engine,
+                     struct sl_engine_area ret_areas[SL_ENGINE_AREAS]);
+
+/* One line about what was left aside or could not be had (MTP blocks of a later generation, locked
+ * or registered memory, direct I/O), or "". */
+const char *sl_engine_note(const struct sl_engine *engine);
+
+#endif

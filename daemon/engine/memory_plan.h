@@ -1,0 +1,81 @@
+/* Who needs how much memory: computed before anything large is allocated, printed by `inspect` and
+ * whenever a model does not fit. */
+#ifndef SL_DAEMON_ENGINE_MEMORY_PLAN_H
+#define SL_DAEMON_ENGINE_MEMORY_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "core/base/err.h"
+#include "core/model/config.h"
+#include "core/model/compute.h"
+#include "storage/experts/expert_store.h"
+
+enum sl_memory_user {
+    SL_MEMORY_PROGRAM, /* code, headers, tokenizer, prompt, stacks, buffers */
+    SL_MEMORY_WEIGHTS,
+    SL_MEMORY_KV,
+    SL_MEMORY_ACTIVATIONS,
+    SL_MEMORY_STAGING,
+    SL_MEMORY_CACHE,
+    SL_MEMORY_TABLES, /* the cache's own, and the system's of all this memory's pages */
+    SL_MEMORY_USERS,
+};
+
+struct sl_memory_plan {
+    uint64_t budget_bytes;
+    bool budget_given; /* by the user; otherwise what is available less a reserve */
+    uint64_t need_bytes[SL_MEMORY_USERS];
+    uint64_t table_bytes;    /* the cache's part of SL_MEMORY_TABLES */
+    uint64_t slot_bytes;     /* of one expert in the cache */
+    uint64_t slots_min;      /* one token's working set */
+    uint64_t slots_max;      /* all experts of the model */
+    uint32_t segment_tokens; /* most of one step */
+    uint32_t context_tokens; /* that the KV caches hold, each */
+    uint32_t n_sequences;
+};
+
+/* What sizes depend on beside the model. */
+struct sl_memory_case {
+    uint64_t ram_bytes;   /* the budget, */
+    bool ram_given;       /* as the user gave it; else struct sl_memory_room's default */
+    uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
+    bool cache_min;       /* one token's working set instead */
+    uint64_t program_bytes;
+    uint64_t loading_bytes; /* beside the weights while they are read, before all else is there */
+    uint64_t staging_bytes;
+    uint64_t table_bytes; /* of the expert cache */
+    uint64_t dense_bytes;
+    enum sl_numerics numerics;
+    uint32_t n_threads;
+    uint32_t segment_tokens; /* of one step; 0: as many as memory allows */
+    uint32_t context_tokens; /* of each sequence */
+    uint32_t n_sequences;
+};
+
+/* Fills a plan. Each step reads the experts that its tokens want once, so the longer a step, the
+ * less is read: where segment_tokens is 0, its activations get one part in SL_SEGMENT_SHARE of what
+ * weights and KV cache leave, as far as that leaves the cache that is given, or the least one. But
+ * a step holds no more tokens than the sequences do. Fails with -SL_EBUDGET and the figures, and
+ * the plan filled, as sl_memory_plan_cache() does. */
+#define SL_SEGMENT_SHARE 8u
+int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
+                        const struct sl_expert_shape *experts, const struct sl_memory_case *what,
+                        struct sl_err *err);
+
+/* Fills need_bytes[SL_MEMORY_CACHE] and [SL_MEMORY_TABLES] from the rest of the budget, cache_bytes
+ * and cache_min as in struct sl_memory_case: at most the whole model. Fails with -SL_EBUDGET and
+ * the figures when the parts do not fit or the cache would be below one token's working set. */
+int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
+                         struct sl_err *err);
+
+/* All of them together. */
+uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);
+
+/* "dense weights" and so on. */
+const char *sl_memory_user_name(enum sl_memory_user user);
+
+void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out);
+
+#endif

@@ -1,0 +1,550 @@
+/* Owns the shards' descriptors and the table of tensors; what a header may say is decided in
+ * storage/checkpoint/safetensors.c. The table is one array sorted by name: 145,116 names sort in 60
+ * ms and are found in a microsecond, so a hash table would not show. */
+#include "storage/checkpoint/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/assert.h"
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "storage/io/checksum.h"
+#include "storage/checkpoint/safetensors.h"
+
+#define INDEX_NAME "model.safetensors.index.json"
+#define INDEX_BYTES_MAX (UINT64_C(128) << 20) /* Pro's has 15 MB */
+#define SHARD_SUFFIX ".safetensors"
+
+/* Twice as many descriptors, since the experts' reader opens the files again, stay below the usual
+ * limit of 1,024. Pro has 66. */
+#define SHARDS_MAX 480
+
+struct shard {
+    char *path;
+    char *names; /* the names of its tensors */
+    uint64_t size_bytes;
+    uint64_t header_bytes;
+    int fd; /* -1 until opened */
+};
+
+struct sl_checkpoint {
+    struct sl_weight_source weights; /* first: the source is the checkpoint */
+    char *folder;
+    bool may_be_cut;
+    struct shard *shards; /* by path */
+    uint32_t shard_count;
+    struct sl_checkpoint_tensor *tensors; /* by name, once open */
+    uint32_t tensor_count;                /* below SHARDS_MAX times a header's bytes: fits */
+};
+
+static int no_memory(const struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    return sl_err_set(err, -ENOMEM, "%s: out of memory", checkpoint->folder);
+}
+
+static const char *base_name(const struct shard *shard)
+{
+    return strrchr(shard->path, '/') + 1;
+}
+
+/* ---- Which files ---- */
+
+/* Neighbours in the index mostly name the same shard: a repetition of the last one is dropped here,
+ * the others by sort_shards(). */
+static int add_shard(struct sl_checkpoint *checkpoint, const char *name, struct sl_err *err)
+{
+    uint32_t count = checkpoint->shard_count;
+    struct shard *shards = checkpoint->shards;
+    char *path;
+
+    if (count && strcmp(base_name(&shards[count - 1]), name) == 0)
+        return 0;
+    if ((count & (count + 1)) == 0) { /* full: room for 1, 3, 7, ... */
+        shards = realloc(shards, (2 * (size_t)count + 1) * sizeof(*shards));
+        if (!shards)
+            return no_memory(checkpoint, err);
+        checkpoint->shards = shards;
+    }
+    if (asprintf(&path, "%s/%s", checkpoint->folder, name) < 0)
+        return no_memory(checkpoint, err);
+    shards[count] = (struct shard){.path = path, .fd = -1};
+    checkpoint->shard_count++;
+    return 0;
+}
+
+static int compare_paths(const void *a, const void *b)
+{
+    return strcmp(((const struct shard *)a)->path, ((const struct shard *)b)->path);
+}
+
+static int sort_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    struct shard *shards = checkpoint->shards;
+    uint32_t kept = 0;
+
+    if (checkpoint->shard_count == 0)
+        return sl_err_set(err, -ENOENT, "%s: no *%s files: not a checkpoint folder",
+                          checkpoint->folder, SHARD_SUFFIX);
+    qsort(shards, checkpoint->shard_count, sizeof(*shards), compare_paths);
+    for (uint32_t i = 0; i < checkpoint->shard_count; i++) {
+        if (kept && strcmp(shards[i].path, shards[kept - 1].path) == 0)
+            free(shards[i].path);
+        else
+            shards[kept++] = shards[i];
+    }
+    checkpoint->shard_count = kept;
+    if (kept > SHARDS_MAX)
+        return sl_err_set(err, -SL_EFORMAT, "%s: %u files of tensors, expected at most %d",
+                          checkpoint->folder, kept, SHARDS_MAX);
+    return 0;
+}
+
+/* Reads the index and gives its "weight_map"; both stay with *ret_root, which the caller frees. */
+static int read_index(struct sl_checkpoint *checkpoint, const char *path, json_t **ret_root,
+                      json_t **ret_map, struct sl_err *err)
+{
+    json_t *map, *file;
+    const char *tensor_name;
+    int rc = sl_json_read_file(ret_root, path, INDEX_BYTES_MAX, err);
+
+    if (rc < 0)
+        return rc;
+    map = json_object_get(*ret_root, "weight_map");
+    if (json_object_size(map) == 0)
+        return sl_err_set(err, -SL_EFORMAT, "%s: \"weight_map\" is not an object that names files",
+                          path);
+    json_object_foreach(map, tensor_name, file)
+    {
+        const char *name = json_string_value(file);
+
+        if (!name || name[0] == '\0' || strchr(name, '/'))
+            return sl_err_set(err, -SL_EFORMAT,
+                              "%s: tensor \"%.255s\" is said to be in \"%.255s\", expected the "
+                              "name of a file in the same folder",
+                              path, tensor_name, name ? name : "");
+        rc = add_shard(checkpoint, name, err);
+        if (rc < 0)
+            return rc;
+    }
+    *ret_map = map;
+    return 0;
+}
+
+static int list_folder(struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    DIR *dir = opendir(checkpoint->folder);
+    const struct dirent *entry;
+    int rc = 0;
+
+    if (!dir)
+        return sl_err_set(err, -errno, "%s: cannot open the folder: %s", checkpoint->folder,
+                          sl_strerror(errno));
+    while (rc == 0) {
+        size_t length;
+
+        errno = 0;
+        entry = readdir(dir);
+        if (!entry) {
+            if (errno)
+                rc = sl_err_set(err, -errno, "%s: cannot list the folder: %s", checkpoint->folder,
+                                sl_strerror(errno));
+            break;
+        }
+        length = strlen(entry->d_name);
+        if (entry->d_name[0] != '.' && length > strlen(SHARD_SUFFIX) &&
+            strcmp(entry->d_name + length - strlen(SHARD_SUFFIX), SHARD_SUFFIX) == 0)
+            rc = add_shard(checkpoint, entry->d_name, err);
+    }
+    closedir(dir);
+    return rc;
+}
+
+/* ---- One shard ---- */
+
+/* Reads and parses the header of an open shard. */
+static int read_header(struct shard *shard, bool may_be_cut, struct sl_safetensors *ret_header,
+                       struct sl_err *err)
+{
+    uint8_t prefix[SL_SAFETENSORS_LENGTH_BYTES] = {0};
+    char *text;
+    size_t length;
+    int64_t got;
+    int rc;
+
+    got = sl_file_read_at(shard->fd, prefix, sizeof(prefix), 0);
+    if (got < 0)
+        return sl_err_set(err, (int)got, "%s: cannot read: %s", shard->path, sl_strerror((int)got));
+    rc = sl_safetensors_read_length(prefix, shard->size_bytes, &length, shard->path, err);
+    if (rc < 0)
+        return rc;
+    text = malloc(length + 1); /* + 1: the length may be 0 */
+    if (!text)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", shard->path);
+    got = sl_file_read_at(shard->fd, text, length, sizeof(prefix));
+    if (got < 0)
+        rc = sl_err_set(err, (int)got, "%s: cannot read: %s", shard->path, sl_strerror((int)got));
+    else if ((size_t)got < length)
+        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the file ends inside its header", shard->path);
+    else
+        rc = sl_safetensors_parse(ret_header, text, length,
+                                  may_be_cut ? UINT64_MAX : shard->size_bytes, shard->path, err);
+    shard->header_bytes = sizeof(prefix) + length;
+    free(text);
+    return rc;
+}
+
+static int append_tensors(struct sl_checkpoint *checkpoint, uint32_t shard_index,
+                          const struct sl_safetensors *header, struct sl_err *err)
+{
+    size_t count = (size_t)checkpoint->tensor_count + header->tensor_count;
+    struct sl_checkpoint_tensor *tensors;
+
+    tensors = realloc(checkpoint->tensors, (count + 1) * sizeof(*tensors));
+    if (!tensors)
+        return no_memory(checkpoint, err);
+    checkpoint->tensors = tensors;
+    for (uint32_t i = 0; i < header->tensor_count; i++) {
+        const struct sl_safetensors_tensor *from = &header->tensors[i];
+
+        tensors[checkpoint->tensor_count++] =
+            (struct sl_checkpoint_tensor){.name = from->name,
+                                          .info = from->info,
+                                          .offset_bytes = from->offset_bytes,
+                                          .file_index = shard_index};
+    }
+    return 0;
+}
+
+static int open_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, struct sl_err *err)
+{
+    struct shard *shard = &checkpoint->shards[shard_index];
+    struct sl_safetensors header;
+    struct stat status;
+    int rc;
+
+    shard->fd = sl_file_open(shard->path, err);
+    if (shard->fd < 0)
+        return shard->fd;
+    if (fstat(shard->fd, &status) < 0)
+        return sl_err_set(err, -errno, "%s: cannot stat: %s", shard->path, sl_strerror(errno));
+    shard->size_bytes = (uint64_t)status.st_size;
+    rc = read_header(shard, checkpoint->may_be_cut, &header, err);
+    if (rc < 0)
+        return rc;
+    rc = append_tensors(checkpoint, shard_index, &header, err);
+    shard->names = header.names;
+    header.names = NULL; /* now the shard's */
+    sl_safetensors_fini(&header);
+    return rc;
+}
+
+/* ---- The table ---- */
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(((const struct sl_checkpoint_tensor *)a)->name,
+                  ((const struct sl_checkpoint_tensor *)b)->name);
+}
+
+static int sort_tensors(struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    const struct sl_checkpoint_tensor *tensors = checkpoint->tensors;
+
+    qsort(checkpoint->tensors, checkpoint->tensor_count, sizeof(*tensors), compare_names);
+    for (uint32_t i = 1; i < checkpoint->tensor_count; i++) {
+        if (strcmp(tensors[i].name, tensors[i - 1].name) == 0)
+            return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" is in two files, %s and %s",
+                              checkpoint->folder, tensors[i].name,
+                              base_name(&checkpoint->shards[tensors[i - 1].file_index]),
+                              base_name(&checkpoint->shards[tensors[i].file_index]));
+    }
+    return 0;
+}
+
+static int check_index(const struct sl_checkpoint *checkpoint, const char *path, json_t *map,
+                       struct sl_err *err)
+{
+    const char *tensor_name;
+    json_t *file;
+
+    json_object_foreach(map, tensor_name, file)
+    {
+        const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, tensor_name);
+        const char *wanted = json_string_value(file);
+        const char *found;
+
+        if (!tensor)
+            return sl_err_set(err, -SL_EFORMAT,
+                              "%s: tensor \"%.255s\" is said to be in %s, but it is in no file",
+                              path, tensor_name, wanted);
+        found = base_name(&checkpoint->shards[tensor->file_index]);
+        if (strcmp(found, wanted) != 0)
+            return sl_err_set(err, -SL_EFORMAT,
+                              "%s: tensor \"%s\" is said to be in %s, but it is in %s", path,
+                              tensor_name, wanted, found);
+    }
+    return 0;
+}
+
+/* Everything after the list of files is known. */
+static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    int rc = sort_shards(checkpoint, err);
+
+    for (uint32_t i = 0; rc == 0 && i < checkpoint->shard_count; i++)
+        rc = open_shard(checkpoint, i, err);
+    return rc == 0 ? sort_tensors(checkpoint, err) : rc;
+}
+
+static int open_indexed(struct sl_checkpoint *checkpoint, const char *index_path,
+                        struct sl_err *err)
+{
+    json_t *root = NULL, *map = NULL;
+    int rc = read_index(checkpoint, index_path, &root, &map, err);
+
+    if (rc == 0) {
+        rc = open_shards(checkpoint, err);
+        if (rc == -ENOENT)
+            rc = sl_err_prefix(err, rc, "%s names a file that is missing", index_path);
+    }
+    if (rc == 0)
+        rc = check_index(checkpoint, index_path, map, err);
+    json_decref(root);
+    return rc;
+}
+
+static int open_unindexed(struct sl_checkpoint *checkpoint, struct sl_err *err)
+{
+    int rc = list_folder(checkpoint, err);
+
+    return rc == 0 ? open_shards(checkpoint, err) : rc;
+}
+
+int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes, void *dst, struct sl_err *err)
+{
+    const struct shard *shard = &checkpoint->shards[file_index];
+    int64_t got = sl_file_read_at(shard->fd, dst, size_bytes, offset_bytes);
+
+    if (got < 0)
+        return sl_err_set(err, (int)got, "%s: cannot read %llu bytes at %llu: %s", shard->path,
+                          (unsigned long long)size_bytes, (unsigned long long)offset_bytes,
+                          sl_strerror((int)got));
+    if ((uint64_t)got < size_bytes)
+        return sl_err_set(err, -SL_ECORRUPT,
+                          "%s: the file now ends at byte %llu, expected to read up to %llu: was it "
+                          "cut, or packed with --consume?",
+                          shard->path, (unsigned long long)offset_bytes + (uint64_t)got,
+                          (unsigned long long)(offset_bytes + size_bytes));
+    return 0;
+}
+
+/* ---- Identity ---- */
+
+static uint64_t tensors_checksum(const struct sl_checkpoint *checkpoint, uint64_t seed)
+{
+    char text[SL_TENSOR_TEXT_BYTES];
+
+    for (uint32_t i = 0; i < checkpoint->tensor_count; i++) {
+        const struct sl_checkpoint_tensor *tensor = &checkpoint->tensors[i];
+        const char *file = base_name(&checkpoint->shards[tensor->file_index]);
+
+        sl_tensor_format(&tensor->info, text);
+        seed = sl_checksum_seeded(tensor->name, strlen(tensor->name), seed);
+        seed = sl_checksum_seeded(text, strlen(text), seed);
+        seed = sl_checksum_seeded(file, strlen(file), seed);
+        snprintf(text, sizeof(text), "%llu", (unsigned long long)tensor->offset_bytes);
+        seed = sl_checksum_seeded(text, strlen(text), seed);
+    }
+    return seed;
+}
+
+int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_t *ret_checksum,
+                                 struct sl_err *err)
+{
+    char *path, *text;
+    size_t length;
+    int rc = 0;
+
+    if (asprintf(&path, "%s/%s", checkpoint->folder, INDEX_NAME) < 0)
+        return no_memory(checkpoint, err);
+    if (access(path, F_OK) != 0) {
+        *ret_checksum = tensors_checksum(checkpoint, 0);
+    } else {
+        rc = sl_file_read_all(path, INDEX_BYTES_MAX, &text, &length, err);
+        if (rc == 0) {
+            *ret_checksum = sl_checksum(text, length);
+            free(text);
+        }
+    }
+    free(path);
+    return rc;
+}
+
+/* ---- As a weight source ---- */
+
+static int source_find(struct sl_weight_source *source, const char *name,
+                       struct sl_tensor_info *ret_info)
+{
+    const struct sl_checkpoint_tensor *tensor;
+
+    tensor = sl_checkpoint_find((struct sl_checkpoint *)source, name);
+    if (!tensor)
+        return -ENOENT;
+    *ret_info = tensor->info;
+    return 0;
+}
+
+static int source_read(struct sl_weight_source *source, const char *name, uint64_t offset_bytes,
+                       uint64_t size_bytes, void *dst, struct sl_err *err)
+{
+    const struct sl_checkpoint *checkpoint = (struct sl_checkpoint *)source;
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+    int rc;
+
+    if (!tensor)
+        return sl_err_set(err, -ENOENT, "%s: there is no tensor \"%s\"", checkpoint->folder, name);
+    sl_assert(offset_bytes <= tensor->info.size_bytes);
+    sl_assert(size_bytes <= tensor->info.size_bytes - offset_bytes);
+    rc = sl_checkpoint_read(checkpoint, tensor->file_index, tensor->offset_bytes + offset_bytes,
+                            size_bytes, dst, err);
+    return rc < 0 ? sl_err_prefix(err, rc, "tensor \"%s\"", name) : 0;
+}
+
+static const char *source_where(struct sl_weight_source *source, const char *name)
+{
+    const struct sl_checkpoint *checkpoint = (struct sl_checkpoint *)source;
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+
+    return tensor ? checkpoint->shards[tensor->file_index].path : checkpoint->folder;
+}
+
+static const struct sl_weight_source_ops source_ops = {
+    .find = source_find,
+    .read = source_read,
+    .where = source_where,
+};
+
+/* ---- The outside ---- */
+
+static int open_folder(struct sl_checkpoint **ret_checkpoint, const char *folder, bool may_be_cut,
+                       struct sl_err *err)
+{
+    struct sl_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+    char *index_path = NULL;
+    int rc;
+
+    if (!checkpoint)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
+    checkpoint->weights.ops = &source_ops;
+    checkpoint->may_be_cut = may_be_cut;
+    checkpoint->folder = strdup(folder);
+    if (!checkpoint->folder || asprintf(&index_path, "%s/%s", folder, INDEX_NAME) < 0) {
+        index_path = NULL; /* asprintf leaves it undefined */
+        rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
+        goto out;
+    }
+    if (access(index_path, F_OK) == 0)
+        rc = open_indexed(checkpoint, index_path, err);
+    else
+        rc = open_unindexed(checkpoint, err);
+    if (rc < 0)
+        goto out;
+    *ret_checkpoint = checkpoint;
+    checkpoint = NULL; /* now the caller's */
+out:
+    free(index_path);
+    sl_checkpoint_close(checkpoint);
+    return rc;
+}
+
+int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                       struct sl_err *err)
+{
+    return open_folder(ret_checkpoint, folder, false, err);
+}
+
+int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                           struct sl_err *err)
+{
+    return open_folder(ret_checkpoint, folder, true, err);
+}
+
+void sl_checkpoint_close(struct sl_checkpoint *checkpoint)
+{
+    if (!checkpoint)
+        return;
+    for (uint32_t i = 0; i < checkpoint->shard_count; i++) {
+        struct shard *shard = &checkpoint->shards[i];
+
+        if (shard->fd >= 0)
+            close(shard->fd);
+        free(shard->names);
+        free(shard->path);
+    }
+    free(checkpoint->shards);
+    free(checkpoint->tensors);
+    free(checkpoint->folder);
+    free(checkpoint);
+}
+
+struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint)
+{
+    return &checkpoint->weights;
+}
+
+uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint)
+{
+    return checkpoint->tensor_count;
+}
+
+const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_checkpoint *checkpoint,
+                                                           uint32_t tensor_index)
+{
+    sl_assert(tensor_index < checkpoint->tensor_count);
+    return &checkpoint->tensors[tensor_index];
+}
+
+const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
+                                                      const char *name)
+{
+    struct sl_checkpoint_tensor wanted = {.name = name};
+
+    return bsearch(&wanted, checkpoint->tensors, checkpoint->tensor_count,
+                   sizeof(*checkpoint->tensors), compare_names);
+}
+
+uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint)
+{
+    return checkpoint->shard_count;
+}
+
+const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].path;
+}
+
+uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].size_bytes;
+}
+
+uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].header_bytes;
+}
+
+bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes)
+{
+    return offset_bytes + size_bytes <= sl_checkpoint_file_bytes(checkpoint, file_index);
+}

@@ -1,0 +1,75 @@
+/* An official checkpoint folder: every tensor of its *.safetensors files, by name.
+ *
+ * Opening reads the shards' headers and model.safetensors.index.json and trusts neither: offsets
+ * lie inside the file, do not overlap, and match dtype and shape; every tensor of the index is in
+ * the file that the index names. Tensor data are read on request. After opening, reads may come
+ * from any thread.
+ *
+ * sluice pack --consume cuts shards off behind their headers once all that they hold is in a store.
+ * Such a folder is no checkpoint any more, but what is left of it can be packed on from. */
+#ifndef SL_STORAGE_CHECKPOINT_CHECKPOINT_H
+#define SL_STORAGE_CHECKPOINT_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/model/weight_source.h"
+
+struct sl_checkpoint;
+
+struct sl_checkpoint_tensor {
+    const char *name;
+    struct sl_tensor_info info;
+    uint64_t offset_bytes; /* of the data, from the start of the file */
+    uint32_t file_index;
+};
+
+/* Fails with -errno, -ENOMEM, -SL_EFORMAT or -SL_ECORRUPT; `err` names file, tensor and what was
+ * expected. The caller closes *ret_checkpoint. */
+int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                       struct sl_err *err);
+
+/* Likewise, but shards may end anywhere behind their headers: see sl_checkpoint_has(). */
+int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                           struct sl_err *err);
+
+/* NULL is allowed. */
+void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
+
+/* A checksum of what the model's files say they hold: of the bytes of model.safetensors.index.json,
+ * or where there is none, of every tensor's name, dtype, shape, file and offset. Fails as reading
+ * that file does. */
+int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_t *ret_checksum,
+                                 struct sl_err *err);
+
+/* The checkpoint as core's weight source; lives as long as the checkpoint. */
+struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint);
+
+uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint);
+
+/* Tensors in the order of their names (strcmp). */
+const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_checkpoint *checkpoint,
+                                                           uint32_t tensor_index);
+
+/* NULL if there is none of that name. */
+const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
+                                                      const char *name);
+
+/* Reads bytes of a file that lie within its tensors. Fails with -errno or -SL_ECORRUPT (the file
+ * was cut after it was opened), naming file and offset. Any thread. */
+int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes, void *dst, struct sl_err *err);
+
+uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint);
+const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+/* Of a file: its size when it was opened, and where in it the header ends. */
+uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+/* The file had all of these bytes when it was opened. */
+bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,
+                       uint64_t offset_bytes, uint64_t size_bytes);
+
+#endif

@@ -1,0 +1,33 @@
+/* A MODEL folder of either kind, open: an official checkpoint as it is, or a packed store.
+ *
+ * Both give the same: dense tensors as a weight source, and where the experts lie. Dense tensors
+ * are read by one thread. */
+#ifndef SL_STORAGE_EXPERTS_MODEL_FILES_H
+#define SL_STORAGE_EXPERTS_MODEL_FILES_H
+
+#include <stdbool.h>
+
+#include "core/base/err.h"
+#include "core/model/weight_source.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/experts/expert_store.h"
+#include "storage/store/store.h"
+
+struct sl_model_files {
+    struct sl_checkpoint *checkpoint; /* one is NULL */
+    struct sl_store *store;
+};
+
+/* Fails as sl_checkpoint_open() or sl_store_open(). sl_model_files_close() takes zeroed ones too.
+ */
+int sl_model_files_open(struct sl_model_files *ret_files, const char *folder, struct sl_err *err);
+void sl_model_files_close(struct sl_model_files *files);
+
+/* `check`: dense tensors of a store are held against their checksums. */
+struct sl_weight_source *sl_model_files_weights(const struct sl_model_files *files, bool check);
+
+/* Fails as sl_expert_store_open() or sl_expert_store_open_packed(). */
+int sl_model_files_experts(const struct sl_model_files *files, const struct sl_expert_shape *shape,
+                           struct sl_expert_store **ret_experts, struct sl_err *err);
+
+#endif

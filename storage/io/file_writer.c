@@ -1,0 +1,203 @@
+/* File numbers are descriptors. */
+#include "storage/io/file_writer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "storage/io/plain_file.h"
+
+static int make_folder(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    return mkdir(path, 0777) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
+static int sync_folder(struct sl_file_writer *writer, const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc;
+
+    (void)writer;
+    if (fd < 0)
+        return -errno;
+    rc = fsync(fd) == 0 ? 0 : -errno;
+    close(fd);
+    return rc;
+}
+
+/* Two packers that begin at once with one folder for their parts would share the file. */
+static int lock_file(int fd)
+{
+    struct stat status;
+    int rc;
+
+    if (fstat(fd, &status) == 0 && !S_ISREG(status.st_mode))
+        errno = EINVAL;
+    else if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+        return fd;
+    rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
+    close(fd);
+    return rc;
+}
+
+static int open_bulk(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+
+    fd = fd < 0 ? -errno : lock_file(fd);
+    if (fd >= 0)
+        sl_file_set_direct(fd, SL_WRITE_ALIGN_BYTES);
+    return fd;
+}
+
+/* O_EXCL: a file that has another name elsewhere is not written to. */
+static int open_new(const char *path)
+{
+    int fd;
+
+    if (unlink(path) < 0 && errno != ENOENT)
+        return -errno;
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    return fd < 0 ? -errno : fd;
+}
+
+static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    int fd = bulk ? open_bulk(path) : open_new(path);
+
+    (void)writer;
+    if (fd < 0)
+        return fd;
+    *ret_file = fd;
+    return 0;
+}
+
+static int write_file(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
+                      const void *data, uint64_t size_bytes)
+{
+    (void)writer;
+    return sl_file_write_at(file, data, size_bytes, offset_bytes);
+}
+
+static int sync_file(struct sl_file_writer *writer, int file)
+{
+    (void)writer;
+    return fdatasync(file) == 0 ? 0 : -errno;
+}
+
+static void close_file(struct sl_file_writer *writer, int file)
+{
+    (void)writer;
+    close(file); /* what matters has been synced */
+}
+
+static int rename_file(struct sl_file_writer *writer, const char *from, const char *to)
+{
+    (void)writer;
+    return rename(from, to) == 0 ? 0 : -errno;
+}
+
+static int leads(struct sl_file_writer *writer, const char *path, int file)
+{
+    (void)writer;
+    return sl_plain_file_leads(path, file, false) ? 0 : -ESTALE;
+}
+
+static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
+{
+    int fd = open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int rc;
+
+    (void)writer;
+    if (fd < 0)
+        return -errno;
+    rc = ftruncate(fd, (off_t)size_bytes) == 0 ? 0 : -errno;
+    close(fd);
+    return rc;
+}
+
+struct sl_file_writer *sl_file_writer(void)
+{
+    static const struct sl_file_writer_ops ops = {
+        .make_folder = make_folder,
+        .sync_folder = sync_folder,
+        .open = open_file,
+        .write = write_file,
+        .sync = sync_file,
+        .close = close_file,
+        .rename = rename_file,
+        .leads = leads,
+        .cut = cut_file,
+    };
+    static struct sl_file_writer writer = {&ops};
+
+    return &writer;
+}
+
+/* ---- over any of them -------------------------------------------------------------------------
+ */
+
+int sl_write_error(struct sl_err *err, int rc, const char *path, const char *what)
+{
+    if (rc == -ELOOP)
+        return sl_file_link_error(path, err);
+    if (rc == -EBUSY)
+        return sl_err_set(err, rc, "%s: another process is writing to this file", path);
+    if (rc == -ESTALE)
+        return sl_err_set(
+            err, rc,
+            "%s: moved, replaced or removed while the store was written; nothing more "
+            "is done, and what is not packed yet is still in the source",
+            path);
+    return sl_err_set(err, rc, "%s: cannot %s: %s", path, what, sl_strerror(rc));
+}
+
+static int write_new(struct sl_file_writer *writer, const char *path, const void *bytes,
+                     size_t size_bytes, struct sl_err *err)
+{
+    int file, rc = writer->ops->open(writer, path, false, &file);
+
+    if (rc < 0)
+        return sl_write_error(err, rc, path, "create");
+    rc = writer->ops->write(writer, file, 0, bytes, size_bytes);
+    if (rc == 0)
+        rc = writer->ops->sync(writer, file);
+    writer->ops->close(writer, file);
+    return rc < 0 ? sl_write_error(err, rc, path, "write") : 0;
+}
+
+int sl_write_small(struct sl_file_writer *writer, const char *path, const void *bytes,
+                   size_t size_bytes, struct sl_err *err)
+{
+    char *new_path;
+    int rc;
+
+    if (asprintf(&new_path, "%s" SL_WRITE_NEW, path) < 0)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+    rc = write_new(writer, new_path, bytes, size_bytes, err);
+    if (rc == 0 && (rc = writer->ops->rename(writer, new_path, path)) < 0)
+        sl_write_error(err, rc, path, "write");
+    free(new_path);
+    return rc;
+}
+
+int sl_write_name(struct sl_file_writer *writer, const char *path, struct sl_err *err)
+{
+    char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
+    int rc;
+
+    if (!folder)
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+    rc = writer->ops->sync_folder(writer, folder[0] ? folder : "/");
+    if (rc < 0)
+        sl_write_error(err, rc, folder, "sync");
+    free(folder);
+    return rc;
+}

@@ -1,0 +1,150 @@
+/* The reader: any run of bytes of a file, read whole or reported.
+ *
+ * A read is cut into aligned pieces of piece_bytes. Each drive has its own queues and its own
+ * depth, the pieces that may be in flight on it, so none waits for another. What the device leaves
+ * out is asked for again: the rest of a short read, an interrupted piece; a piece that failed is
+ * tried once more. A read fails when a piece failed twice, or when the file ends before the bytes
+ * wanted.
+ *
+ * Classes: a drive takes pieces of a class only while it has nothing to do of the classes before
+ * it, queued or in flight; within a class, reads are cut in the order in which they were queued.
+ * Prefetch and scrub together have no more than half of the depth in flight (at least one piece),
+ * so that a demand that comes then finds room at the device. Under unending demand they stand
+ * still.
+ *
+ * Time: a piece in flight for longer than stall_ns is counted. After SL_READER_DEADLINE_STALLS
+ * times that its read fails with -ETIMEDOUT; all others go on. The device may still write to the
+ * destination of such a read, for io_uring cannot take a piece back from it. So it is handed back
+ * twice: first with `late` set, when its owner learns that it failed but touches neither it nor
+ * dst; and again, with `late` cleared, when the device has let go. Until then its pieces count
+ * against the drive's depth; what they leave no room for fails as well. A drive that never answers
+ * keeps them for good: see sl_reader_drain().
+ *
+ * One thread makes all calls. Nothing is allocated after create. */
+#ifndef SL_STORAGE_IO_READER_H
+#define SL_STORAGE_IO_READER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/base/list.h"
+#include "storage/io/io.h"
+
+#define SL_READER_PIECE_BYTES (UINT32_C(1) << 20)
+#define SL_READER_DEPTH 32u
+#define SL_READER_STALL_NS (30 * UINT64_C(1000000000))
+#define SL_READER_DEADLINE_STALLS 4u
+
+enum sl_read_class {
+    SL_READ_DEMAND,   /* somebody waits for it */
+    SL_READ_PREFETCH, /* likely to be wanted soon */
+    SL_READ_SCRUB,    /* checking what lies on the drive */
+    SL_READ_CLASSES,
+};
+
+/* The caller's; the reader uses it from sl_reader_queue() until sl_reader_reap() returns it. */
+struct sl_read {
+    /* Set by the caller. The bytes may start and end anywhere. `dst` is aligned to
+     * SL_IO_ALIGN_BYTES and receives the whole aligned run around them, sl_read_span_bytes() long:
+     * the first byte wanted lands at dst + offset_bytes % SL_IO_ALIGN_BYTES. */
+    uint64_t offset_bytes;
+    uint64_t size_bytes; /* at least 1 */
+    uint8_t *dst;
+    void *owner; /* for the caller alone */
+    uint32_t file_index;
+    enum sl_read_class read_class; /* while it is queued, see
+                                      sl_reader_set_class() */
+
+    /* Set by the reader. */
+    int rc;    /* 0, or negative: -ECANCELED, or what sl_reader_explain() tells about */
+    bool late; /* handed back before the device has let go of dst; will be handed back again */
+    uint64_t fail_offset_bytes; /* in the file */
+
+    /* The reader's own. */
+    struct sl_link link;
+    uint64_t cut_bytes; /* file offset up to which pieces have been cut */
+    uint32_t n_pieces_out;
+    bool ended;
+};
+
+struct sl_reader_counters {
+    uint64_t wanted_bytes; /* by reads queued */
+    uint64_t read_bytes;   /* delivered by the device, repeats included */
+    uint64_t n_reads;      /* asked of the back end */
+    uint64_t n_retries;    /* of these, after a failure */
+    uint64_t n_stalls;     /* pieces found in flight for longer than stall_ns */
+    uint64_t longest_ns;   /* of these, as far as it was seen; 0 if there was none */
+    uint64_t wait_ns;      /* spent in sl_reader_reap() with nothing to hand back */
+};
+
+struct sl_reader;
+
+/* What is 0 is as named above. */
+struct sl_reader_options {
+    uint32_t piece_bytes; /* a multiple of SL_IO_ALIGN_BYTES */
+    uint32_t depth;       /* of each drive; no more than the back end allows is used */
+    uint64_t stall_ns;
+    uint64_t (*clock_ns)(void *context); /* for tests; NULL: sl_clock_ns() */
+    void *clock_context;
+};
+
+/* `io` is borrowed and used by the reader alone until destroy. `options` may be NULL. Fails with
+ * -ENOMEM. */
+int sl_reader_create(struct sl_reader **ret_reader, struct sl_io *io,
+                     const struct sl_reader_options *options, struct sl_err *err);
+
+/* NULL is allowed. All reads have been reaped, late ones twice, or sl_reader_drain() was called. */
+void sl_reader_destroy(struct sl_reader *reader);
+
+/* Bytes of `dst` that a read of these bytes fills at most. */
+uint64_t sl_read_span_bytes(uint64_t offset_bytes, uint64_t size_bytes);
+
+/* Queues a read; sl_reader_start() or sl_reader_reap() sets it going, so that several go to the
+ * device in one call. */
+void sl_reader_queue(struct sl_reader *reader, struct sl_read *read);
+void sl_reader_start(struct sl_reader *reader);
+
+/* Puts a read that is not yet reaped into another class, behind what is queued there: up when
+ * somebody comes to wait for it, down when nobody does any more. */
+void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
+                         enum sl_read_class read_class);
+
+/* Gives up a read that is not yet reaped: what has not gone to the device never will. It is reaped
+ * like any other, as soon as its pieces in flight are back, with -ECANCELED; unless it had already
+ * ended. */
+void sl_reader_cancel(struct sl_reader *reader, struct sl_read *read);
+
+/* Bytes of a queued read that have been asked of the device. */
+static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
+{
+    return read->cut_bytes - read->offset_bytes / SL_IO_ALIGN_BYTES * SL_IO_ALIGN_BYTES;
+}
+
+/* A read that has ended, well or not, in any order. NULL if there is none now; with `wait`, only if
+ * none is queued or in flight, late ones not counted. */
+struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
+
+/* Before memory goes that reads wrote to: takes back the late reads that the devices have let go
+ * of, without handing them out, and does not wait for the others. No other read is queued or in
+ * flight. Returns whether that was all. If not, a device may still write at any time: the memory
+ * that reads went to must never be freed or used again, and the reader and its sl_io only be
+ * closed. */
+bool sl_reader_drain(struct sl_reader *reader);
+
+/* Names memory that most reads will go to, and lets the system hold parts of it or let go of them:
+ * see sl_io_ops. attach() drains first: -EBUSY says that a device still holds memory. Otherwise
+ * both return 0, or negative where that is not to be had, and then all works as before. */
+int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes,
+                     uint64_t part_bytes);
+int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold);
+
+/* Fills `err` for a read that failed, with file, drive, offset and cause, and returns its rc:
+ * -errno, -ETIMEDOUT for the deadline, or -SL_ECORRUPT when the file ends too early. Not for one
+ * that was cancelled, unless it is late: that is told as the deadline. */
+int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
+                      struct sl_err *err);
+
+struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader);
+
+#endif

@@ -1,0 +1,30 @@
+/* Who may write to a store, and of which model: shared by packing and repairing. */
+#ifndef SL_STORAGE_PACK_STORE_IDENTITY_H
+#define SL_STORAGE_PACK_STORE_IDENTITY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/store/store.h"
+
+/* What tells a model: checksums of its config.json and of its index. */
+int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
+                      uint64_t *ret_config_checksum, uint64_t *ret_index_checksum,
+                      struct sl_err *err);
+
+/* Keeps other writers from the store until the descriptor, which it returns, is closed. Fails with
+ * -EBUSY or -errno. */
+int sl_store_lock(const char *store_folder, struct sl_err *err);
+
+/* Reads folder/name, a file that stores carry along; the caller frees *ret_text. */
+#define SL_CARRIED_BYTES_MAX (UINT64_C(256) << 20)
+int sl_carried_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
+                    struct sl_err *err);
+
+/* Whether STORE has the ith file that it carries as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
+ * or as reading does. */
+int sl_carried_check(const struct sl_store *store, uint32_t i, struct sl_err *err);
+
+#endif

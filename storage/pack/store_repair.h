@@ -1,0 +1,38 @@
+/* Repairing: what verifying found damaged, made again from the checkpoint, or from another store of
+ * it, and written in its place. What of a record is as it should be is not written again.
+ *
+ * What the catalog says stays as it is: only bytes that have its checksums are written, so a
+ * checkpoint with other weights repairs nothing. Its copies are made again from the sealed one. */
+#ifndef SL_STORAGE_PACK_STORE_REPAIR_H
+#define SL_STORAGE_PACK_STORE_REPAIR_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/experts/expert_store.h"
+#include "storage/io/file_writer.h"
+#include "storage/store/store.h"
+#include "storage/pack/store_verify.h"
+
+struct sl_repair_options {
+    const struct sl_store *store;
+    const char *checkpoint_folder;    /* or that of the other store */
+    struct sl_checkpoint *checkpoint; /* or from: one is NULL, or both: only copies are mended */
+    struct sl_store *from;            /* complete */
+    const struct sl_expert_store *experts; /* of the source, all that were packed */
+    const char *const *stripe_folders;     /* (n_stripes) that may be written to in any case */
+    uint32_t n_stripes;
+    struct sl_file_writer *writer;
+    const atomic_bool *stop; /* NULL, or ends the work after the present item when true */
+};
+
+/* Makes and writes each item, in turn; on disk when it returns 0, or -ECANCELED if stopped. Of an
+ * expert with several damaged matrices, which follow each other in the list, the record is written
+ * once. Fails with -EBUSY if another process writes to the store, with -SL_EFORMAT if the source is
+ * not what was packed, as sl_store_may_write() does, and as reading and writing do. */
+int sl_store_repair(const struct sl_repair_options *options, const struct sl_store_item *items,
+                    uint32_t n_items, struct sl_err *err);
+
+#endif

@@ -1,0 +1,53 @@
+/* The catalog of a store as sluice pack writes it: a small LMDB database of text keys and values,
+ * each with a checksum of key and bytes behind it.
+ *
+ * LMDB is used for writing alone, and on a new file alone: what a file that is there says is read
+ * by storage/store/catalog_read.h and put into a new one, which then takes the old one's place. So
+ * LMDB never meets a file that was damaged or made by a stranger, and needs no lock file: there is
+ * one writer, who holds the store's lock, and there are no readers.
+ *
+ * All access is between begin and commit or abort. One thread makes all calls. */
+#ifndef SL_STORAGE_STORE_CATALOG_H
+#define SL_STORAGE_STORE_CATALOG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "storage/store/catalog_entries.h"
+#include "storage/io/checksum.h"
+
+struct sl_catalog;
+
+/* Makes a new database in place of any file at `path`; commits of it go to that file, also under
+ * another name. It has the entries already, which may be NULL for none, but not yet committed: the
+ * first transaction has begun. Fails with -errno or -ENOMEM, naming the path. */
+int sl_catalog_create(struct sl_catalog **ret_catalog, const char *path,
+                      const struct sl_catalog_entries *entries, struct sl_err *err);
+
+/* NULL is allowed. What was not committed is gone. */
+void sl_catalog_close(struct sl_catalog *catalog);
+
+/* Begin fails with -SL_ECORRUPT if somebody else has cut the file. */
+int sl_catalog_begin(struct sl_catalog *catalog, struct sl_err *err);
+void sl_catalog_abort(struct sl_catalog *catalog);
+
+/* When this returns 0, all that was put is on disk. Otherwise none of it. */
+int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err);
+
+/* Replaces a value that is there. */
+int sl_catalog_put(struct sl_catalog *catalog, const char *key, const void *value,
+                   size_t size_bytes, struct sl_err *err);
+
+/* Of the file that commits go to. */
+int sl_catalog_fd(const struct sl_catalog *catalog);
+
+/* Of an entry: it lies, as so many bytes, behind its value. */
+#define SL_CATALOG_CHECKSUM_BYTES 8u
+static inline uint64_t sl_catalog_checksum(const void *key, size_t key_bytes, const void *value,
+                                           size_t size_bytes)
+{
+    return sl_checksum_seeded(value, size_bytes, sl_checksum(key, key_bytes));
+}
+
+#endif

@@ -1,0 +1,77 @@
+/* Expert records made smaller with zstd, and back.
+ *
+ * A record of R16 tiles (storage/experts/expert_store.h) is cut into chunks: runs of
+ * SL_CODEC_CHUNK_TILES tiles of one matrix, which threads unpack beside each other. The scales of a
+ * chunk and its codes are kept apart, each as one zstd frame where that takes at most half the
+ * room, and as they are otherwise. docs/FORMAT.md describes the bytes, docs/PERFORMANCE.md says why
+ * half.
+ *
+ * What is unpacked is not trusted: any bytes are refused, or give as many tiles as there is room
+ * for. An encoder or decoder is used by one thread at a time. */
+#ifndef SL_STORAGE_STORE_CODEC_H
+#define SL_STORAGE_STORE_CODEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "storage/experts/expert_store.h"
+
+#define SL_CODEC_CHUNK_TILES 32u
+#define SL_CODEC_CHUNKS_MAX (SL_EXPERT_MATRICES * SL_EXPERT_MATRIX_TILES_MAX / SL_CODEC_CHUNK_TILES)
+
+/* ---- packing ----------------------------------------------------------------------------------
+ */
+
+/* What compressing brought. */
+struct sl_codec_gain {
+    uint64_t scales_bytes, scales_stored_bytes;
+    uint64_t codes_bytes, codes_stored_bytes;
+};
+
+struct sl_record_encoder;
+
+/* NULL if there is no memory. Destroy takes NULL. */
+struct sl_record_encoder *sl_record_encoder_create(const struct sl_expert_shape *shape);
+void sl_record_encoder_destroy(struct sl_record_encoder *encoder);
+
+/* Makes `stored` of the record, of whole blocks, and returns its size; or 0 if that does not save
+ * a 32nd: then the record itself is what to store, which can be read to where it is used. Both have
+ * sl_packed_expert_bytes(); the same record gives the same bytes, as long as zstd is the same. Adds
+ * to *gain what became smaller.
+ */
+uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *record,
+                            uint8_t *stored, struct sl_codec_gain *gain);
+
+/* ---- unpacking --------------------------------------------------------------------------------
+ * Allocates nothing. */
+
+/* A part of a matrix: n_groups groups of tiles that begin tiles_offset_bytes into the record. */
+struct sl_record_chunk {
+    int matrix;
+    uint32_t n_groups;
+    uint64_t tiles_offset_bytes;
+    const uint8_t *scales, *codes; /* as stored */
+    uint32_t scales_bytes, codes_bytes;
+};
+
+struct sl_record_index {
+    uint32_t n_chunks;
+    struct sl_record_chunk chunks[SL_CODEC_CHUNKS_MAX];
+};
+
+/* Finds the chunks of what sl_record_compress() made; they point into `stored`. Returns false if
+ * there is no sense in it. */
+bool sl_record_index_read(struct sl_record_index *index, const struct sl_expert_shape *shape,
+                          const uint8_t *stored, uint64_t stored_bytes);
+
+/* A decoder lies in memory of the caller's, aligned to 64 bytes, and needs no end. */
+struct sl_record_decoder;
+uint64_t sl_record_decoder_bytes(const struct sl_expert_shape *shape);
+struct sl_record_decoder *sl_record_decoder_init(uint8_t *memory);
+
+/* Unpacks a chunk to its place in `record`, and touches no other. Returns false if it is corrupt;
+ * the chunk's place is undefined then. */
+bool sl_record_unpack(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
+                      uint8_t *record);
+
+#endif

@@ -1,0 +1,143 @@
+/* What a store's catalog says, and how it is spelled: the entries, their keys and their bytes.
+ *
+ * Pure functions over memory; docs/FORMAT.md describes every byte. Numbers are little-endian of
+ * fixed width. Decoding trusts nothing but the length that it is given: what it accepts is sound in
+ * itself (known layout, sizes that are not zero, aligned, free of overflow); that it fits the files
+ * and the model is for storage/store/store.c to see. */
+#ifndef SL_STORAGE_STORE_STORE_FORMAT_H
+#define SL_STORAGE_STORE_STORE_FORMAT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/model/expert_source.h"
+#include "core/model/weight_source.h"
+#include "storage/experts/expert_store.h"
+
+#define SL_STORE_VERSION 2u
+#define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
+#define SL_STORE_LAYOUT_R16_ZSTD 2u /* likewise, or compressed: storage/store/codec.h */
+#define SL_STORE_BLOCK_BYTES UINT64_C(4096)
+
+#define SL_STORE_TENSORS_MAX 65536u
+#define SL_STORE_NAME_BYTES 256u
+#define SL_STORE_PATH_BYTES 1024u
+
+/* Data files: the first holds the dense tensors, each other one a part of every expert. */
+#define SL_STORE_FILES_MAX (1 + SL_EXPERT_PARTS_MAX)
+
+/* Key "model". Written first; never changed. */
+struct sl_store_model {
+    uint32_t format_version;
+    uint32_t layout;
+    uint64_t config_checksum; /* of config.json's bytes */
+    uint64_t index_checksum;  /* of the checkpoint's index: see sl_store_identify() */
+    struct sl_expert_shape shape;
+    uint32_t n_files;
+    uint32_t n_tensors;
+};
+
+/* Key "state": how much of the store is on disk, in the order of packing. */
+struct sl_store_state {
+    uint32_t n_tensors_done;
+    uint32_t n_experts_done;
+    bool complete;
+};
+
+/* Key "file 0", ...: a data file. */
+struct sl_store_file {
+    char path[SL_STORE_PATH_BYTES]; /* see sl_store_file_is_sound() */
+    uint64_t size_bytes;            /* when it is whole */
+};
+
+/* Key "carried NAME": a small file of the checkpoint's, carried along under its name, which is one
+ * of these. */
+#define SL_STORE_CARRIED_NAMES 4u
+extern const char *const sl_store_carried_names[SL_STORE_CARRIED_NAMES];
+struct sl_store_carried {
+    char name[SL_STORE_NAME_BYTES];
+    uint64_t size_bytes;
+    uint64_t checksum;
+};
+
+/* Key "tensor NUMBER", from 0 on in the order in which they lie. */
+struct sl_store_tensor {
+    char name[SL_STORE_NAME_BYTES];
+    struct sl_tensor_info info;
+    struct sl_extent extent; /* of its bytes alone; begins at a block */
+    uint64_t checksum;
+};
+
+/* Key "expert LAYER NUMBER": a struct sl_packed_expert. */
+
+/* File "hot": experts worth loading first, the most wanted first. */
+#define SL_STORE_HOT_MAX 65536u
+
+/* File "probe": what reads the drives best (storage/store/probe_memory.h). */
+struct sl_store_probe {
+    uint64_t drives_checksum; /* of what tells the drives and file systems that were probed */
+    uint64_t bytes_per_s;
+    uint32_t piece_bytes; /* whole blocks */
+    uint32_t depth;
+};
+#define SL_STORE_PIECE_BYTES_MAX (UINT32_C(64) << 20)
+#define SL_STORE_DEPTH_MAX 256u
+
+/* Large enough for any value but the hot list's; and what that takes. */
+#define SL_STORE_VALUE_BYTES_MAX 2048u
+#define SL_STORE_HOT_BYTES(n_keys) (4 * (size_t)(n_keys))
+
+#define SL_STORE_KEY_BYTES 320u
+#define SL_STORE_KEY_MODEL "model"
+#define SL_STORE_KEY_STATE "state"
+#define SL_STORE_PREFIX_FILE "file "
+#define SL_STORE_PREFIX_CARRIED "carried "
+#define SL_STORE_PREFIX_TENSOR "tensor "
+#define SL_STORE_PREFIX_EXPERT "expert "
+
+/* Keys, written to `key`; numbers are padded with zeros so that keys sort as they count. */
+void sl_store_file_key(char key[SL_STORE_KEY_BYTES], uint32_t file_index);
+void sl_store_carried_key(char key[SL_STORE_KEY_BYTES], const char *name);
+void sl_store_tensor_key(char key[SL_STORE_KEY_BYTES], uint32_t tensor_index);
+void sl_store_expert_key(char key[SL_STORE_KEY_BYTES], struct sl_expert_key expert);
+
+/* Each returns how many bytes it wrote. */
+size_t sl_store_model_encode(const struct sl_store_model *model,
+                             uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_state_encode(const struct sl_store_state *state,
+                             uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_file_encode(const struct sl_store_file *file,
+                            uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_carried_encode(const struct sl_store_carried *carried,
+                               uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_tensor_encode(const struct sl_store_tensor *tensor,
+                              uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_expert_encode(const struct sl_packed_expert *expert,
+                              uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_probe_encode(const struct sl_store_probe *probe,
+                             uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, uint8_t *value);
+
+/* Each returns false for bytes that it would not have written. A model of another format version is
+ * accepted as far as that number, with the rest zero. */
+bool sl_store_model_decode(struct sl_store_model *model, const uint8_t *value, size_t size_bytes);
+bool sl_store_state_decode(struct sl_store_state *state, const uint8_t *value, size_t size_bytes);
+bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size_t size_bytes);
+bool sl_store_carried_decode(struct sl_store_carried *carried, const uint8_t *value,
+                             size_t size_bytes);
+bool sl_store_tensor_decode(struct sl_store_tensor *tensor, const uint8_t *value,
+                            size_t size_bytes);
+bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *value,
+                            size_t size_bytes);
+bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, size_t size_bytes);
+
+/* Whether file `file_index` may have this path: dense.bin and experts-1.bin lie in the store's own
+ * folder, each other one is experts-N.bin in a folder named from '/' on. */
+bool sl_store_file_is_sound(const struct sl_store_file *file, uint32_t file_index);
+
+/* Takes at most n_max keys; *ret_n_keys says how many. */
+bool sl_store_hot_decode(struct sl_expert_key *keys, uint32_t n_max, uint32_t *ret_n_keys,
+                         const uint8_t *value, size_t size_bytes);
+
+#endif

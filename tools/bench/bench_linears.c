@@ -1,0 +1,235 @@
+/* The linears of the released models, through the code that runs them in a step; and the packing of
+ * experts. Weights are several copies of a matrix, taken in turn, more than any cache holds. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "tools/bench/bench.h"
+
+#define TOKENS_MAX 64u
+
+/* Copies of one matrix, and what it is multiplied with. */
+struct linear {
+    const struct sl_compute *compute;
+    struct sl_matrix matrix;
+    float *scales; /* FP8 */
+    uint8_t *tiles;
+    size_t copy_bytes;
+    uint32_t n_copies, next;
+    struct sl_act_buffer x; /* (TOKENS_MAX, cols) */
+    float *y;               /* (TOKENS_MAX, rows rounded up to 16) */
+    uint32_t n_tokens;
+    struct sl_arena arena;
+};
+
+static void carve(struct linear *in, struct sl_arena *arena)
+{
+    const struct sl_matrix *m = &in->matrix;
+
+    /* Whole pages, so that each copy can lie where its threads are. */
+    in->tiles = sl_arena_take_aligned(arena, in->n_copies, in->copy_bytes, 4096);
+    in->scales = sl_arena_take(
+        arena, (m->rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK * (m->cols / SL_FP8_BLOCK + 1),
+        sizeof(float));
+    in->x = sl_act_buffer_carve(arena, TOKENS_MAX, m->cols,
+                                m->kind == SL_MATRIX_FP4   ? SL_ACT_INT8
+                                : m->kind == SL_MATRIX_F32 ? 0
+                                                           : SL_ACT_BF16,
+                                SL_NUMERICS_NATIVE);
+    in->y = sl_arena_take(arena, TOKENS_MAX * sl_r16_padded_rows(m->rows), sizeof(float));
+}
+
+static int linear_init(struct linear *in, const struct sl_compute *compute,
+                       enum sl_matrix_kind kind, uint32_t rows, uint32_t cols, struct sl_err *err)
+{
+    uint64_t state = 1;
+    struct sl_arena measure;
+    int rc;
+
+    *in = (struct linear){.compute = compute, .matrix = {.kind = kind, .rows = rows, .cols = cols}};
+    in->copy_bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&in->matrix);
+    in->copy_bytes = (in->copy_bytes + 4095) / 4096 * 4096;
+    in->n_copies = (uint32_t)(sl_bench_area_bytes() / in->copy_bytes) + 1;
+    sl_arena_init_measure(&measure);
+    carve(in, &measure);
+    rc = sl_arena_map(&in->arena, measure.used_bytes, "bench", err);
+    if (rc < 0)
+        return rc;
+    carve(in, &in->arena);
+    for (uint32_t i = 0; i < in->n_copies; i++)
+        sl_bench_fill(compute->pool, &in->matrix, in->tiles + i * in->copy_bytes);
+    in->matrix.scales = in->scales;
+    for (size_t i = 0; i < (rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK * (cols / SL_FP8_BLOCK); i++)
+        in->scales[i] = 0x1p-6f;
+    for (size_t row = 0; row < TOKENS_MAX; row++) {
+        for (size_t c = 0; c < cols; c++)
+            in->x.f32[row * cols + c] = (float)(sl_bench_random(&state) % 2001) * 1e-3f - 1.0f;
+        sl_act_buffer_round(&in->x, compute, 0, row);
+    }
+    return 0;
+}
+
+static uint64_t run_linear(void *context)
+{
+    struct linear *in = context;
+    const size_t rows = sl_r16_padded_rows(in->matrix.rows);
+    struct sl_linear_job job = {
+        &in->matrix, sl_act_buffer_rows(&in->x, 0), in->y, rows, in->n_tokens, 0};
+    uint64_t start_ns;
+
+    in->matrix.tiles = in->tiles + in->next++ % in->n_copies * in->copy_bytes;
+    start_ns = sl_clock_ns();
+    sl_linear_run(in->compute, &job, 1);
+    return sl_clock_ns() - start_ns;
+}
+
+static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_matrix_kind kind,
+                        uint32_t rows, uint32_t cols, struct sl_err *err)
+{
+    static const uint32_t n_tokens[] = {1, 4, 16, 64};
+    static const enum sl_bench_peak peaks[] = {
+        [SL_MATRIX_FP4] = SL_BENCH_INT8,       [SL_MATRIX_FP8] = SL_BENCH_BF16,
+        [SL_MATRIX_FP8_BLOCK] = SL_BENCH_BF16, [SL_MATRIX_BF16] = SL_BENCH_BF16,
+        [SL_MATRIX_F32] = SL_BENCH_F32,
+    };
+    struct linear linear;
+    int rc;
+
+    if (!sl_bench_wants(bench, what))
+        return 0;
+    rc = linear_init(&linear, &bench->compute, kind, rows, cols, err);
+    for (size_t i = 0; rc == 0 && i < sizeof(n_tokens) / sizeof(n_tokens[0]); i++) {
+        char shape[64];
+        struct sl_bench_work work = {
+            .what = what,
+            .shape = shape,
+            .run = run_linear,
+            .context = &linear,
+            .bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&linear.matrix),
+            .multiplications = (uint64_t)rows * cols * n_tokens[i],
+            .peak = peaks[kind],
+            .in_bytes = n_tokens[i] == 1,
+        };
+
+        snprintf(shape, sizeof(shape), "%u x %u, %u token%s", rows, cols, n_tokens[i],
+                 n_tokens[i] == 1 ? "" : "s");
+        linear.n_tokens = n_tokens[i];
+        sl_bench_measure(bench, &work);
+    }
+    sl_arena_fini(&linear.arena);
+    return rc;
+}
+
+/* ---- packing -----------------------------------------------------------------------------------
+ */
+
+/* One matrix of an expert as a checkpoint has it, several times, and room for as many packed. */
+struct repack {
+    struct sl_pool *pool;
+    uint32_t rows, cols;
+    size_t code_bytes, scale_bytes, tile_bytes; /* of one copy */
+    uint8_t *codes, *scales, *tiles;
+    uint32_t n_copies, next;
+    struct sl_arena arena;
+};
+
+static void pack_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct repack *in = context;
+
+    (void)thread_index;
+    /* The scales are sound. */
+    (void)sl_r16_pack_fp4(in->cols, first, end, in->codes + in->next * in->code_bytes,
+                          in->scales + in->next * in->scale_bytes,
+                          in->tiles + in->next * in->tile_bytes);
+}
+
+static uint64_t run_repack(void *context)
+{
+    struct repack *in = context;
+    uint64_t start_ns = sl_clock_ns();
+
+    in->next = (in->next + 1) % in->n_copies;
+    sl_pool_run(in->pool, sl_r16_tile_count(in->rows), 1, pack_tiles, in);
+    return sl_clock_ns() - start_ns;
+}
+
+static int bench_repack(const struct sl_bench *bench, uint32_t rows, uint32_t cols,
+                        struct sl_err *err)
+{
+    struct repack in = {
+        .pool = bench->compute.pool,
+        .rows = rows,
+        .cols = cols,
+        .code_bytes = (size_t)rows * cols / 2,
+        .scale_bytes = (size_t)rows * cols / SL_FP4_BLOCK_COLS,
+        .tile_bytes = sl_r16_tile_count(rows) * sl_r16_fp4_tile_bytes(cols),
+    };
+    char shape[64];
+    struct sl_bench_work work = {
+        .what = "R16 repack, FP4",
+        .shape = shape,
+        .run = run_repack,
+        .context = &in,
+        .bytes = in.code_bytes + in.scale_bytes + in.tile_bytes,
+        .in_bytes = true,
+    };
+    int rc;
+
+    if (!sl_bench_wants(bench, work.what))
+        return 0;
+    in.n_copies = (uint32_t)(sl_bench_area_bytes() / work.bytes) + 1;
+    rc = sl_arena_map(&in.arena, in.n_copies * work.bytes + 3 * SL_CACHE_LINE_BYTES, "bench", err);
+    if (rc < 0)
+        return rc;
+    in.codes = sl_arena_take(&in.arena, in.n_copies, in.code_bytes);
+    in.scales = sl_arena_take(&in.arena, in.n_copies, in.scale_bytes);
+    in.tiles = sl_arena_take(&in.arena, in.n_copies, in.tile_bytes);
+    sl_pool_place(in.pool, in.codes, in.n_copies, in.code_bytes, 1, 0);
+    memset(in.scales, SL_E8M0_BIAS, in.n_copies * in.scale_bytes);
+    sl_pool_place(in.pool, in.tiles, in.n_copies, in.tile_bytes, 1, 0);
+    snprintf(shape, sizeof(shape), "%u x %u, in and out", rows, cols);
+    sl_bench_measure(bench, &work);
+    sl_arena_fini(&in.arena);
+    return 0;
+}
+
+int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
+{
+    static const struct {
+        const char *what;
+        enum sl_matrix_kind kind;
+        uint32_t rows, cols;
+    } linears[] = {
+        {"FP4 expert w1, Flash", SL_MATRIX_FP4, 2048, 4096},
+        {"FP4 expert w2, Flash", SL_MATRIX_FP4, 4096, 2048},
+        {"FP4 expert w1, Pro", SL_MATRIX_FP4, 3072, 7168},
+        {"FP4 expert w2, Pro", SL_MATRIX_FP4, 7168, 3072},
+        {"FP8 expert w1, Flash", SL_MATRIX_FP8_BLOCK, 2048, 4096},
+        {"FP8 expert w2, Flash", SL_MATRIX_FP8_BLOCK, 4096, 2048},
+        {"FP8 expert w1, Pro", SL_MATRIX_FP8_BLOCK, 3072, 7168},
+        {"FP8 expert w2, Pro", SL_MATRIX_FP8_BLOCK, 7168, 3072},
+        {"FP8 wq_b, Flash", SL_MATRIX_FP8, 32768, 1024},
+        {"FP8 wo_b, Flash", SL_MATRIX_FP8, 4096, 8192},
+        {"FP8 wq_b, Pro", SL_MATRIX_FP8, 65536, 1536},
+        {"FP8 wo_b, Pro", SL_MATRIX_FP8, 7168, 16384},
+        {"BF16 compressor, Flash", SL_MATRIX_BF16, 1024, 4096},
+        {"BF16 head, Flash, a part", SL_MATRIX_BF16, 8192, 4096},
+        {"BF16 compressor, Pro", SL_MATRIX_BF16, 1024, 7168},
+        {"BF16 head, Pro, a part", SL_MATRIX_BF16, 8192, 7168},
+        {"F32 mHC, Flash", SL_MATRIX_F32, 24, 16384},
+        {"F32 mHC, Pro", SL_MATRIX_F32, 24, 28672},
+    };
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < sizeof(linears) / sizeof(linears[0]); i++)
+        rc = bench_linear(bench, linears[i].what, linears[i].kind, linears[i].rows, linears[i].cols,
+                          err);
+    if (rc == 0)
+        rc = bench_repack(bench, 2048, 4096, err);
+    if (rc == 0)
+        rc = bench_repack(bench, 3072, 7168, err);
+    return rc;
+}

@@ -1,0 +1,531 @@
+/* sluice bench decode and prefill: how fast a model runs, where the time goes, and what the machine
+ * would allow. Limits are measured between the runs, on the same threads. */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/size.h"
+#include "tools/bench/bench.h"
+#include "tools/bench/bench_drive.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/engine_options.h"
+#include "tools/cli/interrupt.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/prompt.h"
+
+#define PAST_TOKENS 16u /* before what decode measures */
+#define DECODE_TOKENS_DEFAULT 32u
+#define PREFILL_TOKENS_DEFAULT 512u
+#define PROBE_NS UINT64_C(100000000)
+#define DRIVE_NS UINT64_C(400000000)
+
+/* One of the repeats. */
+struct run {
+    uint64_t ns;
+    struct sl_phase_counters spent;
+    double read_rate;                     /* of memory, 10^9 bytes a second */
+    double drive_rate;                    /* likewise, before and after it */
+    uint64_t missed_bytes;                /* read from the drives, but for guesses in vain */
+    double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
+};
+
+struct command {
+    struct sl_engine_options options;
+    const char *file;
+    uint64_t seed;
+    uint32_t n_tokens; /* of one run */
+    bool prefill;
+    bool cold; /* each run begins with an empty cache */
+    bool warm; /* runs begin after as much of the same text as they take */
+    bool json;
+
+    struct sl_config config;
+    int32_t *tokens; /* all that is fed; malloc's */
+    uint32_t tokens_needed;
+    struct sl_engine *engine;
+    struct sl_bench bench;
+    struct sl_bench_drive drive;
+    bool resident;
+    uint32_t n_before; /* runs that do not count, before those that do */
+    struct run runs[SL_BENCH_RUNS];
+    uint32_t n_runs;                            /* that are through: all, unless interrupted */
+    struct sl_expert_cache_counters begin, end; /* around the runs */
+};
+
+enum { OPTION_TOKENS = 256, OPTION_JSON, OPTION_SEED, OPTION_COLD, OPTION_WARM };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->options;
+        return 0;
+    case 'f':
+        command->file = value;
+        return 0;
+    case OPTION_TOKENS:
+        command->n_tokens = sl_parse_count(state, "--tokens", value, 1u << 20);
+        return 0;
+    case OPTION_JSON:
+        command->json = true;
+        return 0;
+    case OPTION_SEED:
+        command->seed = sl_parse_seed(state, "--seed", value);
+        return 0;
+    case OPTION_COLD:
+        command->cold = true;
+        return 0;
+    case OPTION_WARM:
+        command->warm = true;
+        return 0;
+    case ARGP_KEY_END:
+        if (command->prefill && (command->cold || command->warm))
+            argp_error(state, "--cold and --warm are for decode");
+        if (command->cold && command->warm)
+            argp_error(state, "--cold and --warm exclude each other");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- setting up --------------------------------------------------------------------------------
+ */
+
+static int make_tokens(struct command *command, struct sl_err *err)
+{
+    struct sl_prompt_maker prompts = {0};
+    struct sl_prompt text = {0};
+    uint64_t state = command->seed + 1;
+    int rc;
+
+    if (!command->file) {
+        command->tokens = calloc(command->tokens_needed, sizeof(*command->tokens));
+        if (!command->tokens)
+            return sl_err_set(err, -ENOMEM, "tokens: out of memory");
+        for (uint32_t i = 0; i < command->tokens_needed; i++)
+            command->tokens[i] =
+                (int32_t)(sl_bench_random(&state) * UINT64_C(0x9e3779b97f4a7c15) >> 33) %
+                (int32_t)command->config.vocab_size;
+        return 0;
+    }
+    rc = sl_prompt_maker_open(&prompts, command->options.model, &command->config, 0, err);
+    if (rc == 0)
+        rc = sl_prompt_read(&prompts, NULL, command->file, &text, err);
+    sl_prompt_maker_close(&prompts);
+    if (rc == 0 && text.n_tokens < command->tokens_needed)
+        rc = sl_err_set(err, -SL_EFORMAT, "%s: %u tokens, %u are needed", command->file,
+                        text.n_tokens, command->tokens_needed);
+    command->tokens = text.tokens;
+    return rc;
+}
+
+static int prepare(struct command *command, struct sl_err *err)
+{
+    uint64_t needed = command->n_tokens;
+    int rc;
+
+    command->n_before = command->warm ? SL_BENCH_RUNS : 1;
+    if (!command->prefill)
+        needed = PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + SL_BENCH_RUNS);
+    command->tokens_needed = (uint32_t)needed;
+    if (command->options.context_tokens == 0)
+        command->options.context_tokens = command->tokens_needed;
+    if (command->tokens_needed > command->options.context_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%u tokens do not fit --context %u",
+                          command->tokens_needed, command->options.context_tokens);
+    rc = sl_config_read(&command->config, command->options.model, err);
+    return rc < 0 ? rc : make_tokens(command, err);
+}
+
+static int load_experts(struct command *command, struct sl_err *err)
+{
+    struct sl_progress progress;
+    int rc;
+
+    if (command->cold || command->warm)
+        return 0;
+    progress = sl_progress_start(stderr, "loading experts", "experts");
+    rc = sl_engine_load_experts(command->engine, sl_progress_show, &progress, err);
+    sl_progress_end(&progress);
+    command->resident = rc == 1;
+    return rc < 0 ? rc : 0;
+}
+
+/* ---- running -----------------------------------------------------------------------------------
+ */
+
+static void ignore_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
+{
+    (void)context;
+    (void)rows;
+    (void)n_rows;
+}
+
+/* Feeds tokens first .. first + n, one a step or as many as go in. */
+static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
+                struct sl_err *err)
+{
+    struct sl_step_request request = {
+        .n_spans = 1,
+        .on_logits = ignore_logits,
+        .stop = sl_interrupt_stop(),
+        .on_route = sl_bench_drive_note,
+        .on_route_context = &command->drive,
+    };
+    int rc = 0;
+
+    for (uint32_t done = 0, now; rc == 0 && done < n; done += now) {
+        struct sl_span span = {sl_engine_kv(command->engine, 0), command->tokens + first + done, 0,
+                               SL_LOGITS_NONE};
+
+        now = singly ? 1 : sl_engine_segment(command->engine, n - done);
+        span.n_tokens = now;
+        if (done + now == n || !command->prefill)
+            span.logits = SL_LOGITS_LAST;
+        request.spans = &span;
+        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
+    }
+    return rc;
+}
+
+static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
+{
+    if (!command->prefill)
+        return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, true, err);
+    sl_kv_cache_clear(sl_engine_kv(command->engine, 0));
+    return feed(command, 0, command->n_tokens, false, err);
+}
+
+static uint64_t missed_bytes(const struct command *command)
+{
+    const struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+
+    return c.read_bytes - c.guess_wasted_bytes;
+}
+
+/* What the machine would allow, then the run, then the drives again, with what it asked for. */
+static int measure_run(struct command *command, uint32_t index, struct sl_err *err)
+{
+    struct sl_pool *pool = sl_engine_compute(command->engine)->pool;
+    struct run *run = &command->runs[index];
+    struct sl_phase_counters begin, end;
+    double rate_before, rate_after;
+    uint64_t start_ns;
+    int rc;
+
+    run->read_rate = sl_bench_read_rate(&command->bench, PROBE_NS);
+    for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
+        run->multiply_rate[peak] =
+            sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
+    if ((rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_before, err)) < 0 ||
+        (command->cold && (rc = sl_engine_empty_cache(command->engine, err)) < 0))
+        return rc;
+    sl_bench_drive_forget(&command->drive);
+    run->missed_bytes = missed_bytes(command);
+    begin = sl_pool_counters(pool);
+    start_ns = sl_clock_ns();
+    rc = feed_run(command, command->n_before + index, err);
+    run->ns = sl_clock_ns() - start_ns;
+    end = sl_pool_counters(pool);
+    run->spent = sl_phase_difference(&begin, &end);
+    run->missed_bytes = missed_bytes(command) - run->missed_bytes;
+    if (rc == 0)
+        rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_after, err);
+    if (rc == 0)
+        run->drive_rate = (rate_before + rate_after) / 2;
+    return rc;
+}
+
+static int measure(struct command *command, struct sl_err *err)
+{
+    int rc = 0;
+
+    if (!command->prefill)
+        rc = feed(command, 0, PAST_TOKENS, false, err);
+    for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
+        rc = feed_run(command, i, err);
+    command->begin = sl_engine_counters(command->engine);
+    while (rc == 0 && command->n_runs < SL_BENCH_RUNS) {
+        rc = measure_run(command, command->n_runs, err);
+        if (rc < 0)
+            break;
+        command->end = sl_engine_counters(command->engine);
+        command->n_runs++;
+    }
+    return rc;
+}
+
+/* ---- figures -----------------------------------------------------------------------------------
+ */
+
+/* What multiplies in a phase. */
+static enum sl_bench_peak peak_of(int phase)
+{
+    switch (phase) {
+    case SL_PHASE_ROUTED_LINEARS:
+    case SL_PHASE_INDEXER:
+        return SL_BENCH_INT8;
+    case SL_PHASE_HYPER_CONNECTION:
+        return SL_BENCH_F32;
+    default:
+        return SL_BENCH_BF16;
+    }
+}
+
+struct totals {
+    uint64_t read_bytes, multiplications, n_barriers, wait_ns;
+    double limit_ns; /* the least that the run could have taken: reading for decode, multiplying
+                        for prefill */
+};
+
+static struct totals totals_of(const struct command *command, const struct run *run)
+{
+    struct totals t = {0};
+
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
+        t.read_bytes += run->spent.of[phase].read_bytes;
+        t.multiplications += run->spent.of[phase].multiplications;
+        t.n_barriers += run->spent.of[phase].n_barriers;
+        t.wait_ns += run->spent.of[phase].wait_ns;
+        if (command->prefill)
+            t.limit_ns +=
+                (double)run->spent.of[phase].multiplications / run->multiply_rate[peak_of(phase)];
+    }
+    if (!command->prefill)
+        t.limit_ns = (double)t.read_bytes / run->read_rate;
+    return t;
+}
+
+/* What was not there to be measured is left out. */
+static void print_value(const struct command *command, const char *what, const char *shape,
+                        const char *unit, double value, double limit)
+{
+    char name[64];
+
+    snprintf(name, sizeof(name), "%s%s%s", command->prefill ? "prefill" : "decode",
+             what[0] ? ", " : "", what);
+    if (value > 0 && limit > 0)
+        sl_bench_print(&command->bench, name, shape, value, unit, limit);
+}
+
+/* A value and its limit, of each run. */
+struct figure {
+    double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
+};
+
+static void print_medians(const struct command *command, const char *what, const char *shape,
+                          const char *unit, struct figure figure)
+{
+    print_value(command, what, shape, unit, sl_bench_median(figure.values, command->n_runs),
+                sl_bench_median(figure.limits, command->n_runs));
+}
+
+/* Tokens a second: the median, the spread, and the same as bytes or multiplications. */
+static void print_speed(const struct command *command)
+{
+    const uint32_t n_experts = command->config.num_hidden_layers * command->config.n_routed_experts;
+    struct figure speed, rate;
+    uint32_t slowest = 0, fastest = 0;
+    double amount = 0;
+    char shape[64];
+
+    for (uint32_t i = 0; i < command->n_runs; i++) {
+        const struct run *run = &command->runs[i];
+        struct totals t = totals_of(command, run);
+
+        amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
+        speed.values[i] = command->n_tokens * 1e9 / (double)run->ns;
+        speed.limits[i] = command->n_tokens * 1e9 / t.limit_ns;
+        rate.values[i] = amount / (double)run->ns;
+        rate.limits[i] = amount / t.limit_ns;
+        slowest = run->ns > command->runs[slowest].ns ? i : slowest;
+        fastest = run->ns < command->runs[fastest].ns ? i : fastest;
+    }
+    if (command->resident)
+        snprintf(shape, sizeof(shape), "%u tokens, all resident", command->n_tokens);
+    else
+        snprintf(shape, sizeof(shape), "%u tokens, %sroom for %u of %u", command->n_tokens,
+                 command->cold ? "cold, " : "", sl_engine_slot_count(command->engine), n_experts);
+    print_medians(command, "", shape, "tokens/s", speed);
+    print_value(command, "slowest", shape, "tokens/s", speed.values[slowest],
+                speed.limits[slowest]);
+    print_value(command, "fastest", shape, "tokens/s", speed.values[fastest],
+                speed.limits[fastest]);
+    snprintf(shape, sizeof(shape), "%.4g %s a token", amount / command->n_tokens * 1e-9,
+             command->prefill ? "GMAC" : "GB");
+    print_medians(command, command->prefill ? "multiplying" : "reading memory", shape,
+                  command->prefill ? "GMAC/s" : "GB/s", rate);
+}
+
+/* Where the time went: shares of the whole. */
+static void print_times(const struct command *command)
+{
+    const double per_token = 1e-6 / command->n_tokens;
+    const uint32_t segment = sl_engine_segment(command->engine, command->n_tokens);
+    const uint32_t n_steps =
+        command->prefill ? (command->n_tokens + segment - 1) / segment : command->n_tokens;
+    struct figure figure;
+    uint64_t n_barriers = 0;
+    char shape[64];
+
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
+        for (uint32_t i = 0; i < command->n_runs; i++) {
+            const struct run *run = &command->runs[i];
+            struct totals t = totals_of(command, run);
+            uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
+
+            n_barriers = t.n_barriers;
+            figure.values[i] = (double)ns * per_token;
+            figure.limits[i] = (double)run->ns * per_token;
+        }
+        if (phase < SL_PHASES) {
+            print_medians(command, sl_phase_name((enum sl_phase)phase), "time", "ms/token", figure);
+            continue;
+        }
+        snprintf(shape, sizeof(shape), "time, %.1f a layer",
+                 (double)n_barriers / n_steps / command->config.num_hidden_layers);
+        print_medians(command, "barriers", shape, "ms/token", figure);
+    }
+}
+
+/* How fast each kind of work went while it did, waiting in its barriers included. */
+static void print_rates(const struct command *command)
+{
+    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
+        struct figure figure;
+
+        for (uint32_t i = 0; i < command->n_runs; i++) {
+            const struct run *run = &command->runs[i];
+            uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
+            uint64_t amount = command->prefill ? run->spent.of[phase].multiplications
+                                               : run->spent.of[phase].read_bytes;
+
+            figure.values[i] = ns ? (double)amount / (double)ns : 0;
+            figure.limits[i] =
+                command->prefill ? run->multiply_rate[peak_of(phase)] : run->read_rate;
+        }
+        print_medians(command, sl_phase_name((enum sl_phase)phase), "rate",
+                      command->prefill ? "GMAC/s" : "GB/s", figure);
+    }
+}
+
+/* The time of a token, beside what the drives alone would have taken for its misses: where the
+ * drives bind, the ratio is what else it cost. */
+static void print_drive(const struct command *command)
+{
+    struct figure time, rate;
+    char shape[64];
+    double gigabytes = 0;
+
+    for (uint32_t i = 0; i < command->n_runs; i++) {
+        const struct run *run = &command->runs[i];
+
+        gigabytes += (double)run->missed_bytes / command->n_runs / command->n_tokens * 1e-9;
+        time.values[i] = (double)run->ns / command->n_tokens * 1e-6;
+        time.limits[i] = (double)run->missed_bytes / run->drive_rate / command->n_tokens * 1e-6;
+        rate.values[i] = (double)run->missed_bytes / (double)run->ns;
+        rate.limits[i] = run->drive_rate;
+    }
+    snprintf(shape, sizeof(shape), "%.3g GB of misses a token", gigabytes);
+    print_medians(command, "beside the drive", shape, "ms/token", time);
+    print_medians(command, "reading the drive", shape, "GB/s", rate);
+}
+
+/* Of those that a step asked for: how many the cache had or knew of, and how often each one that it
+ * had not was read. */
+static void print_experts(const struct command *command)
+{
+    const double n_tokens = (double)command->n_tokens * command->n_runs;
+    const struct sl_expert_cache_counters *begin = &command->begin, *end = &command->end;
+    uint64_t n_requests = end->n_requests - begin->n_requests;
+    uint64_t n_hits = end->n_hits - begin->n_hits;
+    uint64_t n_hinted_hits = end->n_hinted_hits - begin->n_hinted_hits;
+    char shape[64], text[SL_SIZE_TEXT_BYTES];
+
+    snprintf(
+        shape, sizeof(shape), "%s read a token",
+        sl_size_format((uint64_t)((double)(end->read_bytes - begin->read_bytes) / n_tokens), text));
+    print_value(command, "experts found", shape, "a token",
+                (double)(n_hits + n_hinted_hits) / n_tokens, (double)n_requests / n_tokens);
+    print_value(command, "reads of an expert", "in each step that misses it", "reads",
+                (double)(end->n_loads - begin->n_loads), (double)(n_requests - n_hits));
+}
+
+/* ---- the commands ------------------------------------------------------------------------------
+ */
+
+static int run(struct command *command, struct sl_err *err)
+{
+    int rc;
+
+    if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
+        (rc = load_experts(command, err)) < 0 ||
+        (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
+                                                         command->options.io, err)) < 0) ||
+        (rc = sl_bench_init(&command->bench, sl_engine_compute(command->engine), PROBE_NS * 1e-9,
+                            command->json, err)) < 0 ||
+        ((rc = measure(command, err)) < 0 && (rc != -ECANCELED || command->n_runs == 0)))
+        return rc;
+    sl_bench_print_header(&command->bench);
+    print_speed(command);
+    print_times(command);
+    print_rates(command);
+    print_drive(command);
+    print_experts(command);
+    sl_print_resources(command->engine, &command->options.placement, stderr);
+    return rc;
+}
+
+static int bench_model(int argc, char **argv, bool prefill)
+{
+    static const struct argp_option options[] = {
+        {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
+        {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
+        {"seed", OPTION_SEED, "S", 0, "other random tokens (default 0)", 0},
+        {"cold", OPTION_COLD, NULL, 0, "decode: begin each run with an empty cache", 0},
+        {"warm", OPTION_WARM, NULL, 0,
+         "decode: begin with what a cache of this size holds after as much of the text", 0},
+        {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
+        {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
+    const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "MODEL",
+        .doc = prefill ? "Measures how fast a prompt goes through the model in the checkpoint "
+                         "folder MODEL, and where the time goes."
+                       : "Measures how fast the model in the checkpoint folder MODEL makes tokens, "
+                         "one at a time, and where the time goes.",
+        .children = children};
+    struct command command = {.prefill = prefill,
+                              .n_tokens = prefill ? PREFILL_TOKENS_DEFAULT : DECODE_TOKENS_DEFAULT};
+    struct sl_err err = {0};
+    int rc;
+
+    sl_command_parse(&argp, argc, argv, &command);
+    rc = prepare(&command, &err);
+    if (rc == 0)
+        rc = run(&command, &err);
+    sl_bench_fini(&command.bench);
+    sl_bench_drive_close(&command.drive);
+    sl_engine_close(command.engine);
+    free(command.tokens);
+    return sl_command_status(rc, &err);
+}
+
+int sl_bench_decode(int argc, char **argv)
+{
+    return bench_model(argc, argv, false);
+}
+
+int sl_bench_prefill(int argc, char **argv)
+{
+    return bench_model(argc, argv, true);
+}

@@ -1,0 +1,146 @@
+/* sluice bench: how fast this machine runs, beside what it could do. One file for each kind. */
+#include <argp.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/bench/bench.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/commands.h"
+#include "tools/cli/engine_options.h"
+#include "tools/cli/kinds.h"
+#include "core/kernels/dispatch.h"
+
+#define SECONDS_DEFAULT 0.3
+
+struct arguments {
+    struct sl_placement placement;
+    const char *isa, *only;
+    double seconds;
+    bool json;
+};
+
+enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS, OPTION_ONLY };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct arguments *arguments = state->input;
+    struct sl_kernels kernels;
+
+    switch (key) {
+    case OPTION_ISA:
+        if (sl_kernels_select(&kernels, value, NULL) == -EINVAL)
+            argp_error(state, "--isa does not know \"%s\"", value);
+        arguments->isa = value;
+        return 0;
+    case OPTION_THREADS:
+        arguments->placement =
+            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
+        return 0;
+    case OPTION_JSON:
+        arguments->json = true;
+        return 0;
+    case OPTION_SECONDS:
+        arguments->seconds = sl_parse_seconds(state, "--seconds", value);
+        return 0;
+    case OPTION_ONLY:
+        arguments->only = value;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static int run_all(const struct sl_bench *bench, struct sl_err *err)
+{
+    int rc;
+
+    if ((rc = sl_bench_linears(bench, err)) < 0 || (rc = sl_bench_rows(bench, err)) < 0)
+        return rc;
+    return sl_bench_layers(bench, err);
+}
+
+/* A run for the names alone. */
+static int check_only(struct sl_bench *bench, struct sl_err *err)
+{
+    struct sl_bench_names names = {0};
+    int rc;
+
+    if (!bench->only)
+        return 0;
+    bench->names = &names;
+    rc = run_all(bench, err);
+    bench->names = NULL;
+    if (rc == 0 && !names.matched)
+        rc = sl_err_set(err, -EINVAL, "--only: nothing has \"%s\" in its name; there are%.*s",
+                        bench->only, (int)strlen(names.text) - 2, names.text + 1);
+    return rc;
+}
+
+static int run_kernels(const struct sl_compute *compute, const struct arguments *arguments,
+                       struct sl_err *err)
+{
+    struct sl_bench bench;
+    int rc;
+
+    rc = sl_bench_init(&bench, compute, arguments->seconds, arguments->json, err);
+    if (rc == 0) {
+        bench.only = arguments->only;
+        rc = check_only(&bench, err);
+    }
+    if (rc == 0) {
+        sl_bench_print_header(&bench);
+        sl_bench_probes(&bench);
+        rc = run_all(&bench, err);
+    }
+    sl_bench_fini(&bench);
+    return rc;
+}
+
+static int bench_kernels(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+         "instruction set (default: the best there is)", 0},
+        {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
+        {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 0.3)", 0},
+        {"only", OPTION_ONLY, "TEXT", 0, "only what has TEXT in its name", 0},
+        {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
+        {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .doc = "Measures the kernels on the sizes of the released models, each beside what memory "
+               "and multipliers allow on the same threads in the same run. Needs no model."};
+    struct arguments arguments = {.placement = sl_place_threads(0), .seconds = SECONDS_DEFAULT};
+    struct sl_kernels kernels;
+    struct sl_pool *pool = NULL;
+    struct sl_err err = {0};
+    int rc;
+
+    sl_command_parse(&argp, argc, argv, &arguments);
+    if ((rc = sl_kernels_select(&kernels, arguments.isa, &err)) == 0 &&
+        (rc = sl_pool_create(&pool, arguments.placement.n_threads, &err)) == 0) {
+        struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
+
+        sl_pool_pin(pool, &arguments.placement);
+        rc = run_kernels(&compute, &arguments, &err);
+    }
+    sl_pool_destroy(pool);
+    return sl_command_status(rc, &err);
+}
+
+int sl_cmd_bench(int argc, char **argv)
+{
+    static const struct sl_kind kinds[] = {
+        {"decode", sl_bench_decode},
+        {"io", sl_bench_io},
+        {"kernels", bench_kernels},
+        {"prefill", sl_bench_prefill},
+    };
+    static const char *const usage[] = {"kernels [OPTION...]", "decode|prefill MODEL [OPTION...]",
+                                        "io MODEL|FILE... [OPTION...]", NULL};
+
+    return sl_run_kind(kinds, sizeof(kinds) / sizeof(kinds[0]), argc, argv, usage);
+}

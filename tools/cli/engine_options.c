@@ -1,0 +1,256 @@
+#include "tools/cli/engine_options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/size.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/interrupt.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/watch.h"
+#include "core/kernels/dispatch.h"
+
+enum {
+    OPTION_RAM = 512, /* apart from the commands' own */
+    OPTION_CACHE,
+    OPTION_THREADS,
+    OPTION_SEGMENT,
+    OPTION_CONTEXT,
+    OPTION_IO,
+    OPTION_IO_PIECE,
+    OPTION_IO_DEPTH,
+    OPTION_IO_STALL,
+    OPTION_VERIFY,
+    OPTION_POLICY,
+    OPTION_PREFETCH,
+    OPTION_ISA,
+    OPTION_NUMERICS,
+    OPTION_ANY_MODEL_TYPE,
+};
+
+static const struct argp_option options[] = {
+    {"ram", OPTION_RAM, "SIZE", 0, "memory for everything together (default: what is available)",
+     0},
+    {"cache", OPTION_CACHE, "SIZE|min", 0,
+     "memory for experts (default: what is left; min: one token's working set)", 0},
+    {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
+    {"segment", OPTION_SEGMENT, "TOKENS", 0,
+     "most tokens of one pass (default: as many as memory allows)", 0},
+    {"context", OPTION_CONTEXT, "TOKENS", 0,
+     "tokens that a sequence can hold (default: what the command needs)", 0},
+    {"io", OPTION_IO, "uring|threads", 0,
+     "how experts are read (default uring, or threads where io_uring is not available)", 0},
+    {"io-piece", OPTION_IO_PIECE, "SIZE", 0,
+     "pieces that reads are cut into (default: what a short probe of the drive finds)", 0},
+    {"io-depth", OPTION_IO_DEPTH, "N", 0, "pieces in flight on each drive (default: likewise)", 0},
+    {"io-stall", OPTION_IO_STALL, "SECONDS", 0,
+     "a piece that takes longer is counted; after four times that it has failed (default 30)", 0},
+    {"verify", OPTION_VERIFY, "first|always|never", 0,
+     "when what is read from a store is held against its checksums: the first time in a run "
+     "(default), each time, or not at all",
+     0},
+    {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
+    {"prefetch", OPTION_PREFETCH, "off|hash|gate", 0,
+     "experts that are read before they are asked for: those of the layers that go by the token "
+     "(hash, the default), or also guesses at the next layer's (gate)",
+     0},
+    {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+     "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
+    {"numerics", OPTION_NUMERICS, "native|exact", 0,
+     "exact rounds nothing and is slow: for tests (default native)", 0},
+    {"any-model-type", OPTION_ANY_MODEL_TYPE, NULL, 0,
+     "run MODEL also if its config.json names another kind of model", 0},
+    {0}};
+
+struct sl_placement sl_place_threads(uint32_t n_threads)
+{
+    struct sl_topology topology;
+    struct sl_placement placement;
+
+    sl_topology_read(&topology);
+    sl_placement_choose(&placement, &topology, n_threads);
+    return placement;
+}
+
+uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text)
+{
+    uint64_t bytes;
+
+    if (sl_size_parse(text, &bytes) < 0 || bytes == 0 || bytes % SL_IO_ALIGN_BYTES != 0 ||
+        bytes > SL_IO_PIECE_BYTES_MAX)
+        argp_error(state, "%s takes a multiple of 4K up to 64M, not \"%s\"", option, text);
+    return (uint32_t)bytes;
+}
+
+sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text)
+{
+    if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
+        argp_error(state, "--io takes uring or threads, not \"%s\"", text);
+    return strcmp(text, "threads") == 0 ? sl_io_threads_open : sl_io_uring_open;
+}
+
+sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted)
+{
+    sl_io_open_fn *chosen;
+    struct sl_err why;
+
+    if (wanted)
+        return wanted;
+    chosen = sl_io_choose(&why);
+    if (why.code < 0)
+        fprintf(stderr, "note: %s; reads go through threads\n", why.message);
+    return chosen;
+}
+
+static void set_isa(struct argp_state *state, const char *source, const char *name)
+{
+    struct sl_engine_options *o = state->input;
+    struct sl_kernels kernels;
+
+    if (sl_kernels_select(&kernels, name, NULL) == -EINVAL)
+        argp_error(state, "%s does not know \"%s\"", source, name);
+    o->isa = name;
+}
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+    const char *isa = getenv("SLUICE_ISA");
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        *o = (struct sl_engine_options){.placement = sl_place_threads(0), .n_sequences = 1};
+        return 0;
+    case OPTION_RAM:
+        o->ram_bytes = sl_parse_size(state, "--ram", value);
+        return 0;
+    case OPTION_CACHE:
+        o->cache_min = strcmp(value, "min") == 0;
+        if (!o->cache_min)
+            o->cache_bytes = sl_parse_size(state, "--cache", value);
+        return 0;
+    case OPTION_THREADS:
+        o->placement =
+            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
+        return 0;
+    case OPTION_SEGMENT:
+        o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
+        return 0;
+    case OPTION_CONTEXT:
+        o->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
+        return 0;
+    case OPTION_IO:
+        o->io = sl_parse_io(state, value);
+        return 0;
+    case OPTION_IO_PIECE:
+        o->reader.piece_bytes = sl_parse_piece(state, "--io-piece", value);
+        return 0;
+    case OPTION_IO_DEPTH:
+        o->reader.depth = sl_parse_count(state, "--io-depth", value, SL_IO_DEPTH_MAX);
+        return 0;
+    case OPTION_IO_STALL:
+        o->reader.stall_ns =
+            sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
+        sl_watch_set_stall(o->reader.stall_ns);
+        return 0;
+    case OPTION_VERIFY:
+        if (strcmp(value, "first") != 0 && strcmp(value, "always") != 0 &&
+            strcmp(value, "never") != 0)
+            argp_error(state, "--verify takes first, always or never, not \"%s\"", value);
+        o->verify = value[0] == 'f'   ? SL_VERIFY_FIRST
+                    : value[0] == 'a' ? SL_VERIFY_ALWAYS
+                                      : SL_VERIFY_NEVER;
+        return 0;
+    case OPTION_POLICY:
+        if (sl_policy_find(&o->policy, value, NULL) < 0)
+            argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
+        return 0;
+    case OPTION_PREFETCH:
+        if (strcmp(value, "off") != 0 && strcmp(value, "hash") != 0 && strcmp(value, "gate") != 0)
+            argp_error(state, "--prefetch takes off, hash or gate, not \"%s\"", value);
+        o->prefetch = value[0] == 'o'   ? SL_PREFETCH_OFF
+                      : value[0] == 'h' ? SL_PREFETCH_HASH
+                                        : SL_PREFETCH_GATE;
+        return 0;
+    case OPTION_ISA:
+        set_isa(state, "--isa", value);
+        return 0;
+    case OPTION_NUMERICS:
+        if (strcmp(value, "native") != 0 && strcmp(value, "exact") != 0)
+            argp_error(state, "--numerics takes native or exact, not \"%s\"", value);
+        o->numerics = strcmp(value, "exact") == 0 ? SL_NUMERICS_EXACT : SL_NUMERICS_NATIVE;
+        return 0;
+    case OPTION_ANY_MODEL_TYPE:
+        o->any_model_type = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (o->model)
+            argp_error(state, "one MODEL, not \"%s\" as well", value);
+        o->model = value;
+        return 0;
+    case ARGP_KEY_END:
+        if (!o->model)
+            argp_error(state, "MODEL is missing");
+        if (!o->isa && isa && *isa)
+            set_isa(state, "SLUICE_ISA", isa);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
+
+int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *engine_options,
+                   struct sl_err *err)
+{
+    struct sl_progress progress = sl_progress_start(stderr, "loading dense weights", NULL);
+    struct sl_engine_options reporting = *engine_options;
+    struct sl_memory_plan plan;
+    int rc;
+
+    reporting.on_load = sl_progress_show;
+    reporting.on_load_context = &progress;
+    rc = sl_engine_open(ret_engine, &reporting, &plan, err);
+    sl_progress_end(&progress);
+    if (rc == -SL_EBUDGET && plan.budget_bytes > 0)
+        sl_memory_plan_print(&plan, stderr);
+    if (rc == 0 && sl_engine_note(*ret_engine)[0])
+        fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
+    if (rc == 0)
+        sl_interrupt_defer();
+    return rc;
+}
+
+int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
+                        struct sl_err *err)
+{
+    const struct sl_expert_store *store = sl_engine_experts(engine);
+    const char **paths = sl_expert_store_file_paths(store);
+    int rc = paths ? 0 : sl_err_set(err, -ENOMEM, "list of files: out of memory");
+
+    for (uint32_t i = 0; rc == 0 && i < sl_expert_store_file_count(store); i++)
+        rc = sl_output_keep_off(out, paths[i], err);
+    free(paths);
+    return rc;
+}
+
+void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+                        FILE *out)
+{
+    struct sl_engine_area areas[SL_ENGINE_AREAS];
+    char text[SL_SIZE_TEXT_BYTES];
+
+    fprintf(out, "compute  ");
+    sl_placement_print(placement, out);
+    fprintf(out, "\nmemory   in huge pages");
+    sl_engine_areas(engine, areas);
+    for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)
+        fprintf(out, "%s %s %.0f %% of %s", i ? "," : ":", areas[i].name,
+                areas[i].resident_bytes
+                    ? 100 * (double)areas[i].huge_bytes / (double)areas[i].resident_bytes
+                    : 0,
+                sl_size_format(areas[i].resident_bytes, text));
+    fputc('\n', out);
+}

@@ -1,0 +1,47 @@
+/* The options that every command has which runs a model, as a child of its argp parser. */
+#ifndef SL_TOOLS_CLI_ENGINE_OPTIONS_H
+#define SL_TOOLS_CLI_ENGINE_OPTIONS_H
+
+#include <argp.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "daemon/engine/engine.h"
+#include "tools/cli/output_file.h"
+
+/* Its input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets to the
+ * defaults. MODEL is taken as the only positional argument, and must be there. */
+extern const struct argp sl_engine_argp;
+
+/* Parses a size for struct sl_reader_options, or ends with argp_error(). */
+#define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
+#define SL_IO_DEPTH_MAX 256u
+uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);
+
+/* The back end that an option --io names. */
+sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
+
+/* `wanted`, or if it is NULL the machine's; says on stderr if that is not io_uring. For commands
+ * that read without an engine. */
+sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted);
+
+/* The placement of n_threads threads on this machine; 0: one per core. */
+struct sl_placement sl_place_threads(uint32_t n_threads);
+
+/* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
+ * not fit; what went wrong is left to the caller, in `err`. From then on Ctrl-C stops the engine's
+ * steps (tools/cli/interrupt.h), which end with -ECANCELED. */
+int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *options,
+                   struct sl_err *err);
+
+/* Refuses, as sl_output_keep_off() does, an output that would replace a file with experts: a store
+ * may have some outside its folder. */
+int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
+                        struct sl_err *err);
+
+/* Two lines about the machine's part in the figures: where the threads ran, and the share of huge
+ * pages in each area of memory. */
+void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+                        FILE *out);
+
+#endif

@@ -1,0 +1,65 @@
+#include "tools/cli/interrupt.h"
+
+#include <signal.h>
+#include <stdio.h>
+
+#include "tools/cli/output_file.h"
+
+static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+#define N_SIGNALS (sizeof(signals) / sizeof(signals[0]))
+
+/* The handler writes `stop` and `caught`, the main thread `deferred`. */
+static atomic_bool stop, deferred;
+static atomic_int caught; /* the first signal; 0: none */
+
+/* The signal is blocked while its handler runs, so it takes effect when that returns. */
+static void die(int number)
+{
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void on_signal(int number)
+{
+    int none = 0;
+
+    atomic_compare_exchange_strong(&caught, &none, number);
+    if (atomic_load(&deferred) && !atomic_exchange(&stop, true))
+        return;
+    sl_output_remove_unfinished();
+    die(number);
+}
+
+void sl_interrupt_catch(void)
+{
+    /* Restarting keeps a write that waits for its reader from failing. */
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, before;
+
+    for (size_t i = 0; i < N_SIGNALS; i++)
+        if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(signals[i], &action, NULL);
+}
+
+void sl_interrupt_defer(void)
+{
+    atomic_store(&deferred, true);
+}
+
+bool sl_interrupted(void)
+{
+    return atomic_load(&stop);
+}
+
+const atomic_bool *sl_interrupt_stop(void)
+{
+    return &stop;
+}
+
+int sl_interrupt_finish(int status)
+{
+    if (!sl_interrupted())
+        return status;
+    fflush(NULL);
+    die(atomic_load(&caught));
+    return status;
+}

@@ -1,0 +1,29 @@
+/* Ctrl-C and its like (SIGINT, SIGTERM, SIGHUP), the same way in every command.
+ *
+ * After sl_interrupt_catch(), which main() calls, a signal ends the program at once, but leaves no
+ * unfinished output file behind (tools/cli/output_file.h). After sl_interrupt_defer(), for commands
+ * whose work looks at sl_interrupt_stop(), the first signal only asks the work to stop, and the
+ * command then prints its figures; the second ends the program at once. In the end
+ * sl_interrupt_finish() lets the program die of the signal, as a shell, make or a job scheduler
+ * expects. A signal that is ignored, as under nohup(1), stays ignored.
+ *
+ * The main thread makes the calls; any thread may ask whether to stop. */
+#ifndef SL_TOOLS_CLI_INTERRUPT_H
+#define SL_TOOLS_CLI_INTERRUPT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+void sl_interrupt_catch(void);
+void sl_interrupt_defer(void);
+
+/* Whether a signal has asked the work to stop. */
+bool sl_interrupted(void);
+
+/* The flag itself, for options named `stop`. */
+const atomic_bool *sl_interrupt_stop(void);
+
+/* Returns `status`, or does not return where a signal came. Nothing may be left to do. */
+int sl_interrupt_finish(int status);
+
+#endif

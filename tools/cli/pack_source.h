@@ -1,0 +1,28 @@
+/* What sluice pack and sluice verify --repair take things from: of a checkpoint, or of a store,
+ * what goes into a store. */
+#ifndef SL_TOOLS_CLI_PACK_SOURCE_H
+#define SL_TOOLS_CLI_PACK_SOURCE_H
+
+#include "core/base/err.h"
+#include "core/model/config.h"
+#include "storage/checkpoint/checkpoint.h"
+#include "storage/experts/expert_store.h"
+#include "storage/store/store.h"
+#include "core/model/dense_list.h"
+
+/* Zeroed is closed. */
+struct sl_pack_source {
+    struct sl_config config;
+    struct sl_checkpoint *checkpoint; /* or store: one is NULL */
+    struct sl_store *store;
+    struct sl_expert_store *experts;
+    struct sl_dense_list tensors;
+};
+
+/* Fails as its parts do, and for a model_type that is not ours unless any will do. What was opened
+ * stays in *source, which the caller closes in any case. */
+int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool any_model_type,
+                        struct sl_err *err);
+void sl_pack_source_close(struct sl_pack_source *source);
+
+#endif

@@ -1,0 +1,349 @@
+/* sluice perplexity: how well a model predicts a text, in nats per token and bits per byte. */
+#include <argp.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/text/logprobs.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/commands.h"
+#include "tools/cli/engine_options.h"
+#include "tools/cli/interrupt.h"
+#include "tools/cli/json_lines.h"
+#include "tools/cli/progress.h"
+#include "tools/cli/prompt.h"
+#include "tools/cli/version.h"
+
+struct command {
+    struct sl_engine_options options;
+    const char *file;  /* -f: one document */
+    const char *jsonl; /* --jsonl: many */
+    uint32_t window_tokens;
+    unsigned prompt_flags; /* enum sl_prompt_flag */
+    bool json;
+
+    struct sl_config config;
+    struct sl_prompt_maker prompts;
+    struct sl_token_list ids;  /* of all documents, one after the other */
+    struct sl_token_list ends; /* where each document ends in ids */
+    struct sl_engine *engine;
+
+    int32_t *piece; /* what is scored at a time: up to a window of tokens, mostly begin-of-sentence
+                       first */
+    uint32_t n_piece;
+    uint32_t n_given; /* of the piece, before the step at hand */
+
+    struct sl_text_progress progress;
+    uint64_t n_scored;
+    uint64_t text_bytes; /* of the tokens scored */
+    double nats;
+    double seconds;
+};
+
+enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_WINDOW, OPTION_JSON };
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->options;
+        return 0;
+    case 'f':
+        command->file = value;
+        return 0;
+    case OPTION_JSONL:
+        command->jsonl = value;
+        return 0;
+    case OPTION_SPECIAL:
+        command->prompt_flags |= SL_PROMPT_SPECIAL;
+        return 0;
+    case OPTION_NO_BOS:
+        command->prompt_flags |= SL_PROMPT_NO_BOS;
+        return 0;
+    case OPTION_JSON:
+        command->json = true;
+        return 0;
+    case OPTION_WINDOW:
+        command->window_tokens = sl_parse_count(state, "--window", value, 1u << 24);
+        if (command->window_tokens < 2)
+            argp_error(state, "--window takes 2 tokens or more");
+        return 0;
+    case ARGP_KEY_END:
+        if (!command->file == !command->jsonl)
+            argp_error(state, "give the text with one of -f and --jsonl");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* A control token stands for none of the text. */
+static size_t text_bytes(const struct command *command, uint32_t id)
+{
+    size_t n_bytes;
+
+    sl_tokenizer_bytes(command->prompts.tok, id, &n_bytes);
+    return sl_tokenizer_is_added(command->prompts.tok, id) ? 0 : n_bytes;
+}
+
+static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
+{
+    struct command *command = context;
+
+    for (uint32_t i = 0; i < n_rows; i++) {
+        const uint32_t next = command->n_given + rows[i].token_index + 1;
+        uint32_t id;
+
+        if (next >= command->n_piece)
+            break;
+        id = (uint32_t)command->piece[next];
+        command->nats +=
+            sl_log_sum_exp(rows[i].logits, command->config.vocab_size) - (double)rows[i].logits[id];
+        command->text_bytes += text_bytes(command, id);
+        command->n_scored++;
+    }
+    if (command->n_scored > 0)
+        snprintf(command->progress.progress.note, SL_PROGRESS_NOTE_BYTES, "%.4f nats/token",
+                 command->nats / (double)command->n_scored);
+}
+
+/* Whether each piece gets a begin-of-sentence token. */
+static uint32_t n_put_before(const struct command *command)
+{
+    return command->prompt_flags & SL_PROMPT_NO_BOS ? 0 : 1;
+}
+
+/* Adds the ids of one document. The begin-of-sentence token that each piece gets is not among them.
+ */
+static int add_document(struct command *command, const char *text, size_t length,
+                        struct sl_err *err)
+{
+    struct sl_token_list *ids = &command->ids;
+    struct sl_prompt document;
+    uint32_t n;
+    int rc = sl_prompt_make(&command->prompts, text, length, &document, err);
+
+    if (rc < 0)
+        return rc;
+    n = document.n_tokens - n_put_before(command);
+    if (ids->n + n > UINT32_MAX)
+        rc = sl_err_set(err, -SL_EFORMAT, "more than %u tokens of text", UINT32_MAX);
+    else if (sl_token_list_reserve(ids, n) < 0 ||
+             sl_token_list_push(&command->ends, (uint32_t)ids->n + n) < 0)
+        rc = sl_err_set(err, -ENOMEM, "out of memory");
+    if (rc == 0 && n > 0) {
+        memcpy(ids->ids + ids->n, document.tokens + n_put_before(command), n * sizeof(*ids->ids));
+        ids->n += n;
+    }
+    sl_prompt_fini(&document);
+    return rc;
+}
+
+static int add_line(void *context, const json_t *value, struct sl_err *err)
+{
+    const char *text;
+    size_t length;
+    int rc = sl_json_line_text(value, &text, &length, err);
+
+    return rc < 0 ? rc : add_document(context, text, length, err);
+}
+
+static int add_file(struct command *command, struct sl_err *err)
+{
+    char *text;
+    size_t length;
+    int rc = sl_input_read_all(command->file, SL_ENCODE_BYTES_MAX, &text, &length, err);
+
+    if (rc < 0)
+        return rc;
+    rc = add_document(command, text, length, err);
+    free(text);
+    return rc;
+}
+
+/* The longest piece that any document gives, begin-of-sentence included. */
+static uint32_t longest_piece(const struct command *command)
+{
+    uint32_t start = 0, longest = 0;
+
+    for (size_t i = 0; i < command->ends.n; i++) {
+        uint32_t n = command->ends.ids[i] - start + n_put_before(command);
+
+        if (command->window_tokens && n > command->window_tokens)
+            n = command->window_tokens;
+        longest = n > longest ? n : longest;
+        start = command->ends.ids[i];
+    }
+    return longest;
+}
+
+static int prepare(struct command *command, struct sl_err *err)
+{
+    const char *name = command->file ? command->file : command->jsonl;
+    uint32_t longest;
+    int rc;
+
+    if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
+        (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
+                                   command->prompt_flags, err)) < 0)
+        return rc;
+    rc = command->file ? add_file(command, err)
+                       : sl_json_lines_each(command->jsonl, add_line, command, err);
+    if (rc < 0)
+        return rc;
+    if (command->ids.n == 0)
+        return sl_err_set(err, -SL_EFORMAT, "%s: holds no text", name);
+    longest = longest_piece(command);
+    if (command->options.context_tokens == 0)
+        command->options.context_tokens = longest;
+    if (longest > command->options.context_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%s: %u tokens do not fit --context %u", name, longest,
+                          command->options.context_tokens);
+    command->piece = malloc(longest * sizeof(*command->piece));
+    return command->piece ? 0 : sl_err_set(err, -ENOMEM, "out of memory");
+}
+
+/* Scores the piece that begins at ids[first], of a document that ends at `end`. Returns how many
+ * tokens it took, or an error. */
+static int64_t score_piece(struct command *command, uint32_t first, uint32_t end,
+                           struct sl_err *err)
+{
+    struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
+    struct sl_step_request request = {
+        .n_spans = 1,
+        .on_logits = on_logits,
+        .on_logits_context = command,
+        .stop = sl_interrupt_stop(),
+        .on_route = sl_text_progress_route,
+        .on_route_context = &command->progress,
+    };
+    uint32_t n_before = n_put_before(command), n = end - first;
+    int rc = 0;
+
+    if (command->window_tokens && n > command->window_tokens - n_before)
+        n = command->window_tokens - n_before;
+    command->piece[0] = (int32_t)command->config.bos_token_id;
+    memcpy(command->piece + n_before, command->ids.ids + first, n * sizeof(*command->piece));
+    command->n_piece = n_before + n;
+    sl_kv_cache_clear(kv);
+    /* The last token predicts nothing that is known, so it is not given. */
+    for (command->n_given = 0; rc == 0 && command->n_given + 1 < command->n_piece;) {
+        uint32_t left = command->n_piece - 1 - command->n_given;
+        uint32_t n_step = sl_engine_segment(command->engine, left);
+        struct sl_span span = {kv, command->piece + command->n_given, n_step, SL_LOGITS_ALL};
+
+        request.spans = &span;
+        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
+        command->n_given += n_step;
+        command->progress.n_done += n_step;
+    }
+    command->progress.n_done += 1 - n_before; /* the first token, which nothing predicted */
+    return rc < 0 ? rc : (int64_t)n;
+}
+
+static void print_figures(const struct command *command)
+{
+    const double n = (double)command->n_scored;
+
+    printf("tokens          %llu%s\n", (unsigned long long)command->n_scored,
+           sl_interrupted() ? " (interrupted)" : "");
+    printf("bytes           %llu\n", (unsigned long long)command->text_bytes);
+    printf("nats per token  %.6f\n", command->nats / n);
+    printf("perplexity      %.4f\n", exp(command->nats / n));
+    printf("bits per byte   %.6f\n", command->nats / log(2.0) / (double)command->text_bytes);
+    printf("seconds         %.2f (%.1f tokens/s)\n", command->seconds, n / command->seconds);
+}
+
+static void print_json(const struct command *command)
+{
+    const double n = (double)command->n_scored;
+    json_t *object = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:b}", "version", sl_version, "model",
+        command->options.model, "documents", (json_int_t)command->ends.n, "tokens",
+        (json_int_t)command->n_scored, "bytes", (json_int_t)command->text_bytes, "nats_per_token",
+        command->nats / n, "perplexity", exp(command->nats / n), "bits_per_byte",
+        command->nats / log(2.0) / (double)command->text_bytes, "seconds", command->seconds,
+        "tokens_per_second", n / command->seconds, "interrupted", sl_interrupted());
+
+    if (object)
+        json_dumpf(object, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(object);
+}
+
+static int run(struct command *command, struct sl_err *err)
+{
+    struct sl_text_progress *text = &command->progress;
+    uint32_t at = 0;
+    int64_t took = 0;
+
+    *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"), command->ids.n,
+                                      0, command->config.num_hidden_layers};
+    for (size_t i = 0; took >= 0 && i < command->ends.n; i++)
+        while (took >= 0 && at < command->ends.ids[i]) {
+            took = score_piece(command, at, command->ends.ids[i], err);
+            at += took > 0 ? (uint32_t)took : 0;
+        }
+    sl_progress_end(&text->progress);
+    if (took < 0 && took != -ECANCELED)
+        return (int)took;
+    if (command->n_scored == 0)
+        return took < 0
+                   ? (int)took
+                   : sl_err_set(err, -SL_EFORMAT, "no token of the text has another before it");
+    command->seconds = (double)(sl_clock_ns() - text->progress.start_ns) / 1e9;
+    if (command->json)
+        print_json(command);
+    else
+        print_figures(command);
+    return took < 0 ? (int)took : 0;
+}
+
+int sl_cmd_perplexity(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"file", 'f', "FILE", 0, "the text, as one document; - is standard input", 0},
+        {"jsonl", OPTION_JSONL, "FILE", 0,
+         "many documents: one JSON string, or object with a \"text\", a line; - is standard input",
+         0},
+        {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
+        {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
+        {"window", OPTION_WINDOW, "TOKENS", 0,
+         "cut documents into pieces of so many tokens, each scored by itself", 0},
+        {"json", OPTION_JSON, NULL, 0, "print the figures as a JSON object", 0},
+        {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "MODEL",
+        .doc =
+            "Measures how well the model in the checkpoint folder MODEL predicts text. Every "
+            "document, or piece of one, is read after a begin-of-sentence token and knows nothing "
+            "of the others.",
+        .children = children};
+    struct command command = {0};
+    struct sl_err err = {0};
+    int rc;
+
+    sl_command_parse(&argp, argc, argv, &command);
+    rc = prepare(&command, &err);
+    if (rc == 0)
+        rc = sl_open_engine(&command.engine, &command.options, &err);
+    if (rc == 0)
+        rc = run(&command, &err);
+    sl_engine_close(command.engine);
+    sl_prompt_maker_close(&command.prompts);
+    sl_token_list_fini(&command.ids);
+    sl_token_list_fini(&command.ends);
+    free(command.piece);
+    return sl_command_status(rc, &err);
+}

@@ -1,0 +1,197 @@
+#include "tools/cmd/generate_figures.h"
+
+#include <stdio.h>
+
+#include "core/base/size.h"
+#include "tools/cli/engine_options.h"
+#include "tools/cmd/generate_output.h"
+#include "tools/cli/interrupt.h"
+#include "tools/cli/version.h"
+
+static double per_second(uint64_t count, uint64_t ns)
+{
+    return ns ? (double)count * 1e9 / (double)ns : 0;
+}
+
+static double hit_rate(const struct sl_expert_cache_counters *c)
+{
+    return c->n_requests ? (double)(c->n_hits + c->n_hinted_hits) / (double)c->n_requests : 0;
+}
+
+/* Why the text ended, if it is one. */
+static void print_finish(const struct sl_generation *g)
+{
+    if (sl_interrupted()) {
+        fprintf(stderr, ", interrupted");
+        return;
+    }
+    if (g->totals.n_texts != 1)
+        return;
+    switch (sl_completion_finish(g->completion)) {
+    case SL_FINISH_END_OF_TEXT:
+        fprintf(stderr, ", to the end of text");
+        break;
+    case SL_FINISH_STOP_STRING:
+        fprintf(stderr, ", stopped at --stop \"%s\"", sl_completion_stop_string(g->completion));
+        break;
+    case SL_FINISH_TOKENS_MAX:
+        fprintf(stderr, ", stopped at -n %u", g->options.rules.n_new_max);
+        break;
+    case SL_FINISH_CONTEXT:
+        fprintf(stderr, ", stopped at --context %u", g->options.rules.context_tokens);
+        break;
+    case SL_FINISH_INTERRUPTED:
+    case SL_FINISH_NONE: /* an error says why */
+        break;
+    }
+}
+
+static void print_text_figures(const struct sl_generation *g)
+{
+    const struct sl_generation_totals *t = &g->totals;
+
+    fprintf(stderr, "\nprompt   %llu token%s in %.2f s (%.2f tokens/s)\n",
+            (unsigned long long)t->n_prompt_tokens, sl_plural(t->n_prompt_tokens),
+            (double)t->prefill_ns / 1e9, per_second(t->n_prompt_tokens, t->prefill_ns));
+    fprintf(stderr, "text     %llu token%s", (unsigned long long)t->n_new_tokens,
+            sl_plural(t->n_new_tokens));
+    if (t->n_texts != 1)
+        fprintf(stderr, " in %u texts", t->n_texts);
+    fprintf(stderr, ", %llu of them in %.2f s (%.2f tokens/s)", (unsigned long long)t->n_decoded,
+            (double)t->decode_ns / 1e9, per_second(t->n_decoded, t->decode_ns));
+    print_finish(g);
+    fputc('\n', stderr);
+}
+
+void sl_generate_print_figures(const struct sl_generation *g,
+                               const struct sl_engine_options *options)
+{
+    struct sl_expert_cache_counters c = sl_engine_counters(g->engine);
+    char wanted[SL_SIZE_TEXT_BYTES], read[SL_SIZE_TEXT_BYTES];
+
+    print_text_figures(g);
+    fprintf(stderr,
+            "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
+            "hinted\n",
+            (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
+            (unsigned long long)c.n_hinted_hits);
+    if (c.n_preloads > 0)
+        fprintf(stderr, "hot      %llu expert%s of an earlier run loaded before the prompt\n",
+                (unsigned long long)c.n_preloads, sl_plural(c.n_preloads));
+    if (c.n_guessed > 0)
+        fprintf(
+            stderr,
+            "guesses  %llu, %.1f %% right; %llu read ahead, %llu of them in time and %llu late, "
+            "%s wasted\n",
+            (unsigned long long)c.n_guessed, 100 * (double)c.n_guessed_right / (double)c.n_guessed,
+            (unsigned long long)c.n_guess_loads, (unsigned long long)c.n_guess_hits,
+            (unsigned long long)c.n_guess_late, sl_size_format(c.guess_wasted_bytes, wanted));
+    fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
+            sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
+            (double)c.wait_ns / 1e9);
+    if (c.n_stalls > 0)
+        fprintf(stderr, "stalls   %llu read%s took longer than --io-stall, the longest %.0f s\n",
+                (unsigned long long)c.n_stalls, sl_plural(c.n_stalls), (double)c.longest_ns / 1e9);
+    sl_print_resources(g->engine, &options->placement, stderr);
+}
+
+/* ---- as JSON -----------------------------------------------------------------------------------
+ */
+
+static void set(json_t *object, const char *key, json_t *value)
+{
+    json_object_set_new(object, key, value);
+}
+
+/* What was in force, given or not. */
+static json_t *options_object(const struct sl_generation *g,
+                              const struct sl_engine_options *options)
+{
+    const struct sl_sampler *sampler = &g->options.sampler;
+    json_t *object = json_object(), *stops = json_array();
+
+    for (uint32_t i = 0; i < g->options.rules.stops.n_strings; i++)
+        json_array_append_new(stops, json_string(g->options.rules.stops.strings[i]));
+    set(object, "temperature", json_real(sampler->temperature));
+    set(object, "top_k", json_integer(sampler->top_k));
+    set(object, "top_p", json_real(sampler->top_p));
+    set(object, "min_p", json_real(sampler->min_p));
+    set(object, "stop", stops);
+    set(object, "new_tokens_max",
+        g->options.rules.n_new_max ? json_integer(g->options.rules.n_new_max) : json_null());
+    set(object, "context_tokens", json_integer(g->options.rules.context_tokens));
+    set(object, "segment_tokens", json_integer(sl_engine_segment(g->engine, UINT32_MAX)));
+    set(object, "cache_experts", json_integer(sl_engine_slot_count(g->engine)));
+    set(object, "threads", json_integer(options->placement.n_threads));
+    set(object, "isa", json_string(sl_engine_compute(g->engine)->kernels->isa));
+    return object;
+}
+
+static void set_text_figures(json_t *object, const struct sl_generation *g)
+{
+    const struct sl_generation_totals *t = &g->totals;
+
+    set(object, "interrupted", json_boolean(sl_interrupted()));
+    set(object, "texts", json_integer(t->n_texts));
+    if (t->n_texts == 1)
+        set(object, "stop", json_string(sl_finish_name(sl_completion_finish(g->completion))));
+    set(object, "prompt_tokens", json_integer((json_int_t)t->n_prompt_tokens));
+    set(object, "new_tokens", json_integer((json_int_t)t->n_new_tokens));
+    set(object, "prefill_seconds", json_real((double)t->prefill_ns / 1e9));
+    set(object, "prefill_tokens_per_second",
+        json_real(per_second(t->n_prompt_tokens, t->prefill_ns)));
+    set(object, "decode_seconds", json_real((double)t->decode_ns / 1e9));
+    set(object, "decode_tokens_per_second", json_real(per_second(t->n_decoded, t->decode_ns)));
+    set(object, "decode_expert_requests", json_integer((json_int_t)t->n_decode_requests));
+    set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
+}
+
+static void set_cache_figures(json_t *object, const struct sl_generation *g)
+{
+    struct sl_expert_cache_counters c = sl_engine_counters(g->engine);
+
+    set(object, "expert_requests", json_integer((json_int_t)c.n_requests));
+    set(object, "expert_hits", json_integer((json_int_t)c.n_hits));
+    set(object, "expert_hinted_hits", json_integer((json_int_t)c.n_hinted_hits));
+    set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
+    set(object, "expert_preloads", json_integer((json_int_t)c.n_preloads));
+    set(object, "guesses", json_integer((json_int_t)c.n_guessed));
+    set(object, "guesses_right", json_integer((json_int_t)c.n_guessed_right));
+    set(object, "guess_loads", json_integer((json_int_t)c.n_guess_loads));
+    set(object, "guess_hits", json_integer((json_int_t)c.n_guess_hits));
+    set(object, "guess_late", json_integer((json_int_t)c.n_guess_late));
+    set(object, "guess_wasted_bytes", json_integer((json_int_t)c.guess_wasted_bytes));
+    set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
+    set(object, "read_retries", json_integer((json_int_t)c.n_retries));
+    set(object, "read_stalls", json_integer((json_int_t)c.n_stalls));
+    set(object, "wanted_bytes", json_integer((json_int_t)c.wanted_bytes));
+    set(object, "read_bytes", json_integer((json_int_t)c.read_bytes));
+    set(object, "wait_seconds", json_real((double)c.wait_ns / 1e9));
+    set(object, "repack_seconds", json_real((double)c.repack_ns / 1e9));
+    set(object, "unpack_seconds", json_real((double)c.unpack_ns / 1e9));
+    set(object, "verify_seconds", json_real((double)c.verify_ns / 1e9));
+}
+
+/* JSON readers know whole numbers of 63 bits, some of 53; a longer one stays whole as a string. */
+static json_t *seed_value(uint64_t seed)
+{
+    return seed <= INT64_MAX ? json_integer((json_int_t)seed)
+                             : json_sprintf("%llu", (unsigned long long)seed);
+}
+
+void sl_generate_write_stats(const struct sl_generation *g, const struct sl_engine_options *options,
+                             json_t *arguments, struct sl_output_file *out)
+{
+    json_t *object = json_object();
+
+    set(object, "version", json_string(sl_version));
+    set(object, "model", json_string(options->model));
+    json_object_set(object, "arguments", arguments);
+    set(object, "seed", seed_value(g->options.sampler.seed));
+    set(object, "options", options_object(g, options));
+    set_text_figures(object, g);
+    set_cache_figures(object, g);
+    json_dumpf(object, out->stream, JSON_INDENT(2));
+    fputc('\n', out->stream);
+    json_decref(object);
+}

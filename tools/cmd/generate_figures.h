@@ -1,0 +1,18 @@
+/* The figures of `sluice generate`: for people, and as the file of --stats. */
+#ifndef SL_TOOLS_CMD_GENERATE_FIGURES_H
+#define SL_TOOLS_CMD_GENERATE_FIGURES_H
+
+#include "core/base/json.h"
+#include "tools/cli/generation.h"
+#include "tools/cli/output_file.h"
+
+/* On standard error. `options` is what the engine was opened with. */
+void sl_generate_print_figures(const struct sl_generation *generation,
+                               const struct sl_engine_options *options);
+
+/* Writes them to `out`, which stays open. `arguments` is the command line, a list of strings. */
+void sl_generate_write_stats(const struct sl_generation *generation,
+                             const struct sl_engine_options *options, json_t *arguments,
+                             struct sl_output_file *out);
+
+#endif

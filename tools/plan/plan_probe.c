@@ -1,0 +1,107 @@
+#include "tools/plan/plan_probe.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "storage/io/io_probe.h"
+#include "tools/bench/bench.h"
+#include "tools/cli/engine_options.h"
+#include "tools/cli/expert_files.h"
+#include "core/kernels/dispatch.h"
+
+#define PROBE_NS UINT64_C(200000000)
+
+struct sl_multiplications sl_plan_core_peaks(void)
+{
+    return (struct sl_multiplications){.int8 = 225, .bf16 = 112, .f32 = 56};
+}
+
+static double median_multiply_rate(const struct sl_bench *bench, enum sl_bench_peak peak)
+{
+    double rates[SL_BENCH_RUNS];
+
+    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
+        rates[i] = sl_bench_multiply_rate(bench, peak, PROBE_NS / SL_BENCH_RUNS);
+    return sl_bench_median(rates, SL_BENCH_RUNS);
+}
+
+static void probe(const struct sl_bench *bench, struct sl_machine_speeds *speeds)
+{
+    double rates[SL_BENCH_RUNS];
+
+    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
+        rates[i] = sl_bench_read_rate(bench, PROBE_NS / 2);
+    speeds->memory = sl_bench_median(rates, SL_BENCH_RUNS);
+    speeds->multiply = (struct sl_multiplications){
+        .int8 = median_multiply_rate(bench, SL_BENCH_INT8),
+        .bf16 = median_multiply_rate(bench, SL_BENCH_BF16),
+        .f32 = median_multiply_rate(bench, SL_BENCH_F32),
+    };
+}
+
+int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err)
+{
+    const struct sl_placement placement = sl_place_threads(n_threads);
+    struct sl_kernels kernels;
+    struct sl_pool *pool = NULL;
+    struct sl_bench bench;
+    int rc;
+
+    if ((rc = sl_kernels_select(&kernels, NULL, err)) == 0 &&
+        (rc = sl_pool_create(&pool, n_threads, err)) == 0) {
+        const struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
+
+        sl_pool_pin(pool, &placement);
+        rc = sl_bench_init(&bench, &compute, PROBE_NS * 1e-9, false, err);
+        if (rc == 0)
+            probe(&bench, speeds);
+        sl_bench_fini(&bench);
+    }
+    sl_pool_destroy(pool);
+    return rc;
+}
+
+static int probe_files(const char *const *paths, uint32_t n_paths, sl_io_open_fn *open_io,
+                       double *ret_rate, struct sl_err *err)
+{
+    struct sl_io_probe probe;
+    struct sl_io *io;
+    int rc = open_io(&io, paths, n_paths, SL_IO_PROBE_DEPTH_MAX, err);
+
+    if (rc < 0)
+        return rc;
+    rc = sl_io_probe(io, 0, &probe, err);
+    io->ops->close(io);
+    if (rc < 0)
+        return rc;
+    if (probe.bytes_per_s == 0)
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: cannot tell the drive's speed: at least 1 GiB with direct I/O is "
+                          "needed; give --ssd",
+                          paths[0]);
+    *ret_rate = (double)probe.bytes_per_s / 1e9;
+    return 0;
+}
+
+static int probe_model(const char *folder, sl_io_open_fn *open_io, double *ret_rate,
+                       struct sl_err *err)
+{
+    struct sl_expert_files files;
+    int rc = sl_expert_files_open(&files, folder, err);
+
+    if (rc == 0)
+        rc = probe_files(files.paths, files.n_files, open_io, ret_rate, err);
+    sl_expert_files_close(&files);
+    return rc;
+}
+
+int sl_plan_probe_drive(const char *path, sl_io_open_fn *open_io, double *ret_rate,
+                        struct sl_err *err)
+{
+    struct stat status;
+
+    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
+        return probe_model(path, open_io, ret_rate, err);
+    return probe_files(&path, 1, open_io, ret_rate, err);
+}

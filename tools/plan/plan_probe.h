@@ -1,0 +1,25 @@
+/* How fast a machine is, for `sluice plan`: measured here, or taken for granted. */
+#ifndef SL_TOOLS_PLAN_PLAN_PROBE_H
+#define SL_TOOLS_PLAN_PLAN_PROBE_H
+
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "tools/plan/step_model.h"
+#include "storage/io/io.h"
+
+/* Peaks of one core in 10^9 a second, as a Zen 4 core with AVX-512 had them (docs/PERFORMANCE.md,
+ * Kernels). */
+struct sl_multiplications sl_plan_core_peaks(void);
+
+/* Reads memory and multiplies with that many threads, for about a second; leaves the drive alone.
+ * Fails with -ENOMEM. */
+int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err);
+
+/* Reads the drive, or drives, that hold the experts of the model in folder `path`, or else the file
+ * `path`, through the back end `open_io`. Fails as opening does, and with -SL_EUNSUPPORTED where
+ * the page cache would answer, or the files are too small to tell. */
+int sl_plan_probe_drive(const char *path, sl_io_open_fn *open_io, double *ret_rate,
+                        struct sl_err *err);
+
+#endif

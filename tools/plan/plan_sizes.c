@@ -1,0 +1,122 @@
+/* Tensors are those that `sluice synth` would write; what is loaded of them tells the model's own
+ * walk over them. */
+#include "tools/plan/plan_sizes.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/model/weights.h"
+#include "daemon/engine/memory_room.h"
+#include "tools/synth/synth_plan.h"
+
+struct listed_source {
+    struct sl_weight_source source; /* first */
+    const struct sl_config *config;
+    const struct sl_synth_plan *plan;
+    struct sl_dense_cost cost; /* of what was found so far */
+};
+
+/* Shards are the embedding, the layers, and the head: so a name says where to look. */
+static int listed_find(struct sl_weight_source *source, const char *name,
+                       struct sl_tensor_info *ret_info)
+{
+    struct listed_source *in = (struct listed_source *)source;
+    uint32_t layer, first = 0, step = in->config->num_hidden_layers + 1;
+
+    if (sscanf(name, "layers.%u.", &layer) == 1) {
+        first = layer + 1;
+        step = in->plan->n_shards;
+    }
+    for (uint32_t s = first; s < in->plan->n_shards; s += step) {
+        const struct sl_synth_shard *shard = &in->plan->shards[s];
+
+        for (uint32_t i = 0; i < shard->n_tensors; i++) {
+            if (strcmp(shard->tensors[i].name, name) != 0)
+                continue;
+            *ret_info = shard->tensors[i].info;
+            sl_dense_cost_add(&in->cost, name, ret_info);
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
+
+static const char *listed_where(struct sl_weight_source *source, const char *name)
+{
+    (void)source;
+    (void)name;
+    return "the official layout";
+}
+
+static int list_tensors(const struct sl_config *config, struct sl_synth_plan **ret_plan,
+                        struct sl_err *err)
+{
+    struct sl_synth_tables *tables = malloc(sizeof(*tables));
+    int rc;
+
+    if (!tables)
+        return sl_err_set(err, -ENOMEM, "list of tensors: out of memory");
+    sl_synth_tables_init(tables);
+    rc = sl_synth_plan_create(ret_plan, config, tables, 0, 0, err);
+    free(tables);
+    return rc;
+}
+
+int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
+                  uint64_t *ret_bytes, struct sl_err *err)
+{
+    /* Measuring reads nothing. */
+    static const struct sl_weight_source_ops ops = {.find = listed_find, .where = listed_where};
+    struct listed_source in = {.source = {&ops}, .config = config};
+    struct sl_config body = *config;
+    struct sl_synth_plan *plan = NULL;
+    int rc;
+
+    body.num_nextn_predict_layers = 0;
+    rc = list_tensors(&body, &plan, err);
+    if (rc == 0) {
+        in.plan = plan;
+        rc = sl_weights_measure(&body, &in.source, false, ret_bytes, err);
+    }
+    if (rc == 0)
+        *ret_cost = in.cost;
+    sl_synth_plan_destroy(plan);
+    return rc;
+}
+
+int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes,
+                 struct sl_err *err)
+{
+    struct sl_synth_plan *plan;
+    int rc = list_tensors(config, &plan, err);
+
+    if (rc < 0)
+        return rc;
+    *ret_sizes = (struct sl_disk_sizes){.n_bytes = plan->file_bytes, .n_files = plan->n_shards};
+    for (uint32_t i = 0; i < plan->n_shards; i++)
+        ret_sizes->n_tensors += plan->shards[i].n_tensors;
+    sl_synth_plan_destroy(plan);
+    return 0;
+}
+
+int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
+                   struct sl_memory_plan *ret_plan, struct sl_err *err)
+{
+    const struct sl_expert_shape shape = {
+        .num_hidden_layers = config->num_hidden_layers,
+        .n_routed_experts = config->n_routed_experts,
+        .hidden_size = config->hidden_size,
+        .moe_intermediate_size = config->moe_intermediate_size,
+    };
+    struct sl_memory_case with_budget = *what;
+    struct sl_memory_room room;
+
+    with_budget.ram_given = what->ram_bytes != 0;
+    if (!with_budget.ram_given) {
+        sl_memory_room_read("", &room);
+        with_budget.ram_bytes = room.default_bytes;
+    }
+    return sl_memory_plan_make(ret_plan, config, &shape, &with_budget, err);
+}

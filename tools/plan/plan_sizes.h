@@ -1,0 +1,31 @@
+/* What a model takes, from its sizes alone: no checkpoint is needed. */
+#ifndef SL_TOOLS_PLAN_PLAN_SIZES_H
+#define SL_TOOLS_PLAN_PLAN_SIZES_H
+
+#include <stdint.h>
+
+#include "core/base/err.h"
+#include "core/model/config.h"
+#include "daemon/engine/memory_plan.h"
+#include "tools/plan/step_model.h"
+
+/* *ret_bytes is what loading the dense weights maps, without MTP blocks. Fails with -ENOMEM. */
+int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
+                  uint64_t *ret_bytes, struct sl_err *err);
+
+/* What a checkpoint in the official layout has: all tensors, MTP blocks included. Fails with
+ * -ENOMEM. */
+struct sl_disk_sizes {
+    uint64_t n_bytes;
+    uint32_t n_tensors;
+    uint32_t n_files;
+};
+int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes,
+                 struct sl_err *err);
+
+/* As sl_memory_plan_make() for a run without MTP blocks. Where no budget is given, it is the one
+ * that a run here would choose. */
+int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
+                   struct sl_memory_plan *ret_plan, struct sl_err *err);
+
+#endif

@@ -1,0 +1,166 @@
+#include "tools/plan/step_model.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/model/kv_cache.h"
+#include "storage/experts/expert_store.h"
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- the model's numbers -----------------------------------------------------------------------
+ */
+
+uint64_t sl_step_expert_bytes(const struct sl_config *config)
+{
+    const struct sl_expert_shape shape = {
+        .num_hidden_layers = config->num_hidden_layers,
+        .n_routed_experts = config->n_routed_experts,
+        .hidden_size = config->hidden_size,
+        .moe_intermediate_size = config->moe_intermediate_size,
+    };
+
+    return sl_packed_expert_bytes(&shape);
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    size_t length = strlen(name), n = strlen(end);
+
+    return length >= n && strcmp(name + length - n, end) == 0;
+}
+
+/* Linears are matrices; so are three tables, of which a token reads a row. */
+void sl_dense_cost_add(struct sl_dense_cost *cost, const char *name,
+                       const struct sl_tensor_info *info)
+{
+    const double n = (double)info->shape[0] * (double)info->shape[1];
+
+    if (info->n_dims != 2 || strcmp(name, "embed.weight") == 0 || ends_with(name, ".ape") ||
+        ends_with(name, ".tid2eid"))
+        return;
+    if (strcmp(name, "head.weight") == 0) {
+        cost->head_bytes += (double)info->size_bytes;
+        cost->head_multiplied += n;
+        return;
+    }
+    cost->read_bytes += (double)info->size_bytes;
+    if (info->dtype == SL_DTYPE_F32)
+        cost->multiplied.f32 += n;
+    else if (info->dtype == SL_DTYPE_BF16 || info->dtype == SL_DTYPE_F8_E4M3)
+        cost->multiplied.bf16 += n;
+}
+
+struct attention_cost {
+    double read_bytes, bf16, int8;
+};
+
+/* Of one token with so many before it, itself included, in all layers. */
+static struct attention_cost attend(const struct sl_config *c, double n_past)
+{
+    const double entry_bytes = sl_kv_cache_entry_bytes(c, SL_NUMERICS_NATIVE);
+    const double key_cols = sl_index_key_cols(c);
+    const double key_bytes = key_cols * 17 / 32; /* FP4 and a scale for 32 */
+    const double window = n_past < c->sliding_window ? n_past : c->sliding_window;
+    struct attention_cost cost = {0};
+
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
+        const uint32_t ratio = c->compress_ratios[i];
+        double entries = ratio ? floor(n_past / ratio) : 0;
+
+        if (ratio == SL_CSA_RATIO) {
+            cost.read_bytes += entries * key_bytes;
+            cost.int8 += entries * key_cols * c->index_n_heads;
+            entries = entries < c->index_topk ? entries : c->index_topk;
+        }
+        entries += window;
+        cost.read_bytes += entries * entry_bytes;
+        cost.bf16 += 2 * entries * c->num_attention_heads * c->head_dim; /* scores, values */
+    }
+    return cost;
+}
+
+double sl_step_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens)
+{
+    const double missed = 1 - (double)n_per_token / n_experts;
+
+    return n_experts * (1 - pow(missed, (double)n_tokens));
+}
+
+double sl_step_flash_hit_rate(double share)
+{
+    static const double points[][2] = {{0, 0},       {0.055, 0.40}, {0.11, 0.59},
+                                       {0.22, 0.74}, {0.44, 0.87},  {1, 1}};
+    size_t i = 1;
+
+    while (i + 1 < sizeof(points) / sizeof(points[0]) && share > points[i][0])
+        i++;
+    return points[i - 1][1] + (share - points[i - 1][0]) * (points[i][1] - points[i - 1][1]) /
+                                  (points[i][0] - points[i - 1][0]);
+}
+
+/* ---- the step ----------------------------------------------------------------------------------
+ */
+
+static double multiply_ns(const struct sl_multiplications *n, const struct sl_multiplications *rate)
+{
+    return (n->int8 / rate->int8 + n->bf16 / rate->bf16 + n->f32 / rate->f32) /
+           SL_STEP_MULTIPLY_SHARE;
+}
+
+/* Everything but routed experts. The last token of each sequence goes through the head. */
+static double dense_work(const struct sl_config *config, const struct sl_dense_cost *dense,
+                         const struct sl_step_case *step, struct sl_multiplications *ret_multiplied)
+{
+    const double n_tokens = (double)step->n_sequences * step->n_tokens;
+    /* Tokens attend to what is before them: to half of the step, on average. */
+    const struct attention_cost middle =
+        attend(config, step->past_tokens + (step->n_tokens + 1) / 2.0);
+    const struct attention_cost last = attend(config, (double)step->past_tokens + step->n_tokens);
+
+    *ret_multiplied = (struct sl_multiplications){
+        .int8 = n_tokens * middle.int8,
+        .bf16 = n_tokens * (dense->multiplied.bf16 + middle.bf16) +
+                step->n_sequences * dense->head_multiplied,
+        .f32 = n_tokens * dense->multiplied.f32,
+    };
+    return dense->read_bytes + dense->head_bytes + step->n_sequences * last.read_bytes;
+}
+
+void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
+                     const struct sl_step_case *step, const struct sl_machine_speeds *speeds,
+                     struct sl_step_cost *ret_cost)
+{
+    const double n_tokens = (double)step->n_sequences * step->n_tokens;
+    const double n_layers = config->num_hidden_layers;
+    const double n_experts =
+        n_layers * sl_step_distinct_experts(config->n_routed_experts, config->num_experts_per_tok,
+                                            (uint64_t)step->n_sequences * step->n_tokens);
+    const double expert_bytes = n_experts * (double)sl_step_expert_bytes(config);
+    struct sl_multiplications apart;
+    const double dense_bytes = dense_work(config, dense, step, &apart);
+    const struct sl_multiplications routed = {
+        .int8 = n_tokens * n_layers * config->num_experts_per_tok * 3.0 * config->hidden_size *
+                config->moe_intermediate_size};
+    const double dense_multiply_ns = multiply_ns(&apart, &speeds->multiply);
+    const double expert_multiply_ns = multiply_ns(&routed, &speeds->multiply);
+    struct sl_step_cost cost = {
+        .n_experts = n_experts,
+        .drive_bytes = expert_bytes * (1 - step->hit_rate),
+        .memory_bytes = dense_bytes + expert_bytes,
+        .multiplied = {apart.int8 + routed.int8, apart.bf16, apart.f32},
+        .multiply_ns = dense_multiply_ns + expert_multiply_ns,
+    };
+
+    cost.drive_ns = cost.drive_bytes / speeds->drive;
+    cost.memory_ns = cost.memory_bytes / speeds->memory;
+    cost.step_ns = larger(dense_bytes / speeds->memory, dense_multiply_ns) +
+                   larger(cost.drive_ns, larger(expert_bytes / speeds->memory, expert_multiply_ns));
+    cost.limit = cost.memory_ns > cost.multiply_ns ? SL_STEP_MEMORY : SL_STEP_MULTIPLY;
+    if (cost.drive_ns > larger(cost.memory_ns, cost.multiply_ns))
+        cost.limit = SL_STEP_DRIVE;
+    *ret_cost = cost;
+}

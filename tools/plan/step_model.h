@@ -1,0 +1,86 @@
+/* What a step costs by arithmetic alone: bytes from the drive and from RAM, multiplications, and
+ * the time that a machine of given speeds takes for them. For `sluice plan`.
+ *
+ * It knows nothing of what runs: no barriers, no rounding up to tiles, no growing context. Time is
+ * put together as the engine works: in each layer the experts that are missing are read once the
+ * router has chosen, while those that are there are multiplied; attention, shared experts and head
+ * are apart from that. So
+ *
+ *     step = dense work + max(reading from the drive, work on experts)
+ *     work = max(reading from RAM, multiplying)
+ *
+ * Experts are chosen evenly, each token for itself: of n experts a step of t tokens asks for
+ * n (1 - (1 - k/n)^t) in each layer, and each is read at most once. Real tokens agree more, and so
+ * ask for fewer.
+ *
+ * Pure functions, for any thread. Rates are in 10^9 a second, which is one a nanosecond. */
+#ifndef SL_TOOLS_PLAN_STEP_MODEL_H
+#define SL_TOOLS_PLAN_STEP_MODEL_H
+
+#include <stdint.h>
+
+#include "core/model/config.h"
+#include "core/model/weight_source.h"
+
+/* By the kind of instruction that does them: FP4 experts and the indexer; FP8 and BF16 weights and
+ * attention; mHC. */
+struct sl_multiplications {
+    double int8, bf16, f32;
+};
+
+struct sl_machine_speeds {
+    double drive;                       /* bytes */
+    double memory;                      /* bytes read, all cores together */
+    struct sl_multiplications multiply; /* peaks, likewise */
+};
+
+/* Share of the peaks that the kernels reach with many tokens (docs/PERFORMANCE.md). Reading they do
+ * at the memory's own rate. */
+#define SL_STEP_MULTIPLY_SHARE 0.6
+
+/* What one token needs of the dense weights. Zeroed is none. */
+struct sl_dense_cost {
+    double read_bytes, head_bytes; /* the head is not in read_bytes */
+    struct sl_multiplications multiplied;
+    double head_multiplied; /* in BF16 */
+};
+
+/* Takes a dense tensor in, named as in the checkpoint. */
+void sl_dense_cost_add(struct sl_dense_cost *cost, const char *name,
+                       const struct sl_tensor_info *info);
+
+struct sl_step_case {
+    uint32_t n_sequences;
+    uint32_t n_tokens;    /* of each */
+    uint32_t past_tokens; /* of each, before the step */
+    double hit_rate;      /* of distinct experts: found in the cache */
+};
+
+enum sl_step_limit { SL_STEP_DRIVE, SL_STEP_MEMORY, SL_STEP_MULTIPLY };
+
+struct sl_step_cost {
+    double n_experts;   /* distinct, over all layers */
+    double drive_bytes; /* read from the drive */
+    double memory_bytes;
+    struct sl_multiplications multiplied;
+    double drive_ns, memory_ns, multiply_ns; /* what each would take on its own */
+    double step_ns;
+    enum sl_step_limit limit; /* the largest of the three */
+};
+
+void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
+                     const struct sl_step_case *step, const struct sl_machine_speeds *speeds,
+                     struct sl_step_cost *ret_cost);
+
+/* Of n_experts in a layer, how many n_tokens ask for. */
+double sl_step_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens);
+
+/* Share of requests that a cache of `share` (0 to 1) of all experts serves when one text is
+ * decoded, as published for V4-Flash: 40 % at 5.5 %, 59 % at 11 %, 74 % at 22 %, 87 % at 44 %;
+ * between them, and from there to nothing and to everything, straight lines. */
+double sl_step_flash_hit_rate(double share);
+
+/* One expert as it is packed. */
+uint64_t sl_step_expert_bytes(const struct sl_config *config);
+
+#endif
