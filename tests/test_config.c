@@ -385,7 +385,7 @@ static void test_newer_spelling(void **state)
         " \"compress_rope_parameters\": {" YARN_16 ", \"rope_theta\": 160000}}",
         "{\"compress_ratios\": \"absent\", " LAYER_TYPES ", \"compress_rates\":"
         " {\"compressed_sparse_attention\": 4, \"heavily_compressed_attention\": 128}}",
-        "{\"compress_ratios\": \"absent\", " LAYER_TYPES ", \"compress_rate_hca\": 128}",
+        "{\"compress_ratios\": null, " LAYER_TYPES ", \"compress_rate_hca\": 128}",
         "{" LAYER_TYPES "}",
         "{" LAYER_TYPES ", \"compress_rates\": {\"heavily_compressed_attention\": 128}}",
         "{\"num_hash_layers\": \"absent\", \"mlp_layer_types\":"

@@ -287,7 +287,7 @@ static int respell_ratios(const struct speller *in)
     for (size_t i = 0; i < json_array_size(types); i++)
         if (type_ratio(json_string_value(json_array_get(types, i)), heavy) < 0)
             return broken(in, "layer_types", "has a type of layer that is not known");
-    if (!types || json_object_get(in->root, "compress_ratios"))
+    if (!types || given(in->root, "compress_ratios"))
         return compare_ratios(in, types, heavy);
     ratios = json_array();
     for (size_t i = 0; i < json_array_size(types); i++) {
