@@ -87,14 +87,25 @@ void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *ar
     }
 }
 
+static void hold_staging(struct sl_expert_loader *loader, struct sl_expert_load *load)
+{
+    if (!loader->holds_staging || load->staging_held)
+        return;
+    loader->holds_staging =
+        sl_reader_hold(loader->reader, (uint32_t)(load - loader->loads), true) == 0;
+    load->staging_held = loader->holds_staging;
+}
+
 int sl_expert_loader_attach(struct sl_expert_loader *loader)
 {
     int rc = sl_reader_attach(loader->reader, loader->staging,
                               loader->inflight_max * loader->staging_bytes, loader->staging_bytes);
 
-    for (uint32_t i = 0; i < loader->inflight_max && rc == 0; i++)
-        rc = sl_reader_hold(loader->reader, i, true);
-    return rc;
+    if (rc < 0)
+        return rc;
+    loader->holds_staging = true;
+    hold_staging(loader, loader->loads);
+    return loader->holds_staging ? 0 : -ENOMEM;
 }
 
 /* Returns where an extent's first byte lands. The store widens its reads to whole blocks, and the
@@ -230,6 +241,7 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->urgent = urgent;
     load->reread = load->cancelled = load->head_landed = false;
     loader->n_busy++;
+    hold_staging(loader, load);
     if (sl_expert_store_is_packed(loader->store))
         plan_packed(loader, load);
     else

@@ -37,6 +37,7 @@ struct sl_expert_load {
     struct sl_read *failed;             /* the first read that failed */
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES]; /* in staging, if any */
     uint32_t late_reads; /* bit i: reads[i] was handed back late */
+    bool staging_held;   /* by the system, for reads */
     bool urgent;         /* somebody waits for it */
     bool busy;
     bool held;   /* it has ended, but the device has not let go of what it reads into */
@@ -51,6 +52,7 @@ struct sl_expert_loader {
     struct sl_expert_load *loads; /* inflight_max */
     uint8_t *staging;             /* inflight_max * staging_bytes */
     uint64_t staging_bytes;
+    bool holds_staging;                  /* as far as it was tried */
     struct sl_record_decoder **decoders; /* one for each thread, where records are compressed */
     struct sl_record_index index;        /* of the record that is being unpacked */
     bool *verified;                      /* (layers, experts); of a packed store */
@@ -84,8 +86,8 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
                            enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);
 
-/* Where there are staging buffers, names them to the reader as what it reads to, and has them held.
- * Returns 0, or negative where that is not to be had: see sl_reader_attach(). */
+/* Where there are staging buffers, names them to the reader as what it reads to. Each is held when
+ * it is first used, and the first one now: returns 0 if that can be had. See sl_reader_attach(). */
 int sl_expert_loader_attach(struct sl_expert_loader *loader);
 
 static inline bool sl_expert_loader_is_full(const struct sl_expert_loader *loader)

@@ -3,10 +3,13 @@
 #include "core/base/assert.h"
 #include "core/kernels/r16.h"
 
-/* About as long as drives of 1 GB/s take to read as much. To clear a huge page takes a tenth of it
- * on machines and up to three quarters on virtual ones, whose host must find the memory as well; to
- * move others' memory out of the way took up to 5 ms. */
+/* About as long as drives of 1 GB/s take to read as much. To clear a huge page takes a tenth of it,
+ * and more only on virtual machines, whose host must find the memory as well; to move others'
+ * memory out of the way took up to 5 ms. */
 #define HUGE_PAGE_NS_MAX UINT64_C(2000000)
+
+/* Nor are huge pages slow that take no more than so many times as long as small ones. */
+#define SLOW_FACTOR 3u
 
 #define SMALL_PARTS_MIN 4u
 #define SMALL_PARTS_MAX 4096u
@@ -67,10 +70,18 @@ static void give_back(struct sl_slab *slab, uint32_t part, bool huge)
     slab->parts[part] = SL_SLAB_EMPTY;
 }
 
-/* What huge pages have cost decides what the next parts are filled with. */
-static void judge(struct sl_slab *slab, uint64_t taken_ns, uint64_t bytes)
+/* What pages have cost decides what the next parts are filled with: huge ones are slow if they take
+ * longer than they may, and small ones tell what memory costs here in any case. */
+static void judge(struct sl_slab *slab, bool huge, uint64_t taken_ns, uint64_t bytes)
 {
-    if (taken_ns <= (bytes / SL_HUGE_PAGE_BYTES + 1) * slab->huge_page_ns_max) {
+    const uint64_t page_ns = taken_ns / (bytes / SL_HUGE_PAGE_BYTES + 1);
+
+    if (!huge) {
+        if (slab->huge_page_ns_max < SLOW_FACTOR * page_ns)
+            slab->huge_page_ns_max = SLOW_FACTOR * page_ns;
+        return;
+    }
+    if (page_ns <= slab->huge_page_ns_max) {
         slab->n_small_last = 0;
         return;
     }
@@ -99,8 +110,7 @@ bool sl_slab_fill(struct sl_slab *slab, uint32_t slot_index)
     if (slab->parts[part] == SL_SLAB_SMALL || !huge)
         give_back(slab, part, huge);
     taken_ns = touch(slab, first_slot, n_slots);
-    if (huge)
-        judge(slab, taken_ns, n_slots * slab->slot_bytes);
+    judge(slab, huge, taken_ns, n_slots * slab->slot_bytes);
     slab->parts[part] = huge ? SL_SLAB_HUGE : SL_SLAB_SMALL;
     if (slab->reader && slab->held)
         slab->held = sl_reader_hold(slab->reader, part, true) == 0;

@@ -40,7 +40,7 @@ struct sl_slab {
     bool held;           /* the system has held all parts that were filled so far */
 
     /* Huge pages that come slowly: see above. */
-    uint64_t huge_page_ns_max; /* processor time that one may take */
+    uint64_t huge_page_ns_max; /* processor time that one may take to come */
     uint32_t n_small_left;     /* fills to do with small pages before the next trial */
     uint32_t n_small_last;     /* how many there were to be after the last one; 0: it was quick */
 };

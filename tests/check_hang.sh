@@ -55,7 +55,7 @@ report() { # name folder pattern
         fail "$1" "exit status $status: $(head -c 300 "$2/err")"
     elif [ "$ms" -lt $deadline_ms ]; then
         fail "$1" "after $ms ms: $(head -c 300 "$2/err")"
-    elif [ "$(grep -vc '^note: ' "$2/err")" != 1 ] || ! grep -q "^sluice: .*$3" "$2/err"; then
+    elif [ "$(grep -vc -e '^note: ' -e '^drive/[a-z]*: ' "$2/err")" != 1 ] || ! grep -q "^sluice: .*$3" "$2/err"; then
         fail "$1" "expected $3, got $(head -c 300 "$2/err")"
     else
         ok "$1" "$(tail -n 1 "$2/err")"
@@ -89,7 +89,7 @@ run_direct() {
     cd "$folder" || return
     "$sluice" logits drive/store "${run[@]}" --io threads >out 2>err &
     pid=$!
-    for ((i = 0; i < patience_ms / 50 && $(wc -l <err) == 0; i++)); do
+    for ((i = 0; i < patience_ms / 50 && $(grep -c "^sluice: " err) == 0; i++)); do
         read -r -t 0.05 <> <(:)
     done
     end_hanging "$folder"

@@ -410,12 +410,15 @@ static void test_resizing(void **state)
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters counters;
     struct sl_expert_loan loan;
-    uint64_t before_bytes;
+    uint64_t start_bytes, before_bytes;
     struct cache_rig rig;
     struct sl_err err;
 
     cache_rig_init(&rig, fixtures, &options);
+    start_bytes = resident_bytes(sl_expert_cache_arena(rig.cache));
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 12, NULL, NULL), 0);
+    /* Slots cost nothing before they are used, but for the first one. */
+    assert_true(resident_bytes(sl_expert_cache_arena(rig.cache)) >= start_bytes + 11 * slot_bytes);
     for (uint32_t i = 0; i < 3; i++) /* the last ones, wherever they are */
         assert_int_equal(cache_rig_demand(&rig, 0, experts + 8, 4, NULL, NULL), 0);
     before_bytes = resident_bytes(sl_expert_cache_arena(rig.cache));

@@ -82,6 +82,12 @@ static int check_tensors(struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
+static void begin_stage(const struct sl_engine *e, const char *doing)
+{
+    if (e->options.on_stage)
+        e->options.on_stage(e->options.on_stage_context, doing);
+}
+
 /* Opens what tells the sizes: config, headers, and where the experts lie. */
 static int open_model(struct sl_engine *e, struct sl_err *err)
 {
@@ -149,6 +155,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes + process.own_bytes;
     *ret_verdict =
         sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what, err);
+    e->plan.total_bytes = room.total_bytes;
     if (*ret_verdict == 0)
         *ret_verdict = sl_memory_room_check(&room, e->plan.budget_bytes,
                                             sl_memory_plan_bytes(&e->plan) - process.bytes, err);
@@ -212,6 +219,7 @@ static int probe(const struct sl_engine *e, struct sl_io_probe *ret_probe, struc
 
     if (store && sl_probe_recall(store, e->io, ret_probe))
         return 0;
+    begin_stage(e, "trying how the drive is read best");
     rc = sl_io_probe(e->io, o->reader.stall_ns, ret_probe, err);
     if (rc < 0)
         return rc;
@@ -360,6 +368,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     e = create(options);
     if (!e)
         return sl_err_set(err, -ENOMEM, "engine: out of memory");
+    begin_stage(e, "reading the headers");
     if ((rc = open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
         (rc = sl_kernels_select(&e->kernels, options->isa, err)) < 0 ||
         (rc = plan_memory(e, &verdict, err)) < 0)
@@ -373,9 +382,11 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         goto out;
     sl_pool_pin(e->pool, &options->placement);
     e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
+    begin_stage(e, SL_STAGE_WEIGHTS);
     rc = load_weights(e, err);
     if (rc < 0)
         goto out;
+    begin_stage(e, "making room for experts, context and activations");
     if ((rc = start_cache(e, err)) < 0 || (rc = make_sequences(e, err)) < 0 ||
         (rc = start_forward(e, err)) < 0)
         goto out;

@@ -16,6 +16,11 @@
 #include "daemon/engine/memory_plan.h"
 #include "storage/io/reader.h"
 
+/* Told what a start does from now on, in words for a user. With the first word about the weights
+ * the memory plan is known, see sl_engine_open(). */
+typedef void sl_stage_fn(void *context, const char *doing);
+#define SL_STAGE_WEIGHTS "loading dense weights"
+
 struct sl_engine_options {
     const char *model;             /* a checkpoint folder, or a store */
     bool any_model_type;           /* run it also where config.json names another kind of model */
@@ -37,6 +42,8 @@ struct sl_engine_options {
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
 
+    sl_stage_fn *on_stage; /* NULL, or told what is begun next */
+    void *on_stage_context;
     sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */
     void *on_load_context;
 };

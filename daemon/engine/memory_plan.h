@@ -25,7 +25,8 @@ enum sl_memory_user {
 
 struct sl_memory_plan {
     uint64_t budget_bytes;
-    bool budget_given; /* by the user; otherwise what is available less a reserve */
+    uint64_t total_bytes; /* that the machine or its control group has; 0: not known */
+    bool budget_given;    /* by the user; otherwise what is available less a reserve */
     uint64_t need_bytes[SL_MEMORY_USERS];
     uint64_t table_bytes;    /* the cache's part of SL_MEMORY_TABLES */
     uint64_t slot_bytes;     /* of one expert in the cache */

@@ -8,6 +8,7 @@
 #include "tools/cli/command_line.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/start_report.h"
 #include "tools/cli/watch.h"
 #include "core/kernels/dispatch.h"
 
@@ -202,20 +203,60 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
 const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
 
+/* What is known while an engine is opened. */
+struct opening {
+    struct sl_start_report report;
+    struct sl_progress progress; /* of the dense weights */
+    struct sl_memory_plan plan;
+};
+
+/* A budget that nobody gave may take most of a machine, so it is said first. */
+#define MUCH_SHARE 4u
+
+static void tell_memory(const struct sl_memory_plan *plan)
+{
+    char all[SL_SIZE_TEXT_BYTES], total[SL_SIZE_TEXT_BYTES], cache[SL_SIZE_TEXT_BYTES];
+
+    if (plan->budget_given || sl_memory_plan_bytes(plan) < plan->total_bytes / MUCH_SHARE)
+        return;
+    fprintf(stderr,
+            "memory: takes and locks up to %s of %s as it is used, %s of it for experts; --ram and "
+            "--cache set other sizes\n",
+            sl_size_format(sl_memory_plan_bytes(plan), all),
+            sl_size_format(plan->total_bytes, total),
+            sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache));
+}
+
+/* An sl_stage_fn. Progress that is redrawn tells of the weights for itself. */
+static void on_stage(void *context, const char *doing)
+{
+    struct opening *opening = context;
+    const bool is_weights = strcmp(doing, SL_STAGE_WEIGHTS) == 0;
+
+    if (is_weights) {
+        tell_memory(&opening->plan);
+        opening->progress = sl_progress_start(stderr, doing, NULL);
+    }
+    sl_start_report_doing(&opening->report, is_weights && opening->progress.redrawn ? NULL : doing);
+}
+
 int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *engine_options,
                    struct sl_err *err)
 {
-    struct sl_progress progress = sl_progress_start(stderr, "loading dense weights", NULL);
+    struct opening opening = {.progress = sl_progress_start(stderr, SL_STAGE_WEIGHTS, NULL)};
     struct sl_engine_options reporting = *engine_options;
-    struct sl_memory_plan plan;
     int rc;
 
+    reporting.on_stage = on_stage;
+    reporting.on_stage_context = &opening;
     reporting.on_load = sl_progress_show;
-    reporting.on_load_context = &progress;
-    rc = sl_engine_open(ret_engine, &reporting, &plan, err);
-    sl_progress_end(&progress);
-    if (rc == -SL_EBUDGET && plan.budget_bytes > 0)
-        sl_memory_plan_print(&plan, stderr);
+    reporting.on_load_context = &opening.progress;
+    sl_start_report_begin(&opening.report, stderr, "opening", engine_options->model);
+    rc = sl_engine_open(ret_engine, &reporting, &opening.plan, err);
+    sl_start_report_end(&opening.report);
+    sl_progress_end(&opening.progress);
+    if (rc == -SL_EBUDGET && opening.plan.budget_bytes > 0)
+        sl_memory_plan_print(&opening.plan, stderr);
     if (rc == 0 && sl_engine_note(*ret_engine)[0])
         fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
     if (rc == 0)
