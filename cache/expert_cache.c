@@ -36,7 +36,7 @@ uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
     return num_experts_per_tok * (shape->num_hidden_layers + shape->n_mtp_layers);
 }
 
-uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max)
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max)
 {
     return inflight_max * sl_expert_load_staging_bytes(store);
 }
@@ -51,11 +51,11 @@ static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
     sl_lending_carve(&cache->lending, arena);
 }
 
-static void set_shape(struct sl_expert_cache *cache, const struct sl_expert_store *store)
+static void set_shape(struct sl_expert_cache *cache, const struct sl_expert_map *store)
 {
     struct sl_lending *lending = &cache->lending;
 
-    lending->shape = *sl_expert_store_shape(store);
+    lending->shape = *sl_expert_map_shape(store);
     lending->slot_bytes = sl_expert_cache_slot_bytes(&lending->shape);
     lending->table.n_layers = lending->shape.num_hidden_layers + lending->shape.n_mtp_layers;
     lending->table.n_experts = lending->shape.n_routed_experts;
@@ -66,7 +66,7 @@ static const struct sl_policy_ops *policy_or_default(const struct sl_policy_ops 
     return policy ? policy : &sl_policy_frequency;
 }
 
-uint64_t sl_expert_cache_table_bytes(const struct sl_expert_store *store, uint32_t inflight_max,
+uint64_t sl_expert_cache_table_bytes(const struct sl_expert_map *store, uint32_t inflight_max,
                                      const struct sl_policy_ops *policy, uint32_t n_threads)
 {
     struct sl_expert_cache cache = {0};
@@ -121,7 +121,7 @@ static void attach(struct sl_expert_cache *cache, struct sl_reader *reader, stru
     cache->staging_attached = staged && sl_expert_loader_attach(&lending->loader) == 0;
 }
 
-int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
+int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_map *store,
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err)
 {

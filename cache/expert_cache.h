@@ -38,7 +38,7 @@
 #include "core/base/pool.h"
 #include "core/base/progress_fn.h"
 #include "core/model/expert_source.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/reader.h"
 
 struct sl_expert_cache;
@@ -93,17 +93,17 @@ uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
 
 /* What the staging buffers take on top of the slab: nothing for a packed store, unless compressed.
  */
-uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_store *store, uint32_t inflight_max);
+uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max);
 
 /* What the cache takes beside slab and staging buffers when it holds the whole model: at most. */
-uint64_t sl_expert_cache_table_bytes(const struct sl_expert_store *store, uint32_t inflight_max,
+uint64_t sl_expert_cache_table_bytes(const struct sl_expert_map *store, uint32_t inflight_max,
                                      const struct sl_policy_ops *policy, uint32_t n_threads);
 
 /* Borrows store, reader (its counters are the cache's from now on) and pool until destroy; the
  * reader's files are the store's, in its order. hidden_size and moe_intermediate_size that R16
  * cannot hold are refused with -SL_EUNSUPPORTED, too small a slab with -SL_EBUDGET and the figures.
  * Fails also with -ENOMEM. */
-int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_store *store,
+int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_expert_map *store,
                            struct sl_reader *reader, struct sl_pool *pool,
                            const struct sl_expert_cache_options *options, struct sl_err *err);
 

@@ -250,7 +250,7 @@ static void guess_sweep(struct sl_lending *lending, uint16_t layer_index, uint32
     lending->guess.sweep = true;
     lending->guess.layer_index = (uint16_t)(layer_index + 1);
     for (uint32_t i = 0; i < n_all && lending->guess.n < n_max; i++) {
-        uint16_t expert = sl_expert_store_nth(lending->loader.store, layer_index + 1u, i);
+        uint16_t expert = sl_expert_map_nth(lending->loader.store, layer_index + 1u, i);
         struct sl_expert_key key = {lending->guess.layer_index, expert};
 
         if (!sl_slot_table_find(&lending->table, key))
@@ -297,7 +297,7 @@ static void list_missing(struct sl_lending *lending)
 
     demand->n_missing = demand->next_missing = 0;
     for (uint32_t i = 0; i < lending->shape.n_routed_experts; i++) {
-        uint16_t expert = sl_expert_store_nth(lending->loader.store, demand->layer_index, i);
+        uint16_t expert = sl_expert_map_nth(lending->loader.store, demand->layer_index, i);
 
         if (demand->is_missing[expert])
             demand->missing[demand->n_missing++] = expert;

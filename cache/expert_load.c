@@ -11,9 +11,6 @@
 #include "core/kernels/r16.h"
 #include "storage/io/checksum.h"
 
-_Static_assert(SL_READ_ALIGN_BYTES == SL_IO_ALIGN_BYTES,
-               "the store and the reader agree on blocks");
-
 /* A record's first matrices: w1 and w3. */
 #define HEAD_MATRICES 2
 
@@ -33,24 +30,24 @@ struct landed {
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
-uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store)
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(store);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(store);
     uint64_t bytes = 0;
 
-    if (sl_expert_store_is_packed(store))
-        return sl_expert_store_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
+    if (sl_expert_map_is_packed(store))
+        return sl_expert_map_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
         uint64_t elements =
             (uint64_t)sl_expert_matrix_rows(shape, i) * sl_expert_matrix_cols(shape, i);
 
-        bytes += sl_round_up(elements / 2, SL_IO_ALIGN_BYTES) + SL_IO_ALIGN_BYTES;
-        bytes += sl_round_up(elements / SL_FP4_BLOCK_COLS, SL_IO_ALIGN_BYTES) + SL_IO_ALIGN_BYTES;
+        bytes += sl_round_up(elements / 2, SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
+        bytes += sl_round_up(elements / SL_FP4_BLOCK_COLS, SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
     }
     return bytes;
 }
 
-void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
+void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_map *store,
                            struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max,
                            enum sl_verify verify)
 {
@@ -68,15 +65,15 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
 
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(loader->store);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(loader->store);
     uint64_t n_layers = shape->num_hidden_layers + shape->n_mtp_layers;
 
     loader->verified =
         sl_arena_take(arena, n_layers * shape->n_routed_experts, sizeof(*loader->verified));
-    loader->staging = sl_arena_take_aligned(arena, loader->inflight_max, loader->staging_bytes,
-                                            SL_IO_ALIGN_BYTES);
+    loader->staging =
+        sl_arena_take_aligned(arena, loader->inflight_max, loader->staging_bytes, SL_BLOCK_BYTES);
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
-    if (!sl_expert_store_is_compressed(loader->store))
+    if (!sl_expert_map_is_compressed(loader->store))
         return;
     loader->decoders = sl_arena_take(arena, loader->n_threads, sizeof(struct sl_record_decoder *));
     for (uint32_t i = 0; i < loader->n_threads; i++) {
@@ -111,22 +108,23 @@ int sl_expert_loader_attach(struct sl_expert_loader *loader)
 /* Returns where an extent's first byte lands. The store widens its reads to whole blocks, and the
  * last block may reach past the end of the file: so a read asks for no more than its last extent.
  */
-static const uint8_t *place_extent(struct sl_expert_load *load, const struct sl_extent *spans,
+static const uint8_t *place_extent(struct sl_expert_load *load,
+                                   const struct sl_extent *aligned_runs,
                                    const struct sl_extent *extent)
 {
     uint32_t i = 0;
     uint64_t size_bytes;
 
-    while (spans[i].file_index != extent->file_index ||
-           extent->offset_bytes < spans[i].offset_bytes ||
-           extent->offset_bytes >= spans[i].offset_bytes + spans[i].size_bytes) {
+    while (aligned_runs[i].file_index != extent->file_index ||
+           extent->offset_bytes < aligned_runs[i].offset_bytes ||
+           extent->offset_bytes >= aligned_runs[i].offset_bytes + aligned_runs[i].size_bytes) {
         i++;
         sl_assert(i < load->n_reads);
     }
-    size_bytes = extent->offset_bytes + extent->size_bytes - spans[i].offset_bytes;
+    size_bytes = extent->offset_bytes + extent->size_bytes - aligned_runs[i].offset_bytes;
     if (load->reads[i].size_bytes < size_bytes)
         load->reads[i].size_bytes = size_bytes;
-    return load->reads[i].dst + (extent->offset_bytes - spans[i].offset_bytes);
+    return load->reads[i].dst + (extent->offset_bytes - aligned_runs[i].offset_bytes);
 }
 
 static uint8_t *staging_of(const struct sl_expert_loader *loader, const struct sl_expert_load *load)
@@ -136,27 +134,27 @@ static uint8_t *staging_of(const struct sl_expert_loader *loader, const struct s
 
 static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
-    const struct sl_expert_record *record = sl_expert_store_find(loader->store, load->key);
+    const struct sl_checkpoint_expert *record = sl_expert_map_find(loader->store, load->key);
     uint8_t *staging = staging_of(loader, load);
     uint8_t *const staging_end = staging + loader->staging_bytes;
-    struct sl_extent spans[SL_EXPERT_READS_MAX];
+    struct sl_extent aligned_runs[SL_EXPERT_READS_MAX];
 
     sl_assert(record);
-    load->n_reads = sl_expert_record_reads(record, spans);
+    load->n_reads = sl_checkpoint_expert_reads(record, aligned_runs);
     load->n_head_reads = 0; /* a checkpoint has the scales of all three first */
     for (uint32_t i = 0; i < load->n_reads; i++) {
-        sl_assert(spans[i].size_bytes <= (size_t)(staging_end - staging));
+        sl_assert(aligned_runs[i].size_bytes <= (size_t)(staging_end - staging));
         load->reads[i] = (struct sl_read){
-            .offset_bytes = spans[i].offset_bytes,
+            .offset_bytes = aligned_runs[i].offset_bytes,
             .dst = staging,
             .owner = load,
-            .file_index = spans[i].file_index,
+            .file_index = aligned_runs[i].file_index,
         };
-        staging += spans[i].size_bytes;
+        staging += aligned_runs[i].size_bytes;
     }
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
-        load->codes[matrix] = place_extent(load, spans, &record->codes[matrix]);
-        load->scales[matrix] = place_extent(load, spans, &record->scales[matrix]);
+        load->codes[matrix] = place_extent(load, aligned_runs, &record->codes[matrix]);
+        load->scales[matrix] = place_extent(load, aligned_runs, &record->scales[matrix]);
         loader->wanted_bytes += record->codes[matrix].size_bytes;
         loader->wanted_bytes += record->scales[matrix].size_bytes;
     }
@@ -179,9 +177,9 @@ static void add_packed_read(struct sl_expert_load *load, const struct sl_extent 
  * two. */
 static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
-    const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
+    const struct sl_packed_expert *packed = sl_expert_map_find_packed(loader->store, load->key);
     uint64_t head_bytes =
-        sl_expert_matrix_offset_bytes(sl_expert_store_shape(loader->store), SL_EXPERT_W2);
+        sl_expert_matrix_offset_bytes(sl_expert_map_shape(loader->store), SL_EXPERT_W2);
     uint64_t at_bytes = 0;
     uint8_t *dst;
 
@@ -242,7 +240,7 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->reread = load->cancelled = load->head_landed = false;
     loader->n_busy++;
     hold_staging(loader, load);
-    if (sl_expert_store_is_packed(loader->store))
+    if (sl_expert_map_is_packed(loader->store))
         plan_packed(loader, load);
     else
         plan_reads(loader, load);
@@ -355,7 +353,7 @@ static void verify_matrices(void *context, size_t first, size_t end, uint32_t th
 static bool *verified_of(const struct sl_expert_loader *loader, struct sl_expert_key key)
 {
     return &loader->verified[(size_t)key.layer_index *
-                                 sl_expert_store_shape(loader->store)->n_routed_experts +
+                                 sl_expert_map_shape(loader->store)->n_routed_experts +
                              key.expert_index];
 }
 
@@ -397,8 +395,8 @@ static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load 
                    int *ret_matrix)
 {
     struct landed landed = {.load = load,
-                            .shape = sl_expert_store_shape(loader->store),
-                            .packed = sl_expert_store_find_packed(loader->store, load->key),
+                            .shape = sl_expert_map_shape(loader->store),
+                            .packed = sl_expert_map_find_packed(loader->store, load->key),
                             .loader = loader};
     enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
 
@@ -418,8 +416,8 @@ static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load 
 static bool take_in_head(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     struct landed landed = {.load = load,
-                            .shape = sl_expert_store_shape(loader->store),
-                            .packed = sl_expert_store_find_packed(loader->store, load->key)};
+                            .shape = sl_expert_map_shape(loader->store),
+                            .packed = sl_expert_map_find_packed(loader->store, load->key)};
     enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
 
     verify(loader, &landed, 0, HEAD_MATRICES);
@@ -437,29 +435,29 @@ static int explain_packed(const struct sl_expert_loader *loader,
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the compressed record at offset %llu does not give the %s that the "
                           "catalog names, read twice; sluice verify --repair can mend it",
-                          sl_expert_store_file_path(loader->store, packed->parts[0].file_index),
+                          sl_expert_map_file_path(loader->store, packed->parts[0].file_index),
                           (unsigned long long)packed->parts[0].offset_bytes,
                           sl_expert_matrix_name(matrix));
-    sl_packed_expert_matrix(packed, sl_expert_store_shape(loader->store), matrix, at);
+    sl_packed_expert_matrix(packed, sl_expert_map_shape(loader->store), matrix, at);
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s at offset %llu does not have the checksum that the catalog names, "
                       "read twice; sluice verify --repair can mend it",
-                      sl_expert_store_file_path(loader->store, at[0].file_index),
+                      sl_expert_map_file_path(loader->store, at[0].file_index),
                       sl_expert_matrix_name(matrix), (unsigned long long)at[0].offset_bytes);
 }
 
 static int explain_corrupt(const struct sl_expert_loader *loader, const struct sl_expert_load *load,
                            int matrix, struct sl_err *err)
 {
-    const struct sl_packed_expert *packed = sl_expert_store_find_packed(loader->store, load->key);
+    const struct sl_packed_expert *packed = sl_expert_map_find_packed(loader->store, load->key);
     const struct sl_extent *scales;
 
     if (packed)
         return explain_packed(loader, packed, matrix, err);
-    scales = &sl_expert_store_find(loader->store, load->key)->scales[matrix];
+    scales = &sl_expert_map_find(loader->store, load->key)->scales[matrix];
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s has a scale that is NaN or above 2^%d in its %llu at offset %llu",
-                      sl_expert_store_file_path(loader->store, scales->file_index),
+                      sl_expert_map_file_path(loader->store, scales->file_index),
                       sl_expert_matrix_name(matrix), SL_SCALE_EXPONENT_MAX,
                       (unsigned long long)scales->size_bytes,
                       (unsigned long long)scales->offset_bytes);
@@ -491,7 +489,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     }
     if (end->rc < 0 && !load->cancelled)
         sl_err_prefix(&end->err, end->rc, "%s",
-                      sl_expert_format(sl_expert_store_shape(loader->store), load->key, text));
+                      sl_expert_format(sl_expert_map_shape(loader->store), load->key, text));
     load->busy = load->held = end->held = load->late_reads != 0;
     loader->n_busy -= !load->busy;
     loader->n_held += load->held;
@@ -572,7 +570,7 @@ int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct 
         load++;
     if (load->cancelled)
         sl_err_set(err, -ETIMEDOUT, "%s: its drive did not answer",
-                   sl_expert_store_file_path(
+                   sl_expert_map_file_path(
                        loader->store, load->reads[__builtin_ctz(load->late_reads)].file_index));
     else
         sl_reader_explain(loader->reader, load->failed, err);

@@ -22,7 +22,7 @@
 #include "core/base/pool.h"
 #include "core/model/expert_source.h"
 #include "storage/store/codec.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/reader.h"
 
 struct sl_expert_load {
@@ -46,7 +46,7 @@ struct sl_expert_load {
 };
 
 struct sl_expert_loader {
-    const struct sl_expert_store *store;
+    const struct sl_expert_map *store;
     struct sl_reader *reader;
     struct sl_pool *pool;
     struct sl_expert_load *loads; /* inflight_max */
@@ -77,11 +77,11 @@ struct sl_expert_load_end {
 
 /* Of one load: enough for any expert, wherever its extents lie; 0 for a store in which none is
  * compressed. */
-uint64_t sl_expert_load_staging_bytes(const struct sl_expert_store *store);
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store);
 
 /* Borrows all three; to measure, reader and pool may be NULL, and n_threads is set by the caller.
  * sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */
-void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_store *store,
+void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_map *store,
                            struct sl_reader *reader, struct sl_pool *pool, uint32_t inflight_max,
                            enum sl_verify verify);
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena);

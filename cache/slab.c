@@ -1,6 +1,7 @@
 #include "cache/slab.h"
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "core/kernels/r16.h"
 
 /* About as long as drives of 1 GB/s take to read as much. To clear a huge page takes a tenth of it,
@@ -26,7 +27,7 @@ void sl_slab_carve(struct sl_slab *slab, struct sl_arena *arena, uint64_t slot_b
     slab->slot_bytes = slot_bytes;
     slab->n_slots = n_slots;
     slab->part_slots = (n_slots + SL_IO_PARTS_MAX - 1) / SL_IO_PARTS_MAX;
-    slab->base = sl_arena_take_aligned(arena, n_slots, slot_bytes, 4096);
+    slab->base = sl_arena_take_aligned(arena, n_slots, slot_bytes, SL_BLOCK_BYTES);
     slab->parts = sl_arena_take(arena, part_count(slab), sizeof(*slab->parts));
 }
 

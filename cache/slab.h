@@ -22,7 +22,7 @@
 
 #include "core/base/arena.h"
 #include "core/base/pool.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/reader.h"
 
 enum sl_slab_pages { SL_SLAB_EMPTY, SL_SLAB_SMALL, SL_SLAB_HUGE };

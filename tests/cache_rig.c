@@ -156,19 +156,19 @@ void cache_fixture_open(struct cache_fixture *f, bool scattered)
     write_file(f->folder, files[0], tensors, first, scattered, &random);
     write_file(f->folder, files[1], tensors + first, TENSORS - first, scattered, &random);
     assert_int_equal(sl_checkpoint_open(&f->checkpoint, f->folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&f->store, f->checkpoint, &cache_shape, NULL), 0);
+    assert_int_equal(sl_expert_map_of_checkpoint(&f->store, f->checkpoint, &cache_shape, NULL), 0);
     load_expected(f);
 }
 
 static void open_packed(struct cache_fixture *f)
 {
     assert_int_equal(sl_store_open(&f->packed, f->folder, SL_STORE_RUN, NULL), 0);
-    assert_int_equal(sl_expert_store_open_packed(&f->store, f->packed, &cache_shape, NULL), 0);
+    assert_int_equal(sl_expert_map_of_store(&f->store, f->packed, &cache_shape, NULL), 0);
 }
 
 void cache_fixture_reopen(struct cache_fixture *f)
 {
-    sl_expert_store_close(f->store);
+    sl_expert_map_close(f->store);
     sl_store_close(f->packed);
     open_packed(f);
 }
@@ -204,7 +204,7 @@ void cache_fixture_open_packed(struct cache_fixture *f, const struct cache_fixtu
 
 void cache_fixture_close(struct cache_fixture *f)
 {
-    sl_expert_store_close(f->store);
+    sl_expert_map_close(f->store);
     sl_store_close(f->packed);
     sl_checkpoint_close(f->checkpoint);
     store_rig_remove(f->folder);
@@ -253,9 +253,9 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
     const char *paths[CACHE_FILES];
     struct sl_io *io;
 
-    assert_int_equal(sl_expert_store_file_count(f->store), CACHE_FILES);
+    assert_int_equal(sl_expert_map_file_count(f->store), CACHE_FILES);
     for (uint32_t i = 0; i < CACHE_FILES; i++)
-        paths[i] = sl_expert_store_file_path(f->store, i);
+        paths[i] = sl_expert_map_file_path(f->store, i);
     rig->f = f;
     rig->io = options->io;
     if (!rig->io) {

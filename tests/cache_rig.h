@@ -24,7 +24,7 @@ struct cache_fixture {
     char folder[FIXTURE_PATH_BYTES];
     struct sl_checkpoint *checkpoint; /* NULL of a store */
     struct sl_store *packed;          /* NULL of a checkpoint */
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     uint8_t *expected;     /* (CACHE_LAYERS, CACHE_EXPERTS), as slots hold them */
     uint64_t expert_bytes; /* as stored: of a store, its record */
 };

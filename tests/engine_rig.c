@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/store_write.h"
 #include "tests/store_rig.h"
@@ -266,11 +267,7 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
                      bool compress, char ret_folder[FIXTURE_PATH_BYTES])
 {
     static const uint64_t weights[] = {1, 1, 1};
-    const struct sl_expert_shape shape = {.num_hidden_layers = m->config.num_hidden_layers,
-                                          .n_mtp_layers = 1,
-                                          .n_routed_experts = m->config.n_routed_experts,
-                                          .hidden_size = m->config.hidden_size,
-                                          .moe_intermediate_size = m->config.moe_intermediate_size};
+    const struct sl_expert_shape shape = sl_expert_shape_of(&m->config, 1);
     const char **names = calloc(m->source.count, sizeof(*names));
     char stripes[2][FIXTURE_PATH_BYTES + 8];
     const char *const stripe_folders[] = {stripes[0], stripes[1]};
@@ -286,7 +283,7 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
                                       .batch_bytes = 1 << 20};
     struct sl_pack_result result;
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *experts;
+    struct sl_expert_map *experts;
 
     assert_non_null(names);
     sl_assert(n_stripes <= 2);
@@ -299,16 +296,15 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
         assert_int_equal(mkdir(stripes[i], 0700), 0);
     }
     assert_int_equal(sl_checkpoint_open(&checkpoint, m->folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
+    assert_int_equal(sl_expert_map_of_checkpoint(&experts, checkpoint, &shape, NULL), 0);
     assert_int_equal(sl_pool_create(&options.pool, 1, NULL), 0);
     options.checkpoint = checkpoint;
     options.experts = experts;
     assert_int_equal(sl_store_pack(&options, &result, NULL), 0);
     /* Two blocks of each, zeros between the matrices most of it. */
-    assert_int_equal(result.saved_bytes,
-                     compress ? ENGINE_RIG_EXPERTS * 2 * SL_STORE_BLOCK_BYTES : 0);
+    assert_int_equal(result.saved_bytes, compress ? ENGINE_RIG_EXPERTS * 2 * SL_BLOCK_BYTES : 0);
     sl_pool_destroy(options.pool);
-    sl_expert_store_close(experts);
+    sl_expert_map_close(experts);
     sl_checkpoint_close(checkpoint);
     free(names);
 }

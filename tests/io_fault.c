@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 
 #define GATHER_MAX 32u
 
@@ -121,9 +122,9 @@ static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint3
         while (index < io->reads_max && fault->entries[index].used)
             index++;
         sl_assert(index < io->reads_max); /* more out than allowed */
-        sl_assert(read.offset_bytes % SL_IO_ALIGN_BYTES == 0);
-        sl_assert(read.size_bytes > 0 && read.size_bytes % SL_IO_ALIGN_BYTES == 0);
-        sl_assert((uintptr_t)read.dst % SL_IO_ALIGN_BYTES == 0);
+        sl_assert(read.offset_bytes % SL_BLOCK_BYTES == 0);
+        sl_assert(read.size_bytes > 0 && read.size_bytes % SL_BLOCK_BYTES == 0);
+        sl_assert((uintptr_t)read.dst % SL_BLOCK_BYTES == 0);
         entry = &fault->entries[index];
         *entry = (struct entry){.read = read, .used = true, .wrong = what_goes_wrong(fault, &read)};
         if (entry->wrong.any && entry->wrong.kind == IO_FAULT_LATE) {
@@ -142,7 +143,7 @@ static void fault_submit(struct sl_io *io, const struct sl_io_read *reads, uint3
 
 static void spoil(struct fault *fault, struct entry *entry)
 {
-    uint32_t block = (uint32_t)SL_IO_ALIGN_BYTES;
+    uint32_t block = (uint32_t)SL_BLOCK_BYTES;
     uint32_t got = entry->result > 0 ? (uint32_t)entry->result : 0;
 
     if (entry->wrong.any && entry->wrong.kind == IO_FAULT_FAIL)

@@ -6,6 +6,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
+#include "core/base/size.h"
 #include "tests/io_fault.h"
 
 #define FILE_BYTES_MAX (UINT64_C(64) << 20)
@@ -66,7 +67,7 @@ static void simulated_submit(struct sl_io *io, const struct sl_io_read *reads, u
         sl_assert(sim->n_out < io->reads_max);
         sl_assert(reads[i].file_index < io->n_files && reads[i].size_bytes > 0);
         sl_assert((reads[i].offset_bytes | reads[i].size_bytes | (uintptr_t)reads[i].dst) %
-                      SL_IO_ALIGN_BYTES ==
+                      SL_BLOCK_BYTES ==
                   0);
         assert_apart(sim, &reads[i]);
         if (sim->plan.on_submit)
@@ -83,7 +84,7 @@ static void simulated_submit(struct sl_io *io, const struct sl_io_read *reads, u
 static int32_t deliver(struct simulated *sim, const struct sl_io_read *read)
 {
     const struct file *file = &sim->files[read->file_index];
-    const uint32_t block = (uint32_t)SL_IO_ALIGN_BYTES;
+    const uint32_t block = (uint32_t)SL_BLOCK_BYTES;
     uint64_t chance = below(sim, 1000), n = 0;
 
     if (chance < sim->plan.again_permille)

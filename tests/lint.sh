@@ -40,10 +40,13 @@ allowed_includes() {
     core/text/*) echo core/base/ core/text/ ;;
     core/session/*) echo core/base/ core/kernels/ core/model/ core/session/ ;;
     storage/*)
-        echo core/base/ core/model/expert_source.h core/model/weight_source.h core/kernels/r16.h \
-            storage/
+        echo core/base/ core/model/expert_key.h core/model/expert_shape.h \
+            core/model/weight_source.h core/kernels/r16.h storage/
         ;;
-    cache/*) echo core/base/ core/model/expert_source.h core/kernels/r16.h storage/ cache/ ;;
+    cache/*)
+        echo core/base/ core/model/expert_key.h core/model/expert_shape.h \
+            core/model/expert_source.h core/kernels/r16.h storage/ cache/
+        ;;
     kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;
     daemon/* | tools/* | tests/*) echo core/ kernels- storage/ cache/ daemon/ tools/ tests/ ;;
     esac

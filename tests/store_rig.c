@@ -67,13 +67,13 @@ void store_rig_path(const struct store_rig *rig, const char *name, char path[FIX
 static void open_checkpoint(struct store_rig *rig)
 {
     assert_int_equal(sl_checkpoint_open_cut(&rig->checkpoint, rig->checkpoint_folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&rig->experts, rig->checkpoint, &store_rig_shape, NULL),
-                     0);
+    assert_int_equal(
+        sl_expert_map_of_checkpoint(&rig->experts, rig->checkpoint, &store_rig_shape, NULL), 0);
 }
 
 void store_rig_reopen(struct store_rig *rig)
 {
-    sl_expert_store_close(rig->experts);
+    sl_expert_map_close(rig->experts);
     sl_checkpoint_close(rig->checkpoint);
     open_checkpoint(rig);
 }
@@ -119,7 +119,7 @@ void store_rig_open(struct store_rig *rig, uint8_t weights)
 void store_rig_close(struct store_rig *rig)
 {
     sl_pool_destroy(rig->pool);
-    sl_expert_store_close(rig->experts);
+    sl_expert_map_close(rig->experts);
     sl_checkpoint_close(rig->checkpoint);
     store_rig_remove(rig->root);
 }

@@ -23,7 +23,7 @@ struct store_rig {
     char checkpoint_folder[FIXTURE_PATH_BYTES];
     char store_folder[FIXTURE_PATH_BYTES]; /* not made yet */
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *experts;
+    struct sl_expert_map *experts;
     struct sl_pool *pool; /* of one thread: writes come in one order */
     bool compress;        /* false after store_rig_open(): what options ask for */
 };

@@ -319,7 +319,7 @@ static void test_sweeps_read_ahead(void **state)
             cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS + n_ahead);
         for (uint32_t n = 0; n < CACHE_EXPERTS; n++) {
-            uint16_t expert = sl_expert_store_nth(fixtures[i].store, 1, n);
+            uint16_t expert = sl_expert_map_nth(fixtures[i].store, 1, n);
 
             assert_int_equal(table->slot_of[CACHE_EXPERTS + expert] != SL_NO_SLOT, n < n_ahead);
         }

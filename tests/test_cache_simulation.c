@@ -16,6 +16,7 @@
 
 #include "cache/slot_table.h"
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "tests/cache_rig.h"
 #include "tests/io_simulated.h"
 #include "tests/kernel_inputs.h"
@@ -24,7 +25,7 @@
 #define EVENTS_PER_WORLD 50000u
 #define EVENTS_PER_WORLD_SLOW 3000u
 #define ALL (CACHE_LAYERS * CACHE_EXPERTS)
-#define BLOCK SL_IO_ALIGN_BYTES
+#define BLOCK SL_BLOCK_BYTES
 #define SPAN_EXTRA_BYTES (2 * SL_EXPERT_READS_MAX * BLOCK) /* around what a load reads */
 
 /* Where an expert lies: of a checkpoint its codes, but for the blocks that its neighbours share. */
@@ -122,15 +123,14 @@ static void find_insides(struct world *w)
         uint64_t end_bytes;
 
         if (w->rig.f->packed) {
-            const struct sl_packed_expert *record =
-                sl_expert_store_find_packed(w->rig.f->store, key);
+            const struct sl_packed_expert *record = sl_expert_map_find_packed(w->rig.f->store, key);
 
             w->inside[id] = (struct inside){.first_block = record->parts[0].offset_bytes / BLOCK,
                                             .n_blocks = (uint32_t)(w->rig.f->expert_bytes / BLOCK),
                                             .file_index = record->parts[0].file_index};
             continue;
         }
-        codes = sl_expert_store_find(w->rig.f->store, key)->codes;
+        codes = sl_expert_map_find(w->rig.f->store, key)->codes;
         end_bytes = codes[SL_EXPERT_W3].offset_bytes + codes[SL_EXPERT_W3].size_bytes;
         w->inside[id] = (struct inside){.first_block = codes[SL_EXPERT_W1].offset_bytes / BLOCK + 1,
                                         .file_index = codes[SL_EXPERT_W1].file_index};
@@ -396,7 +396,7 @@ static void create_world(struct world *w, const struct cache_fixture *f, uint64_
     plan.again_permille = below(w, 2) * below(w, 100);
     plan.fail_permille = below(w, 2) * below(w, 60);
     for (uint32_t i = 0; i < CACHE_FILES; i++)
-        paths[i] = sl_expert_store_file_path(f->store, i);
+        paths[i] = sl_expert_map_file_path(f->store, i);
     options.reads_max = 1 + below(w, 16);
     options.piece_bytes <<= below(w, 6);
     options.n_slots = w->n_slots_max;

@@ -10,7 +10,7 @@
 
 #include "core/base/clock.h"
 #include "storage/checkpoint/checkpoint.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "tests/fixture_checkpoint.h"
 
 /* Sanitizers make parsing ten times slower, and a small model shows them as much. */
@@ -159,7 +159,7 @@ static void test_pro_opens_quickly(void **state)
     static const struct sl_expert_shape shape = {LAYERS, 1, EXPERTS, HIDDEN, INTER};
     char folder[FIXTURE_PATH_BYTES];
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     uint64_t start_ns, opened_ns, end_ns;
     struct sl_err err = {0};
 
@@ -170,7 +170,7 @@ static void test_pro_opens_quickly(void **state)
     if (sl_checkpoint_open(&checkpoint, folder, &err) != 0)
         fail_msg("%s", err.message);
     opened_ns = sl_clock_ns();
-    if (sl_expert_store_open(&store, checkpoint, &shape, &err) != 0)
+    if (sl_expert_map_of_checkpoint(&store, checkpoint, &shape, &err) != 0)
         fail_msg("%s", err.message);
     end_ns = sl_clock_ns();
     fixture_folder_remove(folder);
@@ -180,10 +180,10 @@ static void test_pro_opens_quickly(void **state)
             struct sl_extent reads[SL_EXPERT_READS_MAX];
             struct sl_expert_key key = {(uint16_t)i, (uint16_t)e};
 
-            assert_int_equal(sl_expert_record_reads(sl_expert_store_find(store, key), reads), 2);
+            assert_int_equal(sl_checkpoint_expert_reads(sl_expert_map_find(store, key), reads), 2);
         }
     }
-    sl_expert_store_close(store);
+    sl_expert_map_close(store);
     sl_checkpoint_close(checkpoint);
     if (getenv("SL_BENCH"))
         print_message("%u tensors in %u files: checkpoint %.3f s, experts %.3f s\n", TENSORS,

@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "core/base/size.h"
+
 #include "core/kernels/r16.h"
 #include "storage/store/codec.h"
 #include "tests/fault_alloc.h"
@@ -139,7 +141,7 @@ static void test_there_and_back(void **state)
         shape.hidden_size = shapes[i / 2].hidden_size;
         shape.moe_intermediate_size = shapes[i / 2].moe_intermediate_size;
         open_fixture(&f, &shape, kind, &gain);
-        assert_int_equal(f.stored_bytes % SL_READ_ALIGN_BYTES, 0);
+        assert_int_equal(f.stored_bytes % SL_BLOCK_BYTES, 0);
         assert_in_range(f.stored_bytes, 1, f.record_bytes - 1);
         assert_true(2 * gain.scales_stored_bytes <= gain.scales_bytes);
         assert_int_equal(gain.codes_bytes, 16 * gain.scales_bytes);

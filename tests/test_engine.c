@@ -12,6 +12,8 @@
 
 #include <cmocka.h>
 
+#include "core/base/size.h"
+
 #include "tests/engine_rig.h"
 #include "tests/fault_alloc.h"
 #include "tests/store_rig.h"
@@ -173,7 +175,7 @@ static void test_experts_that_come_in_parts(void **state)
     engine_rig_pack(m, "parts", 0, false, store_folder);
     options.model = store_folder;
     options.cache_min = false;
-    options.reader.piece_bytes = SL_IO_ALIGN_BYTES;
+    options.reader.piece_bytes = SL_BLOCK_BYTES;
     options.reader.depth = 1;
     engine_rig_make_faulty(&options);
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);

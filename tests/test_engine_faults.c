@@ -17,6 +17,8 @@
 
 #include <cmocka.h>
 
+#include "core/base/size.h"
+
 #include "tests/engine_rig.h"
 
 /* Sessions: what they have seen before the step, and what they take in it. */
@@ -47,7 +49,7 @@ static bool delivers_wrong_bytes(const struct io_fault_plan *plan)
 static int code_of(const struct io_fault_plan *plan, uint32_t size_bytes)
 {
     /* A read that delivers some blocks goes on behind them. */
-    if (plan->fail_kind == IO_FAULT_SHORT && size_bytes > SL_IO_ALIGN_BYTES)
+    if (plan->fail_kind == IO_FAULT_SHORT && size_bytes > SL_BLOCK_BYTES)
         return 0;
     if (plan->late_ns == IO_FAULT_NEVER)
         return -ETIMEDOUT;

@@ -66,13 +66,13 @@ static void test_two_reads_an_expert(void **state)
     assert_int_equal(cache_rig_demand(&rig, 1, experts, CACHE_EXPERTS, NULL, NULL), 0);
     assert_int_equal(io_fault_read_count(rig.io), 2 * CACHE_EXPERTS);
     for (uint16_t e = 0; e < CACHE_EXPERTS; e++) {
-        const struct sl_expert_record *record =
-            sl_expert_store_find(f->store, (struct sl_expert_key){1, e});
+        const struct sl_checkpoint_expert *record =
+            sl_expert_map_find(f->store, (struct sl_expert_key){1, e});
 
         span_bytes +=
-            sl_read_span_bytes(record->codes[0].offset_bytes, 3 * record->codes[0].size_bytes);
+            sl_aligned_run_bytes(record->codes[0].offset_bytes, 3 * record->codes[0].size_bytes);
         span_bytes +=
-            sl_read_span_bytes(record->scales[0].offset_bytes, 3 * record->scales[0].size_bytes);
+            sl_aligned_run_bytes(record->scales[0].offset_bytes, 3 * record->scales[0].size_bytes);
     }
     assert_int_equal(sl_expert_cache_counters(rig.cache).read_bytes, span_bytes);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS);
@@ -570,7 +570,7 @@ static int open_all(const struct cache_fixture *f, bool threads, struct sl_pool 
     int rc;
 
     for (uint32_t i = 0; i < CACHE_FILES; i++)
-        paths[i] = sl_expert_store_file_path(f->store, i);
+        paths[i] = sl_expert_map_file_path(f->store, i);
     rc = (threads ? sl_io_threads_open : sl_io_choose(NULL))(&io, paths, CACHE_FILES, 8, err);
     if (rc == 0)
         rc = sl_reader_create(&reader, io, NULL, err);

@@ -231,7 +231,7 @@ static void test_disk_too_small(void **state)
     struct fixture_list list = {0};
     char folder[FIXTURE_PATH_BYTES];
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *experts;
+    struct sl_expert_map *experts;
     struct sl_err err = {0};
 
     store_rig_path(&f->rig, "vast", folder);
@@ -242,7 +242,7 @@ static void test_disk_too_small(void **state)
     fixture_write_text(folder, "config.json", "{}\n");
     fixture_fini(&list);
     assert_int_equal(sl_checkpoint_open(&checkpoint, folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&experts, checkpoint, &shape, NULL), 0);
+    assert_int_equal(sl_expert_map_of_checkpoint(&experts, checkpoint, &shape, NULL), 0);
     options.checkpoint_folder = folder;
     options.checkpoint = checkpoint;
     options.experts = experts;
@@ -251,7 +251,7 @@ static void test_disk_too_small(void **state)
     assert_int_equal(sl_store_pack(&options, NULL, &err), -ENOSPC);
     store_rig_assert_says(&err, "2.00 TiB are needed, ");
     assert_int_equal(rmdir(f->other), 0); /* nothing was written */
-    sl_expert_store_close(experts);
+    sl_expert_map_close(experts);
     sl_checkpoint_close(checkpoint);
 }
 

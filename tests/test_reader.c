@@ -107,7 +107,7 @@ static struct sl_read *rig_queue(struct rig *rig, const struct fixture *f, uint3
 
 static void check_content(const struct fixture *f, const struct sl_read *read)
 {
-    uint64_t span_bytes = sl_read_span_bytes(read->offset_bytes, read->size_bytes);
+    uint64_t span_bytes = sl_aligned_run_bytes(read->offset_bytes, read->size_bytes);
 
     assert_int_equal(read->rc, 0);
     assert_memory_equal(read->dst + read->offset_bytes % BLOCK, f->data + read->offset_bytes,
@@ -120,7 +120,7 @@ static void check_content(const struct fixture *f, const struct sl_read *read)
 static uint64_t device_bytes(const struct sl_read *read)
 {
     uint64_t start = sl_round_down(read->offset_bytes, BLOCK);
-    uint64_t span = sl_read_span_bytes(read->offset_bytes, read->size_bytes);
+    uint64_t span = sl_aligned_run_bytes(read->offset_bytes, read->size_bytes);
 
     return start + span > FILE_BYTES ? FILE_BYTES - start : span;
 }

@@ -59,7 +59,7 @@ static void test_tensors_are_the_checkpoints(void **state)
         assert_int_equal(to->ops->read(to, name, half, size - half, found + half, NULL), 0);
         assert_memory_equal(found, expected, size);
         assert_int_equal(sl_store_tensor(files.store, i)->extent.offset_bytes, end_bytes);
-        end_bytes += sl_round_up(size, SL_STORE_BLOCK_BYTES);
+        end_bytes += sl_round_up(size, SL_BLOCK_BYTES);
     }
     assert_int_equal(to->ops->find(to, "mtp.1.not_understood", &info), -ENOENT);
     assert_int_equal(sl_store_file(files.store, 0)->size_bytes, end_bytes);
@@ -350,16 +350,16 @@ static void test_another_models_config(void **state)
 {
     const struct store_fixture *f = *state;
     struct sl_expert_shape shape = store_rig_shape;
-    struct sl_expert_store *experts;
+    struct sl_expert_map *experts;
     struct sl_model_files files;
     struct sl_err err = {0};
 
     assert_int_equal(sl_model_files_open(&files, f->rig.store_folder, NULL), 0);
     shape.n_mtp_layers = 0; /* fewer are allowed */
     assert_int_equal(sl_model_files_experts(&files, &shape, &experts, NULL), 0);
-    assert_null(sl_expert_store_find_packed(experts, (struct sl_expert_key){2, 0}));
-    assert_non_null(sl_expert_store_find_packed(experts, (struct sl_expert_key){1, 2}));
-    sl_expert_store_close(experts);
+    assert_null(sl_expert_map_find_packed(experts, (struct sl_expert_key){2, 0}));
+    assert_non_null(sl_expert_map_find_packed(experts, (struct sl_expert_key){1, 2}));
+    sl_expert_map_close(experts);
     shape.n_routed_experts = 4;
     assert_int_equal(sl_model_files_experts(&files, &shape, &experts, &err), -SL_EFORMAT);
     store_rig_assert_says(

@@ -6,6 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What records are aligned to on disk, and what direct reads and writes want. */
+#define SL_BLOCK_BYTES UINT64_C(4096)
+
 /* Parses the decimal number that `text` begins with, such as "4096", "0.5" or "1e-3"; *ret_end is
  * what follows it. Returns 0, or -EINVAL for anything else, signs, white space, hexadecimal digits
  * and words such as "inf" included. */

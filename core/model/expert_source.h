@@ -22,13 +22,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-
-struct sl_expert_key {
-    uint16_t layer_index; /* num_hidden_layers + i for MTP block i */
-    uint16_t expert_index;
-};
-
-enum sl_expert_matrix { SL_EXPERT_W1, SL_EXPERT_W2, SL_EXPERT_W3, SL_EXPERT_MATRICES };
+#include "core/model/expert_key.h"
 
 /* A loan: `w` is valid until release(). */
 struct sl_expert_loan {

@@ -22,7 +22,7 @@ struct sl_engine {
     struct sl_config config;
     struct sl_model_files files;
     struct sl_weight_source *source; /* of files */
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     struct sl_pool *pool;
     struct sl_kernels kernels;
     struct sl_compute compute;
@@ -105,13 +105,7 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
                           "%s: no MTP block of a kind that this engine knows", e->options.model);
     if (e->config.num_nextn_predict_layers > 0 && !mtp_known)
         add_note(e, "MTP blocks of an unknown generation were left aside");
-    shape = (struct sl_expert_shape){
-        .num_hidden_layers = e->config.num_hidden_layers,
-        .n_mtp_layers = e->options.with_mtp,
-        .n_routed_experts = e->config.n_routed_experts,
-        .hidden_size = e->config.hidden_size,
-        .moe_intermediate_size = e->config.moe_intermediate_size,
-    };
+    shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
     rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
     return rc < 0 ? rc : check_tensors(e, err);
 }
@@ -154,7 +148,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     sl_memory_room_read("", &room);
     what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes + process.own_bytes;
     *ret_verdict =
-        sl_memory_plan_make(&e->plan, &e->config, sl_expert_store_shape(e->store), &what, err);
+        sl_memory_plan_make(&e->plan, &e->config, sl_expert_map_shape(e->store), &what, err);
     e->plan.total_bytes = room.total_bytes;
     if (*ret_verdict == 0)
         *ret_verdict = sl_memory_room_check(&room, e->plan.budget_bytes,
@@ -264,13 +258,13 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
 {
     const uint32_t depth =
         e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
-    const char **paths = sl_expert_store_file_paths(e->store);
+    const char **paths = sl_expert_map_file_paths(e->store);
     int rc;
 
     if (!paths)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
     choose_io(e);
-    rc = e->options.io(&e->io, paths, sl_expert_store_file_count(e->store), depth, err);
+    rc = e->options.io(&e->io, paths, sl_expert_map_file_count(e->store), depth, err);
     free(paths);
     if (rc < 0)
         return rc;
@@ -429,7 +423,7 @@ void sl_engine_close(struct sl_engine *engine)
         engine->io->ops->close(engine->io);
     sl_weights_fini(&engine->weights); /* zeroed if they were not loaded */
     sl_pool_destroy(engine->pool);
-    sl_expert_store_close(engine->store);
+    sl_expert_map_close(engine->store);
     sl_model_files_close(&engine->files);
     free(engine);
 }
@@ -526,7 +520,7 @@ int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err)
     return sl_expert_cache_empty(engine->cache, err);
 }
 
-const struct sl_expert_store *sl_engine_experts(const struct sl_engine *engine)
+const struct sl_expert_map *sl_engine_experts(const struct sl_engine *engine)
 {
     return engine->store;
 }

@@ -85,7 +85,7 @@ int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struc
 int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err);
 
 /* Where the experts lie, and how reads of them are cut: to measure the drives beside the engine. */
-const struct sl_expert_store *sl_engine_experts(const struct sl_engine *engine);
+const struct sl_expert_map *sl_engine_experts(const struct sl_engine *engine);
 struct sl_reader_options sl_engine_reader_options(const struct sl_engine *engine);
 
 /* What the forward pass computes with; its pool keeps the account of time. */

@@ -10,7 +10,7 @@
 #include "core/base/err.h"
 #include "core/model/config.h"
 #include "core/model/compute.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 
 enum sl_memory_user {
     SL_MEMORY_PROGRAM, /* code, headers, tokenizer, prompt, stacks, buffers */

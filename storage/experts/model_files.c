@@ -21,8 +21,8 @@ struct sl_weight_source *sl_model_files_weights(const struct sl_model_files *fil
 }
 
 int sl_model_files_experts(const struct sl_model_files *files, const struct sl_expert_shape *shape,
-                           struct sl_expert_store **ret_experts, struct sl_err *err)
+                           struct sl_expert_map **ret_experts, struct sl_err *err)
 {
-    return files->store ? sl_expert_store_open_packed(ret_experts, files->store, shape, err)
-                        : sl_expert_store_open(ret_experts, files->checkpoint, shape, err);
+    return files->store ? sl_expert_map_of_store(ret_experts, files->store, shape, err)
+                        : sl_expert_map_of_checkpoint(ret_experts, files->checkpoint, shape, err);
 }

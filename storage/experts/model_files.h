@@ -10,7 +10,7 @@
 #include "core/base/err.h"
 #include "core/model/weight_source.h"
 #include "storage/checkpoint/checkpoint.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/store/store.h"
 
 struct sl_model_files {
@@ -26,8 +26,8 @@ void sl_model_files_close(struct sl_model_files *files);
 /* `check`: dense tensors of a store are held against their checksums. */
 struct sl_weight_source *sl_model_files_weights(const struct sl_model_files *files, bool check);
 
-/* Fails as sl_expert_store_open() or sl_expert_store_open_packed(). */
+/* Fails as sl_expert_map_of_checkpoint() or sl_expert_map_of_store(). */
 int sl_model_files_experts(const struct sl_model_files *files, const struct sl_expert_shape *shape,
-                           struct sl_expert_store **ret_experts, struct sl_err *err);
+                           struct sl_expert_map **ret_experts, struct sl_err *err);
 
 #endif

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/size.h"
 #include "storage/io/plain_file.h"
 
 static int make_folder(struct sl_file_writer *writer, const char *path)
@@ -53,7 +54,7 @@ static int open_bulk(const char *path)
 
     fd = fd < 0 ? -errno : lock_file(fd);
     if (fd >= 0)
-        sl_file_set_direct(fd, SL_WRITE_ALIGN_BYTES);
+        sl_file_set_direct(fd, SL_BLOCK_BYTES);
     return fd;
 }
 

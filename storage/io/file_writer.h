@@ -12,8 +12,6 @@
 
 #include "core/base/err.h"
 
-#define SL_WRITE_ALIGN_BYTES UINT64_C(4096)
-
 struct sl_file_writer;
 
 struct sl_file_writer_ops {
@@ -22,7 +20,7 @@ struct sl_file_writer_ops {
 
     /* Opens a file and gives a number for it. For `bulk` what is in it stays, it is created if
      * there is none, and offset, size and address of every write are multiples of
-     * SL_WRITE_ALIGN_BYTES, so that it goes past the page cache where the file system and the drive
+     * SL_BLOCK_BYTES, so that it goes past the page cache where the file system and the drive
      * do that for such blocks; nobody else can open it so until it is closed (-EBUSY). Otherwise a
      * new file takes the place of any that is there. A symbolic link is not followed (-ELOOP). */
     int (*open)(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file);

@@ -9,6 +9,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/file.h"
+#include "core/base/size.h"
 
 /* The drive of an earlier file on the same device, or a new one. */
 static uint32_t find_drive(struct sl_io *io, uint32_t file_index)
@@ -36,7 +37,7 @@ int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_file
 
         if (fd < 0)
             return fd;
-        io->direct = sl_file_set_direct(fd, SL_IO_ALIGN_BYTES) && io->direct;
+        io->direct = sl_file_set_direct(fd, SL_BLOCK_BYTES) && io->direct;
         io->files[i].fd = fd;
         io->n_files = i + 1;
         io->files[i].path = strdup(paths[i]);

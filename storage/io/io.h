@@ -5,7 +5,7 @@
  * and retrying are the reader's (storage/io/reader.h).
  *
  * Files are read with O_DIRECT: offset, size and destination of every read are multiples of
- * SL_IO_ALIGN_BYTES. Where the file system has no direct I/O, or the drive wants larger blocks, the
+ * SL_BLOCK_BYTES. Where the file system has no direct I/O, or the drive wants larger blocks, the
  * file is read through the page cache, and `direct` says so. One thread makes all calls on an
  * sl_io.
  *
@@ -18,8 +18,6 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-
-#define SL_IO_ALIGN_BYTES UINT64_C(4096)
 
 struct sl_io_read {
     uint64_t offset_bytes;

@@ -85,23 +85,23 @@ int sl_io_time(struct sl_io *io, const struct sl_io_trial *trial, const struct s
                struct sl_io_timing *ret_timing, struct sl_err *err)
 {
     struct run run = {.trial = trial, .extents = extents, .n_extents = n_extents, .err = err};
-    uint64_t span_bytes = 0;
+    uint64_t aligned_run_bytes = 0;
     struct sl_read *reads;
     uint32_t n_reads;
 
     sl_assert(n_extents >= 1);
     for (uint32_t i = 0; i < n_extents; i++) {
-        uint64_t bytes = sl_read_span_bytes(extents[i].offset_bytes, extents[i].size_bytes);
+        uint64_t bytes = sl_aligned_run_bytes(extents[i].offset_bytes, extents[i].size_bytes);
 
-        span_bytes = bytes > span_bytes ? bytes : span_bytes;
+        aligned_run_bytes = bytes > aligned_run_bytes ? bytes : aligned_run_bytes;
     }
-    n_reads = (uint32_t)(area_bytes / span_bytes);
+    n_reads = (uint32_t)(area_bytes / aligned_run_bytes);
     sl_assert(n_reads >= 1);
     reads = calloc(n_reads, sizeof(*reads));
     if (!reads)
         return sl_err_set(err, -ENOMEM, "reads to be timed: out of memory");
     for (uint32_t i = 0; i < n_reads; i++)
-        reads[i].dst = area + i * span_bytes;
+        reads[i].dst = area + i * aligned_run_bytes;
     run.rc = sl_reader_create(&run.reader, io, &trial->options, err);
     if (run.rc == 0) {
         run_reads(&run, reads, n_reads);
@@ -148,7 +148,7 @@ static bool choose_places(const struct sl_io *io, struct sl_extent places[N_READ
             continue;
         if (at_bytes > (uint64_t)status.st_size - READ_BYTES)
             at_bytes = (uint64_t)status.st_size - READ_BYTES;
-        places[n++] = (struct sl_extent){.offset_bytes = sl_round_down(at_bytes, SL_IO_ALIGN_BYTES),
+        places[n++] = (struct sl_extent){.offset_bytes = sl_round_down(at_bytes, SL_BLOCK_BYTES),
                                          .size_bytes = READ_BYTES,
                                          .file_index = i};
     }

@@ -5,7 +5,7 @@
 #ifndef SL_STORAGE_IO_IO_PROBE_H
 #define SL_STORAGE_IO_IO_PROBE_H
 
-#include "storage/experts/expert_store.h"
+#include "storage/io/extent.h"
 #include "storage/io/reader.h"
 
 struct sl_io_trial {

@@ -64,15 +64,15 @@ struct sl_reader {
     struct sl_reader_counters counters;
 };
 
-uint64_t sl_read_span_bytes(uint64_t offset_bytes, uint64_t size_bytes)
+uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes)
 {
-    return sl_round_up(offset_bytes + size_bytes, SL_IO_ALIGN_BYTES) -
-           sl_round_down(offset_bytes, SL_IO_ALIGN_BYTES);
+    return sl_round_up(offset_bytes + size_bytes, SL_BLOCK_BYTES) -
+           sl_round_down(offset_bytes, SL_BLOCK_BYTES);
 }
 
 static uint64_t aligned_end(const struct sl_read *read)
 {
-    return sl_round_up(read->offset_bytes + read->size_bytes, SL_IO_ALIGN_BYTES);
+    return sl_round_up(read->offset_bytes + read->size_bytes, SL_BLOCK_BYTES);
 }
 
 static struct drive *drive_of(struct sl_reader *reader, const struct sl_read *read)
@@ -103,7 +103,7 @@ static void batch_add(struct sl_reader *reader, uint32_t piece_index)
 {
     struct piece *piece = &reader->pieces[piece_index];
     const struct sl_read *read = piece->read;
-    uint64_t start_bytes = sl_round_down(read->offset_bytes, SL_IO_ALIGN_BYTES);
+    uint64_t start_bytes = sl_round_down(read->offset_bytes, SL_BLOCK_BYTES);
 
     piece->start_ns = reader->now_ns;
     piece->stalled = false;
@@ -178,12 +178,12 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
 {
     sl_assert(read->size_bytes >= 1);
     sl_assert(read->file_index < reader->io->n_files);
-    sl_assert((uintptr_t)read->dst % SL_IO_ALIGN_BYTES == 0);
+    sl_assert((uintptr_t)read->dst % SL_BLOCK_BYTES == 0);
     sl_assert(read->read_class < SL_READ_CLASSES);
     read->rc = 0;
     read->late = read->ended = false;
     read->fail_offset_bytes = 0;
-    read->cut_bytes = sl_round_down(read->offset_bytes, SL_IO_ALIGN_BYTES);
+    read->cut_bytes = sl_round_down(read->offset_bytes, SL_BLOCK_BYTES);
     read->n_pieces_out = 0;
     sl_list_append(&drive_of(reader, read)->queues[read->read_class], &read->link);
     reader->n_live++;
@@ -299,7 +299,7 @@ static bool take_delivery(struct piece *piece, int32_t result, int *ret_rc)
     if (piece->reached_bytes >= piece->end_bytes || piece->reached_bytes >= wanted_end_bytes)
         return true;
     /* Direct reads start on a block: the block that was cut off is read again from its start. */
-    restart_bytes = sl_round_down(piece->reached_bytes, SL_IO_ALIGN_BYTES);
+    restart_bytes = sl_round_down(piece->reached_bytes, SL_BLOCK_BYTES);
     if (restart_bytes == piece->offset_bytes)
         *ret_rc = -SL_ECORRUPT; /* the file ends here, unless the retry knows better */
     piece->offset_bytes = restart_bytes;
@@ -477,7 +477,7 @@ static void set_options(struct sl_reader *reader, const struct sl_reader_options
         o->piece_bytes = SL_READER_PIECE_BYTES;
     if (o->stall_ns == 0)
         o->stall_ns = SL_READER_STALL_NS;
-    sl_assert(o->piece_bytes % SL_IO_ALIGN_BYTES == 0);
+    sl_assert(o->piece_bytes % SL_BLOCK_BYTES == 0);
     sl_assert(o->piece_bytes <= INT32_MAX); /* a result must be able to say it */
     reader->depth = o->depth ? o->depth : SL_READER_DEPTH;
     if (reader->depth > depth_max)

@@ -29,6 +29,7 @@
 
 #include "core/base/err.h"
 #include "core/base/list.h"
+#include "core/base/size.h"
 #include "storage/io/io.h"
 
 #define SL_READER_PIECE_BYTES (UINT32_C(1) << 20)
@@ -46,8 +47,8 @@ enum sl_read_class {
 /* The caller's; the reader uses it from sl_reader_queue() until sl_reader_reap() returns it. */
 struct sl_read {
     /* Set by the caller. The bytes may start and end anywhere. `dst` is aligned to
-     * SL_IO_ALIGN_BYTES and receives the whole aligned run around them, sl_read_span_bytes() long:
-     * the first byte wanted lands at dst + offset_bytes % SL_IO_ALIGN_BYTES. */
+     * SL_BLOCK_BYTES and receives the whole aligned run around them, sl_aligned_run_bytes() long:
+     * the first byte wanted lands at dst + offset_bytes % SL_BLOCK_BYTES. */
     uint64_t offset_bytes;
     uint64_t size_bytes; /* at least 1 */
     uint8_t *dst;
@@ -82,7 +83,7 @@ struct sl_reader;
 
 /* What is 0 is as named above. */
 struct sl_reader_options {
-    uint32_t piece_bytes; /* a multiple of SL_IO_ALIGN_BYTES */
+    uint32_t piece_bytes; /* a multiple of SL_BLOCK_BYTES */
     uint32_t depth;       /* of each drive; no more than the back end allows is used */
     uint64_t stall_ns;
     uint64_t (*clock_ns)(void *context); /* for tests; NULL: sl_clock_ns() */
@@ -98,7 +99,7 @@ int sl_reader_create(struct sl_reader **ret_reader, struct sl_io *io,
 void sl_reader_destroy(struct sl_reader *reader);
 
 /* Bytes of `dst` that a read of these bytes fills at most. */
-uint64_t sl_read_span_bytes(uint64_t offset_bytes, uint64_t size_bytes);
+uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes);
 
 /* Queues a read; sl_reader_start() or sl_reader_reap() sets it going, so that several go to the
  * device in one call. */
@@ -118,7 +119,7 @@ void sl_reader_cancel(struct sl_reader *reader, struct sl_read *read);
 /* Bytes of a queued read that have been asked of the device. */
 static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
 {
-    return read->cut_bytes - read->offset_bytes / SL_IO_ALIGN_BYTES * SL_IO_ALIGN_BYTES;
+    return read->cut_bytes - read->offset_bytes / SL_BLOCK_BYTES * SL_BLOCK_BYTES;
 }
 
 /* A read that has ended, well or not, in any order. NULL if there is none now; with `wait`, only if

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/size.h"
+
 #include "storage/io/file_writer.h"
 #include "storage/io/io_probe.h"
 #include "storage/pack/store_records.h"
@@ -76,7 +78,7 @@ static int read_trial(const char *path, sl_io_open_fn *open_io, uint8_t *bytes,
 int sl_drive_speed(const char *folder, sl_io_open_fn *open_io, uint64_t *ret_bytes_per_s,
                    struct sl_err *err)
 {
-    uint8_t *bytes = aligned_alloc(SL_WRITE_ALIGN_BYTES, TRIAL_BYTES);
+    uint8_t *bytes = aligned_alloc(SL_BLOCK_BYTES, TRIAL_BYTES);
     struct sl_io_timing timing;
     char path[32];
     int file, rc;

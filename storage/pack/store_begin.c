@@ -47,7 +47,7 @@ static int place_tensors(struct sl_packer *p, struct sl_err *err)
 
         sl_assert(rc == 0); /* the list is made from what was found */
         p->tensor_offsets[i] = p->dense_bytes;
-        p->dense_bytes += sl_round_up(info.size_bytes, SL_STORE_BLOCK_BYTES);
+        p->dense_bytes += sl_round_up(info.size_bytes, SL_BLOCK_BYTES);
     }
     return 0;
 }
@@ -60,7 +60,7 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
     p->model = (struct sl_store_model){
         .format_version = SL_STORE_VERSION,
         .layout = o->compress ? SL_STORE_LAYOUT_R16_ZSTD : SL_STORE_LAYOUT_R16,
-        .shape = *sl_expert_store_shape(o->experts),
+        .shape = *sl_expert_map_shape(o->experts),
         .n_files = 2 + o->n_stripes,
         .n_tensors = o->n_tensors,
     };

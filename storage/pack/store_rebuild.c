@@ -37,7 +37,7 @@ static int count_known(const struct sl_pack_options *options, int fd, uint32_t *
 {
     struct sl_weight_source *weights = options->from ? sl_store_weights(options->from, false)
                                                      : sl_checkpoint_weights(options->checkpoint);
-    uint8_t wanted[SL_STORE_BLOCK_BYTES], found[SL_STORE_BLOCK_BYTES];
+    uint8_t wanted[SL_BLOCK_BYTES], found[SL_BLOCK_BYTES];
     uint64_t offset_bytes = 0;
 
     for (uint32_t i = 0; i < options->n_tensors; i++) {
@@ -52,7 +52,7 @@ static int count_known(const struct sl_pack_options *options, int fd, uint32_t *
             return rc;
         *ret_n_known += sl_file_read_at(fd, found, n, offset_bytes) == (int64_t)n &&
                         memcmp(found, wanted, n) == 0;
-        offset_bytes += sl_round_up(info.size_bytes, SL_STORE_BLOCK_BYTES);
+        offset_bytes += sl_round_up(info.size_bytes, SL_BLOCK_BYTES);
     }
     return 0;
 }

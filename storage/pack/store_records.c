@@ -12,7 +12,7 @@
 
 static uint64_t staging_bytes(const struct sl_expert_shape *shape)
 {
-    return sl_round_up(sl_record_read_staging_bytes(shape), SL_WRITE_ALIGN_BYTES);
+    return sl_round_up(sl_record_read_staging_bytes(shape), SL_BLOCK_BYTES);
 }
 
 uint64_t sl_record_maker_bytes(const struct sl_expert_shape *shape)
@@ -22,12 +22,12 @@ uint64_t sl_record_maker_bytes(const struct sl_expert_shape *shape)
 
 int sl_record_maker_init(struct sl_record_maker *maker, const struct sl_record_source *source)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(source->experts);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(source->experts);
 
     *maker = (struct sl_record_maker){
         .source = *source,
-        .staging = aligned_alloc(SL_WRITE_ALIGN_BYTES, staging_bytes(shape)),
-        .record = aligned_alloc(SL_WRITE_ALIGN_BYTES, sl_packed_expert_bytes(shape)),
+        .staging = aligned_alloc(SL_BLOCK_BYTES, staging_bytes(shape)),
+        .record = aligned_alloc(SL_BLOCK_BYTES, sl_packed_expert_bytes(shape)),
     };
     return maker->staging && maker->record ? 0 : -ENOMEM;
 }
@@ -35,7 +35,7 @@ int sl_record_maker_init(struct sl_record_maker *maker, const struct sl_record_s
 int sl_record_maker_compress(struct sl_record_maker *maker)
 {
     sl_assert(!maker->encoder);
-    maker->encoder = sl_record_encoder_create(sl_expert_store_shape(maker->source.experts));
+    maker->encoder = sl_record_encoder_create(sl_expert_map_shape(maker->source.experts));
     return maker->encoder ? 0 : -ENOMEM;
 }
 
@@ -62,8 +62,8 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
                   uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err)
 {
     const struct sl_record_source *source = &maker->source;
-    const struct sl_expert_shape *shape = sl_expert_store_shape(source->experts);
-    const struct sl_expert_record *from = sl_expert_store_find(source->experts, key);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(source->experts);
+    const struct sl_checkpoint_expert *from = sl_expert_map_find(source->experts, key);
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES];
     uint8_t *staging = maker->staging;
     char text[SL_EXPERT_TEXT_BYTES];
@@ -83,9 +83,9 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
                             sl_r16_tile_count(sl_expert_matrix_rows(shape, m)), codes[m], scales[m],
                             tiles) < 0)
             rc = sl_err_set(err, -SL_ECORRUPT, "%s: %s has a scale that is NaN or above 2^%d",
-                            sl_expert_store_file_path(source->experts, from->scales[m].file_index),
+                            sl_expert_map_file_path(source->experts, from->scales[m].file_index),
                             sl_expert_matrix_name(m), SL_SCALE_EXPONENT_MAX);
-        memset(tiles + size_bytes, 0, sl_round_up(size_bytes, SL_WRITE_ALIGN_BYTES) - size_bytes);
+        memset(tiles + size_bytes, 0, sl_round_up(size_bytes, SL_BLOCK_BYTES) - size_bytes);
         ret_checksums[m] = sl_checksum(tiles, size_bytes);
     }
     return rc < 0 ? sl_err_prefix(err, rc, "%s", sl_expert_format(shape, key, text)) : 0;
@@ -107,7 +107,7 @@ int sl_record_make(struct sl_record_maker *maker, struct sl_expert_key key,
                    struct sl_packed_expert *ret_expert, const uint8_t **ret_record,
                    uint64_t *ret_bytes, struct sl_err *err)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(maker->source.experts);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(maker->source.experts);
     uint64_t stored_bytes = 0;
     int rc = maker->source.store ? read_packed(maker, key, ret_expert->checksums, err)
                                  : repack(maker, key, ret_expert->checksums, err);
@@ -147,7 +147,7 @@ static int copy_chunks(struct sl_weight_source *weights, const char *name, uint6
     for (uint64_t at = 0; at < size_bytes; at += SL_TENSOR_BUFFER_BYTES) {
         uint64_t n =
             size_bytes - at < SL_TENSOR_BUFFER_BYTES ? size_bytes - at : SL_TENSOR_BUFFER_BYTES;
-        uint64_t padded = sl_round_up(n, SL_WRITE_ALIGN_BYTES);
+        uint64_t padded = sl_round_up(n, SL_BLOCK_BYTES);
         int rc = weights->ops->read(weights, name, at, n, buffer, err);
 
         if (rc < 0)

@@ -13,13 +13,13 @@
 #include "core/base/err.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/store/codec.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/file_writer.h"
 #include "storage/store/store.h"
 
 /* Where records are made from: a checkpoint, or a store that is complete. */
 struct sl_record_source {
-    const struct sl_expert_store *experts;  /* of either */
+    const struct sl_expert_map *experts;    /* of either */
     const struct sl_checkpoint *checkpoint; /* or store: one is NULL */
     const struct sl_store *store;
     const int *fds; /* of the store's files (storage/store/record_read.h), and their paths */
@@ -60,11 +60,11 @@ struct sl_tensor_target {
     struct sl_file_writer *writer; /* NULL: nowhere, for the checksum alone */
     int file;
     const char *path;      /* for messages */
-    uint64_t offset_bytes; /* a multiple of SL_WRITE_ALIGN_BYTES */
+    uint64_t offset_bytes; /* a multiple of SL_BLOCK_BYTES */
 };
 
 /* Copies a tensor, all of its size_bytes, padded with zeros to whole blocks. `buffer` has
- * SL_TENSOR_BUFFER_BYTES and is aligned to SL_WRITE_ALIGN_BYTES. */
+ * SL_TENSOR_BUFFER_BYTES and is aligned to SL_BLOCK_BYTES. */
 #define SL_TENSOR_BUFFER_BYTES (UINT64_C(16) << 20)
 int sl_tensor_copy(struct sl_weight_source *weights, const char *name, uint64_t size_bytes,
                    const struct sl_tensor_target *target, uint8_t *buffer, uint64_t *ret_checksum,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/size.h"
 #include "storage/io/checksum.h"
 #include "storage/store/record_read.h"
 #include "storage/store/store_copies.h"
@@ -245,7 +246,7 @@ static int prepare(struct repairer *r, struct sl_err *err)
 {
     int rc = 0;
 
-    r->buffer = aligned_alloc(SL_WRITE_ALIGN_BYTES, SL_TENSOR_BUFFER_BYTES);
+    r->buffer = aligned_alloc(SL_BLOCK_BYTES, SL_TENSOR_BUFFER_BYTES);
     if (!r->buffer)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", sl_store_folder(r->o->store));
     for (uint32_t i = 0; i < r->n_files; i++)

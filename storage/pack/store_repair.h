@@ -11,18 +11,18 @@
 
 #include "core/base/err.h"
 #include "storage/checkpoint/checkpoint.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/file_writer.h"
 #include "storage/store/store.h"
 #include "storage/pack/store_verify.h"
 
 struct sl_repair_options {
     const struct sl_store *store;
-    const char *checkpoint_folder;    /* or that of the other store */
-    struct sl_checkpoint *checkpoint; /* or from: one is NULL, or both: only copies are mended */
-    struct sl_store *from;            /* complete */
-    const struct sl_expert_store *experts; /* of the source, all that were packed */
-    const char *const *stripe_folders;     /* (n_stripes) that may be written to in any case */
+    const char *checkpoint_folder;       /* or that of the other store */
+    struct sl_checkpoint *checkpoint;    /* or from: one is NULL, or both: only copies are mended */
+    struct sl_store *from;               /* complete */
+    const struct sl_expert_map *experts; /* of the source, all that were packed */
+    const char *const *stripe_folders;   /* (n_stripes) that may be written to in any case */
     uint32_t n_stripes;
     struct sl_file_writer *writer;
     const atomic_bool *stop; /* NULL, or ends the work after the present item when true */

@@ -52,7 +52,7 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err)
 static uint32_t step_extents(const struct sl_packer *p, uint32_t step,
                              struct sl_extent ret_extents[STEP_EXTENTS_MAX])
 {
-    const struct sl_expert_record *record;
+    const struct sl_checkpoint_expert *record;
 
     if (step < p->o->n_tensors) {
         const struct sl_checkpoint_tensor *tensor =
@@ -63,7 +63,7 @@ static uint32_t step_extents(const struct sl_packer *p, uint32_t step,
                                             .file_index = tensor->file_index};
         return 1;
     }
-    record = sl_expert_store_find(p->o->experts, step_expert(p, step));
+    record = sl_expert_map_find(p->o->experts, step_expert(p, step));
     sl_assert(record);
     memcpy(ret_extents, record->codes, sizeof(record->codes));
     memcpy(ret_extents + SL_EXPERT_MATRICES, record->scales, sizeof(record->scales));

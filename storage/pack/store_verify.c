@@ -93,7 +93,7 @@ static uint32_t extents_of(const struct sl_store *store, const struct sl_store_i
     } else {
         extents[0] = sl_store_tensor(store, item->index)->extent;
     }
-    extents[n - 1].size_bytes = sl_round_up(extents[n - 1].size_bytes, SL_STORE_BLOCK_BYTES);
+    extents[n - 1].size_bytes = sl_round_up(extents[n - 1].size_bytes, SL_BLOCK_BYTES);
     return n;
 }
 
@@ -268,7 +268,7 @@ static bool queue_piece(struct verifier *v)
         .first = c->extent_index == 0 && c->extent_bytes == 0,
     };
     /* Extents start at blocks: a piece and its buffer are aligned alike. */
-    sl_assert(piece->read.offset_bytes % SL_IO_ALIGN_BYTES == 0);
+    sl_assert(piece->read.offset_bytes % SL_BLOCK_BYTES == 0);
     c->extent_bytes += piece->read.size_bytes;
     if (c->extent_bytes == extent->size_bytes) {
         c->extent_index++;

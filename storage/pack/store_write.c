@@ -94,7 +94,7 @@ static int pack_tensor(struct sl_packer *p, uint32_t index, struct sl_err *err)
     if (rc < 0)
         return rc;
     p->state.n_tensors_done++;
-    size_bytes = sl_round_up(tensor.info.size_bytes, SL_STORE_BLOCK_BYTES);
+    size_bytes = sl_round_up(tensor.info.size_bytes, SL_BLOCK_BYTES);
     count(p, size_bytes, size_bytes);
     return 0;
 }
@@ -207,7 +207,7 @@ static int take_memory(struct sl_packer *p, struct sl_err *err)
         .paths = p->source_paths,
     };
 
-    p->buffer = aligned_alloc(SL_WRITE_ALIGN_BYTES, SL_TENSOR_BUFFER_BYTES);
+    p->buffer = aligned_alloc(SL_BLOCK_BYTES, SL_TENSOR_BUFFER_BYTES);
     p->n_workers = sl_pool_thread_count(p->o->pool);
     p->workers = calloc(p->n_workers, sizeof(*p->workers));
     if (!p->buffer || !p->workers)

@@ -17,19 +17,19 @@
 #include "core/base/progress_fn.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/store/codec.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/io/file_writer.h"
 #include "storage/store/store_format.h"
 
 #define SL_PACK_BATCH_BYTES (UINT64_C(256) << 20)
 
 struct sl_pack_options {
-    const char *store_folder;              /* made if there is none; else a store, or empty */
-    const char *checkpoint_folder;         /* or that of the store to be packed anew */
-    struct sl_checkpoint *checkpoint;      /* or from: one is NULL */
-    struct sl_store *from;                 /* complete */
-    const struct sl_expert_store *experts; /* of the source, all that are to be packed */
-    const char *const *tensors;            /* dense ones, in the order in which they will lie */
+    const char *store_folder;            /* made if there is none; else a store, or empty */
+    const char *checkpoint_folder;       /* or that of the store to be packed anew */
+    struct sl_checkpoint *checkpoint;    /* or from: one is NULL */
+    struct sl_store *from;               /* complete */
+    const struct sl_expert_map *experts; /* of the source, all that are to be packed */
+    const char *const *tensors;          /* dense ones, in the order in which they will lie */
     uint32_t n_tensors;
 
     /* Of a new store: folders on other drives that hold a part of each record, and how the records

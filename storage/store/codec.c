@@ -138,8 +138,8 @@ uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *re
                             uint8_t *stored, struct sl_codec_gain *gain)
 {
     const uint32_t n_chunks = encoder->index.n_chunks;
-    const uint64_t limit_bytes = sl_round_down(
-        encoder->record_bytes - encoder->record_bytes / SAVED_MIN, SL_READ_ALIGN_BYTES);
+    const uint64_t limit_bytes =
+        sl_round_down(encoder->record_bytes - encoder->record_bytes / SAVED_MIN, SL_BLOCK_BYTES);
     uint64_t at_bytes = (uint64_t)n_chunks * CHUNK_HEAD_BYTES;
     struct sl_codec_gain sum = *gain;
     uint64_t end_bytes;
@@ -168,7 +168,7 @@ uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *re
         sum.codes_stored_bytes += size_bytes[1];
     }
     *gain = sum;
-    end_bytes = sl_round_up(at_bytes, SL_READ_ALIGN_BYTES);
+    end_bytes = sl_round_up(at_bytes, SL_BLOCK_BYTES);
     memset(stored + at_bytes, 0, end_bytes - at_bytes);
     return end_bytes;
 }
@@ -232,7 +232,7 @@ bool sl_record_index_read(struct sl_record_index *index, const struct sl_expert_
             return false;
         at_bytes += (uint64_t)chunk->scales_bytes + chunk->codes_bytes;
     }
-    return sl_round_up(at_bytes, SL_READ_ALIGN_BYTES) == stored_bytes;
+    return sl_round_up(at_bytes, SL_BLOCK_BYTES) == stored_bytes;
 }
 
 /* What a part holds: as it is stored, or unpacked to `dst`; NULL if it is corrupt. */

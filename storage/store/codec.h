@@ -1,6 +1,6 @@
 /* Expert records made smaller with zstd, and back.
  *
- * A record of R16 tiles (storage/experts/expert_store.h) is cut into chunks: runs of
+ * A record of R16 tiles (storage/experts/expert_map.h) is cut into chunks: runs of
  * SL_CODEC_CHUNK_TILES tiles of one matrix, which threads unpack beside each other. The scales of a
  * chunk and its codes are kept apart, each as one zstd frame where that takes at most half the
  * room, and as they are otherwise. docs/FORMAT.md describes the bytes, docs/PERFORMANCE.md says why
@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "storage/experts/expert_store.h"
+#include "core/model/expert_shape.h"
 
 #define SL_CODEC_CHUNK_TILES 32u
 #define SL_CODEC_CHUNKS_MAX (SL_EXPERT_MATRICES * SL_EXPERT_MATRIX_TILES_MAX / SL_CODEC_CHUNK_TILES)

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "core/model/expert_source.h"
+#include "core/model/expert_key.h"
 
 /* Gives at most n_max keys, 0 if none were written. Fails as sl_advice_read() does. */
 int sl_hot_list_read(const char *store_folder, struct sl_expert_key *keys, uint32_t n_max,

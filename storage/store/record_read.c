@@ -75,7 +75,7 @@ static int unpack(const struct sl_expert_shape *shape, uint8_t *staging, uint64_
         uint64_t size_bytes = sl_expert_matrix_bytes(shape, m);
 
         memset(record + sl_expert_matrix_offset_bytes(shape, m) + size_bytes, 0,
-               sl_round_up(size_bytes, SL_STORE_BLOCK_BYTES) - size_bytes);
+               sl_round_up(size_bytes, SL_BLOCK_BYTES) - size_bytes);
     }
     return -1;
 }

@@ -316,8 +316,7 @@ uint64_t sl_store_file_end_bytes(const struct sl_store *store, uint32_t file_ind
 
     for (uint32_t i = 0; file_index == 0 && i < store->state.n_tensors_done; i++) {
         const struct sl_extent *extent = &store->tensors[i].extent;
-        uint64_t bytes =
-            extent->offset_bytes + sl_round_up(extent->size_bytes, SL_STORE_BLOCK_BYTES);
+        uint64_t bytes = extent->offset_bytes + sl_round_up(extent->size_bytes, SL_BLOCK_BYTES);
 
         end_bytes = bytes > end_bytes ? bytes : end_bytes;
     }

@@ -10,7 +10,7 @@
  * docs/FORMAT.md describes every byte. Opening reads the whole catalog and trusts none of it: it is
  * of a version that we know, complete, and every extent lies inside its file, which is no link. The
  * store then answers from memory, and any thread may ask. Of data it reads dense tensors only,
- * through its weight source; experts are the cache's (storage/experts/expert_store.h). */
+ * through its weight source; experts are the cache's (storage/experts/expert_map.h). */
 #ifndef SL_STORAGE_STORE_STORE_H
 #define SL_STORAGE_STORE_STORE_H
 
@@ -18,9 +18,9 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "core/model/expert_source.h"
+#include "core/model/expert_key.h"
 #include "core/model/weight_source.h"
-#include "storage/experts/expert_store.h"
+#include "storage/store/packed_expert.h"
 #include "storage/store/store_format.h"
 
 struct sl_store;

@@ -241,7 +241,7 @@ static void get_extent(struct in *in, struct sl_extent *extent)
     extent->size_bytes = get_u64(in);
     in->bad |= extent->file_index >= SL_STORE_FILES_MAX ||
                extent->offset_bytes > OFFSET_BYTES_MAX || extent->size_bytes > OFFSET_BYTES_MAX ||
-               extent->size_bytes == 0 || extent->offset_bytes % SL_STORE_BLOCK_BYTES != 0;
+               extent->size_bytes == 0 || extent->offset_bytes % SL_BLOCK_BYTES != 0;
 }
 
 static bool whole(const struct in *in)
@@ -291,7 +291,7 @@ bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size
     file->size_bytes = get_u64(&in);
     get_text(&in, file->path, sizeof(file->path));
     return whole(&in) && file->size_bytes <= OFFSET_BYTES_MAX &&
-           file->size_bytes % SL_STORE_BLOCK_BYTES == 0;
+           file->size_bytes % SL_BLOCK_BYTES == 0;
 }
 
 /* No part of the path is empty, "." or "..". */
@@ -386,8 +386,8 @@ bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *valu
     in.bad |= expert->n_parts < 1 || expert->n_parts > SL_EXPERT_PARTS_MAX;
     for (uint32_t i = 0; i < expert->n_parts && !in.bad; i++) {
         get_extent(&in, &expert->parts[i]);
-        in.bad |= expert->parts[i].size_bytes % SL_STORE_BLOCK_BYTES != 0 ||
-                  expert->parts[i].file_index == 0;
+        in.bad |=
+            expert->parts[i].size_bytes % SL_BLOCK_BYTES != 0 || expert->parts[i].file_index == 0;
     }
     expert->compressed = in.at < in.end;
     if (expert->compressed)
@@ -403,8 +403,7 @@ bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, s
     probe->bytes_per_s = get_u64(&in);
     probe->piece_bytes = get_u32(&in);
     probe->depth = get_u32(&in);
-    return whole(&in) && probe->piece_bytes >= 1 &&
-           probe->piece_bytes % SL_STORE_BLOCK_BYTES == 0 &&
+    return whole(&in) && probe->piece_bytes >= 1 && probe->piece_bytes % SL_BLOCK_BYTES == 0 &&
            probe->piece_bytes <= SL_STORE_PIECE_BYTES_MAX && probe->depth >= 1 &&
            probe->depth <= SL_STORE_DEPTH_MAX;
 }

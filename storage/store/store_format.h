@@ -11,14 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/model/expert_source.h"
+#include "core/model/expert_key.h"
 #include "core/model/weight_source.h"
-#include "storage/experts/expert_store.h"
+#include "storage/store/packed_expert.h"
 
 #define SL_STORE_VERSION 2u
 #define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
 #define SL_STORE_LAYOUT_R16_ZSTD 2u /* likewise, or compressed: storage/store/codec.h */
-#define SL_STORE_BLOCK_BYTES UINT64_C(4096)
 
 #define SL_STORE_TENSORS_MAX 65536u
 #define SL_STORE_NAME_BYTES 256u

@@ -25,7 +25,7 @@ static void cut_record(struct sl_store_layout *layout, uint64_t record_bytes,
                        const uint64_t *weights)
 {
     uint32_t n_parts = layout->n_files - 1;
-    uint64_t n_blocks = record_bytes / SL_STORE_BLOCK_BYTES - n_parts, before = 0, total = 0;
+    uint64_t n_blocks = record_bytes / SL_BLOCK_BYTES - n_parts, before = 0, total = 0;
 
     for (uint32_t i = 0; i < n_parts; i++)
         total += weights[i];
@@ -34,7 +34,7 @@ static void cut_record(struct sl_store_layout *layout, uint64_t record_bytes,
         uint64_t first = n_blocks * before / total;
 
         before += weights[i];
-        layout->part_bytes[1 + i] = (1 + n_blocks * before / total - first) * SL_STORE_BLOCK_BYTES;
+        layout->part_bytes[1 + i] = (1 + n_blocks * before / total - first) * SL_BLOCK_BYTES;
     }
 }
 
@@ -101,7 +101,7 @@ int sl_store_layout_adopt(struct sl_store_layout *layout, const struct sl_store 
         layout->files[i] = *sl_store_file(store, i);
         if (i > 0)
             layout->part_bytes[i] = layout->files[i].size_bytes / sl_store_expert_count(shape);
-        if (layout->part_bytes[i] % SL_STORE_BLOCK_BYTES != 0)
+        if (layout->part_bytes[i] % SL_BLOCK_BYTES != 0)
             return sl_err_set(
                 err, -SL_ECORRUPT,
                 "%s: the catalog's file %u has %llu bytes, which are not whole blocks "
@@ -139,12 +139,12 @@ uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout)
 void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
                            uint64_t stored_bytes, struct sl_packed_expert *expert)
 {
-    const uint64_t n_blocks = stored_bytes / SL_STORE_BLOCK_BYTES;
+    const uint64_t n_blocks = stored_bytes / SL_BLOCK_BYTES;
     uint64_t room_bytes = 0, before_bytes = 0;
 
     for (uint32_t i = 1; i < layout->n_files; i++)
         room_bytes += layout->part_bytes[i];
-    sl_assert(stored_bytes % SL_STORE_BLOCK_BYTES == 0 && stored_bytes <= room_bytes);
+    sl_assert(stored_bytes % SL_BLOCK_BYTES == 0 && stored_bytes <= room_bytes);
     expert->n_parts = 0;
     for (uint32_t i = 1; i < layout->n_files; i++) {
         uint64_t first = n_blocks * before_bytes / room_bytes;
@@ -153,7 +153,7 @@ void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number
         if (n_blocks * before_bytes / room_bytes > first)
             expert->parts[expert->n_parts++] = (struct sl_extent){
                 .offset_bytes = number * layout->part_bytes[i],
-                .size_bytes = (n_blocks * before_bytes / room_bytes - first) * SL_STORE_BLOCK_BYTES,
+                .size_bytes = (n_blocks * before_bytes / room_bytes - first) * SL_BLOCK_BYTES,
                 .file_index = i};
     }
 }

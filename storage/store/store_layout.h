@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "storage/experts/expert_store.h"
+#include "storage/store/packed_expert.h"
 #include "storage/store/store.h"
 #include "storage/store/store_format.h"
 

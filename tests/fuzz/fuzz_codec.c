@@ -20,7 +20,7 @@ static const struct sl_expert_shape shape = {.num_hidden_layers = 1,
 static void unpack_record(struct sl_record_decoder *decoder, const uint8_t *data, size_t size,
                           uint8_t *record)
 {
-    const uint64_t stored_bytes = sl_round_up(size, SL_READ_ALIGN_BYTES);
+    const uint64_t stored_bytes = sl_round_up(size, SL_BLOCK_BYTES);
     uint8_t *stored = calloc(1, stored_bytes + !stored_bytes);
     struct sl_record_index index;
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "storage/store/store_format.h"
 
 #define HOT_MAX 100u
@@ -20,7 +21,7 @@ struct again {
 static void check_extent(const struct sl_extent *extent)
 {
     sl_assert(extent->file_index < SL_STORE_FILES_MAX && extent->size_bytes > 0);
-    sl_assert(extent->offset_bytes % SL_STORE_BLOCK_BYTES == 0);
+    sl_assert(extent->offset_bytes % SL_BLOCK_BYTES == 0);
     sl_assert(extent->offset_bytes < extent->offset_bytes + extent->size_bytes);
 }
 
@@ -43,7 +44,7 @@ static bool check_file(const uint8_t *data, size_t size, struct again *again)
     if (!sl_store_file_decode(&file, data, size))
         return false;
     sl_assert(file.path[0] && memchr(file.path, 0, sizeof(file.path)));
-    sl_assert(file.size_bytes % SL_STORE_BLOCK_BYTES == 0);
+    sl_assert(file.size_bytes % SL_BLOCK_BYTES == 0);
     again->size_bytes = sl_store_file_encode(&file, again->value);
     return true;
 }
@@ -104,7 +105,7 @@ static bool check_probe(const uint8_t *data, size_t size, struct again *again)
 
     if (!sl_store_probe_decode(&probe, data, size))
         return false;
-    sl_assert(probe.piece_bytes > 0 && probe.piece_bytes % SL_STORE_BLOCK_BYTES == 0);
+    sl_assert(probe.piece_bytes > 0 && probe.piece_bytes % SL_BLOCK_BYTES == 0);
     sl_assert(probe.depth > 0);
     again->size_bytes = sl_store_probe_encode(&probe, again->value);
     return true;

@@ -9,15 +9,15 @@
 
 static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, struct sl_err *err)
 {
-    const struct sl_expert_store *store = sl_engine_experts(drive->engine);
-    const char **paths = sl_expert_store_file_paths(store);
+    const struct sl_expert_map *store = sl_engine_experts(drive->engine);
+    const char **paths = sl_expert_map_file_paths(store);
     int rc;
 
     if (!paths)
         return sl_err_set(err, -ENOMEM, "list of files: out of memory");
     if (!open_io)
         open_io = sl_io_choose(NULL);
-    rc = open_io(&drive->io, paths, sl_expert_store_file_count(store),
+    rc = open_io(&drive->io, paths, sl_expert_map_file_count(store),
                  sl_engine_reader_options(drive->engine).depth, err);
     free(paths);
     return rc;
@@ -27,7 +27,7 @@ int sl_bench_drive_open(struct sl_bench_drive *drive, const struct sl_engine *en
                         sl_io_open_fn *open_io, struct sl_err *err)
 {
     const struct sl_reader_options reader = sl_engine_reader_options(engine);
-    const struct sl_expert_shape *shape = sl_expert_store_shape(sl_engine_experts(engine));
+    const struct sl_expert_shape *shape = sl_expert_map_shape(sl_engine_experts(engine));
     const uint32_t n_experts = shape->num_hidden_layers * shape->n_routed_experts;
     int rc;
 
@@ -61,19 +61,19 @@ void sl_bench_drive_note(void *context, uint32_t layer_index, uint32_t n_tokens,
                          const uint16_t *experts)
 {
     struct sl_bench_drive *drive = context;
-    const struct sl_expert_store *store;
+    const struct sl_expert_map *store;
     uint32_t n_experts, n;
 
     if (!drive->noted)
         return;
     store = sl_engine_experts(drive->engine);
-    n_experts = sl_expert_store_shape(store)->n_routed_experts;
+    n_experts = sl_expert_map_shape(store)->n_routed_experts;
     n = n_tokens * sl_engine_config(drive->engine)->num_experts_per_tok;
     for (uint32_t i = 0; i < n; i++) {
         bool *noted = &drive->noted[layer_index * n_experts + experts[i]];
 
         if (!*noted)
-            drive->n_extents += sl_expert_store_reads(
+            drive->n_extents += sl_expert_map_reads(
                 store, (struct sl_expert_key){(uint16_t)layer_index, experts[i]},
                 drive->extents + drive->n_extents);
         *noted = true;
@@ -87,7 +87,7 @@ void sl_bench_drive_forget(struct sl_bench_drive *drive)
 
     if (!drive->noted)
         return;
-    shape = sl_expert_store_shape(sl_engine_experts(drive->engine));
+    shape = sl_expert_map_shape(sl_engine_experts(drive->engine));
     memset(drive->noted, 0, shape->num_hidden_layers * shape->n_routed_experts * sizeof(bool));
     drive->n_extents = 0;
 }

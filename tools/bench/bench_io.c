@@ -42,7 +42,7 @@ struct command {
     uint32_t n_files;
     struct sl_extent *extents; /* in the order in which they are read */
     uint32_t n_extents;
-    uint64_t span_bytes_max;
+    uint64_t aligned_run_bytes_max;
     uint32_t next_extent; /* so that no cache has what is read next */
     struct sl_io *io;
     struct sl_arena area;
@@ -106,7 +106,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 static int add_extent(struct command *command, struct sl_extent extent, struct sl_err *err)
 {
     struct sl_extent *extents;
-    uint64_t span_bytes = sl_read_span_bytes(extent.offset_bytes, extent.size_bytes);
+    uint64_t aligned_run_bytes = sl_aligned_run_bytes(extent.offset_bytes, extent.size_bytes);
 
     /* Doubles at powers of two. */
     if ((command->n_extents & (command->n_extents - 1)) == 0) {
@@ -117,8 +117,8 @@ static int add_extent(struct command *command, struct sl_extent extent, struct s
         command->extents = extents;
     }
     command->extents[command->n_extents++] = extent;
-    if (span_bytes > command->span_bytes_max)
-        command->span_bytes_max = span_bytes;
+    if (aligned_run_bytes > command->aligned_run_bytes_max)
+        command->aligned_run_bytes_max = aligned_run_bytes;
     return 0;
 }
 
@@ -139,7 +139,7 @@ static int add_file(struct command *command, uint32_t file_index, struct sl_err 
     uint64_t size_bytes = 0;
     int rc = file_size(path, &size_bytes, err);
 
-    size_bytes = sl_round_down(size_bytes, SL_IO_ALIGN_BYTES);
+    size_bytes = sl_round_down(size_bytes, SL_BLOCK_BYTES);
     if (rc == 0 && size_bytes == 0)
         return sl_err_set(err, -SL_EFORMAT, "%s: too small to be timed", path);
     for (uint64_t at = 0; rc == 0 && at < size_bytes; at += FILE_RECORD_BYTES) {
@@ -173,7 +173,7 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
         struct sl_expert_key key = {(uint16_t)(order[i] / shape->n_routed_experts),
                                     (uint16_t)(order[i] % shape->n_routed_experts)};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t n_reads = sl_expert_store_reads(command->model.store, key, reads);
+        uint32_t n_reads = sl_expert_map_reads(command->model.store, key, reads);
 
         for (uint32_t k = 0; rc == 0 && k < n_reads; k++)
             rc = add_extent(command, reads[k], err);
@@ -190,7 +190,7 @@ static int open_model(struct command *command, struct sl_err *err)
         return rc;
     command->n_files = command->model.n_files;
     command->paths = command->model.paths;
-    return add_experts(command, sl_expert_store_shape(command->model.store), err);
+    return add_experts(command, sl_expert_map_shape(command->model.store), err);
 }
 
 static int open_files(struct command *command, struct sl_err *err)
@@ -266,7 +266,7 @@ static int prepare(struct command *command, struct sl_err *err)
     if (rc == 0) /* reads of one piece or less do not keep a drive busy on their own: twice that */
         rc = sl_arena_init(&command->area,
                            2 * (uint64_t)command->io->n_drives * depth * size +
-                               4 * command->span_bytes_max,
+                               4 * command->aligned_run_bytes_max,
                            "reads to be timed", err);
     if (rc == 0)
         hold_area(command);
@@ -387,7 +387,7 @@ static double time_fio(const struct command *command, uint32_t size_bytes, uint3
     if (!arguments)
         return 0;
     snprintf(pattern, sizeof(pattern), "--rw=randread:%llu",
-             (unsigned long long)(command->span_bytes_max + size_bytes - 1) / size_bytes);
+             (unsigned long long)(command->aligned_run_bytes_max + size_bytes - 1) / size_bytes);
     snprintf(size, sizeof(size), "--bs=%u", size_bytes);
     snprintf(iodepth, sizeof(iodepth), "--iodepth=%u", depth);
     snprintf(ramp, sizeof(ramp), "--ramp_time=%ums", RAMP_MS);
@@ -446,7 +446,7 @@ static int time_reader(struct command *command, uint32_t size_bytes, uint32_t de
 static int touch(const char *path, const struct sl_extent *extent, uint64_t *ret_ns,
                  struct sl_err *err)
 {
-    const uint64_t first_bytes = sl_round_down(extent->offset_bytes, SL_IO_ALIGN_BYTES);
+    const uint64_t first_bytes = sl_round_down(extent->offset_bytes, SL_BLOCK_BYTES);
     const size_t length = (size_t)(extent->offset_bytes + extent->size_bytes - first_bytes);
     int fd = sl_file_open(path, err);
     const volatile uint8_t *bytes;
@@ -461,7 +461,7 @@ static int touch(const char *path, const struct sl_extent *extent, uint64_t *ret
     if (bytes == MAP_FAILED) {
         rc = sl_err_set(err, -errno, "%s: cannot be mapped: %s", path, sl_strerror(errno));
     } else {
-        for (size_t i = 0; i < length; i += SL_IO_ALIGN_BYTES)
+        for (size_t i = 0; i < length; i += SL_BLOCK_BYTES)
             (void)bytes[i];
         munmap((void *)(uintptr_t)bytes, length);
     }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/base/size.h"
 #include "tools/bench/bench.h"
 
 #define TOKENS_MAX 64u
@@ -29,7 +30,7 @@ static void carve(struct linear *in, struct sl_arena *arena)
     const struct sl_matrix *m = &in->matrix;
 
     /* Whole pages, so that each copy can lie where its threads are. */
-    in->tiles = sl_arena_take_aligned(arena, in->n_copies, in->copy_bytes, 4096);
+    in->tiles = sl_arena_take_aligned(arena, in->n_copies, in->copy_bytes, SL_BLOCK_BYTES);
     in->scales = sl_arena_take(
         arena, (m->rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK * (m->cols / SL_FP8_BLOCK + 1),
         sizeof(float));
@@ -50,7 +51,7 @@ static int linear_init(struct linear *in, const struct sl_compute *compute,
 
     *in = (struct linear){.compute = compute, .matrix = {.kind = kind, .rows = rows, .cols = cols}};
     in->copy_bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&in->matrix);
-    in->copy_bytes = (in->copy_bytes + 4095) / 4096 * 4096;
+    in->copy_bytes = sl_round_up(in->copy_bytes, SL_BLOCK_BYTES);
     in->n_copies = (uint32_t)(sl_bench_area_bytes() / in->copy_bytes) + 1;
     sl_arena_init_measure(&measure);
     carve(in, &measure);

@@ -78,7 +78,7 @@ uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char
 {
     uint64_t bytes;
 
-    if (sl_size_parse(text, &bytes) < 0 || bytes == 0 || bytes % SL_IO_ALIGN_BYTES != 0 ||
+    if (sl_size_parse(text, &bytes) < 0 || bytes == 0 || bytes % SL_BLOCK_BYTES != 0 ||
         bytes > SL_IO_PIECE_BYTES_MAX)
         argp_error(state, "%s takes a multiple of 4K up to 64M, not \"%s\"", option, text);
     return (uint32_t)bytes;
@@ -267,11 +267,11 @@ int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options
 int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
                         struct sl_err *err)
 {
-    const struct sl_expert_store *store = sl_engine_experts(engine);
-    const char **paths = sl_expert_store_file_paths(store);
+    const struct sl_expert_map *store = sl_engine_experts(engine);
+    const char **paths = sl_expert_map_file_paths(store);
     int rc = paths ? 0 : sl_err_set(err, -ENOMEM, "list of files: out of memory");
 
-    for (uint32_t i = 0; rc == 0 && i < sl_expert_store_file_count(store); i++)
+    for (uint32_t i = 0; rc == 0 && i < sl_expert_map_file_count(store); i++)
         rc = sl_output_keep_off(out, paths[i], err);
     free(paths);
     return rc;

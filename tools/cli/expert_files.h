@@ -11,7 +11,7 @@
 struct sl_expert_files {
     struct sl_config config;
     struct sl_model_files model;
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     const char **paths; /* (n_files); the names belong to the store */
     uint32_t n_files;
 };

@@ -28,13 +28,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
     files = (struct sl_model_files){source->checkpoint, source->store};
     weights = sl_model_files_weights(&files, true);
     with_mtp = sl_weights_mtp_known(&source->config, weights);
-    shape = (struct sl_expert_shape){
-        .num_hidden_layers = source->config.num_hidden_layers,
-        .n_mtp_layers = with_mtp,
-        .n_routed_experts = source->config.n_routed_experts,
-        .hidden_size = source->config.hidden_size,
-        .moe_intermediate_size = source->config.moe_intermediate_size,
-    };
+    shape = sl_expert_shape_of(&source->config, with_mtp);
     rc = sl_model_files_experts(&files, &shape, &source->experts, err);
     if (rc < 0)
         return rc;
@@ -47,7 +41,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
 void sl_pack_source_close(struct sl_pack_source *source)
 {
     sl_dense_list_fini(&source->tensors);
-    sl_expert_store_close(source->experts);
+    sl_expert_map_close(source->experts);
     sl_checkpoint_close(source->checkpoint);
     sl_store_close(source->store);
     *source = (struct sl_pack_source){0};

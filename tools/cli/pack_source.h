@@ -6,7 +6,7 @@
 #include "core/base/err.h"
 #include "core/model/config.h"
 #include "storage/checkpoint/checkpoint.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "storage/store/store.h"
 #include "core/model/dense_list.h"
 
@@ -15,7 +15,7 @@ struct sl_pack_source {
     struct sl_config config;
     struct sl_checkpoint *checkpoint; /* or store: one is NULL */
     struct sl_store *store;
-    struct sl_expert_store *experts;
+    struct sl_expert_map *experts;
     struct sl_dense_list tensors;
 };
 

@@ -242,7 +242,7 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
 
 static void count(const struct sl_pack_source *source, struct figures *figures)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(source->experts);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(source->experts);
 
     figures->n_experts = sl_store_expert_count(shape);
     figures->n_tensors = source->tensors.n_names;

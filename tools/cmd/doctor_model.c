@@ -91,14 +91,13 @@ static void find_file_system(struct sl_doctor *doctor, const struct sl_io *io)
     filesystem_type(io->files[0].path, type);
     if (io->direct)
         sl_doctor_find(doctor, SL_DOCTOR_OK, "file system", NULL,
-                       "%s, with direct I/O in blocks of %u bytes", type,
-                       (unsigned)SL_IO_ALIGN_BYTES);
+                       "%s, with direct I/O in blocks of %u bytes", type, (unsigned)SL_BLOCK_BYTES);
     else
         sl_doctor_find(doctor, SL_DOCTOR_SHORT, "file system",
                        "(move MODEL to ext4, xfs or btrfs on a drive of this machine, whose "
                        "sectors are at most 4 KiB)",
                        "%s, without direct I/O in blocks of %u bytes: the page cache takes part",
-                       type, (unsigned)SL_IO_ALIGN_BYTES);
+                       type, (unsigned)SL_BLOCK_BYTES);
 }
 
 static void find_drive(struct sl_doctor *doctor, struct sl_io *io)

@@ -86,29 +86,29 @@ struct layer_summary {
 };
 
 /* Of one expert, as stored. */
-static uint64_t wanted_bytes(const struct sl_expert_store *store, struct sl_expert_key key)
+static uint64_t wanted_bytes(const struct sl_expert_map *store, struct sl_expert_key key)
 {
-    const struct sl_expert_record *record = sl_expert_store_find(store, key);
+    const struct sl_checkpoint_expert *record = sl_expert_map_find(store, key);
     uint64_t bytes = 0;
 
     if (!record)
-        return sl_packed_expert_stored_bytes(sl_expert_store_find_packed(store, key));
+        return sl_packed_expert_stored_bytes(sl_expert_map_find_packed(store, key));
     for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++)
         bytes += record->codes[m].size_bytes + record->scales[m].size_bytes;
     return bytes;
 }
 
 /* Sets used[file_index] for every file that holds a part of the layer's experts. */
-static struct layer_summary summarize(const struct sl_expert_store *store, uint32_t layer_index,
+static struct layer_summary summarize(const struct sl_expert_map *store, uint32_t layer_index,
                                       bool *used)
 {
     struct layer_summary summary = {.reads_min = UINT32_MAX};
-    uint32_t n_experts = sl_expert_store_shape(store)->n_routed_experts;
+    uint32_t n_experts = sl_expert_map_shape(store)->n_routed_experts;
 
     for (uint32_t e = 0; e < n_experts; e++) {
         const struct sl_expert_key key = {(uint16_t)layer_index, (uint16_t)e};
         struct sl_extent reads[SL_EXPERT_READS_MAX];
-        uint32_t count = sl_expert_store_reads(store, key, reads);
+        uint32_t count = sl_expert_map_reads(store, key, reads);
         uint64_t read_bytes = 0;
 
         if (wanted_bytes(store, key) > summary.wanted_bytes)
@@ -125,7 +125,7 @@ static struct layer_summary summarize(const struct sl_expert_store *store, uint3
     return summary;
 }
 
-static void print_text(const struct sl_expert_store *store, const char *layer,
+static void print_text(const struct sl_expert_map *store, const char *layer,
                        const struct layer_summary *summary, const bool *used)
 {
     const char *separator = "";
@@ -135,43 +135,42 @@ static void print_text(const struct sl_expert_store *store, const char *layer,
         snprintf(reads, sizeof(reads), "%u", summary->reads_min);
     else
         snprintf(reads, sizeof(reads), "%u-%u", summary->reads_min, summary->reads_max);
-    printf("%-7s %7u %12llu %5s %12llu  ", layer, sl_expert_store_shape(store)->n_routed_experts,
+    printf("%-7s %7u %12llu %5s %12llu  ", layer, sl_expert_map_shape(store)->n_routed_experts,
            (unsigned long long)summary->wanted_bytes, reads,
            (unsigned long long)summary->read_bytes_max);
-    for (uint32_t i = 0; i < sl_expert_store_file_count(store); i++) {
+    for (uint32_t i = 0; i < sl_expert_map_file_count(store); i++) {
         if (!used[i])
             continue;
-        printf("%s%s", separator, base_name(sl_expert_store_file_path(store, i)));
+        printf("%s%s", separator, base_name(sl_expert_map_file_path(store, i)));
         separator = ",";
     }
     putchar('\n');
 }
 
-static void print_json(const struct sl_expert_store *store, const char *layer,
+static void print_json(const struct sl_expert_map *store, const char *layer,
                        const struct layer_summary *summary, const bool *used)
 {
     json_t *names = json_array();
 
-    for (uint32_t i = 0; i < sl_expert_store_file_count(store); i++)
+    for (uint32_t i = 0; i < sl_expert_map_file_count(store); i++)
         if (used[i])
-            json_array_append_new(names,
-                                  json_string(base_name(sl_expert_store_file_path(store, i))));
+            json_array_append_new(names, json_string(base_name(sl_expert_map_file_path(store, i))));
     sl_json_line_print(json_pack("{s:s, s:i, s:I, s:i, s:i, s:I, s:o}", "layer", layer, "experts",
-                                 (int)sl_expert_store_shape(store)->n_routed_experts,
-                                 "expert_bytes", (json_int_t)summary->wanted_bytes, "reads_min",
+                                 (int)sl_expert_map_shape(store)->n_routed_experts, "expert_bytes",
+                                 (json_int_t)summary->wanted_bytes, "reads_min",
                                  (int)summary->reads_min, "reads_max", (int)summary->reads_max,
                                  "read_bytes", (json_int_t)summary->read_bytes_max, "files",
                                  names));
 }
 
-static void print_layer(const struct sl_expert_store *store, uint32_t layer_index, bool *used,
+static void print_layer(const struct sl_expert_map *store, uint32_t layer_index, bool *used,
                         bool json)
 {
-    const struct sl_expert_shape *shape = sl_expert_store_shape(store);
+    const struct sl_expert_shape *shape = sl_expert_map_shape(store);
     struct layer_summary summary;
     char layer[24];
 
-    memset(used, 0, sl_expert_store_file_count(store) * sizeof(*used));
+    memset(used, 0, sl_expert_map_file_count(store) * sizeof(*used));
     summary = summarize(store, layer_index, used);
     if (layer_index < shape->num_hidden_layers)
         snprintf(layer, sizeof(layer), "%u", layer_index);
@@ -186,21 +185,16 @@ static void print_layer(const struct sl_expert_store *store, uint32_t layer_inde
 int sl_inspect_experts(const struct sl_model_files *files, const struct sl_config *config,
                        bool json, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = {
-        .num_hidden_layers = config->num_hidden_layers,
-        .n_mtp_layers = sl_weights_mtp_known(config, sl_model_files_weights(files, false)),
-        .n_routed_experts = config->n_routed_experts,
-        .hidden_size = config->hidden_size,
-        .moe_intermediate_size = config->moe_intermediate_size,
-    };
-    struct sl_expert_store *store;
+    const struct sl_expert_shape shape = sl_expert_shape_of(
+        config, sl_weights_mtp_known(config, sl_model_files_weights(files, false)));
+    struct sl_expert_map *store;
     bool *used;
     int rc;
 
     rc = sl_model_files_experts(files, &shape, &store, err);
     if (rc < 0)
         return rc;
-    used = calloc(sl_expert_store_file_count(store), sizeof(*used));
+    used = calloc(sl_expert_map_file_count(store), sizeof(*used));
     if (used) {
         if (!json)
             printf("# layer experts bytes/expert reads   bytes read  files\n");
@@ -210,6 +204,6 @@ int sl_inspect_experts(const struct sl_model_files *files, const struct sl_confi
         rc = sl_err_set(err, -ENOMEM, "expert list: out of memory");
     }
     free(used);
-    sl_expert_store_close(store);
+    sl_expert_map_close(store);
     return rc;
 }

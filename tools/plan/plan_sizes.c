@@ -104,12 +104,7 @@ int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = {
-        .num_hidden_layers = config->num_hidden_layers,
-        .n_routed_experts = config->n_routed_experts,
-        .hidden_size = config->hidden_size,
-        .moe_intermediate_size = config->moe_intermediate_size,
-    };
+    const struct sl_expert_shape shape = sl_expert_shape_of(config, 0);
     struct sl_memory_case with_budget = *what;
     struct sl_memory_room room;
 

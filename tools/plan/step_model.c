@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/model/kv_cache.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 
 static double larger(double a, double b)
 {
@@ -16,12 +16,7 @@ static double larger(double a, double b)
 
 uint64_t sl_step_expert_bytes(const struct sl_config *config)
 {
-    const struct sl_expert_shape shape = {
-        .num_hidden_layers = config->num_hidden_layers,
-        .n_routed_experts = config->n_routed_experts,
-        .hidden_size = config->hidden_size,
-        .moe_intermediate_size = config->moe_intermediate_size,
-    };
+    const struct sl_expert_shape shape = sl_expert_shape_of(config, 0);
 
     return sl_packed_expert_bytes(&shape);
 }

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "storage/checkpoint/checkpoint.h"
-#include "storage/experts/expert_store.h"
+#include "storage/experts/expert_map.h"
 #include "tests/fault_alloc.h"
 #include "tests/fixture_checkpoint.h"
 
@@ -52,15 +52,15 @@ static void test_experts(void **state)
 {
     const struct fixture_model *model = *state;
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     char name[96];
 
     assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
-    assert_int_equal(sl_expert_store_open(&store, checkpoint, &shape, NULL), 0);
+    assert_int_equal(sl_expert_map_of_checkpoint(&store, checkpoint, &shape, NULL), 0);
     for (uint16_t layer = 0; layer < 2; layer++) {
         for (uint16_t e = 0; e < 3; e++) {
-            const struct sl_expert_record *record =
-                sl_expert_store_find(store, (struct sl_expert_key){layer, e});
+            const struct sl_checkpoint_expert *record =
+                sl_expert_map_find(store, (struct sl_expert_key){layer, e});
 
             for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
                 const char *prefix = layer ? "mtp.0" : "layers.0";
@@ -72,19 +72,19 @@ static void test_experts(void **state)
             }
         }
     }
-    assert_null(sl_expert_store_find(store, (struct sl_expert_key){0, 3}));
-    assert_null(sl_expert_store_find(store, (struct sl_expert_key){2, 0}));
-    assert_int_equal(sl_expert_store_file_count(store), 2);
-    assert_non_null(strstr(sl_expert_store_file_path(store, 1), FIXTURE_SHARD_2));
-    assert_memory_equal(sl_expert_store_shape(store), &shape, sizeof(shape));
-    sl_expert_store_close(store);
+    assert_null(sl_expert_map_find(store, (struct sl_expert_key){0, 3}));
+    assert_null(sl_expert_map_find(store, (struct sl_expert_key){2, 0}));
+    assert_int_equal(sl_expert_map_file_count(store), 2);
+    assert_non_null(strstr(sl_expert_map_file_path(store, 1), FIXTURE_SHARD_2));
+    assert_memory_equal(sl_expert_map_shape(store), &shape, sizeof(shape));
+    sl_expert_map_close(store);
     sl_checkpoint_close(checkpoint);
 }
 
 static void test_reads_are_merged_blocks(void **state)
 {
     /* Byte 0 of block b is at b * 4096. */
-    struct sl_expert_record record = {
+    struct sl_checkpoint_expert record = {
         .codes = {{9 * 4096 + 1, 4096, 1}, {20 * 4096, 4096, 1}, {0, 5000, 0}},
         .scales = {{100, 50, 1}, {11 * 4096 - 1, 1, 1}, {5000, 1, 0}},
     };
@@ -93,17 +93,17 @@ static void test_reads_are_merged_blocks(void **state)
     struct sl_extent reads[SL_EXPERT_READS_MAX];
 
     (void)state;
-    assert_int_equal(sl_expert_record_reads(&record, reads), 4);
+    assert_int_equal(sl_checkpoint_expert_reads(&record, reads), 4);
     for (size_t i = 0; i < 4; i++) {
         assert_int_equal(reads[i].offset_bytes, expected[i].offset_bytes);
         assert_int_equal(reads[i].size_bytes, expected[i].size_bytes);
         assert_int_equal(reads[i].file_index, expected[i].file_index);
     }
     record.scales[1].offset_bytes++; /* begins where the read of codes[0] ends: still one read */
-    assert_int_equal(sl_expert_record_reads(&record, reads), 4);
+    assert_int_equal(sl_checkpoint_expert_reads(&record, reads), 4);
     assert_int_equal(reads[2].size_bytes, 3 * 4096);
     record.scales[1].offset_bytes += 4096; /* a block between them */
-    assert_int_equal(sl_expert_record_reads(&record, reads), 5);
+    assert_int_equal(sl_checkpoint_expert_reads(&record, reads), 5);
 }
 
 static void test_bad_experts(void **state)
@@ -122,13 +122,13 @@ static void test_bad_experts(void **state)
     };
     const struct fixture_model *model = *state;
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
 
     assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct sl_err err = {0};
 
-        assert_int_equal(sl_expert_store_open(&store, checkpoint, &cases[i].shape, &err),
+        assert_int_equal(sl_expert_map_of_checkpoint(&store, checkpoint, &cases[i].shape, &err),
                          -SL_EFORMAT);
         for (size_t k = 0; k < 3 && cases[i].says[k]; k++) {
             if (!strstr(err.message, cases[i].says[k]))
@@ -157,7 +157,7 @@ static void test_one_bad_expert_tensor(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct fixture_list list = {0};
         struct sl_checkpoint *checkpoint;
-        struct sl_expert_store *store;
+        struct sl_expert_map *store;
         struct sl_err err = {0};
 
         fixture_add_experts(&list, "layers.0", 3, 128, 256);
@@ -167,7 +167,8 @@ static void test_one_bad_expert_tensor(void **state)
         }
         fixture_write_shard(model->folder, FIXTURE_SHARD_1, &list, true);
         assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
-        assert_int_equal(sl_expert_store_open(&store, checkpoint, &shape, &err), -SL_EFORMAT);
+        assert_int_equal(sl_expert_map_of_checkpoint(&store, checkpoint, &shape, &err),
+                         -SL_EFORMAT);
         if (!strstr(err.message, MISSING_NAME) || !strstr(err.message, cases[i].says))
             fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, cases[i].says);
         sl_checkpoint_close(checkpoint);
@@ -180,14 +181,14 @@ static void test_one_bad_expert_tensor(void **state)
 static int open_both(const struct fixture_model *model, struct sl_err *err)
 {
     struct sl_checkpoint *checkpoint;
-    struct sl_expert_store *store;
+    struct sl_expert_map *store;
     int rc = sl_checkpoint_open(&checkpoint, model->folder, err);
 
     if (rc < 0)
         return rc;
-    rc = sl_expert_store_open(&store, checkpoint, &shape, err);
+    rc = sl_expert_map_of_checkpoint(&store, checkpoint, &shape, err);
     if (rc == 0)
-        sl_expert_store_close(store);
+        sl_expert_map_close(store);
     sl_checkpoint_close(checkpoint);
     return rc;
 }
@@ -239,5 +240,5 @@ int main(void)
         WITH_MODEL(test_out_of_memory),
     };
 
-    return cmocka_run_group_tests_name("expert_store", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("expert_map", tests, NULL, NULL);
 }
