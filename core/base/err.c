@@ -1,5 +1,6 @@
 #include "core/base/err.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -59,6 +60,11 @@ const char *sl_strerror(int code)
         return "does not fit in the memory granted";
     case SL_EUNSUPPORTED:
         return "not supported";
+    case EMFILE:
+        return "too many open files for this process (see ulimit -Hn)";
+    case EFBIG:
+        return "too large for the file system, or for the files this process may write (see "
+               "ulimit -f)";
     default: {
         const char *text = strerrordesc_np(code < 0 ? -code : code);
 

@@ -8,7 +8,7 @@
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
 #define N_SIGNALS (sizeof(signals) / sizeof(signals[0]))
 
-/* The handler writes `stop` and `caught`, the main thread `deferred`. */
+/* The handler writes `stop` and `caught`, the command's thread `deferred`. */
 static atomic_bool stop, deferred;
 static atomic_int caught; /* the first signal; 0: none */
 

@@ -10,6 +10,7 @@
 #include "core/base/err.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/interrupt.h"
+#include "tools/cli/limits.h"
 #include "tools/cli/version.h"
 #include "tools/cli/watch.h"
 
@@ -116,15 +117,10 @@ static bool is_one_of(const char *text, const char *a, const char *b, const char
     return strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0;
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
     int status;
 
-    fill_standard_descriptors();
-    set_buffer();
-    on_exit(close_standard_output, NULL);
-    sl_watch_start();
-    sl_interrupt_catch();
     argp_err_exit_status = 2; /* misuse, in every command */
     argp_program_version = sl_version_line;
     if (argc < 2) {
@@ -146,4 +142,15 @@ int main(int argc, char **argv)
         return 2;
     }
     return sl_interrupt_finish(status);
+}
+
+int main(int argc, char **argv)
+{
+    fill_standard_descriptors();
+    set_buffer();
+    on_exit(close_standard_output, NULL);
+    sl_limits_prepare();
+    sl_watch_start();
+    sl_interrupt_catch();
+    return sl_limits_run(run, argc, argv);
 }
