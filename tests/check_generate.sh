@@ -83,6 +83,28 @@ PYTHON
 }
 check "log probabilities are those of the logits" logprobs
 
+# A draw depends on seed and position: a text that is cut and gone on with ends the same. (Where it
+# is cut, the tokens of the beginning must be those that were made.)
+goes_on() {
+    local k text n_same=0
+    local -a ids
+
+    generate -n 12 --seed 9 --logprobs >"$scratch/lines" || return
+    mapfile -t ids < <(cut -f 2 "$scratch/lines")
+    text=$(generate -n 12 --seed 9)
+    for k in {1..11}; do
+        generate -n "$k" --seed 9 >"$scratch/text"
+        printf '%s' "$prompt$(cat "$scratch/text")" >"$scratch/begun"
+        [[ "$("$sluice" tokenize tests/small -f "$scratch/begun" 2>/dev/null)" == \
+        *" ${ids[*]:0:$k}" ]] || continue
+        [ "$(cat "$scratch/text")$("$sluice" generate tests/small -f "$scratch/begun" --seed 9 \
+            -n $((12 - k)) 2>/dev/null)" = "$text" ] || return
+        n_same=$((n_same + 1))
+    done
+    [ "$n_same" -ge 3 ]
+}
+check "a text that is cut goes on as it would have" goes_on
+
 many() {
     printf '%s\n' '"The river rose"' '{"text": "Once upon a time", "id": 7}' \
         '{"prompt": "The river rose"}' >"$scratch/prompts"
