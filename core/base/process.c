@@ -4,8 +4,7 @@
 #include <stdbool.h>
 
 /* Private mappings of files are code and its constants, of which every page may come to be used;
- * shared ones, such as a catalog's, are somebody else's to look into, and count as far as they
- * were. */
+ * shared ones are somebody else's to look into, and count as far as they were. */
 struct sl_process_memory sl_smaps_process_memory(FILE *smaps)
 {
     unsigned long long first, end, inode = 0, kilobytes;

@@ -53,14 +53,15 @@ struct entry {
 /* Reads the entry at *at, and moves on; false at the end, or where none fits. */
 static bool next_entry(const struct sl_catalog_entries *entries, size_t *at, struct entry *ret)
 {
-    const uint8_t *from = entries->bytes + *at;
-    size_t left_bytes = entries->size_bytes - *at;
+    const uint8_t *from;
+    size_t left_bytes;
 
     if (entries->size_bytes <= *at + ENTRY_HEADER_BYTES)
         return false;
+    from = entries->bytes + *at;
+    left_bytes = entries->size_bytes - *at - ENTRY_HEADER_BYTES;
     ret->key_bytes = get(from, 2);
     ret->size_bytes = get(from + 2, 4);
-    left_bytes -= ENTRY_HEADER_BYTES;
     if (ret->key_bytes > left_bytes || ret->size_bytes > left_bytes - ret->key_bytes)
         return false;
     ret->key = from + ENTRY_HEADER_BYTES;
