@@ -6,13 +6,23 @@ cd "$(dirname "$0")/.." || exit 1
 
 sluice=${SLUICE:-build/release/sluice}
 python=${PYTHON:-/usr/bin/python3}
-for _ in {1..80}; do printf 'the river rose in the night and took the bridge. '; done >"$scratch/text"
+sentence='the river rose in the night and took the bridge. '
 
-# Each step is a line at most, and a redraw comes after a quarter of a second.
 on_terminal() { # columns term
     timeout 60 "$python" tests/on_terminal.py --columns "$1" --term "$2" "$sluice" perplexity \
         tests/small -f "$scratch/text" --segment 2 >"$scratch/seen"
 }
+
+# A redraw comes after a quarter of a second: the text is made long enough for that on this machine.
+n_sentences=10
+until [ $n_sentences -gt 5000 ]; do
+    for ((i = 0; i < n_sentences; i++)); do printf '%s' "$sentence"; done >"$scratch/text"
+    on_terminal 80 xterm
+    grep -q 'nats/token' "$scratch/seen" && break
+    n_sentences=$((n_sentences * 2))
+done
+for ((i = 0; i < n_sentences; i++)); do printf '%s' "$sentence"; done >>"$scratch/text"
+
 redrawn() { # columns
     on_terminal "$1" xterm && "$python" - "$1" "$scratch/seen" <<'PYTHON'
 import json, re, sys
