@@ -205,9 +205,25 @@ static void test_elsewhere_is_asked_for(void **state)
 struct meddler {
     char from[FIXTURE_PATH_BYTES];
     char to[FIXTURE_PATH_BYTES]; /* empty: `from` is removed */
-    bool replace;                /* by an empty file */
+    bool replace;                /* by an empty file, or a folder with the same files */
+    bool is_folder;
     bool done;
 };
+
+static void replace_folder(const struct meddler *m)
+{
+    static const char *const names[] = {"dense.bin", "experts-1.bin", SL_STORE_CATALOG_FILE,
+                                        "config.json", "tokenizer.json"};
+
+    assert_int_equal(mkdir(m->from, 0777), 0);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        char from[FIXTURE_PATH_BYTES + 32], to[FIXTURE_PATH_BYTES + 32];
+
+        snprintf(from, sizeof(from), "%s/%s", m->to, names[i]);
+        snprintf(to, sizeof(to), "%s/%s", m->from, names[i]);
+        assert_int_equal(link(from, to), 0);
+    }
+}
 
 static void meddle(void *context, uint64_t done, uint64_t total)
 {
@@ -217,7 +233,9 @@ static void meddle(void *context, uint64_t done, uint64_t total)
         return;
     m->done = true;
     assert_int_equal(m->to[0] ? rename(m->from, m->to) : unlink(m->from), 0);
-    if (m->replace)
+    if (m->replace && m->is_folder)
+        replace_folder(m);
+    else if (m->replace)
         close(open(m->from, O_WRONLY | O_CREAT, 0666));
 }
 
@@ -229,6 +247,7 @@ static void test_moved_while_packed(void **state)
         int code;
     } cases[] = {
         {"", true, false, -ENOENT}, /* the folder: its catalog cannot be sealed */
+        {"", true, true, -ESTALE},
         {"/dense.bin", false, false, -ESTALE},
         {"/experts-1.bin", true, false, -ESTALE},
         {"/experts-1.bin", true, true, -ESTALE},
@@ -240,7 +259,7 @@ static void test_moved_while_packed(void **state)
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct sl_pack_options options = store_rig_options(&f->rig, f->other);
-        struct meddler m = {.replace = cases[i].replace};
+        struct meddler m = {.replace = cases[i].replace, .is_folder = !cases[i].name[0]};
         struct sl_err err = {0};
         struct sl_pack_result result;
 
@@ -269,6 +288,24 @@ static void test_moved_while_packed(void **state)
                                           tensor->offset_bytes, tensor->info.size_bytes));
         }
     }
+}
+
+/* Neither the file nor the copy of the catalog may be there when a store is begun. */
+static void test_other_stores_keep_their_files(void **state)
+{
+    static const char *const names[] = {"experts-2.bin", "catalog-2.sealed"};
+    const struct store_fixture *f = *state;
+    char drive[FIXTURE_PATH_BYTES];
+    struct sl_err err = {0};
+
+    make_drive(f, drive, "drive");
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        fixture_write_text(drive, names[i], "another store's");
+        assert_int_equal(pack_striped(f, drive, false, &err), -EEXIST);
+        store_rig_assert_says(&err, names[i]);
+        fixture_unlink(drive, names[i]);
+    }
+    assert_int_equal(pack_striped(f, drive, false, NULL), 0);
 }
 
 /* Another packer has this folder's file open already. */
@@ -490,6 +527,7 @@ int main(void)
         cmocka_unit_test(test_carried_names_are_known),
         WITH_STORE(test_elsewhere_is_asked_for),
         WITH_STORE(test_moved_while_packed),
+        WITH_STORE(test_other_stores_keep_their_files),
         WITH_STORE(test_one_packer_for_a_file),
         WITH_STORE(test_zeros_and_ends_are_covered),
         WITH_STORE(test_lost_drive),
