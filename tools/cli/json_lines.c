@@ -92,8 +92,8 @@ static int take_line(const char *line, size_t length, sl_json_line_fn *fn, void 
 int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err)
 {
     struct lines lines = {.fd = sl_input_open(path, err), .capacity = FIRST_CAPACITY_BYTES};
-    size_t length, skipped, n_lines = 0;
-    const char *line;
+    size_t length = 0, skipped, n_lines = 0;
+    const char *line = NULL;
     bool more;
     int rc;
 
