@@ -75,9 +75,11 @@ int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
 void sl_arena_give_back(struct sl_arena *arena, uint8_t *first, uint64_t size_bytes, bool huge)
 {
     sl_assert(first >= arena->base && size_bytes <= arena->size_bytes);
-    munlock(first, size_bytes); /* locked pages cannot be given back */
-    madvise(first, size_bytes, MADV_DONTNEED);
     madvise(first, size_bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    if (madvise(first, size_bytes, MADV_DONTNEED_LOCKED) == 0)
+        return;
+    munlock(first, size_bytes); /* before Linux 5.18 locked pages could not be given back */
+    madvise(first, size_bytes, MADV_DONTNEED);
     if (arena->locked)
         mlock2(first, size_bytes, MLOCK_ONFAULT);
 }
