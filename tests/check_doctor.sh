@@ -62,7 +62,7 @@ tells() { # what verdict mend
 wrapper=()
 
 well
-for what in clock memory "NUMA balancing" stack "open files"; do
+for what in clock memory "NUMA balancing" "open files"; do
     check "$what: well" tells "$what" ok ""
 done
 
@@ -99,7 +99,6 @@ limited() { # ulimit's option and value, what verdict mend
 }
 well
 check "open files: few" limited -n 100 "open files" no "echo \"\$USER - nofile 65536\" | sudo tee"
-check "stack: small" limited -s 300 stack no "ulimit -s 8192"
 check "address space: small" limited -v 8388608 "address space" no "ulimit -v unlimited"
 
 well

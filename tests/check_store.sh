@@ -381,7 +381,7 @@ while kill -0 $pid 2>/dev/null && [ ! -s "$scratch/stopped/dense.bin" ]; do :; d
 kill -TERM $pid 2>/dev/null
 wait $pid
 rc=$?
-if [ $rc = 0 ] || { [ $rc = 1 ] && grep -q 'run sluice pack again to go on' "$scratch/stderr"; }; then
+if [ $rc = 0 ] || { [ $rc = 143 ] && grep -q 'run sluice pack again to go on' "$scratch/stderr"; }; then
     ok "stopped by a signal" "$(cat "$scratch/stderr")"
 else
     fail "stopped by a signal" "exit status $rc: $(cat "$scratch/stderr")"

@@ -1,4 +1,4 @@
-/* What the system lets this process do: io_uring, and the limits that ulimit shows. */
+/* What the system lets this process do: io_uring, open files, address space. */
 #include <limits.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -10,9 +10,6 @@
 
 /* Besides a model's files: standard streams, the ring, what libraries open. */
 #define FILES_BESIDE 32u
-
-/* Runs crash below 384 KiB. */
-#define STACK_BYTES_MIN (UINT64_C(512) << 10)
 
 static void find_io_uring(struct sl_doctor *doctor)
 {
@@ -62,23 +59,6 @@ static void find_open_files(struct sl_doctor *doctor)
                        limit_text(limit.rlim_max, text), (unsigned long long)needed);
 }
 
-static void find_stack(struct sl_doctor *doctor)
-{
-    char text[SL_SIZE_TEXT_BYTES];
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_STACK, &limit) < 0)
-        return;
-    if (limit.rlim_cur == RLIM_INFINITY)
-        sl_doctor_find(doctor, SL_DOCTOR_OK, "stack", NULL, "unlimited");
-    else if (limit.rlim_cur >= STACK_BYTES_MIN)
-        sl_doctor_find(doctor, SL_DOCTOR_OK, "stack", NULL, "%s",
-                       sl_size_format(limit.rlim_cur, text));
-    else
-        sl_doctor_find(doctor, SL_DOCTOR_NO, "stack", "ulimit -s 8192", "%s is too little",
-                       sl_size_format(limit.rlim_cur, text));
-}
-
 /* ulimit -v and strict accounting of the system both refuse memory that would be there. */
 static void find_address_space(struct sl_doctor *doctor)
 {
@@ -110,6 +90,5 @@ void sl_doctor_system(struct sl_doctor *doctor)
 {
     find_io_uring(doctor);
     find_open_files(doctor);
-    find_stack(doctor);
     find_address_space(doctor);
 }
