@@ -260,6 +260,21 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m)
     };
 }
 
+struct sl_kv_cache *engine_rig_kv(struct sl_engine *engine, uint32_t sequence_index)
+{
+    const struct sl_link *link = &engine->sequences;
+
+    for (uint32_t i = 0; i <= sequence_index; i++) {
+        struct sl_kv_cache *kv;
+
+        if (link->next == &engine->sequences)
+            assert_int_equal(
+                sl_engine_sequence_create(engine, engine->options.context_tokens, &kv, NULL), 0);
+        link = link->next;
+    }
+    return &sl_engine_sequence_of(link)->kv;
+}
+
 /* ---- stores ------------------------------------------------------------------------------------
  */
 

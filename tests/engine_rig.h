@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/engine/engine.h"
+#include "daemon/engine/engine_internal.h"
 #include "tests/fixture_checkpoint.h"
 #include "tests/fixture_model.h"
 #include "tests/io_fault.h"
@@ -34,6 +34,10 @@ int engine_rig_destroy(void **state);
 /* The checkpoint at the least cache there is, two sequences, reads through pread threads
  * without a probe of the drive. */
 struct sl_engine_options engine_rig_options(const struct engine_rig *m);
+
+/* The engine's sequence of that number. It and those before it are made when they are first asked
+ * for, and go with the engine. */
+struct sl_kv_cache *engine_rig_kv(struct sl_engine *engine, uint32_t sequence_index);
 
 /* A store of the model, in a folder of that name below the checkpoint's; with parts of equal size
  * in n_stripes others. Where it is compressed, all its experts are. */

@@ -36,8 +36,8 @@ static void test_bytes_are_those_of_the_forward(void **state)
         assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
         assert_int_equal(sl_engine_config(engine)->vocab_size, m->config.vocab_size);
         for (uint32_t s = 0; s < 2; s++) {
-            engine_rig_run(m, sl_engine_forward(engine), sl_engine_kv(engine, s), s ? 1 : 16,
-                           logits, mtp_logits);
+            engine_rig_run(m, sl_engine_forward(engine, SL_STEP_LARGE), engine_rig_kv(engine, s),
+                           s ? 1 : 16, logits, mtp_logits);
             assert_memory_equal(logits, m->logits, m->logits_bytes);
             assert_memory_equal(mtp_logits, m->mtp_logits, m->logits_bytes);
         }
@@ -103,8 +103,8 @@ static void test_store_remembers_what_was_hot(void **state)
         assert_int_equal(counters.n_preloads, preloads[round]);
         assert_int_equal(counters.n_loads, preloads[round]);
         assert_int_equal(last, preloads[round]);
-        engine_rig_run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 1, logits,
-                       mtp_logits);
+        engine_rig_run(m, sl_engine_forward(engine, SL_STEP_LARGE), engine_rig_kv(engine, 0), 1,
+                       logits, mtp_logits);
         assert_memory_equal(logits, m->logits, m->logits_bytes);
         assert_memory_equal(mtp_logits, m->mtp_logits, m->logits_bytes);
         if (round == 4) {
@@ -147,7 +147,8 @@ static void test_all_experts_can_be_loaded(void **state)
     assert_int_equal(sl_engine_load_experts(engine, count_up, &last, NULL), 1);
     assert_int_equal(last, 40);
     assert_int_equal(sl_engine_counters(engine).n_loads, 40);
-    engine_rig_run(m, sl_engine_forward(engine), sl_engine_kv(engine, 0), 16, logits, mtp_logits);
+    engine_rig_run(m, sl_engine_forward(engine, SL_STEP_LARGE), engine_rig_kv(engine, 0), 16,
+                   logits, mtp_logits);
     assert_memory_equal(logits, m->logits, m->logits_bytes);
     counters = sl_engine_counters(engine);
     assert_int_equal(counters.n_loads, 40);
@@ -193,11 +194,13 @@ static void check_areas(const struct sl_engine_options *options, bool staging)
     struct sl_engine *engine;
 
     assert_int_equal(sl_engine_open(&engine, options, &plan, NULL), 0);
+    engine_rig_kv(engine, options->n_sequences - 1);
     sl_engine_areas(engine, areas);
     assert_string_equal(areas[0].name, "dense weights");
     assert_int_equal(areas[0].size_bytes, plan.need_bytes[SL_MEMORY_WEIGHTS]);
     assert_int_equal(areas[1].size_bytes, plan.need_bytes[SL_MEMORY_KV]);
-    assert_int_equal(areas[2].size_bytes, plan.need_bytes[SL_MEMORY_ACTIVATIONS]);
+    assert_int_equal(areas[2].size_bytes, plan.need_bytes[SL_MEMORY_ACTIVATIONS] +
+                                              plan.need_bytes[SL_MEMORY_SMALL_STEPS]);
     assert_in_range(areas[3].size_bytes,
                     plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING],
                     plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING] +
@@ -215,6 +218,8 @@ static void test_areas_are_what_was_planned(void **state)
     struct sl_engine_options options = engine_rig_options(m);
     char store_folder[FIXTURE_PATH_BYTES];
 
+    check_areas(&options, true);
+    options.small_step_tokens = 3;
     check_areas(&options, true);
     options.model = store_folder;
     engine_rig_pack(m, "plain", 0, false, store_folder);
@@ -243,9 +248,9 @@ static void test_plan_is_what_it_takes(void **state)
     assert_int_equal(sl_weights_measure(&m->config, &m->source.source, true, &weights_bytes, NULL),
                      0);
     assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], sl_arena_mapped_bytes(weights_bytes));
-    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], 2 * sl_engine_kv(engine, 0)->arena.size_bytes);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], 2 * engine_rig_kv(engine, 0)->arena.size_bytes);
     assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
-                     sl_forward_arena(sl_engine_forward(engine))->size_bytes);
+                     sl_forward_arena(sl_engine_forward(engine, SL_STEP_LARGE))->size_bytes);
     assert_true(plan.slot_bytes >= m->experts.offset_bytes[SL_EXPERT_MATRICES]);
     assert_int_equal(plan.slots_min, 5 * 3);
     assert_int_equal(plan.slots_max, 5 * 8);
@@ -257,6 +262,145 @@ static void test_plan_is_what_it_takes(void **state)
     assert_int_equal(opened.slots_max, 4 * 8);
     assert_true(opened.need_bytes[SL_MEMORY_WEIGHTS] < weights_bytes);
     assert_true(opened.need_bytes[SL_MEMORY_KV] < plan.need_bytes[SL_MEMORY_KV]);
+}
+
+/* Sequences come and go; one more than the plan has memory for is refused with the figures, and
+ * many short ones fit in place of a long one. No memory stays behind. */
+static void test_sequences_come_and_go(void **state)
+{
+    const struct engine_rig *m = *state;
+    struct sl_engine_options options = engine_rig_options(m);
+    struct sl_kv_cache *kv[3] = {NULL}, *one_more = NULL;
+    float *logits = calloc(1, m->logits_bytes);
+    struct sl_engine *engine;
+    struct sl_err err;
+
+    assert_non_null(logits);
+    options.with_mtp = false;
+    options.n_sequences = 3;
+    options.context_tokens = 4096;
+    assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    for (uint32_t round = 0; round < 20; round++) {
+        for (uint32_t i = 0; i < 3; i++)
+            if (!kv[i])
+                assert_int_equal(sl_engine_sequence_create(engine, 4096, &kv[i], &err), 0);
+        assert_int_equal(sl_engine_sequence_create(engine, 4096, &one_more, &err), -SL_EBUDGET);
+        assert_null(one_more);
+        assert_non_null(strstr(err.message, "a sequence of 4096 tokens takes "));
+        assert_non_null(strstr(err.message, " 0 B are left; "));
+        assert_int_equal(kv[round % 3]->n_tokens, 0);
+        engine_rig_run(m, sl_engine_forward(engine, SL_STEP_LARGE), kv[round % 3], 16, logits,
+                       NULL);
+        assert_memory_equal(logits, m->logits, m->logits_bytes);
+        sl_engine_sequence_destroy(engine, kv[round % 3]);
+        kv[round % 3] = NULL;
+        assert_int_equal(sl_engine_sequence_create(engine, 64, &one_more, NULL), 0);
+        sl_engine_sequence_destroy(engine, one_more);
+        one_more = NULL;
+    }
+    sl_engine_sequence_destroy(engine, NULL);
+    sl_engine_close(engine); /* with what is left */
+    free(logits);
+}
+
+/* A large step stands still while a small one runs, over the same weights and cache. */
+static void test_two_sizes_of_steps(void **state)
+{
+    const struct engine_rig *m = *state;
+    struct sl_engine_options options = engine_rig_options(m);
+    float *logits = calloc(1, m->logits_bytes), *small = calloc(1, m->logits_bytes);
+    struct engine_rig_rows rows = {logits, m->row_bytes};
+    struct sl_memory_plan plan;
+    struct sl_engine *engine;
+    struct sl_forward *large;
+    struct sl_span span;
+    int more;
+
+    assert_non_null(logits);
+    assert_non_null(small);
+    options.with_mtp = false;
+    assert_int_equal(sl_engine_open(&engine, &options, &plan, NULL), 0);
+    assert_null(sl_engine_forward(engine, SL_STEP_SMALL));
+    assert_int_equal(sl_engine_step_tokens_max(engine, SL_STEP_SMALL), 0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_SMALL_STEPS], 0);
+    sl_engine_close(engine);
+
+    options.segment_tokens = TOKENS;
+    options.small_step_tokens = 3;
+    assert_int_equal(sl_engine_open(&engine, &options, &plan, NULL), 0);
+    assert_int_equal(sl_engine_step_tokens_max(engine, SL_STEP_SMALL), 3);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_SMALL_STEPS],
+                     sl_forward_arena(sl_engine_forward(engine, SL_STEP_SMALL))->size_bytes);
+    large = sl_engine_forward(engine, SL_STEP_LARGE);
+    span = (struct sl_span){engine_rig_kv(engine, 0), m->tokens, TOKENS, SL_LOGITS_ALL};
+    assert_int_equal(sl_forward_begin(large,
+                                      &(struct sl_step_request){.spans = &span,
+                                                                .n_spans = 1,
+                                                                .on_logits = engine_rig_keep_rows,
+                                                                .on_logits_context = &rows},
+                                      NULL),
+                     0);
+    while ((more = sl_forward_advance(large, NULL)) > 0) {
+        struct sl_kv_cache *other = engine_rig_kv(engine, 1);
+
+        sl_kv_cache_clear(other);
+        engine_rig_run(m, sl_engine_forward(engine, SL_STEP_SMALL), other, 3, small, NULL);
+        assert_memory_equal(small, m->logits, m->logits_bytes);
+    }
+    assert_int_equal(more, 0);
+    sl_forward_end(large, NULL);
+    assert_memory_equal(logits, m->logits, m->logits_bytes);
+    sl_engine_close(engine);
+    free(logits);
+    free(small);
+}
+
+static void read_text(const char *path, char *text, size_t size)
+{
+    FILE *file = fopen(path, "r");
+    size_t length;
+
+    assert_non_null(file);
+    length = fread(text, 1, size - 1, file);
+    text[length] = 0;
+    fclose(file);
+}
+
+static void write_text(const char *path, const char *first, const char *second)
+{
+    FILE *file = fopen(path, "w");
+
+    assert_non_null(file);
+    fprintf(file, "%s%s", first, second);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Each thing that a user should know is a line of its own. */
+static void test_notes(void **state)
+{
+    struct engine_rig *m = *state;
+    struct sl_engine_options options = engine_rig_options(m);
+    char path[FIXTURE_PATH_BYTES + 16], config[8192];
+    uint32_t n_notes[2];
+
+    snprintf(path, sizeof(path), "%s/config.json", m->folder);
+    for (int round = 0; round < 2; round++) {
+        struct sl_engine *engine;
+
+        assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+        for (n_notes[round] = 0; sl_engine_note(engine, n_notes[round]); n_notes[round]++)
+            assert_null(strchr(sl_engine_note(engine, n_notes[round]), '\n'));
+        assert_true(n_notes[round] < SL_ENGINE_NOTES_MAX);
+        if (round == 1)
+            assert_non_null(strstr(sl_engine_note(engine, 0), "have no effect: odd_key"));
+        sl_engine_close(engine);
+        if (round == 1)
+            break;
+        read_text(path, config, sizeof(config));
+        write_text(path, "{\"odd_key\":1,", config + 1);
+    }
+    assert_int_equal(n_notes[1], n_notes[0] + 1);
+    write_text(path, "", config);
 }
 
 static void expect_refusal(const struct sl_engine_options *options, int rc, const char *says,
@@ -343,6 +487,9 @@ int main(void)
         cmocka_unit_test(test_experts_that_come_in_parts),
         cmocka_unit_test(test_areas_are_what_was_planned),
         cmocka_unit_test(test_plan_is_what_it_takes),
+        cmocka_unit_test(test_sequences_come_and_go),
+        cmocka_unit_test(test_two_sizes_of_steps),
+        cmocka_unit_test(test_notes),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_failing_allocations),
     };

@@ -90,7 +90,7 @@ static int step(const struct engine_rig *m, struct sl_engine *engine, uint32_t f
     int rc;
 
     for (uint32_t i = first; i < end; i++) {
-        struct sl_kv_cache *kv = sl_engine_kv(engine, i);
+        struct sl_kv_cache *kv = engine_rig_kv(engine, i);
 
         if (n[i] == 0)
             continue;
@@ -99,7 +99,7 @@ static int step(const struct engine_rig *m, struct sl_engine *engine, uint32_t f
             (struct sl_span){kv, m->tokens + kv->n_tokens, n[i], SL_LOGITS_ALL};
         n_rows += n[i];
     }
-    rc = sl_forward_step(sl_engine_forward(engine), &request, err);
+    rc = sl_engine_step(engine, &request, err);
     assert_true(rc < 0 || check.n_rows == n_rows);
     return rc;
 }
@@ -170,7 +170,7 @@ static int nth_read(const struct engine_rig *m, const char *model, const struct 
     assert_int_equal(sl_engine_counters(engine).n_stalls, plan->late_ns > 0);
     io_fault_heal(engine_rig_faulty());
     for (uint32_t i = 0; i < SESSIONS; i++)
-        assert_int_equal(sl_engine_kv(engine, i)->n_tokens,
+        assert_int_equal(engine_rig_kv(engine, i)->n_tokens,
                          n_before[i] + (rc == 0 ? n_tokens[i] : 0));
     assert_int_equal(step(m, engine, 1, 2, n_tokens, NULL), 0);
     assert_int_equal(step(m, engine, 0, SESSIONS, n_tokens, NULL), 0);

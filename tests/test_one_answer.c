@@ -52,21 +52,21 @@ static bool check_answer(const struct engine_rig *m, struct sl_engine_options op
         const uint32_t n_slots =
             ENGINE_RIG_SLOTS_MIN +
             fixture_below(&random, ENGINE_RIG_EXPERTS - ENGINE_RIG_SLOTS_MIN + 1);
-        struct sl_span span = {sl_engine_kv(engine, 0), m->tokens + done, 0, SL_LOGITS_ALL};
+        struct sl_span span = {engine_rig_kv(engine, 0), m->tokens + done, 0, SL_LOGITS_ALL};
 
         n = 1 + fixture_below(&random, TOKENS - done < 8 ? TOKENS - done : 8);
         span.n_tokens = n;
         if (resize)
             assert_int_equal(sl_engine_resize_cache(engine, n_slots * ENGINE_RIG_SLOT_BYTES, NULL),
                              0);
-        assert_int_equal(sl_forward_step(sl_engine_forward(engine),
-                                         &(struct sl_step_request){
-                                             .spans = &span,
-                                             .n_spans = 1,
-                                             .on_logits = engine_rig_keep_rows,
-                                             .on_logits_context = &rows,
-                                         },
-                                         NULL),
+        assert_int_equal(sl_engine_step(engine,
+                                        &(struct sl_step_request){
+                                            .spans = &span,
+                                            .n_spans = 1,
+                                            .on_logits = engine_rig_keep_rows,
+                                            .on_logits_context = &rows,
+                                        },
+                                        NULL),
                          0);
     }
     assert_memory_equal(logits, m->logits, m->logits_bytes);
@@ -169,17 +169,17 @@ static void check_replay(const struct engine_rig *m, const struct sl_policy_ops 
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
     assert_int_equal(sl_engine_slot_count(engine), n_slots);
     for (uint32_t i = 0; i < 2 * TOKENS; i += at_once) {
-        struct sl_span span = {sl_engine_kv(engine, i / TOKENS), m->tokens + i % TOKENS, at_once,
+        struct sl_span span = {engine_rig_kv(engine, i / TOKENS), m->tokens + i % TOKENS, at_once,
                                SL_LOGITS_NONE};
 
-        assert_int_equal(sl_forward_step(sl_engine_forward(engine),
-                                         &(struct sl_step_request){
-                                             .spans = &span,
-                                             .n_spans = 1,
-                                             .on_route = keep_route,
-                                             .on_route_context = writer,
-                                         },
-                                         NULL),
+        assert_int_equal(sl_engine_step(engine,
+                                        &(struct sl_step_request){
+                                            .spans = &span,
+                                            .n_spans = 1,
+                                            .on_route = keep_route,
+                                            .on_route_context = writer,
+                                        },
+                                        NULL),
                          0);
     }
     counted = sl_engine_counters(engine);

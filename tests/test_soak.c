@@ -75,7 +75,7 @@ static void begin_round(struct soak *soak, uint32_t round)
 static void clear(struct soak *soak)
 {
     for (uint32_t s = 0; s < SEQUENCES; s++) {
-        sl_kv_cache_clear(sl_engine_kv(soak->engine, s));
+        sl_kv_cache_clear(engine_rig_kv(soak->engine, s));
         soak->hashes[s] = 0;
     }
 }
@@ -88,9 +88,9 @@ static int feed(struct soak *soak, uint32_t first, uint32_t n, struct sl_err *er
         .spans = spans, .n_spans = SEQUENCES, .on_logits = hash_rows, .on_logits_context = soak};
 
     for (uint32_t s = 0; s < SEQUENCES; s++)
-        spans[s] = (struct sl_span){sl_engine_kv(soak->engine, s), soak->tokens[s] + first, n,
+        spans[s] = (struct sl_span){engine_rig_kv(soak->engine, s), soak->tokens[s] + first, n,
                                     SL_LOGITS_ALL};
-    return sl_forward_step(sl_engine_forward(soak->engine), &request, err);
+    return sl_engine_step(soak->engine, &request, err);
 }
 
 /* A step that failed has left all sequences where they were: it is taken again. */

@@ -151,7 +151,7 @@ static void begin(struct player *p)
 
     p->n_spans = 0;
     for (uint32_t i = 0; i < SEQUENCES && p->n_spans < n_wanted && room > 0; i++) {
-        struct sl_kv_cache *kv = sl_engine_kv(w->engine, (from + i) % SEQUENCES);
+        struct sl_kv_cache *kv = engine_rig_kv(w->engine, (from + i) % SEQUENCES);
 
         if (kv->in_step)
             continue;
@@ -304,7 +304,7 @@ static void create_world(struct world *w, const struct engine_rig *m, const char
     assert_int_equal(sl_engine_open(&w->engine, &options, NULL, NULL), 0);
     io_fault_set(engine_rig_faulty(), &plan);
     for (uint32_t i = 0; i < PLAYERS; i++) {
-        struct sl_forward_params params = sl_engine_forward_params(w->engine);
+        struct sl_forward_params params = sl_engine_forward_params(w->engine, SL_STEP_LARGE);
         struct player *p = &w->players[i];
 
         params.tokens_max = p->tokens_max = tokens_max[i];
@@ -320,7 +320,7 @@ static void destroy_world(struct world *w)
     for (uint32_t i = 0; i < PLAYERS; i++)
         sl_forward_destroy(w->players[i].forward);
     for (uint32_t i = 0; i < SEQUENCES; i++)
-        assert_false(sl_engine_kv(w->engine, i)->in_step);
+        assert_false(engine_rig_kv(w->engine, i)->in_step);
     io_fault_heal(engine_rig_faulty());
     sl_engine_close(w->engine);
 }
@@ -376,14 +376,14 @@ static void test_what_is_not_kept_leaves_no_trace(void **state)
     options.cache_min = options.with_mtp = false;
     assert_int_equal(sl_engine_open(&w.engine, &options, NULL, NULL), 0);
     p->world = &w;
-    p->forward = sl_engine_forward(w.engine);
+    p->forward = sl_engine_forward(w.engine, SL_STEP_LARGE);
     p->n_spans = 1;
     assert_int_equal(sl_kv_rollback_tokens_max(&m->config), 8);
     for (uint32_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
         const uint32_t n = counts[i];
 
         for (uint32_t n_kept = 0; n_kept <= n; n_kept++) {
-            struct sl_kv_cache *kv = sl_engine_kv(w.engine, n % 2);
+            struct sl_kv_cache *kv = engine_rig_kv(w.engine, n % 2);
 
             sl_kv_cache_clear(kv);
             for (uint32_t step = 0; kv->n_tokens + n <= TOKENS && step < 2 * TOKENS; step++) {

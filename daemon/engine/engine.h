@@ -1,7 +1,13 @@
 /* The composition root: opens a model and joins storage, cache, kernels and the forward pass.
  *
  * The one place where parts that know nothing of each other meet. An engine belongs to the thread
- * that opened it, which is one of the compute threads and tied to its processor until close. */
+ * that opened it, which makes all calls, is one of the compute threads, and is tied to its
+ * processor until close.
+ *
+ *     plan, open ──► create sequences, take steps, destroy sequences, in any order ──► close
+ *
+ * What is generated from texts is in daemon/engine/generation.h, and tokens that are only fed to
+ * the model in daemon/engine/feed.h. */
 #ifndef SL_DAEMON_ENGINE_ENGINE_H
 #define SL_DAEMON_ENGINE_ENGINE_H
 
@@ -29,8 +35,9 @@ struct sl_engine_options {
     bool cache_min;                /* one token's working set instead */
     struct sl_placement placement; /* of the compute threads, as sl_placement_choose() left it */
     uint32_t segment_tokens;       /* most tokens of one step; 0: as many as memory allows */
+    uint32_t small_step_tokens;    /* of a second forward, for small steps; 0: there is none */
     uint32_t context_tokens;       /* that each sequence can hold */
-    uint32_t n_sequences;          /* KV caches to make */
+    uint32_t n_sequences;          /* of so many tokens, for which there is to be memory */
     enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
     sl_io_open_fn *io;     /* NULL: sl_io_choose() */
     /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
@@ -61,13 +68,52 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
 int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_plan *ret_plan,
                    int *ret_verdict, struct sl_err *err);
 
-/* NULL is allowed. */
+/* NULL is allowed. Destroys what sequences are left. */
 void sl_engine_close(struct sl_engine *engine);
 
-/* Loads every expert of the model, if the cache has room for all: returns 1 then, else 0 with
- * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
-int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
-                           struct sl_err *err);
+/* Note i, one line about something that was left aside or could not be had (MTP blocks of a later
+ * generation, locked or registered memory, direct I/O); NULL from their number on. */
+#define SL_ENGINE_NOTES_MAX 8u
+const char *sl_engine_note(const struct sl_engine *engine, uint32_t note_index);
+
+const struct sl_config *sl_engine_config(const struct sl_engine *engine);
+
+/* Of the kernels that were chosen: "avx512". */
+const char *sl_engine_isa(const struct sl_engine *engine);
+
+/* ---- sequences, between steps ------------------------------------------------------------------
+ */
+
+/* Makes an empty sequence of up to capacity_tokens, at most the engine's context_tokens. The plan's
+ * memory for KV caches holds n_sequences of that size, or more of smaller ones: -SL_EBUDGET with
+ * the figures where it would not do. The caller destroys *ret_kv. */
+int sl_engine_sequence_create(struct sl_engine *engine, uint32_t capacity_tokens,
+                              struct sl_kv_cache **ret_kv, struct sl_err *err);
+
+/* Gives its memory back to the system; others can be made in its place. NULL is allowed. */
+void sl_engine_sequence_destroy(struct sl_engine *engine, struct sl_kv_cache *kv);
+
+/* ---- steps -------------------------------------------------------------------------------------
+ */
+
+/* One forward takes as many tokens as memory allows, as a sweep should. The other one is there
+ * where small_step_tokens asked for it: with it somebody who waits is served while a step of the
+ * large one stands still between two layers. */
+enum sl_step_size { SL_STEP_LARGE, SL_STEP_SMALL, SL_STEP_SIZES };
+
+/* To take steps layer by layer. NULL: there is no small one. */
+struct sl_forward *sl_engine_forward(struct sl_engine *engine, enum sl_step_size size);
+
+/* The most tokens, and spans, of one step. */
+uint32_t sl_engine_step_tokens_max(const struct sl_engine *engine, enum sl_step_size size);
+uint32_t sl_engine_spans_max(const struct sl_engine *engine);
+
+/* A large step, all at once: sl_forward_step(). Where it fails, nothing has happened. */
+int sl_engine_step(struct sl_engine *engine, const struct sl_step_request *request,
+                   struct sl_err *err);
+
+/* ---- the expert cache, between steps -----------------------------------------------------------
+ */
 
 /* A store remembers what the cache held at the end of a run: load() before the first step, save()
  * after the last one. load() brings in what an earlier run saved, as far as there is room, passes
@@ -78,36 +124,19 @@ int sl_engine_load_hot_list(struct sl_engine *engine, const atomic_bool *stop,
                             sl_progress_fn *on_progress, void *context, struct sl_err *err);
 int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 
-/* Between steps, see sl_expert_cache_resize(). */
+/* See sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
-
-/* Likewise: see sl_expert_cache_empty(). */
-int sl_engine_empty_cache(struct sl_engine *engine, struct sl_err *err);
-
-/* Where the experts lie, and how reads of them are cut: to measure the drives beside the engine. */
-const struct sl_expert_map *sl_engine_experts(const struct sl_engine *engine);
-struct sl_reader_options sl_engine_reader_options(const struct sl_engine *engine);
-
-/* What the forward pass computes with; its pool keeps the account of time. */
-const struct sl_compute *sl_engine_compute(const struct sl_engine *engine);
-
-const struct sl_config *sl_engine_config(const struct sl_engine *engine);
-struct sl_forward *sl_engine_forward(struct sl_engine *engine);
-
-/* As the engine's forward was made: for another one beside it, which its owner destroys before the
- * engine, and whose memory (sl_forward_measure()) is not in the engine's plan. */
-struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine);
-
-/* Sequence i < n_sequences. */
-struct sl_kv_cache *sl_engine_kv(struct sl_engine *engine, uint32_t sequence_index);
-
-/* How many of n tokens go into one step. */
-uint32_t sl_engine_segment(const struct sl_engine *engine, uint32_t n_tokens);
 
 /* Experts that the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
+
+/* The files that experts are read from. The caller frees the list; NULL when out of memory. */
+const char **sl_engine_expert_paths(const struct sl_engine *engine, uint32_t *ret_n_paths);
+
+/* ---- memory ------------------------------------------------------------------------------------
+ */
 
 /* The large areas of memory, and how much of each really is in huge pages. */
 #define SL_ENGINE_AREAS 4
@@ -119,9 +148,5 @@ struct sl_engine_area {
 };
 void sl_engine_areas(const struct sl_engine *engine,
                      struct sl_engine_area ret_areas[SL_ENGINE_AREAS]);
-
-/* One line about what was left aside or could not be had (MTP blocks of a later generation, locked
- * or registered memory, direct I/O), or "". */
-const char *sl_engine_note(const struct sl_engine *engine);
 
 #endif

@@ -85,6 +85,7 @@ static uint64_t loading_excess(const struct sl_memory_plan *plan, uint64_t loadi
 {
     const uint64_t later = plan->need_bytes[SL_MEMORY_KV] +
                            plan->need_bytes[SL_MEMORY_ACTIVATIONS] +
+                           plan->need_bytes[SL_MEMORY_SMALL_STEPS] +
                            plan->need_bytes[SL_MEMORY_STAGING] + plan->slots_min * plan->slot_bytes;
 
     return loading_bytes > later ? loading_bytes - later : 0;
@@ -110,9 +111,13 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
         .slot_bytes = sl_expert_cache_slot_bytes(experts),
         .slots_min = sl_expert_cache_slots_min(experts, config->num_experts_per_tok),
         .slots_max = (uint64_t)n_layers * experts->n_routed_experts,
+        .small_step_tokens = what->small_step_tokens,
         .context_tokens = what->context_tokens,
         .n_sequences = what->n_sequences,
     };
+    if (what->small_step_tokens > 0)
+        plan->need_bytes[SL_MEMORY_SMALL_STEPS] =
+            activation_bytes(config, what, what->small_step_tokens);
     plan->segment_tokens = choose_segment(plan, config, what);
     plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
     plan->need_bytes[SL_MEMORY_PROGRAM] += loading_excess(plan, what->loading_bytes);
@@ -209,6 +214,7 @@ const char *sl_memory_user_name(enum sl_memory_user user)
         [SL_MEMORY_WEIGHTS] = "dense weights",
         [SL_MEMORY_KV] = "KV cache",
         [SL_MEMORY_ACTIVATIONS] = "activations",
+        [SL_MEMORY_SMALL_STEPS] = "small steps",
         [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
         [SL_MEMORY_TABLES] = "tables",
@@ -223,6 +229,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
+        if (i == SL_MEMORY_SMALL_STEPS && plan->small_step_tokens == 0)
+            continue;
         fprintf(out, "  %-16s %10s", sl_memory_user_name((enum sl_memory_user)i),
                 sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_PROGRAM)
@@ -231,6 +239,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
         if (i == SL_MEMORY_ACTIVATIONS)
             fprintf(out, "   %u tokens at once", plan->segment_tokens);
+        if (i == SL_MEMORY_SMALL_STEPS)
+            fprintf(out, "   %u tokens at once", plan->small_step_tokens);
         if (i == SL_MEMORY_CACHE)
             fprintf(out, "   %llu of %llu experts, %s each; one token needs %llu",
                     (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),

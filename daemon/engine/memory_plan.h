@@ -17,6 +17,7 @@ enum sl_memory_user {
     SL_MEMORY_WEIGHTS,
     SL_MEMORY_KV,
     SL_MEMORY_ACTIVATIONS,
+    SL_MEMORY_SMALL_STEPS, /* activations of a forward for small steps, where one is wanted */
     SL_MEMORY_STAGING,
     SL_MEMORY_CACHE,
     SL_MEMORY_TABLES, /* the cache's own, and the system's of all this memory's pages */
@@ -28,12 +29,13 @@ struct sl_memory_plan {
     uint64_t total_bytes; /* that the machine or its control group has; 0: not known */
     bool budget_given;    /* by the user; otherwise what is available less a reserve */
     uint64_t need_bytes[SL_MEMORY_USERS];
-    uint64_t table_bytes;    /* the cache's part of SL_MEMORY_TABLES */
-    uint64_t slot_bytes;     /* of one expert in the cache */
-    uint64_t slots_min;      /* one token's working set */
-    uint64_t slots_max;      /* all experts of the model */
-    uint32_t segment_tokens; /* most of one step */
-    uint32_t context_tokens; /* that the KV caches hold, each */
+    uint64_t table_bytes;       /* the cache's part of SL_MEMORY_TABLES */
+    uint64_t slot_bytes;        /* of one expert in the cache */
+    uint64_t slots_min;         /* one token's working set */
+    uint64_t slots_max;         /* all experts of the model */
+    uint32_t segment_tokens;    /* most of one step */
+    uint32_t small_step_tokens; /* most of a small one; 0: there are none */
+    uint32_t context_tokens;    /* that the KV caches hold, each */
     uint32_t n_sequences;
 };
 
@@ -50,8 +52,9 @@ struct sl_memory_case {
     uint64_t dense_bytes;
     enum sl_numerics numerics;
     uint32_t n_threads;
-    uint32_t segment_tokens; /* of one step; 0: as many as memory allows */
-    uint32_t context_tokens; /* of each sequence */
+    uint32_t segment_tokens;    /* of one step; 0: as many as memory allows */
+    uint32_t small_step_tokens; /* of another forward's; 0: there is none */
+    uint32_t context_tokens;    /* of each sequence */
     uint32_t n_sequences;
 };
 

@@ -5,11 +5,12 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "daemon/engine/engine_internal.h"
 #include "storage/io/io_probe.h"
 
 static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, struct sl_err *err)
 {
-    const struct sl_expert_map *store = sl_engine_experts(drive->engine);
+    const struct sl_expert_map *store = drive->engine->store;
     const char **paths = sl_expert_map_file_paths(store);
     int rc;
 
@@ -18,7 +19,7 @@ static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, stru
     if (!open_io)
         open_io = sl_io_choose(NULL);
     rc = open_io(&drive->io, paths, sl_expert_map_file_count(store),
-                 sl_engine_reader_options(drive->engine).depth, err);
+                 drive->engine->options.reader.depth, err);
     free(paths);
     return rc;
 }
@@ -26,8 +27,8 @@ static int open_files(struct sl_bench_drive *drive, sl_io_open_fn *open_io, stru
 int sl_bench_drive_open(struct sl_bench_drive *drive, const struct sl_engine *engine,
                         sl_io_open_fn *open_io, struct sl_err *err)
 {
-    const struct sl_reader_options reader = sl_engine_reader_options(engine);
-    const struct sl_expert_shape *shape = sl_expert_map_shape(sl_engine_experts(engine));
+    const struct sl_reader_options reader = engine->options.reader;
+    const struct sl_expert_shape *shape = sl_expert_map_shape(engine->store);
     const uint32_t n_experts = shape->num_hidden_layers * shape->n_routed_experts;
     int rc;
 
@@ -66,7 +67,7 @@ void sl_bench_drive_note(void *context, uint32_t layer_index, uint32_t n_tokens,
 
     if (!drive->noted)
         return;
-    store = sl_engine_experts(drive->engine);
+    store = drive->engine->store;
     n_experts = sl_expert_map_shape(store)->n_routed_experts;
     n = n_tokens * sl_engine_config(drive->engine)->num_experts_per_tok;
     for (uint32_t i = 0; i < n; i++) {
@@ -87,7 +88,7 @@ void sl_bench_drive_forget(struct sl_bench_drive *drive)
 
     if (!drive->noted)
         return;
-    shape = sl_expert_map_shape(sl_engine_experts(drive->engine));
+    shape = sl_expert_map_shape(drive->engine->store);
     memset(drive->noted, 0, shape->num_hidden_layers * shape->n_routed_experts * sizeof(bool));
     drive->n_extents = 0;
 }
@@ -103,7 +104,7 @@ int sl_bench_drive_rate(struct sl_bench_drive *drive, uint64_t ns, double *ret_r
     *ret_rate = 0;
     if (drive->n_extents == 0)
         return 0;
-    trial.options = sl_engine_reader_options(drive->engine);
+    trial.options = drive->engine->options.reader;
     rc = sl_io_time(drive->io, &trial, drive->extents, drive->n_extents, drive->area.base,
                     drive->area.size_bytes, &timing, err);
     if (rc == -ETIMEDOUT)

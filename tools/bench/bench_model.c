@@ -8,6 +8,8 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "daemon/engine/engine_internal.h"
+#include "daemon/engine/feed.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/bench_drive.h"
 #include "tools/cli/command_line.h"
@@ -46,6 +48,7 @@ struct command {
     int32_t *tokens; /* all that is fed; malloc's */
     uint32_t tokens_needed;
     struct sl_engine *engine;
+    struct sl_kv_cache *kv;
     struct sl_bench bench;
     struct sl_bench_drive drive;
     bool resident;
@@ -171,25 +174,22 @@ static void ignore_logits(void *context, const struct sl_logits_row *rows, uint3
 static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
                 struct sl_err *err)
 {
-    struct sl_step_request request = {
-        .n_spans = 1,
+    const struct sl_step_request hooks = {
         .on_logits = ignore_logits,
         .stop = sl_interrupt_stop(),
         .on_route = sl_bench_drive_note,
         .on_route_context = &command->drive,
     };
+    const uint32_t n_at_once = singly ? 1 : n;
     int rc = 0;
 
-    for (uint32_t done = 0, now; rc == 0 && done < n; done += now) {
-        struct sl_span span = {sl_engine_kv(command->engine, 0), command->tokens + first + done, 0,
-                               SL_LOGITS_NONE};
+    for (uint32_t done = 0; rc == 0 && done < n; done += n_at_once) {
+        struct sl_feed feed = {.kv = command->kv,
+                               .tokens = command->tokens + first + done,
+                               .n_tokens = n_at_once,
+                               .logits = SL_LOGITS_LAST};
 
-        now = singly ? 1 : sl_engine_segment(command->engine, n - done);
-        span.n_tokens = now;
-        if (done + now == n || !command->prefill)
-            span.logits = SL_LOGITS_LAST;
-        request.spans = &span;
-        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
+        rc = sl_feed_run(command->engine, &feed, &hooks, err);
     }
     return rc;
 }
@@ -198,7 +198,7 @@ static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
 {
     if (!command->prefill)
         return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, true, err);
-    sl_kv_cache_clear(sl_engine_kv(command->engine, 0));
+    sl_kv_cache_clear(command->kv);
     return feed(command, 0, command->n_tokens, false, err);
 }
 
@@ -212,7 +212,7 @@ static uint64_t missed_bytes(const struct command *command)
 /* What the machine would allow, then the run, then the drives again, with what it asked for. */
 static int measure_run(struct command *command, uint32_t index, struct sl_err *err)
 {
-    struct sl_pool *pool = sl_engine_compute(command->engine)->pool;
+    struct sl_pool *pool = command->engine->pool;
     struct run *run = &command->runs[index];
     struct sl_phase_counters begin, end;
     double rate_before, rate_after;
@@ -224,7 +224,7 @@ static int measure_run(struct command *command, uint32_t index, struct sl_err *e
         run->multiply_rate[peak] =
             sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
     if ((rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_before, err)) < 0 ||
-        (command->cold && (rc = sl_engine_empty_cache(command->engine, err)) < 0))
+        (command->cold && (rc = sl_expert_cache_empty(command->engine->cache, err)) < 0))
         return rc;
     sl_bench_drive_forget(&command->drive);
     run->missed_bytes = missed_bytes(command);
@@ -367,7 +367,8 @@ static void print_speed(const struct command *command)
 static void print_times(const struct command *command)
 {
     const double per_token = 1e-6 / command->n_tokens;
-    const uint32_t segment = sl_engine_segment(command->engine, command->n_tokens);
+    const uint32_t step_tokens = sl_engine_step_tokens_max(command->engine, SL_STEP_LARGE);
+    const uint32_t segment = command->n_tokens < step_tokens ? command->n_tokens : step_tokens;
     const uint32_t n_steps =
         command->prefill ? (command->n_tokens + segment - 1) / segment : command->n_tokens;
     struct figure figure;
@@ -465,10 +466,12 @@ static int run(struct command *command, struct sl_err *err)
     int rc;
 
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
+        (rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
+                                        &command->kv, err)) < 0 ||
         (rc = load_experts(command, err)) < 0 ||
         (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
                                                          command->options.io, err)) < 0) ||
-        (rc = sl_bench_init(&command->bench, sl_engine_compute(command->engine), PROBE_NS * 1e-9,
+        (rc = sl_bench_init(&command->bench, &command->engine->compute, PROBE_NS * 1e-9,
                             command->json, err)) < 0 ||
         ((rc = measure(command, err)) < 0 && (rc != -ECANCELED || command->n_runs == 0)))
         return rc;

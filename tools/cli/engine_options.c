@@ -257,21 +257,22 @@ int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options
     sl_progress_end(&opening.progress);
     if (rc == -SL_EBUDGET && opening.plan.budget_bytes > 0)
         sl_memory_plan_print(&opening.plan, stderr);
-    if (rc == 0 && sl_engine_note(*ret_engine)[0])
-        fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine));
-    if (rc == 0)
-        sl_interrupt_defer();
-    return rc;
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; sl_engine_note(*ret_engine, i); i++)
+        fprintf(stderr, "note: %s\n", sl_engine_note(*ret_engine, i));
+    sl_interrupt_defer();
+    return 0;
 }
 
 int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
                         struct sl_err *err)
 {
-    const struct sl_expert_map *store = sl_engine_experts(engine);
-    const char **paths = sl_expert_map_file_paths(store);
+    uint32_t n_paths;
+    const char **paths = sl_engine_expert_paths(engine, &n_paths);
     int rc = paths ? 0 : sl_err_set(err, -ENOMEM, "list of files: out of memory");
 
-    for (uint32_t i = 0; rc == 0 && i < sl_expert_map_file_count(store); i++)
+    for (uint32_t i = 0; rc == 0 && i < n_paths; i++)
         rc = sl_output_keep_off(out, paths[i], err);
     free(paths);
     return rc;

@@ -88,10 +88,13 @@ void sl_text_progress_route(void *context, uint32_t layer_index, uint32_t n_toke
     struct sl_text_progress *text = context;
 
     (void)experts;
-    if (text->n_tokens > 0 && layer_index < text->n_layers)
-        sl_progress_show(&text->progress,
-                         text->n_done + (uint64_t)n_tokens * (layer_index + 1) / text->n_layers,
-                         text->n_tokens);
+    if (text->n_tokens == 0 || layer_index >= text->n_layers)
+        return;
+    sl_progress_show(&text->progress,
+                     text->n_done + (uint64_t)n_tokens * (layer_index + 1) / text->n_layers,
+                     text->n_tokens);
+    if (layer_index + 1 == text->n_layers)
+        text->n_done += n_tokens;
 }
 
 void sl_progress_end(struct sl_progress *progress)

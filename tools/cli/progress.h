@@ -33,7 +33,7 @@ void sl_progress_show(void *context, uint64_t done, uint64_t total);
 struct sl_text_progress {
     struct sl_progress progress;
     uint64_t n_tokens; /* in all */
-    uint64_t n_done;   /* before the step at hand */
+    uint64_t n_done;   /* through all layers; counted here */
     uint32_t n_layers;
 };
 

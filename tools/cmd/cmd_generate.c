@@ -12,7 +12,7 @@
 #include "tools/cli/engine_options.h"
 #include "tools/cmd/generate_figures.h"
 #include "tools/cmd/generate_output.h"
-#include "tools/cli/generation.h"
+#include "tools/cmd/generate_text.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/json_lines.h"
 #include "tools/cli/output_file.h"
@@ -56,7 +56,7 @@ struct command {
     uint32_t longest; /* of them, in tokens */
     struct sl_output_file stats;
     struct sl_engine *engine;
-    struct sl_generation generation;
+    struct sl_generate_text writer;
     struct sl_generate_output output;
 };
 
@@ -292,8 +292,8 @@ static int prepare(struct command *command, struct sl_err *err)
         rc = sl_generate_output_init(&command->output, &command->making, command->prompts.tok,
                                      command->json, err);
     if (rc == 0)
-        rc = sl_generation_init(&command->generation, &command->making, command->prompts.tok,
-                                &command->config, err);
+        rc = sl_generate_text_check(&command->writer, &command->making, &command->output,
+                                    &command->config, err);
     return rc == 0 ? open_stats(command, err) : rc;
 }
 
@@ -325,17 +325,15 @@ static void save_hot_list(struct command *command)
 /* Every text of a file has a seed of its own, so that a prompt given twice makes two texts. */
 static int make_text(struct command *command, size_t index, struct sl_err *err)
 {
-    struct sl_generation *generation = &command->generation;
     const struct sl_prompt *prompt = &command->texts[index];
     int rc = sl_generate_output_begin(&command->output, err);
 
-    generation->options.sampler.seed = command->making.sampler.seed + index;
     if (rc == 0)
-        rc = sl_generation_run(generation, prompt, err);
+        rc = sl_generate_text_run(&command->writer, prompt, command->making.sampler.seed + index,
+                                  err);
     if (rc == 0)
-        rc =
-            sl_generate_output_end(&command->output, generation->completion, prompt->n_tokens, err);
-    generation->options.sampler.seed = command->making.sampler.seed;
+        rc = sl_generate_output_end(&command->output, command->writer.generation, prompt->n_tokens,
+                                    err);
     return rc;
 }
 
@@ -345,18 +343,19 @@ static int run(struct command *command, struct sl_err *err)
 
     if (command->stats_path)
         rc = sl_keep_off_experts(&command->stats, command->engine, err);
+    if (rc == 0)
+        rc = sl_generate_text_open(&command->writer, command->engine, err);
     if (rc < 0)
         return rc;
-    command->generation.engine = command->engine;
     if (!command->no_hot_list)
         load_hot_list(command);
     for (size_t i = 0; rc == 0 && i < command->n_texts && (i == 0 || !sl_interrupted()); i++)
         rc = make_text(command, i, err);
     if (rc == 0 && !command->no_hot_list)
         save_hot_list(command);
-    sl_generate_print_figures(&command->generation, &command->options);
+    sl_generate_print_figures(&command->writer, &command->options);
     if (rc == 0 && command->stats_path) {
-        sl_generate_write_stats(&command->generation, &command->options, command->arguments,
+        sl_generate_write_stats(&command->writer, &command->options, command->arguments,
                                 &command->stats);
         rc = sl_output_commit(&command->stats, err);
     }
@@ -414,7 +413,7 @@ int sl_cmd_generate(int argc, char **argv)
     if (rc == 0)
         rc = run(&command, &err);
     sl_output_discard(&command.stats);
-    sl_generation_fini(&command.generation);
+    sl_generate_text_fini(&command.writer);
     sl_generate_output_fini(&command.output);
     sl_engine_close(command.engine);
     for (size_t i = 0; i < command.n_texts; i++)

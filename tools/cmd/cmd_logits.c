@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "daemon/engine/feed.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/engine_options.h"
@@ -15,7 +16,7 @@
 #include "tools/cli/output_file.h"
 #include "tools/cli/progress.h"
 
-#define LISTS_MAX 64u
+#define LISTS_MAX SL_FEEDS_MAX
 #define TOKENS_FILE_BYTES_MAX (UINT64_C(256) << 20) /* 2^24 ids, of up to 15 letters */
 
 enum { OPTION_TOKENS = 256, OPTION_OUT, OPTION_MTP };
@@ -25,7 +26,6 @@ struct list {
     const char *out_path;
     int32_t *tokens;
     uint32_t n_tokens;
-    uint32_t n_done; /* given to the model */
     struct sl_output_file out;
 };
 
@@ -34,7 +34,6 @@ struct command {
     struct list lists[LISTS_MAX];
     uint32_t n_tokens_given, n_out_given;
     struct sl_engine *engine;
-    struct list *active[LISTS_MAX]; /* of the step at hand, by span */
     bool write_failed;
     struct sl_text_progress progress;
 };
@@ -171,68 +170,48 @@ static void write_rows(void *context, const struct sl_logits_row *rows, uint32_t
     const size_t n = sl_engine_config(command->engine)->vocab_size;
 
     for (uint32_t i = 0; i < n_rows; i++) {
-        const struct list *list = command->active[rows[i].span_index];
+        FILE *out = command->lists[rows[i].span_index].out.stream;
 
-        command->write_failed |= fwrite(rows[i].logits, sizeof(float), n, list->out.stream) != n;
+        command->write_failed |= fwrite(rows[i].logits, sizeof(float), n, out) != n;
     }
 }
 
-/* Gives every unfinished list's next tokens to the model, as many as a pass takes in all. */
-static int run_step(struct command *command, struct sl_err *err)
+static int make_feeds(struct command *command, struct sl_feed feeds[LISTS_MAX], struct sl_err *err)
 {
-    struct sl_forward *forward = sl_engine_forward(command->engine);
-    struct sl_span spans[LISTS_MAX];
-    struct sl_step_request request = {
-        .spans = spans,
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
+        const struct list *list = &command->lists[i];
+
+        feeds[i] = (struct sl_feed){
+            .tokens = list->tokens, .n_tokens = list->n_tokens, .logits = SL_LOGITS_ALL};
+        rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
+                                       &feeds[i].kv, err);
+    }
+    return rc;
+}
+
+/* All lists, in steps that they share. */
+static int feed_lists(struct command *command, struct sl_err *err)
+{
+    const struct sl_step_request hooks = {
         .on_logits = write_rows,
         .on_logits_context = command,
         .stop = sl_interrupt_stop(),
         .on_route = sl_text_progress_route,
         .on_route_context = &command->progress,
     };
-    uint32_t n_spans = 0, n_waiting = 0, left = sl_engine_segment(command->engine, UINT32_MAX);
-    bool mtp = command->options.with_mtp;
-    int rc;
+    const uint32_t n = command->n_tokens_given;
+    struct sl_feed feeds[LISTS_MAX];
+    int rc = make_feeds(command, feeds, err);
 
-    for (uint32_t i = 0; i < command->n_tokens_given; i++)
-        n_waiting += command->lists[i].n_done < command->lists[i].n_tokens;
-    for (uint32_t i = 0; n_waiting > 0 && left > 0; i++) {
-        struct list *list = &command->lists[i];
-        uint32_t share = (left + n_waiting - 1) / n_waiting;
-        uint32_t todo = list->n_tokens - list->n_done;
-
-        if (todo == 0)
-            continue;
-        todo = todo < share ? todo : share;
-        command->active[n_spans] = list;
-        spans[n_spans++] =
-            (struct sl_span){sl_engine_kv(command->engine, i), list->tokens + list->n_done, todo,
-                             mtp ? SL_LOGITS_NONE : SL_LOGITS_ALL};
-        left -= todo;
-        n_waiting--;
-    }
-    request.n_spans = n_spans;
-    rc = sl_forward_step(forward, &request, err);
-    for (uint32_t s = 0; s < n_spans; s++) {
-        command->active[s]->n_done += spans[s].n_tokens;
-        command->progress.n_done += spans[s].n_tokens;
-    }
-    if (rc < 0 || !mtp)
+    if (rc < 0)
         return rc;
-    for (uint32_t s = 0; s < n_spans; s++) { /* what followed each token, as far as the list goes */
-        spans[s].tokens++;
-        spans[s].n_tokens -= command->active[s]->n_done == command->active[s]->n_tokens;
-        spans[s].logits = SL_LOGITS_ALL;
-    }
-    return sl_forward_mtp(forward, &request, err);
-}
-
-static bool unfinished(const struct command *command)
-{
-    for (uint32_t i = 0; i < command->n_tokens_given; i++)
-        if (command->lists[i].n_done < command->lists[i].n_tokens)
-            return true;
-    return false;
+    do
+        rc = command->options.with_mtp ? sl_feed_mtp_step(command->engine, feeds, n, &hooks, err)
+                                       : sl_feed_step(command->engine, feeds, n, &hooks, err);
+    while (rc > 0 && !command->write_failed);
+    return rc < 0 ? rc : 0;
 }
 
 static int run(struct command *command, struct sl_err *err)
@@ -251,8 +230,8 @@ static int run(struct command *command, struct sl_err *err)
         start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
                   vocab_size);
     }
-    while (rc == 0 && !command->write_failed && unfinished(command))
-        rc = run_step(command, err);
+    if (rc == 0)
+        rc = feed_lists(command, err);
     sl_progress_end(&text->progress);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
         rc = sl_output_commit(&command->lists[i].out, err);

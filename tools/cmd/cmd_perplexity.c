@@ -10,6 +10,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/text/logprobs.h"
+#include "daemon/engine/feed.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/engine_options.h"
@@ -32,11 +33,11 @@ struct command {
     struct sl_token_list ids;  /* of all documents, one after the other */
     struct sl_token_list ends; /* where each document ends in ids */
     struct sl_engine *engine;
+    struct sl_kv_cache *kv;
 
     int32_t *piece; /* what is scored at a time: up to a window of tokens, mostly begin-of-sentence
                        first */
     uint32_t n_piece;
-    uint32_t n_given; /* of the piece, before the step at hand */
 
     struct sl_text_progress progress;
     uint64_t n_scored;
@@ -98,7 +99,7 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
     struct command *command = context;
 
     for (uint32_t i = 0; i < n_rows; i++) {
-        const uint32_t next = command->n_given + rows[i].token_index + 1;
+        const uint32_t next = rows[i].token_index + 1;
         uint32_t id;
 
         if (next >= command->n_piece)
@@ -215,9 +216,7 @@ static int prepare(struct command *command, struct sl_err *err)
 static int64_t score_piece(struct command *command, uint32_t first, uint32_t end,
                            struct sl_err *err)
 {
-    struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
-    struct sl_step_request request = {
-        .n_spans = 1,
+    const struct sl_step_request hooks = {
         .on_logits = on_logits,
         .on_logits_context = command,
         .stop = sl_interrupt_stop(),
@@ -225,25 +224,17 @@ static int64_t score_piece(struct command *command, uint32_t first, uint32_t end
         .on_route_context = &command->progress,
     };
     uint32_t n_before = n_put_before(command), n = end - first;
-    int rc = 0;
+    struct sl_feed feed = {.kv = command->kv, .tokens = command->piece, .logits = SL_LOGITS_ALL};
+    int rc;
 
     if (command->window_tokens && n > command->window_tokens - n_before)
         n = command->window_tokens - n_before;
     command->piece[0] = (int32_t)command->config.bos_token_id;
     memcpy(command->piece + n_before, command->ids.ids + first, n * sizeof(*command->piece));
     command->n_piece = n_before + n;
-    sl_kv_cache_clear(kv);
-    /* The last token predicts nothing that is known, so it is not given. */
-    for (command->n_given = 0; rc == 0 && command->n_given + 1 < command->n_piece;) {
-        uint32_t left = command->n_piece - 1 - command->n_given;
-        uint32_t n_step = sl_engine_segment(command->engine, left);
-        struct sl_span span = {kv, command->piece + command->n_given, n_step, SL_LOGITS_ALL};
-
-        request.spans = &span;
-        rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
-        command->n_given += n_step;
-        command->progress.n_done += n_step;
-    }
+    sl_kv_cache_clear(command->kv);
+    feed.n_tokens = command->n_piece - 1; /* the last one predicts nothing that is known */
+    rc = sl_feed_run(command->engine, &feed, &hooks, err);
     command->progress.n_done += 1 - n_before; /* the first token, which nothing predicted */
     return rc < 0 ? rc : (int64_t)n;
 }
@@ -282,7 +273,8 @@ static int run(struct command *command, struct sl_err *err)
 {
     struct sl_text_progress *text = &command->progress;
     uint32_t at = 0;
-    int64_t took = 0;
+    int64_t took = sl_engine_sequence_create(command->engine, command->options.context_tokens,
+                                             &command->kv, err);
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"), command->ids.n,
                                       0, command->config.num_hidden_layers};

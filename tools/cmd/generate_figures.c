@@ -19,7 +19,7 @@ static double hit_rate(const struct sl_expert_cache_counters *c)
 }
 
 /* Why the text ended, if it is one. */
-static void print_finish(const struct sl_generation *g)
+static void print_finish(const struct sl_generate_text *g)
 {
     if (sl_interrupted()) {
         fprintf(stderr, ", interrupted");
@@ -27,12 +27,12 @@ static void print_finish(const struct sl_generation *g)
     }
     if (g->totals.n_texts != 1)
         return;
-    switch (sl_completion_finish(g->completion)) {
+    switch (sl_generation_finish(g->generation)) {
     case SL_FINISH_END_OF_TEXT:
         fprintf(stderr, ", to the end of text");
         break;
     case SL_FINISH_STOP_STRING:
-        fprintf(stderr, ", stopped at --stop \"%s\"", sl_completion_stop_string(g->completion));
+        fprintf(stderr, ", stopped at --stop \"%s\"", sl_generation_stop_string(g->generation));
         break;
     case SL_FINISH_TOKENS_MAX:
         fprintf(stderr, ", stopped at -n %u", g->options.rules.n_new_max);
@@ -46,9 +46,9 @@ static void print_finish(const struct sl_generation *g)
     }
 }
 
-static void print_text_figures(const struct sl_generation *g)
+static void print_text_figures(const struct sl_generate_text *g)
 {
-    const struct sl_generation_totals *t = &g->totals;
+    const struct sl_generate_totals *t = &g->totals;
 
     fprintf(stderr, "\nprompt   %llu token%s in %.2f s (%.2f tokens/s)\n",
             (unsigned long long)t->n_prompt_tokens, sl_plural(t->n_prompt_tokens),
@@ -63,7 +63,7 @@ static void print_text_figures(const struct sl_generation *g)
     fputc('\n', stderr);
 }
 
-void sl_generate_print_figures(const struct sl_generation *g,
+void sl_generate_print_figures(const struct sl_generate_text *g,
                                const struct sl_engine_options *options)
 {
     struct sl_expert_cache_counters c = sl_engine_counters(g->engine);
@@ -104,7 +104,7 @@ static void set(json_t *object, const char *key, json_t *value)
 }
 
 /* What was in force, given or not. */
-static json_t *options_object(const struct sl_generation *g,
+static json_t *options_object(const struct sl_generate_text *g,
                               const struct sl_engine_options *options)
 {
     const struct sl_sampler *sampler = &g->options.sampler;
@@ -120,21 +120,22 @@ static json_t *options_object(const struct sl_generation *g,
     set(object, "new_tokens_max",
         g->options.rules.n_new_max ? json_integer(g->options.rules.n_new_max) : json_null());
     set(object, "context_tokens", json_integer(g->options.rules.context_tokens));
-    set(object, "segment_tokens", json_integer(sl_engine_segment(g->engine, UINT32_MAX)));
+    set(object, "segment_tokens",
+        json_integer(sl_engine_step_tokens_max(g->engine, SL_STEP_LARGE)));
     set(object, "cache_experts", json_integer(sl_engine_slot_count(g->engine)));
     set(object, "threads", json_integer(options->placement.n_threads));
-    set(object, "isa", json_string(sl_engine_compute(g->engine)->kernels->isa));
+    set(object, "isa", json_string(sl_engine_isa(g->engine)));
     return object;
 }
 
-static void set_text_figures(json_t *object, const struct sl_generation *g)
+static void set_text_figures(json_t *object, const struct sl_generate_text *g)
 {
-    const struct sl_generation_totals *t = &g->totals;
+    const struct sl_generate_totals *t = &g->totals;
 
     set(object, "interrupted", json_boolean(sl_interrupted()));
     set(object, "texts", json_integer(t->n_texts));
     if (t->n_texts == 1)
-        set(object, "stop", json_string(sl_finish_name(sl_completion_finish(g->completion))));
+        set(object, "stop", json_string(sl_finish_name(sl_generation_finish(g->generation))));
     set(object, "prompt_tokens", json_integer((json_int_t)t->n_prompt_tokens));
     set(object, "new_tokens", json_integer((json_int_t)t->n_new_tokens));
     set(object, "prefill_seconds", json_real((double)t->prefill_ns / 1e9));
@@ -146,7 +147,7 @@ static void set_text_figures(json_t *object, const struct sl_generation *g)
     set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
 }
 
-static void set_cache_figures(json_t *object, const struct sl_generation *g)
+static void set_cache_figures(json_t *object, const struct sl_generate_text *g)
 {
     struct sl_expert_cache_counters c = sl_engine_counters(g->engine);
 
@@ -179,8 +180,9 @@ static json_t *seed_value(uint64_t seed)
                              : json_sprintf("%llu", (unsigned long long)seed);
 }
 
-void sl_generate_write_stats(const struct sl_generation *g, const struct sl_engine_options *options,
-                             json_t *arguments, struct sl_output_file *out)
+void sl_generate_write_stats(const struct sl_generate_text *g,
+                             const struct sl_engine_options *options, json_t *arguments,
+                             struct sl_output_file *out)
 {
     json_t *object = json_object();
 

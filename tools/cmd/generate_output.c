@@ -78,23 +78,23 @@ static json_t *token_object(const struct sl_generate_output *output, uint32_t id
                      "logprob", logprob);
 }
 
-static int on_token(void *context, const struct sl_generated *token, struct sl_err *err)
+static int show_token(struct sl_generate_output *output, const struct sl_generated *token,
+                      struct sl_err *err)
 {
-    struct sl_generate_output *output = context;
     json_t *object, *top;
 
     if (!output->json) {
         print_token(output, token->id, token->logprob, "");
-        for (uint32_t i = 0; i < output->n_top_logprobs; i++)
+        for (uint32_t i = 0; i < token->n_top; i++)
             print_token(output, token->top_ids[i], token->top_logprobs[i], "\t");
         putchar('\n');
         return flush(err);
     }
     object = token_object(output, token->id, token->logprob);
     top = json_array();
-    for (uint32_t i = 0; i < output->n_top_logprobs; i++)
+    for (uint32_t i = 0; i < token->n_top; i++)
         json_array_append_new(top, token_object(output, token->top_ids[i], token->top_logprobs[i]));
-    if (output->n_top_logprobs > 0)
+    if (token->n_top > 0)
         json_object_set(object, "top", top);
     json_decref(top);
     return json_array_append_new(output->logprobs, object) < 0 ? no_memory(err) : 0;
@@ -103,10 +103,9 @@ static int on_token(void *context, const struct sl_generated *token, struct sl_e
 /* ---- text --------------------------------------------------------------------------------------
  */
 
-static int on_text(void *context, const char *text, size_t length, struct sl_err *err)
+static int show_text(struct sl_generate_output *output, const char *text, size_t length,
+                     struct sl_err *err)
 {
-    struct sl_generate_output *output = context;
-
     if (!output->json && output->with_logprobs) /* its tokens have been shown */
         return 0;
     if (fwrite(text, 1, length, output->json ? output->text_stream : stdout) != length)
@@ -114,17 +113,25 @@ static int on_text(void *context, const char *text, size_t length, struct sl_err
     return output->json ? 0 : flush(err);
 }
 
+int sl_generate_output_show(struct sl_generate_output *output,
+                            const struct sl_generation_output *news, struct sl_err *err)
+{
+    int rc = 0;
+
+    if (news->token && output->with_logprobs)
+        rc = show_token(output, news->token, err);
+    if (rc == 0 && news->length > 0)
+        rc = show_text(output, news->text, news->length, err);
+    return rc;
+}
+
 int sl_generate_output_init(struct sl_generate_output *output,
-                            struct sl_generation_options *options, const struct sl_tokenizer *tok,
-                            bool json, struct sl_err *err)
+                            const struct sl_generation_options *options,
+                            const struct sl_tokenizer *tok, bool json, struct sl_err *err)
 {
     output->json = json;
     output->with_logprobs = options->with_logprobs;
-    output->n_top_logprobs = options->n_top_logprobs;
     output->tok = tok;
-    options->on_text = on_text;
-    options->on_token = on_token;
-    options->context = output;
     return sl_detokenizer_create(&output->token_text, tok, true, err);
 }
 
@@ -146,16 +153,16 @@ int sl_generate_output_begin(struct sl_generate_output *output, struct sl_err *e
     return output->logprobs && output->text_stream ? 0 : no_memory(err);
 }
 
-static int print_object(struct sl_generate_output *output, const struct sl_completion *completion,
+static int print_object(struct sl_generate_output *output, const struct sl_generation *generation,
                         uint32_t n_prompt_tokens, struct sl_err *err)
 {
-    const char *stop_string = sl_completion_stop_string(completion);
+    const char *stop_string = sl_generation_stop_string(generation);
     json_t *object;
 
     object = json_pack("{s:s%, s:s, s:I, s:I}", "text", output->text, output->text_length, "stop",
-                       sl_finish_name(sl_completion_finish(completion)), "prompt_tokens",
+                       sl_finish_name(sl_generation_finish(generation)), "prompt_tokens",
                        (json_int_t)n_prompt_tokens, "tokens",
-                       (json_int_t)sl_completion_token_count(completion));
+                       (json_int_t)sl_generation_token_count(generation));
     if (stop_string) /* what is no UTF-8 cannot have come */
         json_object_set_new(object, "stop_string", json_string(stop_string));
     if (output->with_logprobs)
@@ -169,7 +176,7 @@ static int print_object(struct sl_generate_output *output, const struct sl_compl
 }
 
 int sl_generate_output_end(struct sl_generate_output *output,
-                           const struct sl_completion *completion, uint32_t n_prompt_tokens,
+                           const struct sl_generation *generation, uint32_t n_prompt_tokens,
                            struct sl_err *err)
 {
     int rc;
@@ -182,7 +189,7 @@ int sl_generate_output_end(struct sl_generate_output *output,
     rc = fclose(output->text_stream) == 0 ? 0 : no_memory(err);
     output->text_stream = NULL;
     if (rc == 0)
-        rc = print_object(output, completion, n_prompt_tokens, err);
+        rc = print_object(output, generation, n_prompt_tokens, err);
     free(output->text);
     output->text = NULL;
     json_decref(output->logprobs);

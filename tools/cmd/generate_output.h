@@ -7,14 +7,12 @@
 #include <stdint.h>
 
 #include "core/base/json.h"
-#include "core/text/completion.h"
 #include "core/text/detokenizer.h"
-#include "tools/cli/generation.h"
+#include "daemon/engine/generation.h"
 
 struct sl_generate_output {
     bool json;
     bool with_logprobs;
-    uint32_t n_top_logprobs;
     const struct sl_tokenizer *tok;
     struct sl_detokenizer *token_text; /* shows one token at a time */
     json_t *logprobs;                  /* of the text at hand, for JSON */
@@ -23,18 +21,22 @@ struct sl_generate_output {
     FILE *text_stream;
 };
 
-/* Sets the callbacks in `options` too, from what it says about log probabilities. Fails with
- * -ENOMEM. The caller calls fini(), also after a failure, on what was zero before. */
+/* `options` say whether log probabilities are shown. Fails with -ENOMEM. The caller calls fini(),
+ * also after a failure, on what was zero before. */
 int sl_generate_output_init(struct sl_generate_output *output,
-                            struct sl_generation_options *options, const struct sl_tokenizer *tok,
-                            bool json, struct sl_err *err);
+                            const struct sl_generation_options *options,
+                            const struct sl_tokenizer *tok, bool json, struct sl_err *err);
 void sl_generate_output_fini(struct sl_generate_output *output);
 
 /* Before and after each text. Fail with -ENOMEM, or -errno where the text cannot be written. */
 int sl_generate_output_begin(struct sl_generate_output *output, struct sl_err *err);
 int sl_generate_output_end(struct sl_generate_output *output,
-                           const struct sl_completion *completion, uint32_t n_prompt_tokens,
+                           const struct sl_generation *generation, uint32_t n_prompt_tokens,
                            struct sl_err *err);
+
+/* Shows what a step has brought. Fails likewise. */
+int sl_generate_output_show(struct sl_generate_output *output,
+                            const struct sl_generation_output *news, struct sl_err *err);
 
 /* A word for programs: "length". */
 const char *sl_finish_name(enum sl_finish finish);

@@ -6,6 +6,7 @@
 
 #include "cache/trace.h"
 #include "core/text/tokenizer.h"
+#include "daemon/engine/feed.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/interrupt.h"
@@ -150,30 +151,20 @@ static void on_route(void *context, uint32_t layer_index, uint32_t n_tokens,
 static int run(struct command *command, struct sl_err *err)
 {
     struct sl_text_progress *text = &command->progress;
-    struct sl_kv_cache *kv = sl_engine_kv(command->engine, 0);
-    struct sl_step_request request = {.n_spans = 1,
-                                      .stop = sl_interrupt_stop(),
-                                      .on_route = on_route,
-                                      .on_route_context = command};
-    int rc = 0;
+    const struct sl_step_request hooks = {
+        .stop = sl_interrupt_stop(), .on_route = on_route, .on_route_context = command};
+    struct sl_kv_cache *kv;
+    int rc = sl_engine_sequence_create(command->engine, command->options.context_tokens, &kv, err);
 
     *text = (struct sl_text_progress){sl_progress_start(stderr, "text", "tokens"),
                                       command->n_tokens, 0, command->config.num_hidden_layers};
     for (size_t i = 0; i < command->n_documents && rc == 0; i++) {
         const struct sl_prompt *document = &command->documents[i];
-        uint32_t at = 0;
+        struct sl_feed feed = {
+            .kv = kv, .tokens = document->tokens, .n_tokens = document->n_tokens};
 
         sl_kv_cache_clear(kv);
-        while (at < document->n_tokens && rc == 0) {
-            uint32_t left = document->n_tokens - at;
-            uint32_t n = sl_engine_segment(command->engine, left);
-            struct sl_span span = {kv, document->tokens + at, n, SL_LOGITS_NONE};
-
-            request.spans = &span;
-            rc = sl_forward_step(sl_engine_forward(command->engine), &request, err);
-            at += n;
-            text->n_done += rc == 0 ? n : 0;
-        }
+        rc = sl_feed_run(command->engine, &feed, &hooks, err);
     }
     sl_progress_end(&text->progress);
     return rc;

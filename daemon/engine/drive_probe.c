@@ -1,0 +1,40 @@
+#include "daemon/engine/drive_probe.h"
+
+#include "storage/io/io_probe.h"
+#include "storage/store/probe_memory.h"
+
+static void take(struct sl_reader_options *options, const struct sl_io_probe *found)
+{
+    if (options->piece_bytes == 0)
+        options->piece_bytes = found->piece_bytes;
+    if (options->depth == 0)
+        options->depth = found->depth;
+}
+
+bool sl_drive_probe_recall(struct sl_reader_options *options, struct sl_io *io, const char *store)
+{
+    struct sl_io_probe found;
+
+    if (options->piece_bytes && options->depth)
+        return true;
+    if (!store || !sl_probe_recall(store, io, &found))
+        return false;
+    take(options, &found);
+    return true;
+}
+
+/* Where the result cannot be kept, the next start probes again. Beside a given piece or depth it is
+ * not kept: it would not apply to a run without them. */
+int sl_drive_probe_run(struct sl_reader_options *options, struct sl_io *io, const char *store,
+                       struct sl_err *err)
+{
+    struct sl_io_probe found;
+    int rc = sl_io_probe(io, options->stall_ns, &found, err);
+
+    if (rc < 0)
+        return rc;
+    if (store && found.bytes_per_s > 0 && options->piece_bytes == 0 && options->depth == 0)
+        sl_probe_remember(store, io, &found, NULL);
+    take(options, &found);
+    return 0;
+}

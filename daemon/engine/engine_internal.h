@@ -1,0 +1,64 @@
+/* The engine from within: its state, for daemon/engine, and for benchmarks and tests, which measure
+ * its parts one by one. All others use daemon/engine/engine.h. */
+#ifndef SL_DAEMON_ENGINE_ENGINE_INTERNAL_H
+#define SL_DAEMON_ENGINE_ENGINE_INTERNAL_H
+
+#include "core/base/list.h"
+#include "core/text/sampler.h"
+#include "daemon/engine/engine.h"
+#include "storage/experts/model_files.h"
+
+struct sl_engine {
+    struct sl_engine_options options; /* a reader's piece and depth as they were chosen */
+    struct sl_memory_plan plan;
+    struct sl_config config;
+    struct sl_model_files files;
+    struct sl_weight_source *source; /* of files */
+    struct sl_expert_map *store;
+    struct sl_pool *pool;
+    struct sl_kernels kernels;
+    struct sl_compute compute;
+    struct sl_weights weights;
+    struct sl_io *io;
+    struct sl_reader *reader;
+    struct sl_expert_cache *cache;
+    struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
+
+    struct sl_link sequences; /* of struct sl_engine_sequence */
+    uint64_t kv_bytes;        /* that they have of the plan's */
+
+    struct sl_arena sampling_arena;
+    struct sl_candidate **sampling; /* (compute threads) scratch of each */
+
+    char *notes[SL_ENGINE_NOTES_MAX];
+    uint32_t n_notes;
+};
+
+struct sl_engine_sequence {
+    struct sl_kv_cache kv; /* first */
+    struct sl_link link;
+    uint64_t kv_bytes;
+};
+
+static inline struct sl_engine_sequence *sl_engine_sequence_of(const struct sl_link *link)
+{
+    return sl_list_item(link, struct sl_engine_sequence, link);
+}
+
+/* Layers with a KV cache and experts: the MTP block's counts where it is loaded. */
+static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
+{
+    return engine->config.num_hidden_layers + engine->options.with_mtp;
+}
+
+/* As the engine's forwards are made: for another one beside them, which its owner destroys before
+ * the engine, and whose memory (sl_forward_measure()) is not in the engine's plan. */
+struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine,
+                                                  enum sl_step_size size);
+
+/* Loads every expert of the model, if the cache has room for all: returns 1 then, else 0 with
+ * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
+int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
+                           struct sl_err *err);
+
+#endif

@@ -1,0 +1,466 @@
+/* Generation: a text is what it is alone, whoever shares its steps. Texts with prompts, samplers
+ * and rules of every kind are made one by one; then all of them in steps of a random company,
+ * large ones that stand still while small ones run, with reads that fail, steps that are stopped
+ * or abandoned, and texts that are cancelled. Tokens, log probabilities, text and the reason of the
+ * end must be the same, and a cancelled text a beginning of it. SL_SEED repeats a run. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "daemon/engine/shared_step.h"
+#include "tests/engine_rig.h"
+#include "tests/kernel_inputs.h"
+
+#define TEXTS 24u
+#define SEQUENCES 6u
+#define CONTEXT_TOKENS 64u
+#define EVENTS 1200u
+#define EVENTS_SLOW 300u
+
+/* One text: what is asked for, and what has come of it. */
+struct text {
+    struct sl_generation_options options;
+    int32_t prompt[CONTEXT_TOKENS];
+    uint32_t n_prompt;
+    struct sl_generation *generation;
+    struct sl_kv_cache *kv; /* NULL: it waits */
+    uint32_t begun_with;    /* tokens of the sequence when its present step began */
+    char tokens[32768], shown[4096];
+    size_t n_tokens, n_shown;
+};
+
+struct result {
+    char tokens[32768], shown[4096];
+    enum sl_finish finish;
+    uint32_t n_new;
+};
+
+struct world {
+    const struct engine_rig *m;
+    struct sl_tokenizer *tok;
+    struct sl_engine *engine;
+    struct sl_shared_step *steps[SL_STEP_SIZES];
+    struct sl_generation *in_step[SL_STEP_SIZES][SEQUENCES];
+    uint32_t n_in_step[SL_STEP_SIZES]; /* 0: none is open */
+    struct text texts[TEXTS];
+    struct result alone[TEXTS];
+    atomic_bool stop;
+    uint64_t random;
+    uint64_t n_shared, n_failed, n_stopped, n_abandoned, n_cancelled, n_finished;
+};
+
+/* ---- texts -------------------------------------------------------------------------------------
+ */
+
+static void make_options(struct world *w, uint32_t i, struct sl_generation_options *options)
+{
+    static const char *const stops[] = {"a", "!", "0", "#", "Q"};
+
+    *options = (struct sl_generation_options){
+        .sampler = {.temperature = i % 3 * 0.7,
+                    .top_p = i % 4 ? 1 : 0.8,
+                    .min_p = i % 5 ? 0 : 0.1,
+                    .top_k = i % 2 ? 0 : 20},
+        .rules = {.eos_token_id = i % 2 ? w->m->config.eos_token_id : UINT32_MAX,
+                  .n_new_max = i % 4 == 3 ? 0 : 1 + i,
+                  .context_tokens = CONTEXT_TOKENS},
+        .with_logprobs = i % 2,
+        .n_top_logprobs = i % 3 * 100 % 21,
+    };
+    for (uint32_t s = 0; s < i % 3; s++)
+        assert_int_equal(sl_stop_strings_add(&options->rules.stops, stops[(i + s) % 5], NULL), 0);
+}
+
+static void create_texts(struct world *w)
+{
+    for (uint32_t i = 0; i < TEXTS; i++) {
+        struct text *text = &w->texts[i];
+
+        make_options(w, i, &text->options);
+        text->n_prompt = i % 4 == 0 ? 1 : 1 + fixture_below(&w->random, 40);
+        for (uint32_t t = 0; t < text->n_prompt; t++)
+            text->prompt[t] = (int32_t)fixture_below(&w->random, w->m->config.vocab_size);
+        assert_int_equal(sl_generation_create(&text->generation, &text->options, w->tok,
+                                              w->m->config.vocab_size, NULL),
+                         0);
+    }
+}
+
+static void begin(struct world *w, uint32_t i)
+{
+    struct text *text = &w->texts[i];
+
+    assert_int_equal(sl_engine_sequence_create(w->engine, CONTEXT_TOKENS, &text->kv, NULL), 0);
+    sl_generation_begin(text->generation, text->kv, text->prompt, text->n_prompt, 100 + i);
+    text->n_tokens = text->n_shown = 0;
+    text->tokens[0] = text->shown[0] = '\0';
+}
+
+static void end(struct world *w, struct text *text)
+{
+    sl_engine_sequence_destroy(w->engine, text->kv);
+    text->kv = NULL;
+}
+
+static void take_output(struct text *text)
+{
+    const struct sl_generation_output output = sl_generation_output(text->generation);
+    const size_t size = sizeof(text->tokens);
+
+    assert_true(text->n_shown + output.length < sizeof(text->shown));
+    if (output.length > 0)
+        memcpy(text->shown + text->n_shown, output.text, output.length);
+    text->n_shown += output.length;
+    text->shown[text->n_shown] = '\0';
+    if (!output.token)
+        return;
+    text->n_tokens += (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens, "%u ",
+                                       output.token->id);
+    if (!text->options.with_logprobs)
+        return;
+    text->n_tokens += (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens,
+                                       "%.17g ", output.token->logprob);
+    for (uint32_t k = 0; k < output.token->n_top; k++)
+        text->n_tokens +=
+            (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens, "%u:%.17g ",
+                             output.token->top_ids[k], output.token->top_logprobs[k]);
+    assert_true(text->n_tokens < size);
+}
+
+/* ---- alone -------------------------------------------------------------------------------------
+ */
+
+static void open_engine(struct world *w, const char *store_folder, bool faulty)
+{
+    const struct io_fault_plan plan = {.seed = inputs_seed(),
+                                       .short_permille = 20,
+                                       .shuffle = true,
+                                       .gap_reads = 25,
+                                       .late_ns = 2 * SL_READER_STALL_NS,
+                                       .fail_for_good = true};
+    struct sl_engine_options options = engine_rig_options(w->m);
+
+    options.model = store_folder;
+    options.with_mtp = false;
+    options.verify = SL_VERIFY_ALWAYS;
+    options.cache_min = faulty;
+    options.n_sequences = SEQUENCES;
+    options.context_tokens = CONTEXT_TOKENS;
+    options.segment_tokens = 24;
+    options.small_step_tokens = 4;
+    if (faulty)
+        engine_rig_make_faulty(&options);
+    assert_int_equal(sl_engine_open(&w->engine, &options, NULL, NULL), 0);
+    if (faulty)
+        io_fault_set(engine_rig_faulty(), &plan);
+    for (int size = 0; size < SL_STEP_SIZES; size++)
+        assert_int_equal(
+            sl_shared_step_create(&w->steps[size], w->engine, (enum sl_step_size)size, NULL), 0);
+}
+
+static void close_engine(struct world *w)
+{
+    for (int size = 0; size < SL_STEP_SIZES; size++)
+        sl_shared_step_destroy(w->steps[size]);
+    sl_engine_close(w->engine);
+}
+
+static void make_alone(struct world *w, uint32_t i)
+{
+    static const struct sl_step_request hooks;
+    struct text *text = &w->texts[i];
+    struct result *alone = &w->alone[i];
+
+    begin(w, i);
+    while (sl_generation_finish(text->generation) == SL_FINISH_NONE) {
+        assert_int_equal(
+            sl_shared_step_run(w->steps[SL_STEP_LARGE], &text->generation, 1, &hooks, NULL), 0);
+        take_output(text);
+    }
+    memcpy(alone->tokens, text->tokens, sizeof(alone->tokens));
+    memcpy(alone->shown, text->shown, sizeof(alone->shown));
+    alone->finish = sl_generation_finish(text->generation);
+    alone->n_new = sl_generation_token_count(text->generation);
+    end(w, text);
+}
+
+/* ---- in company --------------------------------------------------------------------------------
+ */
+
+static bool is_in_step(const struct world *w, const struct text *text)
+{
+    for (int size = 0; size < SL_STEP_SIZES; size++)
+        for (uint32_t i = 0; i < w->n_in_step[size]; i++)
+            if (w->in_step[size][i] == text->generation)
+                return true;
+    return false;
+}
+
+static struct text *text_of(struct world *w, const struct sl_generation *generation)
+{
+    for (uint32_t i = 0; i < TEXTS; i++)
+        if (w->texts[i].generation == generation)
+            return &w->texts[i];
+    fail();
+    return NULL;
+}
+
+/* Texts that wait begin, at random, where there is room. */
+static void admit(struct world *w)
+{
+    uint32_t n_active = 0, i;
+
+    for (i = 0; i < TEXTS; i++)
+        n_active += w->texts[i].kv != NULL;
+    i = fixture_below(&w->random, TEXTS);
+    if (n_active < SEQUENCES && !w->texts[i].kv)
+        begin(w, i);
+}
+
+static void stop_now(void *context, uint32_t layer_index, uint32_t n_tokens,
+                     const uint16_t *experts)
+{
+    struct world *w = context;
+
+    (void)layer_index;
+    (void)n_tokens;
+    (void)experts;
+    if (fixture_below(&w->random, 60) == 0)
+        atomic_store(&w->stop, true);
+}
+
+/* Begins a step of a random company, in random order. */
+static void begin_step(struct world *w, enum sl_step_size size)
+{
+    const struct sl_step_request hooks = {
+        .stop = &w->stop, .on_route = stop_now, .on_route_context = w};
+    const uint32_t first = fixture_below(&w->random, TEXTS);
+    struct sl_generation *generations[SEQUENCES];
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < TEXTS; i++) {
+        struct text *text = &w->texts[(first + i * 5) % TEXTS]; /* 5 has no factor of TEXTS */
+
+        if (!text->kv || is_in_step(w, text) || fixture_below(&w->random, 3) == 0)
+            continue;
+        text->begun_with = text->kv->n_tokens;
+        generations[n++] = text->generation;
+    }
+    if (n == 0)
+        return;
+    assert_int_equal(sl_shared_step_begin(w->steps[size], generations, n, &hooks, NULL), 0);
+    w->n_in_step[size] = 0;
+    /* The first ones of more than a small step takes have taken part. */
+    for (uint32_t i = 0; i < n; i++)
+        if (text_of(w, generations[i])->kv->in_step)
+            w->in_step[size][w->n_in_step[size]++] = generations[i];
+    w->n_shared += w->n_in_step[size] > 1;
+}
+
+/* A text has ended: it is as it was alone. */
+static void check_text(struct world *w, struct text *text)
+{
+    const struct result *alone = &w->alone[text - w->texts];
+
+    assert_string_equal(text->tokens, alone->tokens);
+    assert_string_equal(text->shown, alone->shown);
+    assert_int_equal(sl_generation_finish(text->generation), alone->finish);
+    assert_int_equal(sl_generation_token_count(text->generation), alone->n_new);
+    w->n_finished++;
+    end(w, text);
+}
+
+/* The step is over; where it failed, it has left nothing. */
+static void step_over(struct world *w, enum sl_step_size size, int rc)
+{
+    const uint32_t n = w->n_in_step[size];
+
+    w->n_in_step[size] = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct text *text = text_of(w, w->in_step[size][i]);
+
+        assert_false(text->kv->in_step);
+        assert_true(rc < 0 ? text->kv->n_tokens == text->begun_with
+                           : text->kv->n_tokens > text->begun_with);
+        take_output(text);
+        if (sl_generation_finish(text->generation) != SL_FINISH_NONE)
+            check_text(w, text);
+    }
+}
+
+static void advance(struct world *w, enum sl_step_size size)
+{
+    struct sl_err err;
+    int rc = sl_shared_step_advance(w->steps[size], &err);
+
+    if (rc > 0)
+        return;
+    step_over(w, size, rc);
+    if (rc == -ECANCELED) {
+        w->n_stopped++;
+        atomic_store(&w->stop, false);
+    } else if (rc < 0) {
+        if (rc != -EIO)
+            fail_msg("%d: %s", rc, err.message);
+        w->n_failed++;
+        io_fault_mend(engine_rig_faulty());
+    }
+}
+
+/* Cancels a text between two steps: it shows a beginning of what it is alone. */
+static void cancel(struct world *w, struct text *text)
+{
+    const struct result *alone = &w->alone[text - w->texts];
+
+    sl_generation_cancel(text->generation);
+    take_output(text);
+    assert_int_equal(sl_generation_finish(text->generation), SL_FINISH_INTERRUPTED);
+    assert_int_equal(sl_generation_tokens_left(text->generation), 0);
+    assert_memory_equal(text->tokens, alone->tokens, text->n_tokens);
+    w->n_cancelled++;
+    end(w, text);
+}
+
+static void play(struct world *w)
+{
+    const enum sl_step_size size = fixture_below(&w->random, 2) ? SL_STEP_LARGE : SL_STEP_SMALL;
+    struct text *text = &w->texts[fixture_below(&w->random, TEXTS)];
+
+    admit(w);
+    if (text->kv && !is_in_step(w, text) && fixture_below(&w->random, 25) == 0)
+        cancel(w, text);
+    else if (w->n_in_step[size] == 0)
+        begin_step(w, size);
+    else if (fixture_below(&w->random, 60) == 0) {
+        sl_shared_step_abandon(w->steps[size]);
+        step_over(w, size, -ECANCELED);
+        w->n_abandoned++;
+    } else
+        for (uint32_t n = fixture_below(&w->random, 8); w->n_in_step[size] > 0 && n > 0; n--)
+            advance(w, size);
+}
+
+static uint32_t event_count(void)
+{
+#ifdef SL_DEBUG
+    return EVENTS_SLOW;
+#else
+    return getenv("SL_SLOW") ? EVENTS_SLOW : EVENTS;
+#endif
+}
+
+static void test_a_text_is_what_it_is_alone(void **state)
+{
+    static struct world w;
+    char store_folder[FIXTURE_PATH_BYTES];
+    uint32_t n_finishes[SL_FINISH_INTERRUPTED + 1] = {0};
+
+    w = (struct world){.m = *state, .random = inputs_seed()};
+    assert_int_equal(sl_tokenizer_open(&w.tok, "tests/data/tokenizer.json", NULL), 0);
+    engine_rig_pack(w.m, "store", 0, false, store_folder);
+    create_texts(&w);
+    open_engine(&w, store_folder, false);
+    for (uint32_t i = 0; i < TEXTS; i++) {
+        make_alone(&w, i);
+        n_finishes[w.alone[i].finish]++;
+    }
+    close_engine(&w);
+    open_engine(&w, store_folder, true);
+    for (uint32_t i = 0; i < event_count(); i++)
+        play(&w);
+    print_message("%" PRIu64 " texts, %" PRIu64 " steps shared, %" PRIu64 " failed, %" PRIu64
+                  " stopped, %" PRIu64 " abandoned, %" PRIu64 " texts cancelled\n",
+                  w.n_finished, w.n_shared, w.n_failed, w.n_stopped, w.n_abandoned, w.n_cancelled);
+    io_fault_heal(engine_rig_faulty());
+    close_engine(&w); /* with steps and texts on their way */
+    for (uint32_t i = 0; i < TEXTS; i++)
+        sl_generation_destroy(w.texts[i].generation);
+    sl_tokenizer_close(w.tok);
+    assert_true(n_finishes[SL_FINISH_STOP_STRING] > 0 && n_finishes[SL_FINISH_TOKENS_MAX] > 0 &&
+                n_finishes[SL_FINISH_CONTEXT] > 0);
+    assert_true(w.n_finished > 0 && w.n_shared > 0 && w.n_failed > 0 && w.n_stopped > 0 &&
+                w.n_abandoned > 0 && w.n_cancelled > 0);
+}
+
+/* ---- by hand -----------------------------------------------------------------------------------
+ */
+
+/* Logits that allow no choice: the generation says so, and stays where it was. */
+static void test_logits_that_allow_no_choice(void **state)
+{
+    const struct engine_rig *m = *state;
+    const uint32_t n_vocab = m->config.vocab_size;
+    const struct sl_generation_options options = {
+        .sampler = SL_SAMPLER_DEFAULT,
+        .rules = {.eos_token_id = UINT32_MAX, .context_tokens = CONTEXT_TOKENS}};
+    float *broken = calloc(n_vocab, sizeof(float));
+    struct sl_generation *generation;
+    struct sl_tokenizer *tok;
+    struct sl_engine *engine;
+    struct sl_engine_options engine_options = engine_rig_options(m);
+    struct sl_span first, again;
+    struct sl_err err;
+
+    assert_non_null(broken);
+    broken[3] = NAN;
+    engine_options.with_mtp = false;
+    assert_int_equal(sl_engine_open(&engine, &engine_options, NULL, NULL), 0);
+    assert_int_equal(sl_tokenizer_open(&tok, "tests/data/tokenizer.json", NULL), 0);
+    assert_int_equal(sl_generation_create(&generation, &options, tok, n_vocab, NULL), 0);
+    sl_generation_begin(generation, engine_rig_kv(engine, 0), m->tokens, 5, 1);
+    assert_int_equal(sl_generation_tokens_left(generation), 5);
+    first = sl_generation_next_span(generation, 5);
+    assert_int_equal(first.logits, SL_LOGITS_LAST);
+    assert_int_equal(sl_generation_take_logits(generation, broken, engine->sampling[0], &err),
+                     -SL_ECORRUPT);
+    sl_generation_step_ended(generation, -SL_ECORRUPT);
+    assert_null(sl_generation_output(generation).token);
+    assert_int_equal(sl_generation_tokens_left(generation), 5);
+    again = sl_generation_next_span(generation, 5);
+    assert_memory_equal(&again, &first, sizeof(first));
+    sl_generation_step_ended(generation, -EIO);
+    again = sl_generation_next_span(generation, 4); /* the last one is what logits are wanted of */
+    assert_int_equal(again.logits, SL_LOGITS_NONE);
+    sl_generation_step_ended(generation, -EIO);
+    sl_generation_destroy(generation);
+    sl_tokenizer_close(tok);
+    sl_engine_close(engine);
+    free(broken);
+}
+
+static void test_options_that_are_refused(void **state)
+{
+    struct sl_generation_options options = {.sampler = SL_SAMPLER_DEFAULT};
+    struct sl_generation *generation = NULL;
+    struct sl_tokenizer *tok;
+    struct sl_err err;
+
+    (void)state;
+    assert_int_equal(sl_tokenizer_open(&tok, "tests/data/tokenizer.json", NULL), 0);
+    options.sampler.top_p = 2;
+    assert_int_equal(sl_generation_create(&generation, &options, tok, 10, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "top-p"));
+    assert_null(generation);
+    sl_tokenizer_close(tok);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_text_is_what_it_is_alone),
+        cmocka_unit_test(test_logits_that_allow_no_choice),
+        cmocka_unit_test(test_options_that_are_refused),
+    };
+
+    print_message("SL_SEED=%" PRIu64 "\n", inputs_seed());
+    return cmocka_run_group_tests_name("generation", tests, engine_rig_create, engine_rig_destroy);
+}

@@ -1,0 +1,114 @@
+#include "tools/cmd/generate_text.h"
+
+#include <errno.h>
+
+#include "core/base/clock.h"
+#include "tools/cli/interrupt.h"
+
+int sl_generate_text_check(struct sl_generate_text *text,
+                           const struct sl_generation_options *options,
+                           struct sl_generate_output *output, const struct sl_config *config,
+                           struct sl_err *err)
+{
+    text->options = *options;
+    text->output = output;
+    return sl_generation_create(&text->generation, options, output->tok, config->vocab_size, err);
+}
+
+int sl_generate_text_open(struct sl_generate_text *text, struct sl_engine *engine,
+                          struct sl_err *err)
+{
+    int rc = sl_engine_sequence_create(engine, text->options.rules.context_tokens, &text->kv, err);
+
+    text->engine = engine;
+    return rc < 0 ? rc : sl_shared_step_create(&text->step, engine, SL_STEP_LARGE, err);
+}
+
+void sl_generate_text_fini(struct sl_generate_text *text)
+{
+    sl_shared_step_destroy(text->step);
+    if (text->engine)
+        sl_engine_sequence_destroy(text->engine, text->kv);
+    sl_generation_destroy(text->generation);
+}
+
+/* Fails with -ECANCELED where a signal came. */
+static int step(struct sl_generate_text *text, struct sl_err *err)
+{
+    const struct sl_step_request hooks = {.stop = sl_interrupt_stop(),
+                                          .on_route = sl_text_progress_route,
+                                          .on_route_context = &text->progress};
+
+    return sl_shared_step_run(text->step, &text->generation, 1, &hooks, err);
+}
+
+static int show(const struct sl_generate_text *text, struct sl_err *err)
+{
+    const struct sl_generation_output output = sl_generation_output(text->generation);
+
+    return sl_generate_output_show(text->output, &output, err);
+}
+
+/* Up to the first new token, which the prompt's last step gives. */
+static int prefill(struct sl_generate_text *text, const struct sl_prompt *prompt,
+                   struct sl_err *err)
+{
+    struct sl_text_progress *progress = &text->progress;
+    uint32_t n_done = 0;
+    int rc = 0;
+
+    *progress =
+        (struct sl_text_progress){sl_progress_start(stderr, "prompt", "tokens"), prompt->n_tokens,
+                                  0, sl_engine_config(text->engine)->num_hidden_layers};
+    while (rc == 0 && n_done < prompt->n_tokens) {
+        rc = step(text, err);
+        n_done = sl_generation_prompt_count(text->generation);
+    }
+    sl_progress_end(&progress->progress);
+    progress->n_tokens = 0; /* what is decoded shows itself */
+    text->totals.n_prompt_tokens += n_done;
+    text->totals.prefill_ns += sl_clock_ns() - progress->progress.start_ns;
+    return rc;
+}
+
+/* From the first new token to the end. */
+static int decode(struct sl_generate_text *text, struct sl_err *err)
+{
+    const struct sl_expert_cache_counters before = sl_engine_counters(text->engine);
+    const uint64_t start_ns = sl_clock_ns();
+    struct sl_expert_cache_counters after;
+    int rc = show(text, err);
+
+    while (rc == 0 && sl_generation_finish(text->generation) == SL_FINISH_NONE) {
+        rc = step(text, err);
+        if (rc == 0)
+            rc = show(text, err);
+    }
+    after = sl_engine_counters(text->engine);
+    text->totals.n_decode_requests += after.n_requests - before.n_requests;
+    text->totals.decode_read_bytes += after.read_bytes - before.read_bytes;
+    text->totals.decode_ns += sl_clock_ns() - start_ns;
+    return rc;
+}
+
+int sl_generate_text_run(struct sl_generate_text *text, const struct sl_prompt *prompt,
+                         uint64_t seed, struct sl_err *err)
+{
+    uint32_t n_new;
+    int rc;
+
+    sl_kv_cache_clear(text->kv);
+    sl_generation_begin(text->generation, text->kv, prompt->tokens, prompt->n_tokens, seed);
+    rc = prefill(text, prompt, err);
+    if (rc == 0)
+        rc = decode(text, err);
+    if (rc == -ECANCELED) {
+        sl_generation_cancel(text->generation);
+        rc = show(text, err);
+    }
+    n_new = sl_generation_token_count(text->generation);
+    text->totals.n_texts++;
+    text->totals.n_new_tokens += n_new;
+    text->totals.n_decoded += n_new > 0 ? n_new - 1 : 0;
+    return rc;
+}
