@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 root=$PWD
 tree=$scratch/tree
-mkdir -p "$tree"/{core/base,core/text,storage/io,storage/store,cache,tests}
+mkdir -p "$tree"/{core/base,core/text,storage/io,storage/store,cache,daemon/engine,daemon/http,tools/bench,tools/cmd,tests}
 cp .clang-format "$tree"
 cd "$tree" || exit 1
 
@@ -50,6 +50,30 @@ mkdir -p extra && echo 'int x;' >extra/x.c && mv core/base/near.c "$scratch"
 finds "a folder outside the table" 'extra/x.c: its folder'
 rm -r extra
 
+header tools/cmd/tool.h SL_TOOLS_CMD_TOOL_H 'int sl_tool(void);'
+echo '#include "tools/cmd/tool.h"' >daemon/http/http.c
+finds "the daemon may not include tools" 'daemon/http/http.c:1: daemon/http may not include'
+header daemon/http/http.h SL_DAEMON_HTTP_HTTP_H 'int sl_http(void);'
+echo '#include "daemon/http/http.h"' | tee tools/cmd/good.c >daemon/engine/up.c
+rm daemon/http/http.c
+finds "the engine may not include the daemon above it" 'daemon/engine/up.c:1: daemon/engine may not include'
+rm -r daemon/http/http.h daemon/engine/up.c tools/cmd/{good.c,tool.h}
+
+header daemon/engine/engine_internal.h SL_DAEMON_ENGINE_ENGINE_INTERNAL_H 'int x;'
+echo '#include "daemon/engine/engine_internal.h"' |
+    tee daemon/engine/inside.c tools/bench/bench.c tests/test_engine.c >tools/cmd/command.c
+finds "internal headers are for their folder" 'tools/cmd/command.c:1: .* is for its own folder alone'
+rm daemon/engine/{engine_internal.h,inside.c} tools/bench/bench.c tests/test_engine.c tools/cmd/command.c
+
+header storage/io/one.h SL_STORAGE_IO_ONE_H 'int sl_one(void);'
+header storage/io/two.h SL_STORAGE_IO_TWO_H '#include "storage/io/one.h"'
+echo '#include "storage/io/two.h"' >storage/io/one.c
+finds "modules that include each other" 'modules include each other: storage/io/[a-z]* storage/io/[a-z]*$'
+header storage/io/one_internal.h SL_STORAGE_IO_ONE_INTERNAL_H '#include "storage/io/one.h"'
+echo '#include "storage/io/one_internal.h"' >storage/io/one.c
+check "a module and its internal header are one" "$root/tests/lint.sh" .
+rm storage/io/{one,two}*
+
 echo '#include <liburing.h>' >cache/ring.c
 finds "liburing is fenced" 'cache/ring.c:1: <liburing.h> is for storage/io/io_uring.c alone'
 echo '#include <cmocka.h>' >cache/ring.c
@@ -81,6 +105,20 @@ finds "the last newline" 'core/base/wide.c: does not end in a newline'
 for _ in {1..1001}; do echo 'struct x;'; done >core/base/wide.c
 finds "long files" 'core/base/wide.c: 1001 lines'
 rm core/base/wide.c
+function_of() { # lines between its braces
+    printf 'static void f(void)\n{\n'
+    yes '    g();' | head -n "$1"
+    printf '}\n'
+}
+{
+    function_of 68
+    echo
+    function_of 69
+} >core/base/wide.c
+finds "long functions" 'core/base/wide.c:74: a function of 71 lines'
+mkdir core/kernels && mv core/base/wide.c core/kernels
+check "kernels may be longer" "$root/tests/lint.sh" .
+rm -r core/kernels
 for _ in {1..260}; do echo 'struct x;'; done >"$scratch/lines"
 header core/base/long.h SL_BASE_LONG_H "$(cat "$scratch/lines")"
 finds "long headers" 'core/base/long.h: 26[0-9] lines'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a compiler does not: layers, fenced headers, unique names, headers that stand alone,
-# file sizes, format, shell scripts. One line for each finding; exit status 1 if there is any.
+# sizes of files and functions, cycles among modules, format, shell scripts. One line for each
+# finding; exit status 1 if there is any.
 #
 #   tests/lint.sh [ROOT]
 set -u
@@ -48,7 +49,24 @@ allowed_includes() {
             core/model/expert_source.h core/kernels/r16.h storage/ cache/
         ;;
     kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;
-    daemon/* | tools/* | tests/*) echo core/ kernels- storage/ cache/ daemon/ tools/ tests/ ;;
+    daemon/engine/*) echo core/ storage/ cache/ daemon/engine/ ;;
+    daemon/*) echo core/ storage/ daemon/ ;;
+    tools/*) echo core/ storage/ cache/ daemon/ tools/ ;;
+    tests/*) echo core/ kernels- storage/ cache/ daemon/ tools/ tests/ ;;
+    esac
+}
+
+# A header whose name ends in _internal.h is for its own folder, and for tests; benchmarks may see
+# the inside of the engine.
+may_see() { # file header
+    case $2 in
+    *_internal.h) ;;
+    *) return 0 ;;
+    esac
+    case $1 in
+    "${2%/*}"/* | tests/*) return 0 ;;
+    tools/bench/*) [ "$2" = daemon/engine/engine_internal.h ] ;;
+    *) return 1 ;;
     esac
 }
 
@@ -67,6 +85,7 @@ check_layers() { # lines "file:number:header" of quoted includes
             esac
         done
         [ -n "$allowed" ] || echo "$file:$number: ${file%/*} may not include \"$header\""
+        may_see "$file" "$header" || echo "$file:$number: \"$header\" is for its own folder alone"
     done < <(grep -HnoP '^\s*#\s*include\s*"\K[^"]+' "${c_files[@]}")
 }
 
@@ -136,6 +155,33 @@ check_sizes() {
         $2 ~ /\.h$/ && $1 > 250 { print $2 ": " $1 " lines, at most 250 are allowed" }'
 }
 
+# Kernels may be longer. The format puts the braces of functions, and of nothing else, on lines of
+# their own in the first column.
+check_functions() {
+    printf '%s\n' "${c_files[@]}" | grep -v -e '^core/kernels/' -e '^kernels-' -e '_isa\.c$' |
+        xargs -r awk 'FNR == 1 || /^}/ {
+                if (FNR > 1 && first && FNR - first + 1 > 70)
+                    print FILENAME ":" first ": a function of " FNR - first + 1 " lines, at most 70 are allowed"
+                first = 0
+            }
+            /^{$/ { first = FNR }'
+}
+
+# A module is NAME.c, NAME.h and NAME_internal.h. Those that include each other, by whatever way,
+# cannot be understood one after the other.
+check_cycles() {
+    grep -HnoP '^\s*#\s*include\s*"\K[^"]+' "${c_files[@]}" | grep -v '^tests/' |
+        awk -F: '{
+                sub(/(_internal)?\.[ch]$/, "", $1)
+                sub(/(_internal)?\.[ch]$/, "", $3)
+                if ($1 != $3)
+                    print $1, $3
+            }' | tsort 2>&1 >/dev/null |
+        awk '/loop/ { if (cycle) print cycle; cycle = "modules include each other:"; next }
+            { cycle = cycle " " $2 }
+            END { if (cycle) print cycle }' | grep -v 'other: storage/pack/'
+}
+
 check_white_space() {
     local file
 
@@ -172,6 +218,8 @@ if [ ${#c_files[@]} != 0 ]; then
     findings_from check_headers_alone
     findings_from check_format
     findings_from check_sizes
+    findings_from check_functions
+    findings_from check_cycles
     findings_from check_white_space
 fi
 findings_from check_unique_names

@@ -106,78 +106,77 @@ static void test_no_tensors(void **state)
     sl_safetensors_fini(&header);
 }
 
+static const struct {
+    const char *text;
+    int code;
+    const char *says[3];
+} bad_headers[] = {
+    {"", -SL_EFORMAT, {"not valid JSON"}},
+    {"{\"t.w\":", -SL_EFORMAT, {"not valid JSON", "line 1"}},
+    {"\xff\xfe", -SL_EFORMAT, {"not valid JSON"}},
+    {"[1]", -SL_EFORMAT, {"not a JSON object"}},
+    {"{} x", -SL_EFORMAT, {"not valid JSON"}},
+    {"{\"t.w\":3}", -SL_EFORMAT, {"\"t.w\"", "not an object"}},
+    {"{\"t.w\":" U("0", "4") ",\"t.w\":" U("4", "8") "}", -SL_EFORMAT, {"duplicate", "t.w"}},
+    {"{\"\":" U("0", "4") "}", -SL_EFORMAT, {"name has 0 bytes"}},
+    {"{\"a\\nb\":" U("0", "4") "}", -SL_EFORMAT, {"control character after \"a\""}},
+    {T("\"F16\"", "[-6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 0"}},
+    {T("\"F16\"", "[6]", "[0,13]"), -SL_ECORRUPT, {"\"t.w\"", "truncated"}},
+    {T("3", "[6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
+    {"{\"t.w\":{}}", -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
+    {"{\"t.w\":{\"dtype\":\"U8\"}}", -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
+    {T("\"U8\"", "12", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
+    {T("\"U8\"", "[1,1,1,1,11]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 11"}},
+    {T("\"U8\"",
+       "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
+       "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,12]",
+       "[0,12]"),
+     -SL_EFORMAT,
+     {"\"t.w\"", "at most 64"}},
+    {T("\"U8\"", "[3,-4]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
+    {T("\"U8\"", "[3,4.0]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
+    {T("\"U8\"", "[99999999999999999999]", "[0,12]"), -SL_EFORMAT, {"too big"}},
+    {T("\"U8\"", "[4294967296,4294967296]", "[0,0]"),
+     -SL_EFORMAT,
+     {"\"t.w\"", "4294967296, 4294967296", "64 bits"}},
+    {T("\"U8\"", "[4294967296,4294967296,0]", "[0,0]"), -SL_EFORMAT, {"\"t.w\"", "64 bits"}},
+    {T("\"I64\"", "[4611686018427387904]", "[0,0]"), -SL_EFORMAT, {"\"t.w\"", "64 bits"}},
+    {T("\"U8\"", "[12]", "[0]"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
+    {T("\"U8\"", "[12]", "[0,4,12]"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
+    {T("\"U8\"", "[12]", "{}"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
+    {T("\"U8\"", "[12]", "[12,0]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
+    {T("\"U8\"", "[12]", "[-12,0]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
+    {T("\"U8\"", "[12]", "[0,\"12\"]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
+    {T("\"F32\"", "[12]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 48"}},
+    {T("\"U8\"", "[11]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 11"}},
+    {T("\"U8\"", "[12]", "[1,13]"), -SL_ECORRUPT, {"\"t.w\"", "truncated"}},
+    {T("\"U8\"", "[1]", "[9223372036854775806,9223372036854775807]"),
+     -SL_ECORRUPT,
+     {"\"t.w\"", "ends at byte 9223372036854775"}},
+    {"{\"a\":" U("0", "4") ",\"b\":" U("3", "7") "}",
+     -SL_ECORRUPT,
+     {"\"a\" and \"b\" overlap", "byte 1"}},
+    {"{\"a\":" U("5", "9") ",\"b\":" U("5", "9") "}", -SL_ECORRUPT, {"overlap"}},
+    {"{\"a\":" U("4", "8") ",\"b\":" U("2", "6") "}", -SL_ECORRUPT, {"\"b\" and \"a\" overlap"}},
+};
+
 static void test_bad_headers(void **state)
 {
-    static const struct {
-        const char *text;
-        int code;
-        const char *says[3];
-    } cases[] = {
-        {"", -SL_EFORMAT, {"not valid JSON"}},
-        {"{\"t.w\":", -SL_EFORMAT, {"not valid JSON", "line 1"}},
-        {"\xff\xfe", -SL_EFORMAT, {"not valid JSON"}},
-        {"[1]", -SL_EFORMAT, {"not a JSON object"}},
-        {"{} x", -SL_EFORMAT, {"not valid JSON"}},
-        {"{\"t.w\":3}", -SL_EFORMAT, {"\"t.w\"", "not an object"}},
-        {"{\"t.w\":" U("0", "4") ",\"t.w\":" U("4", "8") "}", -SL_EFORMAT, {"duplicate", "t.w"}},
-        {"{\"\":" U("0", "4") "}", -SL_EFORMAT, {"name has 0 bytes"}},
-        {"{\"a\\nb\":" U("0", "4") "}", -SL_EFORMAT, {"control character after \"a\""}},
-        {T("\"F16\"", "[-6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 0"}},
-        {T("\"F16\"", "[6]", "[0,13]"), -SL_ECORRUPT, {"\"t.w\"", "truncated"}},
-        {T("3", "[6]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
-        {"{\"t.w\":{}}", -SL_EFORMAT, {"\"t.w\"", "\"dtype\""}},
-        {"{\"t.w\":{\"dtype\":\"U8\"}}", -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
-        {T("\"U8\"", "12", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "\"shape\""}},
-        {T("\"U8\"", "[1,1,1,1,11]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 11"}},
-        {T("\"U8\"",
-           "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
-           "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,12]",
-           "[0,12]"),
-         -SL_EFORMAT,
-         {"\"t.w\"", "at most 64"}},
-        {T("\"U8\"", "[3,-4]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
-        {T("\"U8\"", "[3,4.0]", "[0,12]"), -SL_EFORMAT, {"\"t.w\"", "entry 1"}},
-        {T("\"U8\"", "[99999999999999999999]", "[0,12]"), -SL_EFORMAT, {"too big"}},
-        {T("\"U8\"", "[4294967296,4294967296]", "[0,0]"),
-         -SL_EFORMAT,
-         {"\"t.w\"", "4294967296, 4294967296", "64 bits"}},
-        {T("\"U8\"", "[4294967296,4294967296,0]", "[0,0]"), -SL_EFORMAT, {"\"t.w\"", "64 bits"}},
-        {T("\"I64\"", "[4611686018427387904]", "[0,0]"), -SL_EFORMAT, {"\"t.w\"", "64 bits"}},
-        {T("\"U8\"", "[12]", "[0]"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
-        {T("\"U8\"", "[12]", "[0,4,12]"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
-        {T("\"U8\"", "[12]", "{}"), -SL_EFORMAT, {"\"t.w\"", "\"data_offsets\""}},
-        {T("\"U8\"", "[12]", "[12,0]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
-        {T("\"U8\"", "[12]", "[-12,0]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
-        {T("\"U8\"", "[12]", "[0,\"12\"]"), -SL_EFORMAT, {"\"t.w\"", "ascending"}},
-        {T("\"F32\"", "[12]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 48"}},
-        {T("\"U8\"", "[11]", "[0,12]"), -SL_ECORRUPT, {"\"t.w\"", "span 12", "takes 11"}},
-        {T("\"U8\"", "[12]", "[1,13]"), -SL_ECORRUPT, {"\"t.w\"", "truncated"}},
-        {T("\"U8\"", "[1]", "[9223372036854775806,9223372036854775807]"),
-         -SL_ECORRUPT,
-         {"\"t.w\"", "ends at byte 9223372036854775"}},
-        {"{\"a\":" U("0", "4") ",\"b\":" U("3", "7") "}",
-         -SL_ECORRUPT,
-         {"\"a\" and \"b\" overlap", "byte 1"}},
-        {"{\"a\":" U("5", "9") ",\"b\":" U("5", "9") "}", -SL_ECORRUPT, {"overlap"}},
-        {"{\"a\":" U("4", "8") ",\"b\":" U("2", "6") "}",
-         -SL_ECORRUPT,
-         {"\"b\" and \"a\" overlap"}},
-    };
     struct sl_safetensors header;
     struct sl_err err;
 
     (void)state;
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+    for (size_t i = 0; i < sizeof(bad_headers) / sizeof(bad_headers[0]); i++) {
         err = (struct sl_err){0};
-        if (parse(&header, cases[i].text, 12, &err) != cases[i].code)
+        if (parse(&header, bad_headers[i].text, 12, &err) != bad_headers[i].code)
             fail_msg("case %zu: \"%s\", code %d", i, err.message, err.code);
         if (strncmp(err.message, WHERE ": ", strlen(WHERE) + 2) != 0)
             fail_msg("case %zu: \"%s\" does not name the file", i, err.message);
-        for (size_t k = 0; k < 3 && cases[i].says[k]; k++) {
-            if (!strstr(err.message, cases[i].says[k]))
-                fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, cases[i].says[k]);
+        for (size_t k = 0; k < 3 && bad_headers[i].says[k]; k++) {
+            if (!strstr(err.message, bad_headers[i].says[k]))
+                fail_msg("case %zu: \"%s\" lacks \"%s\"", i, err.message, bad_headers[i].says[k]);
         }
-        assert_int_equal(parse(&header, cases[i].text, 12, NULL), cases[i].code);
+        assert_int_equal(parse(&header, bad_headers[i].text, 12, NULL), bad_headers[i].code);
     }
 }
 

@@ -104,6 +104,23 @@ sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted)
     return chosen;
 }
 
+static void set_cache(struct argp_state *state, const char *value)
+{
+    struct sl_engine_options *o = state->input;
+
+    o->cache_min = strcmp(value, "min") == 0;
+    if (!o->cache_min)
+        o->cache_bytes = sl_parse_size(state, "--cache", value);
+}
+
+static void set_stall(struct argp_state *state, const char *value)
+{
+    struct sl_engine_options *o = state->input;
+
+    o->reader.stall_ns = sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
+    sl_watch_set_stall(o->reader.stall_ns);
+}
+
 static void set_isa(struct argp_state *state, const char *source, const char *name)
 {
     struct sl_engine_options *o = state->input;
@@ -113,6 +130,44 @@ static void set_isa(struct argp_state *state, const char *source, const char *na
         argp_error(state, "%s does not know \"%s\"", source, name);
     o->isa = name;
 }
+
+/* ---- options that take one of a few words ------------------------------------------------------
+ */
+
+struct word {
+    const char *name; /* NULL ends the list */
+    int value;
+};
+
+static const struct word verify_words[] = {
+    {"first", SL_VERIFY_FIRST}, {"always", SL_VERIFY_ALWAYS}, {"never", SL_VERIFY_NEVER}, {0}};
+static const struct word prefetch_words[] = {
+    {"off", SL_PREFETCH_OFF}, {"hash", SL_PREFETCH_HASH}, {"gate", SL_PREFETCH_GATE}, {0}};
+static const struct word numerics_words[] = {
+    {"native", SL_NUMERICS_NATIVE}, {"exact", SL_NUMERICS_EXACT}, {0}};
+
+static int parse_word(struct argp_state *state, const char *option, const char *value,
+                      const struct word *words)
+{
+    char list[64] = "";
+
+    for (const struct word *word = words; word->name; word++) {
+        const size_t length = strlen(list);
+
+        if (strcmp(value, word->name) == 0)
+            return word->value;
+        snprintf(list + length, sizeof(list) - length, "%s%s",
+                 length == 0    ? ""
+                 : word[1].name ? ", "
+                                : " or ",
+                 word->name);
+    }
+    argp_error(state, "%s takes %s, not \"%s\"", option, list, value);
+    return 0;
+}
+
+/* ---- all options -------------------------------------------------------------------------------
+ */
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -127,9 +182,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->ram_bytes = sl_parse_size(state, "--ram", value);
         return 0;
     case OPTION_CACHE:
-        o->cache_min = strcmp(value, "min") == 0;
-        if (!o->cache_min)
-            o->cache_bytes = sl_parse_size(state, "--cache", value);
+        set_cache(state, value);
         return 0;
     case OPTION_THREADS:
         o->placement =
@@ -151,36 +204,23 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         o->reader.depth = sl_parse_count(state, "--io-depth", value, SL_IO_DEPTH_MAX);
         return 0;
     case OPTION_IO_STALL:
-        o->reader.stall_ns =
-            sl_parse_count(state, "--io-stall", value, 86400) * UINT64_C(1000000000);
-        sl_watch_set_stall(o->reader.stall_ns);
+        set_stall(state, value);
         return 0;
     case OPTION_VERIFY:
-        if (strcmp(value, "first") != 0 && strcmp(value, "always") != 0 &&
-            strcmp(value, "never") != 0)
-            argp_error(state, "--verify takes first, always or never, not \"%s\"", value);
-        o->verify = value[0] == 'f'   ? SL_VERIFY_FIRST
-                    : value[0] == 'a' ? SL_VERIFY_ALWAYS
-                                      : SL_VERIFY_NEVER;
+        o->verify = (enum sl_verify)parse_word(state, "--verify", value, verify_words);
         return 0;
     case OPTION_POLICY:
         if (sl_policy_find(&o->policy, value, NULL) < 0)
             argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
         return 0;
     case OPTION_PREFETCH:
-        if (strcmp(value, "off") != 0 && strcmp(value, "hash") != 0 && strcmp(value, "gate") != 0)
-            argp_error(state, "--prefetch takes off, hash or gate, not \"%s\"", value);
-        o->prefetch = value[0] == 'o'   ? SL_PREFETCH_OFF
-                      : value[0] == 'h' ? SL_PREFETCH_HASH
-                                        : SL_PREFETCH_GATE;
+        o->prefetch = (enum sl_prefetch)parse_word(state, "--prefetch", value, prefetch_words);
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);
         return 0;
     case OPTION_NUMERICS:
-        if (strcmp(value, "native") != 0 && strcmp(value, "exact") != 0)
-            argp_error(state, "--numerics takes native or exact, not \"%s\"", value);
-        o->numerics = strcmp(value, "exact") == 0 ? SL_NUMERICS_EXACT : SL_NUMERICS_NATIVE;
+        o->numerics = (enum sl_numerics)parse_word(state, "--numerics", value, numerics_words);
         return 0;
     case OPTION_ANY_MODEL_TYPE:
         o->any_model_type = true;
