@@ -434,14 +434,14 @@ static int explain_packed(const struct sl_expert_loader *loader,
     if (packed->compressed)
         return sl_err_set(err, -SL_ECORRUPT,
                           "%s: the compressed record at offset %llu does not give the %s that the "
-                          "catalog names, read twice; sluice verify --repair can mend it",
+                          "catalog names, read twice; sluice verify --repair can repair it",
                           sl_expert_map_file_path(loader->store, packed->parts[0].file_index),
                           (unsigned long long)packed->parts[0].offset_bytes,
                           sl_expert_matrix_name(matrix));
     sl_packed_expert_matrix(packed, sl_expert_map_shape(loader->store), matrix, at);
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: %s at offset %llu does not have the checksum that the catalog names, "
-                      "read twice; sluice verify --repair can mend it",
+                      "read twice; sluice verify --repair can repair it",
                       sl_expert_map_file_path(loader->store, at[0].file_index),
                       sl_expert_matrix_name(matrix), (unsigned long long)at[0].offset_bytes);
 }

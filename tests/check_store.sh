@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packed stores at the command level: the logits are the checkpoint's, byte for byte; damage is named
-# by the run that meets it and by verify, and mended by verify --repair; a pack that was killed goes
+# by the run that meets it and by verify, and repaired by verify --repair; a pack that was killed goes
 # on and ends in the same bytes. CONFIGS names the models, tiny-flash and tiny-pro by default.
 
 # Drives are small file systems in memory; mounting them takes a namespace, where it can be had.
@@ -266,15 +266,15 @@ for size in 40000 9000 5000 100 0; do
     truncate -s $size "$scratch/bad/catalog.sealed"
     refused "a sealed catalog cut to $size bytes" 'catalog.sealed: damaged' logits "$scratch/bad" "${run[@]}"
 done
-refused "nor does verify take it" '--repair-catalog can mend it' verify "$scratch/bad"
-check "it is mended without a checkpoint" "$sluice" verify "$scratch/bad" --repair-catalog
+refused "nor does verify take it" '--repair-catalog can repair it' verify "$scratch/bad"
+check "it is repaired without a checkpoint" "$sluice" verify "$scratch/bad" --repair-catalog
 check "and runs" same "$plain" "$scratch/bad"
 for file in catalog.sealed catalog.mdb; do
     for ((i = 0; i < 5; i++)); do
         at=$(($(stat -c %s "$scratch/bad/$file") * (2 * i + 1) / 10))
         flip "$scratch/bad/$file" $at
         "$sluice" verify "$scratch/bad" >/dev/null 2>&1 && [ $file = catalog.sealed ] && fail "byte $at of $file"
-        check "a bit of $file is mended" "$sluice" verify "$scratch/bad" --repair-catalog
+        check "a bit of $file is repaired" "$sluice" verify "$scratch/bad" --repair-catalog
         check "it is sound then" "$sluice" verify "$scratch/bad"
     done
 done
@@ -305,7 +305,7 @@ for file in catalog.sealed catalog.mdb dense.bin experts-1.bin config.json hot; 
     rm -f "$scratch/bad/$file"
     [ -e "$scratch/kept" ] && mv "$scratch/kept" "$scratch/bad/$file"
 done
-check "and what is left can be mended" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
+check "and what is left can be repaired" "$sluice" verify "$scratch/bad" --repair "$checkpoint"
 mkdir "$scratch/old" && mkdir "$scratch/old/catalog" && echo 1 >"$scratch/old/catalog/data.mdb" && cp "$store/config.json" "$scratch/old"
 refused "a store of the first format version" 'has format version 1; this sluice knows version 2' logits "$scratch/old" "${run[@]}"
 refused "nor is it packed into" 'has format version 1' pack "$checkpoint" "$scratch/old"

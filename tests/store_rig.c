@@ -370,7 +370,7 @@ void store_rig_verify(const char *folder, struct store_rig_damage *found)
     uint32_t n_copies, items_each; /* a compressed record is one, else each matrix is */
 
     *found = (struct store_rig_damage){0};
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_REPAIR, NULL), 0);
     assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
     items_each = sl_store_model(store)->layout == SL_STORE_LAYOUT_R16_ZSTD ? 1 : SL_EXPERT_MATRICES;
     n_copies = sl_store_file_count(store) - 1; /* of the catalog, beside the one that is read */
@@ -391,7 +391,7 @@ int store_rig_repair(const struct store_rig *from, const char *folder,
     struct sl_store *store;
     int rc;
 
-    assert_int_equal(sl_store_open(&store, folder, SL_STORE_MEND, NULL), 0);
+    assert_int_equal(sl_store_open(&store, folder, SL_STORE_REPAIR, NULL), 0);
     options.store = store;
     rc = sl_store_repair(&options, found->items, found->n_items, err);
     sl_store_close(store);

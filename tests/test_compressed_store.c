@@ -1,6 +1,6 @@
 /* A compressed store holds what a plain one does, in less. A small checkpoint is packed both ways
  * and the records compared; then the compressed store is stopped and gone on with, packed anew,
- * striped, damaged in every kind of place and mended, and the kinds are mixed up. */
+ * striped, damaged wherever it can be and repaired, and the kinds are mixed up. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -233,7 +233,7 @@ static void test_damage_is_not_packed_anew(void **state)
 /* ---- damage -----------------------------------------------------------------------------------
  */
 
-static void test_damage_is_named_and_mended(void **state)
+static void test_damage_is_named_and_repaired(void **state)
 {
     /* Sizes, a frame, codes, and the zeros at the end. */
     static const uint64_t places[] = {0, 40, 10000, STORED_BYTES - 1};
@@ -261,7 +261,7 @@ static void test_damage_is_named_and_mended(void **state)
 }
 
 /* As if another zstd had made the record: then nothing is written over it. */
-static void test_other_frames_are_not_mended(void **state)
+static void test_other_frames_are_not_repaired(void **state)
 {
     const struct fixture *f = *state;
     const struct sl_expert_key key = {1, 1};
@@ -367,8 +367,8 @@ int main(void)
         WITH_STORES(test_what_packing_tells),
         WITH_STORES(test_packed_anew),
         WITH_STORES(test_damage_is_not_packed_anew),
-        WITH_STORES(test_damage_is_named_and_mended),
-        WITH_STORES(test_other_frames_are_not_mended),
+        WITH_STORES(test_damage_is_named_and_repaired),
+        WITH_STORES(test_other_frames_are_not_repaired),
         WITH_STORES(test_mixed_up_entries),
         WITH_STORES(test_striped),
     };

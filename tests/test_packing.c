@@ -1,4 +1,4 @@
-/* Packing in several goes: what stops it, what it refuses, and what it frees. A small checkpoint is
+/* Packing in several runs: what stops it, what it refuses, and what it frees. A small checkpoint is
  * packed whole, halfway, by several threads, beside others and into what is there already, and the
  * folders are compared byte for byte. */
 #include <setjmp.h>

@@ -26,7 +26,7 @@
 #include "storage/store/probe_memory.h"
 #include "storage/store/store_copies.h"
 #include "storage/pack/store_identity.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_repair.h"
 #include "storage/pack/store_verify.h"
 #include "tests/io_fault.h"
@@ -291,7 +291,7 @@ static void test_truncated_catalog(void **state)
         store_rig_assert_refused(folder, -SL_ECORRUPT, "catalog.sealed: damaged: it does not");
     }
     fixture_truncate(folder, SL_STORE_SEALED_FILE, 0);
-    store_rig_assert_refused(folder, -SL_ECORRUPT, "--repair-catalog can mend it");
+    store_rig_assert_refused(folder, -SL_ECORRUPT, "--repair-catalog can repair it");
     fixture_unlink(folder, SL_STORE_SEALED_FILE);
     store_rig_assert_refused(folder, -SL_EFORMAT, "not complete: run sluice pack again");
     fixture_unlink(folder, SL_STORE_CATALOG_FILE);
@@ -370,7 +370,7 @@ static void test_another_models_config(void **state)
 /* ---- damage -----------------------------------------------------------------------------------
  */
 
-static void test_damage_is_named_and_mended(void **state)
+static void test_damage_is_named_and_repaired(void **state)
 {
     const struct store_fixture *f = *state;
     struct sl_weight_source *weights;
@@ -393,10 +393,10 @@ static void test_damage_is_named_and_mended(void **state)
     store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 3 + 3);
     assert_non_null(strstr(found.message, "MTP block 0, expert 2, w2: "));
-    assert_int_equal(found.items[0].kind, SL_STORE_CARRIED);
+    assert_int_equal(found.items[0].kind, SL_STORE_COPIED_FILE);
     assert_int_equal(found.items[1].kind, SL_STORE_TENSOR);
 
-    assert_int_equal(sl_store_open(&store, f->other, SL_STORE_MEND, NULL), 0);
+    assert_int_equal(sl_store_open(&store, f->other, SL_STORE_REPAIR, NULL), 0);
     weights = sl_store_weights(store, true);
     assert_int_equal(weights->ops->read(weights, "norm.weight", 0, 1000, bytes, &err), 0);
     assert_int_equal(weights->ops->read(weights, "norm.weight", 1000, 24, bytes, &err),
@@ -411,7 +411,7 @@ static void test_damage_is_named_and_mended(void **state)
 }
 
 /* Same config and index, but other numbers. */
-static void test_other_weights_mend_nothing(void **state)
+static void test_other_weights_repair_nothing(void **state)
 {
     const struct store_fixture *f = *state;
     struct store_rig tuned;
@@ -553,12 +553,12 @@ static void assert_unable(const char *folder, const char *text)
     store_rig_assert_says(&err, text);
 }
 
-static int set_places(const char *store_folder, const char *folder, struct sl_err *err)
+static int relocate(const char *store_folder, const char *folder, struct sl_err *err)
 {
-    const struct sl_store_places places = {
+    const struct sl_store_relocation relocation = {
         .folders = &folder, .n_folders = 1, .writer = sl_file_writer()};
 
-    return sl_store_set_places(store_folder, &places, err);
+    return sl_store_relocate(store_folder, &relocation, err);
 }
 
 /* Its part on the other drive is moved, and mixed up with another model's. */
@@ -576,29 +576,29 @@ static void test_moved_parts(void **state)
     store_rig_path(&f->rig, "moved", moved);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_int_equal(sl_store_pack(&options, NULL, NULL), 0);
-    assert_int_equal(set_places(f->other, moved, &err), -ENOENT);
+    assert_int_equal(relocate(f->other, moved, &err), -ENOENT);
     store_rig_assert_says(&err, "moved: cannot hold a part of the store: No such file");
     assert_int_equal(rename(folder, moved), 0);
     assert_int_equal(mkdir(folder, 0777), 0);
     assert_unable(f->other, "if it was moved: sluice verify STORE --stripe DIR");
-    assert_int_equal(set_places(f->other, folder, &err), -SL_EFORMAT);
+    assert_int_equal(relocate(f->other, folder, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "drive: no part of");
     lock_fd = sl_store_lock(f->other, NULL);
-    assert_int_equal(set_places(f->other, moved, &err), -EBUSY);
+    assert_int_equal(relocate(f->other, moved, &err), -EBUSY);
     close(lock_fd);
 
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960); /* of the last record */
-    assert_int_equal(set_places(f->other, moved, &err), -SL_ECORRUPT);
+    assert_int_equal(relocate(f->other, moved, &err), -SL_ECORRUPT);
     store_rig_assert_says(&err, "MTP block 0, expert 2: ");
     store_rig_assert_says(&err,
                           "moved/experts-2.bin: w3 at offset 327680 does not have the checksum");
     fixture_flip_byte(moved, "experts-2.bin", 8 * 40960);
     fixture_truncate(moved, "experts-2.bin", 9 * 40960 + 1);
-    assert_int_equal(set_places(f->other, moved, &err), -SL_EFORMAT);
+    assert_int_equal(relocate(f->other, moved, &err), -SL_EFORMAT);
     store_rig_assert_says(&err, "experts-2.bin: the file has 368641 bytes");
     fixture_truncate(moved, "experts-2.bin", 9 * 40960);
     assert_unable(f->other, "drive/experts-2.bin: cannot open");
-    assert_int_equal(set_places(f->other, moved, NULL), 0);
+    assert_int_equal(relocate(f->other, moved, NULL), 0);
     assert_striped(f);
     store_rig_verify(f->other, &found);
     assert_int_equal(found.n_items, 0);
@@ -696,8 +696,8 @@ int main(void)
         WITH_STORE(test_other_versions),
         WITH_STORE(test_truncated_files),
         WITH_STORE(test_another_models_config),
-        WITH_STORE(test_damage_is_named_and_mended),
-        WITH_STORE(test_other_weights_mend_nothing),
+        WITH_STORE(test_damage_is_named_and_repaired),
+        WITH_STORE(test_other_weights_repair_nothing),
         WITH_STORE(test_striped),
         WITH_STORE(test_striped_and_gone_on),
         WITH_STORE(test_moved_parts),

@@ -73,7 +73,7 @@ static int tear_down(void **state)
     return 0;
 }
 
-/* The sealed copies may be behind: the next go makes them. */
+/* The sealed copies may be behind: the next run makes them. */
 static void on_bad(void *context, const struct sl_store_item *item, const char *message)
 {
     (void)context;
@@ -244,21 +244,21 @@ static void test_power_cut_while_consuming(void **state)
         struct crash_writer *writer;
 
         store_rig_refill(&f->rig);
-        for (uint32_t go = 0; go < 3; go++) { /* the third is left alone */
+        for (uint32_t run = 0; run < 3; run++) { /* the third is left alone */
             struct sl_err err = {0};
             int rc;
 
             options = store_rig_options(&f->rig, f->rig.store_folder);
             options.consume = true;
-            writer = crash_writer_open(nth + go, go == 2 ? 0 : go == 1 ? nth / 2 : nth, 0);
+            writer = crash_writer_open(nth + run, run == 2 ? 0 : run == 1 ? nth / 2 : nth, 0);
             options.writer = crash_writer_ops(writer);
             rc = sl_store_pack(&options, &result, &err);
-            cut = crash_writer_close(writer) || (go > 0 && cut);
-            if (rc < 0 && (rc != -EIO || go == 2))
-                fail_msg("call %d, go %d: %s", (int)nth, (int)go, err.message);
+            cut = crash_writer_close(writer) || (run > 0 && cut);
+            if (rc < 0 && (rc != -EIO || run == 2))
+                fail_msg("call %d, run %d: %s", (int)nth, (int)run, err.message);
             check_claims(f);
             n_cut = check_freed(f);
-            n_halfway += go < 2 && n_cut > 0;
+            n_halfway += run < 2 && n_cut > 0;
         }
         assert_int_equal(n_cut, sl_checkpoint_tensor_count(f->rig.checkpoint) - 1);
         store_rig_assert_same(f->reference, f->rig.store_folder);
@@ -293,8 +293,8 @@ static void test_power_cut_while_packing_anew(void **state)
     }
 }
 
-/* A go that ended right after its first commit, before the names of the catalog were synced, leaves
- * that to the next one. */
+/* A run that ended right after its first commit, before the names of the catalog were synced,
+ * leaves that to the next one. */
 struct counting_writer {
     struct sl_file_writer writer; /* first */
     struct sl_file_writer_ops ops;

@@ -1,7 +1,7 @@
 /* Stores under faults that are not the disk's. Memory runs out at each allocation in turn while a
- * store is packed, opened, verified, packed anew, moved and mended, and each bit of the catalog's
+ * store is packed, opened, verified, packed anew, moved and repaired, and each bit of the catalog's
  * files flips once: each time it is told, or nothing has come of it, nothing leaks or ends the
- * process, and what is found or mended is what was written. */
+ * process, and what is found or repaired is what was written. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,7 +21,7 @@
 #include "storage/store/catalog_read.h"
 #include "storage/io/plain_file.h"
 #include "storage/store/store_copies.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_verify.h"
 #include "tests/fault_alloc.h"
 #include "tests/store_rig.h"
@@ -124,24 +124,24 @@ static int verify(const struct fixture *f, struct sl_err *err)
     return rc;
 }
 
-static int set_places(const struct fixture *f, struct sl_err *err)
+static int relocate(const struct fixture *f, struct sl_err *err)
 {
     const char *const folders[] = {f->drive};
-    const struct sl_store_places places = {
+    const struct sl_store_relocation relocation = {
         .folders = folders, .n_folders = 1, .writer = store_rig_writer()};
 
-    return sl_store_set_places(f->other, &places, err);
+    return sl_store_relocate(f->other, &relocation, err);
 }
 
 /* Both of the store's copies are lost; that on the other drive is left. */
-static int mend(const struct fixture *f, struct sl_err *err)
+static int repair(const struct fixture *f, struct sl_err *err)
 {
     const char *const folders[] = {f->drive};
     int rc;
 
     fixture_truncate(f->other, SL_STORE_SEALED_FILE, 100);
     fixture_truncate(f->other, SL_STORE_CATALOG_FILE, 100);
-    rc = sl_store_copies_mend(f->other, folders, 1, store_rig_writer(), err);
+    rc = sl_store_copies_repair(f->other, folders, 1, store_rig_writer(), err);
     return rc < 0 ? rc : 0;
 }
 
@@ -184,7 +184,7 @@ static void test_memory_runs_out(void **state)
 {
     static const struct attempt attempts[] = {
         {pack, remove_packed}, {pack_anew, remove_packed}, {verify, leave}};
-    static const struct attempt moving = {set_places, leave}, mending = {mend, leave};
+    static const struct attempt moving = {relocate, leave}, repairing = {repair, leave};
     const struct fixture *f = *state;
 
     if (!fault_alloc_works())
@@ -193,7 +193,7 @@ static void test_memory_runs_out(void **state)
         fail_each_allocation(f, &attempts[i]);
     assert_int_equal(pack(f, NULL), 0);
     fail_each_allocation(f, &moving);
-    fail_each_allocation(f, &mending);
+    fail_each_allocation(f, &repairing);
 }
 
 /* ---- bits -------------------------------------------------------------------------------------
@@ -341,8 +341,8 @@ static void test_keys_come_in_order(void **state)
     sl_catalog_entries_fini(&entries);
 }
 
-/* Verifying tells a damaged copy, mending makes it what it was, and packing goes on with it. */
-static void mend_flipped(struct flips *flips, size_t bit)
+/* Verifying tells a damaged copy, repairing makes it what it was, and packing goes on with it. */
+static void repair_flipped(struct flips *flips, size_t bit)
 {
     const char *folder = flips->f->rig.store_folder;
     const uint8_t flipped = flips->bytes[bit / 8] ^ (uint8_t)(1u << bit % 8);
@@ -366,10 +366,10 @@ static void mend_flipped(struct flips *flips, size_t bit)
         assert_true(!is_bad || damage.items[0].kind == SL_STORE_COPY);
         sl_catalog_entries_fini(&found);
     }
-    rc = sl_store_copies_mend(folder, NULL, 0, store_rig_writer(), NULL);
+    rc = sl_store_copies_repair(folder, NULL, 0, store_rig_writer(), NULL);
     assert_int_equal(rc, !is_bad     ? 0
-                         : is_sealed ? SL_STORE_MENDED_SEALED
-                                     : SL_STORE_MENDED_CATALOG);
+                         : is_sealed ? SL_STORE_REPAIRED_SEALED
+                                     : SL_STORE_REPAIRED_CATALOG);
     assert_int_equal(sl_store_sealed_read(&found, folder, NULL), 0);
     assert_true(sl_catalog_entries_same(&found, &flips->expected));
     sl_catalog_entries_fini(&found);
@@ -379,7 +379,7 @@ static void mend_flipped(struct flips *flips, size_t bit)
 }
 
 /* SL_SLOW takes each bit. */
-static void test_some_bits_are_mended(void **state)
+static void test_some_bits_are_repaired(void **state)
 {
     static const char *const names[] = {SL_STORE_SEALED_FILE, SL_STORE_CATALOG_FILE};
     const struct fixture *f = *state;
@@ -390,7 +390,7 @@ static void test_some_bits_are_mended(void **state)
         flips_open(&flips, f, names[i]);
         for (size_t bit = 0; bit < 8 * flips.size_bytes;
              bit += getenv("SL_SLOW") ? 1 : 8 * flips.size_bytes / MENDED_BITS + 1)
-            mend_flipped(&flips, bit);
+            repair_flipped(&flips, bit);
         flips_close(&flips);
     }
     store_rig_pack(&f->rig, f->other);
@@ -405,7 +405,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_each_bit_of_lmdb, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_each_bit_of_a_larger_one, set_up, tear_down),
         cmocka_unit_test(test_keys_come_in_order),
-        cmocka_unit_test_setup_teardown(test_some_bits_are_mended, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_some_bits_are_repaired, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("store_faults", tests, NULL, NULL);

@@ -21,7 +21,7 @@
 #include "core/base/file.h"
 #include "storage/store/advice.h"
 #include "storage/store/store_copies.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_rebuild.h"
 #include "tests/store_rig.h"
 
@@ -59,7 +59,8 @@ static void test_links_are_not_followed(void **state)
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         struct sl_pack_options options = store_rig_options(&f->rig, f->rig.store_folder);
         char path[FIXTURE_PATH_BYTES + 32], new_path[FIXTURE_PATH_BYTES + 64];
-        const struct sl_store_places places = {.make_lost = true, .writer = store_rig_writer()};
+        const struct sl_store_relocation relocation = {.make_lost = true,
+                                                       .writer = store_rig_writer()};
         struct sl_store *store;
         struct sl_err err = {0};
         uint8_t *value;
@@ -79,8 +80,8 @@ static void test_links_are_not_followed(void **state)
         if (err.message[0])
             store_rig_assert_says(&err, "a symbolic link; those in a store are not followed");
         sl_store_pack(&options, NULL, NULL);
-        sl_store_set_places(f->rig.store_folder, &places, NULL);
-        sl_store_copies_mend(f->rig.store_folder, NULL, 0, store_rig_writer(), NULL);
+        sl_store_relocate(f->rig.store_folder, &relocation, NULL);
+        sl_store_copies_repair(f->rig.store_folder, NULL, 0, store_rig_writer(), NULL);
         assert_int_equal(sl_advice_write(f->rig.store_folder, "hot", &key, 4, NULL), 0);
         assert_untouched(victim);
         unlink(path);
@@ -127,19 +128,19 @@ static void test_paths_are_checked(void **state)
     assert_true(sl_store_file_is_sound(&file, 2));
 }
 
-static void test_carried_names_are_known(void **state)
+static void test_copied_names_are_known(void **state)
 {
     static const char *const names[] = {"../config.json", "dense.bin", "..", "catalog.sealed"};
 
     (void)state;
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        struct sl_store_carried carried = {.size_bytes = 1};
+        struct sl_store_copied_file copied = {.size_bytes = 1};
         uint8_t value[SL_STORE_VALUE_BYTES_MAX];
         size_t size_bytes;
 
-        snprintf(carried.name, sizeof(carried.name), "%s", names[i]);
-        size_bytes = sl_store_carried_encode(&carried, value);
-        assert_false(sl_store_carried_decode(&carried, value, size_bytes));
+        snprintf(copied.name, sizeof(copied.name), "%s", names[i]);
+        size_bytes = sl_store_copied_file_encode(&copied, value);
+        assert_false(sl_store_copied_file_decode(&copied, value, size_bytes));
     }
 }
 
@@ -358,12 +359,12 @@ static void test_zeros_and_ends_are_covered(void **state)
 
 static int place(const char *store_folder, const char *folder, struct sl_err *err)
 {
-    const struct sl_store_places places = {.folders = &folder,
-                                           .n_folders = folder ? 1 : 0,
-                                           .make_lost = true,
-                                           .writer = store_rig_writer()};
+    const struct sl_store_relocation relocation = {.folders = &folder,
+                                                   .n_folders = folder ? 1 : 0,
+                                                   .make_lost = true,
+                                                   .writer = store_rig_writer()};
 
-    return sl_store_set_places(store_folder, &places, err);
+    return sl_store_relocate(store_folder, &relocation, err);
 }
 
 static void assert_sound_after_repair(const struct store_fixture *f)
@@ -397,11 +398,11 @@ static void test_lost_drive(void **state)
 
     store_rig_remove(f->other); /* now the store's own drive */
     assert_int_equal(mkdir(f->other, 0777), 0);
-    assert_int_equal(sl_store_copies_mend(f->other, NULL, 0, store_rig_writer(), &err),
+    assert_int_equal(sl_store_copies_repair(f->other, NULL, 0, store_rig_writer(), &err),
                      -SL_ECORRUPT);
     assert_int_equal(
-        sl_store_copies_mend(f->other, (const char *const[]){third}, 1, store_rig_writer(), NULL),
-        SL_STORE_MENDED_CATALOG | SL_STORE_MENDED_SEALED);
+        sl_store_copies_repair(f->other, (const char *const[]){third}, 1, store_rig_writer(), NULL),
+        SL_STORE_REPAIRED_CATALOG | SL_STORE_REPAIRED_SEALED);
     assert_int_equal(place(f->other, third, NULL), 0);
     assert_sound_after_repair(f);
 }
@@ -524,7 +525,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_STORE(test_links_are_not_followed),
         WITH_STORE(test_paths_are_checked),
-        cmocka_unit_test(test_carried_names_are_known),
+        cmocka_unit_test(test_copied_names_are_known),
         WITH_STORE(test_elsewhere_is_asked_for),
         WITH_STORE(test_moved_while_packed),
         WITH_STORE(test_other_stores_keep_their_files),

@@ -125,8 +125,8 @@ static uint64_t random_below(uint64_t *state, uint64_t limit)
     return *state % limit;
 }
 
-/* N_READS places, the larger a file the more of them. Returns false if the files are too small. */
-static bool choose_places(const struct sl_io *io, struct sl_extent places[N_READS])
+/* N_READS extents, the larger a file the more of them. Returns false if the files are too small. */
+static bool choose_extents(const struct sl_io *io, struct sl_extent extents[N_READS])
 {
     uint64_t random = sl_clock_ns() | 1, total_bytes = 0;
     struct stat status;
@@ -148,9 +148,9 @@ static bool choose_places(const struct sl_io *io, struct sl_extent places[N_READ
             continue;
         if (at_bytes > (uint64_t)status.st_size - READ_BYTES)
             at_bytes = (uint64_t)status.st_size - READ_BYTES;
-        places[n++] = (struct sl_extent){.offset_bytes = sl_round_down(at_bytes, SL_BLOCK_BYTES),
-                                         .size_bytes = READ_BYTES,
-                                         .file_index = i};
+        extents[n++] = (struct sl_extent){.offset_bytes = sl_round_down(at_bytes, SL_BLOCK_BYTES),
+                                          .size_bytes = READ_BYTES,
+                                          .file_index = i};
     }
     return true;
 }
@@ -167,7 +167,7 @@ static const struct {
 
 /* A slow drive takes long to deliver what is in flight already; then the later candidates, which
  * have ever more of it, are left out. */
-static int try_candidates(struct sl_io *io, const struct sl_extent *places,
+static int try_candidates(struct sl_io *io, const struct sl_extent *extents,
                           const struct sl_arena *area, uint64_t stall_ns, struct sl_io_probe *probe,
                           struct sl_err *err)
 {
@@ -180,8 +180,8 @@ static int try_candidates(struct sl_io *io, const struct sl_extent *places,
                                                       .stall_ns = stall_ns},
                                           .ns = TRIAL_NS};
         struct sl_io_timing timing = {0};
-        int rc = sl_io_time(io, &trial, places + i * N_READS / N_CANDIDATES, N_READS / N_CANDIDATES,
-                            area->base, area->size_bytes, &timing, err);
+        int rc = sl_io_time(io, &trial, extents + i * N_READS / N_CANDIDATES,
+                            N_READS / N_CANDIDATES, area->base, area->size_bytes, &timing, err);
 
         if (rc < 0)
             return rc;
@@ -203,16 +203,16 @@ int sl_io_probe(struct sl_io *io, uint64_t stall_ns, struct sl_io_probe *ret_pro
 {
     const uint64_t area_bytes =
         io->n_drives * (UINT64_C(2) << 20) * SL_IO_PROBE_DEPTH_MAX + 2 * READ_BYTES;
-    struct sl_extent places[N_READS];
+    struct sl_extent extents[N_READS];
     struct sl_arena area = {0};
     int rc = 0;
 
     *ret_probe =
         (struct sl_io_probe){.piece_bytes = SL_READER_PIECE_BYTES, .depth = SL_READER_DEPTH};
-    if (!io->direct || !choose_places(io, places))
+    if (!io->direct || !choose_extents(io, extents))
         return 0;
     if (sl_arena_init(&area, area_bytes, "probe of the drives", NULL) == 0)
-        rc = try_candidates(io, places, &area, stall_ns, ret_probe, err);
+        rc = try_candidates(io, extents, &area, stall_ns, ret_probe, err);
     if (rc == -ETIMEDOUT)
         return rc; /* the area is left to the drive */
     sl_arena_fini(&area);

@@ -1,6 +1,6 @@
 /* Owns the beginning of a pack: who may write, what is there already, and everything that has a
- * name in a folder. Nothing here is undone after a failure: the next go finds it. */
-#include "storage/pack/store_packer.h"
+ * name in a folder. Nothing here is undone after a failure: the next run finds it. */
+#include "storage/pack/store_begin.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -16,27 +16,17 @@
 #include "storage/io/checksum.h"
 #include "storage/store/store.h"
 #include "storage/store/store_copies.h"
+#include "storage/pack/store_finish.h"
 #include "storage/pack/store_identity.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_records.h"
 #include "storage/pack/store_source.h"
-
-int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err)
-{
-    return sl_err_set(err, -ECANCELED, "%s: stopped; run sluice pack again to go on",
-                      p->o->store_folder);
-}
-
-int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err)
-{
-    return sl_err_set(err, -ENOMEM, "%s: out of memory", p->o->store_folder);
-}
 
 /* ---- what and where ---------------------------------------------------------------------------
  */
 
-/* Where each tensor goes. */
-static int place_tensors(struct sl_packer *p, struct sl_err *err)
+/* Gives each tensor its offset. */
+static int lay_out_tensors(struct sl_packer *p, struct sl_err *err)
 {
     p->tensor_offsets = calloc(p->o->n_tensors + 1, sizeof(*p->tensor_offsets));
     if (!p->tensor_offsets)
@@ -71,7 +61,7 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
                           o->checkpoint_folder, p->model.shape.hidden_size,
                           p->model.shape.moe_intermediate_size, SL_FP4_GROUP_COLS);
     p->record_bytes = sl_packed_expert_bytes(&p->model.shape);
-    if ((rc = sl_packer_open_source(p, err)) < 0 || (rc = place_tensors(p, err)) < 0)
+    if ((rc = sl_packer_open_source(p, err)) < 0 || (rc = lay_out_tensors(p, err)) < 0)
         return rc;
     if (!o->from)
         return sl_store_identify(o->checkpoint, o->checkpoint_folder, &p->model.config_checksum,
@@ -83,14 +73,6 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
 
 /* ---- the catalog ------------------------------------------------------------------------------
  */
-
-int sl_packer_put_state(struct sl_packer *p, struct sl_err *err)
-{
-    uint8_t value[SL_STORE_VALUE_BYTES_MAX];
-
-    return sl_catalog_put(p->catalog, SL_STORE_KEY_STATE, value,
-                          sl_store_state_encode(&p->state, value), err);
-}
 
 static int add(struct sl_packer *p, struct sl_catalog_entries *entries, const char *key,
                const uint8_t *value, size_t size_bytes, struct sl_err *err)
@@ -136,7 +118,7 @@ static int sync_store_name(const struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* LMDB writes to a file of its own in each go (storage/store/catalog.h). What is in it is sealed
+/* LMDB writes to a file of its own in each run (storage/store/catalog.h). What is in it is sealed
  * before anything else has a name: what is found without a catalog is not ours. */
 static int make_catalog(struct sl_packer *p, bool is_new, struct sl_err *err)
 {
@@ -255,23 +237,23 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* Between two commits there is a batch, but for the step that filled it. */
+/* Between two commits there is a batch, but for the item that filled it. */
 static int check_space(struct sl_packer *p, struct sl_err *err)
 {
     uint64_t batch_bytes =
         p->o->batch_bytes < p->result.total_bytes ? p->o->batch_bytes : p->result.total_bytes;
-    uint64_t step_bytes = p->n_workers * p->record_bytes;
+    uint64_t item_bytes = p->n_workers * p->record_bytes;
     struct sl_space_back *back = NULL;
     int rc = sl_packer_space_back(p, &back, err);
 
     for (uint32_t i = 0; i < p->o->n_tensors; i++) {
         uint64_t end = i + 1 < p->o->n_tensors ? p->tensor_offsets[i + 1] : p->dense_bytes;
 
-        if (end - p->tensor_offsets[i] > step_bytes)
-            step_bytes = end - p->tensor_offsets[i];
+        if (end - p->tensor_offsets[i] > item_bytes)
+            item_bytes = end - p->tensor_offsets[i];
     }
     if (rc >= 0)
-        rc = sl_store_layout_check_space(&p->layout, back, (uint32_t)rc, batch_bytes + step_bytes,
+        rc = sl_store_layout_check_space(&p->layout, back, (uint32_t)rc, batch_bytes + item_bytes,
                                          err);
     free(back);
     return rc;
@@ -325,64 +307,64 @@ static int open_data_files(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* A source that is a store knows what it carries: none of it is left out because it was lost. */
-static bool must_carry(const struct sl_packer *p, const char *name)
+/* A source that is a store knows its copied files: none is left out because it was lost. */
+static bool must_copy(const struct sl_packer *p, const char *name)
 {
-    for (uint32_t i = 0; p->o->from && i < sl_store_carried_count(p->o->from); i++) {
-        if (strcmp(sl_store_carried(p->o->from, i)->name, name) == 0)
+    for (uint32_t i = 0; p->o->from && i < sl_store_copied_file_count(p->o->from); i++) {
+        if (strcmp(sl_store_copied_file(p->o->from, i)->name, name) == 0)
             return true;
     }
     return false;
 }
 
-/* Likewise, what is in it. */
-static int check_carried(const struct sl_packer *p, const struct sl_store_carried *carried,
-                         struct sl_err *err)
+/* Such a source knows the bytes too. */
+static int check_copied_file(const struct sl_packer *p, const struct sl_store_copied_file *copied,
+                             struct sl_err *err)
 {
-    for (uint32_t i = 0; p->o->from && i < sl_store_carried_count(p->o->from); i++) {
-        const struct sl_store_carried *known = sl_store_carried(p->o->from, i);
+    for (uint32_t i = 0; p->o->from && i < sl_store_copied_file_count(p->o->from); i++) {
+        const struct sl_store_copied_file *known = sl_store_copied_file(p->o->from, i);
 
-        if (strcmp(known->name, carried->name) == 0 && known->checksum != carried->checksum)
+        if (strcmp(known->name, copied->name) == 0 && known->checksum != copied->checksum)
             return sl_err_set(err, -SL_ECORRUPT,
                               "%s/%s: does not have the checksum that the catalog names",
-                              p->o->checkpoint_folder, carried->name);
+                              p->o->checkpoint_folder, copied->name);
     }
     return 0;
 }
 
-static int carry(struct sl_packer *p, const char *name, struct sl_err *err)
+static int copy_file(struct sl_packer *p, const char *name, struct sl_err *err)
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
     char key[SL_STORE_KEY_BYTES], *text, *path;
-    struct sl_store_carried carried;
+    struct sl_store_copied_file copied;
     size_t length;
-    int rc = sl_carried_read(p->o->checkpoint_folder, name, &text, &length, err);
+    int rc = sl_copied_file_read(p->o->checkpoint_folder, name, &text, &length, err);
 
     if (rc < 0)
         return rc;
-    snprintf(carried.name, sizeof(carried.name), "%s", name);
-    carried.size_bytes = length;
-    carried.checksum = sl_checksum(text, length);
+    snprintf(copied.name, sizeof(copied.name), "%s", name);
+    copied.size_bytes = length;
+    copied.checksum = sl_checksum(text, length);
     path = sl_store_path(p->o->store_folder, name);
-    rc = path ? check_carried(p, &carried, err) : sl_packer_no_memory(p, err);
+    rc = path ? check_copied_file(p, &copied, err) : sl_packer_no_memory(p, err);
     if (rc == 0)
         rc = sl_write_small(p->o->writer, path, text, length, err);
     free(path);
     free(text);
-    sl_store_carried_key(key, name);
+    sl_store_copied_file_key(key, name);
     return rc < 0 ? rc
-                  : sl_catalog_put(p->catalog, key, value, sl_store_carried_encode(&carried, value),
-                                   err);
+                  : sl_catalog_put(p->catalog, key, value,
+                                   sl_store_copied_file_encode(&copied, value), err);
 }
 
-/* Written anew in each go: they are small, and may not have got to the disk in the last one. Their
+/* Written anew in each run: they are small, and may not have got to the disk in the last one. Their
  * names are synced with those of the data files. */
-static int carry_all(struct sl_packer *p, struct sl_err *err)
+static int copy_files(struct sl_packer *p, struct sl_err *err)
 {
     int rc = 0;
 
-    for (size_t i = 0; i < SL_STORE_CARRIED_NAMES && rc == 0; i++) {
-        const char *name = sl_store_carried_names[i];
+    for (size_t i = 0; i < SL_STORE_COPIED_NAMES && rc == 0; i++) {
+        const char *name = sl_store_copied_names[i];
         char *path = sl_store_path(p->o->checkpoint_folder, name);
         bool found;
 
@@ -390,15 +372,15 @@ static int carry_all(struct sl_packer *p, struct sl_err *err)
             return sl_packer_no_memory(p, err);
         found = access(path, F_OK) == 0;
         free(path);
-        if (found || must_carry(p, name))
-            rc = carry(p, name, err);
+        if (found || must_copy(p, name))
+            rc = copy_file(p, name, err);
     }
     return rc;
 }
 
 int sl_packer_open_files(struct sl_packer *p, struct sl_err *err)
 {
-    int rc = carry_all(p, err);
+    int rc = copy_files(p, err);
 
     return rc < 0 ? rc : open_data_files(p, err);
 }

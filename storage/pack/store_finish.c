@@ -1,6 +1,4 @@
-/* Owns what a pack sees to before it says that something is there: that the catalog is sealed, that
- * files end where they should, and that they can be found. */
-#include "storage/pack/store_packer.h"
+#include "storage/pack/store_finish.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -103,8 +101,8 @@ int sl_packer_check_whole(const struct sl_packer *p, struct sl_err *err)
 
     if (rc < 0)
         return rc;
-    for (uint32_t i = 0; i < sl_store_carried_count(store) && rc == 0; i++)
-        rc = sl_carried_check(store, i, err);
+    for (uint32_t i = 0; i < sl_store_copied_file_count(store) && rc == 0; i++)
+        rc = sl_copied_file_check(store, i, err);
     sl_store_close(store);
     return rc;
 }

@@ -31,33 +31,32 @@ int sl_store_lock(const char *store_folder, struct sl_err *err)
     return rc;
 }
 
-int sl_carried_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
-                    struct sl_err *err)
+int sl_copied_file_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
+                        struct sl_err *err)
 {
     char *path;
     int rc;
 
     if (asprintf(&path, "%s/%s", folder, name) < 0)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
-    rc = sl_file_read_all(path, SL_CARRIED_BYTES_MAX, ret_text, ret_length, err);
+    rc = sl_file_read_all(path, SL_COPIED_FILE_BYTES_MAX, ret_text, ret_length, err);
     free(path);
     return rc;
 }
 
-int sl_carried_check(const struct sl_store *store, uint32_t i, struct sl_err *err)
+int sl_copied_file_check(const struct sl_store *store, uint32_t i, struct sl_err *err)
 {
-    const struct sl_store_carried *carried = sl_store_carried(store, i);
-    char *path = sl_store_path(sl_store_folder(store), carried->name);
+    const struct sl_store_copied_file *copied = sl_store_copied_file(store, i);
+    char *path = sl_store_path(sl_store_folder(store), copied->name);
     uint8_t *bytes;
     size_t size_bytes;
     int rc;
 
     if (!path)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", carried->name);
-    rc = sl_plain_file_read(path, SL_CARRIED_BYTES_MAX, &bytes, &size_bytes, err);
+        return sl_err_set(err, -ENOMEM, "%s: out of memory", copied->name);
+    rc = sl_plain_file_read(path, SL_COPIED_FILE_BYTES_MAX, &bytes, &size_bytes, err);
     if (rc == 0) {
-        if (size_bytes != carried->size_bytes ||
-            sl_checksum(bytes, size_bytes) != carried->checksum)
+        if (size_bytes != copied->size_bytes || sl_checksum(bytes, size_bytes) != copied->checksum)
             rc = sl_err_set(err, -SL_ECORRUPT, "%s: not the file that was packed", path);
         free(bytes);
     }
@@ -71,7 +70,7 @@ int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkp
 {
     char *text;
     size_t length;
-    int rc = sl_carried_read(checkpoint_folder, "config.json", &text, &length, err);
+    int rc = sl_copied_file_read(checkpoint_folder, "config.json", &text, &length, err);
 
     if (rc < 0)
         return rc;

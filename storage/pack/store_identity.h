@@ -18,13 +18,13 @@ int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkp
  * -EBUSY or -errno. */
 int sl_store_lock(const char *store_folder, struct sl_err *err);
 
-/* Reads folder/name, a file that stores carry along; the caller frees *ret_text. */
-#define SL_CARRIED_BYTES_MAX (UINT64_C(256) << 20)
-int sl_carried_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
-                    struct sl_err *err);
+/* Reads folder/name, a copied file; the caller frees *ret_text. */
+#define SL_COPIED_FILE_BYTES_MAX (UINT64_C(256) << 20)
+int sl_copied_file_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
+                        struct sl_err *err);
 
-/* Whether STORE has the ith file that it carries as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
+/* Whether STORE has its ith copied file as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
  * or as reading does. */
-int sl_carried_check(const struct sl_store *store, uint32_t i, struct sl_err *err);
+int sl_copied_file_check(const struct sl_store *store, uint32_t i, struct sl_err *err);
 
 #endif

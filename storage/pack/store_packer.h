@@ -1,9 +1,9 @@
-/* A pack under way: shared by the files that pack, and by nobody else.
+/* A pack under way: its state, shared by the files that pack and by nobody else.
  *
- * storage/pack/store_begin.c finds out how far the last go came and makes what has a name: the
- * catalog, the carried files, the data files. storage/pack/store_finish.c sees that it is where it
- * should be. storage/pack/store_write.c fills the data files, and decides what is committed when.
- * One thread, but for the workers' buffers. */
+ * storage/pack/store_source.c knows the source, storage/pack/store_begin.c finds out how far the
+ * last run came and makes what has a name, storage/pack/store_write.c fills the data files and
+ * decides what is committed when, and storage/pack/store_finish.c sees that it is where it should
+ * be. One thread, but for the workers' buffers. */
 #ifndef SL_STORAGE_PACK_STORE_PACKER_H
 #define SL_STORAGE_PACK_STORE_PACKER_H
 
@@ -15,7 +15,7 @@
 #include "storage/store/store_format.h"
 #include "storage/store/store_layout.h"
 #include "storage/pack/store_records.h"
-#include "storage/pack/store_write.h"
+#include "storage/pack/pack_options.h"
 
 /* One thread's. */
 struct sl_pack_worker {
@@ -48,35 +48,10 @@ struct sl_packer {
     uint64_t left_bytes; /* likewise, when this began */
 };
 
-/* What is going to be packed, and where its dense tensors lie. Opens the source's files. Fails as
- * reading does, and with -SL_EUNSUPPORTED for sizes that have no records. */
-int sl_packer_describe(struct sl_packer *p, struct sl_err *err);
-
-/* Takes the lock and the state, and leaves the catalog open with a transaction, unless the store is
- * complete. Uses the memory of the first worker. */
-int sl_packer_begin(struct sl_packer *p, struct sl_err *err);
-
-/* Writes the carried files and makes the data files, with all their names on disk. */
-int sl_packer_open_files(struct sl_packer *p, struct sl_err *err);
-
-/* Seals what is committed, if it is not sealed yet. */
-bool sl_packer_is_sealed(const struct sl_packer *p);
-int sl_packer_seal(struct sl_packer *p, struct sl_err *err);
-
-/* Within the transaction. */
+/* Puts the state into the open transaction. */
 int sl_packer_put_state(struct sl_packer *p, struct sl_err *err);
 
-/* Cuts off what lies in the data files behind the store's data, all of which is committed: an
- * earlier go may have written more. */
-int sl_packer_trim(struct sl_packer *p, struct sl_err *err);
-
-/* Fails with -ESTALE if a path does not lead to the file that is open: somebody has moved or
- * replaced it, and what was written is not there. */
-int sl_packer_check_paths(const struct sl_packer *p, struct sl_err *err);
-
-/* Fails unless the store can be opened as far as it is done, and has what it carries. */
-int sl_packer_check_whole(const struct sl_packer *p, struct sl_err *err);
-
+/* Both fill `err` and return its code. */
 int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err);
 int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err);
 

@@ -18,11 +18,11 @@ static int check_config(const struct sl_pack_options *options, struct sl_err *er
 {
     char *found = NULL, *wanted = NULL;
     size_t found_bytes, wanted_bytes;
-    int rc = sl_carried_read(options->store_folder, "config.json", &found, &found_bytes, err);
+    int rc = sl_copied_file_read(options->store_folder, "config.json", &found, &found_bytes, err);
 
     if (rc == 0)
-        rc =
-            sl_carried_read(options->checkpoint_folder, "config.json", &wanted, &wanted_bytes, err);
+        rc = sl_copied_file_read(options->checkpoint_folder, "config.json", &wanted, &wanted_bytes,
+                                 err);
     if (rc == 0 && (found_bytes != wanted_bytes || memcmp(found, wanted, found_bytes) != 0))
         rc = sl_err_set(err, -SL_EFORMAT, "%s: its config.json is not that of %s",
                         options->store_folder, options->checkpoint_folder);

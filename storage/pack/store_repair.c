@@ -12,7 +12,7 @@
 #include "storage/store/record_read.h"
 #include "storage/store/store_copies.h"
 #include "storage/pack/store_identity.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_records.h"
 
 struct repairer {
@@ -34,21 +34,21 @@ static int other_weights(const struct repairer *r, const char *what, struct sl_e
                       r->o->checkpoint_folder, what, sl_store_folder(r->o->store));
 }
 
-static int repair_carried(struct repairer *r, uint32_t index, struct sl_err *err)
+static int repair_copied_file(struct repairer *r, uint32_t index, struct sl_err *err)
 {
-    const struct sl_store_carried *carried = sl_store_carried(r->o->store, index);
-    char *to = sl_store_path(sl_store_folder(r->o->store), carried->name), *text;
+    const struct sl_store_copied_file *copied = sl_store_copied_file(r->o->store, index);
+    char *to = sl_store_path(sl_store_folder(r->o->store), copied->name), *text;
     size_t length;
-    int rc = sl_carried_read(r->o->checkpoint_folder, carried->name, &text, &length, err);
+    int rc = sl_copied_file_read(r->o->checkpoint_folder, copied->name, &text, &length, err);
 
     if (rc < 0) {
         free(to);
         return rc;
     }
-    if (length != carried->size_bytes || sl_checksum(text, length) != carried->checksum)
-        rc = other_weights(r, carried->name, err);
+    if (length != copied->size_bytes || sl_checksum(text, length) != copied->checksum)
+        rc = other_weights(r, copied->name, err);
     else if (!to)
-        rc = sl_err_set(err, -ENOMEM, "%s: out of memory", carried->name);
+        rc = sl_err_set(err, -ENOMEM, "%s: out of memory", copied->name);
     else if ((rc = sl_write_small(r->o->writer, to, text, length, err)) == 0)
         rc = sl_write_name(r->o->writer, to, err);
     free(to);
@@ -175,8 +175,8 @@ static int repair_items(struct repairer *r, const struct sl_store_item *items, u
             rc = repair_copy(r, item->index, err);
         else if (item->kind == SL_STORE_TAIL)
             rc = repair_tail(r, item->index, err);
-        else if (item->kind == SL_STORE_CARRIED)
-            rc = repair_carried(r, item->index, err);
+        else if (item->kind == SL_STORE_COPIED_FILE)
+            rc = repair_copied_file(r, item->index, err);
         else if (item->kind == SL_STORE_TENSOR)
             rc = repair_tensor(r, item->index, err);
         else if (i == 0 || items[i - 1].kind != item->kind ||

@@ -12,21 +12,21 @@
 #include "storage/store/record_read.h"
 #include "storage/pack/store_records.h"
 
-#define STEP_EXTENTS_MAX (2 * SL_EXPERT_MATRICES)
+#define ITEM_EXTENTS_MAX (2 * SL_EXPERT_MATRICES)
 
-static uint32_t steps_total(const struct sl_packer *p)
+static uint32_t items_total(const struct sl_packer *p)
 {
     return p->o->n_tensors + sl_store_expert_count(&p->model.shape);
 }
 
-static uint32_t steps_done(const struct sl_packer *p)
+static uint32_t items_done(const struct sl_packer *p)
 {
     return p->state.n_tensors_done + p->state.n_experts_done;
 }
 
-static struct sl_expert_key step_expert(const struct sl_packer *p, uint32_t step)
+static struct sl_expert_key item_expert(const struct sl_packer *p, uint32_t pack_item)
 {
-    return sl_store_expert_at(&p->model.shape, step - p->o->n_tensors);
+    return sl_store_expert_at(&p->model.shape, pack_item - p->o->n_tensors);
 }
 
 /* ---- reading it -------------------------------------------------------------------------------
@@ -48,26 +48,26 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err)
 /* ---- where it has what ------------------------------------------------------------------------
  */
 
-/* Where the checkpoint has what a step packs. Returns the number of extents. */
-static uint32_t step_extents(const struct sl_packer *p, uint32_t step,
-                             struct sl_extent ret_extents[STEP_EXTENTS_MAX])
+/* Where the checkpoint has a pack item. Returns the number of extents. */
+static uint32_t item_extents(const struct sl_packer *p, uint32_t pack_item,
+                             struct sl_extent ret_extents[ITEM_EXTENTS_MAX])
 {
     const struct sl_checkpoint_expert *record;
 
-    if (step < p->o->n_tensors) {
+    if (pack_item < p->o->n_tensors) {
         const struct sl_checkpoint_tensor *tensor =
-            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[step]);
+            sl_checkpoint_find(p->o->checkpoint, p->o->tensors[pack_item]);
 
         ret_extents[0] = (struct sl_extent){.offset_bytes = tensor->offset_bytes,
                                             .size_bytes = tensor->info.size_bytes,
                                             .file_index = tensor->file_index};
         return 1;
     }
-    record = sl_expert_map_find(p->o->experts, step_expert(p, step));
+    record = sl_expert_map_find(p->o->experts, item_expert(p, pack_item));
     sl_assert(record);
     memcpy(ret_extents, record->codes, sizeof(record->codes));
     memcpy(ret_extents + SL_EXPERT_MATRICES, record->scales, sizeof(record->scales));
-    return STEP_EXTENTS_MAX;
+    return ITEM_EXTENTS_MAX;
 }
 
 /* The first extent that the checkpoint has no more; -1 if it has all. */
@@ -84,13 +84,13 @@ static int missing_extent(const struct sl_packer *p, const struct sl_extent *ext
 /* ---- is it there, and what was packed ---------------------------------------------------------
  */
 
-static int explain_missing(const struct sl_packer *p, uint32_t step, uint32_t file_index,
+static int explain_missing(const struct sl_packer *p, uint32_t pack_item, uint32_t file_index,
                            struct sl_err *err)
 {
     char text[SL_EXPERT_TEXT_BYTES];
-    const char *what = step < p->o->n_tensors
-                           ? p->o->tensors[step]
-                           : sl_expert_format(&p->model.shape, step_expert(p, step), text);
+    const char *what = pack_item < p->o->n_tensors
+                           ? p->o->tensors[pack_item]
+                           : sl_expert_format(&p->model.shape, item_expert(p, pack_item), text);
 
     return sl_err_set(
         err, -SL_EFORMAT,
@@ -106,7 +106,7 @@ static int check_freeable(const struct sl_packer *p, struct sl_err *err)
         const char *path = sl_checkpoint_file_path(p->o->checkpoint, i);
         struct stat status;
 
-        if (p->shards[i].n_steps == 0)
+        if (p->shards[i].n_pack_items == 0)
             continue;
         if (lstat(path, &status) < 0 || access(path, W_OK) < 0)
             return sl_err_set(err, -errno, "%s: cannot be freed: %s", path, sl_strerror(errno));
@@ -126,7 +126,7 @@ static int check_freeable(const struct sl_packer *p, struct sl_err *err)
 
 int sl_packer_check_source(struct sl_packer *p, struct sl_err *err)
 {
-    struct sl_extent extents[STEP_EXTENTS_MAX];
+    struct sl_extent extents[ITEM_EXTENTS_MAX];
 
     if (p->o->from)
         return 0; /* complete, as opening it has seen */
@@ -135,14 +135,14 @@ int sl_packer_check_source(struct sl_packer *p, struct sl_err *err)
         if (!p->shards)
             return sl_packer_no_memory(p, err);
     }
-    for (uint32_t step = 0; step < steps_total(p); step++) {
-        uint32_t n = step_extents(p, step, extents);
-        int missing = step < steps_done(p) ? -1 : missing_extent(p, extents, n);
+    for (uint32_t pack_item = 0; pack_item < items_total(p); pack_item++) {
+        uint32_t n = item_extents(p, pack_item, extents);
+        int missing = pack_item < items_done(p) ? -1 : missing_extent(p, extents, n);
 
         if (missing >= 0)
-            return explain_missing(p, step, extents[missing].file_index, err);
+            return explain_missing(p, pack_item, extents[missing].file_index, err);
         for (uint32_t i = 0; p->o->consume && i < n; i++)
-            p->shards[extents[i].file_index].n_steps = step + 1;
+            p->shards[extents[i].file_index].n_pack_items = pack_item + 1;
     }
     return p->o->consume ? check_freeable(p, err) : 0;
 }
@@ -156,34 +156,34 @@ static int other_weights(const struct sl_packer *p, struct sl_err *err)
 
 /* The source may have another shape under this name: an index names files alone. */
 static bool is_same_tensor(const struct sl_packer *p, const struct sl_store_tensor *tensor,
-                           uint32_t step)
+                           uint32_t pack_item)
 {
     struct sl_tensor_info info;
 
-    return strcmp(tensor->name, p->o->tensors[step]) == 0 &&
+    return strcmp(tensor->name, p->o->tensors[pack_item]) == 0 &&
            p->weights->ops->find(p->weights, tensor->name, &info) == 0 &&
            info.size_bytes == tensor->info.size_bytes &&
-           p->tensor_offsets[step] == tensor->extent.offset_bytes;
+           p->tensor_offsets[pack_item] == tensor->extent.offset_bytes;
 }
 
-static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_t step,
+static int check_item(struct sl_packer *p, const struct sl_store *store, uint32_t pack_item,
                       struct sl_err *err)
 {
     bool same;
     int rc;
 
-    if (step < p->o->n_tensors) {
-        const struct sl_store_tensor *tensor = sl_store_tensor(store, step);
+    if (pack_item < p->o->n_tensors) {
+        const struct sl_store_tensor *tensor = sl_store_tensor(store, pack_item);
         struct sl_tensor_target nowhere = {0};
         uint64_t checksum;
 
-        if (!is_same_tensor(p, tensor, step))
+        if (!is_same_tensor(p, tensor, pack_item))
             return other_weights(p, err);
         rc = sl_tensor_copy(p->weights, tensor->name, tensor->info.size_bytes, &nowhere, p->buffer,
                             &checksum, err);
         same = rc == 0 && checksum == tensor->checksum;
     } else {
-        struct sl_expert_key key = step_expert(p, step);
+        struct sl_expert_key key = item_expert(p, pack_item);
         struct sl_packed_expert expert;
         const uint8_t *record;
         uint64_t record_bytes;
@@ -195,8 +195,8 @@ static int check_step(struct sl_packer *p, const struct sl_store *store, uint32_
     return rc < 0 || same ? rc : other_weights(p, err);
 }
 
-/* What an earlier go wrote, read back before its source goes: it may have been copied since, or
- * have rotted. */
+/* Reads back what an earlier run wrote, before its source is freed: it may have been copied since,
+ * or have rotted. */
 struct read_back {
     struct sl_store *store;
     const char *paths[SL_STORE_FILES_MAX];
@@ -224,7 +224,7 @@ static void read_back_close(struct read_back *r)
     sl_record_maker_fini(&r->maker);
 }
 
-static int read_back_step(struct read_back *r, struct sl_packer *p, uint32_t step,
+static int read_back_item(struct read_back *r, struct sl_packer *p, uint32_t pack_item,
                           struct sl_err *err)
 {
     struct sl_tensor_target nowhere = {0};
@@ -232,10 +232,11 @@ static int read_back_step(struct read_back *r, struct sl_packer *p, uint32_t ste
     const uint8_t *record;
     uint64_t size_bytes, checksum;
 
-    if (step >= p->o->n_tensors)
-        return sl_record_make(&r->maker, step_expert(p, step), &expert, &record, &size_bytes, err);
-    size_bytes = sl_store_tensor(r->store, step)->info.size_bytes;
-    return sl_tensor_copy(sl_store_weights(r->store, true), p->o->tensors[step], size_bytes,
+    if (pack_item >= p->o->n_tensors)
+        return sl_record_make(&r->maker, item_expert(p, pack_item), &expert, &record, &size_bytes,
+                              err);
+    size_bytes = sl_store_tensor(r->store, pack_item)->info.size_bytes;
+    return sl_tensor_copy(sl_store_weights(r->store, true), p->o->tensors[pack_item], size_bytes,
                           &nowhere, p->buffer, &checksum, err);
 }
 
@@ -256,22 +257,22 @@ static int sync_files(const struct read_back *r, struct sl_err *err)
     return 0;
 }
 
-/* All that an earlier go packed and whose source is still there is there twice. */
+/* Whatever an earlier run packed and whose source is still there exists twice. */
 static int check_before_freeing(struct sl_packer *p, struct sl_store *store, struct sl_err *err)
 {
-    struct sl_extent extents[STEP_EXTENTS_MAX];
+    struct sl_extent extents[ITEM_EXTENTS_MAX];
     struct read_back back = {.fds = {0}};
     int rc;
 
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
         back.fds[i] = -1;
     rc = read_back_open(&back, p, store, err);
-    for (uint32_t step = 0; step < steps_done(p) && rc == 0; step++) {
+    for (uint32_t pack_item = 0; pack_item < items_done(p) && rc == 0; pack_item++) {
         if (p->o->stop && atomic_load(p->o->stop))
             rc = sl_packer_stopped(p, err);
-        else if (missing_extent(p, extents, step_extents(p, step, extents)) < 0 &&
-                 (rc = check_step(p, store, step, err)) == 0)
-            rc = read_back_step(&back, p, step, err);
+        else if (missing_extent(p, extents, item_extents(p, pack_item, extents)) < 0 &&
+                 (rc = check_item(p, store, pack_item, err)) == 0)
+            rc = read_back_item(&back, p, pack_item, err);
     }
     if (rc == 0)
         rc = sync_files(&back, err);
@@ -281,8 +282,8 @@ static int check_before_freeing(struct sl_packer *p, struct sl_store *store, str
 
 int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct sl_err *err)
 {
-    const uint32_t n_done = steps_done(p);
-    struct sl_extent extents[STEP_EXTENTS_MAX];
+    const uint32_t n_done = items_done(p);
+    struct sl_extent extents[ITEM_EXTENTS_MAX];
 
     if (p->dense_bytes != p->layout.files[0].size_bytes)
         return other_weights(p, err);
@@ -292,9 +293,9 @@ int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct 
         return check_before_freeing(p, store, err);
     if (p->state.complete)
         return 0;
-    if (!p->o->from && missing_extent(p, extents, step_extents(p, n_done - 1, extents)) >= 0)
+    if (!p->o->from && missing_extent(p, extents, item_extents(p, n_done - 1, extents)) >= 0)
         return 0;
-    return check_step(p, store, n_done - 1, err);
+    return check_item(p, store, n_done - 1, err);
 }
 
 /* ---- giving back ------------------------------------------------------------------------------
@@ -302,7 +303,8 @@ int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct 
 
 static bool is_to_be_freed(const struct sl_packer *p, uint32_t i)
 {
-    return p->shards[i].n_steps > 0 && p->shards[i].n_steps <= steps_done(p) && !p->shards[i].freed;
+    return p->shards[i].n_pack_items > 0 && p->shards[i].n_pack_items <= items_done(p) &&
+           !p->shards[i].freed;
 }
 
 bool sl_packer_frees(const struct sl_packer *p)
@@ -326,7 +328,7 @@ int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err)
             continue;
         p->shards[i].freed = true;
         if (size_bytes <= header_bytes)
-            continue; /* in an earlier go */
+            continue; /* an earlier run freed it */
         rc = p->o->writer->ops->cut(p->o->writer, path, header_bytes);
         if (rc < 0)
             return sl_write_error(err, rc, path, "free");
@@ -345,14 +347,15 @@ int sl_packer_space_back(const struct sl_packer *p, struct sl_space_back **ret_b
     if (!back)
         return sl_packer_no_memory(p, err);
     for (uint32_t i = 0; i < n_files; i++) {
-        uint32_t n_steps = p->shards[i].n_steps;
+        uint32_t n_pack_items = p->shards[i].n_pack_items;
 
-        if (n_steps == 0)
+        if (n_pack_items == 0)
             continue;
         back[n++] = (struct sl_space_back){
             .path = sl_checkpoint_file_path(p->o->checkpoint, i),
-            .dense_bytes = n_steps < p->o->n_tensors ? p->tensor_offsets[n_steps] : p->dense_bytes,
-            .n_experts = n_steps < p->o->n_tensors ? 0 : n_steps - p->o->n_tensors,
+            .dense_bytes =
+                n_pack_items < p->o->n_tensors ? p->tensor_offsets[n_pack_items] : p->dense_bytes,
+            .n_experts = n_pack_items < p->o->n_tensors ? 0 : n_pack_items - p->o->n_tensors,
         };
     }
     *ret_back = back;

@@ -1,7 +1,7 @@
-/* What a pack takes from its source: whether it is there, whether it is what an earlier go packed,
- * and when a shard of it may go.
+/* The source of a pack: whether it is there, whether it is what an earlier run packed, and when a
+ * shard of it may be freed.
  *
- * A step is one dense tensor, or one expert after the last of these: the order of packing. One
+ * A pack item is one dense tensor, or one expert after the last of these: the order of packing. One
  * thread. */
 #ifndef SL_STORAGE_PACK_STORE_SOURCE_H
 #define SL_STORAGE_PACK_STORE_SOURCE_H
@@ -15,7 +15,7 @@
 
 /* How much of a shard is needed. */
 struct sl_shard_use {
-    uint32_t n_steps; /* none from this one on reads it; 0: none at all */
+    uint32_t n_pack_items; /* none from this one on reads it; 0: none at all */
     bool freed;
 };
 
@@ -26,15 +26,16 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err);
  * be freed can be. Fails with -SL_EFORMAT, naming the shard, -errno or -ENOMEM. */
 int sl_packer_check_source(struct sl_packer *p, struct sl_err *err);
 
-/* What an earlier go packed, made again, is what the catalog says it is: two fine-tunes of one
- * model have the same config and the same index. The dense tensors take the same room; of a store
- * that goes on the last step is compared; before shards are freed, every step whose source is still
- * there, and what the store has of it is read back and synced. Fails with -SL_EFORMAT if it is not,
- * -SL_ECORRUPT if the store is damaged, -ECANCELED if stopped, and as reading does. */
+/* Two fine-tunes of one model have the same config and the same index. So this compares a sample of
+ * what an earlier run packed with the source: the sizes of all dense tensors, and where the pack is
+ * to be finished its last item, made again. Before shards are freed it compares every item whose
+ * source is still there, and reads back and syncs what the store has of it. Fails with -SL_EFORMAT
+ * where they differ, -SL_ECORRUPT if the store is damaged, -ECANCELED if stopped, and as reading
+ * does. */
 int sl_packer_check_earlier(struct sl_packer *p, struct sl_store *store, struct sl_err *err);
 
-/* With `consume`: gives back the space of the shards whose last step is committed, if there are
- * any. Their headers stay, so that a later go can tell what was in them. */
+/* With `consume`: gives back the space of the shards whose last item is committed, if there are
+ * any. Their headers stay, so that a later run can tell what was in them. */
 bool sl_packer_frees(const struct sl_packer *p);
 int sl_packer_free_shards(struct sl_packer *p, struct sl_err *err);
 

@@ -103,7 +103,7 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
     const struct sl_expert_shape *shape = &sl_store_model(v->store)->shape;
     char message[SL_ERR_MESSAGE_BYTES + SL_STORE_NAME_BYTES], text[SL_EXPERT_TEXT_BYTES];
 
-    if (item->kind == SL_STORE_CARRIED || item->kind == SL_STORE_COPY ||
+    if (item->kind == SL_STORE_COPIED_FILE || item->kind == SL_STORE_COPY ||
         item->kind == SL_STORE_TAIL)
         snprintf(message, sizeof(message), "%s", error);
     else if (item->kind == SL_STORE_TENSOR)
@@ -122,11 +122,11 @@ static void report(struct verifier *v, const struct sl_store_item *item, const c
 /* ---- small files and ends of files ------------------------------------------------------------
  */
 
-static int verify_carried(struct verifier *v, uint32_t index, struct sl_err *err)
+static int verify_copied_file(struct verifier *v, uint32_t index, struct sl_err *err)
 {
-    const struct sl_store_item item = {.kind = SL_STORE_CARRIED, .index = index};
+    const struct sl_store_item item = {.kind = SL_STORE_COPIED_FILE, .index = index};
     struct sl_err found = {0};
-    int rc = sl_carried_check(v->store, index, &found);
+    int rc = sl_copied_file_check(v->store, index, &found);
 
     v->result.n_items++;
     if (rc == -ENOMEM)
@@ -200,8 +200,8 @@ static int verify_others(struct verifier *v, struct sl_err *err)
 {
     int rc = verify_copies(v, err);
 
-    for (uint32_t i = 0; i < sl_store_carried_count(v->store) && rc == 0; i++)
-        rc = verify_carried(v, i, err);
+    for (uint32_t i = 0; i < sl_store_copied_file_count(v->store) && rc == 0; i++)
+        rc = verify_copied_file(v, i, err);
     for (uint32_t i = 0; i < sl_store_file_count(v->store) && rc == 0; i++)
         verify_tail(v, i);
     return rc;

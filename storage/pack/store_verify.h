@@ -3,8 +3,8 @@
  *
  * Compressed records are not unpacked: what is stored has a checksum too. Data are read in the
  * order in which they lie, through the reader, past the page cache, while what has landed is
- * summed: at the drive's speed as long as one thread sums faster than that. Damage is reported, not
- * mended (storage/pack/store_repair.h does). One thread makes all calls. */
+ * summed: at the drive's speed as long as one thread sums faster than that. Damage is reported;
+ * storage/pack/store_repair.h repairs it. One thread makes all calls. */
 #ifndef SL_STORAGE_PACK_STORE_VERIFY_H
 #define SL_STORAGE_PACK_STORE_VERIFY_H
 
@@ -18,7 +18,7 @@
 
 enum sl_store_item_kind {
     SL_STORE_COPY, /* of the catalog: catalog.mdb, or the sealed one beside a file elsewhere */
-    SL_STORE_CARRIED,
+    SL_STORE_COPIED_FILE,
     SL_STORE_TAIL, /* bytes in a file behind the store's data */
     SL_STORE_TENSOR,
     SL_STORE_MATRIX,
@@ -28,7 +28,7 @@ enum sl_store_item_kind {
 /* What has a checksum of its own. */
 struct sl_store_item {
     enum sl_store_item_kind kind;
-    uint32_t index;           /* of a file (0 is catalog.mdb), a carried file or a tensor */
+    uint32_t index;           /* of a file (0 is catalog.mdb), a copied file or a tensor */
     struct sl_expert_key key; /* of a record, or of a matrix; and which of its three */
     int matrix;
 };

@@ -1,7 +1,7 @@
 /* Owns the order in which things are written and become true:
  *
  *     catalog: model, files, state 0              what is going to be here
- *     carried files, synced
+ *     copied files, synced
  *     dense tensors | experts, batch by batch:    data written ─► files synced ─► catalog: entries
  *                                                                                 and state
  *     catalog: state complete; sealed
@@ -9,8 +9,8 @@
  * A shard of the source that has nothing for later batches is freed right after such a commit, once
  * the catalog is sealed and all paths still lead to what was written.
  *
- * Where everything lies follows from the model and the sizes of the files, so that every go writes
- * the same bytes to the same places, and only the catalog's state tells how far the last one came.
+ * Where everything lies follows from the model and the sizes of the files, so that every run writes
+ * the same bytes to the same offsets, and only the catalog's state tells how far the last one came.
  * What comes before the data is storage/pack/store_begin.c's. */
 #include "storage/pack/store_write.h"
 
@@ -23,7 +23,8 @@
 #include "core/base/size.h"
 #include "storage/store/record_read.h"
 #include "storage/store/store.h"
-#include "storage/pack/store_packer.h"
+#include "storage/pack/store_begin.h"
+#include "storage/pack/store_finish.h"
 #include "storage/pack/store_records.h"
 #include "storage/pack/store_source.h"
 
@@ -134,7 +135,7 @@ static void pack_experts_job(void *context, size_t first, size_t end, uint32_t t
                                &record, &record_bytes, &w->err);
         if (w->rc < 0)
             break;
-        sl_store_layout_place(&p->layout, number, record_bytes, entry);
+        sl_store_layout_cut(&p->layout, number, record_bytes, entry);
         w->rc = sl_record_write(p->o->writer, p->handles, (const char *const *)p->layout.paths,
                                 entry, record, &w->err);
     }
@@ -219,7 +220,8 @@ static int take_memory(struct sl_packer *p, struct sl_err *err)
     return 0;
 }
 
-/* Where the store's records are to be: those of earlier goes were compared by their tiles. */
+/* The makers compress from now on, if the store does. Until here they made plain records, since
+ * what earlier runs packed is compared by its tiles. */
 static int begin_compressing(struct sl_packer *p, struct sl_err *err)
 {
     if (p->model.layout != SL_STORE_LAYOUT_R16_ZSTD)

@@ -1,5 +1,5 @@
 /* Packing: a store made from a checkpoint, or from another store, durably and in any number of
- * goes.
+ * runs.
  *
  * Data are written and synced before the catalog's commit that says so, a batch at a time. Whatever
  * ends the work (a signal, a full disk, a power cut), doing it again goes on after the last batch
@@ -8,65 +8,11 @@
 #ifndef SL_STORAGE_PACK_STORE_WRITE_H
 #define SL_STORAGE_PACK_STORE_WRITE_H
 
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "core/base/pool.h"
-#include "core/base/progress_fn.h"
-#include "storage/checkpoint/checkpoint.h"
-#include "storage/store/codec.h"
-#include "storage/experts/expert_map.h"
-#include "storage/io/file_writer.h"
-#include "storage/store/store_format.h"
-
-#define SL_PACK_BATCH_BYTES (UINT64_C(256) << 20)
-
-struct sl_pack_options {
-    const char *store_folder;            /* made if there is none; else a store, or empty */
-    const char *checkpoint_folder;       /* or that of the store to be packed anew */
-    struct sl_checkpoint *checkpoint;    /* or from: one is NULL */
-    struct sl_store *from;               /* complete */
-    const struct sl_expert_map *experts; /* of the source, all that are to be packed */
-    const char *const *tensors;          /* dense ones, in the order in which they will lie */
-    uint32_t n_tensors;
-
-    /* Of a new store: folders on other drives that hold a part of each record, and how the records
-     * are cut (storage/store/store_layout.h). A store that was begun keeps its own. */
-    const char *const *stripe_folders; /* (n_stripes) */
-    const uint64_t *weights;           /* (1 + n_stripes) */
-    uint32_t n_stripes;
-
-    /* Shards of the checkpoint are cut off behind their headers, which frees their space, once all
-     * that the store takes from them is safe. The checkpoint is one of sl_checkpoint_open_cut().
-     * Not of a store. */
-    bool consume;
-
-    /* Records are stored with zstd where that pays (storage/store/codec.h). A store that was begun
-     * compressed goes on so in any case; one that was not is refused. */
-    bool compress;
-
-    /* The folder has the data of a store whose catalog is lost: all is written anew over them. */
-    bool rebuild;
-
-    struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */
-    struct sl_file_writer *writer;
-    uint64_t batch_bytes; /* between two commits; but at least one tensor, or one expert a thread */
-
-    sl_progress_fn *on_progress; /* NULL, or told how many bytes of what was left are written */
-    void *progress_context;
-    const atomic_bool *stop; /* NULL, or ends the work after the present batch when true */
-};
-
-struct sl_pack_result {
-    uint64_t total_bytes;   /* of the store's data */
-    uint64_t written_bytes; /* of these, now */
-    uint64_t freed_bytes;   /* of the checkpoint's shards, now */
-    bool compressed;
-    uint64_t saved_bytes;      /* by compressing: what the data would take in addition */
-    struct sl_codec_gain gain; /* of the experts that were written now */
-};
+#include "core/model/expert_shape.h"
+#include "storage/pack/pack_options.h"
 
 /* Memory that one thread takes. */
 uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape);

@@ -20,7 +20,7 @@
 /* How far ahead of the loader the system is told to read: see read_ahead(). */
 #define AHEAD_BYTES (UINT64_C(64) << 20)
 
-#define CARRIED_MAX 16u
+#define COPIED_FILES_MAX 16u
 #define NO_TENSOR UINT32_MAX
 
 struct sl_store {
@@ -31,8 +31,8 @@ struct sl_store {
     struct sl_store_file files[SL_STORE_FILES_MAX];
     char *paths[SL_STORE_FILES_MAX];
     uint64_t file_bytes[SL_STORE_FILES_MAX]; /* as they are */
-    struct sl_store_carried carried[CARRIED_MAX];
-    uint32_t n_carried;
+    struct sl_store_copied_file copied[COPIED_FILES_MAX];
+    uint32_t n_copied;
     struct sl_store_tensor *tensors; /* as they lie; n_tensors_done */
     uint32_t *by_name;               /* their numbers, by name */
     struct sl_packed_expert *experts;
@@ -112,15 +112,15 @@ static int read_model(struct sl_store *store, const struct sl_catalog_entries *c
     return 0;
 }
 
-static int take_carried(void *context, const char *key, const uint8_t *value, size_t size_bytes,
-                        struct sl_err *err)
+static int take_copied_file(void *context, const char *key, const uint8_t *value, size_t size_bytes,
+                            struct sl_err *err)
 {
     struct sl_store *store = context;
 
-    if (store->n_carried == CARRIED_MAX ||
-        !sl_store_carried_decode(&store->carried[store->n_carried], value, size_bytes))
+    if (store->n_copied == COPIED_FILES_MAX ||
+        !sl_store_copied_file_decode(&store->copied[store->n_copied], value, size_bytes))
         return bad_entry(store, key, err);
-    store->n_carried++;
+    store->n_copied++;
     return 0;
 }
 
@@ -208,7 +208,7 @@ static int open_catalog(struct sl_catalog_entries *catalog, const char *folder,
                                 : sl_store_sealed_read(catalog, folder, &why);
     return rc < 0 ? sl_err_set(err, rc, "%s%s", why.message,
                                rc == -SL_ECORRUPT || rc == -ENOENT
-                                   ? "; sluice verify --repair-catalog can mend it from a copy"
+                                   ? "; sluice verify --repair-catalog can repair it from a copy"
                                    : "")
                   : 0;
 }
@@ -244,8 +244,8 @@ static int read_catalog(struct sl_store *store, const struct sl_catalog_entries 
 
     if ((rc = read_model(store, catalog, use, err)) < 0 ||
         (rc = read_files(store, catalog, err)) < 0 ||
-        (rc = sl_catalog_entries_each(catalog, SL_STORE_PREFIX_CARRIED, take_carried, store, err)) <
-            0)
+        (rc = sl_catalog_entries_each(catalog, SL_STORE_PREFIX_COPIED, take_copied_file, store,
+                                      err)) < 0)
         return rc;
     /* + 1: there may be none yet. */
     store->tensors = calloc(state->n_tensors_done + 1, sizeof(*store->tensors));
@@ -297,8 +297,8 @@ static int look_at_files(struct sl_store *store, enum sl_store_use use, struct s
 
     for (uint32_t i = 0; i < store->model.n_files && rc == 0; i++)
         rc = look_at_file(store, i, use, err);
-    for (uint32_t i = 0; i < store->n_carried && rc == 0; i++) {
-        char *path = sl_store_path(store->folder, store->carried[i].name);
+    for (uint32_t i = 0; i < store->n_copied && rc == 0; i++) {
+        char *path = sl_store_path(store->folder, store->copied[i].name);
 
         if (!path)
             return no_memory(store, err);
@@ -440,7 +440,7 @@ static int check_read(struct sl_store *store, uint32_t index, uint64_t offset_by
         return 0;
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: tensor \"%s\" at offset %llu does not have the checksum that the "
-                      "catalog names; sluice verify --repair can mend it",
+                      "catalog names; sluice verify --repair can repair it",
                       store->paths[0], tensor->name,
                       (unsigned long long)tensor->extent.offset_bytes);
 }
@@ -531,7 +531,7 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
     if ((rc = open_catalog(&catalog, folder, use, err)) < 0 ||
         (rc = read_catalog(store, &catalog, use, err)) < 0 ||
         (rc = look_at_files(store, use, err)) < 0 ||
-        (use < SL_STORE_MEND && (rc = check_extents(store, err)) < 0) ||
+        (use < SL_STORE_REPAIR && (rc = check_extents(store, err)) < 0) ||
         (rc = sort_names(store, err)) < 0 || (rc = open_dense(store, err)) < 0)
         goto out;
     *ret_store = store;
@@ -590,15 +590,15 @@ const struct sl_store_file *sl_store_file(const struct sl_store *store, uint32_t
     return &store->files[file_index];
 }
 
-uint32_t sl_store_carried_count(const struct sl_store *store)
+uint32_t sl_store_copied_file_count(const struct sl_store *store)
 {
-    return store->n_carried;
+    return store->n_copied;
 }
 
-const struct sl_store_carried *sl_store_carried(const struct sl_store *store, uint32_t i)
+const struct sl_store_copied_file *sl_store_copied_file(const struct sl_store *store, uint32_t i)
 {
-    sl_assert(i < store->n_carried);
-    return &store->carried[i];
+    sl_assert(i < store->n_copied);
+    return &store->copied[i];
 }
 
 const struct sl_store_tensor *sl_store_tensor(const struct sl_store *store, uint32_t tensor_index)

@@ -33,7 +33,7 @@ enum sl_store_use {
     SL_STORE_RUN,    /* complete */
     SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there; by who has
                         the store's lock */
-    SL_STORE_MEND,   /* complete, but files may be shorter than the catalog says */
+    SL_STORE_REPAIR, /* complete, but files may be shorter than the catalog says */
     SL_STORE_MOVED,  /* likewise, and any may be missing */
 };
 
@@ -57,8 +57,8 @@ const struct sl_store_file *sl_store_file(const struct sl_store *store, uint32_t
 /* Where the file ends: with the last block of what the catalog says is in it. */
 uint64_t sl_store_file_end_bytes(const struct sl_store *store, uint32_t file_index);
 
-uint32_t sl_store_carried_count(const struct sl_store *store);
-const struct sl_store_carried *sl_store_carried(const struct sl_store *store, uint32_t i);
+uint32_t sl_store_copied_file_count(const struct sl_store *store);
+const struct sl_store_copied_file *sl_store_copied_file(const struct sl_store *store, uint32_t i);
 
 /* As they lie; of a store that is not complete, n_tensors_done of them. */
 const struct sl_store_tensor *sl_store_tensor(const struct sl_store *store, uint32_t tensor_index);

@@ -145,7 +145,7 @@ int sl_store_catalog_make(struct sl_catalog **ret_catalog, const char *store_fol
     return rc;
 }
 
-/* ---- mending ----------------------------------------------------------------------------------
+/* ---- repairing ----------------------------------------------------------------------------------
  */
 
 /* How much a catalog says is there; 0 for none, or for one without a sound state. */
@@ -237,8 +237,8 @@ static int find_best(struct copies *c, const char *store_folder, const char *con
 }
 
 /* While a store is packed its catalog.mdb is ahead of what is sealed. */
-static int mend(struct copies *c, const char *store_folder, struct sl_file_writer *writer,
-                struct sl_err *err)
+static int repair(struct copies *c, const char *store_folder, struct sl_file_writer *writer,
+                  struct sl_err *err)
 {
     const bool catalog_bad =
         progress_of(&c->catalog) == 0 ||
@@ -253,17 +253,17 @@ static int mend(struct copies *c, const char *store_folder, struct sl_file_write
     if (rc == 0 && sealed_bad)
         rc = write_sealed(sl_store_path(store_folder, SL_STORE_SEALED_FILE), c->best, writer, err);
     return rc < 0 ? rc
-                  : catalog_bad * SL_STORE_MENDED_CATALOG + sealed_bad * SL_STORE_MENDED_SEALED;
+                  : catalog_bad * SL_STORE_REPAIRED_CATALOG + sealed_bad * SL_STORE_REPAIRED_SEALED;
 }
 
-int sl_store_copies_mend(const char *store_folder, const char *const *folders, uint32_t n_folders,
-                         struct sl_file_writer *writer, struct sl_err *err)
+int sl_store_copies_repair(const char *store_folder, const char *const *folders, uint32_t n_folders,
+                           struct sl_file_writer *writer, struct sl_err *err)
 {
     struct copies c = {0};
     int rc = find_best(&c, store_folder, folders, n_folders, err);
 
     if (rc == 0)
-        rc = mend(&c, store_folder, writer, err);
+        rc = repair(&c, store_folder, writer, err);
     sl_catalog_entries_fini(&c.sealed);
     sl_catalog_entries_fini(&c.catalog);
     sl_catalog_entries_fini(&c.other);

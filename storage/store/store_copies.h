@@ -53,11 +53,11 @@ int sl_store_sealed_read(struct sl_catalog_entries *entries, const char *store_f
                          struct sl_err *err);
 
 /* Makes both of STORE's copies sound from the best of all that there are, those in n_folders
- * `folders` included. Returns a set of SL_STORE_MENDED_, 0 if nothing was wrong. Fails with
+ * `folders` included. Returns a set of SL_STORE_REPAIRED_, 0 if nothing was wrong. Fails with
  * -SL_ECORRUPT if no copy is sound, and as writing does. */
-#define SL_STORE_MENDED_CATALOG 1
-#define SL_STORE_MENDED_SEALED 2
-int sl_store_copies_mend(const char *store_folder, const char *const *folders, uint32_t n_folders,
-                         struct sl_file_writer *writer, struct sl_err *err);
+#define SL_STORE_REPAIRED_CATALOG 1
+#define SL_STORE_REPAIRED_SEALED 2
+int sl_store_copies_repair(const char *store_folder, const char *const *folders, uint32_t n_folders,
+                           struct sl_file_writer *writer, struct sl_err *err);
 
 #endif

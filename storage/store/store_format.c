@@ -9,7 +9,7 @@
 /* Files of a terabyte times a thousand; sums of two such numbers do not overflow. */
 #define OFFSET_BYTES_MAX (UINT64_C(1) << 50)
 
-const char *const sl_store_carried_names[SL_STORE_CARRIED_NAMES] = {
+const char *const sl_store_copied_names[SL_STORE_COPIED_NAMES] = {
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"};
 
 /* ---- keys -------------------------------------------------------------------------------------
@@ -20,9 +20,9 @@ void sl_store_file_key(char key[SL_STORE_KEY_BYTES], uint32_t file_index)
     snprintf(key, SL_STORE_KEY_BYTES, SL_STORE_PREFIX_FILE "%u", file_index);
 }
 
-void sl_store_carried_key(char key[SL_STORE_KEY_BYTES], const char *name)
+void sl_store_copied_file_key(char key[SL_STORE_KEY_BYTES], const char *name)
 {
-    snprintf(key, SL_STORE_KEY_BYTES, SL_STORE_PREFIX_CARRIED "%s", name);
+    snprintf(key, SL_STORE_KEY_BYTES, SL_STORE_PREFIX_COPIED "%s", name);
 }
 
 void sl_store_tensor_key(char key[SL_STORE_KEY_BYTES], uint32_t tensor_index)
@@ -122,14 +122,14 @@ size_t sl_store_file_encode(const struct sl_store_file *file,
     return length_of(&out);
 }
 
-size_t sl_store_carried_encode(const struct sl_store_carried *carried,
-                               uint8_t value[SL_STORE_VALUE_BYTES_MAX])
+size_t sl_store_copied_file_encode(const struct sl_store_copied_file *copied,
+                                   uint8_t value[SL_STORE_VALUE_BYTES_MAX])
 {
     struct out out = {value, value};
 
-    put_u64(&out, carried->size_bytes);
-    put_u64(&out, carried->checksum);
-    put_text(&out, carried->name);
+    put_u64(&out, copied->size_bytes);
+    put_u64(&out, copied->checksum);
+    put_text(&out, copied->name);
     return length_of(&out);
 }
 
@@ -318,16 +318,16 @@ bool sl_store_file_is_sound(const struct sl_store_file *file, uint32_t file_inde
     return is_plain_path(file->path) && strcmp(strrchr(file->path, '/'), name) == 0;
 }
 
-bool sl_store_carried_decode(struct sl_store_carried *carried, const uint8_t *value,
-                             size_t size_bytes)
+bool sl_store_copied_file_decode(struct sl_store_copied_file *copied, const uint8_t *value,
+                                 size_t size_bytes)
 {
     struct in in = {value, value + size_bytes, false};
 
-    carried->size_bytes = get_u64(&in);
-    carried->checksum = get_u64(&in);
-    get_text(&in, carried->name, sizeof(carried->name));
-    for (size_t i = 0; i < SL_STORE_CARRIED_NAMES; i++)
-        if (strcmp(carried->name, sl_store_carried_names[i]) == 0)
+    copied->size_bytes = get_u64(&in);
+    copied->checksum = get_u64(&in);
+    get_text(&in, copied->name, sizeof(copied->name));
+    for (size_t i = 0; i < SL_STORE_COPIED_NAMES; i++)
+        if (strcmp(copied->name, sl_store_copied_names[i]) == 0)
             return whole(&in);
     return false;
 }

@@ -50,11 +50,10 @@ struct sl_store_file {
     uint64_t size_bytes;            /* when it is whole */
 };
 
-/* Key "carried NAME": a small file of the checkpoint's, carried along under its name, which is one
- * of these. */
-#define SL_STORE_CARRIED_NAMES 4u
-extern const char *const sl_store_carried_names[SL_STORE_CARRIED_NAMES];
-struct sl_store_carried {
+/* Key "carried NAME": a copied file, one of these names. */
+#define SL_STORE_COPIED_NAMES 4u
+extern const char *const sl_store_copied_names[SL_STORE_COPIED_NAMES];
+struct sl_store_copied_file {
     char name[SL_STORE_NAME_BYTES];
     uint64_t size_bytes;
     uint64_t checksum;
@@ -91,13 +90,13 @@ struct sl_store_probe {
 #define SL_STORE_KEY_MODEL "model"
 #define SL_STORE_KEY_STATE "state"
 #define SL_STORE_PREFIX_FILE "file "
-#define SL_STORE_PREFIX_CARRIED "carried "
+#define SL_STORE_PREFIX_COPIED "carried "
 #define SL_STORE_PREFIX_TENSOR "tensor "
 #define SL_STORE_PREFIX_EXPERT "expert "
 
 /* Keys, written to `key`; numbers are padded with zeros so that keys sort as they count. */
 void sl_store_file_key(char key[SL_STORE_KEY_BYTES], uint32_t file_index);
-void sl_store_carried_key(char key[SL_STORE_KEY_BYTES], const char *name);
+void sl_store_copied_file_key(char key[SL_STORE_KEY_BYTES], const char *name);
 void sl_store_tensor_key(char key[SL_STORE_KEY_BYTES], uint32_t tensor_index);
 void sl_store_expert_key(char key[SL_STORE_KEY_BYTES], struct sl_expert_key expert);
 
@@ -108,8 +107,8 @@ size_t sl_store_state_encode(const struct sl_store_state *state,
                              uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_file_encode(const struct sl_store_file *file,
                             uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
-size_t sl_store_carried_encode(const struct sl_store_carried *carried,
-                               uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
+size_t sl_store_copied_file_encode(const struct sl_store_copied_file *copied,
+                                   uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_tensor_encode(const struct sl_store_tensor *tensor,
                               uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_expert_encode(const struct sl_packed_expert *expert,
@@ -123,8 +122,8 @@ size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, ui
 bool sl_store_model_decode(struct sl_store_model *model, const uint8_t *value, size_t size_bytes);
 bool sl_store_state_decode(struct sl_store_state *state, const uint8_t *value, size_t size_bytes);
 bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size_t size_bytes);
-bool sl_store_carried_decode(struct sl_store_carried *carried, const uint8_t *value,
-                             size_t size_bytes);
+bool sl_store_copied_file_decode(struct sl_store_copied_file *copied, const uint8_t *value,
+                                 size_t size_bytes);
 bool sl_store_tensor_decode(struct sl_store_tensor *tensor, const uint8_t *value,
                             size_t size_bytes);
 bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *value,

@@ -136,8 +136,8 @@ uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout)
 
 /* What a compressed record takes less, each part does in proportion. No share is larger than its
  * room, and one may come to nothing. */
-void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
-                           uint64_t stored_bytes, struct sl_packed_expert *expert)
+void sl_store_layout_cut(const struct sl_store_layout *layout, uint32_t number,
+                         uint64_t stored_bytes, struct sl_packed_expert *expert)
 {
     const uint64_t n_blocks = stored_bytes / SL_BLOCK_BYTES;
     uint64_t room_bytes = 0, before_bytes = 0;

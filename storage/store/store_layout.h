@@ -50,8 +50,8 @@ void sl_store_layout_fini(struct sl_store_layout *layout);
 uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout);
 
 /* The parts of record `number`, which takes stored_bytes: whole blocks, at most its room. */
-void sl_store_layout_place(const struct sl_store_layout *layout, uint32_t number,
-                           uint64_t stored_bytes, struct sl_packed_expert *expert);
+void sl_store_layout_cut(const struct sl_store_layout *layout, uint32_t number,
+                         uint64_t stored_bytes, struct sl_packed_expert *expert);
 
 /* A file whose space comes back while the store's are written. */
 struct sl_space_back {

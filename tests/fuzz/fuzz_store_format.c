@@ -49,14 +49,14 @@ static bool check_file(const uint8_t *data, size_t size, struct again *again)
     return true;
 }
 
-static bool check_carried(const uint8_t *data, size_t size, struct again *again)
+static bool check_copied_file(const uint8_t *data, size_t size, struct again *again)
 {
-    struct sl_store_carried carried;
+    struct sl_store_copied_file copied;
 
-    if (!sl_store_carried_decode(&carried, data, size))
+    if (!sl_store_copied_file_decode(&copied, data, size))
         return false;
-    sl_assert(carried.name[0] && !strchr(carried.name, '/'));
-    again->size_bytes = sl_store_carried_encode(&carried, again->value);
+    sl_assert(copied.name[0] && !strchr(copied.name, '/'));
+    again->size_bytes = sl_store_copied_file_encode(&copied, again->value);
     return true;
 }
 
@@ -127,7 +127,7 @@ static bool check_hot(const uint8_t *data, size_t size, struct again *again)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static bool (*const checks[])(const uint8_t *data, size_t size, struct again *again) = {
-        check_model,  check_state,  check_file,  check_carried,
+        check_model,  check_state,  check_file,  check_copied_file,
         check_tensor, check_expert, check_probe, check_hot};
     struct again again;
 

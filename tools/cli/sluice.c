@@ -31,7 +31,7 @@ static const struct {
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
     {"trace", sl_cmd_trace,
      "record which experts a text asks for, and replay it with other caches"},
-    {"verify", sl_cmd_verify, "hold a store against its checksums, and mend it"},
+    {"verify", sl_cmd_verify, "compare a store with its checksums, and repair it"},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -14,7 +14,7 @@
 #include "storage/store/store_copies.h"
 #include "storage/pack/store_identity.h"
 #include "storage/store/store_layout.h"
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 #include "storage/pack/store_rebuild.h"
 #include "storage/pack/store_repair.h"
 #include "storage/pack/store_verify.h"
@@ -42,7 +42,7 @@ struct damage {
     bool json; /* how it is printed */
     struct sl_store_item *items;
     uint32_t n_items;
-    uint32_t n_small; /* of these, what the store itself has what it takes to mend */
+    uint32_t n_small; /* of these, those that the store can repair from its own copies */
     bool no_memory;
 };
 
@@ -52,7 +52,7 @@ static const struct argp_option options[] = {
     {"repair", OPTION_REPAIR, "SOURCE", 0,
      "make what is damaged again, from the checkpoint that was packed or another store of it", 0},
     {"repair-catalog", OPTION_REPAIR_CATALOG, NULL, 0,
-     "mend the catalog from another copy of it; needs no SOURCE", 0},
+     "repair the catalog from another copy of it; needs no SOURCE", 0},
     {"stripe", OPTION_STRIPE, "DIR", 0,
      "parts of the store were moved to this folder: write that into the catalog; with --repair, a "
      "part that is lost is made again there; may be given several times",
@@ -131,7 +131,7 @@ static void on_bad(void *context, const struct sl_store_item *item, const char *
     }
 }
 
-/* ---- mending ----------------------------------------------------------------------------------
+/* ---- repairing ----------------------------------------------------------------------------------
  */
 
 /* All of the store's data again, from the source: there is no catalog to tell what of it is good.
@@ -187,12 +187,12 @@ static int repair_catalog(const struct arguments *arguments, const struct sl_pac
 
     if (lock_fd < 0)
         return lock_fd;
-    rc = sl_store_copies_mend(arguments->store, arguments->stripe_folders, arguments->n_stripes,
-                              sl_file_writer(), err);
+    rc = sl_store_copies_repair(arguments->store, arguments->stripe_folders, arguments->n_stripes,
+                                sl_file_writer(), err);
     close(lock_fd);
-    if (rc > 0 && rc & SL_STORE_MENDED_CATALOG)
+    if (rc > 0 && rc & SL_STORE_REPAIRED_CATALOG)
         print_repaired(arguments, SL_STORE_CATALOG_FILE);
-    if (rc > 0 && rc & SL_STORE_MENDED_SEALED)
+    if (rc > 0 && rc & SL_STORE_REPAIRED_SEALED)
         print_repaired(arguments, SL_STORE_SEALED_FILE);
     if (rc == -SL_ECORRUPT && arguments->source)
         return rebuild(arguments, source, err);
@@ -276,9 +276,9 @@ static int no_store(const char *folder, struct sl_err *err)
 }
 
 /* Paths that are told, and lost files that are to be made. */
-static int set_places(const struct arguments *arguments, struct sl_err *err)
+static int relocate(const struct arguments *arguments, struct sl_err *err)
 {
-    const struct sl_store_places places = {
+    const struct sl_store_relocation relocation = {
         .folders = arguments->stripe_folders,
         .n_folders = arguments->n_stripes,
         .make_lost = arguments->source,
@@ -286,7 +286,7 @@ static int set_places(const struct arguments *arguments, struct sl_err *err)
     };
 
     return arguments->n_stripes > 0 || arguments->source
-               ? sl_store_set_places(arguments->store, &places, err)
+               ? sl_store_relocate(arguments->store, &relocation, err)
                : 0;
 }
 
@@ -295,19 +295,19 @@ static int verify_and_repair(const struct sl_store *store, const struct argument
                              struct sl_err *err)
 {
     int rc = verify(store, arguments, damage, err);
-    uint32_t n_mended = arguments->source           ? damage->n_items
-                        : arguments->repair_catalog ? damage->n_small
-                                                    : 0;
+    uint32_t n_repaired = arguments->source           ? damage->n_items
+                          : arguments->repair_catalog ? damage->n_small
+                                                      : 0;
 
-    if (rc == 0 && n_mended > 0)
+    if (rc == 0 && n_repaired > 0)
         rc = repair(store, arguments, source, damage, err);
-    if (rc == 0 && n_mended > 0 && arguments->json)
-        sl_json_line_print(json_pack("{s:i}", "repaired_parts", (int)n_mended));
-    else if (rc == 0 && n_mended > 0)
-        printf("repaired %u part%s\n", n_mended, sl_plural(n_mended));
-    if (rc == 0 && n_mended < damage->n_items)
+    if (rc == 0 && n_repaired > 0 && arguments->json)
+        sl_json_line_print(json_pack("{s:i}", "repaired_parts", (int)n_repaired));
+    else if (rc == 0 && n_repaired > 0)
+        printf("repaired %u part%s\n", n_repaired, sl_plural(n_repaired));
+    if (rc == 0 && n_repaired < damage->n_items)
         rc = sl_err_set(
-            err, -SL_ECORRUPT, "%s: damaged; sluice verify %s can mend it", arguments->store,
+            err, -SL_ECORRUPT, "%s: damaged; sluice verify %s can repair it", arguments->store,
             damage->n_small == damage->n_items ? "--repair-catalog" : "--repair SOURCE");
     return rc;
 }
@@ -325,8 +325,8 @@ static int run(const struct arguments *arguments, struct damage *damage, struct 
         rc = sl_pack_source_open(&source, arguments->source, true, err);
     if (rc == 0 && arguments->repair_catalog)
         rc = repair_catalog(arguments, &source, err);
-    if (rc == 0 && (rc = set_places(arguments, err)) == 0 &&
-        (rc = sl_store_open(&store, arguments->store, SL_STORE_MEND, err)) == 0)
+    if (rc == 0 && (rc = relocate(arguments, err)) == 0 &&
+        (rc = sl_store_open(&store, arguments->store, SL_STORE_REPAIR, err)) == 0)
         rc = verify_and_repair(store, arguments, &source, damage, err);
     sl_store_close(store);
     sl_pack_source_close(&source);

@@ -1,4 +1,4 @@
-#include "storage/pack/store_places.h"
+#include "storage/pack/store_relocate.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -15,8 +15,8 @@
 #include "storage/pack/store_identity.h"
 #include "storage/store/store_layout.h"
 
-struct places {
-    const struct sl_store_places *o;
+struct relocation {
+    const struct sl_store_relocation *o;
     struct sl_store *store;
     struct sl_store_file files[SL_STORE_FILES_MAX]; /* as they will be */
     const char *paths[SL_STORE_FILES_MAX];
@@ -27,7 +27,7 @@ struct places {
 /* ---- finding ----------------------------------------------------------------------------------
  */
 
-static void move(struct places *p, uint32_t file_index, const char path[SL_STORE_PATH_BYTES])
+static void move(struct relocation *p, uint32_t file_index, const char path[SL_STORE_PATH_BYTES])
 {
     p->any_moved |= strcmp(p->files[file_index].path, path) != 0;
     memcpy(p->files[file_index].path, path, SL_STORE_PATH_BYTES);
@@ -35,7 +35,7 @@ static void move(struct places *p, uint32_t file_index, const char path[SL_STORE
 }
 
 /* Takes all files of the store that are in the folder. Returns 1 if there are any. */
-static int look_into(struct places *p, const char *folder, struct sl_err *err)
+static int look_into(struct relocation *p, const char *folder, struct sl_err *err)
 {
     bool found = false;
     int rc = 0;
@@ -61,8 +61,8 @@ static int look_into(struct places *p, const char *folder, struct sl_err *err)
 }
 
 /* Marks what is lost; each file outside the store's folder gets the next of the empty folders. */
-static int place_lost(struct places *p, const char *const *empty, uint32_t n_empty,
-                      struct sl_err *err)
+static int assign_lost(struct relocation *p, const char *const *empty, uint32_t n_empty,
+                       struct sl_err *err)
 {
     uint32_t n_taken = 0;
 
@@ -92,7 +92,7 @@ static int place_lost(struct places *p, const char *const *empty, uint32_t n_emp
                             empty[n_taken], sl_store_folder(p->store));
 }
 
-static int find_places(struct places *p, struct sl_err *err)
+static int find_files(struct relocation *p, struct sl_err *err)
 {
     const char *empty[SL_STRIPES_MAX];
     uint32_t n_empty = 0;
@@ -107,7 +107,7 @@ static int find_places(struct places *p, struct sl_err *err)
             empty[n_empty++] = p->o->folders[k];
     }
     if (p->o->make_lost)
-        return place_lost(p, empty, n_empty, err);
+        return assign_lost(p, empty, n_empty, err);
     return n_empty == 0 ? 0
                         : sl_err_set(err, -SL_EFORMAT,
                                      "%s: no part of %s is there: it has none of the files that "
@@ -116,7 +116,7 @@ static int find_places(struct places *p, struct sl_err *err)
 }
 
 /* The first and the last record. */
-static int check_records(const struct places *p, struct sl_err *err)
+static int check_records(const struct relocation *p, struct sl_err *err)
 {
     const struct sl_expert_shape *shape = &sl_store_model(p->store)->shape;
     const uint32_t last = sl_store_expert_count(shape) - 1;
@@ -196,7 +196,7 @@ int sl_store_may_write(const struct sl_store *store, const char *const *paths,
 /* ---- writing ----------------------------------------------------------------------------------
  */
 
-static int make_lost(const struct places *p, struct sl_err *err)
+static int make_lost(const struct relocation *p, struct sl_err *err)
 {
     struct sl_file_writer *writer = p->o->writer;
     int rc = 0;
@@ -217,7 +217,7 @@ static int make_lost(const struct places *p, struct sl_err *err)
 
 /* The entries as they were, but for the paths. */
 struct change {
-    const struct places *places;
+    const struct relocation *relocation;
     struct sl_catalog_entries entries;
 };
 
@@ -228,24 +228,25 @@ static int change_entry(void *context, const char *key, const uint8_t *value, si
     uint8_t changed[SL_STORE_VALUE_BYTES_MAX];
     int rc;
 
-    for (uint32_t i = 2; i < sl_store_file_count(c->places->store); i++) {
+    for (uint32_t i = 2; i < sl_store_file_count(c->relocation->store); i++) {
         char file_key[SL_STORE_KEY_BYTES];
 
         sl_store_file_key(file_key, i);
         if (strcmp(key, file_key) == 0) {
-            size_bytes = sl_store_file_encode(&c->places->files[i], changed);
+            size_bytes = sl_store_file_encode(&c->relocation->files[i], changed);
             value = changed;
         }
     }
     rc = sl_catalog_entries_add(&c->entries, key, strlen(key), value, size_bytes);
-    return rc < 0 ? sl_err_set(err, rc, "%s: out of memory", sl_store_folder(c->places->store)) : 0;
+    return rc < 0 ? sl_err_set(err, rc, "%s: out of memory", sl_store_folder(c->relocation->store))
+                  : 0;
 }
 
-static int write_catalog(const struct places *p, struct sl_err *err)
+static int write_catalog(const struct relocation *p, struct sl_err *err)
 {
     const char *store_folder = sl_store_folder(p->store);
     struct sl_catalog_entries entries = {0};
-    struct change c = {.places = p};
+    struct change c = {.relocation = p};
     int rc = sl_store_sealed_read(&entries, store_folder, err);
 
     if (rc == 0)
@@ -259,7 +260,7 @@ static int write_catalog(const struct places *p, struct sl_err *err)
     return rc;
 }
 
-static int set_places(struct places *p, const char *store_folder, struct sl_err *err)
+static int relocate(struct relocation *p, const char *store_folder, struct sl_err *err)
 {
     int rc = sl_store_open(&p->store, store_folder, SL_STORE_MOVED, err);
 
@@ -267,7 +268,7 @@ static int set_places(struct places *p, const char *store_folder, struct sl_err 
         p->files[i] = *sl_store_file(p->store, i);
         p->paths[i] = sl_store_file_path(p->store, i);
     }
-    if (rc < 0 || (rc = find_places(p, err)) < 0 ||
+    if (rc < 0 || (rc = find_files(p, err)) < 0 ||
         (p->any_moved && !p->any_lost && (rc = check_records(p, err)) < 0))
         return rc;
     if (p->o->n_folders > 0 &&
@@ -277,16 +278,16 @@ static int set_places(struct places *p, const char *store_folder, struct sl_err 
     return p->o->n_folders > 0 ? write_catalog(p, err) : make_lost(p, err);
 }
 
-int sl_store_set_places(const char *store_folder, const struct sl_store_places *places,
-                        struct sl_err *err)
+int sl_store_relocate(const char *store_folder, const struct sl_store_relocation *options,
+                      struct sl_err *err)
 {
     int lock_fd = sl_store_lock(store_folder, err);
-    struct places p = {.o = places};
+    struct relocation p = {.o = options};
     int rc;
 
     if (lock_fd < 0)
         return lock_fd;
-    rc = set_places(&p, store_folder, err);
+    rc = relocate(&p, store_folder, err);
     sl_store_close(p.store);
     close(lock_fd);
     return rc;
