@@ -94,11 +94,12 @@ static int take(struct walk *w, const uint8_t *key, uint64_t key_bytes, const ui
 static int take_node(struct walk *w, const uint8_t *node, const uint8_t *page_end)
 {
     uint64_t size_bytes = get(node, 4), flags = get(node + 4, 2), key_bytes = get(node + 6, 2);
-    const uint8_t *key = node + NODE_HEADER_BYTES, *data = key + key_bytes;
+    const uint8_t *key = node + NODE_HEADER_BYTES, *data;
     uint64_t room_bytes, first, n;
 
     if (NODE_HEADER_BYTES + key_bytes > (uint64_t)(page_end - node) || (flags & ~BIG_DATA))
         return damaged(w);
+    data = key + key_bytes;
     room_bytes = (uint64_t)(page_end - data);
     if (flags & BIG_DATA) {
         if (room_bytes < 8)
@@ -120,13 +121,14 @@ static int take_node(struct walk *w, const uint8_t *node, const uint8_t *page_en
 /* A tree has no page twice, or there would be more than the file has. */
 static int take_page(struct walk *w, uint64_t number, uint32_t depth)
 {
-    const uint8_t *page = w->file + number * w->page_bytes;
     uint64_t kind, lower, upper;
+    const uint8_t *page;
     int rc = 0;
 
     w->page = number;
     if (number < 2 || number >= w->n_pages || depth == DEPTH_MAX || w->n_seen++ == w->n_pages)
         return damaged(w);
+    page = w->file + number * w->page_bytes;
     kind = get(page + 10, 2);
     lower = get(page + 12, 2);
     upper = get(page + 14, 2);
@@ -135,11 +137,12 @@ static int take_page(struct walk *w, uint64_t number, uint32_t depth)
         return damaged(w);
     for (uint64_t at = PAGE_HEADER_BYTES; at < lower && rc == 0; at += 2) {
         uint64_t offset = get(page + at, 2);
-        const uint8_t *node = page + offset;
+        const uint8_t *node;
 
         w->page = number;
         if (offset < upper || offset > w->page_bytes - NODE_HEADER_BYTES)
             return damaged(w);
+        node = page + offset;
         rc = kind == LEAF ? take_node(w, node, page + w->page_bytes)
                           : take_page(w, get(node, 4) | get(node + 4, 2) << 32, depth + 1);
     }
