@@ -93,7 +93,7 @@ static uint32_t optimum_choose(struct sl_policy *policy)
     return sl_slot_heap_pop(&optimum_of(policy)->heap, optimum_of(policy)->positions);
 }
 
-/* expect() is missing: the optimum is not hinted at anything. */
+/* There is no expect(): a replay of the optimum prefetches nothing. */
 static const struct sl_policy_ops optimum_ops = {
     .name = "optimum",
     .carve = optimum_carve,
@@ -209,22 +209,21 @@ void sl_replay_plan_destroy(struct sl_replay_plan *plan)
 struct replay {
     const struct sl_replay_plan *plan;
     struct sl_slot_table table;
-    struct sl_slot **pinned; /* (n_slots) of the open demand */
-    uint32_t n_pinned;
+    struct sl_slot **claimed; /* (n_slots) of the open demand */
+    uint32_t n_claimed;
     uint64_t *missing; /* (n_routed_experts) uses */
 };
 
 static void release_all(struct replay *replay)
 {
-    for (uint32_t i = 0; i < replay->n_pinned; i++)
-        sl_slot_table_ready(&replay->table, replay->pinned[i]);
-    replay->n_pinned = 0;
+    for (uint32_t i = 0; i < replay->n_claimed; i++)
+        sl_slot_table_ready(&replay->table, replay->claimed[i]);
+    replay->n_claimed = 0;
 }
 
-static void pin(struct replay *replay, struct sl_slot *slot)
+static void keep(struct replay *replay, struct sl_slot *slot)
 {
-    slot->state = SL_SLOT_PINNED;
-    replay->pinned[replay->n_pinned++] = slot;
+    replay->claimed[replay->n_claimed++] = slot;
 }
 
 static void run_demand(struct replay *replay, uint64_t demand)
@@ -238,25 +237,26 @@ static void run_demand(struct replay *replay, uint64_t demand)
         struct sl_slot *slot = sl_slot_table_claim(table, key_of(plan, demand, use));
 
         if (slot)
-            pin(replay, slot);
+            keep(replay, slot);
         else
             replay->missing[n_missing++] = use;
     }
     for (uint32_t i = 0; i < n_missing; i++) {
         struct sl_expert_key key = key_of(plan, demand, replay->missing[i]);
-        struct sl_slot *slot = sl_slot_table_take(table, key, false);
+        struct sl_slot *slot = sl_slot_table_take(table, key, SL_LOAD_DEMAND);
 
-        if (!slot) { /* more than there are slots: what was lent has been used by now */
+        if (!slot) { /* more than there are slots: those claimed before have been used by now */
             release_all(replay);
-            slot = sl_slot_table_take(table, key, false);
+            slot = sl_slot_table_take(table, key, SL_LOAD_DEMAND);
         }
-        pin(replay, slot);
+        sl_slot_set(slot, SL_SLOT_CLAIMED);
+        keep(replay, slot);
     }
     release_all(replay);
 }
 
-/* As the forward pass hints before each step. */
-static void run_hints(struct replay *replay, uint64_t first_demand)
+/* The forward pass prefetches the hash-routed layers before each step. */
+static void prefetch_certain(struct replay *replay, uint64_t first_demand)
 {
     const struct sl_replay_plan *plan = replay->plan;
 
@@ -267,9 +267,9 @@ static void run_hints(struct replay *replay, uint64_t first_demand)
 
             if (sl_slot_table_find(&replay->table, key))
                 continue;
-            if (!sl_slot_table_may_hint(&replay->table))
+            if (!sl_slot_table_may_prefetch(&replay->table))
                 break;
-            slot = sl_slot_table_take(&replay->table, key, true);
+            slot = sl_slot_table_take(&replay->table, key, SL_LOAD_CERTAIN);
             replay->table.policy->ops->expect(replay->table.policy, key);
             sl_slot_table_ready(&replay->table, slot);
         }
@@ -278,7 +278,7 @@ static void run_hints(struct replay *replay, uint64_t first_demand)
 static void carve(struct replay *replay, struct sl_arena *arena, const struct sl_policy_ops *ops)
 {
     sl_slot_table_carve(&replay->table, arena, ops);
-    replay->pinned = sl_arena_take(arena, replay->table.n_slots_max, sizeof(*replay->pinned));
+    replay->claimed = sl_arena_take(arena, replay->table.n_slots_max, sizeof(*replay->claimed));
     replay->missing = sl_arena_take(arena, replay->table.n_experts, sizeof(*replay->missing));
 }
 
@@ -314,7 +314,7 @@ int sl_replay_run(const struct sl_replay_plan *plan, const struct sl_policy_ops 
     }
     for (uint64_t d = 0; d < plan->n_demands; d++) {
         if (policy && d % plan->shape.num_hidden_layers == 0)
-            run_hints(&replay, d);
+            prefetch_certain(&replay, d);
         run_demand(&replay, d);
     }
     *ret_counters = replay.table.counters;

@@ -2,10 +2,10 @@
  *
  * A plan lays the trace's tokens out in steps: as in the run that was recorded, or so many tokens
  * at a time, from the first to the last, whatever text they belonged to. A replay takes a plan's
- * demands and hints through the slot table and the policy that the cache itself uses; loads take no
- * time. What it counts is what a cache counts in a run of the same steps, as long as no demand
- * names more experts than there are slots: then it depends on the drives which of them are there
- * in the end.
+ * demands and prefetches through the slot table and the policy that the cache itself uses; loads
+ * take no time. What it counts is what a cache counts in a run of the same steps, as long as no
+ * demand names more experts than there are slots: then it depends on the drives which of them are
+ * there in the end.
  *
  * Beside the policies there is the offline optimum, which knows the future: it lets go of the
  * expert that is asked for last (Belady). It too has to load all that is asked for, and to keep

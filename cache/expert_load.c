@@ -1,32 +1,12 @@
-/* Owns loads and staging buffers; how an expert's bytes become tiles, and proved ones. */
+/* Owns loads and staging buffers: plans an expert's reads, and follows them to their end. */
 #include "cache/expert_load.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
-#include "storage/io/checksum.h"
-
-/* A record's first matrices: w1 and w3. */
-#define HEAD_MATRICES 2
-
-/* Tiles worth waking a thread for: about 280 KB of Flash, some 50 microseconds. */
-#define REPACK_GRAIN 8u
-
-/* A job over what a load has brought. */
-struct landed {
-    const struct sl_expert_load *load;
-    const struct sl_expert_shape *shape;
-    const struct sl_packed_expert *packed; /* NULL: to be repacked */
-    const struct sl_expert_loader *loader;
-    int first; /* matrix of the record to be verified */
-    /* Any thread sets its matrix's; the driver reads after the pool has joined them. */
-    atomic_bool corrupt[SL_EXPERT_MATRICES];
-};
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
@@ -57,31 +37,17 @@ void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expe
         .reader = reader,
         .pool = pool,
         .staging_bytes = sl_expert_load_staging_bytes(store),
-        .verify = verify,
-        .n_threads = pool ? sl_pool_thread_count(pool) : 0,
         .inflight_max = inflight_max,
     };
+    sl_expert_preparer_init(&loader->preparer, store, pool, verify);
 }
 
 void sl_expert_loader_carve(struct sl_expert_loader *loader, struct sl_arena *arena)
 {
-    const struct sl_expert_shape *shape = sl_expert_map_shape(loader->store);
-    uint64_t n_layers = shape->num_hidden_layers + shape->n_mtp_layers;
-
-    loader->verified =
-        sl_arena_take(arena, n_layers * shape->n_routed_experts, sizeof(*loader->verified));
+    sl_expert_preparer_carve(&loader->preparer, arena);
     loader->staging =
         sl_arena_take_aligned(arena, loader->inflight_max, loader->staging_bytes, SL_BLOCK_BYTES);
     loader->loads = sl_arena_take(arena, loader->inflight_max, sizeof(*loader->loads));
-    if (!sl_expert_map_is_compressed(loader->store))
-        return;
-    loader->decoders = sl_arena_take(arena, loader->n_threads, sizeof(struct sl_record_decoder *));
-    for (uint32_t i = 0; i < loader->n_threads; i++) {
-        uint8_t *memory = sl_arena_take(arena, 1, sl_record_decoder_bytes(shape));
-
-        if (memory) /* else it is being measured */
-            loader->decoders[i] = sl_record_decoder_init(memory);
-    }
 }
 
 static void hold_staging(struct sl_expert_loader *loader, struct sl_expert_load *load)
@@ -134,14 +100,15 @@ static uint8_t *staging_of(const struct sl_expert_loader *loader, const struct s
 
 static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
-    const struct sl_checkpoint_expert *record = sl_expert_map_find(loader->store, load->key);
+    const struct sl_checkpoint_expert *record =
+        sl_expert_map_find(loader->store, load->landing.key);
     uint8_t *staging = staging_of(loader, load);
     uint8_t *const staging_end = staging + loader->staging_bytes;
     struct sl_extent aligned_runs[SL_EXPERT_READS_MAX];
 
     sl_assert(record);
     load->n_reads = sl_checkpoint_expert_reads(record, aligned_runs);
-    load->n_head_reads = 0; /* a checkpoint has the scales of all three first */
+    load->n_up_reads = 0; /* a checkpoint has the scales of all three first */
     for (uint32_t i = 0; i < load->n_reads; i++) {
         sl_assert(aligned_runs[i].size_bytes <= (size_t)(staging_end - staging));
         load->reads[i] = (struct sl_read){
@@ -153,8 +120,8 @@ static void plan_reads(struct sl_expert_loader *loader, struct sl_expert_load *l
         staging += aligned_runs[i].size_bytes;
     }
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
-        load->codes[matrix] = place_extent(load, aligned_runs, &record->codes[matrix]);
-        load->scales[matrix] = place_extent(load, aligned_runs, &record->scales[matrix]);
+        load->landing.codes[matrix] = place_extent(load, aligned_runs, &record->codes[matrix]);
+        load->landing.scales[matrix] = place_extent(load, aligned_runs, &record->scales[matrix]);
         loader->wanted_bytes += record->codes[matrix].size_bytes;
         loader->wanted_bytes += record->scales[matrix].size_bytes;
     }
@@ -177,29 +144,30 @@ static void add_packed_read(struct sl_expert_load *load, const struct sl_extent 
  * two. */
 static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
-    const struct sl_packed_expert *packed = sl_expert_map_find_packed(loader->store, load->key);
-    uint64_t head_bytes =
+    const struct sl_packed_expert *packed =
+        sl_expert_map_find_packed(loader->store, load->landing.key);
+    uint64_t up_bytes =
         sl_expert_matrix_offset_bytes(sl_expert_map_shape(loader->store), SL_EXPERT_W2);
     uint64_t at_bytes = 0;
     uint8_t *dst;
 
     sl_assert(packed);
     if (packed->compressed)
-        head_bytes = UINT64_MAX; /* it is unpacked when all of it is there */
-    dst = packed->compressed ? staging_of(loader, load) : load->tiles;
-    load->n_reads = load->n_head_reads = 0;
+        up_bytes = UINT64_MAX; /* it is unpacked when all of it is there */
+    dst = packed->compressed ? staging_of(loader, load) : load->landing.tiles;
+    load->n_reads = load->n_up_reads = 0;
     for (uint32_t i = 0; i < packed->n_parts; i++) {
         struct sl_extent part = packed->parts[i];
 
-        if (at_bytes < head_bytes && head_bytes < at_bytes + part.size_bytes) {
-            part.size_bytes = head_bytes - at_bytes;
+        if (at_bytes < up_bytes && up_bytes < at_bytes + part.size_bytes) {
+            part.size_bytes = up_bytes - at_bytes;
             add_packed_read(load, &part, dst + at_bytes);
-            at_bytes = head_bytes;
+            at_bytes = up_bytes;
             part.offset_bytes += part.size_bytes;
             part.size_bytes = packed->parts[i].size_bytes - part.size_bytes;
         }
-        if (at_bytes >= head_bytes && load->n_head_reads == 0)
-            load->n_head_reads = load->n_reads;
+        if (at_bytes >= up_bytes && load->n_up_reads == 0)
+            load->n_up_reads = load->n_reads;
         add_packed_read(load, &part, dst + at_bytes);
         at_bytes += part.size_bytes;
     }
@@ -213,11 +181,11 @@ static enum sl_read_class class_of(const struct sl_expert_load *load)
 
 static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
-    const uint32_t first = load->head_landed ? load->n_head_reads : 0; /* it may be in use */
+    const uint32_t first = load->landing.up_ready ? load->n_up_reads : 0; /* it may be in use */
 
     load->failed = NULL;
     load->n_reads_left = load->n_reads - first;
-    load->n_head_left = load->n_head_reads - first;
+    load->n_up_left = load->n_up_reads - first;
     for (uint32_t i = first; i < load->n_reads; i++) {
         load->reads[i].read_class = class_of(load);
         sl_reader_queue(loader->reader, &load->reads[i]);
@@ -232,12 +200,13 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     sl_assert(!sl_expert_loader_is_full(loader));
     while (load->busy)
         load++;
-    load->key = key;
+    load->landing.key = key;
     load->slot_index = slot_index;
-    load->tiles = tiles;
+    load->landing.tiles = tiles;
+    load->landing.staging = staging_of(loader, load);
     load->busy = true;
     load->urgent = urgent;
-    load->reread = load->cancelled = load->head_landed = false;
+    load->reread = load->cancelled = load->landing.up_ready = false;
     loader->n_busy++;
     hold_staging(loader, load);
     if (sl_expert_map_is_packed(loader->store))
@@ -251,14 +220,14 @@ static struct sl_expert_load *load_into(struct sl_expert_loader *loader, uint32_
 {
     struct sl_expert_load *load = loader->loads;
 
-    while (!load->busy || load->held || load->slot_index != slot_index)
+    while (!load->busy || load->quarantined || load->slot_index != slot_index)
         load++;
     return load;
 }
 
-bool sl_expert_loader_has_head(struct sl_expert_loader *loader, uint32_t slot_index)
+bool sl_expert_loader_is_up_ready(struct sl_expert_loader *loader, uint32_t slot_index)
 {
-    return load_into(loader, slot_index)->head_landed;
+    return load_into(loader, slot_index)->landing.up_ready;
 }
 
 void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent)
@@ -285,184 +254,6 @@ uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_
     return begun_bytes;
 }
 
-/* Items are the tiles of the three matrices, one after the other. */
-static void repack_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct landed *landed = context;
-    const struct sl_expert_load *load = landed->load;
-
-    (void)thread_index;
-    for (int matrix = 0; matrix < SL_EXPERT_MATRICES && end > 0; matrix++) {
-        size_t n_tiles = sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
-        size_t stop = end < n_tiles ? end : n_tiles;
-
-        if (first < stop &&
-            sl_r16_pack_fp4(sl_expert_matrix_cols(landed->shape, matrix), first, stop,
-                            load->codes[matrix], load->scales[matrix],
-                            load->tiles + sl_expert_matrix_offset_bytes(landed->shape, matrix)) < 0)
-            atomic_store_explicit(&landed->corrupt[matrix], true, memory_order_relaxed);
-        first = first > n_tiles ? first - n_tiles : 0;
-        end = end > n_tiles ? end - n_tiles : 0;
-    }
-}
-
-/* Items are the chunks of a compressed record. */
-static void unpack_chunks(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct landed *landed = context;
-    const struct sl_expert_loader *loader = landed->loader;
-
-    for (size_t i = first; i < end; i++) {
-        const struct sl_record_chunk *chunk = &loader->index.chunks[i];
-
-        if (!sl_record_unpack(loader->decoders[thread_index], chunk, landed->load->tiles))
-            atomic_store_explicit(&landed->corrupt[chunk->matrix], true, memory_order_relaxed);
-    }
-}
-
-static void unpack(struct sl_expert_loader *loader, struct landed *landed)
-{
-    uint64_t start_ns = sl_clock_ns();
-
-    if (sl_record_index_read(&loader->index, landed->shape, staging_of(loader, landed->load),
-                             sl_packed_expert_stored_bytes(landed->packed)))
-        sl_pool_run(loader->pool, loader->index.n_chunks, 1, unpack_chunks, landed);
-    else
-        atomic_store_explicit(&landed->corrupt[sl_expert_matrix_order[0]], true,
-                              memory_order_relaxed);
-    loader->unpack_ns += sl_clock_ns() - start_ns;
-}
-
-/* Items are matrices, as they lie in the record. */
-static void verify_matrices(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct landed *landed = context;
-
-    (void)thread_index;
-    for (size_t i = first; i < end; i++) {
-        const int matrix = sl_expert_matrix_order[(size_t)landed->first + i];
-        const uint8_t *tiles =
-            landed->load->tiles + sl_expert_matrix_offset_bytes(landed->shape, matrix);
-
-        if (sl_checksum(tiles, sl_expert_matrix_bytes(landed->shape, matrix)) !=
-            landed->packed->checksums[matrix])
-            atomic_store_explicit(&landed->corrupt[matrix], true, memory_order_relaxed);
-    }
-}
-
-static bool *verified_of(const struct sl_expert_loader *loader, struct sl_expert_key key)
-{
-    return &loader->verified[(size_t)key.layer_index *
-                                 sl_expert_map_shape(loader->store)->n_routed_experts +
-                             key.expert_index];
-}
-
-/* Matrices first .. end - 1 of the record. */
-static void verify(struct sl_expert_loader *loader, struct landed *landed, int first, int end)
-{
-    uint64_t start_ns = sl_clock_ns();
-
-    if (loader->verify == SL_VERIFY_NEVER ||
-        (loader->verify == SL_VERIFY_FIRST && *verified_of(loader, landed->load->key)))
-        return;
-    landed->first = first;
-    sl_pool_run(loader->pool, end - first, 1, verify_matrices, landed);
-    loader->verify_ns += sl_clock_ns() - start_ns;
-}
-
-static void repack(struct sl_expert_loader *loader, struct landed *landed)
-{
-    uint64_t start_ns = sl_clock_ns();
-    size_t n_tiles = 0;
-
-    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        n_tiles += sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
-    sl_pool_run(loader->pool, n_tiles, REPACK_GRAIN, repack_tiles, landed);
-    loader->repack_ns += sl_clock_ns() - start_ns;
-}
-
-/* The first matrix that is corrupt, or -1. */
-static int corrupt_matrix(const struct landed *landed)
-{
-    for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        if (atomic_load_explicit(&landed->corrupt[matrix], memory_order_relaxed))
-            return matrix;
-    return -1;
-}
-
-/* Makes what has landed an expert. Returns 0, or -SL_ECORRUPT with *ret_matrix set. */
-static int take_in(struct sl_expert_loader *loader, const struct sl_expert_load *load,
-                   int *ret_matrix)
-{
-    struct landed landed = {.load = load,
-                            .shape = sl_expert_map_shape(loader->store),
-                            .packed = sl_expert_map_find_packed(loader->store, load->key),
-                            .loader = loader};
-    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
-
-    if (landed.packed && landed.packed->compressed)
-        unpack(loader, &landed);
-    if (landed.packed)
-        verify(loader, &landed, load->head_landed ? HEAD_MATRICES : 0, SL_EXPERT_MATRICES);
-    else
-        repack(loader, &landed);
-    sl_pool_phase(loader->pool, phase);
-    *ret_matrix = corrupt_matrix(&landed);
-    *verified_of(loader, load->key) = *ret_matrix < 0;
-    return *ret_matrix < 0 ? 0 : -SL_ECORRUPT;
-}
-
-/* True if what has landed of w1 and w3 is as it should be: else let the load's end find out. */
-static bool take_in_head(struct sl_expert_loader *loader, struct sl_expert_load *load)
-{
-    struct landed landed = {.load = load,
-                            .shape = sl_expert_map_shape(loader->store),
-                            .packed = sl_expert_map_find_packed(loader->store, load->key)};
-    enum sl_phase phase = sl_pool_phase(loader->pool, SL_PHASE_REPACK);
-
-    verify(loader, &landed, 0, HEAD_MATRICES);
-    sl_pool_phase(loader->pool, phase);
-    load->head_landed = corrupt_matrix(&landed) < 0;
-    return load->head_landed;
-}
-
-static int explain_packed(const struct sl_expert_loader *loader,
-                          const struct sl_packed_expert *packed, int matrix, struct sl_err *err)
-{
-    struct sl_extent at[SL_EXPERT_PARTS_MAX];
-
-    if (packed->compressed)
-        return sl_err_set(err, -SL_ECORRUPT,
-                          "%s: the compressed record at offset %llu does not give the %s that the "
-                          "catalog names, read twice; sluice verify --repair can repair it",
-                          sl_expert_map_file_path(loader->store, packed->parts[0].file_index),
-                          (unsigned long long)packed->parts[0].offset_bytes,
-                          sl_expert_matrix_name(matrix));
-    sl_packed_expert_matrix(packed, sl_expert_map_shape(loader->store), matrix, at);
-    return sl_err_set(err, -SL_ECORRUPT,
-                      "%s: %s at offset %llu does not have the checksum that the catalog names, "
-                      "read twice; sluice verify --repair can repair it",
-                      sl_expert_map_file_path(loader->store, at[0].file_index),
-                      sl_expert_matrix_name(matrix), (unsigned long long)at[0].offset_bytes);
-}
-
-static int explain_corrupt(const struct sl_expert_loader *loader, const struct sl_expert_load *load,
-                           int matrix, struct sl_err *err)
-{
-    const struct sl_packed_expert *packed = sl_expert_map_find_packed(loader->store, load->key);
-    const struct sl_extent *scales;
-
-    if (packed)
-        return explain_packed(loader, packed, matrix, err);
-    scales = &sl_expert_map_find(loader->store, load->key)->scales[matrix];
-    return sl_err_set(err, -SL_ECORRUPT,
-                      "%s: %s has a scale that is NaN or above 2^%d in its %llu at offset %llu",
-                      sl_expert_map_file_path(loader->store, scales->file_index),
-                      sl_expert_matrix_name(matrix), SL_SCALE_EXPONENT_MAX,
-                      (unsigned long long)scales->size_bytes,
-                      (unsigned long long)scales->offset_bytes);
-}
-
 /* All reads of a load are back. Returns false if it has been sent off again. */
 static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
                    struct sl_expert_load_end *end)
@@ -477,7 +268,7 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
     } else if (load->failed) {
         end->rc = sl_reader_explain(loader->reader, load->failed, &end->err);
     } else {
-        end->rc = take_in(loader, load, &matrix);
+        end->rc = sl_expert_prepare(&loader->preparer, &load->landing, &matrix);
         if (end->rc < 0 && !load->reread) {
             load->reread = true;
             loader->n_rereads++;
@@ -485,39 +276,40 @@ static bool finish(struct sl_expert_loader *loader, struct sl_expert_load *load,
             return false;
         }
         if (end->rc < 0)
-            explain_corrupt(loader, load, matrix, &end->err);
+            sl_expert_explain_corrupt(&loader->preparer, load->landing.key, matrix, &end->err);
     }
     if (end->rc < 0 && !load->cancelled)
-        sl_err_prefix(&end->err, end->rc, "%s",
-                      sl_expert_format(sl_expert_map_shape(loader->store), load->key, text));
-    load->busy = load->held = end->held = load->late_reads != 0;
+        sl_err_prefix(
+            &end->err, end->rc, "%s",
+            sl_expert_format(sl_expert_map_shape(loader->store), load->landing.key, text));
+    load->busy = load->quarantined = end->quarantined = load->quarantined_reads != 0;
     loader->n_busy -= !load->busy;
-    loader->n_held += load->held;
+    loader->n_quarantined += load->quarantined;
     return true;
 }
 
-/* A load that was held is free again. */
+/* The drive has answered: a load that was quarantined is free again. */
 static void let_go(struct sl_expert_loader *loader, struct sl_expert_load *load,
                    struct sl_expert_load_end *end)
 {
     *end = (struct sl_expert_load_end){.slot_index = load->slot_index};
     end->rc =
         load->cancelled ? -ECANCELED : sl_reader_explain(loader->reader, load->failed, &end->err);
-    load->busy = load->held = false;
+    load->busy = load->quarantined = false;
     loader->n_busy--;
-    loader->n_held--;
+    loader->n_quarantined--;
 }
 
-/* A read is back, or back again. Returns true if that ends its load, or lets it go. */
+/* A read is back, or back again after it was late. Returns true if *end is to be reported. */
 static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
                       struct sl_expert_load_end *end)
 {
     struct sl_expert_load *load = read->owner;
     const uint32_t bit = UINT32_C(1) << (read - load->reads);
 
-    if (load->late_reads & bit) {
-        load->late_reads &= ~bit;
-        if (!load->held || load->late_reads != 0)
+    if (load->quarantined_reads & bit) {
+        load->quarantined_reads &= ~bit;
+        if (!load->quarantined || load->quarantined_reads != 0)
             return false;
         let_go(loader, load, end);
         return true;
@@ -525,15 +317,15 @@ static bool take_read(struct sl_expert_loader *loader, struct sl_read *read,
     if (read->rc < 0 && !load->failed)
         load->failed = read;
     if (read->late)
-        load->late_reads |= bit;
+        load->quarantined_reads |= bit;
     load->n_reads_left--;
     if (load->n_reads_left == 0)
         return finish(loader, load, end);
-    if (read - load->reads >= load->n_head_reads || load->failed || load->cancelled ||
-        --load->n_head_left > 0)
+    if (read - load->reads >= load->n_up_reads || load->failed || load->cancelled ||
+        --load->n_up_left > 0)
         return false;
-    *end = (struct sl_expert_load_end){.slot_index = load->slot_index, .head = true};
-    return take_in_head(loader, load);
+    *end = (struct sl_expert_load_end){.slot_index = load->slot_index, .up_ready = true};
+    return sl_expert_prepare_up(&loader->preparer, &load->landing);
 }
 
 static struct sl_read *reap_read(struct sl_expert_loader *loader, bool wait)
@@ -561,20 +353,22 @@ bool sl_expert_loader_reap(struct sl_expert_loader *loader, bool wait,
     return false;
 }
 
-int sl_expert_loader_explain_held(const struct sl_expert_loader *loader, struct sl_err *err)
+int sl_expert_loader_explain_quarantined(const struct sl_expert_loader *loader, struct sl_err *err)
 {
     const struct sl_expert_load *load = loader->loads;
 
-    sl_assert(loader->n_held > 0);
-    while (!load->held)
+    sl_assert(loader->n_quarantined > 0);
+    while (!load->quarantined)
         load++;
     if (load->cancelled)
-        sl_err_set(err, -ETIMEDOUT, "%s: its drive did not answer",
-                   sl_expert_map_file_path(
-                       loader->store, load->reads[__builtin_ctz(load->late_reads)].file_index));
+        sl_err_set(
+            err, -ETIMEDOUT, "%s: its drive did not answer",
+            sl_expert_map_file_path(
+                loader->store, load->reads[__builtin_ctz(load->quarantined_reads)].file_index));
     else
         sl_reader_explain(loader->reader, load->failed, err);
     return sl_err_prefix(err, -ETIMEDOUT,
-                         "no room is left to read into: the drives keep that of %u experts",
-                         loader->n_held);
+                         "no room is left to read into: drives that did not answer may still write "
+                         "to that of %u experts",
+                         loader->n_quarantined);
 }

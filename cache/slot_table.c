@@ -4,6 +4,41 @@
 
 #include "core/base/assert.h"
 
+#define TO(state) (1u << SL_SLOT_##state)
+
+/* The states that each state may be followed by, as bits. */
+static const uint32_t moves[SL_SLOT_STATES] = {
+    /* To READY where a resize moves an expert there. */
+    [SL_SLOT_EMPTY] = TO(LOADING_PREFETCH) | TO(LOADING_WANTED) | TO(READY),
+    [SL_SLOT_LOADING_PREFETCH] =
+        TO(LOADING_WANTED) | TO(UP_READY) | TO(READY) | TO(EMPTY) | TO(QUARANTINED),
+    [SL_SLOT_LOADING_WANTED] =
+        TO(UP_READY) | TO(CLAIMED) | TO(LOADING_PREFETCH) | TO(EMPTY) | TO(QUARANTINED),
+    [SL_SLOT_UP_READY] =
+        TO(UP_PINNED) | TO(CLAIMED) | TO(LOADING_PREFETCH) | TO(EMPTY) | TO(QUARANTINED),
+    [SL_SLOT_UP_PINNED] =
+        TO(PINNED) | TO(UP_ABANDONED) | TO(PINNED_FAILED) | TO(PINNED_QUARANTINED),
+    [SL_SLOT_UP_ABANDONED] =
+        TO(PINNED) | TO(LOADING_PREFETCH) | TO(PINNED_FAILED) | TO(PINNED_QUARANTINED),
+    [SL_SLOT_READY] = TO(CLAIMED) | TO(EMPTY),
+    [SL_SLOT_CLAIMED] = TO(PINNED) | TO(READY),
+    [SL_SLOT_PINNED] = TO(READY),
+    [SL_SLOT_PINNED_FAILED] = TO(EMPTY),
+    [SL_SLOT_PINNED_QUARANTINED] = TO(PINNED_FAILED) | TO(QUARANTINED),
+    [SL_SLOT_QUARANTINED] = TO(EMPTY),
+};
+
+bool sl_slot_may_move(enum sl_slot_state from, enum sl_slot_state to)
+{
+    return from < SL_SLOT_STATES && to < SL_SLOT_STATES && (moves[from] & (1u << to)) != 0;
+}
+
+void sl_slot_set(struct sl_slot *slot, enum sl_slot_state state)
+{
+    sl_assert(sl_slot_may_move(slot->state, state));
+    slot->state = (uint8_t)state;
+}
+
 void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy)
 {
@@ -33,11 +68,11 @@ static uint32_t *entry_of(const struct sl_slot_table *table, struct sl_expert_ke
     return &table->slot_of[key.layer_index * table->n_experts + key.expert_index];
 }
 
-void sl_slot_table_unhint(struct sl_slot_table *table, struct sl_slot *slot)
+void sl_slot_table_end_prefetch(struct sl_slot_table *table, struct sl_slot *slot)
 {
-    if (slot->hinted)
-        table->n_hinted--;
-    slot->hinted = false;
+    if (slot->prefetched)
+        table->n_prefetched--;
+    slot->prefetched = false;
 }
 
 struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert_key key)
@@ -53,15 +88,15 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
 
     table->counters.n_requests++;
     if (slot) {
-        sl_assert(slot->state == SL_SLOT_LOADING || slot->state == SL_SLOT_READY);
-        if (slot->hinted)
+        sl_assert(slot->state == SL_SLOT_LOADING_PREFETCH || slot->state == SL_SLOT_READY);
+        if (slot->prefetched)
             table->counters.n_hinted_hits++;
         else
             table->counters.n_hits++;
-        sl_slot_table_unhint(table, slot);
+        sl_slot_table_end_prefetch(table, slot);
         if (slot->state == SL_SLOT_READY) {
             table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
-            slot->state = SL_SLOT_PINNED;
+            sl_slot_set(slot, SL_SLOT_CLAIMED);
         }
     }
     table->policy->ops->use(table->policy, key);
@@ -78,14 +113,14 @@ static struct sl_slot *evict(struct sl_slot_table *table)
     slot = &table->slots[index];
     sl_assert(slot->state == SL_SLOT_READY);
     *entry_of(table, slot->key) = SL_NO_SLOT;
-    sl_slot_table_unhint(table, slot);
-    slot->state = SL_SLOT_EMPTY;
+    sl_slot_table_end_prefetch(table, slot);
+    sl_slot_set(slot, SL_SLOT_EMPTY);
     table->counters.n_evictions++;
     return slot;
 }
 
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
-                                   bool hinted)
+                                   enum sl_load_kind kind)
 {
     struct sl_link *link = sl_list_pop(&table->empty);
     struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link) : evict(table);
@@ -93,9 +128,10 @@ struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert
     if (!slot)
         return NULL;
     slot->key = key;
-    slot->state = SL_SLOT_LOADING;
-    slot->hinted = hinted;
-    table->n_hinted += hinted;
+    sl_slot_set(slot, kind == SL_LOAD_DEMAND ? SL_SLOT_LOADING_WANTED : SL_SLOT_LOADING_PREFETCH);
+    slot->prefetched = kind != SL_LOAD_DEMAND && kind != SL_LOAD_PRELOAD;
+    slot->predicted = false;
+    table->n_prefetched += slot->prefetched;
     *entry_of(table, key) = sl_slot_index(table, slot);
     table->counters.n_loads++;
     return slot;
@@ -103,29 +139,27 @@ struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert
 
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
 {
-    sl_assert(slot->state == SL_SLOT_LOADING || slot->state == SL_SLOT_PINNED);
-    slot->state = SL_SLOT_READY;
+    sl_slot_set(slot, SL_SLOT_READY);
     table->policy->ops->offer(table->policy, sl_slot_index(table, slot), slot->key);
 }
 
-void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held)
+void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool quarantined)
 {
-    sl_assert(slot->state == SL_SLOT_LOADING || slot->state == SL_SLOT_PINNED);
     *entry_of(table, slot->key) = SL_NO_SLOT;
-    sl_slot_table_unhint(table, slot);
-    slot->state = SL_SLOT_HELD;
-    if (!held)
-        sl_slot_table_let_go(table, slot);
+    sl_slot_table_end_prefetch(table, slot);
+    sl_slot_set(slot, quarantined ? SL_SLOT_QUARANTINED : SL_SLOT_EMPTY);
+    if (!quarantined)
+        sl_list_append(&table->empty, &slot->link);
 }
 
 void sl_slot_table_let_go(struct sl_slot_table *table, struct sl_slot *slot)
 {
-    sl_assert(slot->state == SL_SLOT_HELD);
-    slot->state = SL_SLOT_EMPTY;
+    sl_assert(slot->state == SL_SLOT_QUARANTINED);
+    sl_slot_set(slot, SL_SLOT_EMPTY);
     sl_list_append(&table->empty, &slot->link);
 }
 
-/* Brings the expert of a slot that goes to an empty one that stays. */
+/* Moves the expert of a slot that is removed to an empty one that stays. */
 static void move_out(struct sl_slot_table *table, struct sl_slot *from, sl_slot_move_fn *move,
                      void *context)
 {
@@ -135,10 +169,10 @@ static void move_out(struct sl_slot_table *table, struct sl_slot *from, sl_slot_
     sl_assert(from->state == SL_SLOT_READY);
     table->policy->ops->withdraw(table->policy, from_index);
     to->key = from->key;
-    to->hinted = from->hinted;
-    to->state = SL_SLOT_READY;
-    from->hinted = false;
-    from->state = SL_SLOT_EMPTY;
+    to->prefetched = from->prefetched;
+    sl_slot_set(to, SL_SLOT_READY);
+    from->prefetched = false;
+    sl_slot_set(from, SL_SLOT_EMPTY);
     *entry_of(table, to->key) = to_index;
     move(context, from_index, to_index);
     table->policy->ops->offer(table->policy, to_index, to->key);
@@ -202,7 +236,7 @@ uint32_t sl_slot_table_rank(struct sl_slot_table *table, struct sl_expert_key *r
 
 bool sl_slot_table_is_sound(const struct sl_slot_table *table)
 {
-    uint32_t n_empty = 0, n_found = 0, n_full = 0, n_held = 0, n_hinted = 0;
+    uint32_t n_empty = 0, n_found = 0, n_full = 0, n_quarantined = 0, n_prefetched = 0;
     const struct sl_link *link;
 
     for (link = table->empty.next; link != &table->empty; link = link->next) {
@@ -215,16 +249,16 @@ bool sl_slot_table_is_sound(const struct sl_slot_table *table)
     for (uint32_t i = 0; i < table->n_slots; i++) {
         const struct sl_slot *slot = &table->slots[i];
 
-        n_held += slot->state == SL_SLOT_HELD;
-        if (slot->state == SL_SLOT_EMPTY || slot->state == SL_SLOT_HELD)
+        n_quarantined += slot->state == SL_SLOT_QUARANTINED;
+        if (slot->state == SL_SLOT_EMPTY || slot->state == SL_SLOT_QUARANTINED)
             continue;
         n_full++;
-        n_hinted += slot->hinted;
+        n_prefetched += slot->prefetched;
         if (*entry_of(table, slot->key) != i)
             return false;
     }
     for (uint32_t i = 0; i < table->n_layers * table->n_experts; i++)
         n_found += table->slot_of[i] != SL_NO_SLOT;
-    return n_empty + n_full + n_held == table->n_slots && n_found == n_full &&
-           n_hinted == table->n_hinted;
+    return n_empty + n_full + n_quarantined == table->n_slots && n_found == n_full &&
+           n_prefetched == table->n_prefetched;
 }

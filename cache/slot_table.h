@@ -1,15 +1,29 @@
 /* Which expert is in which slot, and who makes room: the part of the expert cache that knows
- * nothing of bytes, reads and loans. The replay of a trace (cache/cache_replay.h) runs the same
- * code.
+ * nothing of bytes and reads. The replay of a trace (cache/cache_replay.h) runs the same code.
  *
- *     empty ──take──► loading ──ready──► ready ──claim──► pinned
- *      ▲ ▲               │                 │  ▲             │
- *      │ └─────drop──────┤                 │  └────ready────┘        ready ──take──► loading
- *      └──let_go── held ◄┘
+ * A slot is in one of these states. Moves that are not drawn here are bugs: sl_slot_set() asserts
+ * them by a table. A load that fails makes its slot empty, or quarantined where a drive may still
+ * write to it.
  *
- * A claimed slot that is loading stays so; its owner pins it when it has landed. A slot whose load
- * failed, but which the drive may still write to, is held: out of use until it is let go. One
- * thread makes all calls; nothing is allocated after carving. */
+ *   EMPTY ──prefetch──► LOADING_PREFETCH ──landed──────────────────────────► READY ──evicted──►
+ * EMPTY │                  │           ▲                                        │ ▲ │ demanded
+ * abandoned                             demanded │ abandoned, released │                  ▼ │ ▼ │
+ *     └──demand───────► LOADING_WANTED ──landed────────────────────────► CLAIMED, PINNED
+ *                        │                                                 ▲    ▲
+ *                     up half landed                                       │    │
+ *                        ▼                                                 │    │
+ *                       UP_READY ──down half landed────────────────────────┘    │
+ *                        │                                                      │
+ *                     acquired                                                  │
+ *                        ▼                                                      │
+ *                       UP_PINNED, UP_ABANDONED ──down half landed──────────────┘ to PINNED
+ *                        │
+ *                        └──load failed──► PINNED_FAILED, PINNED_QUARANTINED
+ *                                                │ released         │ released
+ *                                                ▼                  ▼
+ *                                              EMPTY ◄──let go── QUARANTINED ◄── cancelled, failed
+ *
+ * One thread makes all calls; nothing is allocated after carving. */
 #ifndef SL_CACHE_SLOT_TABLE_H
 #define SL_CACHE_SLOT_TABLE_H
 
@@ -23,30 +37,41 @@
 
 enum sl_slot_state {
     SL_SLOT_EMPTY,
-    SL_SLOT_LOADING,
-    SL_SLOT_READY,
-    SL_SLOT_PINNED,
-    SL_SLOT_HELD,
+    SL_SLOT_LOADING_PREFETCH,   /* no open demand waits for the load */
+    SL_SLOT_LOADING_WANTED,     /* the open demand waits for it */
+    SL_SLOT_UP_READY,           /* as before; its up half can be computed with by now */
+    SL_SLOT_UP_PINNED,          /* acquired with the up half alone; the down half is loading */
+    SL_SLOT_UP_ABANDONED,       /* as before, and the demand is over */
+    SL_SLOT_READY,              /* resident and unused: the policy may choose it for eviction */
+    SL_SLOT_CLAIMED,            /* resident, and reserved for the open demand */
+    SL_SLOT_PINNED,             /* acquired */
+    SL_SLOT_PINNED_FAILED,      /* acquired, but the load of the down half failed */
+    SL_SLOT_PINNED_QUARANTINED, /* as before, and a drive may still write to it */
+    SL_SLOT_QUARANTINED,        /* a drive may still write to it; it holds no expert */
+    SL_SLOT_STATES,
+};
+
+/* Who asks for a load. All but a demand's are prefetches (docs/GLOSSARY.md). */
+enum sl_load_kind {
+    SL_LOAD_DEMAND,
+    SL_LOAD_CERTAIN,
+    SL_LOAD_PREDICTED,
+    SL_LOAD_LAYER,
+    SL_LOAD_PRELOAD,
 };
 
 struct sl_slot {
-    struct sl_link link; /* empty: the table's; else its owner's */
-    struct sl_expert_key key;
-    uint8_t state;
-    bool hinted; /* brought by a hint or guess, and not claimed since */
-
-    /* The owner's alone. */
-    bool demanded; /* loading: the open demand waits for it */
-    bool guessed;  /* brought by the latest guess, and not demanded since */
-    bool lent;     /* pinned; or loading, without w2 */
-    bool failed;   /* pinned: its load failed while it was lent, */
-    bool late;     /* and the drive may still write to it */
+    struct sl_link link; /* in a list that its state says: of empty, up-ready or claimed slots */
+    struct sl_expert_key key; /* unless it is empty or quarantined */
+    uint8_t state;            /* enum sl_slot_state; sl_slot_set() alone writes it */
+    bool prefetched;          /* brought by a prefetch, and not claimed since */
+    bool predicted;           /* cache/prefetch.c's own: brought by the present prediction */
 };
 
 struct sl_slot_counters {
     uint64_t n_requests;
     uint64_t n_hits;        /* of these, resident or landing, and claimed before */
-    uint64_t n_hinted_hits; /* of these, brought by a hint and claimed for the first time */
+    uint64_t n_hinted_hits; /* of these, brought by a prefetch and claimed for the first time */
     uint64_t n_loads;
     uint64_t n_evictions;
 };
@@ -55,7 +80,7 @@ struct sl_slot_table {
     uint32_t n_layers, n_experts; /* of each layer */
     uint32_t n_slots_max;
     uint32_t n_slots; /* in use: the first ones */
-    uint32_t n_hinted, inflight_max;
+    uint32_t n_prefetched, inflight_max;
     struct sl_slot *slots; /* (n_slots_max) */
     uint32_t *slot_of;     /* (n_layers, n_experts), SL_NO_SLOT if not there */
     struct sl_link empty;
@@ -63,8 +88,33 @@ struct sl_slot_table {
     struct sl_slot_counters counters;
 };
 
-/* Hints hold at most this share of the slots until they are claimed. */
-#define SL_HINTED_SHARE 4u
+/* Prefetched experts hold at most this share of the slots until they are claimed. */
+#define SL_PREFETCHED_SHARE 4u
+
+/* True if a slot may go from one state to the other. */
+bool sl_slot_may_move(enum sl_slot_state from, enum sl_slot_state to);
+
+/* Changes a slot's state by a legal move; asserts that it is one. */
+void sl_slot_set(struct sl_slot *slot, enum sl_slot_state state);
+
+/* A load into the slot is under way. */
+static inline bool sl_slot_is_loading(const struct sl_slot *slot)
+{
+    return slot->state >= SL_SLOT_LOADING_PREFETCH && slot->state <= SL_SLOT_UP_ABANDONED;
+}
+
+/* A load into the slot is under way, and the demand waits for it. */
+static inline bool sl_slot_is_awaited(const struct sl_slot *slot)
+{
+    return slot->state >= SL_SLOT_LOADING_WANTED && slot->state <= SL_SLOT_UP_PINNED;
+}
+
+/* The caller has acquired the slot's expert and not released it. */
+static inline bool sl_slot_is_acquired(const struct sl_slot *slot)
+{
+    return slot->state == SL_SLOT_UP_PINNED || slot->state == SL_SLOT_UP_ABANDONED ||
+           (slot->state >= SL_SLOT_PINNED && slot->state <= SL_SLOT_PINNED_QUARANTINED);
+}
 
 /* Takes memory from an arena for the sizes set in a zeroed table (n_layers, n_experts,
  * n_slots_max). With a mapped one, start() follows: the first n_slots slots are empty. inflight_max
@@ -73,14 +123,14 @@ void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy);
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max);
 
-/* Changes how many slots there are, while none is loading, pinned or held. Of what is there too
- * many the policy chooses which to evict; `move` brings the rest out of the slots that go: it
- * copies what is in slot `from` to slot `to`. */
+/* Changes how many slots there are, while each is empty or ready. If too many experts are resident
+ * the policy evicts some; `move` copies the others out of removed slots, from slot `from` to slot
+ * `to`. */
 typedef void sl_slot_move_fn(void *context, uint32_t from, uint32_t to);
 void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot_move_fn *move,
                           void *context);
 
-/* Evicts all that is ready, while nothing is loading, pinned or held. */
+/* Evicts every resident expert, while each slot is empty or ready. */
 void sl_slot_table_empty(struct sl_slot_table *table);
 
 /* The experts that are ready, those that would be evicted last first; at most n_max of them.
@@ -96,35 +146,37 @@ static inline uint32_t sl_slot_index(const struct sl_slot_table *table, const st
 /* NULL if the expert is in no slot. */
 struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert_key key);
 
-/* Asks for an expert of the layer that sl_policy_ops.visit() named last. Returns its slot, pinned
- * or still loading; NULL if it is in none, and then it is to be loaded. */
+/* Asks for an expert of the layer that sl_policy_ops.visit() named last. Returns its slot, claimed
+ * or LOADING_PREFETCH; NULL if it is in none, and then it is to be loaded. */
 struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
 
-/* A slot to load this expert into, by evicting another if need be; NULL if all are loading or
- * pinned. What is hinted is for the caller to tell the policy of. */
+/* A slot to load this expert into, evicting another if need be; NULL if no slot is empty or ready.
+ * The caller tells the policy of prefetches. */
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
-                                   bool hinted);
+                                   enum sl_load_kind kind);
 
-static inline bool sl_slot_table_may_read_ahead(const struct sl_slot_table *table)
+/* True while a layer's prefetch may load more. */
+static inline bool sl_slot_table_may_prefetch_layer(const struct sl_slot_table *table)
 {
-    return table->n_hinted < table->n_slots / SL_HINTED_SHARE;
+    return table->n_prefetched < table->n_slots / SL_PREFETCHED_SHARE;
 }
 
-/* Also bounded by the loads that there may be at once, so that which hints are taken does not
- * depend on how fast others land. */
-static inline bool sl_slot_table_may_hint(const struct sl_slot_table *table)
+/* True while other prefetches may load more. The number of loads at once bounds them too, so that
+ * which experts are prefetched does not depend on how fast others land. */
+static inline bool sl_slot_table_may_prefetch(const struct sl_slot_table *table)
 {
-    return sl_slot_table_may_read_ahead(table) && table->n_hinted < table->inflight_max;
+    return sl_slot_table_may_prefetch_layer(table) && table->n_prefetched < table->inflight_max;
 }
 
-/* What was loading or pinned may be evicted from now on. */
+/* The slot is ready: its expert has landed for nobody, or is not claimed or pinned any more. */
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
 
-/* What a hint brought has not been claimed and is like any other from now on. */
-void sl_slot_table_unhint(struct sl_slot_table *table, struct sl_slot *slot);
+/* An expert that a prefetch brought counts as any other from now on. */
+void sl_slot_table_end_prefetch(struct sl_slot_table *table, struct sl_slot *slot);
 
-/* What was loading, or seemed to be there, is not; the slot is empty, or else held until let go. */
-void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool held);
+/* The load failed or was cancelled: forgets the expert. The slot becomes empty; or quarantined, and
+ * stays out of use until let_go(). */
+void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool quarantined);
 void sl_slot_table_let_go(struct sl_slot_table *table, struct sl_slot *slot);
 
 /* True if every slot is accounted for: for tests. */

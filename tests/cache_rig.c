@@ -247,7 +247,7 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
         .num_experts_per_tok = CACHE_PER_TOKEN,
         .inflight_max = options->inflight_max,
         .verify = options->verify,
-        .read_ahead = options->read_ahead,
+        .prefetch_layers = options->prefetch_layers,
         .policy = options->policy,
     };
     const char *paths[CACHE_FILES];
@@ -290,45 +290,44 @@ void cache_rig_check_counters(const struct cache_rig *rig, uint64_t n_requests)
     assert_int_equal(counters.read_bytes, io_fault_delivered_bytes(rig->io));
 }
 
-void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan)
+void cache_rig_check_pin(const struct cache_rig *rig, const struct sl_expert_pin *pin)
 {
     uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
     const uint8_t *expected =
         rig->f->expected +
-        (loan->key.layer_index * CACHE_EXPERTS + loan->key.expert_index) * slot_bytes;
+        (pin->key.layer_index * CACHE_EXPERTS + pin->key.expert_index) * slot_bytes;
 
     for (uint32_t matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
-        if (matrix != SL_EXPERT_W2 || !loan->partial)
-            assert_memory_equal(loan->w[matrix], expected + matrix * 5 * 4096, 16 * 1088);
+        if (matrix != SL_EXPERT_W2 || !pin->partial)
+            assert_memory_equal(pin->w[matrix], expected + matrix * 5 * 4096, 16 * 1088);
 }
 
-int cache_rig_complete(const struct cache_rig *rig, struct sl_expert_loan *loan, struct sl_err *err)
+int cache_rig_complete(const struct cache_rig *rig, struct sl_expert_pin *pin, struct sl_err *err)
 {
     int rc = 0;
 
-    if (loan->partial)
-        rc = rig->source->ops->complete(rig->source, loan, err);
-    loan->partial = false;
+    if (pin->partial)
+        rc = rig->source->ops->complete(rig->source, pin, err);
+    pin->partial = false;
     if (rc == 0)
-        cache_rig_check_loan(rig, loan);
+        cache_rig_check_pin(rig, pin);
     return rc;
 }
 
-int cache_rig_give_back(const struct cache_rig *rig, struct sl_expert_loan *loan,
-                        struct sl_err *err)
+int cache_rig_give_back(const struct cache_rig *rig, struct sl_expert_pin *pin, struct sl_err *err)
 {
-    int rc = cache_rig_complete(rig, loan, err);
+    int rc = cache_rig_complete(rig, pin, err);
 
-    rig->source->ops->release(rig->source, loan);
+    rig->source->ops->release(rig->source, pin);
     return rc;
 }
 
 int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
                      uint16_t *order, struct sl_err *err)
 {
-    struct sl_expert_loan held[CACHE_EXPERTS];
+    struct sl_expert_pin held[CACHE_EXPERTS];
     bool seen[CACHE_EXPERTS] = {false};
-    uint32_t n_held = 0, n_lent = 0;
+    uint32_t n_held = 0, n_acquired = 0;
     int rc;
 
     rc = rig->source->ops->demand(rig->source, layer, experts, n, err);
@@ -336,33 +335,33 @@ int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *expe
     while (rc == 0) {
         bool wait = cache_rig_below(&rig->random, 3) > 0;
 
-        if (n_lent < n && (n_held == rig->source->hold_max ||
-                           (!order && n_held > 0 && cache_rig_below(&rig->random, 2) == 0))) {
+        if (n_acquired < n && (n_held == rig->source->pins_max ||
+                               (!order && n_held > 0 && cache_rig_below(&rig->random, 2) == 0))) {
             uint32_t i = (uint32_t)cache_rig_below(&rig->random, n_held);
-            struct sl_expert_loan loan = held[i];
+            struct sl_expert_pin pin = held[i];
 
             held[i] = held[--n_held];
-            rc = cache_rig_give_back(rig, &loan, err);
+            rc = cache_rig_give_back(rig, &pin, err);
             continue;
         }
-        rc = rig->source->ops->next(rig->source, wait, &held[n_held], err);
+        rc = rig->source->ops->acquire(rig->source, wait, &held[n_held], err);
         if (rc == 0)
             break;
         if (rc == 1) {
-            cache_rig_check_loan(rig, &held[n_held]);
+            cache_rig_check_pin(rig, &held[n_held]);
             assert_int_equal(held[n_held].key.layer_index, layer);
             assert_false(seen[held[n_held].key.expert_index]);
             seen[held[n_held].key.expert_index] = true;
             if (order)
-                order[n_lent] = held[n_held].key.expert_index;
+                order[n_acquired] = held[n_held].key.expert_index;
             n_held++;
-            n_lent++;
+            n_acquired++;
         } else if (rc == -EAGAIN) {
             assert_false(wait);
         }
         rc = rc == 1 || rc == -EAGAIN ? 0 : rc;
     }
-    assert_true(rc < 0 || n_lent == n);
+    assert_true(rc < 0 || n_acquired == n);
     while (n_held > 0) {
         if (rc == 0)
             rc = cache_rig_give_back(rig, &held[--n_held], err);
@@ -374,14 +373,14 @@ int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *expe
     return rc;
 }
 
-struct sl_expert_cache_counters cache_rig_hint(struct cache_rig *rig, uint16_t layer,
-                                               const uint16_t *experts, uint32_t n)
+struct sl_expert_cache_counters cache_rig_prefetch(struct cache_rig *rig, uint16_t layer,
+                                                   const uint16_t *experts, uint32_t n)
 {
     struct sl_expert_key keys[CACHE_EXPERTS];
 
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
-    rig->source->ops->hint(rig->source, keys, n);
+    rig->source->ops->prefetch(rig->source, SL_PREFETCH_CERTAIN, keys, n);
     return sl_expert_cache_counters(rig->cache);
 }
 

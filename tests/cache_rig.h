@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cache/cache_internal.h"
 #include "cache/expert_cache.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/store/store.h"
@@ -48,7 +49,7 @@ int cache_fixtures_destroy(void **state);
 struct cache_rig_options {
     bool threads; /* pread threads, else what the machine has */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
-    bool read_ahead;
+    bool prefetch_layers;
     enum sl_verify verify;              /* of a packed store */
     const struct sl_policy_ops *policy; /* NULL: the default */
     struct sl_io *io;                   /* simulated, instead of a back end; the rig's from now on.
@@ -63,36 +64,34 @@ struct cache_rig {
     struct sl_pool *pool;
     struct sl_expert_cache *cache;
     struct sl_expert_source *source;
-    uint64_t random; /* for what demands do between loans */
+    uint64_t random; /* for what demands do between pins */
 };
 
 void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
                     const struct cache_rig_options *options);
 void cache_rig_fini(struct cache_rig *rig);
 
-/* Runs one demand to its end, checks every byte that is lent, and releases all. Returns next()'s
- * last word. It waits or not, and gives loans back, at random; but with `order` it holds them all
- * (n is at most hold_max), writes the experts there as they were lent, and releases last to first.
+/* Runs one demand to its end, checks every byte of each pin, and releases all. Returns acquire()'s
+ * last word. It waits or not, and releases pins, at random; but with `order` it keeps them all
+ * (n is at most pins_max), writes the experts there as they came, and releases last to first.
  */
 int cache_rig_demand(struct cache_rig *rig, uint16_t layer, const uint16_t *experts, uint32_t n,
                      uint16_t *order, struct sl_err *err);
 
-/* Hints n experts of a layer. Returns what the cache has counted then. */
-struct sl_expert_cache_counters cache_rig_hint(struct cache_rig *rig, uint16_t layer,
-                                               const uint16_t *experts, uint32_t n);
+/* Prefetches n experts of a layer, as certain ones. Returns what the cache has counted then. */
+struct sl_expert_cache_counters cache_rig_prefetch(struct cache_rig *rig, uint16_t layer,
+                                                   const uint16_t *experts, uint32_t n);
 
 /* What the cache has counted adds up, after so many requests. */
 void cache_rig_check_counters(const struct cache_rig *rig, uint64_t n_requests);
 
-/* Every byte of what is lent. */
-void cache_rig_check_loan(const struct cache_rig *rig, const struct sl_expert_loan *loan);
+/* Compares every byte of a pin that is there. */
+void cache_rig_check_pin(const struct cache_rig *rig, const struct sl_expert_pin *pin);
 
-/* Waits for what a loan lacks, if it does, and checks all of it; then gives it back. What is lent
- * of a demand that failed is released only. */
-int cache_rig_complete(const struct cache_rig *rig, struct sl_expert_loan *loan,
-                       struct sl_err *err);
-int cache_rig_give_back(const struct cache_rig *rig, struct sl_expert_loan *loan,
-                        struct sl_err *err);
+/* complete() waits for the half that a pin lacks, if it does, and checks all of it; give_back()
+ * releases it then. Pins of a demand that failed are released only. */
+int cache_rig_complete(const struct cache_rig *rig, struct sl_expert_pin *pin, struct sl_err *err);
+int cache_rig_give_back(const struct cache_rig *rig, struct sl_expert_pin *pin, struct sl_err *err);
 
 uint64_t cache_rig_below(uint64_t *random, uint64_t limit);
 

@@ -377,72 +377,79 @@ static bool request_fails(struct fixture_experts *e, struct sl_err *err)
     return true;
 }
 
-/* One call is one layer's hint. No step has left one behind. */
-static void source_hint(struct sl_expert_source *source, const struct sl_expert_key *keys,
-                        uint32_t n_keys)
+/* One call is one layer's experts. No step has left any behind. */
+static void prefetch_certain(struct fixture_experts *e, const struct sl_expert_key *keys,
+                             uint32_t n_keys)
 {
-    struct fixture_experts *e = (struct fixture_experts *)source;
     const uint32_t layer_index = n_keys ? keys[0].layer_index : 0;
-    bool *hinted = e->hinted + layer_index * e->n_experts;
+    bool *certain = e->certain + layer_index * e->n_experts;
 
     sl_assert(layer_index < e->n_hash_layers);
     for (uint32_t i = 0; i < e->n_experts; i++)
-        sl_assert(!hinted[i]);
+        sl_assert(!certain[i]);
     for (uint32_t i = 0; i < n_keys; i++) {
         sl_assert(keys[i].layer_index == layer_index && keys[i].expert_index < e->n_experts);
         sl_assert(i == 0 || keys[i - 1].expert_index < keys[i].expert_index);
-        hinted[keys[i].expert_index] = true;
+        certain[keys[i].expert_index] = true;
     }
 }
 
-/* A guess is of the layer after that of the open demand, which goes by its router. */
-static void source_guess(struct sl_expert_source *source, const struct sl_expert_key *keys,
-                         uint32_t n_keys)
+/* A prediction is of the layer after that of the open demand, which goes by its router. */
+static void predict(struct fixture_experts *e, const struct sl_expert_key *keys, uint32_t n_keys)
 {
-    struct fixture_experts *e = (struct fixture_experts *)source;
-
-    sl_assert(n_keys >= 1 && n_keys <= SL_GUESS_MAX && e->n_guess == 0 && e->n_left > 0);
-    e->guess_layer = e->open_layer + 1;
-    sl_assert(e->guess_layer >= e->n_hash_layers);
-    e->n_guess = n_keys;
-    e->n_guessed += n_keys;
+    sl_assert(n_keys >= 1 && n_keys <= SL_PREDICTED_MAX && e->n_in_prediction == 0);
+    sl_assert(e->n_left > 0);
+    e->predicted_layer = e->open_layer + 1;
+    sl_assert(e->predicted_layer >= e->n_hash_layers);
+    e->n_in_prediction = n_keys;
+    e->n_predicted += n_keys;
     for (uint32_t i = 0; i < n_keys; i++) {
-        sl_assert(keys[i].layer_index == e->guess_layer && keys[i].expert_index < e->n_experts);
-        e->guess[i] = keys[i].expert_index;
+        sl_assert(keys[i].layer_index == e->predicted_layer && keys[i].expert_index < e->n_experts);
+        e->predicted[i] = keys[i].expert_index;
         for (uint32_t j = 0; j < i; j++)
-            sl_assert(e->guess[i] != e->guess[j]);
+            sl_assert(e->predicted[i] != e->predicted[j]);
     }
+}
+
+static void source_prefetch(struct sl_expert_source *source, enum sl_prefetch_kind kind,
+                            const struct sl_expert_key *keys, uint32_t n_keys)
+{
+    if (kind == SL_PREFETCH_CERTAIN)
+        prefetch_certain((struct fixture_experts *)source, keys, n_keys);
+    else
+        predict((struct fixture_experts *)source, keys, n_keys);
 }
 
 static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
                          const uint16_t *experts, uint32_t n_experts, struct sl_err *err)
 {
     struct fixture_experts *e = (struct fixture_experts *)source;
-    bool *hinted = e->hinted + layer_index * e->n_experts;
+    bool *certain = e->certain + layer_index * e->n_experts;
     uint16_t *demanded = e->demanded + layer_index * e->n_experts;
-    uint32_t n_hinted = 0;
+    uint32_t n_certain = 0;
 
     sl_assert(e->n_left == 0 && e->n_held == 0);
     sl_assert(layer_index < e->n_layers && n_experts >= 1 && n_experts <= e->n_experts);
     e->n_demands++;
     for (uint32_t i = 0; i < n_experts; i++) {
         sl_assert(experts[i] < e->n_experts && (i == 0 || experts[i - 1] < experts[i]));
-        n_hinted += hinted[experts[i]];
+        n_certain += certain[experts[i]];
         demanded[i] = experts[i];
-        for (uint32_t j = 0; j < e->n_guess; j++)
-            e->n_guessed_right += e->guess[j] == experts[i] && e->guess_layer == layer_index;
+        for (uint32_t j = 0; j < e->n_in_prediction; j++)
+            e->n_predicted_right +=
+                e->predicted[j] == experts[i] && e->predicted_layer == layer_index;
     }
-    e->n_guess = 0;
-    /* A hint is certain, and complete. */
-    sl_assert(layer_index >= e->n_hash_layers || n_hinted == n_experts);
+    e->n_in_prediction = 0;
+    /* A certain prefetch is right and complete. */
+    sl_assert(layer_index >= e->n_hash_layers || n_certain == n_experts);
     for (uint32_t i = 0; i < e->n_experts; i++)
-        n_hinted -= hinted[i];
-    sl_assert(n_hinted == 0);
-    memset(hinted, 0, e->n_experts * sizeof(*hinted));
+        n_certain -= certain[i];
+    sl_assert(n_certain == 0);
+    memset(certain, 0, e->n_experts * sizeof(*certain));
     e->n_demanded[layer_index] = n_experts;
     if (request_fails(e, err))
         return e->fail_code;
-    for (uint32_t i = 0; i < n_experts; i++) /* lent from the end */
+    for (uint32_t i = 0; i < n_experts; i++) /* taken from the end */
         e->left[i] = experts[n_experts - 1 - i];
     for (uint32_t i = n_experts; e->shuffle && i > 1; i--) {
         uint32_t other = fixture_below(&e->random, i);
@@ -461,8 +468,8 @@ static uint64_t w2_bytes(const struct fixture_experts *e)
     return e->offset_bytes[SL_EXPERT_W2 + 1] - e->offset_bytes[SL_EXPERT_W2];
 }
 
-static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
-                       struct sl_err *err)
+static int source_acquire(struct sl_expert_source *source, bool wait, struct sl_expert_pin *ret_pin,
+                          struct sl_err *err)
 {
     struct fixture_experts *e = (struct fixture_experts *)source;
     uint32_t slot = 0;
@@ -470,7 +477,7 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
 
     if (e->n_left == 0)
         return 0;
-    sl_assert(e->n_held < e->source.hold_max);
+    sl_assert(e->n_held < e->source.pins_max);
     if (!wait && fixture_below(&e->random, 1000) < e->delay_permille)
         return -EAGAIN;
     if (request_fails(e, err)) {
@@ -481,48 +488,47 @@ static int source_next(struct sl_expert_source *source, bool wait, struct sl_exp
         slot++;
     expert = e->left[--e->n_left];
     e->slot_held[slot] = true;
-    e->n_loans++;
+    e->n_pins++;
     e->n_held_max = ++e->n_held > e->n_held_max ? e->n_held : e->n_held_max;
     memcpy(e->slots[slot], e->tiles + (e->open_layer * e->n_experts + expert) * e->offset_bytes[3],
            e->offset_bytes[3]);
-    *ret_loan =
-        (struct sl_expert_loan){.key = {(uint16_t)e->open_layer, expert}, .slot_index = slot};
+    *ret_pin = (struct sl_expert_pin){.key = {(uint16_t)e->open_layer, expert}, .slot_index = slot};
     for (int m = 0; m < SL_EXPERT_MATRICES; m++)
-        ret_loan->w[m] = e->slots[slot] + e->offset_bytes[m];
+        ret_pin->w[m] = e->slots[slot] + e->offset_bytes[m];
     if (wait && fixture_below(&e->random, 1000) < e->partial_permille) {
-        ret_loan->partial = true;
+        ret_pin->partial = true;
         memset(e->slots[slot] + e->offset_bytes[SL_EXPERT_W2], 0xff, w2_bytes(e));
     }
     return 1;
 }
 
-static int source_complete(struct sl_expert_source *source, const struct sl_expert_loan *loan,
+static int source_complete(struct sl_expert_source *source, const struct sl_expert_pin *pin,
                            struct sl_err *err)
 {
     struct fixture_experts *e = (struct fixture_experts *)source;
     const uint64_t at = e->offset_bytes[SL_EXPERT_W2];
 
-    sl_assert(e->slot_held[loan->slot_index]);
+    sl_assert(e->slot_held[pin->slot_index]);
     if (request_fails(e, err)) {
         e->n_left = 0;
         return e->fail_code;
     }
-    memcpy(e->slots[loan->slot_index] + at,
-           e->tiles + (e->open_layer * e->n_experts + loan->key.expert_index) * e->offset_bytes[3] +
+    memcpy(e->slots[pin->slot_index] + at,
+           e->tiles + (e->open_layer * e->n_experts + pin->key.expert_index) * e->offset_bytes[3] +
                at,
            w2_bytes(e));
     return 0;
 }
 
 /* What is released is spoilt at once: scales of 0xff make NaN of everything. */
-static void source_release(struct sl_expert_source *source, const struct sl_expert_loan *loan)
+static void source_release(struct sl_expert_source *source, const struct sl_expert_pin *pin)
 {
     struct fixture_experts *e = (struct fixture_experts *)source;
 
-    sl_assert(e->slot_held[loan->slot_index]);
-    e->slot_held[loan->slot_index] = false;
+    sl_assert(e->slot_held[pin->slot_index]);
+    e->slot_held[pin->slot_index] = false;
     e->n_held--;
-    memset(e->slots[loan->slot_index], 0xff, e->offset_bytes[3]);
+    memset(e->slots[pin->slot_index], 0xff, e->offset_bytes[3]);
 }
 
 static void source_abandon(struct sl_expert_source *source)
@@ -538,8 +544,8 @@ static void source_forget(struct sl_expert_source *source)
     struct fixture_experts *e = (struct fixture_experts *)source;
 
     sl_assert(e->n_left == 0 && e->n_held == 0);
-    memset(e->hinted, 0, (size_t)e->n_layers * e->n_experts * sizeof(*e->hinted));
-    e->n_guess = 0;
+    memset(e->certain, 0, (size_t)e->n_layers * e->n_experts * sizeof(*e->certain));
+    e->n_in_prediction = 0;
     e->n_forgotten++;
 }
 
@@ -576,15 +582,14 @@ static void pack_expert(struct fixture_experts *e, const struct sl_config *c, ui
 }
 
 void fixture_experts_init(struct fixture_experts *experts, const struct sl_config *config,
-                          uint32_t hold_limit, uint64_t seed)
+                          uint32_t pins_limit, uint64_t seed)
 {
-    static const struct sl_expert_source_ops ops = {.hint = source_hint,
+    static const struct sl_expert_source_ops ops = {.prefetch = source_prefetch,
                                                     .demand = source_demand,
-                                                    .next = source_next,
+                                                    .acquire = source_acquire,
                                                     .release = source_release,
                                                     .complete = source_complete,
                                                     .abandon = source_abandon,
-                                                    .guess = source_guess,
                                                     .forget = source_forget};
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
@@ -592,8 +597,8 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
     size_t total;
 
     *e = (struct fixture_experts){
-        .source = {&ops, hold_limit},
-        .hold_limit = hold_limit,
+        .source = {&ops, pins_limit},
+        .pins_limit = pins_limit,
         .seed = seed,
         .random = seed,
         .n_layers = config->num_hidden_layers + config->num_nextn_predict_layers,
@@ -611,11 +616,11 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
         pack_expert(e, config, i, codes, scales);
     free(codes);
     free(scales);
-    e->slots = allocate(hold_limit, sizeof(*e->slots));
-    for (uint32_t i = 0; i < hold_limit; i++) /* of their exact size, for sanitizers */
+    e->slots = allocate(pins_limit, sizeof(*e->slots));
+    for (uint32_t i = 0; i < pins_limit; i++) /* of their exact size, for sanitizers */
         sl_assert(posix_memalign((void **)&e->slots[i], 64, e->offset_bytes[3]) == 0);
-    e->slot_held = allocate(hold_limit, sizeof(*e->slot_held));
-    e->hinted = allocate(total, sizeof(*e->hinted));
+    e->slot_held = allocate(pins_limit, sizeof(*e->slot_held));
+    e->certain = allocate(total, sizeof(*e->certain));
     e->demanded = allocate(total, sizeof(*e->demanded));
     e->n_demanded = allocate(e->n_layers, sizeof(*e->n_demanded));
     e->left = allocate(e->n_experts, sizeof(*e->left));
@@ -623,11 +628,11 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
 
 void fixture_experts_fini(struct fixture_experts *experts)
 {
-    for (uint32_t i = 0; i < experts->hold_limit; i++)
+    for (uint32_t i = 0; i < experts->pins_limit; i++)
         free(experts->slots[i]);
     free(experts->slots);
     free(experts->slot_held);
-    free(experts->hinted);
+    free(experts->certain);
     free(experts->demanded);
     free(experts->n_demanded);
     free(experts->left);

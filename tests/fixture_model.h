@@ -2,7 +2,7 @@
  * and an expert source that can be slow, out of order, short of memory, or fail.
  *
  * The same seed gives the same model. What a caller of the sources gets wrong (an expert that was
- * not demanded, a demand that is not ascending, too many loans) aborts. One thread makes all calls.
+ * not demanded, a demand that is not ascending, too many pins) aborts. One thread makes all calls.
  */
 #ifndef SL_TESTS_FIXTURE_MODEL_H
 #define SL_TESTS_FIXTURE_MODEL_H
@@ -65,15 +65,15 @@ void fixture_weights_convert(struct fixture_weights *weights, struct fixture_wei
  */
 
 struct fixture_experts {
-    struct sl_expert_source source; /* hold_max may be changed, from 1 to hold_limit */
-    uint32_t hold_limit;
+    struct sl_expert_source source; /* pins_max may be changed, from 1 to pins_limit */
+    uint32_t pins_limit;
 
     /* How it behaves; may be changed between steps. */
-    bool shuffle;              /* lends in random order, else ascending */
-    uint32_t delay_permille;   /* of calls to next() without `wait` say -EAGAIN */
-    uint32_t partial_permille; /* of loans that were waited for lack w2 */
+    bool shuffle;              /* gives experts in random order, else ascending */
+    uint32_t delay_permille;   /* of calls to acquire() without `wait` say -EAGAIN */
+    uint32_t partial_permille; /* of pins that were waited for lack w2 */
     uint64_t fail_nth;         /* the nth request from now on fails; 0: none. Requests are demands,
-                                  and calls of next() that would lend, and of complete() */
+                                  and calls of acquire() that would pin, and of complete() */
     int fail_code;
     uint64_t stop_nth; /* likewise, sets *stop */
     atomic_bool *stop;
@@ -82,33 +82,33 @@ struct fixture_experts {
     /* What it saw. */
     uint64_t n_requests;
     uint64_t n_demands;
-    uint64_t n_loans;
-    uint32_t n_held;      /* loans that are out */
+    uint64_t n_pins;
+    uint32_t n_held;      /* pins that are out */
     uint32_t n_held_max;  /* the most that ever were */
     uint16_t *demanded;   /* (layers, n_routed_experts) of the latest demand of each layer */
     uint32_t *n_demanded; /* (layers) */
-    uint64_t n_guessed, n_guessed_right;
+    uint64_t n_predicted, n_predicted_right;
     uint64_t n_abandoned; /* demands */
-    uint64_t n_forgotten; /* times that hints and guesses were taken back */
+    uint64_t n_forgotten; /* times that prefetches were taken back */
 
     /* Its own. */
     uint64_t seed;
     uint32_t n_layers, n_experts, n_hash_layers;
     uint8_t *tiles; /* (layers, n_routed_experts) packed experts */
     uint64_t offset_bytes[SL_EXPERT_MATRICES + 1];
-    uint8_t **slots; /* (hold_limit) what is lent: filled when lent, spoilt when released */
+    uint8_t **slots; /* (pins_limit) filled when acquired, spoilt when released */
     bool *slot_held;
-    uint16_t guess[SL_GUESS_MAX]; /* of guess_layer, until its demand */
-    uint32_t n_guess, guess_layer;
-    bool *hinted;   /* (layers, n_routed_experts) and not demanded since */
-    uint16_t *left; /* of the open demand, in the order of lending */
+    uint16_t predicted[SL_PREDICTED_MAX]; /* of predicted_layer, until its demand */
+    uint32_t n_in_prediction, predicted_layer;
+    bool *certain;  /* (layers, n_routed_experts) and not demanded since */
+    uint16_t *left; /* of the open demand, in the order of pinning */
     uint32_t n_left;
     uint32_t open_layer;
 };
 
-/* hold_max and hold_limit are `hold_limit`. */
+/* pins_max and pins_limit are `pins_limit`. */
 void fixture_experts_init(struct fixture_experts *experts, const struct sl_config *config,
-                          uint32_t hold_limit, uint64_t seed);
+                          uint32_t pins_limit, uint64_t seed);
 void fixture_experts_fini(struct fixture_experts *experts);
 
 /* One matrix of an expert as a checkpoint has it: codes (rows, cols / 2) and scales (rows, cols /

@@ -34,8 +34,8 @@ static void test_hinted_experts_are_read_once(void **state)
 
         cache_rig_init(&rig, &fixtures[i / 2], &options);
         io_fault_set(rig.io, &plan);
-        assert_int_equal(cache_rig_hint(&rig, 0, experts, 3).n_loads, 3);
-        assert_int_equal(cache_rig_hint(&rig, 0, experts, 4).n_loads,
+        assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 3).n_loads, 3);
+        assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 4).n_loads,
                          3); /* a quarter of the slots */
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         counters = sl_expert_cache_counters(rig.cache);
@@ -44,8 +44,8 @@ static void test_hinted_experts_are_read_once(void **state)
         assert_int_equal(counters.n_hits, 0);
         cache_rig_check_counters(&rig, 4);
         /* From now on they are like any other, and hints have their share again. */
-        assert_int_equal(cache_rig_hint(&rig, 0, experts, 4).n_loads, 4);
-        assert_int_equal(cache_rig_hint(&rig, 1, experts, 4).n_loads, 7);
+        assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 4).n_loads, 4);
+        assert_int_equal(cache_rig_prefetch(&rig, 1, experts, 4).n_loads, 7);
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 4);
         cache_rig_fini(&rig);
@@ -70,7 +70,7 @@ static void test_demand_before_hints(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    cache_rig_hint(&rig, 1, hinted, 3);
+    cache_rig_prefetch(&rig, 1, hinted, 3);
     assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     /* One piece of the first hint was under way; one more may be when the last one has landed. */
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
@@ -89,8 +89,8 @@ static void test_hints_need_a_staging_buffer(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    assert_int_equal(cache_rig_hint(&rig, 0, experts, 2).n_loads, 1);
-    assert_int_equal(cache_rig_hint(&rig, 0, experts, 2).n_loads, 1);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 2).n_loads, 1);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 2).n_loads, 1);
     cache_rig_fini(&rig);
 }
 
@@ -106,9 +106,9 @@ static void test_corrupt_hints_are_not_urgent(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    cache_rig_hint(&rig, 0, experts, 2);
+    cache_rig_prefetch(&rig, 0, experts, 2);
     while (io_fault_read_count(rig.io) < 6)
-        cache_rig_hint(&rig, 0, experts, 0);
+        cache_rig_prefetch(&rig, 0, experts, 0);
     for (uint64_t nth = 1; nth <= 4; nth++) /* the first expert, the other one, and the first */
         assert_int_equal(io_fault_read(rig.io, nth).offset_bytes ==
                              io_fault_read(rig.io, nth + 2 + 2 * (nth <= 2)).offset_bytes,
@@ -128,10 +128,10 @@ static void test_evicted_hints_give_back_their_share(void **state)
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
-    assert_int_equal(cache_rig_hint(&rig, 0, hinted, 2).n_loads, 1);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 2).n_loads, 1);
     assert_int_equal(cache_rig_demand(&rig, 1, others, 4, NULL, NULL), 0);
     assert_int_equal(cache_rig_demand(&rig, 2, others, 4, NULL, NULL), 0);
-    assert_int_equal(cache_rig_hint(&rig, 0, hinted, 2).n_loads, 10);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 2).n_loads, 10);
     cache_rig_fini(&rig);
 }
 
@@ -146,12 +146,12 @@ static void test_forgotten_hints_give_back_their_share(void **state)
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
-    assert_int_equal(cache_rig_hint(&rig, 0, hinted, 3).n_loads, 3);
-    assert_int_equal(cache_rig_hint(&rig, 0, others, 3).n_loads, 3);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 3).n_loads, 3);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, others, 3).n_loads, 3);
     rig.source->ops->forget(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
-    assert_int_equal(sl_expert_cache_table(rig.cache)->n_hinted, 0);
-    assert_int_equal(cache_rig_hint(&rig, 0, others, 3).n_loads, 6);
+    assert_int_equal(rig.cache->table.n_prefetched, 0);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, others, 3).n_loads, 6);
     assert_int_equal(cache_rig_demand(&rig, 0, hinted, 3, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
@@ -170,15 +170,16 @@ static void test_failed_hint_is_read_again(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    cache_rig_hint(&rig, 0, &expert, 1);
+    cache_rig_prefetch(&rig, 0, &expert, 1);
     while (io_fault_read_count(rig.io) < 3) /* two, and the retry */
-        cache_rig_hint(&rig, 0, &expert, 0);
-    cache_rig_hint(&rig, 0, &expert, 0); /* takes in the failure */
+        cache_rig_prefetch(&rig, 0, &expert, 0);
+    cache_rig_prefetch(&rig, 0, &expert, 0); /* takes in the failure */
     io_fault_heal(rig.io);
     assert_int_equal(cache_rig_demand(&rig, 0, &expert, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
-    assert_int_equal(cache_rig_hint(&rig, 0, &other, 1).n_loads, 3); /* its share is free again */
+    assert_int_equal(cache_rig_prefetch(&rig, 0, &other, 1).n_loads,
+                     3); /* its share is free again */
     cache_rig_fini(&rig);
 }
 
@@ -192,7 +193,7 @@ static struct sl_expert_cache_counters guess(struct cache_rig *rig, uint16_t lay
 
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
-    rig->source->ops->guess(rig->source, keys, n);
+    rig->source->ops->prefetch(rig->source, SL_PREFETCH_PREDICTED, keys, n);
     return sl_expert_cache_counters(rig->cache);
 }
 
@@ -205,7 +206,7 @@ static void test_guesses_wait_for_demands(void **state)
     static const uint16_t demanded[] = {0, 3, 5}, guessed[] = {7, 1}, next[] = {1, 2};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
@@ -213,10 +214,10 @@ static void test_guesses_wait_for_demands(void **state)
     assert_int_equal(rig.source->ops->demand(rig.source, 1, demanded, 3, NULL), 0);
     assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 0);
     for (uint32_t i = 0; i < 3; i++) {
-        assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
-        rig.source->ops->release(rig.source, &loan);
+        assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
+        rig.source->ops->release(rig.source, &pin);
     }
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 2);
     assert_int_equal(cache_rig_demand(&rig, 2, next, 2, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
@@ -240,10 +241,10 @@ static void test_guesses_that_land_in_time(void **state)
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
-    table = sl_expert_cache_table(rig.cache);
+    table = &rig.cache->table;
     assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 2);
     while (table->slots[0].state != SL_SLOT_READY || table->slots[1].state != SL_SLOT_READY)
-        cache_rig_hint(&rig, 0, guessed, 0); /* takes in what has landed */
+        cache_rig_prefetch(&rig, 0, guessed, 0); /* takes in what has landed */
     assert_int_equal(cache_rig_demand(&rig, 2, demanded, 1, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_loads, 2);
@@ -303,8 +304,8 @@ static void test_sweeps_read_ahead(void **state)
                                                      .piece_bytes = 1 << 20,
                                                      .n_slots = 20,
                                                      .inflight_max = 4,
-                                                     .read_ahead = true};
-    const uint32_t n_ahead = options.n_slots / SL_HINTED_SHARE;
+                                                     .prefetch_layers = true};
+    const uint32_t n_ahead = options.n_slots / SL_PREFETCHED_SHARE;
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
 
@@ -313,10 +314,10 @@ static void test_sweeps_read_ahead(void **state)
         struct cache_rig rig;
 
         cache_rig_init(&rig, &fixtures[i], &options);
-        table = sl_expert_cache_table(rig.cache);
+        table = &rig.cache->table;
         assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
         while (sl_expert_cache_counters(rig.cache).n_guess_loads < n_ahead)
-            cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+            cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS + n_ahead);
         for (uint32_t n = 0; n < CACHE_EXPERTS; n++) {
             uint16_t expert = sl_expert_map_nth(fixtures[i].store, 1, n);
@@ -340,20 +341,23 @@ static void test_sweeps_read_ahead(void **state)
  */
 static void test_sweeps_end_with_their_step(void **state)
 {
-    static const struct cache_rig_options options = {
-        .reads_max = 1, .piece_bytes = 4096, .n_slots = 20, .inflight_max = 4, .read_ahead = true};
+    static const struct cache_rig_options options = {.reads_max = 1,
+                                                     .piece_bytes = 4096,
+                                                     .n_slots = 20,
+                                                     .inflight_max = 4,
+                                                     .prefetch_layers = true};
     static const struct io_fault_plan plan = {.lazy = true};
     static const uint16_t guessed[] = {1, 4};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
     assert_int_equal(rig.source->ops->demand(rig.source, 0, all_experts, CACHE_EXPERTS, NULL), 0);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
     rig.source->ops->abandon(rig.source);
-    rig.source->ops->release(rig.source, &loan);
+    rig.source->ops->release(rig.source, &pin);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(cache_rig_demand(&rig, 2, guessed, 2, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 0);
@@ -363,7 +367,7 @@ static void test_sweeps_end_with_their_step(void **state)
     assert_int_equal(guess(&rig, 1, guessed, 2).n_guess_loads, 2);
     rig.source->ops->abandon(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
-    c = cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+    c = cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
     assert_in_range(c.guess_wasted_bytes, 1, 4096);
     cache_rig_fini(&rig);
 }
@@ -371,8 +375,11 @@ static void test_sweeps_end_with_their_step(void **state)
 /* The same for a step that ends between two demands, as one that is stopped while it attends. */
 static void test_sweeps_end_between_demands(void **state)
 {
-    static const struct cache_rig_options options = {
-        .reads_max = 1, .piece_bytes = 4096, .n_slots = 20, .inflight_max = 4, .read_ahead = true};
+    static const struct cache_rig_options options = {.reads_max = 1,
+                                                     .piece_bytes = 4096,
+                                                     .n_slots = 20,
+                                                     .inflight_max = 4,
+                                                     .prefetch_layers = true};
     static const struct io_fault_plan plan = {.lazy = true};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
@@ -381,11 +388,11 @@ static void test_sweeps_end_between_demands(void **state)
     cache_rig_init(&rig, fixtures, &options);
     assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
     io_fault_set(rig.io, &plan);
-    c = cache_rig_hint(&rig, 0, all_experts, 0); /* takes in what has landed */
+    c = cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
     assert_true(c.n_guess_loads > 0);
     rig.source->ops->forget(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
-    assert_int_equal(sl_expert_cache_table(rig.cache)->n_hinted, 0);
+    assert_int_equal(rig.cache->table.n_prefetched, 0);
     assert_int_equal(cache_rig_demand(&rig, 2, all_experts, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, c.n_guess_loads);
     cache_rig_fini(&rig);
@@ -399,7 +406,7 @@ static void test_sweeps_spare_what_is_hot(void **state)
                                                      .piece_bytes = 1 << 20,
                                                      .n_slots = CACHE_EXPERTS + 2 * 2,
                                                      .inflight_max = 4,
-                                                     .read_ahead = true};
+                                                     .prefetch_layers = true};
     static const uint16_t hot[] = {2, 5};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters before, after;

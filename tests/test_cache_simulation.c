@@ -42,7 +42,7 @@ struct world {
     uint64_t n_failures[ALL]; /* of the drive, before that */
     uint64_t random;
 
-    struct sl_expert_loan held[ALL];
+    struct sl_expert_pin held[ALL];
     uint32_t n_held;
     bool open; /* a demand */
     uint16_t layer;
@@ -62,7 +62,7 @@ static uint32_t below(struct world *w, uint32_t limit)
 /* NULL if the expert is in no slot. */
 static const struct sl_slot *slot_of(const struct world *w, uint32_t id)
 {
-    const struct sl_slot_table *table = sl_expert_cache_table(w->rig.cache);
+    const struct sl_slot_table *table = &w->rig.cache->table;
 
     return table->slot_of[id] == SL_NO_SLOT ? NULL : &table->slots[table->slot_of[id]];
 }
@@ -71,7 +71,7 @@ static bool is_loading(const struct world *w, uint32_t id)
 {
     const struct sl_slot *slot = slot_of(w, id);
 
-    return slot && slot->state == SL_SLOT_LOADING;
+    return slot && sl_slot_is_loading(slot);
 }
 
 /* ---- what the drive sees ------------------------------------------------------------------------
@@ -104,10 +104,10 @@ static void on_submit(void *context, const struct sl_io_read *read)
         sl_assert(is_loading(w, id));
         begun |= (blocks & ~w->submitted[id]) != 0;
         w->submitted[id] |= blocks;
-        demanded |= slot_of(w, id)->demanded;
+        demanded |= sl_slot_is_awaited(slot_of(w, id));
     }
     for (uint32_t id = 0; id < ALL && begun && !demanded && !w->impatient; id++) {
-        if (!is_loading(w, id) || !slot_of(w, id)->demanded ||
+        if (!is_loading(w, id) || !sl_slot_is_awaited(slot_of(w, id)) ||
             w->n_failures[id] != io_simulated_failure_count(w->rig.io)) /* it may have given up */
             continue;
         sl_assert(w->submitted[id] == (UINT64_C(1) << w->inside[id].n_blocks) - 1);
@@ -145,19 +145,20 @@ static void find_insides(struct world *w)
 static void check(struct world *w)
 {
     const struct sl_expert_cache_counters c = sl_expert_cache_counters(w->rig.cache);
-    const struct sl_slot_table *table = sl_expert_cache_table(w->rig.cache);
-    uint32_t n_there = 0, n_held = 0, n_lent = 0;
+    const struct sl_slot_table *table = &w->rig.cache->table;
+    uint32_t n_there = 0, n_held = 0, n_pins = 0;
     uint64_t n_dropped, n_in_vain;
 
     w->n_events++;
     assert_true(sl_expert_cache_is_sound(w->rig.cache));
     assert_true(table->n_slots <= w->n_slots_max);
     for (uint32_t i = 0; i < table->n_slots; i++) {
-        n_there += table->slots[i].state != SL_SLOT_EMPTY && table->slots[i].state != SL_SLOT_HELD;
-        n_held += table->slots[i].state == SL_SLOT_HELD;
-        n_lent += table->slots[i].lent;
+        n_there +=
+            table->slots[i].state != SL_SLOT_EMPTY && table->slots[i].state != SL_SLOT_QUARANTINED;
+        n_held += table->slots[i].state == SL_SLOT_QUARANTINED;
+        n_pins += sl_slot_is_acquired(&table->slots[i]);
     }
-    assert_int_equal(n_lent, w->n_held);
+    assert_int_equal(n_pins, w->n_held);
     assert_int_equal(c.n_requests, w->n_requests);
     assert_true(c.n_hits + c.n_hinted_hits <= c.n_requests);
     assert_int_equal(c.wanted_bytes, c.n_loads * w->rig.f->expert_bytes);
@@ -258,7 +259,7 @@ static void demand(struct world *w)
     w->n_requests += n;
     assert_int_equal(w->rig.source->ops->demand(w->rig.source, w->layer, experts, n, NULL), 0);
     for (uint32_t id = 0; id < ALL; id++) /* no guess outlives it */
-        assert_true(!slot_of(w, id) || !slot_of(w, id)->guessed);
+        assert_true(!slot_of(w, id) || !slot_of(w, id)->predicted);
 }
 
 /* Half of the time a guess, often at the layer that is demanded next. */
@@ -271,22 +272,22 @@ static void hint(struct world *w)
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
     if (below(w, 2))
-        w->rig.source->ops->hint(w->rig.source, keys, n);
+        w->rig.source->ops->prefetch(w->rig.source, SL_PREFETCH_CERTAIN, keys, n);
     else
-        w->rig.source->ops->guess(w->rig.source, keys, n);
+        w->rig.source->ops->prefetch(w->rig.source, SL_PREFETCH_PREDICTED, keys, n);
 }
 
 static void next(struct world *w)
 {
     const bool wait = below(w, 3) > 0;
-    struct sl_expert_loan *loan = &w->held[w->n_held];
+    struct sl_expert_pin *pin = &w->held[w->n_held];
     struct sl_err err = {.code = 0};
-    int rc = w->rig.source->ops->next(w->rig.source, wait, loan, &err);
+    int rc = w->rig.source->ops->acquire(w->rig.source, wait, pin, &err);
 
     if (rc == 1) {
-        assert_int_equal(loan->key.layer_index, w->layer);
-        assert_false(is_held(w, loan->key.layer_index, loan->key.expert_index));
-        cache_rig_check_loan(&w->rig, loan);
+        assert_int_equal(pin->key.layer_index, w->layer);
+        assert_false(is_held(w, pin->key.layer_index, pin->key.expert_index));
+        cache_rig_check_pin(&w->rig, pin);
         assert_true(w->n_left-- > 0);
         w->n_held++;
     } else if (rc == 0) {
@@ -309,7 +310,7 @@ static void abandon(struct world *w)
 static void forget(struct world *w)
 {
     w->rig.source->ops->forget(w->rig.source);
-    assert_int_equal(sl_expert_cache_table(w->rig.cache)->n_hinted, 0);
+    assert_int_equal(w->rig.cache->table.n_prefetched, 0);
 }
 
 /* Or empties it. */
@@ -370,9 +371,9 @@ static void act(struct world *w)
         abandon(w);
     else if (what < 33)
         forget(w);
-    else if (w->n_held > 0 && (what < 60 || w->n_held == w->rig.source->hold_max))
+    else if (w->n_held > 0 && (what < 60 || w->n_held == w->rig.source->pins_max))
         release_one(w);
-    else if (w->open && w->n_held < w->rig.source->hold_max)
+    else if (w->open && w->n_held < w->rig.source->pins_max)
         next(w);
     else if (!w->open)
         demand(w);
@@ -401,7 +402,7 @@ static void create_world(struct world *w, const struct cache_fixture *f, uint64_
     options.piece_bytes <<= below(w, 6);
     options.n_slots = w->n_slots_max;
     options.inflight_max = 1 + below(w, 8);
-    options.read_ahead = below(w, 4) > 0;
+    options.prefetch_layers = below(w, 4) > 0;
     options.policy = below(w, 2) ? &sl_policy_frequency : &sl_policy_lru;
     if (f->packed) { /* a checkpoint has nothing to tell wrong codes by */
         plan.flip_permille = below(w, 2) * below(w, 40);
@@ -488,10 +489,41 @@ static void test_nothing_goes_wrong(void **state)
     assert_true(n_guess_late > 10 && n_guess_wasted > 0);
 }
 
+/* ---- the states of a slot ----------------------------------------------------------------------
+ */
+
+/* No slot is lost: every state can be reached from every other. And a slot that a drive may still
+ * write to comes back by way of EMPTY alone. */
+static void test_moves_of_a_slot(void **state)
+{
+    bool reached[SL_SLOT_STATES][SL_SLOT_STATES] = {{false}};
+
+    (void)state;
+    for (int from = 0; from < SL_SLOT_STATES; from++)
+        for (int to = 0; to < SL_SLOT_STATES; to++)
+            reached[from][to] = sl_slot_may_move(from, to);
+    for (int from = 0; from < SL_SLOT_STATES; from++) {
+        assert_false(reached[from][from]);
+        assert_false(reached[SL_SLOT_QUARANTINED][from] && from != SL_SLOT_EMPTY);
+        assert_false(reached[SL_SLOT_PINNED_QUARANTINED][from] && from != SL_SLOT_PINNED_FAILED &&
+                     from != SL_SLOT_QUARANTINED);
+        assert_false(reached[SL_SLOT_PINNED][from] && from != SL_SLOT_READY); /* not evicted */
+    }
+    for (int via = 0; via < SL_SLOT_STATES; via++)
+        for (int from = 0; from < SL_SLOT_STATES; from++)
+            for (int to = 0; to < SL_SLOT_STATES; to++)
+                reached[from][to] |= reached[from][via] && reached[via][to];
+    for (int from = 0; from < SL_SLOT_STATES; from++)
+        for (int to = 0; to < SL_SLOT_STATES; to++)
+            assert_true(reached[from][to]);
+    assert_false(sl_slot_may_move(SL_SLOT_EMPTY, SL_SLOT_STATES));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nothing_goes_wrong),
+        cmocka_unit_test(test_moves_of_a_slot),
     };
 
     print_message("SL_SEED=%" PRIu64 "\n", inputs_seed());

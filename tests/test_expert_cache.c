@@ -276,7 +276,7 @@ static void test_demand_larger_than_the_cache(void **state)
     static const struct cache_rig_options options = {
         .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 3, .inflight_max = 4};
     static const uint16_t experts[] = {0, 1, 2, 3, 4, 5, 6, 7};
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     const struct cache_fixture *fixtures = *state;
     struct cache_rig rig;
 
@@ -285,14 +285,14 @@ static void test_demand_larger_than_the_cache(void **state)
     for (uint64_t i = 0; i < 8; i++) {
         uint64_t n_begun = i + 3 < 8 ? i + 3 : 8;
 
-        assert_int_equal(cache_rig_hint(&rig, 2, experts, 8).n_loads, n_begun);
-        assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
+        assert_int_equal(cache_rig_prefetch(&rig, 2, experts, 8).n_loads, n_begun);
+        assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_begun);
-        assert_int_equal(loan.key.layer_index, 1);
-        rig.source->ops->release(rig.source, &loan);
+        assert_int_equal(pin.key.layer_index, 1);
+        rig.source->ops->release(rig.source, &pin);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_begun + (i < 5));
     }
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
     cache_rig_fini(&rig);
 }
 
@@ -409,7 +409,7 @@ static void test_resizing(void **state)
     static const uint16_t experts[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters counters;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     uint64_t start_bytes, before_bytes;
     struct cache_rig rig;
     struct sl_err err;
@@ -424,7 +424,7 @@ static void test_resizing(void **state)
     before_bytes = resident_bytes(sl_expert_cache_arena(rig.cache));
     assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes + 100, NULL), 0);
     assert_int_equal(sl_expert_cache_slot_count(rig.cache), 4);
-    assert_int_equal(rig.source->hold_max, 3);
+    assert_int_equal(rig.source->pins_max, 3);
     assert_int_equal(before_bytes - resident_bytes(sl_expert_cache_arena(rig.cache)),
                      8 * slot_bytes);
     counters = sl_expert_cache_counters(rig.cache);
@@ -446,11 +446,11 @@ static void test_resizing(void **state)
     assert_non_null(strstr(err.message, "3 experts"));
     assert_int_equal(rig.source->ops->demand(rig.source, 1, experts, 1, NULL), 0);
     assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), -EBUSY);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
     assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), -EBUSY);
-    rig.source->ops->release(rig.source, &loan);
-    cache_rig_hint(&rig, 2, experts, 3); /* in flight when the size changes */
+    rig.source->ops->release(rig.source, &pin);
+    cache_rig_prefetch(&rig, 2, experts, 3); /* in flight when the size changes */
     assert_int_equal(sl_expert_cache_resize(rig.cache, 4 * slot_bytes, &err), 0);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(cache_rig_demand(&rig, 2, experts, 3, NULL, NULL), 0);
@@ -463,22 +463,22 @@ static void test_emptying(void **state)
         .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 6, .inflight_max = 4};
     static const uint16_t experts[] = {1, 5, 8};
     const struct cache_fixture *fixtures = *state;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     struct cache_rig rig;
     struct sl_err err;
 
     cache_rig_init(&rig, fixtures, &options);
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
-    cache_rig_hint(&rig, 1, experts, 1); /* in flight */
+    cache_rig_prefetch(&rig, 1, experts, 1); /* in flight */
     assert_int_equal(sl_expert_cache_empty(rig.cache, NULL), 0);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_evictions, 4);
     assert_int_equal(rig.source->ops->demand(rig.source, 0, experts, 1, NULL), 0);
     assert_int_equal(sl_expert_cache_empty(rig.cache, &err), -EBUSY);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
     assert_int_equal(sl_expert_cache_empty(rig.cache, &err), -EBUSY);
-    rig.source->ops->release(rig.source, &loan);
+    rig.source->ops->release(rig.source, &pin);
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 3, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 4 + 3);
     cache_rig_fini(&rig);
@@ -634,7 +634,7 @@ static void test_nothing_is_allocated_after_create(void **state)
         uint16_t experts[CACHE_EXPERTS];
 
         cache_rig_choose(&rig.random, experts, 9);
-        cache_rig_hint(&rig, round % CACHE_LAYERS, experts, 9);
+        cache_rig_prefetch(&rig, round % CACHE_LAYERS, experts, 9);
         assert_int_equal(cache_rig_demand(&rig, round % CACHE_LAYERS, experts, 9, NULL, NULL), 0);
     }
     assert_false(fault_alloc_happened());

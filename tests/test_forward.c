@@ -212,7 +212,7 @@ static int model_destroy(void **state)
 /* The source as it is between tests. */
 static void calm(struct model *m)
 {
-    m->experts.source.hold_max = m->experts.hold_limit;
+    m->experts.source.pins_max = m->experts.pins_limit;
     m->experts.shuffle = false;
     m->experts.delay_permille = m->experts.partial_permille = 0;
     m->experts.fail_nth = m->experts.stop_nth = 0;
@@ -369,7 +369,7 @@ static void run_random_steps(struct model *m, const struct trial *trial, uint64_
     for (uint32_t s = 0; s < SEQUENCES; s++)
         renew_kv(m, &rig, s, lengths[s] + fixture_below(random, CONTEXT_MAX - lengths[s] + 1));
     do {
-        experts->source.hold_max = k + fixture_below(random, experts->hold_limit - k + 1);
+        experts->source.pins_max = k + fixture_below(random, experts->pins_limit - k + 1);
         experts->shuffle = fixture_below(random, 4) > 0;
         experts->delay_permille = fixture_below(random, 1001);
         experts->partial_permille = fixture_below(random, 1001);
@@ -662,7 +662,7 @@ static void test_failing_experts(void **state)
 
     options.n_threads = 2;
     rig_init(&rig, m, &options);
-    m->experts.source.hold_max = m->config.num_experts_per_tok;
+    m->experts.source.pins_max = m->config.num_experts_per_tok;
     m->experts.shuffle = true;
     m->experts.delay_permille = 200;
     m->experts.partial_permille = 500;
@@ -675,30 +675,30 @@ static void test_failing_experts(void **state)
     rig_fini(&rig);
 }
 
-/* Most of what is guessed is what the next layer asks for; and nobody guesses for long steps. */
-static void test_guesses_come_true(void **state)
+/* Most predicted experts are those that the next layer demands; long steps predict none. */
+static void test_predictions_come_true(void **state)
 {
     struct model *m = *state;
     struct rig rig;
     struct sl_span span;
-    uint32_t n_guessable = m->config.num_hidden_layers - m->config.num_hash_layers;
-    uint64_t n_guessed;
+    uint32_t n_predictable = m->config.num_hidden_layers - m->config.num_hash_layers;
+    uint64_t n_predicted;
 
     rig_init(&rig, m, &plain);
-    m->experts.n_guessed = m->experts.n_guessed_right = 0;
+    m->experts.n_predicted = m->experts.n_predicted_right = 0;
     span = (struct sl_span){&rig.kv[0], m->tokens[0], 9, SL_LOGITS_NONE};
     assert_int_equal(step(&rig, &span, 1, NULL, NULL, NULL), 0);
-    assert_int_equal(m->experts.n_guessed, 0);
+    assert_int_equal(m->experts.n_predicted, 0);
     span.n_tokens = 1;
     for (uint32_t i = 9; i < 19; i++) {
         span.tokens = m->tokens[0] + i;
         assert_int_equal(step(&rig, &span, 1, NULL, NULL, NULL), 0);
     }
-    n_guessed = m->experts.n_guessed;
-    print_message("%u of %u guesses came true\n", (unsigned)m->experts.n_guessed_right,
-                  (unsigned)n_guessed);
-    assert_int_equal(n_guessed % (10 * n_guessable), 0);
-    assert_true(n_guessed > 0 && m->experts.n_guessed_right * 2 > n_guessed);
+    n_predicted = m->experts.n_predicted;
+    print_message("%u of %u predictions came true\n", (unsigned)m->experts.n_predicted_right,
+                  (unsigned)n_predicted);
+    assert_int_equal(n_predicted % (10 * n_predictable), 0);
+    assert_true(n_predicted > 0 && m->experts.n_predicted_right * 2 > n_predicted);
     rig_fini(&rig);
 }
 
@@ -732,7 +732,7 @@ static void test_a_step_can_be_stopped(void **state)
 
     rig_init(&rig, m, &plain);
     m->experts.stop = &rig.stop;
-    m->experts.source.hold_max = 1;
+    m->experts.source.pins_max = 1;
     m->experts.n_abandoned = 0;
     while (stop_at_request(m, &rig, nth))
         nth++;
@@ -811,7 +811,7 @@ int main(void)
         cmocka_unit_test(test_exact_has_one_answer_too),
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_failing_experts),
-        cmocka_unit_test(test_guesses_come_true),
+        cmocka_unit_test(test_predictions_come_true),
         cmocka_unit_test(test_a_step_can_be_stopped),
         cmocka_unit_test(test_a_reset_kv_cache_is_a_new_one),
         cmocka_unit_test(test_steps_allocate_nothing),

@@ -93,7 +93,7 @@ static void run(struct rig *rig, uint32_t n_tokens, uint64_t seed)
         rig->tokens[i].id = (int32_t)fixture_below(&seed, rig->config.vocab_size);
     for (size_t i = 0; i < stream_count(rig, n_tokens); i++)
         rig->step.streams[i] = (float)fixture_below(&seed, 1u << 20) * 0x1p-19f - 1.0f;
-    sl_moe_hint(rig->moe, &rig->step, layer, &rig->experts.source);
+    sl_moe_prefetch(rig->moe, &rig->step, layer, &rig->experts.source);
     assert_int_equal(sl_moe_run(rig->moe, &rig->step, 0, layer, NULL, &rig->experts.source, NULL),
                      0);
     assert_int_equal(rig->experts.n_held, 0);
@@ -252,7 +252,7 @@ static void test_loans_do_not_show(void **state)
         float *expected = malloc(size_bytes);
 
         assert_non_null(expected);
-        rig.experts.source.hold_max = EXPERTS_MAX;
+        rig.experts.source.pins_max = EXPERTS_MAX;
         rig.experts.shuffle = false;
         rig.experts.delay_permille = rig.experts.partial_permille = 0;
         rig.experts.n_held_max = 0;
@@ -260,8 +260,8 @@ static void test_loans_do_not_show(void **state)
         memcpy(expected, rig.step.streams, size_bytes);
         if (counts[i] == 21) /* the batch is cut by its experts, not its rows */
             assert_true(rig.experts.n_demanded[0] > 64 && rig.experts.n_held_max == 64);
-        for (uint32_t hold_max = 6; hold_max <= EXPERTS_MAX; hold_max += 77) {
-            rig.experts.source.hold_max = hold_max;
+        for (uint32_t pins_max = 6; pins_max <= EXPERTS_MAX; pins_max += 77) {
+            rig.experts.source.pins_max = pins_max;
             rig.experts.shuffle = true;
             rig.experts.delay_permille = 300;
             rig.experts.partial_permille = 500;
@@ -289,7 +289,7 @@ static void test_failure_leaves_no_loan(void **state)
     for (uint64_t nth = 1; nth <= 4; nth++) {
         rig.experts.fail_nth = nth;
         rig.experts.fail_code = -EIO;
-        sl_moe_hint(rig.moe, &rig.step, rig.weights.layers, &rig.experts.source);
+        sl_moe_prefetch(rig.moe, &rig.step, rig.weights.layers, &rig.experts.source);
         assert_int_equal(
             sl_moe_run(rig.moe, &rig.step, 0, rig.weights.layers, NULL, &rig.experts.source, NULL),
             -EIO);

@@ -141,7 +141,7 @@ static void test_w1_and_w3_come_first(void **state)
 
     for (uint32_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct io_fault_plan plan = cases[i].plan;
-        struct sl_expert_loan loan;
+        struct sl_expert_pin pin;
         struct cache_rig rig;
         bool late = cases[i].rc == -ETIMEDOUT;
 
@@ -149,23 +149,23 @@ static void test_w1_and_w3_come_first(void **state)
         cache_rig_init(&rig, &f->packed, &options);
         io_fault_set(rig.io, &plan);
         assert_int_equal(rig.source->ops->demand(rig.source, 1, &expert, 1, NULL), 0);
-        assert_int_equal(rig.source->ops->next(rig.source, false, &loan, NULL), -EAGAIN);
-        assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
-        assert_true(loan.partial);
+        assert_int_equal(rig.source->ops->acquire(rig.source, false, &pin, NULL), -EAGAIN);
+        assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
+        assert_true(pin.partial);
         assert_in_range(io_fault_read_count(rig.io), 5, 6);
-        cache_rig_check_loan(&rig, &loan);
-        assert_int_equal(cache_rig_complete(&rig, &loan, NULL), cases[i].rc);
+        cache_rig_check_pin(&rig, &pin);
+        assert_int_equal(cache_rig_complete(&rig, &pin, NULL), cases[i].rc);
         assert_true(sl_expert_cache_is_sound(rig.cache));
         if (cases[i].rc == 0) {
             assert_int_equal(io_fault_read_count(rig.io), cases[i].n_reads);
-            assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 0);
+            assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
         }
-        rig.source->ops->release(rig.source, &loan);
+        rig.source->ops->release(rig.source, &pin);
         assert_true(sl_expert_cache_is_sound(rig.cache));
-        assert_int_equal(sl_expert_cache_table(rig.cache)->slots[loan.slot_index].state,
-                         late          ? SL_SLOT_HELD
-                         : cases[i].rc ? SL_SLOT_EMPTY
-                                       : SL_SLOT_READY);
+        assert_int_equal(rig.cache->table.slots[pin.slot_index].state, late ? SL_SLOT_QUARANTINED
+                                                                       : cases[i].rc
+                                                                           ? SL_SLOT_EMPTY
+                                                                           : SL_SLOT_READY);
         io_fault_heal(rig.io);
         assert_int_equal(cache_rig_demand(&rig, 1, &expert, 1, NULL, NULL), 0);
         cache_rig_fini(&rig);
@@ -261,7 +261,8 @@ static void test_late_writes_hit_nobody(void **state)
             assert_int_equal(cache_rig_demand(&rig, layer, experts, n_slots - 1, NULL, NULL), 0);
         n_loads = sl_expert_cache_counters(rig.cache).n_loads;
         io_fault_heal(rig.io);
-        rig.source->ops->hint(rig.source, NULL, 0); /* takes in what was written now */
+        rig.source->ops->prefetch(rig.source, SL_PREFETCH_CERTAIN, NULL,
+                                  0); /* takes in what was written now */
         assert_int_equal(cache_rig_demand(&rig, CACHE_LAYERS - 1, experts, n_slots - 1, NULL, NULL),
                          0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, n_loads);
@@ -306,17 +307,17 @@ static void test_compressed_comes_whole(void **state)
     static const struct io_fault_plan plan = {.lazy = true};
     static const uint16_t expert = 4;
     const struct fixture *f = *state;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     struct cache_rig rig;
 
     cache_rig_init(&rig, &f->packed, &options);
     io_fault_set(rig.io, &plan);
     assert_int_equal(rig.source->ops->demand(rig.source, 1, &expert, 1, NULL), 0);
-    assert_int_equal(rig.source->ops->next(rig.source, true, &loan, NULL), 1);
-    assert_false(loan.partial);
+    assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
+    assert_false(pin.partial);
     assert_int_equal(io_fault_read_count(rig.io), (f->packed.expert_bytes + 8191) / 8192);
-    cache_rig_check_loan(&rig, &loan);
-    rig.source->ops->release(rig.source, &loan);
+    cache_rig_check_pin(&rig, &pin);
+    rig.source->ops->release(rig.source, &pin);
     cache_rig_fini(&rig);
 }
 

@@ -230,8 +230,7 @@ static void take_time(void *context, const struct sl_logits_row *rows, uint32_t 
     work_until(sl_clock_ns() + n_rows * WORK_NS);
 }
 
-static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mtp,
-                                     uint64_t *n_loans)
+static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mtp, uint64_t *n_pins)
 {
     struct sl_span span = {&rig->kv, rig->tokens, n_tokens, SL_LOGITS_ALL};
     struct account account = account_begin(rig->compute.pool);
@@ -240,9 +239,9 @@ static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mt
     const struct sl_step_request request = {
         .spans = &span, .n_spans = 1, .on_logits = take_time, .on_logits_context = &n_rows};
 
-    *n_loans = rig->experts.n_loans;
+    *n_pins = rig->experts.n_pins;
     assert_int_equal((mtp ? sl_forward_mtp : sl_forward_step)(rig->forward, &request, NULL), 0);
-    *n_loans = rig->experts.n_loans - *n_loans;
+    *n_pins = rig->experts.n_pins - *n_pins;
     booked = account_end(&account);
     assert_int_equal(n_rows, n_tokens);
     assert_true(booked.of[SL_PHASE_OUTSIDE].work_ns >= n_tokens * WORK_NS);
@@ -262,13 +261,13 @@ static void test_a_step_books_every_kind_of_work(void **state)
     for (uint32_t n_threads = 1; n_threads <= 3; n_threads += 2) {
         static struct rig rig;
         const struct sl_config *c = &rig.config;
-        uint64_t hidden, inner, k, n_loans, expert_bytes;
+        uint64_t hidden, inner, k, n_pins, expert_bytes;
         struct sl_phase_counters booked;
 
         rig = (struct rig){0};
         rig_init(&rig, n_threads);
         hidden = c->hidden_size, inner = c->moe_intermediate_size, k = c->num_experts_per_tok;
-        booked = step(&rig, PROMPT_TOKENS, false, &n_loans);
+        booked = step(&rig, PROMPT_TOKENS, false, &n_pins);
         for (size_t i = 0; i < sizeof(linears) / sizeof(linears[0]); i++) {
             assert_true(booked.of[linears[i]].work_ns > 0);
             assert_true(booked.of[linears[i]].read_bytes > 0);
@@ -285,14 +284,14 @@ static void test_a_step_books_every_kind_of_work(void **state)
                        sl_r16_tile_count(hidden) * sl_r16_fp4_tile_bytes(inner);
         assert_int_equal(booked.of[SL_PHASE_ROUTED_LINEARS].multiplications,
                          PROMPT_TOKENS * c->num_hidden_layers * k * 3 * hidden * inner);
-        assert_int_equal(booked.of[SL_PHASE_ROUTED_LINEARS].read_bytes, n_loans * expert_bytes);
+        assert_int_equal(booked.of[SL_PHASE_ROUTED_LINEARS].read_bytes, n_pins * expert_bytes);
         assert_int_equal(booked.of[SL_PHASE_SHARED_LINEARS].multiplications,
                          PROMPT_TOKENS * c->num_hidden_layers * 3 * hidden * inner);
         assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications,
                          PROMPT_TOKENS * c->vocab_size * hidden);
 
-        booked = step(&rig, 1, false, &n_loans);
-        assert_int_equal(n_loans, c->num_hidden_layers * k);
+        booked = step(&rig, 1, false, &n_pins);
+        assert_int_equal(n_pins, c->num_hidden_layers * k);
         assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications, c->vocab_size * hidden);
         rig_fini(&rig);
     }
@@ -303,19 +302,19 @@ static void test_mtp_steps_are_booked(void **state)
 {
     static struct rig rig;
     const struct sl_config *c = &rig.config;
-    uint64_t n_loans, hidden;
+    uint64_t n_pins, hidden;
     struct sl_phase_counters booked;
 
     (void)state;
     rig = (struct rig){0};
     rig_init(&rig, 2);
     hidden = c->hidden_size;
-    step(&rig, 3, false, &n_loans);
-    booked = step(&rig, 3, true, &n_loans);
+    step(&rig, 3, false, &n_pins);
+    booked = step(&rig, 3, true, &n_pins);
     assert_int_equal(booked.of[SL_PHASE_HEAD].multiplications,
                      3 * (c->vocab_size * hidden + (1 + c->hc_mult) * hidden * hidden));
-    step(&rig, 1, false, &n_loans);
-    booked = step(&rig, 0, true, &n_loans);
+    step(&rig, 1, false, &n_pins);
+    booked = step(&rig, 0, true, &n_pins);
     assert_int_equal(sl_pool_phase(rig.compute.pool, SL_PHASE_OUTSIDE), SL_PHASE_OUTSIDE);
     rig_fini(&rig);
 }

@@ -260,7 +260,7 @@ int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request
     if (rc < 0)
         return rc;
     if (f->params.prefetch != SL_PREFETCH_OFF)
-        sl_moe_hint(f->moe, &f->step, f->params.weights->layers, f->params.source);
+        sl_moe_prefetch(f->moe, &f->step, f->params.weights->layers, f->params.source);
     sl_pool_run(compute->pool, f->step.n_tokens, 4, embed_tokens, f);
     sl_pool_phase(compute->pool, SL_PHASE_OUTSIDE);
     return 0;
@@ -272,14 +272,14 @@ int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request
 static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *err)
 {
     const struct sl_layer_weights *layer = &f->params.weights->layers[layer_index];
-    const bool guess = f->params.prefetch == SL_PREFETCH_GATE &&
-                       layer_index + 1 < f->params.config->num_hidden_layers;
+    const bool predict = f->params.prefetch == SL_PREFETCH_GATE &&
+                         layer_index + 1 < f->params.config->num_hidden_layers;
     int rc;
 
     sl_kv_rollback_save(&f->rollback[f->part]);
     rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
     if (rc == 0)
-        rc = sl_moe_run(f->moe, &f->step, layer_index, layer, guess ? layer + 1 : NULL,
+        rc = sl_moe_run(f->moe, &f->step, layer_index, layer, predict ? layer + 1 : NULL,
                         f->params.source, err);
     if (rc == -ECANCELED)
         return sl_err_set(err, rc, "stopped in layer %u", layer_index);

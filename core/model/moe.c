@@ -8,59 +8,60 @@
 #include "core/model/hyper_connection.h"
 #include "core/model/linear.h"
 
-#define LOANS_MAX 64u /* experts whose linears run as one job */
+#define PINS_MAX 64u /* experts whose linears run as one job */
 
-/* More tokens name most of a layer's experts between them, and what is left to guess is little. A
- * token's last choices are guessed wrong most often: docs/PERFORMANCE.md, prefetch. */
-#define GUESS_TOKENS_MAX 8u
-#define GUESSES_PER_TOKEN 4u
-_Static_assert(GUESS_TOKENS_MAX *GUESSES_PER_TOKEN <= SL_GUESS_MAX, "one guess holds them");
+/* More tokens name most of a layer's experts between them, and little is left to predict. A
+ * token's last choices are predicted worst: docs/PERFORMANCE.md, prefetch. */
+#define PREDICT_TOKENS_MAX 8u
+#define PREDICTED_PER_TOKEN 4u
+_Static_assert(PREDICT_TOKENS_MAX *PREDICTED_PER_TOKEN <= SL_PREDICTED_MAX,
+               "one prediction holds them");
 
 struct pair {
     uint32_t token;
     float weight;
 };
 
-/* Pairs first .. first + n of one lent expert, in rows batch_row .. of a batch. */
+/* Pairs first .. first + n of one pinned expert, in rows batch_row .. of a batch. */
 struct part {
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     struct sl_matrix w[SL_EXPERT_MATRICES];
     uint32_t first;
     uint32_t n;
     uint32_t batch_row;
-    bool ends_loan; /* no further part follows */
+    bool releases_pin; /* no further part follows */
 };
 
 struct sl_moe {
     uint32_t rows_max; /* of a batch */
 
-    struct sl_act_buffer x;      /* (tokens_max, hidden_size) the layer's normed input */
-    struct sl_hc_mix mix;        /* (tokens_max) */
-    float *scores;               /* (tokens_max, n_routed_experts rounded up to 16) */
-    uint16_t *picked;            /* (tokens_max, K) experts, ascending */
-    float *picked_weight;        /* (tokens_max, K) */
-    uint32_t *picked_pair;       /* (tokens_max, K) where the pair was sorted to */
-    struct pair *pairs;          /* (tokens_max * K) */
-    uint32_t *pair_first;        /* (n_routed_experts + 1) first pair of each expert */
-    uint16_t *wanted;            /* (n_routed_experts) distinct experts, ascending */
-    struct sl_expert_key *hints; /* (n_routed_experts) */
-    float *pair_out;             /* (tokens_max * K, hidden_size) */
-    float *shared_out;           /* (tokens_max, hidden_size); then the layer's output */
+    struct sl_act_buffer x;        /* (tokens_max, hidden_size) the layer's normed input */
+    struct sl_hc_mix mix;          /* (tokens_max) */
+    float *scores;                 /* (tokens_max, n_routed_experts rounded up to 16) */
+    uint16_t *picked;              /* (tokens_max, K) experts, ascending */
+    float *picked_weight;          /* (tokens_max, K) */
+    uint32_t *picked_pair;         /* (tokens_max, K) where the pair was sorted to */
+    struct pair *pairs;            /* (tokens_max * K) */
+    uint32_t *pair_first;          /* (n_routed_experts + 1) first pair of each expert */
+    uint16_t *wanted;              /* (n_routed_experts) distinct experts, ascending */
+    struct sl_expert_key *certain; /* (n_routed_experts) */
+    float *pair_out;               /* (tokens_max * K, hidden_size) */
+    float *shared_out;             /* (tokens_max, hidden_size); then the layer's output */
 
     /* A batch of rows on its way through an expert. */
     struct sl_act_buffer in; /* (rows_max, hidden_size) */
     float *gate, *up;        /* (rows_max, moe_intermediate_size) */
     struct sl_act_buffer h;  /* (rows_max, moe_intermediate_size) */
     float *row_weight;       /* (rows_max) */
-    struct part parts[LOANS_MAX];
+    struct part parts[PINS_MAX];
     uint32_t n_parts;
     uint32_t n_rows;
 
-    /* As above, for the guess at the next layer. */
-    float *guess_streams;         /* (GUESS_TOKENS_MAX, hc_mult, hidden_size) */
-    struct sl_act_buffer guess_x; /* (GUESS_TOKENS_MAX, hidden_size) */
-    struct sl_hc_mix guess_mix;
-    float *guess_scores;
+    /* The prediction of the next layer's experts uses its own. */
+    float *next_streams;         /* (PREDICT_TOKENS_MAX, hc_mult, hidden_size) */
+    struct sl_act_buffer next_x; /* (PREDICT_TOKENS_MAX, hidden_size) */
+    struct sl_hc_mix next_mix;
+    float *next_scores;
 };
 
 struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *config,
@@ -82,7 +83,7 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.pairs = sl_arena_take(arena, pairs, sizeof(*m.pairs));
     m.pair_first = sl_arena_take(arena, experts + 1, sizeof(*m.pair_first));
     m.wanted = sl_arena_take(arena, experts, sizeof(*m.wanted));
-    m.hints = sl_arena_take(arena, experts, sizeof(*m.hints));
+    m.certain = sl_arena_take(arena, experts, sizeof(*m.certain));
     m.pair_out = sl_arena_take(arena, pairs * hidden, sizeof(float));
     m.shared_out = sl_arena_take(arena, tokens * hidden, sizeof(float));
     m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size, SL_ACT_INT8, numerics);
@@ -91,20 +92,20 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
                               SL_ACT_BF16 | SL_ACT_INT8, numerics);
     m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
-    m.guess_streams =
-        sl_arena_take(arena, GUESS_TOKENS_MAX * config->hc_mult * hidden, sizeof(float));
-    m.guess_x =
-        sl_act_buffer_carve(arena, GUESS_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
-    m.guess_mix = sl_hc_mix_carve(arena, config, GUESS_TOKENS_MAX);
-    m.guess_scores =
-        sl_arena_take(arena, GUESS_TOKENS_MAX * sl_r16_padded_rows(experts), sizeof(float));
+    m.next_streams =
+        sl_arena_take(arena, PREDICT_TOKENS_MAX * config->hc_mult * hidden, sizeof(float));
+    m.next_x =
+        sl_act_buffer_carve(arena, PREDICT_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
+    m.next_mix = sl_hc_mix_carve(arena, config, PREDICT_TOKENS_MAX);
+    m.next_scores =
+        sl_arena_take(arena, PREDICT_TOKENS_MAX * sl_r16_padded_rows(experts), sizeof(float));
     if (moe)
         *moe = m;
     return moe;
 }
 
-void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
-                 const struct sl_layer_weights *layers, struct sl_expert_source *source)
+void sl_moe_prefetch(struct sl_moe *moe, const struct sl_step *step,
+                     const struct sl_layer_weights *layers, struct sl_expert_source *source)
 {
     const struct sl_config *config = step->config;
     const uint32_t k = config->num_experts_per_tok;
@@ -118,8 +119,8 @@ void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
                 moe->wanted[layers[layer].tid2eid[(size_t)step->tokens[i].id * k + s]] = 1;
         for (uint32_t e = 0; e < config->n_routed_experts; e++)
             if (moe->wanted[e])
-                moe->hints[n++] = (struct sl_expert_key){(uint16_t)layer, (uint16_t)e};
-        source->ops->hint(source, moe->hints, n);
+                moe->certain[n++] = (struct sl_expert_key){(uint16_t)layer, (uint16_t)e};
+        source->ops->prefetch(source, SL_PREFETCH_CERTAIN, moe->certain, n);
     }
 }
 
@@ -274,48 +275,47 @@ static uint32_t add_key(struct sl_expert_key *keys, uint32_t n, struct sl_expert
     return n + 1;
 }
 
-/* What the next layer's router makes of the streams with the shared expert's output: before the
- * routed ones' and the next attention's, but most of its choices. All tokens' first choices go
- * first. */
-static void guess_next(const struct run *in)
+/* Predicts the next layer's experts: its mHC mix, norm and router applied to the streams plus the
+ * shared expert's output (routed experts and the next attention are still missing). Most
+ * predictions hold. All tokens' first choices go first. */
+static void predict_next(const struct run *in)
 {
     struct sl_moe *m = in->m;
-    struct sl_step guessed = *in->step;
-    const struct sl_config *config = guessed.config;
+    struct sl_step ahead = *in->step;
+    const struct sl_config *config = ahead.config;
     const uint32_t experts = config->n_routed_experts, k = config->num_experts_per_tok;
     const size_t stride = sl_r16_padded_rows(experts);
-    uint16_t picked[GUESS_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
-    struct sl_expert_key keys[SL_GUESS_MAX];
+    uint16_t picked[PREDICT_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
+    struct sl_expert_key keys[SL_PREDICTED_MAX];
     struct sl_linear_job gate;
     uint32_t n_keys = 0;
 
-    if (!in->next || in->next->tid2eid || guessed.n_tokens > GUESS_TOKENS_MAX ||
-        !in->source->ops->guess)
+    if (!in->next || in->next->tid2eid || ahead.n_tokens > PREDICT_TOKENS_MAX)
         return;
-    guessed.streams = m->guess_streams;
-    memcpy(guessed.streams, in->step->streams,
-           (size_t)guessed.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
-    sl_hc_after(&guessed, 0, guessed.n_tokens, &m->mix, m->shared_out, config->hidden_size);
-    sl_hc_before(&guessed, &in->next->hc_ffn, in->next->ffn_norm, 0, guessed.n_tokens,
-                 &m->guess_mix, &m->guess_x);
-    sl_pool_phase(guessed.compute->pool, SL_PHASE_ROUTER);
-    gate = (struct sl_linear_job){&in->next->gate,  sl_act_buffer_rows(&m->guess_x, 0),
-                                  m->guess_scores,  stride,
-                                  guessed.n_tokens, 0};
-    sl_linear_run(guessed.compute, &gate, 1);
-    for (uint32_t i = 0; i < guessed.n_tokens; i++) {
-        float *scores = m->guess_scores + i * stride;
+    ahead.streams = m->next_streams;
+    memcpy(ahead.streams, in->step->streams,
+           (size_t)ahead.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
+    sl_hc_after(&ahead, 0, ahead.n_tokens, &m->mix, m->shared_out, config->hidden_size);
+    sl_hc_before(&ahead, &in->next->hc_ffn, in->next->ffn_norm, 0, ahead.n_tokens, &m->next_mix,
+                 &m->next_x);
+    sl_pool_phase(ahead.compute->pool, SL_PHASE_ROUTER);
+    gate = (struct sl_linear_job){&in->next->gate, sl_act_buffer_rows(&m->next_x, 0),
+                                  m->next_scores,  stride,
+                                  ahead.n_tokens,  0};
+    sl_linear_run(ahead.compute, &gate, 1);
+    for (uint32_t i = 0; i < ahead.n_tokens; i++) {
+        float *scores = m->next_scores + i * stride;
 
-        guessed.compute->kernels->sqrt_softplus(experts, scores, scores);
+        ahead.compute->kernels->sqrt_softplus(experts, scores, scores);
         pick_top(config, scores, in->next->gate_bias, picked[i]);
     }
-    for (uint32_t rank = 0; rank < k && rank < GUESSES_PER_TOKEN; rank++)
-        for (uint32_t i = 0; i < guessed.n_tokens; i++)
+    for (uint32_t rank = 0; rank < k && rank < PREDICTED_PER_TOKEN; rank++)
+        for (uint32_t i = 0; i < ahead.n_tokens; i++)
             n_keys =
                 add_key(keys, n_keys,
                         (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});
-    sl_pool_phase(guessed.compute->pool, SL_PHASE_REST);
-    in->source->ops->guess(in->source, keys, n_keys);
+    sl_pool_phase(ahead.compute->pool, SL_PHASE_REST);
+    in->source->ops->prefetch(in->source, SL_PREFETCH_PREDICTED, keys, n_keys);
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -421,8 +421,8 @@ static void drop_batch(const struct run *in)
     struct sl_moe *m = in->m;
 
     for (uint32_t p = 0; p < m->n_parts; p++)
-        if (m->parts[p].ends_loan)
-            in->source->ops->release(in->source, &m->parts[p].loan);
+        if (m->parts[p].releases_pin)
+            in->source->ops->release(in->source, &m->parts[p].pin);
     m->n_parts = 0;
     m->n_rows = 0;
 }
@@ -434,8 +434,8 @@ static int complete_batch(const struct run *in, struct sl_err *err)
     int rc = 0;
 
     for (uint32_t p = 0; p < m->n_parts && rc == 0; p++)
-        if (m->parts[p].loan.partial)
-            rc = in->source->ops->complete(in->source, &m->parts[p].loan, err);
+        if (m->parts[p].pin.partial)
+            rc = in->source->ops->complete(in->source, &m->parts[p].pin, err);
     return rc;
 }
 
@@ -445,7 +445,7 @@ static int run_batch(const struct run *in, struct sl_err *err)
     struct sl_moe *m = in->m;
     const size_t hidden = in->step->config->hidden_size;
     const size_t inner = in->step->config->moe_intermediate_size;
-    struct sl_linear_job up[2 * LOANS_MAX], down[LOANS_MAX];
+    struct sl_linear_job up[2 * PINS_MAX], down[PINS_MAX];
     int rc;
 
     if (m->n_parts == 0)
@@ -476,16 +476,16 @@ static int run_batch(const struct run *in, struct sl_err *err)
     return 0;
 }
 
-/* Puts a lent expert's pairs into the batch, running it whenever it is full. An expert has at most
- * one part in a batch, so that there are no more parts than loans. The batch with its last part
+/* Puts a pinned expert's pairs into the batch, running it whenever it is full. An expert has at
+ * most one part in a batch, so that there are no more parts than pins. The batch with its last part
  * releases it. */
-static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan, struct sl_err *err)
+static int add_to_batch(const struct run *in, const struct sl_expert_pin *pin, struct sl_err *err)
 {
     struct sl_moe *m = in->m;
     const uint32_t hidden = in->step->config->hidden_size;
     const uint32_t inner = in->step->config->moe_intermediate_size;
-    uint32_t next = m->pair_first[loan->key.expert_index];
-    const uint32_t end = m->pair_first[loan->key.expert_index + 1];
+    uint32_t next = m->pair_first[pin->key.expert_index];
+    const uint32_t end = m->pair_first[pin->key.expert_index + 1];
     int rc = 0;
 
     while (next < end && rc == 0) {
@@ -493,14 +493,14 @@ static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan,
         struct part *part = &m->parts[m->n_parts++];
 
         *part = (struct part){
-            .loan = *loan,
-            .w = {{SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W1], NULL},
-                  {SL_MATRIX_FP4, hidden, inner, loan->w[SL_EXPERT_W2], NULL},
-                  {SL_MATRIX_FP4, inner, hidden, loan->w[SL_EXPERT_W3], NULL}},
+            .pin = *pin,
+            .w = {{SL_MATRIX_FP4, inner, hidden, pin->w[SL_EXPERT_W1], NULL},
+                  {SL_MATRIX_FP4, hidden, inner, pin->w[SL_EXPERT_W2], NULL},
+                  {SL_MATRIX_FP4, inner, hidden, pin->w[SL_EXPERT_W3], NULL}},
             .first = next,
             .n = end - next < room ? end - next : room,
             .batch_row = m->n_rows,
-            .ends_loan = end - next <= room,
+            .releases_pin = end - next <= room,
         };
         next += part->n;
         m->n_rows += part->n;
@@ -508,7 +508,7 @@ static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan,
             rc = run_batch(in, err);
     }
     if (next < end) /* it failed, and no batch will have the last part */
-        in->source->ops->release(in->source, loan);
+        in->source->ops->release(in->source, pin);
     return rc;
 }
 
@@ -516,19 +516,19 @@ static int add_to_batch(const struct run *in, const struct sl_expert_loan *loan,
 static int run_experts(const struct run *in, struct sl_err *err)
 {
     struct sl_expert_source *source = in->source;
-    const uint32_t hold_max = source->hold_max < LOANS_MAX ? source->hold_max : LOANS_MAX;
-    struct sl_expert_loan loan;
-    int lent = 1, rc = 0;
+    const uint32_t pins_max = source->pins_max < PINS_MAX ? source->pins_max : PINS_MAX;
+    struct sl_expert_pin pin;
+    int acquired = 1, rc = 0;
 
-    while (rc == 0 && lent != 0) {
+    while (rc == 0 && acquired != 0) {
         if (sl_step_is_stopped(in->step))
             return -ECANCELED;
-        lent = source->ops->next(source, in->m->n_parts == 0, &loan, err);
-        if (lent < 0 && lent != -EAGAIN)
-            return lent;
-        if (lent == 1)
-            rc = add_to_batch(in, &loan, err);
-        if (rc == 0 && (lent != 1 || in->m->n_parts == hold_max))
+        acquired = source->ops->acquire(source, in->m->n_parts == 0, &pin, err);
+        if (acquired < 0 && acquired != -EAGAIN)
+            return acquired;
+        if (acquired == 1)
+            rc = add_to_batch(in, &pin, err);
+        if (rc == 0 && (acquired != 1 || in->m->n_parts == pins_max))
             rc = run_batch(in, err);
     }
     return rc;
@@ -543,7 +543,7 @@ static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_err *er
         return rc;
     rc = run_shared(in); /* while the misses load */
     if (rc == 0) {
-        guess_next(in);
+        predict_next(in);
         rc = run_experts(in, err);
     }
     if (rc == -ECANCELED)

@@ -19,13 +19,13 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
                             enum sl_numerics numerics, uint32_t tokens_max);
 
 /* Tells the source which experts the hash-routed layers of this step will want. */
-void sl_moe_hint(struct sl_moe *moe, const struct sl_step *step,
-                 const struct sl_layer_weights *layers, struct sl_expert_source *source);
+void sl_moe_prefetch(struct sl_moe *moe, const struct sl_step *step,
+                     const struct sl_layer_weights *layers, struct sl_expert_source *source);
 
 /* Runs the expert half of layer `layer_index` for all tokens: reads and updates their streams.
- * `next`, if not NULL, is the layer after it, whose experts are guessed for the source while those
- * of this one load: by its own router on the streams as they are. Only for a few tokens, and not
- * where it is hash-routed. Fails as the source does; then the step cannot be completed. */
+ * `next`, if not NULL, is the layer after it, whose experts are predicted for the source while
+ * those of this one load: by its own router on the streams as they are. Only for a few tokens, and
+ * not where it is hash-routed. Fails as the source does; then the step cannot be completed. */
 int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_index,
                const struct sl_layer_weights *weights, const struct sl_layer_weights *next,
                struct sl_expert_source *source, struct sl_err *err);

@@ -226,7 +226,7 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         .slots_min = (uint32_t)e->plan.slots_min,
         .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
         .verify = e->options.verify,
-        .read_ahead = e->options.prefetch != SL_PREFETCH_OFF,
+        .prefetch_layers = e->options.prefetch != SL_PREFETCH_OFF,
         .policy = e->options.policy,
     };
     int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);

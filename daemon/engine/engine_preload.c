@@ -63,7 +63,7 @@ int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, voi
     struct sl_expert_source *source = sl_expert_cache_source(e->cache);
     const uint32_t n_experts = e->config.n_routed_experts;
     const uint64_t total = (uint64_t)sl_engine_layer_count(e) * n_experts;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     uint16_t *experts;
     uint64_t done = 0;
     int rc = 0;
@@ -77,10 +77,10 @@ int sl_engine_load_experts(struct sl_engine *e, sl_progress_fn *on_progress, voi
         experts[i] = (uint16_t)i;
     for (uint32_t layer = 0; layer < sl_engine_layer_count(e) && rc >= 0; layer++) {
         rc = source->ops->demand(source, (uint16_t)layer, experts, n_experts, err);
-        while (rc >= 0 && (rc = source->ops->next(source, true, &loan, err)) == 1) {
-            if (loan.partial)
-                rc = source->ops->complete(source, &loan, err);
-            source->ops->release(source, &loan);
+        while (rc >= 0 && (rc = source->ops->acquire(source, true, &pin, err)) == 1) {
+            if (pin.partial)
+                rc = source->ops->complete(source, &pin, err);
+            source->ops->release(source, &pin);
             if (rc >= 0 && on_progress)
                 on_progress(context, ++done, total);
         }

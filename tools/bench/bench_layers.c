@@ -25,9 +25,9 @@ struct layer {
 
     /* The experts' source: every expert is the same one. */
     struct sl_expert_source source;
-    struct sl_expert_loan loan;
+    struct sl_expert_pin pin;
     const uint16_t *demanded;
-    uint32_t n_demanded, n_lent;
+    uint32_t n_demanded, n_pinned;
 
     uint32_t n_tokens; /* of a step */
     enum sl_phase phase;
@@ -43,10 +43,11 @@ static struct layer *layer_of(struct sl_expert_source *source)
     return sl_list_item(source, struct layer, source);
 }
 
-static void source_hint(struct sl_expert_source *source, const struct sl_expert_key *keys,
-                        uint32_t n_keys)
+static void source_prefetch(struct sl_expert_source *source, enum sl_prefetch_kind kind,
+                            const struct sl_expert_key *keys, uint32_t n_keys)
 {
     (void)source;
+    (void)kind;
     (void)keys;
     (void)n_keys;
 }
@@ -60,28 +61,28 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     (void)err;
     in->demanded = experts;
     in->n_demanded = n_experts;
-    in->n_lent = 0;
+    in->n_pinned = 0;
     return 0;
 }
 
-static int source_next(struct sl_expert_source *source, bool wait, struct sl_expert_loan *ret_loan,
-                       struct sl_err *err)
+static int source_acquire(struct sl_expert_source *source, bool wait, struct sl_expert_pin *ret_pin,
+                          struct sl_err *err)
 {
     struct layer *in = layer_of(source);
 
     (void)wait;
     (void)err;
-    if (in->n_lent == in->n_demanded)
+    if (in->n_pinned == in->n_demanded)
         return 0;
-    *ret_loan = in->loan;
-    ret_loan->key.expert_index = in->demanded[in->n_lent++];
+    *ret_pin = in->pin;
+    ret_pin->key.expert_index = in->demanded[in->n_pinned++];
     return 1;
 }
 
-static void source_release(struct sl_expert_source *source, const struct sl_expert_loan *loan)
+static void source_release(struct sl_expert_source *source, const struct sl_expert_pin *pin)
 {
     (void)source;
-    (void)loan;
+    (void)pin;
 }
 
 /* ---- weights -----------------------------------------------------------------------------------
@@ -169,9 +170,9 @@ static void carve(struct layer *in)
     w->shared_w1 = take_matrix(in, SL_MATRIX_FP8, inner, hidden);
     w->shared_w2 = take_matrix(in, SL_MATRIX_FP8, hidden, inner);
     w->shared_w3 = take_matrix(in, SL_MATRIX_FP8, inner, hidden);
-    in->loan.w[SL_EXPERT_W1] = take_matrix(in, SL_MATRIX_FP4, inner, hidden).tiles;
-    in->loan.w[SL_EXPERT_W2] = take_matrix(in, SL_MATRIX_FP4, hidden, inner).tiles;
-    in->loan.w[SL_EXPERT_W3] = take_matrix(in, SL_MATRIX_FP4, inner, hidden).tiles;
+    in->pin.w[SL_EXPERT_W1] = take_matrix(in, SL_MATRIX_FP4, inner, hidden).tiles;
+    in->pin.w[SL_EXPERT_W2] = take_matrix(in, SL_MATRIX_FP4, hidden, inner).tiles;
+    in->pin.w[SL_EXPERT_W3] = take_matrix(in, SL_MATRIX_FP4, inner, hidden).tiles;
     in->all.layers = w;
     in->all.embed = take_matrix(in, SL_MATRIX_BF16, c->vocab_size, hidden);
 }
@@ -303,15 +304,15 @@ static void bench_phases(const struct sl_bench *bench, struct layer *in, const c
 static int bench_layer(const struct sl_bench *bench, const struct sl_config *config,
                        const char *model, uint32_t past_tokens, struct sl_err *err)
 {
-    static const struct sl_expert_source_ops ops = {.hint = source_hint,
+    static const struct sl_expert_source_ops ops = {.prefetch = source_prefetch,
                                                     .demand = source_demand,
-                                                    .next = source_next,
+                                                    .acquire = source_acquire,
                                                     .release = source_release};
     struct layer in = {
         .compute = &bench->compute,
         .config = *config,
         .past_tokens = past_tokens,
-        .source = {.ops = &ops, .hold_max = config->num_experts_per_tok},
+        .source = {.ops = &ops, .pins_max = config->num_experts_per_tok},
         .err = err,
     };
     struct sl_forward_params params = {

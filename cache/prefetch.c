@@ -1,0 +1,281 @@
+/* All loads that no open demand asks for: certain ones, the current prediction (of the caller, or
+ * in sweeps of the next layer), and the preload. Nothing else in the cache speculates. */
+#include "cache/cache_internal.h"
+#include "cache/expert_cache.h"
+#include "core/base/assert.h"
+
+/* Of the experts that a sweep reads, one in so many may be prefetched in vain. */
+#define LAYER_WASTE_SHARE 64u
+
+/* A preload ranks its experts by a made-up past of so many sweeps. */
+#define PRELOAD_SWEEPS 8u
+
+void sl_prefetch_carve(struct sl_expert_cache *cache, struct sl_arena *arena)
+{
+    const uint32_t experts = cache->shape.n_routed_experts;
+
+    cache->prediction.experts = sl_arena_take(arena, experts, sizeof(*cache->prediction.experts));
+    cache->prediction.named = sl_arena_take(arena, experts, sizeof(*cache->prediction.named));
+}
+
+/* ---- certain -----------------------------------------------------------------------------------
+ */
+
+static void prefetch_certain(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                             uint32_t n_keys)
+{
+    struct sl_policy *policy = cache->table.policy;
+
+    /* Starts the open demand's loads first, so that the prefetch only takes what they leave. */
+    sl_cache_progress(cache, false);
+    for (uint32_t i = 0; i < n_keys; i++) {
+        if (sl_slot_table_find(&cache->table, keys[i]))
+            continue;
+        if (!sl_slot_table_may_prefetch(&cache->table) ||
+            !sl_cache_begin_load(cache, keys[i], SL_LOAD_CERTAIN))
+            break;
+        policy->ops->expect(policy, keys[i]);
+    }
+    sl_reader_start(cache->loader.reader);
+}
+
+/* ---- the current prediction --------------------------------------------------------------------
+ */
+
+static void add_predicted(struct sl_expert_cache *cache, uint16_t expert_index)
+{
+    cache->prediction.experts[cache->prediction.n++] = expert_index;
+    cache->prediction.named[expert_index] = true;
+    cache->prefetches.n_predicted++;
+}
+
+static void predict(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                    uint32_t n_keys)
+{
+    sl_assert(n_keys <= SL_PREDICTED_MAX);
+    sl_prefetch_expire(cache);
+    for (uint32_t i = 0; i < n_keys; i++) {
+        sl_assert(keys[i].layer_index == keys[0].layer_index);
+        cache->prediction.layer_index = keys[i].layer_index;
+        add_predicted(cache, keys[i].expert_index);
+    }
+    sl_cache_progress(cache, false);
+}
+
+/* A sweep demands most of each layer's experts, so the next layer's are prefetched while this
+ * layer's are computed with and while the next layer attends. The next layer will leave about as
+ * many unused as this one: no more are predicted than let a small share be read in vain. */
+void sl_prefetch_next_layer(struct sl_expert_cache *cache, uint16_t layer_index, uint32_t n_experts)
+{
+    const uint32_t n_all = cache->shape.n_routed_experts, n_unused = n_all - n_experts;
+    const uint32_t n_max =
+        n_unused > 0 ? n_experts * n_all / (n_unused * LAYER_WASTE_SHARE) : n_all;
+
+    if (!cache->prefetch_layers || n_max == 0 || layer_index + 1u >= cache->shape.num_hidden_layers)
+        return;
+    cache->prediction.whole_layer = true;
+    cache->prediction.layer_index = (uint16_t)(layer_index + 1);
+    for (uint32_t i = 0; i < n_all && cache->prediction.n < n_max; i++) {
+        uint16_t expert = sl_expert_map_nth(cache->loader.store, layer_index + 1u, i);
+        struct sl_expert_key key = {cache->prediction.layer_index, expert};
+
+        if (!sl_slot_table_find(&cache->table, key))
+            add_predicted(cache, expert);
+    }
+}
+
+/* The layer just computed is evicted first from now on. Experts of the next layer that are already
+ * resident count as used, so they are evicted last. */
+static void pass_layer(struct sl_expert_cache *cache)
+{
+    struct sl_policy *policy = cache->table.policy;
+    struct sl_expert_key key = {.layer_index = cache->prediction.layer_index};
+
+    cache->prediction.visited = true;
+    policy->ops->visit(policy, key.layer_index);
+    for (; key.expert_index < cache->shape.n_routed_experts; key.expert_index++) {
+        struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
+
+        if (!slot || slot->state != SL_SLOT_READY)
+            continue;
+        policy->ops->withdraw(policy, sl_slot_index(&cache->table, slot));
+        policy->ops->use(policy, key);
+        policy->ops->offer(policy, sl_slot_index(&cache->table, slot), key);
+    }
+}
+
+static bool begin_predicted(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    const bool whole_layer = cache->prediction.whole_layer;
+    struct sl_policy *policy = cache->table.policy;
+
+    if (!(whole_layer ? sl_slot_table_may_prefetch_layer(&cache->table)
+                      : sl_slot_table_may_prefetch(&cache->table)) ||
+        !sl_cache_begin_load(cache, key, whole_layer ? SL_LOAD_LAYER : SL_LOAD_PREDICTED))
+        return false;
+    sl_slot_table_find(&cache->table, key)->predicted = true;
+    if (cache->prediction.visited)
+        policy->ops->use(policy, key);
+    else
+        policy->ops->expect(policy, key);
+    cache->prediction.n_loads++;
+    cache->prefetches.n_loads++;
+    return true;
+}
+
+void sl_prefetch_begin_loads(struct sl_expert_cache *cache)
+{
+    struct sl_prediction *prediction = &cache->prediction;
+
+    if (sl_demand_needs_drives(cache))
+        return;
+    /* A sweep waits until all pins are released: the best eviction candidates may still be pinned.
+     */
+    if (prediction->whole_layer && (cache->demand.open || cache->demand.n_pins > 0))
+        return;
+    if (prediction->whole_layer && !prediction->visited)
+        pass_layer(cache);
+    for (; prediction->next < prediction->n; prediction->next++) {
+        struct sl_expert_key key = {prediction->layer_index, prediction->experts[prediction->next]};
+
+        if (!sl_slot_table_find(&cache->table, key) && !begin_predicted(cache, key))
+            return;
+    }
+}
+
+void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_index)
+{
+    struct sl_prediction *prediction = &cache->prediction;
+    struct sl_policy *policy = cache->table.policy;
+
+    prediction->next = prediction->n; /* loads that are not begun come too late */
+    prediction->whole_layer = false;  /* nor is pass_layer() due any more */
+    if (!prediction->visited || prediction->layer_index != layer_index)
+        policy->ops->visit(policy, layer_index);
+}
+
+void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    cache->prefetches.n_predicted_right += cache->prediction.layer_index == key.layer_index &&
+                                           cache->prediction.named[key.expert_index];
+}
+
+/* The prediction ends while this slot holds, or loads, an expert that it brought. */
+static void expire_slot(struct sl_expert_cache *cache, struct sl_slot *slot)
+{
+    slot->predicted = false;
+    if (slot->state == SL_SLOT_READY) { /* it was not demanded, and counts as read in vain */
+        sl_slot_table_end_prefetch(&cache->table, slot);
+        return;
+    }
+    cache->prediction.n_loads--;
+    if (slot->state == SL_SLOT_LOADING_PREFETCH) {
+        cache->prefetches.wasted_bytes +=
+            sl_expert_loader_cancel(&cache->loader, sl_slot_index(&cache->table, slot));
+        sl_slot_table_drop(&cache->table, slot, true);
+    } else if (sl_slot_is_loading(slot)) {
+        cache->prefetches.n_late++;
+    } else {
+        cache->prefetches.n_hits++;
+    }
+}
+
+void sl_prefetch_expire(struct sl_expert_cache *cache)
+{
+    struct sl_prediction *prediction = &cache->prediction;
+
+    for (uint32_t i = 0; i < prediction->n; i++) {
+        struct sl_expert_key key = {prediction->layer_index, prediction->experts[i]};
+        struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
+
+        prediction->named[prediction->experts[i]] = false;
+        if (slot && slot->predicted)
+            expire_slot(cache, slot);
+    }
+    cache->prefetches.wasted_bytes += prediction->n_loads * cache->slot_bytes;
+    *prediction =
+        (struct sl_prediction){.experts = prediction->experts, .named = prediction->named};
+}
+
+/* ---- the source's operations -------------------------------------------------------------------
+ */
+
+void sl_prefetch_ask(struct sl_expert_source *source, enum sl_prefetch_kind kind,
+                     const struct sl_expert_key *keys, uint32_t n_keys)
+{
+    struct sl_expert_cache *cache = sl_expert_cache_of(source);
+
+    if (kind == SL_PREFETCH_CERTAIN)
+        prefetch_certain(cache, keys, n_keys);
+    else
+        predict(cache, keys, n_keys);
+}
+
+/* Prefetched experts count as any others from now on; those on their way land, for whoever asks. */
+void sl_prefetch_forget(struct sl_expert_source *source)
+{
+    struct sl_expert_cache *cache = sl_expert_cache_of(source);
+
+    sl_assert(!cache->demand.open);
+    sl_prefetch_expire(cache);
+    for (uint32_t i = 0; i < cache->table.n_slots; i++)
+        sl_slot_table_end_prefetch(&cache->table, &cache->table.slots[i]);
+}
+
+/* ---- preload -----------------------------------------------------------------------------------
+ */
+
+static bool may_preload(struct sl_expert_cache *cache, struct sl_expert_key key)
+{
+    return key.layer_index < cache->table.n_layers && key.expert_index < cache->table.n_experts &&
+           !sl_slot_table_find(&cache->table, key);
+}
+
+/* Makes the policy rank the keys as the hot list does: as if the best had been demanded in each of
+ * PRELOAD_SWEEPS sweeps, and the last in the first one alone. */
+static void pretend_uses(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                         uint32_t n_keys)
+{
+    struct sl_policy *policy = cache->table.policy;
+
+    for (uint32_t sweep = 0; sweep < PRELOAD_SWEEPS; sweep++) {
+        uint64_t n = (uint64_t)n_keys * (PRELOAD_SWEEPS - sweep) / PRELOAD_SWEEPS;
+
+        for (uint32_t layer = 0; layer < cache->table.n_layers; layer++)
+            policy->ops->visit(policy, (uint16_t)layer);
+        while (n-- > 0)
+            if (may_preload(cache, keys[n]))
+                policy->ops->use(policy, keys[n]);
+    }
+}
+
+void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expert_key *keys,
+                             uint32_t n_keys, const atomic_bool *stop, sl_progress_fn *on_progress,
+                             void *context)
+{
+    uint32_t n_room = 0, n = 0;
+
+    sl_assert(!cache->demand.open);
+    for (uint32_t i = 0; i < cache->table.n_slots; i++)
+        n_room += cache->table.slots[i].state == SL_SLOT_EMPTY;
+    while (n < n_keys && n_room > 0)
+        n_room -= may_preload(cache, keys[n++]);
+    if (n == 0)
+        return;
+    pretend_uses(cache, keys, n);
+    for (uint32_t i = 0; i < n && !(stop && atomic_load(stop)); i++) {
+        while (sl_expert_loader_is_full(&cache->loader) &&
+               !sl_expert_loader_is_idle(&cache->loader))
+            sl_cache_progress(cache, true);
+        if (may_preload(cache, keys[i])) {
+            if (!sl_cache_begin_load(cache, keys[i], SL_LOAD_PRELOAD))
+                break; /* no slot or staging buffer is free: stalled drives still own them */
+            cache->prefetches.n_preloads++;
+            sl_reader_start(cache->loader.reader);
+        }
+        if (on_progress)
+            on_progress(context, i + 1, n);
+    }
+    while (!sl_expert_loader_is_idle(&cache->loader))
+        sl_cache_progress(cache, true);
+}
