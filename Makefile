@@ -75,7 +75,7 @@ TOOL_LIB := $(B)/libtools.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-every-bit check-threads \
         check-debian check-tokenizer asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
