@@ -75,8 +75,8 @@ TOOL_LIB := $(B)/libtools.a
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-every-bit check-threads \
-        check-debian check-tokenizer asan ubsan tsan valgrind lint \
+.PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
+        check-every-bit check-debian check-tokenizer asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -129,6 +129,9 @@ check-threads: ## the tests that have threads, under ThreadSanitizer
 
 check-debian: ## demo and tests on bare Debian releases, with gcc and clang (root, debootstrap, an hour)
 	$(Q)tests/bare_debian.sh
+
+check-every-bit: $(B)/tests/test_store_faults ## each bit of a store's catalog flipped and repaired (minutes)
+	$(Q)SL_EVERY_BIT=1 $(B)/tests/test_store_faults
 
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels
