@@ -50,12 +50,12 @@ static uint64_t touch(const struct sl_slab *slab, uint32_t first_slot, uint32_t 
     uint64_t taken_ns = 0;
 
     for (int i = 0; i < SL_EXPERT_MATRICES; i++)
-        taken_ns += sl_pool_place(slab->pool,
-                                  sl_slab_slot(slab, first_slot) +
-                                      sl_expert_matrix_offset_bytes(slab->shape, i),
-                                  sl_r16_tile_count(sl_expert_matrix_rows(slab->shape, i)),
-                                  sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(slab->shape, i)),
-                                  n_slots, slab->slot_bytes);
+        taken_ns += sl_pool_first_touch(
+            slab->pool,
+            sl_slab_slot(slab, first_slot) + sl_expert_matrix_offset_bytes(slab->shape, i),
+            sl_r16_tile_count(sl_expert_matrix_rows(slab->shape, i)),
+            sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(slab->shape, i)), n_slots,
+            slab->slot_bytes);
     return taken_ns;
 }
 

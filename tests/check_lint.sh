@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The lint script: that it passes a clean tree and names each kind of violation. A tree of a few
-# small files is made, broken in one way, and the finding expected; then it is mended again.
+# small files is made, broken in one way, and the finding expected; then it is whole again.
 cd "$(dirname "$0")/.." || exit 1
 . tests/tap.sh
 
 root=$PWD
 tree=$scratch/tree
-mkdir -p "$tree"/{core/base,core/text,storage/io,storage/store,cache,daemon/engine,daemon/http,tools/bench,tools/cmd,tests}
+mkdir -p "$tree"/{core/base,core/text,storage/io,storage/store,storage/experts,cache,daemon/engine,daemon/http,tools/bench,tools/cmd,tests}
 cp .clang-format "$tree"
 cd "$tree" || exit 1
 
@@ -18,7 +18,7 @@ clean_tree() {
     header core/base/err.h SL_BASE_ERR_H 'int sl_err(void);'
     printf '#include "core/base/err.h"\n\nint sl_err(void)\n{\n    return 0;\n}\n' >core/base/err.c
     header storage/store/store.h SL_STORAGE_STORE_STORE_H '#include "core/base/err.h"'
-    printf '#include <liburing.h>\n\n#include "storage/store/store.h"\n' >storage/io/io_uring.c
+    printf '#include <liburing.h>\n\n#include "core/base/err.h"\n' >storage/io/io_uring.c
     printf '#include <cmocka.h>\n\n#include "storage/store/store.h"\n' >tests/test_store.c
     printf '#!/bin/sh\ntrue\n' >tests/good.sh
 }
@@ -49,6 +49,12 @@ finds "includes start at the root" 'core/base/near.c:1: includes "err.h"'
 mkdir -p extra && echo 'int x;' >extra/x.c && mv core/base/near.c "$scratch"
 finds "a folder outside the table" 'extra/x.c: its folder'
 rm -r extra
+
+echo '#include "storage/store/store.h"' >storage/io/up.c
+finds "io may not include the store above it" 'storage/io/up.c:1: storage/io may not include'
+mv storage/io/up.c storage/experts/down.c
+check "what lies above the store may include it" "$root/tests/lint.sh" .
+rm storage/experts/down.c
 
 header tools/cmd/tool.h SL_TOOLS_CMD_TOOL_H 'int sl_tool(void);'
 echo '#include "tools/cmd/tool.h"' >daemon/http/http.c
@@ -137,6 +143,6 @@ else
     fail "scripts are parsed" "$output"
 fi
 rm tests/broken.sh
-check "and the mended tree passes" "$root/tests/lint.sh" .
+check "and the tree that is whole again passes" "$root/tests/lint.sh" .
 cd "$root" || exit 1
 tap_end

@@ -250,7 +250,7 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m)
         .model = m->folder,
         .ram_bytes = UINT64_C(1) << 30,
         .cache_min = true,
-        .placement = {.n_threads = 2},
+        .affinity = {.n_threads = 2},
         .segment_tokens = 16,
         .context_tokens = TOKENS,
         .n_sequences = 2,

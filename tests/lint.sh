@@ -32,6 +32,12 @@ for file in "${files[@]}"; do
     esac
 done
 
+# What storage knows of the model: what an expert is and its layout, and how weights are asked for.
+model_for_storage() {
+    echo core/base/ core/kernels/r16.h core/model/expert_key.h core/model/expert_shape.h \
+        core/model/weight_source.h
+}
+
 # What each folder may include, as prefixes; docs/ARCHITECTURE.md has the table and its reasons.
 allowed_includes() {
     case $1 in
@@ -40,10 +46,13 @@ allowed_includes() {
     core/model/*) echo core/base/ core/kernels/ core/model/ ;;
     core/text/*) echo core/base/ core/text/ ;;
     core/session/*) echo core/base/ core/kernels/ core/model/ core/session/ ;;
-    storage/*)
-        echo core/base/ core/model/expert_key.h core/model/expert_shape.h \
-            core/model/weight_source.h core/kernels/r16.h storage/
+    storage/io/*) echo core/base/ storage/io/ ;;
+    storage/checkpoint/*) echo core/base/ core/model/weight_source.h storage/io/ storage/checkpoint/ ;;
+    storage/store/*) echo "$(model_for_storage)" storage/io/ storage/store/ ;;
+    storage/experts/*)
+        echo "$(model_for_storage)" storage/io/ storage/checkpoint/ storage/store/ storage/experts/
         ;;
+    storage/pack/*) echo "$(model_for_storage)" storage/ ;;
     cache/*)
         echo core/base/ core/model/expert_key.h core/model/expert_shape.h \
             core/model/expert_source.h core/kernels/r16.h storage/ cache/

@@ -34,16 +34,16 @@ static struct sl_topology *machine(uint32_t n_nodes, uint32_t n_cores, uint32_t 
     return t;
 }
 
-/* The processors of n threads are `expected`, as sl_placement_print() shows them. */
+/* The processors of n threads are `expected`, as sl_affinity_print() shows them. */
 static void expect(const struct sl_topology *t, uint32_t n_threads, const char *expected)
 {
-    struct sl_placement placement;
+    struct sl_affinity affinity;
     char text[256] = "";
     FILE *out = fmemopen(text, sizeof(text), "w");
 
     assert_non_null(out);
-    sl_placement_choose(&placement, t, n_threads);
-    sl_placement_print(&placement, out);
+    sl_affinity_choose(&affinity, t, n_threads);
+    sl_affinity_print(&affinity, out);
     fclose(out);
     assert_string_equal(text, expected);
 }
@@ -65,7 +65,7 @@ static void test_cores_before_siblings(void **state)
 static void test_node_by_node(void **state)
 {
     struct sl_topology *t = machine(2, 4, 2);
-    struct sl_placement placement;
+    struct sl_affinity affinity;
 
     (void)state;
     expect(t, 0, "8 threads: node 0, CPUs 0-3; node 1, CPUs 4-7");
@@ -74,10 +74,10 @@ static void test_node_by_node(void **state)
     expect(t, 10, "10 threads: node 0, CPUs 0-3,8-9; node 1, CPUs 4-7");
     expect(t, 16, "16 threads: node 0, CPUs 0-3,8-11; node 1, CPUs 4-7,12-15");
     /* Siblings are neighbours, so that they share what they read. */
-    sl_placement_choose(&placement, t, 10);
-    assert_int_equal(placement.cpus[0].cpu_index, 0);
-    assert_int_equal(placement.cpus[1].cpu_index, 8);
-    assert_int_equal(placement.cpus[2].cpu_index, 1);
+    sl_affinity_choose(&affinity, t, 10);
+    assert_int_equal(affinity.cpus[0].cpu_index, 0);
+    assert_int_equal(affinity.cpus[1].cpu_index, 8);
+    assert_int_equal(affinity.cpus[2].cpu_index, 1);
     free(t);
 }
 
@@ -126,14 +126,14 @@ static void test_quotas_are_respected(void **state)
 static void test_as_many_as_a_pool_takes(void **state)
 {
     struct sl_topology *t = machine(4, 128, 2);
-    struct sl_placement placement;
+    struct sl_affinity affinity;
 
     (void)state;
     assert_int_equal(t->n_cpus, SL_TOPOLOGY_CPUS_MAX);
-    sl_placement_choose(&placement, t, 0);
-    assert_int_equal(placement.n_threads, SL_POOL_THREADS_MAX);
-    assert_true(placement.pinned);
-    assert_int_equal(placement.cpus[SL_POOL_THREADS_MAX - 1].cpu_index, SL_POOL_THREADS_MAX - 1);
+    sl_affinity_choose(&affinity, t, 0);
+    assert_int_equal(affinity.n_threads, SL_POOL_THREADS_MAX);
+    assert_true(affinity.pinned);
+    assert_int_equal(affinity.cpus[SL_POOL_THREADS_MAX - 1].cpu_index, SL_POOL_THREADS_MAX - 1);
     free(t);
 }
 
@@ -204,24 +204,24 @@ static void look_around(void *context, size_t first, size_t end, uint32_t thread
 static void test_threads_are_tied_and_let_go(void **state)
 {
     static struct sl_topology topology;
-    static struct sl_placement placement;
+    static struct sl_affinity affinity;
     uint8_t right[SL_POOL_THREADS_MAX] = {0};
     cpu_set_t before, within, after;
     struct sl_pool *pool;
 
     (void)state;
     sl_topology_read(&topology);
-    sl_placement_choose(&placement, &topology, topology.n_cpus);
-    if (!placement.pinned)
+    sl_affinity_choose(&affinity, &topology, topology.n_cpus);
+    if (!affinity.pinned)
         skip();
     assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
-    assert_int_equal(sl_pool_create(&pool, placement.n_threads, NULL), 0);
-    sl_pool_pin(pool, &placement);
+    assert_int_equal(sl_pool_create(&pool, affinity.n_threads, NULL), 0);
+    sl_pool_pin(pool, &affinity);
     assert_int_equal(sched_getaffinity(0, sizeof(within), &within), 0);
     assert_int_equal(CPU_COUNT(&within), 1);
-    assert_true(CPU_ISSET(placement.cpus[0].cpu_index, &within));
-    sl_pool_run(pool, placement.n_threads, 1, look_around, right);
-    for (uint32_t i = 0; i < placement.n_threads; i++)
+    assert_true(CPU_ISSET(affinity.cpus[0].cpu_index, &within));
+    sl_pool_run(pool, affinity.n_threads, 1, look_around, right);
+    for (uint32_t i = 0; i < affinity.n_threads; i++)
         assert_true(right[i]);
     sl_pool_destroy(pool);
     assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
@@ -247,7 +247,7 @@ static void place(struct sl_pool *pool, size_t n_items, size_t item_bytes, size_
     assert_true(room != MAP_FAILED);
     assert_int_equal(madvise(room, (PAGES + 1) * PAGE, MADV_NOHUGEPAGE), 0);
     assert_int_equal(mprotect(room + n_pages * PAGE, PAGE, PROT_NONE), 0);
-    sl_pool_place(pool, room, n_items, item_bytes, n_copies, stride_bytes);
+    sl_pool_first_touch(pool, room, n_items, item_bytes, n_copies, stride_bytes);
     assert_int_equal(mincore(room, n_pages * PAGE, resident), 0);
     for (size_t copy = 0; copy < n_copies; copy++) {
         size_t first = copy * stride_bytes, last = first + n_items * item_bytes - 1;

@@ -147,7 +147,7 @@ static const char *below(const char *group, const char *top)
 }
 
 /* The folder of a group, and how much of that path is the mount's. */
-struct place {
+struct group_folder {
     char *folder; /* the caller's; NULL: not found */
     size_t top_length;
 };
@@ -155,10 +155,10 @@ struct place {
 /* `mounts` is overwritten. A group that is outside of all that is mounted, as in a container that
  * sees the system's names, is taken to be the mount's top: what the container may see is its own.
  */
-static struct place find_group(const char *root, const char *group, char *mounts,
-                               const char *controller)
+static struct group_folder find_group(const char *root, const char *group, char *mounts,
+                                      const char *controller)
 {
-    struct place place = {0};
+    struct group_folder found = {0};
     char *line, *position = NULL;
 
     for (line = strtok_r(mounts, "\n", &position); line; line = strtok_r(NULL, "\n", &position)) {
@@ -168,18 +168,18 @@ static struct place find_group(const char *root, const char *group, char *mounts
         if (!read_mount(line, controller, &mount))
             continue;
         rest = below(group, mount.group);
-        if (!rest && place.folder)
+        if (!rest && found.folder)
             continue;
-        free(place.folder);
-        if (asprintf(&place.folder, "%s%s%s", root, mount.folder, rest ? rest : "") < 0) {
-            place.folder = NULL;
+        free(found.folder);
+        if (asprintf(&found.folder, "%s%s%s", root, mount.folder, rest ? rest : "") < 0) {
+            found.folder = NULL;
             continue;
         }
-        place.top_length = strlen(root) + strlen(mount.folder);
+        found.top_length = strlen(root) + strlen(mount.folder);
         if (rest)
             break;
     }
-    return place;
+    return found;
 }
 
 static uint64_t number_in(const char *folder, const char *file, const char *key, uint64_t otherwise)
@@ -260,7 +260,7 @@ static void walk_up(const char *root, const char *controller, group_fn *fn,
 {
     char path[PATH_MAX];
     char *groups, *mounts, *group;
-    struct place place = {0};
+    struct group_folder found = {0};
 
     snprintf(path, sizeof(path), "%s/proc/self/cgroup", root);
     groups = read_text(path);
@@ -268,16 +268,16 @@ static void walk_up(const char *root, const char *controller, group_fn *fn,
     mounts = read_text(path);
     group = group_of(groups, controller);
     if (group && mounts)
-        place = find_group(root, group, mounts, controller);
-    while (place.folder) {
-        char *last = strrchr(place.folder + place.top_length, '/');
+        found = find_group(root, group, mounts, controller);
+    while (found.folder) {
+        char *last = strrchr(found.folder + found.top_length, '/');
 
-        fn(limits, place.folder);
+        fn(limits, found.folder);
         if (!last)
             break;
         *last = '\0';
     }
-    free(place.folder);
+    free(found.folder);
     free(group);
     free(groups);
     free(mounts);

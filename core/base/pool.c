@@ -187,16 +187,16 @@ static void tie(pthread_t thread, const struct sl_cpu *cpu)
     pthread_setaffinity_np(thread, sizeof(mask), mask.sets); /* a wish */
 }
 
-void sl_pool_pin(struct sl_pool *pool, const struct sl_placement *placement)
+void sl_pool_pin(struct sl_pool *pool, const struct sl_affinity *affinity)
 {
-    sl_assert(!pool->pinned && placement->n_threads == pool->n_threads);
-    if (!placement->pinned || pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was),
-                                                     pool->driver_was.sets) != 0)
+    sl_assert(!pool->pinned && affinity->n_threads == pool->n_threads);
+    if (!affinity->pinned || pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was),
+                                                    pool->driver_was.sets) != 0)
         return;
     pool->pinned = true;
-    tie(pthread_self(), &placement->cpus[0]);
+    tie(pthread_self(), &affinity->cpus[0]);
     for (uint32_t i = 0; i < pool->n_started; i++)
-        tie(pool->workers[i].thread, &placement->cpus[i + 1]);
+        tie(pool->workers[i].thread, &affinity->cpus[i + 1]);
 }
 
 void sl_pool_destroy(struct sl_pool *pool)
@@ -265,7 +265,7 @@ void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *con
     pool->between_context = context;
 }
 
-struct place {
+struct first_touch {
     uint8_t *base;
     size_t item_bytes, n_copies, stride_bytes;
     atomic_uint_fast64_t taken_ns; /* each thread adds its own */
@@ -273,31 +273,31 @@ struct place {
 
 static void touch(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    struct place *place = context;
+    struct first_touch *job = context;
     const uint64_t start_ns = sl_clock_thread_ns();
 
     (void)thread_index;
-    for (size_t copy = 0; copy < place->n_copies; copy++) {
-        uint8_t *base = place->base + copy * place->stride_bytes;
-        volatile uint8_t *at = base + first * place->item_bytes;
-        volatile uint8_t *stop = base + end * place->item_bytes;
+    for (size_t copy = 0; copy < job->n_copies; copy++) {
+        uint8_t *base = job->base + copy * job->stride_bytes;
+        volatile uint8_t *at = base + first * job->item_bytes;
+        volatile uint8_t *stop = base + end * job->item_bytes;
 
         while (at < stop) {
             *at = 0;
             at += PAGE_BYTES - (uintptr_t)at % PAGE_BYTES;
         }
     }
-    atomic_fetch_add_explicit(&place->taken_ns, sl_clock_thread_ns() - start_ns,
+    atomic_fetch_add_explicit(&job->taken_ns, sl_clock_thread_ns() - start_ns,
                               memory_order_relaxed);
 }
 
-uint64_t sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
-                       size_t n_copies, size_t stride_bytes)
+uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                             size_t n_copies, size_t stride_bytes)
 {
-    struct place place = {base, item_bytes, n_copies, stride_bytes, 0};
+    struct first_touch job = {base, item_bytes, n_copies, stride_bytes, 0};
 
-    sl_pool_run(pool, n_items, 1, touch, &place);
-    return atomic_load_explicit(&place.taken_ns, memory_order_relaxed);
+    sl_pool_run(pool, n_items, 1, touch, &job);
+    return atomic_load_explicit(&job.taken_ns, memory_order_relaxed);
 }
 
 enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)

@@ -26,10 +26,10 @@ typedef void sl_pool_fn(void *context, size_t first, size_t end, uint32_t thread
  * Fails with -ENOMEM or -EAGAIN (no thread to be had). The caller destroys *ret_pool. */
 int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err *err);
 
-/* Ties the threads to their processors, as far as the system allows; `placement` is for as many.
+/* Ties the threads to their processors, as far as the system allows; `affinity` is for as many.
  * The driver is the thread that calls this, and is tied from here until sl_pool_destroy(): threads
  * that it starts meanwhile would be tied to the same processor. */
-void sl_pool_pin(struct sl_pool *pool, const struct sl_placement *placement);
+void sl_pool_pin(struct sl_pool *pool, const struct sl_affinity *affinity);
 
 /* NULL is allowed. No job may be running. */
 void sl_pool_destroy(struct sl_pool *pool);
@@ -49,8 +49,8 @@ void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *con
  * item_bytes, as sl_pool_run() cuts them with grain 1, so that it lies on that thread's node. The
  * same for n_copies - 1 further such runs of items, stride_bytes apart. Returns the processor time
  * that took, of all threads together, in nanoseconds. */
-uint64_t sl_pool_place(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
-                       size_t n_copies, size_t stride_bytes);
+uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                             size_t n_copies, size_t stride_bytes);
 
 /* ---- the account of time: core/base/phase.h -----------------------------------------------------
  * Kept by the thread that drives the pool; it alone calls these. */

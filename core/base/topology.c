@@ -59,7 +59,7 @@ static int compare(uint32_t a, uint32_t b)
     return (a > b) - (a < b);
 }
 
-static int by_place(const void *left, const void *right)
+static int by_position(const void *left, const void *right)
 {
     const struct candidate *a = left, *b = right;
     int order = compare(a->cpu.node_index, b->cpu.node_index);
@@ -74,11 +74,11 @@ static int by_sibling(const void *left, const void *right)
     const struct candidate *a = left, *b = right;
     int order = compare(a->sibling, b->sibling);
 
-    return order ? order : by_place(left, right);
+    return order ? order : by_position(left, right);
 }
 
-void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_topology *topology,
-                         uint32_t n_threads)
+void sl_affinity_choose(struct sl_affinity *ret_affinity, const struct sl_topology *topology,
+                        uint32_t n_threads)
 {
     struct candidate candidates[SL_TOPOLOGY_CPUS_MAX];
     uint32_t n_cores = 0;
@@ -95,26 +95,25 @@ void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_top
     if (n_threads == 0)
         n_threads =
             topology->quota_cpus && topology->quota_cpus < n_cores ? topology->quota_cpus : n_cores;
-    ret_placement->n_threads = n_threads < SL_POOL_THREADS_MAX ? n_threads : SL_POOL_THREADS_MAX;
-    n_threads = ret_placement->n_threads;
-    ret_placement->pinned = n_threads > 1 && n_threads <= topology->n_cpus;
-    if (!ret_placement->pinned)
+    ret_affinity->n_threads = n_threads < SL_POOL_THREADS_MAX ? n_threads : SL_POOL_THREADS_MAX;
+    n_threads = ret_affinity->n_threads;
+    ret_affinity->pinned = n_threads > 1 && n_threads <= topology->n_cpus;
+    if (!ret_affinity->pinned)
         return;
     qsort(candidates, topology->n_cpus, sizeof(candidates[0]), by_sibling);
-    qsort(candidates, n_threads, sizeof(candidates[0]), by_place);
+    qsort(candidates, n_threads, sizeof(candidates[0]), by_position);
     for (uint32_t i = 0; i < n_threads; i++)
-        ret_placement->cpus[i] = candidates[i].cpu;
+        ret_affinity->cpus[i] = candidates[i].cpu;
 }
 
 /* "0-3,8" of the threads first <= i < end. */
-static void print_cpus(const struct sl_placement *placement, uint32_t first, uint32_t end,
-                       FILE *out)
+static void print_cpus(const struct sl_affinity *affinity, uint32_t first, uint32_t end, FILE *out)
 {
     bool used[SL_CPU_NUMBERS_MAX + 1] = {false};
     const char *separator = " ";
 
     for (uint32_t i = first; i < end; i++)
-        used[placement->cpus[i].cpu_index] = true;
+        used[affinity->cpus[i].cpu_index] = true;
     for (uint32_t cpu = 0; cpu < SL_CPU_NUMBERS_MAX; cpu++) {
         uint32_t last = cpu;
 
@@ -128,20 +127,20 @@ static void print_cpus(const struct sl_placement *placement, uint32_t first, uin
     }
 }
 
-void sl_placement_print(const struct sl_placement *placement, FILE *out)
+void sl_affinity_print(const struct sl_affinity *affinity, FILE *out)
 {
     const char *separator = ": ";
 
-    fprintf(out, "%u thread%s", placement->n_threads, placement->n_threads == 1 ? "" : "s");
-    if (!placement->pinned)
+    fprintf(out, "%u thread%s", affinity->n_threads, affinity->n_threads == 1 ? "" : "s");
+    if (!affinity->pinned)
         fprintf(out, ", not pinned");
-    for (uint32_t i = 0, end; placement->pinned && i < placement->n_threads; i = end) {
-        uint32_t node = placement->cpus[i].node_index;
+    for (uint32_t i = 0, end; affinity->pinned && i < affinity->n_threads; i = end) {
+        uint32_t node = affinity->cpus[i].node_index;
 
-        for (end = i; end < placement->n_threads && placement->cpus[end].node_index == node; end++)
+        for (end = i; end < affinity->n_threads && affinity->cpus[end].node_index == node; end++)
             ;
         fprintf(out, "%snode %u, CPU%s", separator, node, end - i == 1 ? "" : "s");
-        print_cpus(placement, i, end, out);
+        print_cpus(affinity, i, end, out);
         separator = "; ";
     }
 }

@@ -2,8 +2,8 @@
  *
  * Memory bandwidth is what compute threads share, so each gets a physical core of its own, and
  * thread numbers ascend node by node: then a node's threads have neighbouring shares of every job,
- * and what they touch first (sl_pool_place()) lies in their node's memory. The choice is a function
- * of a description, so that it can be tried on machines that are not there. */
+ * and what they touch first (sl_pool_first_touch()) lies in their node's memory. The choice is a
+ * function of a description, so that it can be tried on machines that are not there. */
 #ifndef SL_BASE_TOPOLOGY_H
 #define SL_BASE_TOPOLOGY_H
 
@@ -41,7 +41,7 @@ struct sl_topology {
  * each processor, one node. */
 void sl_topology_read(struct sl_topology *ret_topology);
 
-struct sl_placement {
+struct sl_affinity {
     uint32_t n_threads;
     bool pinned;
     struct sl_cpu cpus[SL_POOL_THREADS_MAX]; /* if pinned: (n_threads), by node, then core */
@@ -51,10 +51,10 @@ struct sl_placement {
  * each other all stand still once it is spent. No more than SL_POOL_THREADS_MAX are given. Siblings
  * are used when there are more threads than cores. Not pinned are more threads than processors, and
  * a single one, which the system may as well move out of others' way. */
-void sl_placement_choose(struct sl_placement *ret_placement, const struct sl_topology *topology,
-                         uint32_t n_threads);
+void sl_affinity_choose(struct sl_affinity *ret_affinity, const struct sl_topology *topology,
+                        uint32_t n_threads);
 
 /* "4 threads: node 0, CPUs 0-1,8; node 1, CPUs 16", without a newline. */
-void sl_placement_print(const struct sl_placement *placement, FILE *out);
+void sl_affinity_print(const struct sl_affinity *affinity, FILE *out);
 
 #endif

@@ -284,8 +284,8 @@ static struct sl_matrix load_matrix(struct loader *in, const char *short_name, u
     tiles = sl_arena_take(in->arena, sl_r16_tile_count(rows), sl_matrix_tile_bytes(&matrix));
     matrix.tiles = tiles;
     if (!measuring(in)) {
-        sl_pool_place(in->pool, tiles, sl_r16_tile_count(rows), sl_matrix_tile_bytes(&matrix), 1,
-                      0);
+        sl_pool_first_touch(in->pool, tiles, sl_r16_tile_count(rows), sl_matrix_tile_bytes(&matrix),
+                            1, 0);
         pack_matrix(in, name, &matrix, tiles, scale_bytes, sl_dtype_size_bytes(info.dtype));
     }
     free(scale_bytes);

@@ -103,7 +103,7 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
 /* Scratch for each thread, since many rows of logits are sampled at once. */
 static void carve_sampling(struct sl_engine *e, struct sl_arena *arena)
 {
-    const uint32_t n_threads = e->options.placement.n_threads;
+    const uint32_t n_threads = e->options.affinity.n_threads;
     struct sl_candidate **scratch = sl_arena_take(arena, n_threads, sizeof(*scratch));
 
     for (uint32_t i = 0; i < n_threads; i++) {
@@ -143,9 +143,9 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .cache_min = o->cache_min,
         .staging_bytes = sl_expert_cache_staging_bytes(e->store, inflight_max),
         .table_bytes =
-            sl_expert_cache_table_bytes(e->store, inflight_max, o->policy, o->placement.n_threads),
+            sl_expert_cache_table_bytes(e->store, inflight_max, o->policy, o->affinity.n_threads),
         .numerics = o->numerics,
-        .n_threads = o->placement.n_threads,
+        .n_threads = o->affinity.n_threads,
         .segment_tokens = o->segment_tokens,
         .small_step_tokens = o->small_step_tokens,
         .context_tokens = o->context_tokens,
@@ -156,7 +156,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     if (rc < 0)
         return rc;
     process = sl_process_memory();
-    what.program_bytes = process.bytes + o->placement.n_threads * STACK_USED_BYTES +
+    what.program_bytes = process.bytes + o->affinity.n_threads * STACK_USED_BYTES +
                          SMALL_THINGS_BYTES + sl_arena_mapped_bytes(sampling_bytes(e));
     what.loading_bytes =
         what.dense_bytes < SL_WEIGHTS_LOADING_BYTES ? what.dense_bytes : SL_WEIGHTS_LOADING_BYTES;
@@ -324,9 +324,9 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         *ret_plan = e->plan;
     /* The reader first: its threads may run anywhere. */
     if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
-        (rc = sl_pool_create(&e->pool, options->placement.n_threads, err)) < 0)
+        (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;
-    sl_pool_pin(e->pool, &options->placement);
+    sl_pool_pin(e->pool, &options->affinity);
     e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
     begin_stage(e, SL_STAGE_WEIGHTS);
     rc = load_weights(e, err);

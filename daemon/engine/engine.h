@@ -28,18 +28,18 @@ typedef void sl_stage_fn(void *context, const char *doing);
 #define SL_STAGE_WEIGHTS "loading dense weights"
 
 struct sl_engine_options {
-    const char *model;             /* a checkpoint folder, or a store */
-    bool any_model_type;           /* run it also where config.json names another kind of model */
-    uint64_t ram_bytes;            /* the whole budget; 0: what is available less a reserve */
-    uint64_t cache_bytes;          /* for experts; 0: what the budget leaves */
-    bool cache_min;                /* one token's working set instead */
-    struct sl_placement placement; /* of the compute threads, as sl_placement_choose() left it */
-    uint32_t segment_tokens;       /* most tokens of one step; 0: as many as memory allows */
-    uint32_t small_step_tokens;    /* of a second forward, for small steps; 0: there is none */
-    uint32_t context_tokens;       /* that each sequence can hold */
-    uint32_t n_sequences;          /* of so many tokens, for which there is to be memory */
-    enum sl_verify verify; /* of a store; other than never, dense tensors are verified too */
-    sl_io_open_fn *io;     /* NULL: sl_io_choose() */
+    const char *model;           /* a checkpoint folder, or a store */
+    bool any_model_type;         /* run it also where config.json names another kind of model */
+    uint64_t ram_bytes;          /* the whole budget; 0: what is available less a reserve */
+    uint64_t cache_bytes;        /* for experts; 0: what the budget leaves */
+    bool cache_min;              /* one token's working set instead */
+    struct sl_affinity affinity; /* of the compute threads, as sl_affinity_choose() left it */
+    uint32_t segment_tokens;     /* most tokens of one step; 0: as many as memory allows */
+    uint32_t small_step_tokens;  /* of a second forward, for small steps; 0: there is none */
+    uint32_t context_tokens;     /* that each sequence can hold */
+    uint32_t n_sequences;        /* of so many tokens, for which there is to be memory */
+    enum sl_verify verify;       /* of a store; other than never, dense tensors are verified too */
+    sl_io_open_fn *io;           /* NULL: sl_io_choose() */
     /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
      * before. */
     struct sl_reader_options reader;

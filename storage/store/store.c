@@ -1,4 +1,4 @@
-/* Owns the catalog's contents in memory and the descriptor of the dense tensors' file. */
+/* Owns the catalog's contents in memory, and compares them with the files. */
 #include "storage/store/store.h"
 
 #include <errno.h>
@@ -13,39 +13,9 @@
 #include "core/base/file.h"
 #include "core/base/size.h"
 #include "storage/store/catalog_entries.h"
-#include "storage/io/checksum.h"
 #include "storage/io/plain_file.h"
 #include "storage/store/store_copies.h"
-
-/* How far ahead of the loader the system is told to read: see read_ahead(). */
-#define AHEAD_BYTES (UINT64_C(64) << 20)
-
-#define COPIED_FILES_MAX 16u
-#define NO_TENSOR UINT32_MAX
-
-struct sl_store {
-    struct sl_weight_source weights; /* first: the source is the store */
-    char *folder;
-    struct sl_store_model model;
-    struct sl_store_state state;
-    struct sl_store_file files[SL_STORE_FILES_MAX];
-    char *paths[SL_STORE_FILES_MAX];
-    uint64_t file_bytes[SL_STORE_FILES_MAX]; /* as they are */
-    struct sl_store_copied_file copied[COPIED_FILES_MAX];
-    uint32_t n_copied;
-    struct sl_store_tensor *tensors; /* as they lie; n_tensors_done */
-    uint32_t *by_name;               /* their numbers, by name */
-    struct sl_packed_expert *experts;
-    uint32_t n_read;      /* entries of the kind that is being read */
-    int dense_fd;         /* -1 until opened */
-    uint64_t asked_bytes; /* up to there the system has been asked to read ahead */
-
-    /* The tensor that is being read in order, and how far. */
-    struct sl_checksum_stream *stream;
-    uint32_t stream_tensor;
-    uint64_t stream_bytes;
-    bool check;
-};
+#include "storage/store/store_internal.h"
 
 static int no_memory(const struct sl_store *store, struct sl_err *err)
 {
@@ -249,9 +219,8 @@ static int read_catalog(struct sl_store *store, const struct sl_catalog_entries 
         return rc;
     /* + 1: there may be none yet. */
     store->tensors = calloc(state->n_tensors_done + 1, sizeof(*store->tensors));
-    store->by_name = calloc(state->n_tensors_done + 1, sizeof(*store->by_name));
     store->experts = calloc(state->n_experts_done + 1, sizeof(*store->experts));
-    if (!store->tensors || !store->by_name || !store->experts)
+    if (!store->tensors || !store->experts)
         return no_memory(store, err);
     if ((rc = read_entries(store, catalog, SL_STORE_PREFIX_TENSOR, take_tensor,
                            state->n_tensors_done, err)) < 0)
@@ -359,157 +328,8 @@ static int check_extents(const struct sl_store *store, struct sl_err *err)
     return rc;
 }
 
-/* ---- dense tensors ----------------------------------------------------------------------------
- */
-
-static int compare_names(const void *a, const void *b, void *tensors)
-{
-    const struct sl_store_tensor *list = tensors;
-
-    return strcmp(list[*(const uint32_t *)a].name, list[*(const uint32_t *)b].name);
-}
-
-static int sort_names(struct sl_store *store, struct sl_err *err)
-{
-    uint32_t n = store->state.n_tensors_done;
-
-    for (uint32_t i = 0; i < n; i++)
-        store->by_name[i] = i;
-    qsort_r(store->by_name, n, sizeof(*store->by_name), compare_names, store->tensors);
-    for (uint32_t i = 1; i < n; i++) {
-        const char *name = store->tensors[store->by_name[i]].name;
-
-        if (strcmp(name, store->tensors[store->by_name[i - 1]].name) == 0)
-            return sl_err_set(err, -SL_ECORRUPT, "%s: the catalog has tensor \"%s\" twice",
-                              store->folder, name);
-    }
-    return 0;
-}
-
-static uint32_t find_tensor(const struct sl_store *store, const char *name)
-{
-    uint32_t low = 0, high = store->state.n_tensors_done;
-
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        int order = strcmp(name, store->tensors[store->by_name[middle]].name);
-
-        if (order == 0)
-            return store->by_name[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NO_TENSOR;
-}
-
-static int source_find(struct sl_weight_source *source, const char *name,
-                       struct sl_tensor_info *ret_info)
-{
-    const struct sl_store *store = (struct sl_store *)source;
-    uint32_t index = find_tensor(store, name);
-
-    if (index == NO_TENSOR)
-        return -ENOENT;
-    *ret_info = store->tensors[index].info;
-    return 0;
-}
-
-/* Follows the reads of a tensor, and compares when the last byte has been seen. */
-static int check_read(struct sl_store *store, uint32_t index, uint64_t offset_bytes,
-                      uint64_t size_bytes, const void *data, struct sl_err *err)
-{
-    const struct sl_store_tensor *tensor = &store->tensors[index];
-
-    if (!store->check)
-        return 0;
-    if (offset_bytes == 0) {
-        sl_checksum_stream_reset(store->stream);
-        store->stream_tensor = index;
-        store->stream_bytes = 0;
-    }
-    if (store->stream_tensor != index || store->stream_bytes != offset_bytes) {
-        store->stream_tensor = NO_TENSOR;
-        return 0;
-    }
-    sl_checksum_stream_add(store->stream, data, size_bytes);
-    store->stream_bytes += size_bytes;
-    if (store->stream_bytes < tensor->extent.size_bytes ||
-        sl_checksum_stream_value(store->stream) == tensor->checksum)
-        return 0;
-    return sl_err_set(err, -SL_ECORRUPT,
-                      "%s: tensor \"%s\" at offset %llu does not have the checksum that the "
-                      "catalog names; sluice verify --repair can repair it",
-                      store->paths[0], tensor->name,
-                      (unsigned long long)tensor->extent.offset_bytes);
-}
-
-/* Tensors are loaded in the order in which they lie, and worked on in between: what comes next can
- * be read meanwhile. Asking costs time for every page, so each is asked for once. */
-static void read_ahead(struct sl_store *store, uint64_t from_bytes)
-{
-    if (from_bytes + AHEAD_BYTES / 2 < store->asked_bytes)
-        return;
-    if (store->asked_bytes < from_bytes)
-        store->asked_bytes = from_bytes;
-    posix_fadvise(store->dense_fd, (off_t)store->asked_bytes,
-                  (off_t)(from_bytes + AHEAD_BYTES - store->asked_bytes), POSIX_FADV_WILLNEED);
-    store->asked_bytes = from_bytes + AHEAD_BYTES;
-}
-
-static int source_read(struct sl_weight_source *source, const char *name, uint64_t offset_bytes,
-                       uint64_t size_bytes, void *dst, struct sl_err *err)
-{
-    struct sl_store *store = (struct sl_store *)source;
-    uint32_t index = find_tensor(store, name);
-    uint64_t from_bytes;
-    int64_t got;
-
-    if (index == NO_TENSOR)
-        return sl_err_set(err, -ENOENT, "%s: there is no tensor \"%s\"", store->folder, name);
-    sl_assert(offset_bytes <= store->tensors[index].info.size_bytes);
-    sl_assert(size_bytes <= store->tensors[index].info.size_bytes - offset_bytes);
-    from_bytes = store->tensors[index].extent.offset_bytes + offset_bytes;
-    got = sl_file_read_at(store->dense_fd, dst, size_bytes, from_bytes);
-    if (got >= 0 && (uint64_t)got < size_bytes)
-        got = -EIO; /* cut since it was opened */
-    if (got < 0)
-        return sl_err_set(err, (int)got, "%s: tensor \"%s\": cannot read %llu bytes at %llu: %s",
-                          store->paths[0], name, (unsigned long long)size_bytes,
-                          (unsigned long long)from_bytes, sl_strerror((int)got));
-    read_ahead(store, from_bytes + size_bytes);
-    return check_read(store, index, offset_bytes, size_bytes, dst, err);
-}
-
-static const char *source_where(struct sl_weight_source *source, const char *name)
-{
-    const struct sl_store *store = (struct sl_store *)source;
-
-    return find_tensor(store, name) == NO_TENSOR ? store->folder : store->paths[0];
-}
-
-static const struct sl_weight_source_ops source_ops = {
-    .find = source_find,
-    .read = source_read,
-    .where = source_where,
-};
-
 /* ---- the outside ------------------------------------------------------------------------------
  */
-
-static int open_dense(struct sl_store *store, struct sl_err *err)
-{
-    struct stat status;
-
-    if (lstat(store->paths[0], &status) == 0) { /* else a file that is missing was let pass */
-        store->dense_fd = sl_file_open_nofollow(store->paths[0], err);
-        if (store->dense_fd < 0)
-            return store->dense_fd;
-    }
-    store->stream = sl_checksum_stream_create();
-    return store->stream ? 0 : no_memory(store, err);
-}
 
 int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store_use use,
                   struct sl_err *err)
@@ -520,9 +340,7 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
 
     if (!store)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
-    store->weights.ops = &source_ops;
-    store->dense_fd = -1;
-    store->stream_tensor = NO_TENSOR;
+    sl_store_weights_init(&store->weights);
     store->folder = strdup(folder);
     if (!store->folder) {
         rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
@@ -532,7 +350,7 @@ int sl_store_open(struct sl_store **ret_store, const char *folder, enum sl_store
         (rc = read_catalog(store, &catalog, use, err)) < 0 ||
         (rc = look_at_files(store, use, err)) < 0 ||
         (use < SL_STORE_REPAIR && (rc = check_extents(store, err)) < 0) ||
-        (rc = sort_names(store, err)) < 0 || (rc = open_dense(store, err)) < 0)
+        (rc = sl_store_weights_open(store, err)) < 0)
         goto out;
     *ret_store = store;
     store = NULL; /* now the caller's */
@@ -546,13 +364,10 @@ void sl_store_close(struct sl_store *store)
 {
     if (!store)
         return;
-    if (store->dense_fd >= 0)
-        close(store->dense_fd);
-    sl_checksum_stream_destroy(store->stream);
+    sl_store_weights_fini(&store->weights);
     for (uint32_t i = 0; i < SL_STORE_FILES_MAX; i++)
         free(store->paths[i]);
     free(store->tensors);
-    free(store->by_name);
     free(store->experts);
     free(store->folder);
     free(store);
@@ -623,10 +438,4 @@ uint64_t sl_store_saved_bytes(const struct sl_store *store)
     for (uint32_t i = 0; i < store->state.n_experts_done; i++)
         bytes -= sl_packed_expert_stored_bytes(&store->experts[i]);
     return bytes;
-}
-
-struct sl_weight_source *sl_store_weights(struct sl_store *store, bool check)
-{
-    store->check = check;
-    return &store->weights;
 }

@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
+#include "tools/cli/json_lines.h"
 
 #define AREA_BYTES_MIN (UINT64_C(256) << 20)
 #define AREA_BYTES_MAX (UINT64_C(2) << 30)
@@ -75,7 +76,8 @@ int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, doub
     *bench = (struct sl_bench){.compute = *compute, .seconds = seconds, .json = json};
     rc = sl_arena_map(&bench->area, sl_bench_area_bytes(), "bench", err);
     if (rc == 0)
-        sl_pool_place(compute->pool, bench->area.base, piece_count(bench), READ_PIECE_BYTES, 1, 0);
+        sl_pool_first_touch(compute->pool, bench->area.base, piece_count(bench), READ_PIECE_BYTES,
+                            1, 0);
     return rc;
 }
 
@@ -231,9 +233,7 @@ void sl_bench_print(const struct sl_bench *bench, const char *what, const char *
         object = json_pack("{s:s, s:s, s:f, s:s, s:o, s:o}", "what", what, "shape", shape, "value",
                            value, "unit", unit, "limit", limit > 0 ? json_real(limit) : json_null(),
                            "ratio", limit > 0 ? json_real(value / limit) : json_null());
-        json_dumpf(object, stdout, JSON_COMPACT);
-        json_decref(object);
-        putchar('\n');
+        sl_json_line_print(object);
     } else if (limit <= 0) {
         printf("%-32s %-32s %10.4g    %8s %-10s\n", what, shape, value, "", unit);
     } else {

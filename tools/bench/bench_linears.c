@@ -188,9 +188,9 @@ static int bench_repack(const struct sl_bench *bench, uint32_t rows, uint32_t co
     in.codes = sl_arena_take(&in.arena, in.n_copies, in.code_bytes);
     in.scales = sl_arena_take(&in.arena, in.n_copies, in.scale_bytes);
     in.tiles = sl_arena_take(&in.arena, in.n_copies, in.tile_bytes);
-    sl_pool_place(in.pool, in.codes, in.n_copies, in.code_bytes, 1, 0);
+    sl_pool_first_touch(in.pool, in.codes, in.n_copies, in.code_bytes, 1, 0);
     memset(in.scales, SL_E8M0_BIAS, in.n_copies * in.scale_bytes);
-    sl_pool_place(in.pool, in.tiles, in.n_copies, in.tile_bytes, 1, 0);
+    sl_pool_first_touch(in.pool, in.tiles, in.n_copies, in.tile_bytes, 1, 0);
     snprintf(shape, sizeof(shape), "%u x %u, in and out", rows, cols);
     sl_bench_measure(bench, &work);
     sl_arena_fini(&in.arena);

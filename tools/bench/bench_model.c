@@ -481,7 +481,7 @@ static int run(struct command *command, struct sl_err *err)
     print_rates(command);
     print_drive(command);
     print_experts(command);
-    sl_print_resources(command->engine, &command->options.placement, stderr);
+    sl_print_resources(command->engine, &command->options.affinity, stderr);
     return rc;
 }
 

@@ -15,7 +15,7 @@
 #define SECONDS_DEFAULT 0.3
 
 struct arguments {
-    struct sl_placement placement;
+    struct sl_affinity affinity;
     const char *isa, *only;
     double seconds;
     bool json;
@@ -35,8 +35,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         arguments->isa = value;
         return 0;
     case OPTION_THREADS:
-        arguments->placement =
-            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
+        arguments->affinity =
+            sl_choose_affinity(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
         return 0;
     case OPTION_JSON:
         arguments->json = true;
@@ -113,7 +113,7 @@ static int bench_kernels(int argc, char **argv)
         .parser = parse_option,
         .doc = "Measures the kernels on the sizes of the released models, each beside what memory "
                "and multipliers allow on the same threads in the same run. Needs no model."};
-    struct arguments arguments = {.placement = sl_place_threads(0), .seconds = SECONDS_DEFAULT};
+    struct arguments arguments = {.affinity = sl_choose_affinity(0), .seconds = SECONDS_DEFAULT};
     struct sl_kernels kernels;
     struct sl_pool *pool = NULL;
     struct sl_err err = {0};
@@ -121,10 +121,10 @@ static int bench_kernels(int argc, char **argv)
 
     sl_command_parse(&argp, argc, argv, &arguments);
     if ((rc = sl_kernels_select(&kernels, arguments.isa, &err)) == 0 &&
-        (rc = sl_pool_create(&pool, arguments.placement.n_threads, &err)) == 0) {
+        (rc = sl_pool_create(&pool, arguments.affinity.n_threads, &err)) == 0) {
         struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
 
-        sl_pool_pin(pool, &arguments.placement);
+        sl_pool_pin(pool, &arguments.affinity);
         rc = run_kernels(&compute, &arguments, &err);
     }
     sl_pool_destroy(pool);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/size.h"
 #include "tools/cli/interrupt.h"
@@ -94,4 +95,24 @@ uint64_t sl_parse_size(struct argp_state *state, const char *option, const char 
     if (sl_size_parse(text, &bytes) < 0 || bytes == 0)
         argp_error(state, "%s takes a size such as 512M or 24G, not \"%s\"", option, text);
     return bytes;
+}
+
+int sl_parse_word(struct argp_state *state, const char *option, const char *value,
+                  const struct sl_word *words)
+{
+    char list[64] = "";
+
+    for (const struct sl_word *word = words; word->name; word++) {
+        const size_t length = strlen(list);
+
+        if (strcmp(value, word->name) == 0)
+            return word->value;
+        snprintf(list + length, sizeof(list) - length, "%s%s",
+                 length == 0    ? ""
+                 : word[1].name ? ", "
+                                : " or ",
+                 word->name);
+    }
+    argp_error(state, "%s takes %s, not \"%s\"", option, list, value);
+    return 0;
 }

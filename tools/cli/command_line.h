@@ -34,4 +34,12 @@ double sl_parse_seconds(struct argp_state *state, const char *option, const char
 /* A size of at least a byte: "512M". */
 uint64_t sl_parse_size(struct argp_state *state, const char *option, const char *text);
 
+/* A word of a few, and what it stands for. Gives the value. */
+struct sl_word {
+    const char *name; /* NULL ends the list */
+    int value;
+};
+int sl_parse_word(struct argp_state *state, const char *option, const char *text,
+                  const struct sl_word *words);
+
 #endif

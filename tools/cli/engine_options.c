@@ -48,7 +48,7 @@ static const struct argp_option options[] = {
     {"io-stall", OPTION_IO_STALL, "SECONDS", 0,
      "a piece that takes longer is counted; after four times that it has failed (default 30)", 0},
     {"verify", OPTION_VERIFY, "first|always|never", 0,
-     "when what is read from a store is held against its checksums: the first time in a run "
+     "when what is read from a store is compared with its checksums: the first time in a run "
      "(default), each time, or not at all",
      0},
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
@@ -64,14 +64,14 @@ static const struct argp_option options[] = {
      "run MODEL also if its config.json names another kind of model", 0},
     {0}};
 
-struct sl_placement sl_place_threads(uint32_t n_threads)
+struct sl_affinity sl_choose_affinity(uint32_t n_threads)
 {
     struct sl_topology topology;
-    struct sl_placement placement;
+    struct sl_affinity affinity;
 
     sl_topology_read(&topology);
-    sl_placement_choose(&placement, &topology, n_threads);
-    return placement;
+    sl_affinity_choose(&affinity, &topology, n_threads);
+    return affinity;
 }
 
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text)
@@ -86,9 +86,9 @@ uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char
 
 sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text)
 {
-    if (strcmp(text, "uring") != 0 && strcmp(text, "threads") != 0)
-        argp_error(state, "--io takes uring or threads, not \"%s\"", text);
-    return strcmp(text, "threads") == 0 ? sl_io_threads_open : sl_io_uring_open;
+    static const struct sl_word words[] = {{"uring", 0}, {"threads", 1}, {0}};
+
+    return sl_parse_word(state, "--io", text, words) ? sl_io_threads_open : sl_io_uring_open;
 }
 
 sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted)
@@ -134,37 +134,12 @@ static void set_isa(struct argp_state *state, const char *source, const char *na
 /* ---- options that take one of a few words ------------------------------------------------------
  */
 
-struct word {
-    const char *name; /* NULL ends the list */
-    int value;
-};
-
-static const struct word verify_words[] = {
+static const struct sl_word verify_words[] = {
     {"first", SL_VERIFY_FIRST}, {"always", SL_VERIFY_ALWAYS}, {"never", SL_VERIFY_NEVER}, {0}};
-static const struct word prefetch_words[] = {
+static const struct sl_word prefetch_words[] = {
     {"off", SL_PREFETCH_OFF}, {"hash", SL_PREFETCH_HASH}, {"gate", SL_PREFETCH_GATE}, {0}};
-static const struct word numerics_words[] = {
+static const struct sl_word numerics_words[] = {
     {"native", SL_NUMERICS_NATIVE}, {"exact", SL_NUMERICS_EXACT}, {0}};
-
-static int parse_word(struct argp_state *state, const char *option, const char *value,
-                      const struct word *words)
-{
-    char list[64] = "";
-
-    for (const struct word *word = words; word->name; word++) {
-        const size_t length = strlen(list);
-
-        if (strcmp(value, word->name) == 0)
-            return word->value;
-        snprintf(list + length, sizeof(list) - length, "%s%s",
-                 length == 0    ? ""
-                 : word[1].name ? ", "
-                                : " or ",
-                 word->name);
-    }
-    argp_error(state, "%s takes %s, not \"%s\"", option, list, value);
-    return 0;
-}
 
 /* ---- all options -------------------------------------------------------------------------------
  */
@@ -176,7 +151,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT:
-        *o = (struct sl_engine_options){.placement = sl_place_threads(0), .n_sequences = 1};
+        *o = (struct sl_engine_options){.affinity = sl_choose_affinity(0), .n_sequences = 1};
         return 0;
     case OPTION_RAM:
         o->ram_bytes = sl_parse_size(state, "--ram", value);
@@ -185,8 +160,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         set_cache(state, value);
         return 0;
     case OPTION_THREADS:
-        o->placement =
-            sl_place_threads(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
+        o->affinity =
+            sl_choose_affinity(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
         return 0;
     case OPTION_SEGMENT:
         o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
@@ -207,20 +182,20 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         set_stall(state, value);
         return 0;
     case OPTION_VERIFY:
-        o->verify = (enum sl_verify)parse_word(state, "--verify", value, verify_words);
+        o->verify = (enum sl_verify)sl_parse_word(state, "--verify", value, verify_words);
         return 0;
     case OPTION_POLICY:
         if (sl_policy_find(&o->policy, value, NULL) < 0)
             argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
         return 0;
     case OPTION_PREFETCH:
-        o->prefetch = (enum sl_prefetch)parse_word(state, "--prefetch", value, prefetch_words);
+        o->prefetch = (enum sl_prefetch)sl_parse_word(state, "--prefetch", value, prefetch_words);
         return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);
         return 0;
     case OPTION_NUMERICS:
-        o->numerics = (enum sl_numerics)parse_word(state, "--numerics", value, numerics_words);
+        o->numerics = (enum sl_numerics)sl_parse_word(state, "--numerics", value, numerics_words);
         return 0;
     case OPTION_ANY_MODEL_TYPE:
         o->any_model_type = true;
@@ -318,14 +293,14 @@ int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine
     return rc;
 }
 
-void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+void sl_print_resources(const struct sl_engine *engine, const struct sl_affinity *affinity,
                         FILE *out)
 {
     struct sl_engine_area areas[SL_ENGINE_AREAS];
     char text[SL_SIZE_TEXT_BYTES];
 
     fprintf(out, "compute  ");
-    sl_placement_print(placement, out);
+    sl_affinity_print(affinity, out);
     fprintf(out, "\nmemory   in huge pages");
     sl_engine_areas(engine, areas);
     for (uint32_t i = 0; i < SL_ENGINE_AREAS; i++)

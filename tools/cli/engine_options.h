@@ -25,8 +25,8 @@ sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
  * that read without an engine. */
 sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted);
 
-/* The placement of n_threads threads on this machine; 0: one per core. */
-struct sl_placement sl_place_threads(uint32_t n_threads);
+/* The affinity of n_threads threads on this machine; 0: one per core. */
+struct sl_affinity sl_choose_affinity(uint32_t n_threads);
 
 /* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
  * not fit; what went wrong is left to the caller, in `err`. From then on Ctrl-C stops the engine's
@@ -41,7 +41,7 @@ int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine
 
 /* Two lines about the machine's part in the figures: where the threads ran, and the share of huge
  * pages in each area of memory. */
-void sl_print_resources(const struct sl_engine *engine, const struct sl_placement *placement,
+void sl_print_resources(const struct sl_engine *engine, const struct sl_affinity *affinity,
                         FILE *out);
 
 #endif

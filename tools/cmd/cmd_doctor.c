@@ -9,6 +9,7 @@
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
 #include "tools/cmd/doctor.h"
+#include "tools/cli/json_lines.h"
 
 #define FOUND_BYTES 1024
 
@@ -24,12 +25,8 @@ static const char *const verdict_names[SL_DOCTOR_VERDICTS] = {"ok", "short", "no
 
 static void print_json(const char *verdict, const char *what, const char *mend, const char *found)
 {
-    json_t *line =
-        json_pack("{ss ss ss ss?}", "what", what, "verdict", verdict, "found", found, "mend", mend);
-
-    json_dumpf(line, stdout, JSON_COMPACT);
-    putchar('\n');
-    json_decref(line);
+    sl_json_line_print(json_pack("{ss ss ss ss?}", "what", what, "verdict", verdict, "found", found,
+                                 "mend", mend));
 }
 
 void sl_doctor_find(struct sl_doctor *doctor, enum sl_doctor_verdict verdict, const char *what,

@@ -130,7 +130,7 @@ static int summarize_config(const struct sl_engine_options *options, struct summ
         .cache_bytes = options->cache_bytes,
         .cache_min = options->cache_min,
         .numerics = options->numerics,
-        .n_threads = options->placement.n_threads,
+        .n_threads = options->affinity.n_threads,
         .segment_tokens = options->segment_tokens,
         .context_tokens = options->context_tokens,
         .n_sequences = options->n_sequences,
@@ -215,7 +215,7 @@ static void print_text(const struct arguments *arguments, const struct summary *
     print_disk(s);
     sl_memory_plan_print(&s->plan, stdout);
     printf("compute\n  ");
-    sl_placement_print(&arguments->engine.placement, stdout);
+    sl_affinity_print(&arguments->engine.affinity, stdout);
     putchar('\n');
     if (huge_share >= 0)
         printf("  huge pages: %.0f %% of %s tried\n", 100 * huge_share,
@@ -292,7 +292,7 @@ static void print_json(const struct arguments *arguments, const struct summary *
     if (s->compressed)
         add(object, "saved_bytes", s->saved_bytes);
     json_object_set_new(object, "memory", plan_json(s));
-    add(object, "threads", arguments->engine.placement.n_threads);
+    add(object, "threads", arguments->engine.affinity.n_threads);
     json_object_set_new(object, "huge_page_share", json_real(sl_huge_pages_share()));
     sl_json_line_print(object);
 }

@@ -20,6 +20,7 @@
 #include "tools/cli/interrupt.h"
 #include "tools/cli/pack_source.h"
 #include "tools/cli/progress.h"
+#include "tools/cli/json_lines.h"
 
 /* Each takes 70 MB of V4-Pro's experts; more would not be faster than a drive. */
 #define THREADS_DEFAULT_MAX 4u
@@ -206,10 +207,7 @@ static void print_json(const struct arguments *arguments, const struct figures *
         "freed_bytes", (json_int_t)result->freed_bytes, "compressed", result->compressed,
         "expert_bytes_raw", (json_int_t)figures->raw_bytes, "expert_bytes",
         (json_int_t)(figures->raw_bytes - result->saved_bytes), "drives", drives);
-    if (object)
-        json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
 }
 
 /* ---- the work ----------------------------------------------------------------------------------
@@ -258,7 +256,7 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
 {
     struct sl_progress progress;
     uint32_t n_threads =
-        arguments->n_threads ? arguments->n_threads : sl_place_threads(0).n_threads;
+        arguments->n_threads ? arguments->n_threads : sl_choose_affinity(0).n_threads;
     struct figures figures = {0};
     struct sl_pack_options pack_options = {
         .stripe_folders = arguments->stripe_folders,

@@ -34,7 +34,7 @@ static void find_fit(struct sl_doctor *doctor, const struct sl_config *config, c
 {
     struct sl_engine_options options = {
         .model = folder,
-        .placement = sl_place_threads(0),
+        .affinity = sl_choose_affinity(0),
         .context_tokens = config->max_position_embeddings < CONTEXT_TOKENS_DEFAULT
                               ? config->max_position_embeddings
                               : CONTEXT_TOKENS_DEFAULT,

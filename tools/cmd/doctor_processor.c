@@ -38,20 +38,20 @@ static void find_instructions(struct sl_doctor *doctor)
 static void find_cores(struct sl_doctor *doctor)
 {
     struct sl_topology topology, unlimited;
-    struct sl_placement placement, whole;
+    struct sl_affinity affinity, whole;
 
     sl_topology_read(&topology);
     unlimited = topology;
     unlimited.quota_cpus = 0;
-    sl_placement_choose(&placement, &topology, 0);
-    sl_placement_choose(&whole, &unlimited, 0);
-    if (placement.n_threads < whole.n_threads)
+    sl_affinity_choose(&affinity, &topology, 0);
+    sl_affinity_choose(&whole, &unlimited, 0);
+    if (affinity.n_threads < whole.n_threads)
         sl_doctor_find(doctor, SL_DOCTOR_SHORT, "cores",
                        "sudo systemctl set-property UNIT CPUQuota=  (docker: leave --cpus out)",
-                       "a control group pays for %u of %u", placement.n_threads, whole.n_threads);
+                       "a control group pays for %u of %u", affinity.n_threads, whole.n_threads);
     else
         sl_doctor_find(doctor, SL_DOCTOR_OK, "cores", NULL, "%u, a thread on each",
-                       placement.n_threads);
+                       affinity.n_threads);
 }
 
 /* A file of one word; "" if it cannot be read. */

@@ -92,7 +92,7 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
     if (c.n_stalls > 0)
         fprintf(stderr, "stalls   %llu read%s took longer than --io-stall, the longest %.0f s\n",
                 (unsigned long long)c.n_stalls, sl_plural(c.n_stalls), (double)c.longest_ns / 1e9);
-    sl_print_resources(g->engine, &options->placement, stderr);
+    sl_print_resources(g->engine, &options->affinity, stderr);
 }
 
 /* ---- as JSON -----------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ static json_t *options_object(const struct sl_generate_text *g,
     set(object, "segment_tokens",
         json_integer(sl_engine_step_tokens_max(g->engine, SL_STEP_LARGE)));
     set(object, "cache_experts", json_integer(sl_engine_slot_count(g->engine)));
-    set(object, "threads", json_integer(options->placement.n_threads));
+    set(object, "threads", json_integer(options->affinity.n_threads));
     set(object, "isa", json_string(sl_engine_isa(g->engine)));
     return object;
 }

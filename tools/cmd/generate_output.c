@@ -1,4 +1,5 @@
 #include "tools/cmd/generate_output.h"
+#include "tools/cli/json_lines.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -169,9 +170,7 @@ static int print_object(struct sl_generate_output *output, const struct sl_gener
         json_object_set(object, "logprobs", output->logprobs);
     if (!object)
         return no_memory(err);
-    json_dumpf(object, stdout, 0);
-    putchar('\n');
-    json_decref(object);
+    sl_json_line_print(object);
     return flush(err);
 }
 

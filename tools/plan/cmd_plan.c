@@ -1,5 +1,5 @@
 /* sluice plan: what a machine would make of a model. Reads its config only; arithmetic throughout
- * (tools/plan/step_model.h), but for what --probe measures. */
+ * (tools/plan/cost.h), but for what --probe measures. */
 #include <argp.h>
 #include <errno.h>
 #include <stdio.h>
@@ -94,6 +94,8 @@ static void check_arguments(const struct command *command, struct argp_state *st
         argp_error(state, "--curve and --trace exclude each other");
 }
 
+static const struct sl_word curve_words[] = {{"flash", false}, {"even", true}, {0}};
+
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct command *command = state->input;
@@ -130,9 +132,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->open_io = sl_parse_io(state, value);
         return 0;
     case OPTION_CURVE:
-        command->even = strcmp(value, "even") == 0;
-        if (!command->even && strcmp(value, "flash") != 0)
-            argp_error(state, "--curve takes flash or even, not \"%s\"", value);
+        command->even = sl_parse_word(state, "--curve", value, curve_words);
         return 0;
     case OPTION_TRACE:
         command->trace = value;
@@ -260,7 +260,7 @@ static int find_hit_rate(const struct command *command, const struct sl_memory_p
     struct sl_slot_counters counters;
     int rc;
 
-    *ret_rate = alone && !command->even ? sl_step_flash_hit_rate(share) : share;
+    *ret_rate = alone && !command->even ? sl_cost_flash_hit_rate(share) : share;
     if (!alone || !command->replay)
         return 0;
     if ((rc = sl_policy_find(&policy, NULL, err)) < 0 ||
@@ -292,7 +292,7 @@ static void print_memory(const struct command *command, const struct sl_memory_p
     object = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:i, s:f, s:f, s:f, s:s}", "what", "machine",
                        "budget_bytes", (json_int_t)plan->budget_bytes, "dense_bytes",
                        (json_int_t)plan->need_bytes[SL_MEMORY_WEIGHTS], "expert_bytes",
-                       (json_int_t)sl_step_expert_bytes(&command->config), "drive_gb_per_s",
+                       (json_int_t)sl_cost_expert_bytes(&command->config), "drive_gb_per_s",
                        s->drive, "memory_gb_per_s", s->memory, "cores", (int)command->n_cores,
                        "int8_gmac_per_s", s->multiply.int8, "bf16_gmac_per_s", s->multiply.bf16,
                        "f32_gmac_per_s", s->multiply.f32, "curve", curve_name(command));
@@ -315,8 +315,8 @@ static void print_misfit(const struct command *command, const char *what, uint32
 }
 
 static void print_cost(const struct command *command, const char *what,
-                       const struct sl_memory_plan *plan, const struct sl_step_case *step,
-                       const struct sl_step_cost *cost)
+                       const struct sl_memory_plan *plan, const struct sl_cost_case *step,
+                       const struct sl_cost *cost)
 {
     static const char *const limits[] = {"drive", "memory", "multiplication"};
     const double n_tokens = (double)step->n_sequences * step->n_tokens;
@@ -347,9 +347,9 @@ static void print_cost(const struct command *command, const char *what,
  * fit. */
 static int plan_decode(const struct command *command, uint32_t n_sequences, struct sl_err *err)
 {
-    struct sl_step_case step = {n_sequences, 1, command->context_tokens - 1, 0};
+    struct sl_cost_case step = {n_sequences, 1, command->context_tokens - 1, 0};
     struct sl_memory_plan plan;
-    struct sl_step_cost cost;
+    struct sl_cost cost;
     struct sl_err misfit;
     int fits = plan_memory(command, n_sequences, command->context_tokens, &plan, &misfit);
     int rc;
@@ -363,7 +363,7 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
     rc = find_hit_rate(command, &plan, n_sequences == 1, &step.hit_rate, err);
     if (rc < 0)
         return rc;
-    sl_step_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
+    sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "decode", &plan, &step, &cost);
     return 1;
 }
@@ -371,9 +371,9 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
 /* One document that is as long as what goes through at once. */
 static int plan_prefill(const struct command *command, struct sl_err *err)
 {
-    struct sl_step_case step = {1, longest_segment(command), 0, 0};
+    struct sl_cost_case step = {1, longest_segment(command), 0, 0};
     struct sl_memory_plan plan;
-    struct sl_step_cost cost;
+    struct sl_cost cost;
     int rc;
 
     if (step.n_tokens == 0) {
@@ -383,7 +383,7 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
     if ((rc = plan_memory(command, 1, step.n_tokens, &plan, err)) < 0 ||
         (rc = find_hit_rate(command, &plan, false, &step.hit_rate, err)) < 0)
         return rc;
-    sl_step_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
+    sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "prefill", &plan, &step, &cost);
     return 0;
 }
@@ -453,7 +453,7 @@ int sl_cmd_plan(int argc, char **argv)
                "memory, what the cache would find, and how fast it would decode, alone and in "
                "batches, and take in a prompt; and what binds each. Upper bounds rather than "
                "promises."};
-    struct command command = {.n_cores = sl_place_threads(0).n_threads};
+    struct command command = {.n_cores = sl_choose_affinity(0).n_threads};
     struct sl_err err = {0};
     int rc;
 

@@ -42,7 +42,7 @@ static void probe(const struct sl_bench *bench, struct sl_machine_speeds *speeds
 
 int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err)
 {
-    const struct sl_placement placement = sl_place_threads(n_threads);
+    const struct sl_affinity affinity = sl_choose_affinity(n_threads);
     struct sl_kernels kernels;
     struct sl_pool *pool = NULL;
     struct sl_bench bench;
@@ -52,7 +52,7 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, st
         (rc = sl_pool_create(&pool, n_threads, err)) == 0) {
         const struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
 
-        sl_pool_pin(pool, &placement);
+        sl_pool_pin(pool, &affinity);
         rc = sl_bench_init(&bench, &compute, PROBE_NS * 1e-9, false, err);
         if (rc == 0)
             probe(&bench, speeds);

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "tools/plan/step_model.h"
+#include "tools/plan/cost.h"
 #include "storage/io/io.h"
 
 /* Peaks of one core in 10^9 a second, as a Zen 4 core with AVX-512 had them (docs/PERFORMANCE.md,

@@ -36,7 +36,7 @@ static int listed_find(struct sl_weight_source *source, const char *name,
             if (strcmp(shard->tensors[i].name, name) != 0)
                 continue;
             *ret_info = shard->tensors[i].info;
-            sl_dense_cost_add(&in->cost, name, ret_info);
+            sl_cost_add_dense(&in->cost, name, ret_info);
             return 0;
         }
     }

@@ -7,7 +7,7 @@
 #include "core/base/err.h"
 #include "core/model/config.h"
 #include "daemon/engine/memory_plan.h"
-#include "tools/plan/step_model.h"
+#include "tools/plan/cost.h"
 
 /* *ret_bytes is what loading the dense weights maps, without MTP blocks. Fails with -ENOMEM. */
 int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,

@@ -1,4 +1,4 @@
-#include "tools/plan/step_model.h"
+#include "tools/plan/cost.h"
 
 #include <math.h>
 #include <string.h>
@@ -14,7 +14,7 @@ static double larger(double a, double b)
 /* ---- the model's numbers -----------------------------------------------------------------------
  */
 
-uint64_t sl_step_expert_bytes(const struct sl_config *config)
+uint64_t sl_cost_expert_bytes(const struct sl_config *config)
 {
     const struct sl_expert_shape shape = sl_expert_shape_of(config, 0);
 
@@ -29,7 +29,7 @@ static bool ends_with(const char *name, const char *end)
 }
 
 /* Linears are matrices; so are three tables, of which a token reads a row. */
-void sl_dense_cost_add(struct sl_dense_cost *cost, const char *name,
+void sl_cost_add_dense(struct sl_dense_cost *cost, const char *name,
                        const struct sl_tensor_info *info)
 {
     const double n = (double)info->shape[0] * (double)info->shape[1];
@@ -78,14 +78,14 @@ static struct attention_cost attend(const struct sl_config *c, double n_past)
     return cost;
 }
 
-double sl_step_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens)
+double sl_cost_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens)
 {
     const double missed = 1 - (double)n_per_token / n_experts;
 
     return n_experts * (1 - pow(missed, (double)n_tokens));
 }
 
-double sl_step_flash_hit_rate(double share)
+double sl_cost_flash_hit_rate(double share)
 {
     static const double points[][2] = {{0, 0},       {0.055, 0.40}, {0.11, 0.59},
                                        {0.22, 0.74}, {0.44, 0.87},  {1, 1}};
@@ -103,12 +103,12 @@ double sl_step_flash_hit_rate(double share)
 static double multiply_ns(const struct sl_multiplications *n, const struct sl_multiplications *rate)
 {
     return (n->int8 / rate->int8 + n->bf16 / rate->bf16 + n->f32 / rate->f32) /
-           SL_STEP_MULTIPLY_SHARE;
+           SL_COST_MULTIPLY_SHARE;
 }
 
 /* Everything but routed experts. The last token of each sequence goes through the head. */
 static double dense_work(const struct sl_config *config, const struct sl_dense_cost *dense,
-                         const struct sl_step_case *step, struct sl_multiplications *ret_multiplied)
+                         const struct sl_cost_case *step, struct sl_multiplications *ret_multiplied)
 {
     const double n_tokens = (double)step->n_sequences * step->n_tokens;
     /* Tokens attend to what is before them: to half of the step, on average. */
@@ -125,16 +125,16 @@ static double dense_work(const struct sl_config *config, const struct sl_dense_c
     return dense->read_bytes + dense->head_bytes + step->n_sequences * last.read_bytes;
 }
 
-void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
-                     const struct sl_step_case *step, const struct sl_machine_speeds *speeds,
-                     struct sl_step_cost *ret_cost)
+void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
+                     const struct sl_cost_case *step, const struct sl_machine_speeds *speeds,
+                     struct sl_cost *ret_cost)
 {
     const double n_tokens = (double)step->n_sequences * step->n_tokens;
     const double n_layers = config->num_hidden_layers;
     const double n_experts =
-        n_layers * sl_step_distinct_experts(config->n_routed_experts, config->num_experts_per_tok,
+        n_layers * sl_cost_distinct_experts(config->n_routed_experts, config->num_experts_per_tok,
                                             (uint64_t)step->n_sequences * step->n_tokens);
-    const double expert_bytes = n_experts * (double)sl_step_expert_bytes(config);
+    const double expert_bytes = n_experts * (double)sl_cost_expert_bytes(config);
     struct sl_multiplications apart;
     const double dense_bytes = dense_work(config, dense, step, &apart);
     const struct sl_multiplications routed = {
@@ -142,7 +142,7 @@ void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost 
                 config->moe_intermediate_size};
     const double dense_multiply_ns = multiply_ns(&apart, &speeds->multiply);
     const double expert_multiply_ns = multiply_ns(&routed, &speeds->multiply);
-    struct sl_step_cost cost = {
+    struct sl_cost cost = {
         .n_experts = n_experts,
         .drive_bytes = expert_bytes * (1 - step->hit_rate),
         .memory_bytes = dense_bytes + expert_bytes,
@@ -154,8 +154,8 @@ void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost 
     cost.memory_ns = cost.memory_bytes / speeds->memory;
     cost.step_ns = larger(dense_bytes / speeds->memory, dense_multiply_ns) +
                    larger(cost.drive_ns, larger(expert_bytes / speeds->memory, expert_multiply_ns));
-    cost.limit = cost.memory_ns > cost.multiply_ns ? SL_STEP_MEMORY : SL_STEP_MULTIPLY;
+    cost.limit = cost.memory_ns > cost.multiply_ns ? SL_COST_MEMORY : SL_COST_MULTIPLY;
     if (cost.drive_ns > larger(cost.memory_ns, cost.multiply_ns))
-        cost.limit = SL_STEP_DRIVE;
+        cost.limit = SL_COST_DRIVE;
     *ret_cost = cost;
 }

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "core/base/file.h"
-#include "tools/plan/step_model.h"
+#include "tools/plan/cost.h"
 
 #define EXPERT_BYTES_PRO 35094528.0
 #define EXPERT_BYTES_FLASH 13369344.0
@@ -38,12 +38,12 @@ static void expect_near(double value, double expected)
 static const struct sl_machine_speeds speeds = {
     .drive = 10, .memory = 100, .multiply = {.int8 = 1000, .bf16 = 500, .f32 = 100}};
 
-static struct sl_step_cost predict(const struct sl_config *config,
-                                   const struct sl_dense_cost *dense, struct sl_step_case step)
+static struct sl_cost predict(const struct sl_config *config, const struct sl_dense_cost *dense,
+                              struct sl_cost_case step)
 {
-    struct sl_step_cost cost;
+    struct sl_cost cost;
 
-    sl_step_predict(config, dense, &step, &speeds, &cost);
+    sl_cost_predict(config, dense, &step, &speeds, &cost);
     return cost;
 }
 
@@ -51,46 +51,46 @@ static void test_budget(void **state)
 {
     const struct sl_config pro = config_of("v4-pro"), flash = config_of("v4-flash");
     const struct sl_dense_cost none = {0};
-    struct sl_step_cost cost;
+    struct sl_cost cost;
 
     (void)state;
-    assert_int_equal(sl_step_expert_bytes(&pro), 35094528);
-    assert_int_equal(sl_step_expert_bytes(&flash), 13369344);
-    cost = predict(&pro, &none, (struct sl_step_case){1, 1, 0, 0});
+    assert_int_equal(sl_cost_expert_bytes(&pro), 35094528);
+    assert_int_equal(sl_cost_expert_bytes(&flash), 13369344);
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0});
     expect_near(cost.n_experts, 366);
     expect_near(cost.drive_bytes, 366 * EXPERT_BYTES_PRO); /* 12.84 GB */
     expect_near(cost.drive_ns, 366 * EXPERT_BYTES_PRO / 10);
-    assert_int_equal(cost.limit, SL_STEP_DRIVE);
-    cost = predict(&flash, &none, (struct sl_step_case){1, 1, 0, 0});
+    assert_int_equal(cost.limit, SL_COST_DRIVE);
+    cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 0, 0});
     expect_near(cost.drive_bytes, 258 * EXPERT_BYTES_FLASH); /* 3.45 GB */
     /* One sweep: 822 GB, nobody leaves an expert out. */
-    cost = predict(&pro, &none, (struct sl_step_case){1, 16384, 0, 0});
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 16384, 0, 0});
     expect_near(cost.drive_bytes, 61 * 384 * EXPERT_BYTES_PRO);
     /* With 3/4 of it found. */
-    cost = predict(&pro, &none, (struct sl_step_case){1, 1, 0, 0.75});
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0.75});
     expect_near(cost.drive_bytes, 366 * EXPERT_BYTES_PRO / 4);
 }
 
 static void test_distinct_experts(void **state)
 {
     (void)state;
-    expect_near(sl_step_distinct_experts(256, 6, 1), 6);
-    expect_near(sl_step_distinct_experts(4, 2, 2), 3);      /* 4 (1 - 1/4) */
-    expect_near(sl_step_distinct_experts(4, 1, 3), 2.3125); /* 4 (1 - 27/64) */
-    expect_near(sl_step_distinct_experts(8, 8, 1), 8);
-    expect_near(sl_step_distinct_experts(384, 6, 100000), 384);
+    expect_near(sl_cost_distinct_experts(256, 6, 1), 6);
+    expect_near(sl_cost_distinct_experts(4, 2, 2), 3);      /* 4 (1 - 1/4) */
+    expect_near(sl_cost_distinct_experts(4, 1, 3), 2.3125); /* 4 (1 - 27/64) */
+    expect_near(sl_cost_distinct_experts(8, 8, 1), 8);
+    expect_near(sl_cost_distinct_experts(384, 6, 100000), 384);
 }
 
 static void test_published_curve(void **state)
 {
     (void)state;
-    assert_float_equal(sl_step_flash_hit_rate(0), 0, 1e-9);
-    expect_near(sl_step_flash_hit_rate(0.055), 0.40);
-    expect_near(sl_step_flash_hit_rate(0.0825), 0.495); /* half-way to 59 at 11 */
-    expect_near(sl_step_flash_hit_rate(0.22), 0.74);
-    expect_near(sl_step_flash_hit_rate(0.33), 0.805);
-    expect_near(sl_step_flash_hit_rate(0.72), 0.935);
-    expect_near(sl_step_flash_hit_rate(1), 1);
+    assert_float_equal(sl_cost_flash_hit_rate(0), 0, 1e-9);
+    expect_near(sl_cost_flash_hit_rate(0.055), 0.40);
+    expect_near(sl_cost_flash_hit_rate(0.0825), 0.495); /* half-way to 59 at 11 */
+    expect_near(sl_cost_flash_hit_rate(0.22), 0.74);
+    expect_near(sl_cost_flash_hit_rate(0.33), 0.805);
+    expect_near(sl_cost_flash_hit_rate(0.72), 0.935);
+    expect_near(sl_cost_flash_hit_rate(1), 1);
 }
 
 /* What belongs to a token's own work, and what is a table. */
@@ -114,7 +114,7 @@ static void test_dense_tensors(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++)
-        sl_dense_cost_add(&cost, tensors[i].name, &tensors[i].info);
+        sl_cost_add_dense(&cost, tensors[i].name, &tensors[i].info);
     expect_near(cost.head_bytes, 2000);
     expect_near(cost.head_multiplied, 1000);
     expect_near(cost.read_bytes, 70 + 1 + 60 + 3840);
@@ -131,14 +131,14 @@ static void test_attention(void **state)
     const struct sl_dense_cost none = {0};
     const double entries = 43 * 128 + 21 * 512 + 20 * 32, keys = 21 * 1024;
     const double experts = 258 * EXPERT_BYTES_FLASH;
-    struct sl_step_cost cost = predict(&flash, &none, (struct sl_step_case){1, 1, 4095, 1});
+    struct sl_cost cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 4095, 1});
 
     (void)state;
     expect_near(cost.memory_bytes, experts + entries * 583 + keys * 68);
     expect_near(cost.multiplied.bf16, entries * 2 * 64 * 512);
     expect_near(cost.multiplied.int8, 258.0 * 3 * 4096 * 2048 + keys * 64 * 128);
     /* Three sequences have three caches, one set of experts each token, shared as chance has it. */
-    cost = predict(&flash, &none, (struct sl_step_case){3, 1, 4095, 1});
+    cost = predict(&flash, &none, (struct sl_cost_case){3, 1, 4095, 1});
     expect_near(cost.multiplied.bf16, 3 * entries * 2 * 64 * 512);
     expect_near(cost.memory_bytes,
                 cost.n_experts * EXPERT_BYTES_FLASH + 3 * (entries * 583 + keys * 68));
@@ -151,21 +151,21 @@ static void test_time_and_limit(void **state)
     struct sl_dense_cost dense = {.read_bytes = 20e9, .head_bytes = 4e9};
     const double experts = 366 * EXPERT_BYTES_PRO;
     const double attended = 61 * 583.0; /* the token itself */
-    struct sl_step_cost cost = predict(&pro, &dense, (struct sl_step_case){1, 1, 0, 1});
+    struct sl_cost cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 1});
 
     (void)state;
     expect_near(cost.memory_ns, (24e9 + experts + attended) / 100);
     expect_near(cost.step_ns, cost.memory_ns);
-    assert_int_equal(cost.limit, SL_STEP_MEMORY);
-    cost = predict(&pro, &dense, (struct sl_step_case){1, 1, 0, 0.5});
+    assert_int_equal(cost.limit, SL_COST_MEMORY);
+    cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 0.5});
     expect_near(cost.step_ns, (24e9 + attended) / 100 + experts / 2 / 10);
-    assert_int_equal(cost.limit, SL_STEP_DRIVE);
+    assert_int_equal(cost.limit, SL_COST_DRIVE);
 
     /* 16,384 tokens, all found: 822 GB are read once for 36 million multiplications by an expert.
      */
     dense.multiplied = (struct sl_multiplications){.bf16 = 3e9, .f32 = 6e6};
-    cost = predict(&pro, &dense, (struct sl_step_case){1, 16384, 0, 1});
-    assert_int_equal(cost.limit, SL_STEP_MULTIPLY);
+    cost = predict(&pro, &dense, (struct sl_cost_case){1, 16384, 0, 1});
+    assert_int_equal(cost.limit, SL_COST_MULTIPLY);
     expect_near(cost.step_ns, cost.multiply_ns);
     expect_near(cost.multiply_ns,
                 cost.multiplied.int8 / 600 + cost.multiplied.bf16 / 300 + cost.multiplied.f32 / 60);
@@ -177,8 +177,8 @@ static void test_head(void **state)
 {
     const struct sl_config flash = config_of("v4-flash");
     const struct sl_dense_cost with = {.head_bytes = 1e9, .head_multiplied = 5e8}, none = {0};
-    const struct sl_step_case step = {4, 32, 100, 0.5};
-    struct sl_step_cost a = predict(&flash, &with, step), b = predict(&flash, &none, step);
+    const struct sl_cost_case step = {4, 32, 100, 0.5};
+    struct sl_cost a = predict(&flash, &with, step), b = predict(&flash, &none, step);
 
     (void)state;
     expect_near(a.multiplied.bf16 - b.multiplied.bf16, 4 * 5e8);

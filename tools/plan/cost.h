@@ -14,8 +14,8 @@
  * ask for fewer.
  *
  * Pure functions, for any thread. Rates are in 10^9 a second, which is one a nanosecond. */
-#ifndef SL_TOOLS_PLAN_STEP_MODEL_H
-#define SL_TOOLS_PLAN_STEP_MODEL_H
+#ifndef SL_TOOLS_PLAN_COST_H
+#define SL_TOOLS_PLAN_COST_H
 
 #include <stdint.h>
 
@@ -36,7 +36,7 @@ struct sl_machine_speeds {
 
 /* Share of the peaks that the kernels reach with many tokens (docs/PERFORMANCE.md). Reading they do
  * at the memory's own rate. */
-#define SL_STEP_MULTIPLY_SHARE 0.6
+#define SL_COST_MULTIPLY_SHARE 0.6
 
 /* What one token needs of the dense weights. Zeroed is none. */
 struct sl_dense_cost {
@@ -46,41 +46,41 @@ struct sl_dense_cost {
 };
 
 /* Takes a dense tensor in, named as in the checkpoint. */
-void sl_dense_cost_add(struct sl_dense_cost *cost, const char *name,
+void sl_cost_add_dense(struct sl_dense_cost *cost, const char *name,
                        const struct sl_tensor_info *info);
 
-struct sl_step_case {
+struct sl_cost_case {
     uint32_t n_sequences;
     uint32_t n_tokens;    /* of each */
     uint32_t past_tokens; /* of each, before the step */
     double hit_rate;      /* of distinct experts: found in the cache */
 };
 
-enum sl_step_limit { SL_STEP_DRIVE, SL_STEP_MEMORY, SL_STEP_MULTIPLY };
+enum sl_cost_limit { SL_COST_DRIVE, SL_COST_MEMORY, SL_COST_MULTIPLY };
 
-struct sl_step_cost {
+struct sl_cost {
     double n_experts;   /* distinct, over all layers */
     double drive_bytes; /* read from the drive */
     double memory_bytes;
     struct sl_multiplications multiplied;
     double drive_ns, memory_ns, multiply_ns; /* what each would take on its own */
     double step_ns;
-    enum sl_step_limit limit; /* the largest of the three */
+    enum sl_cost_limit limit; /* the largest of the three */
 };
 
-void sl_step_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
-                     const struct sl_step_case *step, const struct sl_machine_speeds *speeds,
-                     struct sl_step_cost *ret_cost);
+void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
+                     const struct sl_cost_case *step, const struct sl_machine_speeds *speeds,
+                     struct sl_cost *ret_cost);
 
 /* Of n_experts in a layer, how many n_tokens ask for. */
-double sl_step_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens);
+double sl_cost_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens);
 
 /* Share of requests that a cache of `share` (0 to 1) of all experts serves when one text is
  * decoded, as published for V4-Flash: 40 % at 5.5 %, 59 % at 11 %, 74 % at 22 %, 87 % at 44 %;
  * between them, and from there to nothing and to everything, straight lines. */
-double sl_step_flash_hit_rate(double share);
+double sl_cost_flash_hit_rate(double share);
 
 /* One expert as it is packed. */
-uint64_t sl_step_expert_bytes(const struct sl_config *config);
+uint64_t sl_cost_expert_bytes(const struct sl_config *config);
 
 #endif
