@@ -1,6 +1,7 @@
 /* Owns what the looks have seen. Nothing here may wait for a file itself: names come from the
  * process's own tables (/proc), and statx() is told not to ask a server. */
 #include "core/base/call_watch.h"
+#include "core/base/size.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -77,7 +78,7 @@ static const struct kind {
 
 static const struct kind *kind_of(const struct call *call)
 {
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(kinds); i++)
         if (kinds[i].number == call->number)
             return &kinds[i];
     return NULL;

@@ -65,7 +65,7 @@ const char *sl_size_format(uint64_t bytes, char buffer[SL_SIZE_TEXT_BYTES])
         snprintf(buffer, SL_SIZE_TEXT_BYTES, "%u B", (unsigned)bytes);
         return buffer;
     }
-    while (value >= 1024 && unit + 1 < sizeof(units) / sizeof(units[0])) {
+    while (value >= 1024 && unit + 1 < SL_ARRAY_LEN(units)) {
         value /= 1024;
         unit++;
     }

@@ -28,6 +28,9 @@ static inline const char *sl_plural(uint64_t n)
     return n == 1 ? "" : "s";
 }
 
+/* Elements of an array, not of a pointer. */
+#define SL_ARRAY_LEN(array) (sizeof(array) / sizeof((array)[0]))
+
 /* product = a * b and sum = a + b; false if it does not fit. */
 static inline bool sl_mul_u64(uint64_t a, uint64_t b, uint64_t *product)
 {

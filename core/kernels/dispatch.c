@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/cpu.h"
+#include "core/base/size.h"
 #include "core/kernels/isa.h"
 
 static void install_ref(struct sl_kernels *kernels, uint32_t cpu_flags)
@@ -69,7 +70,7 @@ int sl_kernels_select(struct sl_kernels *ret_kernels, const char *isa, struct sl
     uint32_t flags = sl_cpu_flags();
     bool known = false, runs = false;
 
-    for (size_t i = 0; i < sizeof(sets) / sizeof(sets[0]); i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(sets); i++) {
         if (isa && strcmp(isa, sets[i].name) != 0)
             continue;
         known = true;

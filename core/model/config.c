@@ -7,6 +7,7 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/size.h"
 #include "core/model/config_keys.h"
 #include "core/model/model_folder.h"
 
@@ -72,7 +73,7 @@ static const struct field fields[] = {
 
 static int read_integers(const struct reader *in, struct sl_config *config)
 {
-    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(fields); i++) {
         const struct field *field = &fields[i];
         uint64_t value = 0;
         uint32_t narrow;

@@ -7,6 +7,7 @@
 
 #include "core/model/config.h"
 #include "core/model/config_keys.h"
+#include "core/base/size.h"
 
 struct speller {
     json_t *root;
@@ -113,7 +114,7 @@ static int settle_scaling(const struct speller *in, const json_t *compress, cons
         return rc;
     if (newer_yarn != official_yarn)
         return contradiction(in, name, "rope_scaling");
-    for (size_t i = 0; newer_yarn && i < sizeof(keys) / sizeof(keys[0]); i++)
+    for (size_t i = 0; newer_yarn && i < SL_ARRAY_LEN(keys); i++)
         if (json_number_value(json_object_get(compress, keys[i])) !=
             json_number_value(json_object_get(official, keys[i])))
             return contradiction(in, name, "rope_scaling");
@@ -352,7 +353,7 @@ static int compare_sizes(const struct speller *in)
         {"num_local_experts", "n_routed_experts", experts},
     };
 
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(sizes); i++) {
         const json_t *value = given(in->root, sizes[i].newer);
 
         if (value && json_number_value(value) != sizes[i].value)

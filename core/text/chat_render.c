@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "core/text/chat_format.h"
 #include "core/text/chat_json.h"
 
@@ -97,7 +98,7 @@ static int find_task(struct renderer *r, const json_t *message, size_t index, co
     *ret_task = NULL;
     if (!task || json_is_null(task))
         return 0;
-    for (size_t i = 0; json_is_string(task) && i < sizeof(tasks) / sizeof(tasks[0]); i++)
+    for (size_t i = 0; json_is_string(task) && i < SL_ARRAY_LEN(tasks); i++)
         if (strcmp(json_string_value(task), tasks[i].name) == 0) {
             *ret_task = tasks[i].token;
             return 0;

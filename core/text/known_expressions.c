@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/text/unicode_classes.h"
+#include "core/base/size.h"
 
 /* Past the last letter of plane 3 there are but the variation selectors, which are marks. */
 #define TABLE_CODE_POINTS 0x32400
@@ -246,7 +247,7 @@ sl_find_match_fn *sl_known_expression(const char *expression, size_t length)
          find_word},
     };
 
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(known); i++)
         if (strlen(known[i].expression) == length &&
             memcmp(known[i].expression, expression, length) == 0)
             return known[i].find;

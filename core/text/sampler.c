@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 
 struct sl_candidate {
     double weight; /* probability over that of the best token */
@@ -57,7 +58,7 @@ static double exp_of_negative(double x)
         return 0.0;
     k = (int64_t)(x * 0x1.71547652b82fep+0 - 0.5); /* nearest, since x <= 0 and casts cut off */
     r = (x - (double)k * ln2_high) - (double)k * ln2_low;
-    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(factors); i++)
         sum = sum * r + factors[i];
     bits = (uint64_t)(k + 1023) << 52;
     memcpy(&r, &bits, sizeof(r));

@@ -9,6 +9,7 @@
 #include "core/base/assert.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/size.h"
 #include "core/text/tokenizer.h"
 #include "core/text/tokenizer_internal.h"
 #include "core/text/tokenizer_keys.h"
@@ -302,7 +303,7 @@ static int add_token(struct reader *reader, const json_t *entry, struct sl_added
 
     if (length == 0 || length > SL_ADDED_TOKEN_BYTES_MAX)
         return refuse(reader, -SL_EFORMAT, "content", "1 to 256 bytes");
-    for (size_t i = 0; i < sizeof(unsupported) / sizeof(unsupported[0]); i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(unsupported); i++)
         if (!is_off(json_object_get(entry, unsupported[i])))
             return refuse(reader, -SL_EUNSUPPORTED, unsupported[i], "false");
     if (in_vocab ? (uint32_t)json_integer_value(in_vocab) != id

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/json_keys.h"
+#include "core/base/size.h"
 
 #define OFF                                                                                        \
     {                                                                                              \
@@ -127,7 +128,7 @@ int sl_tokenizer_check_keys(const json_t *root, char *unknown, size_t unknown_by
     struct sl_json_checker in = sl_json_checker_start(unknown, unknown_bytes, where, err);
     int rc;
 
-    for (size_t i = 0; i < sizeof(objects) / sizeof(objects[0]); i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(objects); i++) {
         const json_t *object = json_object_get(root, objects[i]);
 
         if (object && !json_is_null(object) && !json_is_string(json_object_get(object, "type")))

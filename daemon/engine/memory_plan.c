@@ -143,8 +143,7 @@ static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BY
     const char *before = "give a smaller ";
     size_t used = 0;
 
-    for (size_t i = 0; i < sizeof(helps) / sizeof(helps[0]) && least_bytes <= plan->budget_bytes;
-         i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(helps) && least_bytes <= plan->budget_bytes; i++) {
         if (!helps[i])
             continue;
         used += (size_t)snprintf(text + used, ADVICE_BYTES - used, "%s%s", before, options[i]);

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/base/size.h"
 
 /* A tensor that is not loaded with the dense weights. */
 struct tensor {
@@ -46,7 +47,7 @@ static int check_expert(const struct tensor *tensor, const struct sl_config *con
         return UNUSED;
     if (expert >= config->n_routed_experts)
         return misplaced(tensor, "n_routed_experts", config->n_routed_experts);
-    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(parts); i++)
         if (strcmp(end, parts[i]) == 0)
             return IN_USE;
     return UNUSED;

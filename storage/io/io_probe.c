@@ -163,7 +163,7 @@ static const struct {
     {1 << 20, 16},  {2 << 20, 16}, {1 << 20, 32},   {2 << 20, SL_IO_PROBE_DEPTH_MAX},
 };
 
-#define N_CANDIDATES (sizeof(candidates) / sizeof(candidates[0]))
+#define N_CANDIDATES (SL_ARRAY_LEN(candidates))
 
 /* A slow drive takes long to deliver what is in flight already; then the later candidates, which
  * have ever more of it, are left out. */

@@ -377,7 +377,7 @@ static double time_fio(const struct command *command, uint32_t size_bytes, uint3
                            iodepth,
                            ramp,
                            runtime};
-    const size_t n_fixed = sizeof(fixed) / sizeof(fixed[0]);
+    const size_t n_fixed = SL_ARRAY_LEN(fixed);
     const uint32_t n_drives = command->io->n_drives;
     char **arguments = calloc(n_fixed + 2 * n_drives + 1, sizeof(*arguments));
     size_t n = n_fixed;

@@ -101,7 +101,7 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
     if (!sl_bench_wants(bench, what))
         return 0;
     rc = linear_init(&linear, &bench->compute, kind, rows, cols, err);
-    for (size_t i = 0; rc == 0 && i < sizeof(n_tokens) / sizeof(n_tokens[0]); i++) {
+    for (size_t i = 0; rc == 0 && i < SL_ARRAY_LEN(n_tokens); i++) {
         char shape[64];
         struct sl_bench_work work = {
             .what = what,
@@ -225,7 +225,7 @@ int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
     };
     int rc = 0;
 
-    for (size_t i = 0; rc == 0 && i < sizeof(linears) / sizeof(linears[0]); i++)
+    for (size_t i = 0; rc == 0 && i < SL_ARRAY_LEN(linears); i++)
         rc = bench_linear(bench, linears[i].what, linears[i].kind, linears[i].rows, linears[i].cols,
                           err);
     if (rc == 0)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/base/size.h"
 #include "core/model/hyper_connection.h"
 #include "tools/bench/bench.h"
 
@@ -245,7 +246,7 @@ int sl_bench_rows(const struct sl_bench *bench, struct sl_err *err)
     if (rc < 0)
         return rc;
     carve(&in, &arena, n_threads);
-    for (size_t i = 0; i < sizeof(kernels) / sizeof(kernels[0]); i++) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(kernels); i++) {
         for (size_t s = 0; s < 2 && kernels[i].sizes[s]; s++) {
             in.kernel = &kernels[i];
             in.size = kernels[i].sizes[s];

@@ -11,6 +11,7 @@
 #include "tools/cli/engine_options.h"
 #include "tools/cli/kinds.h"
 #include "core/kernels/dispatch.h"
+#include "core/base/size.h"
 
 #define SECONDS_DEFAULT 0.3
 
@@ -142,5 +143,5 @@ int sl_cmd_bench(int argc, char **argv)
     static const char *const usage[] = {"kernels [OPTION...]", "decode|prefill MODEL [OPTION...]",
                                         "io MODEL|FILE... [OPTION...]", NULL};
 
-    return sl_run_kind(kinds, sizeof(kinds) / sizeof(kinds[0]), argc, argv, usage);
+    return sl_run_kind(kinds, SL_ARRAY_LEN(kinds), argc, argv, usage);
 }

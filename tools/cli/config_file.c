@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/size.h"
 #include "core/model/model_folder.h"
 
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
@@ -41,7 +42,7 @@ static void find_folder(char folder[PATH_MAX])
         return;
     program[length] = '\0';
     *strrchr(program, '/') = '\0';
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && !folder[0]; i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(places) && !folder[0]; i++)
         if (snprintf(folder, PATH_MAX, "%s%s", program, places[i]) >= PATH_MAX ||
             !is_folder(folder))
             folder[0] = '\0';

@@ -4,9 +4,10 @@
 #include <stdio.h>
 
 #include "tools/cli/output_file.h"
+#include "core/base/size.h"
 
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-#define N_SIGNALS (sizeof(signals) / sizeof(signals[0]))
+#define N_SIGNALS (SL_ARRAY_LEN(signals))
 
 /* The handler writes `stop` and `caught`, the command's thread `deferred`. */
 static atomic_bool stop, deferred;

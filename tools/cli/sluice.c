@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/err.h"
+#include "core/base/size.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/limits.h"
@@ -34,7 +35,7 @@ static const struct {
     {"verify", sl_cmd_verify, "compare a store with its checksums, and repair it"},
 };
 
-#define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+#define N_COMMANDS (SL_ARRAY_LEN(commands))
 
 static void print_usage(FILE *out)
 {

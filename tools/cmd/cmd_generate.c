@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/json.h"
+#include "core/base/size.h"
 #include "core/text/sampler.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
@@ -271,7 +272,7 @@ static int open_stats(struct command *command, struct sl_err *err)
     if (!command->stats_path)
         return 0;
     rc = sl_output_open(&command->stats, command->stats_path, err);
-    for (uint32_t i = 0; rc == 0 && i < sizeof(inputs) / sizeof(inputs[0]); i++)
+    for (uint32_t i = 0; rc == 0 && i < SL_ARRAY_LEN(inputs); i++)
         if (inputs[i])
             rc = sl_output_keep_off(&command->stats, inputs[i], err);
     return rc;

@@ -411,7 +411,7 @@ static int run(struct command *command, struct sl_err *err)
         return rc;
     /* Where some do not fit, more do not either. */
     rc = 1;
-    for (size_t i = 0; i < sizeof(sequences) / sizeof(sequences[0]) && rc == 1; i++)
+    for (size_t i = 0; i < SL_ARRAY_LEN(sequences) && rc == 1; i++)
         rc = plan_decode(command, sequences[i], err);
     return rc < 0 ? rc : plan_prefill(command, err);
 }

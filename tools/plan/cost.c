@@ -5,6 +5,7 @@
 
 #include "core/model/kv_cache.h"
 #include "storage/experts/expert_map.h"
+#include "core/base/size.h"
 
 static double larger(double a, double b)
 {
@@ -91,7 +92,7 @@ double sl_cost_flash_hit_rate(double share)
                                        {0.22, 0.74}, {0.44, 0.87},  {1, 1}};
     size_t i = 1;
 
-    while (i + 1 < sizeof(points) / sizeof(points[0]) && share > points[i][0])
+    while (i + 1 < SL_ARRAY_LEN(points) && share > points[i][0])
         i++;
     return points[i - 1][1] + (share - points[i - 1][0]) * (points[i][1] - points[i - 1][1]) /
                                   (points[i][0] - points[i - 1][0]);

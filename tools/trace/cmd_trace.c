@@ -2,6 +2,7 @@
 #include "tools/cli/commands.h"
 #include "tools/cli/kinds.h"
 #include "tools/trace/trace_commands.h"
+#include "core/base/size.h"
 
 int sl_cmd_trace(int argc, char **argv)
 {
@@ -13,5 +14,5 @@ int sl_cmd_trace(int argc, char **argv)
     static const char *const usage[] = {"record MODEL --out TRACE [OPTION...]",
                                         "replay|summary TRACE [OPTION...]", NULL};
 
-    return sl_run_kind(kinds, sizeof(kinds) / sizeof(kinds[0]), argc, argv, usage);
+    return sl_run_kind(kinds, SL_ARRAY_LEN(kinds), argc, argv, usage);
 }

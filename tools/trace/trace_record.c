@@ -15,6 +15,7 @@
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
 #include "tools/trace/trace_commands.h"
+#include "core/base/size.h"
 
 struct command {
     struct sl_engine_options options;
@@ -188,7 +189,7 @@ static int open_output(struct command *command, struct sl_err *err)
     const char *const inputs[] = {command->options.model, command->file, command->jsonl};
     int rc = sl_output_open(&command->output, command->out, err);
 
-    for (uint32_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]) && rc == 0; i++)
+    for (uint32_t i = 0; i < SL_ARRAY_LEN(inputs) && rc == 0; i++)
         if (inputs[i])
             rc = sl_output_keep_off(&command->output, inputs[i], err);
     return rc;
