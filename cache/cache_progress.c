@@ -2,6 +2,7 @@
  * what goes on between the jobs of the forward pass. */
 #include "cache/cache_internal.h"
 #include "core/base/assert.h"
+#include "core/model/phase.h"
 
 /* Sees to the slot's memory, which takes a job of the pool where that is new. Returns whether it
  * did: then the drives should get something to do before the next slot is seen to. */

@@ -7,6 +7,7 @@
 #include "core/base/assert.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
+#include "core/model/phase.h"
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */

@@ -6,6 +6,7 @@
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
+#include "core/model/phase.h"
 #include "storage/io/checksum.h"
 
 /* w1 and w3, the first matrices of a record. */
@@ -108,7 +109,8 @@ static void unpack(struct sl_expert_preparer *preparer, struct landed *landed)
 
     if (sl_record_index_read(&preparer->index, landed->shape, landed->landing->staging,
                              sl_packed_expert_stored_bytes(landed->packed)))
-        sl_pool_run(preparer->pool, preparer->index.n_chunks, 1, unpack_chunks, landed);
+        sl_pool_run(preparer->pool, SL_PHASE_REPACK, preparer->index.n_chunks, 1, unpack_chunks,
+                    landed);
     else
         atomic_store_explicit(&landed->corrupt[sl_expert_matrix_order[0]], true,
                               memory_order_relaxed);
@@ -148,7 +150,7 @@ static void verify(struct sl_expert_preparer *preparer, struct landed *landed, i
         (preparer->verify == SL_VERIFY_FIRST && *verified_of(preparer, landed->landing->key)))
         return;
     landed->first = first;
-    sl_pool_run(preparer->pool, end - first, 1, verify_matrices, landed);
+    sl_pool_run(preparer->pool, SL_PHASE_REPACK, end - first, 1, verify_matrices, landed);
     preparer->verify_ns += sl_clock_ns() - start_ns;
 }
 
@@ -159,7 +161,7 @@ static void repack(struct sl_expert_preparer *preparer, struct landed *landed)
 
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
         n_tiles += sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
-    sl_pool_run(preparer->pool, n_tiles, REPACK_GRAIN, repack_tiles, landed);
+    sl_pool_run(preparer->pool, SL_PHASE_REPACK, n_tiles, REPACK_GRAIN, repack_tiles, landed);
     preparer->repack_ns += sl_clock_ns() - start_ns;
 }
 

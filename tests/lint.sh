@@ -34,7 +34,7 @@ done
 
 # What storage knows of the model: what an expert is and its layout, and how weights are asked for.
 model_for_storage() {
-    echo core/base/ core/kernels/r16.h core/model/expert_key.h core/model/expert_shape.h \
+    echo core/base/ core/kernels/r16.h core/model/expert_key.h core/model/expert_shape.h core/model/phase.h \
         core/model/weight_source.h
 }
 
@@ -54,7 +54,7 @@ allowed_includes() {
         ;;
     storage/pack/*) echo "$(model_for_storage)" storage/ ;;
     cache/*)
-        echo core/base/ core/model/expert_key.h core/model/expert_shape.h \
+        echo core/base/ core/model/expert_key.h core/model/expert_shape.h core/model/phase.h \
             core/model/expert_source.h core/kernels/r16.h storage/ cache/
         ;;
     kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;

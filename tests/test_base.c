@@ -137,7 +137,7 @@ static void test_pool_runs_each_item_once(void **state)
             for (size_t grain = 1; grain <= 64; grain *= 8) {
                 struct visits visits = {{0}};
 
-                sl_pool_run(pool, n, grain, visit, &visits);
+                sl_pool_run(pool, 0, n, grain, visit, &visits);
                 for (size_t i = 0; i < 1000; i++)
                     assert_int_equal(visits.count[i], i < n);
             }

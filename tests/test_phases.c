@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "core/base/clock.h"
-#include "core/base/phase.h"
+#include "core/model/phase.h"
 #include "core/base/pool.h"
 #include "core/model/forward.h"
 #include "tests/fixture_model.h"
@@ -29,7 +29,7 @@ static void work_until(uint64_t end_ns)
 
 struct account {
     struct sl_pool *pool;
-    struct sl_phase_counters begin;
+    struct sl_account begin;
     uint64_t before_ns, after_ns; /* around the first reading */
 };
 
@@ -38,20 +38,20 @@ static struct account account_begin(struct sl_pool *pool)
     struct account account = {.pool = pool};
 
     account.before_ns = sl_clock_ns();
-    account.begin = sl_pool_counters(pool);
+    account.begin = sl_pool_account(pool);
     account.after_ns = sl_clock_ns();
     return account;
 }
 
 /* What was booked lies between the inner and the outer time: nothing is lost, nothing doubled. */
-static struct sl_phase_counters account_end(const struct account *account)
+static struct sl_account account_end(const struct account *account)
 {
     uint64_t inner_ns = sl_clock_ns() - account->after_ns, outer_ns, sum_ns = 0;
-    struct sl_phase_counters end = sl_pool_counters(account->pool);
-    struct sl_phase_counters booked = sl_phase_difference(&account->begin, &end);
+    struct sl_account end = sl_pool_account(account->pool);
+    struct sl_account booked = sl_account_difference(&account->begin, &end);
 
     outer_ns = sl_clock_ns() - account->before_ns;
-    for (int phase = 0; phase < SL_PHASES; phase++)
+    for (int phase = 0; phase < (int)SL_ACCOUNT_PHASES; phase++)
         sum_ns += booked.of[phase].work_ns + booked.of[phase].wait_ns;
     assert_in_range(sum_ns, inner_ns, outer_ns);
     return booked;
@@ -84,7 +84,7 @@ static void run_part(void *context, size_t first, size_t end, uint32_t thread_in
 
 static void test_phases_add_up(void **state)
 {
-    struct sl_phase_counters booked;
+    struct sl_account booked;
     struct account account;
     struct sl_pool *pool;
 
@@ -95,10 +95,10 @@ static void test_phases_add_up(void **state)
     work_until(sl_clock_ns() + WORK_NS);
     assert_int_equal(sl_pool_phase(pool, SL_PHASE_HEAD), SL_PHASE_ROUTER);
     work_until(sl_clock_ns() + 2 * WORK_NS);
-    sl_pool_count(pool, 10, 1000);
-    sl_pool_count(pool, 1, 100);
+    sl_pool_count(pool, SL_PHASE_HEAD, 10, 1000);
+    sl_pool_count(pool, SL_PHASE_HEAD, 1, 100);
     assert_int_equal(sl_pool_phase(pool, SL_PHASE_OUTSIDE), SL_PHASE_HEAD);
-    sl_pool_count(pool, 7, 7);
+    sl_pool_count(pool, SL_PHASE_OUTSIDE, 7, 7);
     booked = account_end(&account);
     assert_true(booked.of[SL_PHASE_ROUTER].work_ns >= WORK_NS);
     assert_true(booked.of[SL_PHASE_HEAD].work_ns >= 2 * WORK_NS);
@@ -109,28 +109,56 @@ static void test_phases_add_up(void **state)
     sl_pool_destroy(pool);
 }
 
+static void take_a_while(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    (void)context, (void)first, (void)end, (void)thread_index;
+    work_until(sl_clock_ns() + 2 * WORK_NS);
+}
+
+/* A job's time is its phase's; what is done between jobs is the phase's that was begun. */
+static void test_jobs_are_booked_apart(void **state)
+{
+    struct sl_account booked;
+    struct account account;
+    struct sl_pool *pool;
+
+    (void)state;
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    account = account_begin(pool);
+    sl_pool_phase(pool, SL_PHASE_REST);
+    for (size_t n = 0; n <= 2; n++) { /* no item, one for the driver alone, one for each */
+        sl_pool_run(pool, SL_PHASE_ROUTER, n, 1, take_a_while, NULL);
+        work_until(sl_clock_ns() + WORK_NS);
+    }
+    assert_int_equal(sl_pool_phase(pool, SL_PHASE_OUTSIDE), SL_PHASE_REST);
+    booked = account_end(&account);
+    assert_true(booked.of[SL_PHASE_ROUTER].work_ns >= 4 * WORK_NS);
+    assert_true(booked.of[SL_PHASE_REST].work_ns >= 3 * WORK_NS);
+    assert_int_equal(booked.of[SL_PHASE_ROUTER].n_barriers, 1);
+    assert_int_equal(booked.of[SL_PHASE_REST].n_barriers + booked.of[SL_PHASE_REST].wait_ns, 0);
+    sl_pool_destroy(pool);
+}
+
 /* Jobs are barriers when, and only when, more than one thread takes part. */
 static void test_barriers_are_counted(void **state)
 {
     (void)state;
     for (uint32_t n_threads = 1; n_threads <= 4; n_threads++) {
         uint64_t n_barriers = 0;
-        struct sl_phase_counters booked;
+        struct sl_account booked;
         struct account account;
         struct sl_pool *pool;
 
         assert_int_equal(sl_pool_create(&pool, n_threads, NULL), 0);
         account = account_begin(pool);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION);
         for (size_t n = 0; n < 12; n++) {
             for (size_t grain = 1; grain <= 9; grain += 4) {
                 struct job job = {0};
 
-                sl_pool_run(pool, n, grain, run_part, &job);
+                sl_pool_run(pool, SL_PHASE_ATTENTION, n, grain, run_part, &job);
                 n_barriers += atomic_load(&job.n_parts) > 1;
             }
         }
-        sl_pool_phase(pool, SL_PHASE_OUTSIDE);
         booked = account_end(&account);
         assert_int_equal(booked.of[SL_PHASE_ATTENTION].n_barriers, n_barriers);
         assert_int_equal(n_barriers > 0, n_threads > 1);
@@ -144,7 +172,7 @@ static void test_barriers_are_counted(void **state)
 /* One of two threads is late by WORK_NS, so that they wait half of it on average. */
 static void test_waits_are_barriers(void **state)
 {
-    struct sl_phase_counters booked;
+    struct sl_account booked;
     struct account account;
     struct sl_pool *pool;
     struct job job;
@@ -156,9 +184,7 @@ static void test_waits_are_barriers(void **state)
     for (int i = 0; i < 50 && waited_ns < WORK_NS / 2; i++) {
         job = (struct job){.worker_is_late = true};
         account = account_begin(pool);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION);
-        sl_pool_run(pool, 2, 1, run_part, &job);
-        sl_pool_phase(pool, SL_PHASE_OUTSIDE);
+        sl_pool_run(pool, SL_PHASE_ATTENTION, 2, 1, run_part, &job);
         booked = account_end(&account);
         waited_ns = booked.of[SL_PHASE_ATTENTION].wait_ns;
         assert_true(booked.of[SL_PHASE_ATTENTION].work_ns >= WORK_NS / 2);
@@ -230,11 +256,11 @@ static void take_time(void *context, const struct sl_logits_row *rows, uint32_t 
     work_until(sl_clock_ns() + n_rows * WORK_NS);
 }
 
-static struct sl_phase_counters step(struct rig *rig, uint32_t n_tokens, bool mtp, uint64_t *n_pins)
+static struct sl_account step(struct rig *rig, uint32_t n_tokens, bool mtp, uint64_t *n_pins)
 {
     struct sl_span span = {&rig->kv, rig->tokens, n_tokens, SL_LOGITS_ALL};
     struct account account = account_begin(rig->compute.pool);
-    struct sl_phase_counters booked;
+    struct sl_account booked;
     uint32_t n_rows = 0;
     const struct sl_step_request request = {
         .spans = &span, .n_spans = 1, .on_logits = take_time, .on_logits_context = &n_rows};
@@ -262,7 +288,7 @@ static void test_a_step_books_every_kind_of_work(void **state)
         static struct rig rig;
         const struct sl_config *c = &rig.config;
         uint64_t hidden, inner, k, n_pins, expert_bytes;
-        struct sl_phase_counters booked;
+        struct sl_account booked;
 
         rig = (struct rig){0};
         rig_init(&rig, n_threads);
@@ -303,7 +329,7 @@ static void test_mtp_steps_are_booked(void **state)
     static struct rig rig;
     const struct sl_config *c = &rig.config;
     uint64_t n_pins, hidden;
-    struct sl_phase_counters booked;
+    struct sl_account booked;
 
     (void)state;
     rig = (struct rig){0};
@@ -323,6 +349,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_phases_add_up),
+        cmocka_unit_test(test_jobs_are_booked_apart),
         cmocka_unit_test(test_barriers_are_counted),
         cmocka_unit_test(test_waits_are_barriers),
         cmocka_unit_test(test_a_step_books_every_kind_of_work),

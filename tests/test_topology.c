@@ -220,7 +220,7 @@ static void test_threads_are_tied_and_let_go(void **state)
     assert_int_equal(sched_getaffinity(0, sizeof(within), &within), 0);
     assert_int_equal(CPU_COUNT(&within), 1);
     assert_true(CPU_ISSET(affinity.cpus[0].cpu_index, &within));
-    sl_pool_run(pool, affinity.n_threads, 1, look_around, right);
+    sl_pool_run(pool, 0, affinity.n_threads, 1, look_around, right);
     for (uint32_t i = 0; i < affinity.n_threads; i++)
         assert_true(right[i]);
     sl_pool_destroy(pool);

@@ -55,8 +55,8 @@ struct sl_pool {
     void *between_context;
 
     /* The account of time: the driver's own. */
-    struct sl_phase_counters counters;
-    enum sl_phase phase;
+    struct sl_account account;
+    uint32_t phase;    /* that time belongs to now */
     uint64_t since_ns; /* when it was last brought up to date */
     uint64_t wait_ns;  /* the threads' mean wait in jobs since then */
 };
@@ -236,16 +236,19 @@ static void run_together(struct sl_pool *pool)
     busy_ns += atomic_load_explicit(&pool->busy_ns, memory_order_relaxed);
     /* The threads' clocks may disagree by a little. */
     pool->wait_ns += had_ns > busy_ns ? (had_ns - busy_ns) / pool->n_threads : 0;
-    pool->counters.of[pool->phase].n_barriers++;
+    pool->account.of[pool->phase].n_barriers++;
 }
 
-void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context)
+void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
+                 void *context)
 {
     size_t parts_useful;
+    uint32_t outer;
 
     sl_assert(grain >= 1);
     if (n_items == 0)
         return;
+    outer = sl_pool_phase(pool, phase);
     parts_useful = (n_items + grain - 1) / grain;
     pool->fn = fn;
     pool->context = context;
@@ -255,6 +258,7 @@ void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn 
         run_part(pool, 0);
     else
         run_together(pool);
+    sl_pool_phase(pool, outer);
     if (pool->between)
         pool->between(pool->between_context);
 }
@@ -296,33 +300,37 @@ uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, s
 {
     struct first_touch job = {base, item_bytes, n_copies, stride_bytes, 0};
 
-    sl_pool_run(pool, n_items, 1, touch, &job);
+    sl_pool_run(pool, pool->phase, n_items, 1, touch, &job);
     return atomic_load_explicit(&job.taken_ns, memory_order_relaxed);
 }
 
-enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase)
+uint32_t sl_pool_phase(struct sl_pool *pool, uint32_t phase)
 {
     uint64_t now_ns = sl_clock_ns(), spent_ns = now_ns - pool->since_ns;
-    enum sl_phase ended = pool->phase;
-    /* More than all of it only where a job had few parts and the driver left the phase inside. */
+    uint32_t ended = pool->phase;
+    /* The wait is the whole job's, but the driver may have booked most of its share of the job in
+     * another phase, from inside: what is left is at most all waiting. */
     uint64_t wait_ns = pool->wait_ns < spent_ns ? pool->wait_ns : spent_ns;
 
-    pool->counters.of[ended].work_ns += spent_ns - wait_ns;
-    pool->counters.of[ended].wait_ns += wait_ns;
+    sl_assert(phase < SL_ACCOUNT_PHASES);
+    pool->account.of[ended].work_ns += spent_ns - wait_ns;
+    pool->account.of[ended].wait_ns += wait_ns;
     pool->phase = phase;
     pool->since_ns = now_ns;
     pool->wait_ns = 0;
     return ended;
 }
 
-void sl_pool_count(struct sl_pool *pool, uint64_t read_bytes, uint64_t multiplications)
+void sl_pool_count(struct sl_pool *pool, uint32_t phase, uint64_t read_bytes,
+                   uint64_t multiplications)
 {
-    pool->counters.of[pool->phase].read_bytes += read_bytes;
-    pool->counters.of[pool->phase].multiplications += multiplications;
+    sl_assert(phase < SL_ACCOUNT_PHASES);
+    pool->account.of[phase].read_bytes += read_bytes;
+    pool->account.of[phase].multiplications += multiplications;
 }
 
-struct sl_phase_counters sl_pool_counters(struct sl_pool *pool)
+struct sl_account sl_pool_account(struct sl_pool *pool)
 {
     sl_pool_phase(pool, pool->phase);
-    return pool->counters;
+    return pool->account;
 }

@@ -12,8 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/base/account.h"
 #include "core/base/err.h"
-#include "core/base/phase.h"
 #include "core/base/topology.h"
 
 struct sl_pool;
@@ -37,8 +37,10 @@ void sl_pool_destroy(struct sl_pool *pool);
 uint32_t sl_pool_thread_count(const struct sl_pool *pool);
 
 /* Runs fn over n_items items and returns when all are done. `grain` is the least number of items
- * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. */
-void sl_pool_run(struct sl_pool *pool, size_t n_items, size_t grain, sl_pool_fn *fn, void *context);
+ * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. The
+ * job's time is booked in `phase` of the account. */
+void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
+                 void *context);
 
 /* The driver calls `fn` after each job from now on: for what must go on while others compute, such
  * as reads. NULL ends that. `fn` may run jobs itself, after which it is called as well. */
@@ -52,17 +54,20 @@ void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *con
 uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
                              size_t n_copies, size_t stride_bytes);
 
-/* ---- the account of time: core/base/phase.h -----------------------------------------------------
- * Kept by the thread that drives the pool; it alone calls these. */
+/* ---- the account of time: core/base/account.h ---------------------------------------------------
+ * Kept by the thread that drives the pool; it alone calls these. Phases are below
+ * SL_ACCOUNT_PHASES; a new pool's time belongs to phase 0. */
 
-/* From now on time belongs to `phase`; returns the phase that ends. Costs a reading of the clock.
- * Also allowed inside a job, to the driver (thread_index 0): its share stands for all. */
-enum sl_phase sl_pool_phase(struct sl_pool *pool, enum sl_phase phase);
+/* For what is no job: from now on, until it is called again, time outside jobs belongs to `phase`;
+ * returns the phase that it belonged to. Costs a reading of the clock. Also allowed inside a job,
+ * to the driver (thread_index 0), which puts the old phase back: its share stands for all. */
+uint32_t sl_pool_phase(struct sl_pool *pool, uint32_t phase);
 
-/* Adds to the present phase what was read and multiplied in it. */
-void sl_pool_count(struct sl_pool *pool, uint64_t read_bytes, uint64_t multiplications);
+/* Adds to a phase what was read and multiplied in its jobs. */
+void sl_pool_count(struct sl_pool *pool, uint32_t phase, uint64_t read_bytes,
+                   uint64_t multiplications);
 
 /* Up to this moment, since the pool was created. */
-struct sl_phase_counters sl_pool_counters(struct sl_pool *pool);
+struct sl_account sl_pool_account(struct sl_pool *pool);
 
 #endif

@@ -237,7 +237,6 @@ static uint32_t group_of(const uint32_t *items, size_t item)
 static void select_entries(const struct work *in)
 {
     const struct sl_config *c = in->step->config;
-    struct sl_pool *pool = in->step->compute->pool;
     struct sl_index_query queries[GROUPS_MAX];
     uint32_t n = 0;
 
@@ -257,9 +256,7 @@ static void select_entries(const struct work *in)
     }
     if (n == 0)
         return;
-    sl_pool_phase(pool, SL_PHASE_INDEXER);
     sl_indexer_select(in->a->indexer, in->step, in->run->layer_index, queries, n);
-    sl_pool_phase(pool, SL_PHASE_ATTENTION);
 }
 
 /* Where entry n of a group is stored; NULL for padding. */
@@ -528,10 +525,11 @@ static void attend_together(struct work *in)
             bundle->n_tiles = tiles - tile < TILES_AT_ONCE ? tiles - tile : TILES_AT_ONCE;
         }
     }
-    sl_pool_run(pool, (size_t)in->n_bundles * in->n_parts, 1, score_part, in);
-    sl_pool_run(pool, (size_t)in->n_bundles * TILES_AT_ONCE, 1, weigh_tile, in);
-    sl_pool_run(pool, (size_t)in->n_bundles * in->n_parts, 1, sum_part, in);
-    sl_pool_run(pool, (size_t)in->n_bundles * TILES_AT_ONCE, 1, finish_tile, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * in->n_parts, 1, score_part, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * TILES_AT_ONCE, 1, weigh_tile, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * in->n_parts, 1, sum_part, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * TILES_AT_ONCE, 1, finish_tile,
+                in);
 }
 
 /* ---- exact -------------------------------------------------------------------------------------
@@ -577,17 +575,19 @@ void sl_attend_run(struct sl_attend *a, const struct sl_step *step, const struct
         next = set_up_groups(&in, next);
         select_entries(&in);
         if (step->compute->numerics == SL_NUMERICS_EXACT) {
-            sl_pool_run(pool, in.attend_items[in.n_groups], 1, attend_exact, &in);
+            sl_pool_run(pool, SL_PHASE_ATTENTION, in.attend_items[in.n_groups], 1, attend_exact,
+                        &in);
             continue;
         }
         for (uint32_t g = 0; g < in.n_groups; g++)
-            sl_pool_count(pool, (uint64_t)a->groups[g].n_entries * a->entry_bytes,
+            sl_pool_count(pool, SL_PHASE_ATTENTION,
+                          (uint64_t)a->groups[g].n_entries * a->entry_bytes,
                           2 * (uint64_t)a->groups[g].n_entries * a->groups[g].n_queries *
                               heads_dim(step->config));
-        sl_pool_run(pool, in.gather_items[in.n_groups], 1, gather, &in);
+        sl_pool_run(pool, SL_PHASE_ATTENTION, in.gather_items[in.n_groups], 1, gather, &in);
         if (in.attend_items[in.n_groups] < sl_pool_thread_count(pool))
             attend_together(&in);
         else
-            sl_pool_run(pool, in.attend_items[in.n_groups], 1, attend, &in);
+            sl_pool_run(pool, SL_PHASE_ATTENTION, in.attend_items[in.n_groups], 1, attend, &in);
     }
 }

@@ -140,7 +140,6 @@ static void compress(const struct run *in)
 
     if (in->weights->ratio == 0)
         return;
-    sl_pool_phase(in->step->compute->pool, SL_PHASE_COMPRESSOR);
     sl_compressor_add(in->step, &run, in->first, in->end, in->a->compressors);
     if (in->weights->ratio != SL_CSA_RATIO)
         return;
@@ -221,8 +220,8 @@ static struct sl_linear_job job_of(const struct run *in, const struct sl_matrix 
         matrix, x, y, sl_r16_padded_rows(matrix->rows), in->end - in->first, 0};
 }
 
-/* All linears that read the layer's normed input. */
-static void project_first(const struct run *in, bool needs_index)
+/* All linears that read the layer's normed input, and the norms of what they give. */
+static void project_first(struct run *in, bool needs_index)
 {
     const struct sl_layer_weights *w = in->weights;
     struct sl_attention *a = in->a;
@@ -242,17 +241,22 @@ static void project_first(const struct run *in, bool needs_index)
     }
     if (needs_index)
         jobs[n++] = job_of(in, &w->index_weights, x, a->index_weights);
-    sl_linear_run(in->step->compute, jobs, n);
+    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, jobs, n);
+    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION, in->end - in->first, 1,
+                finish_first_projections, in);
 }
 
-static void project_queries(const struct run *in, bool needs_index)
+static void project_queries(struct run *in, bool needs_index)
 {
+    const size_t tiles = sl_r16_tile_count(in->step->config->num_attention_heads);
     struct sl_act qr = sl_act_buffer_rows(&in->a->qr, 0);
     struct sl_linear_job jobs[2] = {job_of(in, &in->weights->wq_b, qr, in->a->q)};
 
     if (needs_index)
         jobs[1] = job_of(in, &in->weights->index_wq_b, qr, in->a->index_q);
-    sl_linear_run(in->step->compute, jobs, needs_index ? 2 : 1);
+    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, jobs, needs_index ? 2 : 1);
+    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION, (in->end - in->first) * tiles, 1,
+                finish_queries, in);
 }
 
 static void round_o_a(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -271,10 +275,11 @@ static void project_output(struct run *in)
 
     job.y_stride = in->a->o_a.cols;
     job.group_rows = in->step->config->o_lora_rank;
-    sl_linear_run(in->step->compute, &job, 1);
-    sl_pool_run(in->step->compute->pool, in->end - in->first, 4, round_o_a, in);
+    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
+    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION_LINEARS, in->end - in->first, 4,
+                round_o_a, in);
     job = job_of(in, &in->weights->wo_b, sl_act_buffer_rows(&in->a->o_a, 0), in->a->out);
-    sl_linear_run(in->step->compute, &job, 1);
+    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
 }
 
 static void attend(const struct run *in)
@@ -317,7 +322,6 @@ int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
                      uint32_t layer_index, const struct sl_layer_weights *weights)
 {
     struct run in = {.a = attention, .step = step, .weights = weights, .layer_index = layer_index};
-    struct sl_pool *pool = step->compute->pool;
 
     for (in.first = 0; in.first < step->n_tokens; in.first = in.end) {
         bool needs_index;
@@ -326,27 +330,16 @@ int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
             return -ECANCELED;
         in.end = sl_step_chunk_end(step, in.first);
         needs_index = sl_attend_needs_index(step, weights, in.first, in.end);
-        sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
         sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
                      &attention->x);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_first(&in, needs_index);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION);
-        sl_pool_run(pool, in.end - in.first, 1, finish_first_projections, &in);
         compress(&in);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_queries(&in, needs_index);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION);
-        sl_pool_run(pool,
-                    (in.end - in.first) * sl_r16_tile_count(step->config->num_attention_heads), 1,
-                    finish_queries, &in);
         attend(&in);
-        sl_pool_phase(pool, SL_PHASE_ATTENTION_LINEARS);
         project_output(&in);
         sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,
                     step->config->hidden_size);
     }
-    sl_pool_phase(pool, SL_PHASE_ATTENTION);
-    sl_pool_run(pool, step->n_tokens, 64, keep_window, &in);
+    sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
     return 0;
 }

@@ -136,7 +136,7 @@ void sl_compressor_add(const struct sl_step *step, const struct sl_compressor_ru
     struct add in = {step, run, scratch, first, end};
     struct sl_pool *pool = step->compute->pool;
 
-    sl_pool_run(pool, end - first, 16, add_ape, &in);
-    sl_pool_run(pool, end - first, 16, pool_windows, &in);
-    sl_pool_run(pool, end - first, 16, keep_rows, &in);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, add_ape, &in);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, pool_windows, &in);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, keep_rows, &in);
 }

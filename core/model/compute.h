@@ -4,6 +4,7 @@
 
 #include "core/base/pool.h"
 #include "core/kernels/kernels.h"
+#include "core/model/phase.h"
 
 enum sl_numerics {
     SL_NUMERICS_NATIVE, /* what ships: docs/NUMERICS.md */

@@ -177,7 +177,7 @@ static void set_tokens(struct sl_forward *f)
         n += span->n_tokens;
     }
     f->step.n_tokens = n;
-    sl_pool_run(f->params.compute->pool, n, 4, set_angles, f);
+    sl_pool_run(f->params.compute->pool, SL_PHASE_REST, n, 4, set_angles, f);
 }
 
 /* Takes the sequences for the pass. */
@@ -261,7 +261,7 @@ int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request
         return rc;
     if (f->params.prefetch != SL_PREFETCH_OFF)
         sl_moe_prefetch(f->moe, &f->step, f->params.weights->layers, f->params.source);
-    sl_pool_run(compute->pool, f->step.n_tokens, 4, embed_tokens, f);
+    sl_pool_run(compute->pool, SL_PHASE_REST, f->step.n_tokens, 4, embed_tokens, f);
     sl_pool_phase(compute->pool, SL_PHASE_OUTSIDE);
     return 0;
 }

@@ -104,9 +104,8 @@ int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err)
 
     if (sl_step_is_stopped(&f->step))
         return sl_err_set(err, -ECANCELED, "stopped before the logits");
-    sl_pool_phase(pool, SL_PHASE_HEAD);
-    sl_pool_run(pool, n_rows, 1, set_head_input, f);
-    sl_linear_run(f->params.compute, &job, 1);
+    sl_pool_run(pool, SL_PHASE_HEAD, n_rows, 1, set_head_input, f);
+    sl_linear_run(f->params.compute, SL_PHASE_HEAD, &job, 1);
     rc = check_rows(f, n_rows, err);
     if (rc < 0)
         return rc;

@@ -199,13 +199,13 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
     struct before in = {step, hc, norm, first, end - first, mix, x};
     size_t groups = (in.n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
 
-    sl_pool_count(step->compute->pool,
+    sl_pool_count(step->compute->pool, SL_PHASE_HYPER_CONNECTION,
                   sl_r16_tile_count(hc->fn.rows) * sl_matrix_tile_bytes(&hc->fn),
                   (uint64_t)hc->fn.rows * hc->fn.cols * (end - first));
-    sl_pool_run(step->compute->pool,
+    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION,
                 groups * n_parts(step->config) * sl_r16_tile_count(hc->fn.rows), 2, project_tasks,
                 &in);
-    sl_pool_run(step->compute->pool, end - first, 1, before_rows, &in);
+    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, before_rows, &in);
 }
 
 struct after {
@@ -233,8 +233,7 @@ void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
 {
     struct after in = {step, first, mix, out, out_stride};
 
-    sl_pool_phase(step->compute->pool, SL_PHASE_HYPER_CONNECTION);
-    sl_pool_run(step->compute->pool, end - first, 1, after_rows, &in);
+    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, after_rows, &in);
 }
 
 void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,

@@ -1,7 +1,7 @@
 /* mHC: residual streams mixed into a block's input, and its output mixed back.
  *
  * Source: the V4 report, manifold-constrained hyper-connections; tests/oracle/v4ref.py,
- * HyperConnection. All in float32. before() and after() begin the phase of mHC. */
+ * HyperConnection. All in float32. Its jobs are booked in the phase of mHC. */
 #ifndef SL_MODEL_HYPER_CONNECTION_H
 #define SL_MODEL_HYPER_CONNECTION_H
 
@@ -25,8 +25,7 @@ struct sl_hc_mix sl_hc_mix_from(const struct sl_hc_mix *mix, const struct sl_con
                                 size_t first_row);
 
 /* For tokens first <= t < end of the step, at most SL_CHUNK_TOKENS: x row t - first = norm(pre .
- * streams of t), rounded into x's other forms; mix row t - first is kept for after(). In the pool's
- * present phase. */
+ * streams of t), rounded into x's other forms; mix row t - first is kept for after(). */
 void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
                   uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
                   const struct sl_act_buffer *x);

@@ -271,10 +271,12 @@ void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, u
         uint32_t parts = (queries[i].n_visible + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
 
         in.n_key_parts = parts > in.n_key_parts ? parts : in.n_key_parts;
-        sl_pool_count(pool, sl_r16_tile_count(queries[i].n_visible) * sl_r16_fp4_tile_bytes(cols),
+        sl_pool_count(pool, SL_PHASE_INDEXER,
+                      sl_r16_tile_count(queries[i].n_visible) * sl_r16_fp4_tile_bytes(cols),
                       (uint64_t)queries[i].n_visible * cols * step->config->index_n_heads);
     }
-    sl_pool_run(pool, (size_t)n_queries * step->config->index_n_heads, 8, prepare_heads, &in);
-    sl_pool_run(pool, (size_t)n_queries * in.n_key_parts, 1, score_keys, &in);
-    sl_pool_run(pool, n_queries, 1, choose, &in);
+    sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * step->config->index_n_heads, 8,
+                prepare_heads, &in);
+    sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * in.n_key_parts, 1, score_keys, &in);
+    sl_pool_run(pool, SL_PHASE_INDEXER, n_queries, 1, choose, &in);
 }

@@ -29,7 +29,7 @@ void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_com
     const struct sl_kernels *kernels = compute->kernels;
     const size_t cols = buffer->cols;
     const float *x = buffer->f32 + row * cols;
-    enum sl_phase phase = SL_PHASE_OUTSIDE;
+    uint32_t phase = SL_PHASE_OUTSIDE;
 
     if (thread_index == 0)
         phase = sl_pool_phase(compute->pool, SL_PHASE_QUANTISE);
@@ -169,8 +169,8 @@ static void run_shares(void *context, size_t first, size_t end, uint32_t thread_
     }
 }
 
-void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job *jobs,
-                   size_t n_jobs)
+void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
+                   const struct sl_linear_job *jobs, size_t n_jobs)
 {
     struct shares shares = {compute, jobs, n_jobs, sl_pool_thread_count(compute->pool)};
     uint64_t work = 0, read_bytes = 0;
@@ -181,8 +181,8 @@ void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job 
         work += (uint64_t)m->rows * m->cols * jobs[i].token_count;
         read_bytes += sl_r16_tile_count(m->rows) * sl_matrix_tile_bytes(m);
     }
-    sl_pool_count(compute->pool, read_bytes, work);
+    sl_pool_count(compute->pool, phase, read_bytes, work);
     if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
         shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
-    sl_pool_run(compute->pool, shares.n_shares, 1, run_shares, &shares);
+    sl_pool_run(compute->pool, phase, shares.n_shares, 1, run_shares, &shares);
 }

@@ -55,9 +55,10 @@ struct sl_linear_job {
     uint32_t group_rows;
 };
 
-/* Runs all jobs and returns when they are done. Outputs must not overlap any input. Thread i of n
- * always takes the same part of a matrix: its tiles from i / n on, as sl_pool_run() cuts them. */
-void sl_linear_run(const struct sl_compute *compute, const struct sl_linear_job *jobs,
-                   size_t n_jobs);
+/* Runs all jobs, in `phase`, and returns when they are done. Outputs must not overlap any input.
+ * Thread i of n always takes the same part of a matrix: its tiles from i / n on, as sl_pool_run()
+ * cuts them. */
+void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
+                   const struct sl_linear_job *jobs, size_t n_jobs);
 
 #endif

@@ -223,13 +223,10 @@ static int run_router(const struct run *in)
             return -ECANCELED;
         end = sl_step_chunk_end(step, first);
         gate.token_count = end - first;
-        sl_pool_phase(pool, SL_PHASE_HYPER_CONNECTION);
         sl_hc_before(step, &in->weights->hc_ffn, in->weights->ffn_norm, first, end, &mix, &x);
-        sl_pool_phase(pool, SL_PHASE_ROUTER);
-        sl_linear_run(step->compute, &gate, 1);
+        sl_linear_run(step->compute, SL_PHASE_ROUTER, &gate, 1);
     }
-    sl_pool_run(pool, step->n_tokens, 4, route, (void *)in);
-    sl_pool_phase(pool, SL_PHASE_REST);
+    sl_pool_run(pool, SL_PHASE_ROUTER, step->n_tokens, 4, route, (void *)in);
     return 0;
 }
 
@@ -275,6 +272,29 @@ static uint32_t add_key(struct sl_expert_key *keys, uint32_t n, struct sl_expert
     return n + 1;
 }
 
+struct prediction {
+    const struct sl_step *step;
+    const float *gate_bias; /* of the next layer, as its scores */
+    float *scores;          /* (n_tokens, n_routed_experts rounded up to 16) */
+    uint16_t (*picked)[SL_EXPERTS_PER_TOKEN_MAX];
+};
+
+/* Picks each token's experts of the next layer. Items are tokens. */
+static void pick_predicted(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct prediction *in = context;
+    const struct sl_config *config = in->step->config;
+    const uint32_t experts = config->n_routed_experts;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++) {
+        float *scores = in->scores + i * sl_r16_padded_rows(experts);
+
+        in->step->compute->kernels->sqrt_softplus(experts, scores, scores);
+        pick_top(config, scores, in->gate_bias, in->picked[i]);
+    }
+}
+
 /* Predicts the next layer's experts: its mHC mix, norm and router applied to the streams plus the
  * shared expert's output (routed experts and the next attention are still missing). Most
  * predictions hold. All tokens' first choices go first. */
@@ -283,38 +303,34 @@ static void predict_next(const struct run *in)
     struct sl_moe *m = in->m;
     struct sl_step ahead = *in->step;
     const struct sl_config *config = ahead.config;
-    const uint32_t experts = config->n_routed_experts, k = config->num_experts_per_tok;
-    const size_t stride = sl_r16_padded_rows(experts);
+    const uint32_t k = config->num_experts_per_tok;
+    const size_t stride = sl_r16_padded_rows(config->n_routed_experts);
     uint16_t picked[PREDICT_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
     struct sl_expert_key keys[SL_PREDICTED_MAX];
+    struct prediction prediction = {&ahead, NULL, m->next_scores, picked};
     struct sl_linear_job gate;
     uint32_t n_keys = 0;
 
     if (!in->next || in->next->tid2eid || ahead.n_tokens > PREDICT_TOKENS_MAX)
         return;
+    prediction.gate_bias = in->next->gate_bias;
     ahead.streams = m->next_streams;
     memcpy(ahead.streams, in->step->streams,
            (size_t)ahead.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
     sl_hc_after(&ahead, 0, ahead.n_tokens, &m->mix, m->shared_out, config->hidden_size);
     sl_hc_before(&ahead, &in->next->hc_ffn, in->next->ffn_norm, 0, ahead.n_tokens, &m->next_mix,
                  &m->next_x);
-    sl_pool_phase(ahead.compute->pool, SL_PHASE_ROUTER);
     gate = (struct sl_linear_job){&in->next->gate, sl_act_buffer_rows(&m->next_x, 0),
                                   m->next_scores,  stride,
                                   ahead.n_tokens,  0};
-    sl_linear_run(ahead.compute, &gate, 1);
-    for (uint32_t i = 0; i < ahead.n_tokens; i++) {
-        float *scores = m->next_scores + i * stride;
-
-        ahead.compute->kernels->sqrt_softplus(experts, scores, scores);
-        pick_top(config, scores, in->next->gate_bias, picked[i]);
-    }
+    sl_linear_run(ahead.compute, SL_PHASE_ROUTER, &gate, 1);
+    sl_pool_run(ahead.compute->pool, SL_PHASE_ROUTER, ahead.n_tokens, 4, pick_predicted,
+                &prediction);
     for (uint32_t rank = 0; rank < k && rank < PREDICTED_PER_TOKEN; rank++)
         for (uint32_t i = 0; i < ahead.n_tokens; i++)
             n_keys =
                 add_key(keys, n_keys,
                         (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});
-    sl_pool_phase(ahead.compute->pool, SL_PHASE_REST);
     in->source->ops->prefetch(in->source, SL_PREFETCH_PREDICTED, keys, n_keys);
 }
 
@@ -342,20 +358,8 @@ static void run_up(const struct run *in, enum sl_phase linears, const struct sl_
 {
     const struct sl_compute *compute = in->step->compute;
 
-    sl_pool_phase(compute->pool, linears);
-    sl_linear_run(compute, up, n_up);
-    sl_pool_phase(compute->pool, SL_PHASE_REST);
-    sl_pool_run(compute->pool, n_rows, 1, activate, (void *)in);
-}
-
-static void run_down(const struct run *in, enum sl_phase linears, const struct sl_linear_job *down,
-                     size_t n_down)
-{
-    const struct sl_compute *compute = in->step->compute;
-
-    sl_pool_phase(compute->pool, linears);
-    sl_linear_run(compute, down, n_down);
-    sl_pool_phase(compute->pool, SL_PHASE_REST);
+    sl_linear_run(compute, linears, up, n_up);
+    sl_pool_run(compute->pool, SL_PHASE_REST, n_rows, 1, activate, (void *)in);
 }
 
 /* The shared expert over all tokens, a batch at a time. Returns 0 or -ECANCELED. */
@@ -383,7 +387,7 @@ static int run_shared(const struct run *in)
         for (uint32_t row = 0; row < n; row++)
             m->row_weight[row] = 1.0f;
         run_up(in, SL_PHASE_SHARED_LINEARS, up, 2, n);
-        run_down(in, SL_PHASE_SHARED_LINEARS, &down, 1);
+        sl_linear_run(in->step->compute, SL_PHASE_SHARED_LINEARS, &down, 1);
     }
     return 0;
 }
@@ -450,7 +454,7 @@ static int run_batch(const struct run *in, struct sl_err *err)
 
     if (m->n_parts == 0)
         return 0;
-    sl_pool_run(in->step->compute->pool, m->n_parts, 1, gather_rows, (void *)in);
+    sl_pool_run(in->step->compute->pool, SL_PHASE_REST, m->n_parts, 1, gather_rows, (void *)in);
     for (uint32_t p = 0; p < m->n_parts; p++) {
         const struct part *part = &m->parts[p];
         struct sl_act x = sl_act_buffer_rows(&m->in, part->batch_row);
@@ -471,7 +475,7 @@ static int run_batch(const struct run *in, struct sl_err *err)
     rc = complete_batch(in, err);
     if (rc < 0)
         return rc;
-    run_down(in, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
+    sl_linear_run(in->step->compute, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
     drop_batch(in);
     return 0;
 }
@@ -589,7 +593,7 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
         rc = run_routed(&in, sort_pairs(&in), err);
     if (rc < 0)
         return rc;
-    sl_pool_run(pool, step->n_tokens, 1, sum_experts, &in);
+    sl_pool_run(pool, SL_PHASE_REST, step->n_tokens, 1, sum_experts, &in);
     sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, step->config->hidden_size);
     return 0;
 }

@@ -108,10 +108,9 @@ static void set_streams(struct sl_forward *f)
             {&mtp->e_proj, sl_act_buffer_rows(&f->mtp_e, 0), f->mtp_e_out, hidden, rows, 0},
             {&mtp->h_proj, sl_act_buffer_rows(&f->mtp_h, 0), f->mtp_h_out, hidden, rows * n, 0}};
 
-        sl_pool_phase(pool, SL_PHASE_HEAD);
-        sl_pool_run(pool, rows, 1, norm_inputs, &chunk);
-        sl_linear_run(f->params.compute, jobs, 2);
-        sl_pool_run(pool, rows, 1, add_inputs, &chunk);
+        sl_pool_run(pool, SL_PHASE_HEAD, rows, 1, norm_inputs, &chunk);
+        sl_linear_run(f->params.compute, SL_PHASE_HEAD, jobs, 2);
+        sl_pool_run(pool, SL_PHASE_HEAD, rows, 1, add_inputs, &chunk);
     }
 }
 

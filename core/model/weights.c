@@ -205,7 +205,8 @@ static void pack_matrix(struct loader *in, const char *name, const struct sl_mat
 
         if (!read_bytes(in, name, row * row_bytes, n * row_bytes, in->staging))
             return;
-        sl_pool_run(in->pool, (n + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, 1, pack_blocks, &chunk);
+        sl_pool_run(in->pool, SL_PHASE_OUTSIDE, (n + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, 1,
+                    pack_blocks, &chunk);
         if (chunk.rc < 0) {
             bad_value(in, name, "a NaN or infinity");
             return;
@@ -493,7 +494,7 @@ static void load_embed(struct loader *in, struct sl_weights *weights)
     if (measuring(in) || !read_bytes(in, "embed.weight", 0, info.size_bytes, table))
         return;
     check.table = &weights->embed;
-    sl_pool_run(in->pool, c->vocab_size, 64, check_embed_rows, &check);
+    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, c->vocab_size, 64, check_embed_rows, &check);
     if (check.rc < 0)
         bad_value(in, "embed.weight", "a value that is not finite");
 }

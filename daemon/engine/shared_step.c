@@ -84,7 +84,7 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
     struct sl_shared_step *step = context;
 
     step->rows = rows;
-    sl_pool_run(step->engine->pool, n_rows, 1, sample_rows, step);
+    sl_pool_run(step->engine->pool, SL_PHASE_OUTSIDE, n_rows, 1, sample_rows, step);
 }
 
 /* ---- the step ----------------------------------------------------------------------------------

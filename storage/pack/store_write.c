@@ -21,6 +21,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
+#include "core/model/phase.h"
 #include "storage/store/record_read.h"
 #include "storage/store/store.h"
 #include "storage/pack/store_begin.h"
@@ -148,7 +149,7 @@ static int pack_run(struct sl_packer *p, struct expert_job *job, uint32_t n, str
     uint64_t written_bytes = 0;
     int rc = 0;
 
-    sl_pool_run(p->o->pool, n, 1, pack_experts_job, job);
+    sl_pool_run(p->o->pool, SL_PHASE_OUTSIDE, n, 1, pack_experts_job, job);
     for (uint32_t i = 0; i < p->n_workers; i++) {
         if (p->workers[i].rc == 0)
             continue;

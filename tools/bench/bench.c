@@ -137,7 +137,8 @@ double sl_bench_read_rate(const struct sl_bench *bench, uint64_t ns)
     uint64_t start_ns = sl_clock_ns(), spent_ns, n = 0;
 
     do {
-        sl_pool_run(bench->compute.pool, piece_count(bench), 1, read_pieces, &probe);
+        sl_pool_run(bench->compute.pool, SL_PHASE_OUTSIDE, piece_count(bench), 1, read_pieces,
+                    &probe);
         spent_ns = sl_clock_ns() - start_ns;
         n++;
     } while (spent_ns < ns);
@@ -167,8 +168,8 @@ double sl_bench_multiply_rate(const struct sl_bench *bench, enum sl_bench_peak p
     if (peak == SL_BENCH_INT8 && probes->int8)
         probe.multiply = probes->int8;
     do {
-        sl_pool_run(bench->compute.pool, sl_pool_thread_count(bench->compute.pool), 1, multiply,
-                    &probe);
+        sl_pool_run(bench->compute.pool, SL_PHASE_OUTSIDE,
+                    sl_pool_thread_count(bench->compute.pool), 1, multiply, &probe);
         spent_ns = sl_clock_ns() - start_ns;
     } while (spent_ns < ns);
     return (double)atomic_load(&probe.n_multiplied) / (double)spent_ns;
@@ -330,5 +331,5 @@ void sl_bench_fill(struct sl_pool *pool, const struct sl_matrix *matrix, uint8_t
 {
     struct fill fill = {matrix, tiles};
 
-    sl_pool_run(pool, sl_r16_tile_count(matrix->rows), 1, fill_tiles, &fill);
+    sl_pool_run(pool, SL_PHASE_OUTSIDE, sl_r16_tile_count(matrix->rows), 1, fill_tiles, &fill);
 }

@@ -230,12 +230,12 @@ static int make_past(struct layer *in, struct sl_err *err)
 /* ---- steps -------------------------------------------------------------------------------------
  */
 
-static struct sl_phase_counters step(struct layer *in)
+static struct sl_account step(struct layer *in)
 {
     int32_t tokens[TOKENS_MAX];
     const struct sl_span span = {&in->kv, tokens, in->n_tokens, SL_LOGITS_NONE};
     const struct sl_step_request request = {.spans = &span, .n_spans = 1};
-    struct sl_phase_counters begin = sl_pool_counters(in->compute->pool), end;
+    struct sl_account begin = sl_pool_account(in->compute->pool), end;
     int rc;
 
     for (uint32_t i = 0; i < TOKENS_MAX; i++)
@@ -244,14 +244,14 @@ static struct sl_phase_counters step(struct layer *in)
     rc = sl_forward_step(in->forward, &request, in->err);
     if (in->rc == 0)
         in->rc = rc;
-    end = sl_pool_counters(in->compute->pool);
-    return sl_phase_difference(&begin, &end);
+    end = sl_pool_account(in->compute->pool);
+    return sl_account_difference(&begin, &end);
 }
 
 static uint64_t run_phase(void *context)
 {
     struct layer *in = context;
-    struct sl_phase_counters spent = step(in);
+    struct sl_account spent = step(in);
 
     return spent.of[in->phase].work_ns + spent.of[in->phase].wait_ns;
 }
@@ -265,7 +265,7 @@ static void bench_phase(const struct sl_bench *bench, struct layer *in, enum sl_
                                  .context = in,
                                  .peak = peak,
                                  .in_bytes = peak == SL_BENCH_PEAKS};
-    struct sl_phase_counters once;
+    struct sl_account once;
 
     in->n_tokens = n_tokens;
     in->phase = phase;

@@ -82,7 +82,7 @@ static uint64_t run_linear(void *context)
 
     in->matrix.tiles = in->tiles + in->next++ % in->n_copies * in->copy_bytes;
     start_ns = sl_clock_ns();
-    sl_linear_run(in->compute, &job, 1);
+    sl_linear_run(in->compute, SL_PHASE_OUTSIDE, &job, 1);
     return sl_clock_ns() - start_ns;
 }
 
@@ -153,7 +153,7 @@ static uint64_t run_repack(void *context)
     uint64_t start_ns = sl_clock_ns();
 
     in->next = (in->next + 1) % in->n_copies;
-    sl_pool_run(in->pool, sl_r16_tile_count(in->rows), 1, pack_tiles, in);
+    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, sl_r16_tile_count(in->rows), 1, pack_tiles, in);
     return sl_clock_ns() - start_ns;
 }
 

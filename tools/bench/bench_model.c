@@ -27,7 +27,7 @@
 /* One of the repeats. */
 struct run {
     uint64_t ns;
-    struct sl_phase_counters spent;
+    struct sl_account spent;
     double read_rate;                     /* of memory, 10^9 bytes a second */
     double drive_rate;                    /* likewise, before and after it */
     uint64_t missed_bytes;                /* read from the drives, but for guesses in vain */
@@ -214,7 +214,7 @@ static int measure_run(struct command *command, uint32_t index, struct sl_err *e
 {
     struct sl_pool *pool = command->engine->pool;
     struct run *run = &command->runs[index];
-    struct sl_phase_counters begin, end;
+    struct sl_account begin, end;
     double rate_before, rate_after;
     uint64_t start_ns;
     int rc;
@@ -228,12 +228,12 @@ static int measure_run(struct command *command, uint32_t index, struct sl_err *e
         return rc;
     sl_bench_drive_forget(&command->drive);
     run->missed_bytes = missed_bytes(command);
-    begin = sl_pool_counters(pool);
+    begin = sl_pool_account(pool);
     start_ns = sl_clock_ns();
     rc = feed_run(command, command->n_before + index, err);
     run->ns = sl_clock_ns() - start_ns;
-    end = sl_pool_counters(pool);
-    run->spent = sl_phase_difference(&begin, &end);
+    end = sl_pool_account(pool);
+    run->spent = sl_account_difference(&begin, &end);
     run->missed_bytes = missed_bytes(command) - run->missed_bytes;
     if (rc == 0)
         rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_after, err);

@@ -174,8 +174,8 @@ static uint64_t run_rows(void *context)
     struct rows *in = context;
     uint64_t start_ns = sl_clock_ns();
 
-    sl_pool_run(in->compute->pool, (size_t)CALLS_EACH * sl_pool_thread_count(in->compute->pool), 1,
-                call_rows, in);
+    sl_pool_run(in->compute->pool, SL_PHASE_OUTSIDE,
+                (size_t)CALLS_EACH * sl_pool_thread_count(in->compute->pool), 1, call_rows, in);
     return sl_clock_ns() - start_ns;
 }
 

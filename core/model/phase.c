@@ -1,4 +1,4 @@
-#include "core/base/phase.h"
+#include "core/model/phase.h"
 
 const char *sl_phase_name(enum sl_phase phase)
 {
@@ -20,19 +20,4 @@ const char *sl_phase_name(enum sl_phase phase)
     };
 
     return names[phase];
-}
-
-struct sl_phase_counters sl_phase_difference(const struct sl_phase_counters *from,
-                                             const struct sl_phase_counters *to)
-{
-    struct sl_phase_counters d;
-
-    for (int i = 0; i < SL_PHASES; i++) {
-        d.of[i].work_ns = to->of[i].work_ns - from->of[i].work_ns;
-        d.of[i].wait_ns = to->of[i].wait_ns - from->of[i].wait_ns;
-        d.of[i].read_bytes = to->of[i].read_bytes - from->of[i].read_bytes;
-        d.of[i].multiplications = to->of[i].multiplications - from->of[i].multiplications;
-        d.of[i].n_barriers = to->of[i].n_barriers - from->of[i].n_barriers;
-    }
-    return d;
 }
