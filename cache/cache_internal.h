@@ -66,7 +66,6 @@ struct sl_expert_cache {
     struct sl_prediction prediction;
     struct sl_prefetch_counters prefetches;
     bool prefetch_layers; /* the kind "layer" is allowed */
-    bool progressing;
     bool staging_attached;
 };
 
@@ -85,10 +84,6 @@ bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key
 /* Takes in what has landed and begins what can be begun; with `wait`, waits for one load at least,
  * if there is one. */
 void sl_cache_progress(struct sl_expert_cache *cache, bool wait);
-
-/* Progress without waiting, for the moments between two jobs of the forward pass, so that the
- * drives stay busy while it computes. `context` is the cache. */
-void sl_cache_progress_between(void *context);
 
 /* ---- demand.c ----------------------------------------------------------------------------------
  * carve() takes memory for the shape, which is set. The next six are the source's operations. */

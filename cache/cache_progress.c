@@ -1,6 +1,7 @@
 /* Begins loads and takes in those that have ended: what every call into the cache does first, and
- * what goes on between the jobs of the forward pass. */
+ * what goes on beside the forward pass. */
 #include "cache/cache_internal.h"
+#include "cache/expert_cache.h"
 #include "core/base/assert.h"
 #include "core/model/phase.h"
 
@@ -9,13 +10,10 @@
 static bool fill_slot(struct sl_expert_cache *cache, uint32_t slot_index)
 {
     struct sl_pool *pool = cache->loader.pool;
-    const bool was_progressing = cache->progressing;
     enum sl_phase phase = sl_pool_phase(pool, SL_PHASE_REPACK);
     bool filled;
 
-    cache->progressing = true; /* the slot is taken, and nothing is loaded into it yet */
     filled = sl_slab_fill(&cache->slab, slot_index);
-    cache->progressing = was_progressing;
     sl_pool_phase(pool, phase);
     return filled;
 }
@@ -107,21 +105,18 @@ void sl_cache_progress(struct sl_expert_cache *cache, bool wait)
 {
     struct sl_expert_load_end end;
 
-    cache->progressing = true;
     begin_loads(cache);
     while (sl_expert_loader_reap(&cache->loader, wait, &end)) {
         take_end(cache, &end);
         begin_loads(cache);
         wait = false;
     }
-    cache->progressing = false;
 }
 
-void sl_cache_progress_between(void *context)
+void sl_expert_cache_background(void *context)
 {
     struct sl_expert_cache *cache = context;
 
-    /* Taking in what has landed runs jobs as well. */
-    if (!cache->progressing && !sl_expert_loader_is_idle(&cache->loader))
+    if (!sl_expert_loader_is_idle(&cache->loader))
         sl_cache_progress(cache, false);
 }

@@ -166,7 +166,6 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_demand_start(cache);
     set_pins_max(cache);
     attach(cache, reader, pool);
-    sl_pool_set_between(pool, sl_cache_progress_between, cache);
     *ret_cache = cache;
     return 0;
 fail:
@@ -181,7 +180,6 @@ void sl_expert_cache_destroy(struct sl_expert_cache *cache)
     if (!cache)
         return;
     sl_assert(cache->demand.n_pins == 0);
-    sl_pool_set_between(cache->loader.pool, NULL, NULL);
     while (sl_expert_loader_reap(&cache->loader, true, &end))
         ;
     /* A drive that never answered may still write to the memory, which is then not unmapped. */

@@ -131,6 +131,11 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
  */
 struct sl_expert_source *sl_expert_cache_source(struct sl_expert_cache *cache);
 
+/* Takes in what has landed and begins what can be begun, without waiting: for the forward pass to
+ * call while it computes (sl_compute.background), so that the drives stay busy. `cache` is the
+ * struct sl_expert_cache. */
+void sl_expert_cache_background(void *cache);
+
 /* False where the memory that reads go to could not be registered with io_uring, for which the
  * limit of locked memory may be too low: then reads cost more processor time. */
 bool sl_expert_cache_is_attached(const struct sl_expert_cache *cache);

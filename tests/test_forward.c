@@ -46,6 +46,7 @@ struct rig {
     struct sl_kernels kernels;
     struct sl_pool *pool;
     struct sl_compute compute;
+    uint64_t n_background; /* calls of compute.background */
     struct sl_forward *forward;
     struct sl_kv_cache kv[SEQUENCES];
     atomic_bool stop;
@@ -68,6 +69,11 @@ static void renew_kv(const struct model *m, struct rig *rig, uint32_t s, uint32_
                      0);
 }
 
+static void count_call(void *context)
+{
+    ++*(uint64_t *)context;
+}
+
 static void rig_init(struct rig *rig, struct model *m, const struct rig_options *options)
 {
     struct sl_forward_params params = {
@@ -84,7 +90,10 @@ static void rig_init(struct rig *rig, struct model *m, const struct rig_options 
     *rig = (struct rig){0};
     assert_int_equal(sl_kernels_select(&rig->kernels, options->isa, NULL), 0);
     assert_int_equal(sl_pool_create(&rig->pool, options->n_threads, NULL), 0);
-    rig->compute = (struct sl_compute){&rig->kernels, rig->pool, options->numerics};
+    rig->compute = (struct sl_compute){.kernels = &rig->kernels,
+                                       .pool = rig->pool,
+                                       .numerics = options->numerics,
+                                       .background = {count_call, &rig->n_background}};
     assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
     for (uint32_t s = 0; s < SEQUENCES; s++)
         renew_kv(m, rig, s, lengths[s]);
@@ -702,6 +711,23 @@ static void test_predictions_come_true(void **state)
     rig_fini(&rig);
 }
 
+/* Nothing that goes on beside the forward pass waits for the end of a layer: in each it is called
+ * after both mHC mixes before and after, and after the linears of attention and of the experts. */
+static void test_background_goes_on(void **state)
+{
+    struct model *m = *state;
+    const uint32_t n_layers = m->config.num_hidden_layers;
+    bool in_mtp;
+    struct rig rig;
+
+    rig_init(&rig, m, &plain);
+    assert_int_equal(rig.n_background, 0);
+    begin_users(m, &rig);
+    assert_int_equal(step_users(m, &rig, 0, USERS, &in_mtp, NULL), 0);
+    assert_true(rig.n_background >= (uint64_t)n_layers * (4 + 4 + 3));
+    rig_fini(&rig);
+}
+
 /* Stops a step at the nth request to the expert source. Returns false if it had fewer. */
 static bool stop_at_request(struct model *m, struct rig *rig, uint64_t nth)
 {
@@ -812,6 +838,7 @@ int main(void)
         cmocka_unit_test(test_refusals_change_nothing),
         cmocka_unit_test(test_failing_experts),
         cmocka_unit_test(test_predictions_come_true),
+        cmocka_unit_test(test_background_goes_on),
         cmocka_unit_test(test_a_step_can_be_stopped),
         cmocka_unit_test(test_a_reset_kv_cache_is_a_new_one),
         cmocka_unit_test(test_steps_allocate_nothing),

@@ -51,9 +51,6 @@ struct sl_pool {
     atomic_uint_fast32_t n_busy;     /* workers that have not finished the present job */
     atomic_bool stop;
 
-    sl_pool_between_fn *between; /* NULL: nothing to be done between jobs */
-    void *between_context;
-
     /* The account of time: the driver's own. */
     struct sl_account account;
     uint32_t phase;    /* that time belongs to now */
@@ -259,14 +256,6 @@ void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t gr
     else
         run_together(pool);
     sl_pool_phase(pool, outer);
-    if (pool->between)
-        pool->between(pool->between_context);
-}
-
-void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *context)
-{
-    pool->between = fn;
-    pool->between_context = context;
 }
 
 struct first_touch {

@@ -42,11 +42,6 @@ uint32_t sl_pool_thread_count(const struct sl_pool *pool);
 void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
                  void *context);
 
-/* The driver calls `fn` after each job from now on: for what must go on while others compute, such
- * as reads. NULL ends that. `fn` may run jobs itself, after which it is called as well. */
-typedef void sl_pool_between_fn(void *context);
-void sl_pool_set_between(struct sl_pool *pool, sl_pool_between_fn *fn, void *context);
-
 /* For memory that nobody has touched yet: lets each thread touch its share of n_items items of
  * item_bytes, as sl_pool_run() cuts them with grain 1, so that it lies on that thread's node. The
  * same for n_copies - 1 further such runs of items, stride_bytes apart. Returns the processor time

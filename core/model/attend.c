@@ -577,6 +577,7 @@ void sl_attend_run(struct sl_attend *a, const struct sl_step *step, const struct
         if (step->compute->numerics == SL_NUMERICS_EXACT) {
             sl_pool_run(pool, SL_PHASE_ATTENTION, in.attend_items[in.n_groups], 1, attend_exact,
                         &in);
+            sl_compute_background(step->compute);
             continue;
         }
         for (uint32_t g = 0; g < in.n_groups; g++)
@@ -585,9 +586,11 @@ void sl_attend_run(struct sl_attend *a, const struct sl_step *step, const struct
                           2 * (uint64_t)a->groups[g].n_entries * a->groups[g].n_queries *
                               heads_dim(step->config));
         sl_pool_run(pool, SL_PHASE_ATTENTION, in.gather_items[in.n_groups], 1, gather, &in);
+        sl_compute_background(step->compute);
         if (in.attend_items[in.n_groups] < sl_pool_thread_count(pool))
             attend_together(&in);
         else
             sl_pool_run(pool, SL_PHASE_ATTENTION, in.attend_items[in.n_groups], 1, attend, &in);
+        sl_compute_background(step->compute);
     }
 }

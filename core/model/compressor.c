@@ -139,4 +139,5 @@ void sl_compressor_add(const struct sl_step *step, const struct sl_compressor_ru
     sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, add_ape, &in);
     sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, pool_windows, &in);
     sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, keep_rows, &in);
+    sl_compute_background(step->compute);
 }

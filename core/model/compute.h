@@ -1,4 +1,5 @@
-/* What every part of the forward pass computes with: kernels, threads, numerics. */
+/* What every part of the forward pass computes with: kernels, threads, numerics. And what goes on
+ * beside it: after each larger piece of work the forward pass calls sl_compute_background(). */
 #ifndef SL_MODEL_COMPUTE_H
 #define SL_MODEL_COMPUTE_H
 
@@ -11,10 +12,25 @@ enum sl_numerics {
     SL_NUMERICS_EXACT,  /* for tests: nothing rounded to less than float32, scalar code */
 };
 
+/* Work beside the forward pass that must not wait for the end of a layer: reads that have landed
+ * are taken in and others begun, so that the drives stay busy. `run` is called by the thread that
+ * drives the pool, while no job runs; it may run jobs itself. NULL: nothing to be done. */
+struct sl_background {
+    void (*run)(void *context);
+    void *context;
+};
+
 struct sl_compute {
     const struct sl_kernels *kernels;
     struct sl_pool *pool;
     enum sl_numerics numerics;
+    struct sl_background background;
 };
+
+static inline void sl_compute_background(const struct sl_compute *compute)
+{
+    if (compute->background.run)
+        compute->background.run(compute->background.context);
+}
 
 #endif

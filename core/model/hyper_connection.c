@@ -206,6 +206,7 @@ void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, co
                 groups * n_parts(step->config) * sl_r16_tile_count(hc->fn.rows), 2, project_tasks,
                 &in);
     sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, before_rows, &in);
+    sl_compute_background(step->compute);
 }
 
 struct after {
@@ -234,6 +235,7 @@ void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
     struct after in = {step, first, mix, out, out_stride};
 
     sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, after_rows, &in);
+    sl_compute_background(step->compute);
 }
 
 void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,

@@ -278,5 +278,7 @@ void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, u
     sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * step->config->index_n_heads, 8,
                 prepare_heads, &in);
     sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * in.n_key_parts, 1, score_keys, &in);
+    sl_compute_background(step->compute);
     sl_pool_run(pool, SL_PHASE_INDEXER, n_queries, 1, choose, &in);
+    sl_compute_background(step->compute);
 }

@@ -185,4 +185,5 @@ void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
     if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
         shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
     sl_pool_run(compute->pool, phase, shares.n_shares, 1, run_shares, &shares);
+    sl_compute_background(compute);
 }

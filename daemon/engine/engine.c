@@ -233,6 +233,7 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
 
     if (rc < 0)
         return rc;
+    e->compute.background = (struct sl_background){sl_expert_cache_background, e->cache};
     if (!sl_expert_cache_is_attached(e->cache))
         add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
                     "reads cost more processor time");
@@ -327,7 +328,8 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;
     sl_pool_pin(e->pool, &options->affinity);
-    e->compute = (struct sl_compute){&e->kernels, e->pool, options->numerics};
+    e->compute =
+        (struct sl_compute){.kernels = &e->kernels, .pool = e->pool, .numerics = options->numerics};
     begin_stage(e, SL_STAGE_WEIGHTS);
     rc = load_weights(e, err);
     if (rc < 0)

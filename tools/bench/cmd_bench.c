@@ -123,7 +123,8 @@ static int bench_kernels(int argc, char **argv)
     sl_command_parse(&argp, argc, argv, &arguments);
     if ((rc = sl_kernels_select(&kernels, arguments.isa, &err)) == 0 &&
         (rc = sl_pool_create(&pool, arguments.affinity.n_threads, &err)) == 0) {
-        struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
+        struct sl_compute compute = {
+            .kernels = &kernels, .pool = pool, .numerics = SL_NUMERICS_NATIVE};
 
         sl_pool_pin(pool, &arguments.affinity);
         rc = run_kernels(&compute, &arguments, &err);

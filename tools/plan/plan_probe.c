@@ -50,7 +50,8 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, st
 
     if ((rc = sl_kernels_select(&kernels, NULL, err)) == 0 &&
         (rc = sl_pool_create(&pool, n_threads, err)) == 0) {
-        const struct sl_compute compute = {&kernels, pool, SL_NUMERICS_NATIVE};
+        const struct sl_compute compute = {
+            .kernels = &kernels, .pool = pool, .numerics = SL_NUMERICS_NATIVE};
 
         sl_pool_pin(pool, &affinity);
         rc = sl_bench_init(&bench, &compute, PROBE_NS * 1e-9, false, err);
