@@ -1,8 +1,8 @@
 /* Cache and reader over a drive that exists in memory, on its clock: whatever the drive does and
- * whoever asks for what, nothing is lost, doubled or lent wrong. A seeded driver demands, hints,
- * guesses, lends, releases, resizes and waits at random, a million events in several worlds, half
- * of them over a checkpoint and half over a store, and looks at everything after each. SL_SEED=n
- * gives other worlds; SL_SLOW=1, and sanitizers, shorter ones. */
+ * whoever asks for what, nothing is lost, doubled or pinned wrong. A seeded driver demands,
+ * prefetches, predicts, acquires, releases, resizes and waits at random, a million events in
+ * several worlds, half of them over a checkpoint and half over a store, and looks at everything
+ * after each. SL_SEED=n gives other worlds; SL_SLOW=1, and sanitizers, shorter ones. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -46,11 +46,11 @@ struct world {
     uint32_t n_held;
     bool open; /* a demand */
     uint16_t layer;
-    uint32_t n_slots_max, n_left; /* to be lent */
+    uint32_t n_slots_max, n_left; /* to be acquired */
     bool impatient;               /* the reader gives up slow reads */
     uint64_t n_requests, n_events, n_dropped, n_failed_demands;
     uint64_t n_corrupt_demands; /* of these */
-    uint64_t n_partial;         /* loans that were completed */
+    uint64_t n_partial;         /* pins that were completed */
     uint64_t n_held_slots;      /* by the drive, after every event */
 };
 
@@ -185,7 +185,7 @@ static void check(struct world *w)
 /* ---- what the driver does -----------------------------------------------------------------------
  */
 
-/* What is lent of a demand that is over is not completed any more. */
+/* A pin of a demand that is over is not completed any more. */
 static void end_demand(struct world *w)
 {
     w->open = false;
@@ -234,7 +234,7 @@ static bool is_held(const struct world *w, uint16_t layer, uint16_t expert)
     return false;
 }
 
-/* Experts of low number more often; all at times; none that is lent. */
+/* Experts of low number more often; all at times; none that is pinned. */
 static uint32_t choose(struct world *w, uint16_t layer, uint16_t experts[CACHE_EXPERTS])
 {
     uint32_t share = below(w, 4) ? 1 + below(w, 12) : 12 + CACHE_EXPERTS, n = 0;

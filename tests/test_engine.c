@@ -163,7 +163,7 @@ static void test_all_experts_can_be_loaded(void **state)
     free(mtp_logits);
 }
 
-/* Of a store an expert may be lent before its w2 is there: the drive takes one block after the
+/* An expert of a store may be pinned before its w2 is there: the drive takes one block after the
  * other. */
 static void test_experts_that_come_in_parts(void **state)
 {

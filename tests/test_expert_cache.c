@@ -1,4 +1,4 @@
-/* The expert cache: what is lent is the checkpoint's expert in R16, whatever the device does and
+/* The expert cache: what is pinned is the checkpoint's expert in R16, whatever the device does and
  * however few slots there are, and what stays is what a plain model of the order says. A small
  * checkpoint, its tensors laid out as in the release or scattered over two files, is demanded at
  * random through every back end, with and without seeded faults. */
@@ -17,7 +17,7 @@
 #include "tests/cache_rig.h"
 #include "tests/fault_alloc.h"
 
-static void test_what_is_lent_is_the_expert(void **state)
+static void test_pins_are_the_expert(void **state)
 {
     static const struct cache_rig_options variants[] = {
         {.reads_max = 64, .piece_bytes = 1 << 20, .n_slots = 20, .inflight_max = 6},
@@ -296,8 +296,8 @@ static void test_demand_larger_than_the_cache(void **state)
     cache_rig_fini(&rig);
 }
 
-/* What a failed demand was still waiting for lands behind the next one: it is not lent to that, and
- * is there for the one after. */
+/* What a failed demand was still waiting for lands behind the next one: that one does not get it,
+ * and is there for the one after. */
 static void test_leftovers_of_a_failed_demand(void **state)
 {
     static const struct cache_rig_options options = {
@@ -684,7 +684,7 @@ static void test_too_small_a_slab_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_what_is_lent_is_the_expert),
+        cmocka_unit_test(test_pins_are_the_expert),
         cmocka_unit_test(test_two_reads_an_expert),
         cmocka_unit_test(test_least_recently_demanded_goes_first),
         cmocka_unit_test(test_nth_read_fails_once),

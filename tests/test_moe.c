@@ -1,6 +1,6 @@
 /* The expert half of a layer: which experts it asks for, and that how they come does not matter.
  * The layer runs alone over random streams; its demands are held against a plain sort, and its
- * output against the same layer with other loans. */
+ * output against the same layer with other pins. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -234,11 +234,11 @@ static void test_order_in_a_hash_row(void **state)
     rig_fini(&rig);
 }
 
-/* ---- loans -------------------------------------------------------------------------------------
+/* ---- pins --------------------------------------------------------------------------------------
  */
 
-/* More experts at once than fit a batch, and more tokens; down to as few loans as a token needs. */
-static void test_loans_do_not_show(void **state)
+/* More experts at once than fit a batch, and more tokens; down to as few pins as a token needs. */
+static void test_pins_do_not_show(void **state)
 {
     static const uint32_t counts[] = {1, 2, 21, 127, 129, TOKENS_MAX};
     static const float no_bias[EXPERTS_MAX];
@@ -275,7 +275,7 @@ static void test_loans_do_not_show(void **state)
 
 /* An expert of more pairs than a batch holds is in several: whichever of them fails, it is given
  * back. */
-static void test_failure_leaves_no_loan(void **state)
+static void test_failure_leaves_no_pin(void **state)
 {
     static const uint16_t table[75] = {0}; /* one expert for all tokens */
     struct rig rig;
@@ -305,8 +305,8 @@ int main(void)
         cmocka_unit_test(test_equal_scores_pick_the_lower),
         cmocka_unit_test(test_duplicates_in_a_hash_row),
         cmocka_unit_test(test_order_in_a_hash_row),
-        cmocka_unit_test(test_loans_do_not_show),
-        cmocka_unit_test(test_failure_leaves_no_loan),
+        cmocka_unit_test(test_pins_do_not_show),
+        cmocka_unit_test(test_failure_leaves_no_pin),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);

@@ -1,4 +1,4 @@
-/* The expert cache over a packed store: what is lent is what a checkpoint's cache would lend,
+/* The expert cache over a packed store: what is pinned is what a checkpoint's cache would give,
  * whatever the device does, and what is corrupt is read again, then named. The cache tests'
  * checkpoint is packed, plain and compressed; its cache is demanded at random with faults, and with
  * bytes on disk changed under each way of verifying. */
@@ -62,7 +62,7 @@ static int tear_down(void **state)
     return 0;
 }
 
-static void test_what_is_lent_is_the_expert(void **state)
+static void test_pins_are_the_expert(void **state)
 {
     static const struct cache_rig_options variants[] = {
         {.reads_max = 64, .piece_bytes = 1 << 20, .n_slots = 20, .inflight_max = 6},
@@ -118,7 +118,7 @@ static void test_corrupt_reads_are_read_again(void **state)
     }
 }
 
-/* A drive that takes one piece after the other: w1 and w3 are lent while w2 is on its way, which
+/* A drive that takes one piece after the other: w1 and w3 are pinned while w2 is on its way, which
  * may come, come at the second try, fail, be corrupt, or never come. */
 static void test_w1_and_w3_come_first(void **state)
 {
@@ -204,7 +204,8 @@ static void test_when_it_is_verified(void **state)
 {
     struct fixture *f = *state;
     const uint64_t in_tiles = 5 * RECORD_BYTES + 100;
-    /* Bytes after the tiles, or at the end, belong to no matrix: then what is lent stays right. */
+    /* Bytes after the tiles, or at the end, belong to no matrix: then what is pinned stays right.
+     */
     const uint64_t after_tiles =
         5 * RECORD_BYTES +
         (f->packed.expert_bytes < RECORD_BYTES ? f->packed.expert_bytes - 1 : 17408);
@@ -233,7 +234,7 @@ static void test_when_it_is_verified(void **state)
 }
 
 /* A drive that comes to write long after its read was given up writes to a slot that nobody has
- * been lent since; where too few other slots are left, that is said. */
+ * been pinned since; where too few other slots are left, that is said. */
 static void test_late_writes_hit_nobody(void **state)
 {
     static const struct io_fault_plan plan = {
@@ -299,7 +300,7 @@ static void test_slots_that_come_again(void **state)
     cache_rig_fini(&rig);
 }
 
-/* It is lent when all of it has been unpacked. */
+/* It is pinned when all of it has been unpacked. */
 static void test_compressed_comes_whole(void **state)
 {
     static const struct cache_rig_options options = {
@@ -360,7 +361,7 @@ static void test_plain_record_among_compressed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_what_is_lent_is_the_expert),
+        cmocka_unit_test(test_pins_are_the_expert),
         cmocka_unit_test(test_corrupt_reads_are_read_again),
         cmocka_unit_test(test_reads_that_stay_corrupt_are_named),
         cmocka_unit_test(test_when_it_is_verified),
