@@ -267,6 +267,53 @@ uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache)
     return cache->table.n_slots;
 }
 
+#define METRIC(name, unit, field, help)                                                            \
+    {                                                                                              \
+        name, SL_METRIC_##unit, help, offsetof(struct sl_expert_cache_counters, field), false      \
+    }
+
+static const struct sl_metric metrics[] = {
+    METRIC("expert_requests", COUNT, n_requests, "Experts that steps demanded"),
+    METRIC("expert_hits", COUNT, n_hits,
+           "Demanded experts that were resident or landing from an earlier demand or a preload"),
+    METRIC("expert_prefetch_hits", COUNT, n_prefetch_hits,
+           "Demanded experts that a prefetch had brought, for the first time"),
+    METRIC("expert_loads", COUNT, n_loads,
+           "Loads of an expert that were begun, prefetches and preloads included"),
+    METRIC("expert_preloads", COUNT, n_preloads, "Loads from the hot list, before the first step"),
+    METRIC("predicted_experts", COUNT, n_predicted,
+           "Experts that predictions of the next layer named"),
+    METRIC("predicted_right", COUNT, n_predicted_right,
+           "Predicted experts that the next demand asked for"),
+    METRIC("predicted_loads", COUNT, n_predicted_loads, "Loads that were begun for predictions"),
+    METRIC("predicted_hits", COUNT, n_predicted_hits,
+           "Experts loaded for predictions that were demanded when they had landed"),
+    METRIC("predicted_late", COUNT, n_predicted_late,
+           "Experts loaded for predictions that were demanded while in flight"),
+    METRIC("predicted_wasted_bytes", BYTES, predicted_wasted_bytes,
+           "Bytes asked of the drives for predictions that were not demanded"),
+    METRIC("expert_evictions", COUNT, n_evictions, "Experts that made room for others"),
+    METRIC("read_retries", COUNT, n_retries,
+           "Reads, and loads of corrupt data, that were tried again"),
+    METRIC("read_stalls", COUNT, n_stalls, "Reads that were in flight for longer than a stall"),
+    {"longest_stall_seconds", SL_METRIC_NANOSECONDS,
+     "Longest time that a stalled read was in flight",
+     offsetof(struct sl_expert_cache_counters, longest_ns), true},
+    METRIC("wanted_bytes", BYTES, wanted_bytes, "Bytes of experts that loads wanted, as stored"),
+    METRIC("read_bytes", BYTES, read_bytes, "Bytes that the drives delivered for experts"),
+    METRIC("wait_seconds", NANOSECONDS, wait_ns, "Time that steps waited for the drives"),
+    METRIC("repack_seconds", NANOSECONDS, repack_ns,
+           "Time spent on making tiles of a checkpoint's rows"),
+    METRIC("unpack_seconds", NANOSECONDS, unpack_ns, "Time spent on compressed records"),
+    METRIC("verify_seconds", NANOSECONDS, verify_ns, "Time spent on checksums of experts"),
+};
+
+_Static_assert(sizeof(metrics) / sizeof(metrics[0]) ==
+                   sizeof(struct sl_expert_cache_counters) / sizeof(uint64_t),
+               "each counter is described");
+
+const struct sl_metrics sl_expert_cache_metrics = {metrics, sizeof(metrics) / sizeof(metrics[0])};
+
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_counters *slots = &cache->table.counters;
@@ -275,13 +322,13 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
     return (struct sl_expert_cache_counters){
         .n_requests = slots->n_requests,
         .n_hits = slots->n_hits,
-        .n_hinted_hits = slots->n_hinted_hits,
-        .n_guessed = cache->prefetches.n_predicted,
-        .n_guessed_right = cache->prefetches.n_predicted_right,
-        .n_guess_loads = cache->prefetches.n_loads,
-        .n_guess_hits = cache->prefetches.n_hits,
-        .n_guess_late = cache->prefetches.n_late,
-        .guess_wasted_bytes = cache->prefetches.wasted_bytes,
+        .n_prefetch_hits = slots->n_prefetch_hits,
+        .n_predicted = cache->prefetches.n_predicted,
+        .n_predicted_right = cache->prefetches.n_predicted_right,
+        .n_predicted_loads = cache->prefetches.n_loads,
+        .n_predicted_hits = cache->prefetches.n_hits,
+        .n_predicted_late = cache->prefetches.n_late,
+        .predicted_wasted_bytes = cache->prefetches.wasted_bytes,
         .n_loads = slots->n_loads,
         .n_preloads = cache->prefetches.n_preloads,
         .n_evictions = slots->n_evictions,

@@ -31,6 +31,7 @@
 #include "cache/policy.h"
 #include "core/base/arena.h"
 #include "core/base/err.h"
+#include "core/base/metrics.h"
 #include "core/base/pool.h"
 #include "core/base/progress_fn.h"
 #include "core/model/expert_source.h"
@@ -50,18 +51,18 @@ struct sl_expert_cache_options {
 };
 
 struct sl_expert_cache_counters {
-    uint64_t n_requests;      /* experts demanded = n_hits + n_hinted_hits + those loaded for it */
-    uint64_t n_hits;          /* of these, resident or still landing from an earlier demand or a
-                               * preload */
-    uint64_t n_hinted_hits;   /* of these, brought by a prefetch, for the first time */
-    uint64_t n_guessed;       /* experts that predictions named */
-    uint64_t n_guessed_right; /* of these, in the demand that followed */
-    uint64_t n_guess_loads;   /* of these, loads that were begun, in n_loads too */
-    uint64_t n_guess_hits;    /* of these, demanded when they had landed, */
-    uint64_t n_guess_late;    /* and while they were in flight: both in n_hinted_hits too */
-    uint64_t guess_wasted_bytes; /* asked of the drives for the rest of n_guess_loads */
-    uint64_t n_loads;            /* reads of an expert that were begun, prefetches included */
-    uint64_t n_preloads;         /* of these, for a preload */
+    uint64_t n_requests; /* experts demanded = n_hits + n_prefetch_hits + those loaded for it */
+    uint64_t n_hits;     /* of these, resident or still landing from an earlier demand or a
+                          * preload */
+    uint64_t n_prefetch_hits;   /* of these, brought by a prefetch, for the first time */
+    uint64_t n_predicted;       /* experts that predictions named */
+    uint64_t n_predicted_right; /* of these, in the demand that followed */
+    uint64_t n_predicted_loads; /* of these, loads that were begun, in n_loads too */
+    uint64_t n_predicted_hits;  /* of these, demanded when they had landed, */
+    uint64_t n_predicted_late;  /* and while they were in flight: both in n_prefetch_hits too */
+    uint64_t predicted_wasted_bytes; /* asked of the drives for the rest of n_predicted_loads */
+    uint64_t n_loads;                /* reads of an expert that were begun, prefetches included */
+    uint64_t n_preloads;             /* of these, for a preload */
     uint64_t n_evictions;
     uint64_t n_retries; /* reads, and loads of corrupt data, that were tried again */
     uint64_t n_stalls;  /* these two as in struct sl_reader_counters */
@@ -144,6 +145,9 @@ bool sl_expert_cache_is_attached(const struct sl_expert_cache *cache);
 const struct sl_arena *sl_expert_cache_arena(const struct sl_expert_cache *cache);
 
 uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache);
+
+/* The names and meanings of struct sl_expert_cache_counters, for whoever shows them. */
+extern const struct sl_metrics sl_expert_cache_metrics;
 
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache);
 

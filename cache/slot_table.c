@@ -90,7 +90,7 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
     if (slot) {
         sl_assert(slot->state == SL_SLOT_LOADING_PREFETCH || slot->state == SL_SLOT_READY);
         if (slot->prefetched)
-            table->counters.n_hinted_hits++;
+            table->counters.n_prefetch_hits++;
         else
             table->counters.n_hits++;
         sl_slot_table_end_prefetch(table, slot);

@@ -70,8 +70,8 @@ struct sl_slot {
 
 struct sl_slot_counters {
     uint64_t n_requests;
-    uint64_t n_hits;        /* of these, resident or landing, and claimed before */
-    uint64_t n_hinted_hits; /* of these, brought by a prefetch and claimed for the first time */
+    uint64_t n_hits;          /* of these, resident or landing, and claimed before */
+    uint64_t n_prefetch_hits; /* of these, brought by a prefetch and claimed for the first time */
     uint64_t n_loads;
     uint64_t n_evictions;
 };

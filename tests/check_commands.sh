@@ -54,7 +54,7 @@ s = json.load(open(sys.argv[1]))
 assert s["new_tokens"] == 30, s
 k, layers = 6, 6
 assert s["decode_expert_requests"] == 29 * k * layers, s
-loads_for_demand = s["expert_requests"] - s["expert_hits"] - s["expert_hinted_hits"]
+loads_for_demand = s["expert_requests"] - s["expert_hits"] - s["expert_prefetch_hits"]
 assert 0 < loads_for_demand <= s["expert_loads"], s
 expert = 3 * 128 * 256 * 17 // 32
 assert s["wanted_bytes"] == s["expert_loads"] * expert, s
@@ -70,7 +70,7 @@ reads_once() {
     "$python" -c '
 import json, sys
 s = json.load(open(sys.argv[1]))
-given_up = s["guess_loads"] - s["guess_hits"] - s["guess_late"]
+given_up = s["predicted_loads"] - s["predicted_hits"] - s["predicted_late"]
 assert s["expert_evictions"] == 0 and s["expert_loads"] <= 6 * 24 + given_up, s' "$scratch/stats.json"
 }
 check "a cache that holds all reads none twice" reads_once
@@ -161,9 +161,8 @@ import json, sys
 counted = dict(line.split() for line in open(sys.argv[1] + "/counted"))
 policy, optimum = map(json.loads, open(sys.argv[1] + "/replayed"))
 assert policy["policy"] == sys.argv[2] and optimum["policy"] == "optimum"
-for key in ("requests", "hits", "loads", "evictions"):
+for key in ("requests", "hits", "prefetch_hits", "loads", "evictions"):
     assert policy[key] == int(counted[key]), (key, policy, counted)
-assert policy["hinted_hits"] == int(counted["hinted"])
 assert 0 < optimum["loads"] <= policy["loads"] < policy["requests"], (policy, optimum)
 PYTHON
     done

@@ -40,7 +40,7 @@ static void test_hinted_experts_are_read_once(void **state)
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
         counters = sl_expert_cache_counters(rig.cache);
         assert_int_equal(counters.n_loads, 4);
-        assert_int_equal(counters.n_hinted_hits, 3);
+        assert_int_equal(counters.n_prefetch_hits, 3);
         assert_int_equal(counters.n_hits, 0);
         cache_rig_check_counters(&rig, 4);
         /* From now on they are like any other, and hints have their share again. */
@@ -74,7 +74,7 @@ static void test_demand_before_hints(void **state)
     assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     /* One piece of the first hint was under way; one more may be when the last one has landed. */
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 1);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 1);
     cache_rig_fini(&rig);
 }
 
@@ -114,7 +114,7 @@ static void test_corrupt_hints_are_not_urgent(void **state)
                              io_fault_read(rig.io, nth + 2 + 2 * (nth <= 2)).offset_bytes,
                          nth <= 2);
     assert_int_equal(cache_rig_demand(&rig, 0, experts, 2, NULL, NULL), 0);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 2);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 2);
     cache_rig_fini(&rig);
 }
 
@@ -154,7 +154,7 @@ static void test_forgotten_hints_give_back_their_share(void **state)
     assert_int_equal(cache_rig_prefetch(&rig, 0, others, 3).n_loads, 6);
     assert_int_equal(cache_rig_demand(&rig, 0, hinted, 3, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 0);
     cache_rig_fini(&rig);
 }
 
@@ -177,7 +177,7 @@ static void test_failed_hint_is_read_again(void **state)
     io_fault_heal(rig.io);
     assert_int_equal(cache_rig_demand(&rig, 0, &expert, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 2);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_hinted_hits, 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 0);
     assert_int_equal(cache_rig_prefetch(&rig, 0, &other, 1).n_loads,
                      3); /* its share is free again */
     cache_rig_fini(&rig);
@@ -212,20 +212,20 @@ static void test_guesses_wait_for_demands(void **state)
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
     assert_int_equal(rig.source->ops->demand(rig.source, 1, demanded, 3, NULL), 0);
-    assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 0);
+    assert_int_equal(guess(&rig, 2, guessed, 2).n_predicted_loads, 0);
     for (uint32_t i = 0; i < 3; i++) {
         assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
         rig.source->ops->release(rig.source, &pin);
     }
     assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 0);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 2);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, 2);
     assert_int_equal(cache_rig_demand(&rig, 2, next, 2, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_loads, 6); /* three, two guesses, and the one that was not guessed */
-    assert_int_equal(c.n_guessed, 2);
-    assert_int_equal(c.n_guessed_right, 1);
-    assert_int_equal(c.n_guess_hits + c.n_guess_late, 1);
-    assert_int_equal(c.n_hinted_hits, 1);
+    assert_int_equal(c.n_predicted, 2);
+    assert_int_equal(c.n_predicted_right, 1);
+    assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 1);
+    assert_int_equal(c.n_prefetch_hits, 1);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     cache_rig_fini(&rig);
 }
@@ -242,17 +242,17 @@ static void test_guesses_that_land_in_time(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     table = &rig.cache->table;
-    assert_int_equal(guess(&rig, 2, guessed, 2).n_guess_loads, 2);
+    assert_int_equal(guess(&rig, 2, guessed, 2).n_predicted_loads, 2);
     while (table->slots[0].state != SL_SLOT_READY || table->slots[1].state != SL_SLOT_READY)
         cache_rig_prefetch(&rig, 0, guessed, 0); /* takes in what has landed */
     assert_int_equal(cache_rig_demand(&rig, 2, demanded, 1, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_loads, 2);
-    assert_int_equal(c.n_guess_hits, 1);
-    assert_int_equal(c.n_guess_late, 0);
-    assert_int_equal(c.guess_wasted_bytes, sl_expert_cache_slot_bytes(&cache_shape));
+    assert_int_equal(c.n_predicted_hits, 1);
+    assert_int_equal(c.n_predicted_late, 0);
+    assert_int_equal(c.predicted_wasted_bytes, sl_expert_cache_slot_bytes(&cache_shape));
     /* The other one is still there, like any other, and guesses have their share again. */
-    assert_int_equal(guess(&rig, 0, guessed, 2).n_guess_loads, 4);
+    assert_int_equal(guess(&rig, 0, guessed, 2).n_predicted_loads, 4);
     assert_int_equal(cache_rig_demand(&rig, 2, guessed, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 1);
     cache_rig_fini(&rig);
@@ -277,17 +277,17 @@ static void test_wrong_guesses_are_given_up(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    assert_int_equal(guess(&rig, 1, guessed, 3).n_guess_loads, 3);
+    assert_int_equal(guess(&rig, 1, guessed, 3).n_predicted_loads, 3);
     assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
     c = sl_expert_cache_counters(rig.cache);
-    assert_int_equal(c.n_guess_hits + c.n_guess_late, 0);
-    assert_in_range(c.guess_wasted_bytes, 1, 2 * 4096);
+    assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 0);
+    assert_in_range(c.predicted_wasted_bytes, 1, 2 * 4096);
     for (uint32_t round = 0; round < 2; round++) { /* their slots and share are free again */
         assert_int_equal(cache_rig_demand(&rig, 1, guessed, 3, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 8);
     }
-    assert_int_equal(guess(&rig, 0, guessed, 3).n_guess_loads, 6);
+    assert_int_equal(guess(&rig, 0, guessed, 3).n_predicted_loads, 6);
     cache_rig_fini(&rig);
 }
 
@@ -316,7 +316,7 @@ static void test_sweeps_read_ahead(void **state)
         cache_rig_init(&rig, &fixtures[i], &options);
         table = &rig.cache->table;
         assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
-        while (sl_expert_cache_counters(rig.cache).n_guess_loads < n_ahead)
+        while (sl_expert_cache_counters(rig.cache).n_predicted_loads < n_ahead)
             cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, CACHE_EXPERTS + n_ahead);
         for (uint32_t n = 0; n < CACHE_EXPERTS; n++) {
@@ -326,13 +326,13 @@ static void test_sweeps_read_ahead(void **state)
         }
         assert_int_equal(cache_rig_demand(&rig, 1, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
         c = sl_expert_cache_counters(rig.cache);
-        assert_int_equal(c.n_hinted_hits, n_ahead);
+        assert_int_equal(c.n_prefetch_hits, n_ahead);
         assert_int_equal(c.n_loads, 2 * CACHE_EXPERTS);
-        assert_int_equal(c.guess_wasted_bytes, 0);
+        assert_int_equal(c.predicted_wasted_bytes, 0);
         /* Nothing is ahead of the last layer; and where a sixth is not wanted, it is not a sweep.
          */
         assert_int_equal(cache_rig_demand(&rig, 0, all_experts, 10, NULL, NULL), 0);
-        assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, n_ahead);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, n_ahead);
         cache_rig_fini(&rig);
     }
 }
@@ -360,15 +360,15 @@ static void test_sweeps_end_with_their_step(void **state)
     rig.source->ops->release(rig.source, &pin);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(cache_rig_demand(&rig, 2, guessed, 2, NULL, NULL), 0);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, 0);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, 0);
 
     io_fault_set(rig.io, &plan);
     assert_int_equal(rig.source->ops->demand(rig.source, 2, guessed, 2, NULL), 0);
-    assert_int_equal(guess(&rig, 1, guessed, 2).n_guess_loads, 2);
+    assert_int_equal(guess(&rig, 1, guessed, 2).n_predicted_loads, 2);
     rig.source->ops->abandon(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     c = cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
-    assert_in_range(c.guess_wasted_bytes, 1, 4096);
+    assert_in_range(c.predicted_wasted_bytes, 1, 4096);
     cache_rig_fini(&rig);
 }
 
@@ -389,12 +389,12 @@ static void test_sweeps_end_between_demands(void **state)
     assert_int_equal(cache_rig_demand(&rig, 0, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
     io_fault_set(rig.io, &plan);
     c = cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
-    assert_true(c.n_guess_loads > 0);
+    assert_true(c.n_predicted_loads > 0);
     rig.source->ops->forget(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(rig.cache->table.n_prefetched, 0);
     assert_int_equal(cache_rig_demand(&rig, 2, all_experts, 1, NULL, NULL), 0);
-    assert_int_equal(sl_expert_cache_counters(rig.cache).n_guess_loads, c.n_guess_loads);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, c.n_predicted_loads);
     cache_rig_fini(&rig);
 }
 

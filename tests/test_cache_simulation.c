@@ -160,19 +160,20 @@ static void check(struct world *w)
     }
     assert_int_equal(n_pins, w->n_held);
     assert_int_equal(c.n_requests, w->n_requests);
-    assert_true(c.n_hits + c.n_hinted_hits <= c.n_requests);
+    assert_true(c.n_hits + c.n_prefetch_hits <= c.n_requests);
     assert_int_equal(c.wanted_bytes, c.n_loads * w->rig.f->expert_bytes);
     assert_int_equal(c.read_bytes, io_simulated_delivered_bytes(w->rig.io));
     /* Loads whose expert is neither there nor was evicted are those that failed, and guesses that
      * were given up. */
     n_dropped = c.n_loads - c.n_evictions - n_there;
     assert_true(n_dropped >= w->n_dropped);
-    n_in_vain = c.n_guess_loads - c.n_guess_hits - c.n_guess_late;
-    assert_true(n_in_vain <= c.n_guess_loads);
+    n_in_vain = c.n_predicted_loads - c.n_predicted_hits - c.n_predicted_late;
+    assert_true(n_in_vain <= c.n_predicted_loads);
     assert_true(w->impatient || n_dropped <= io_simulated_failure_count(w->rig.io) + n_in_vain);
     assert_true(n_held == 0 || c.n_stalls > 0 || n_in_vain > 0);
-    assert_true(c.guess_wasted_bytes <= n_in_vain * (w->rig.f->expert_bytes + SPAN_EXTRA_BYTES));
-    assert_true(c.n_guess_hits + c.n_guess_late <= c.n_hinted_hits);
+    assert_true(c.predicted_wasted_bytes <=
+                n_in_vain * (w->rig.f->expert_bytes + SPAN_EXTRA_BYTES));
+    assert_true(c.n_predicted_hits + c.n_predicted_late <= c.n_prefetch_hits);
     w->n_held_slots += n_held;
     w->n_dropped = n_dropped;
     for (uint32_t id = 0; id < ALL; id++)
@@ -445,7 +446,7 @@ static void test_nothing_goes_wrong(void **state)
 {
     struct world *w = calloc(1, sizeof(*w));
     uint64_t n_events = 0, n_failed_demands = 0, n_completions = 0, n_hits = 0, n_evictions = 0;
-    uint64_t n_held_slots = 0, n_guess_hits = 0, n_guess_late = 0, n_guess_wasted = 0,
+    uint64_t n_held_slots = 0, n_predicted_hits = 0, n_predicted_late = 0, n_predicted_wasted = 0,
              n_partial = 0;
     uint64_t n_corrupt_demands = 0;
     struct cache_fixture fixtures[3]; /* a checkpoint, and stores: plain and compressed */
@@ -469,9 +470,9 @@ static void test_nothing_goes_wrong(void **state)
         n_completions += io_simulated_completion_count(w->rig.io);
         n_hits += sl_expert_cache_counters(w->rig.cache).n_hits;
         n_evictions += sl_expert_cache_counters(w->rig.cache).n_evictions;
-        n_guess_hits += sl_expert_cache_counters(w->rig.cache).n_guess_hits;
-        n_guess_late += sl_expert_cache_counters(w->rig.cache).n_guess_late;
-        n_guess_wasted += sl_expert_cache_counters(w->rig.cache).guess_wasted_bytes > 0;
+        n_predicted_hits += sl_expert_cache_counters(w->rig.cache).n_predicted_hits;
+        n_predicted_late += sl_expert_cache_counters(w->rig.cache).n_predicted_late;
+        n_predicted_wasted += sl_expert_cache_counters(w->rig.cache).predicted_wasted_bytes > 0;
         destroy_world(w);
     }
     for (uint32_t i = 0; i < 3; i++)
@@ -482,11 +483,11 @@ static void test_nothing_goes_wrong(void **state)
                   " of them of corrupt experts, %" PRIu64 " times a slot was held; %" PRIu64
                   " guesses in time, %" PRIu64 " late\n",
                   n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_corrupt_demands,
-                  n_held_slots, n_guess_hits, n_guess_late);
+                  n_held_slots, n_predicted_hits, n_predicted_late);
     assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);
     assert_true(n_corrupt_demands > 10);
     assert_true(n_held_slots > 100 && n_partial > 100);
-    assert_true(n_guess_late > 10 && n_guess_wasted > 0);
+    assert_true(n_predicted_late > 10 && n_predicted_wasted > 0);
 }
 
 /* ---- the states of a slot ----------------------------------------------------------------------

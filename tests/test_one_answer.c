@@ -192,7 +192,7 @@ static void check_replay(const struct engine_rig *m, const struct sl_policy_ops 
     assert_int_equal(sl_replay_run(plan, policy, n_slots, &replayed, NULL), 0);
     assert_int_equal(replayed.n_requests, counted.n_requests);
     assert_int_equal(replayed.n_hits, counted.n_hits);
-    assert_int_equal(replayed.n_hinted_hits, counted.n_hinted_hits);
+    assert_int_equal(replayed.n_prefetch_hits, counted.n_prefetch_hits);
     assert_int_equal(replayed.n_loads, counted.n_loads);
     assert_int_equal(replayed.n_evictions, counted.n_evictions);
     assert_true(counted.n_hits > 0 && counted.n_evictions > 0);

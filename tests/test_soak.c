@@ -196,11 +196,12 @@ static void check_counters(const struct soak *soak, uint32_t n_rounds)
                   " steps failed; %" PRIu64 " guesses in time, %" PRIu64 " late\n",
                   n_rounds * SEQUENCES * SEQUENCE_TOKENS, io_fault_read_count(io),
                   io_fault_gap_count(io, 0), io_fault_gap_count(io, 1), io_fault_gap_count(io, 2),
-                  io_fault_gap_count(io, 3), soak->n_failures, c.n_guess_hits, c.n_guess_late);
+                  io_fault_gap_count(io, 3), soak->n_failures, c.n_predicted_hits,
+                  c.n_predicted_late);
     for (uint32_t kind = 0; kind < IO_FAULT_KINDS; kind++)
         assert_true(io_fault_gap_count(io, kind) > n_rounds);
     assert_true(soak->n_failures > 0 && c.n_retries > 0 && c.n_stalls > 0);
-    assert_true(c.n_evictions > 0 && c.n_guess_hits > 0 && c.n_guess_late > 0);
+    assert_true(c.n_evictions > 0 && c.n_predicted_hits > 0 && c.n_predicted_late > 0);
 }
 
 static void soak_over(const struct engine_rig *m, bool compress, uint32_t n_rounds)

@@ -30,7 +30,7 @@ struct run {
     struct sl_account spent;
     double read_rate;                     /* of memory, 10^9 bytes a second */
     double drive_rate;                    /* likewise, before and after it */
-    uint64_t missed_bytes;                /* read from the drives, but for guesses in vain */
+    uint64_t missed_bytes;                /* read from the drives, but for predictions in vain */
     double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
 };
 
@@ -206,7 +206,7 @@ static uint64_t missed_bytes(const struct command *command)
 {
     const struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
 
-    return c.read_bytes - c.guess_wasted_bytes;
+    return c.read_bytes - c.predicted_wasted_bytes;
 }
 
 /* What the machine would allow, then the run, then the drives again, with what it asked for. */
@@ -443,19 +443,16 @@ static void print_drive(const struct command *command)
 static void print_experts(const struct command *command)
 {
     const double n_tokens = (double)command->n_tokens * command->n_runs;
-    const struct sl_expert_cache_counters *begin = &command->begin, *end = &command->end;
-    uint64_t n_requests = end->n_requests - begin->n_requests;
-    uint64_t n_hits = end->n_hits - begin->n_hits;
-    uint64_t n_hinted_hits = end->n_hinted_hits - begin->n_hinted_hits;
+    struct sl_expert_cache_counters c;
     char shape[64], text[SL_SIZE_TEXT_BYTES];
 
-    snprintf(
-        shape, sizeof(shape), "%s read a token",
-        sl_size_format((uint64_t)((double)(end->read_bytes - begin->read_bytes) / n_tokens), text));
+    sl_metrics_difference(&sl_expert_cache_metrics, &command->begin, &command->end, &c);
+    snprintf(shape, sizeof(shape), "%s read a token",
+             sl_size_format((uint64_t)((double)c.read_bytes / n_tokens), text));
     print_value(command, "experts found", shape, "a token",
-                (double)(n_hits + n_hinted_hits) / n_tokens, (double)n_requests / n_tokens);
+                (double)(c.n_hits + c.n_prefetch_hits) / n_tokens, (double)c.n_requests / n_tokens);
     print_value(command, "reads of an expert", "in each step that misses it", "reads",
-                (double)(end->n_loads - begin->n_loads), (double)(n_requests - n_hits));
+                (double)c.n_loads, (double)(c.n_requests - c.n_hits));
 }
 
 /* ---- the commands ------------------------------------------------------------------------------

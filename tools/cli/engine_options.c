@@ -54,7 +54,7 @@ static const struct argp_option options[] = {
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
     {"prefetch", OPTION_PREFETCH, "off|hash|gate", 0,
      "experts that are read before they are asked for: those of the layers that go by the token "
-     "(hash, the default), or also guesses at the next layer's (gate)",
+     "(hash, the default), or also those predicted for the next layer (gate)",
      0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},

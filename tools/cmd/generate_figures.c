@@ -15,7 +15,7 @@ static double per_second(uint64_t count, uint64_t ns)
 
 static double hit_rate(const struct sl_expert_cache_counters *c)
 {
-    return c->n_requests ? (double)(c->n_hits + c->n_hinted_hits) / (double)c->n_requests : 0;
+    return c->n_requests ? (double)(c->n_hits + c->n_prefetch_hits) / (double)c->n_requests : 0;
 }
 
 /* Why the text ended, if it is one. */
@@ -72,20 +72,22 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
     print_text_figures(g);
     fprintf(stderr,
             "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
-            "hinted\n",
+            "prefetched\n",
             (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
-            (unsigned long long)c.n_hinted_hits);
+            (unsigned long long)c.n_prefetch_hits);
     if (c.n_preloads > 0)
         fprintf(stderr, "hot      %llu expert%s of an earlier run loaded before the prompt\n",
                 (unsigned long long)c.n_preloads, sl_plural(c.n_preloads));
-    if (c.n_guessed > 0)
-        fprintf(
-            stderr,
-            "guesses  %llu, %.1f %% right; %llu read ahead, %llu of them in time and %llu late, "
-            "%s wasted\n",
-            (unsigned long long)c.n_guessed, 100 * (double)c.n_guessed_right / (double)c.n_guessed,
-            (unsigned long long)c.n_guess_loads, (unsigned long long)c.n_guess_hits,
-            (unsigned long long)c.n_guess_late, sl_size_format(c.guess_wasted_bytes, wanted));
+    if (c.n_predicted > 0)
+        fprintf(stderr,
+                "predicted %llu experts, %.1f %% right; %llu loaded for it, %llu in time and %llu "
+                "late, "
+                "%s wasted\n",
+                (unsigned long long)c.n_predicted,
+                100 * (double)c.n_predicted_right / (double)c.n_predicted,
+                (unsigned long long)c.n_predicted_loads, (unsigned long long)c.n_predicted_hits,
+                (unsigned long long)c.n_predicted_late,
+                sl_size_format(c.predicted_wasted_bytes, wanted));
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
@@ -147,32 +149,6 @@ static void set_text_figures(json_t *object, const struct sl_generate_text *g)
     set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
 }
 
-static void set_cache_figures(json_t *object, const struct sl_generate_text *g)
-{
-    struct sl_expert_cache_counters c = sl_engine_counters(g->engine);
-
-    set(object, "expert_requests", json_integer((json_int_t)c.n_requests));
-    set(object, "expert_hits", json_integer((json_int_t)c.n_hits));
-    set(object, "expert_hinted_hits", json_integer((json_int_t)c.n_hinted_hits));
-    set(object, "expert_loads", json_integer((json_int_t)c.n_loads));
-    set(object, "expert_preloads", json_integer((json_int_t)c.n_preloads));
-    set(object, "guesses", json_integer((json_int_t)c.n_guessed));
-    set(object, "guesses_right", json_integer((json_int_t)c.n_guessed_right));
-    set(object, "guess_loads", json_integer((json_int_t)c.n_guess_loads));
-    set(object, "guess_hits", json_integer((json_int_t)c.n_guess_hits));
-    set(object, "guess_late", json_integer((json_int_t)c.n_guess_late));
-    set(object, "guess_wasted_bytes", json_integer((json_int_t)c.guess_wasted_bytes));
-    set(object, "expert_evictions", json_integer((json_int_t)c.n_evictions));
-    set(object, "read_retries", json_integer((json_int_t)c.n_retries));
-    set(object, "read_stalls", json_integer((json_int_t)c.n_stalls));
-    set(object, "wanted_bytes", json_integer((json_int_t)c.wanted_bytes));
-    set(object, "read_bytes", json_integer((json_int_t)c.read_bytes));
-    set(object, "wait_seconds", json_real((double)c.wait_ns / 1e9));
-    set(object, "repack_seconds", json_real((double)c.repack_ns / 1e9));
-    set(object, "unpack_seconds", json_real((double)c.unpack_ns / 1e9));
-    set(object, "verify_seconds", json_real((double)c.verify_ns / 1e9));
-}
-
 /* JSON readers know whole numbers of 63 bits, some of 53; a longer one stays whole as a string. */
 static json_t *seed_value(uint64_t seed)
 {
@@ -184,6 +160,7 @@ void sl_generate_write_stats(const struct sl_generate_text *g,
                              const struct sl_engine_options *options, json_t *arguments,
                              struct sl_output_file *out)
 {
+    struct sl_expert_cache_counters counters;
     json_t *object = json_object();
 
     set(object, "version", json_string(sl_version));
@@ -192,7 +169,8 @@ void sl_generate_write_stats(const struct sl_generate_text *g,
     set(object, "seed", seed_value(g->options.sampler.seed));
     set(object, "options", options_object(g, options));
     set_text_figures(object, g);
-    set_cache_figures(object, g);
+    counters = sl_engine_counters(g->engine);
+    sl_metrics_set_json(object, &sl_expert_cache_metrics, &counters);
     json_dumpf(object, out->stream, JSON_INDENT(2));
     fputc('\n', out->stream);
     json_decref(object);

@@ -1,6 +1,7 @@
 /* sluice trace record: runs a model over text and keeps what each token asked for. */
 #include <argp.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -176,12 +177,13 @@ static void print_figures(const struct command *command)
     struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
     FILE *out = strcmp(command->out, "-") == 0 ? stderr : stdout;
 
-    fprintf(out, "tokens     %llu\n", (unsigned long long)command->progress.n_done);
-    fprintf(out, "requests   %llu\n", (unsigned long long)c.n_requests);
-    fprintf(out, "hits       %llu\n", (unsigned long long)c.n_hits);
-    fprintf(out, "hinted     %llu\n", (unsigned long long)c.n_hinted_hits);
-    fprintf(out, "loads      %llu\n", (unsigned long long)c.n_loads);
-    fprintf(out, "evictions  %llu\n", (unsigned long long)c.n_evictions);
+    fprintf(out, "tokens        %llu\n", (unsigned long long)command->progress.n_done);
+    for (size_t i = 0; i < sl_expert_cache_metrics.n; i++) {
+        const struct sl_metric *metric = &sl_expert_cache_metrics.list[i];
+
+        if (strncmp(metric->name, "expert_", 7) == 0)
+            fprintf(out, "%-13s %" PRIu64 "\n", metric->name + 7, sl_metric_value(metric, &c));
+    }
 }
 
 static int open_output(struct command *command, struct sl_err *err)

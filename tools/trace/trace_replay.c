@@ -162,8 +162,8 @@ static void print_json(const struct command *command, const char *policy, uint32
         "{s:s, s:i, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "policy", policy, "experts",
         (int)n_slots, "cache_bytes", (json_int_t)(n_slots * command->slot_bytes), "share",
         (double)n_slots / expert_count(command), "segment", (int)command->segment_tokens,
-        "requests", (json_int_t)c->n_requests, "hits", (json_int_t)c->n_hits, "hinted_hits",
-        (json_int_t)c->n_hinted_hits, "loads", (json_int_t)c->n_loads, "evictions",
+        "requests", (json_int_t)c->n_requests, "hits", (json_int_t)c->n_hits, "prefetch_hits",
+        (json_int_t)c->n_prefetch_hits, "loads", (json_int_t)c->n_loads, "evictions",
         (json_int_t)c->n_evictions, "hit_rate", hit_rate, "bytes_per_token", bytes_per_token);
 
     sl_json_line_print(object);
