@@ -69,6 +69,9 @@ for text in 0x10 -1 +1 1.5 '' 18446744073709551616; do
         logits "$model" --tokens x --out y --threads "$text"
 done
 misuse "a size of zero" '--batch takes a size' pack a b --batch 0
+misuse "a word that an option does not know" '--verify takes first, always or never, not "some"' \
+    generate "$model" -p a --verify some
+misuse "another one" '--curve takes flash or even, not "round"' plan a --curve round
 misuse "a share that is none" '--cache takes sizes' trace replay x --cache 0%
 misuse "a share beyond all" '--cache takes sizes' trace replay x --cache 101%
 misuse "an unknown policy" '--policy takes some of' trace replay x --policy best
