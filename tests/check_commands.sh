@@ -324,7 +324,7 @@ later() {
     want=$(generate -n 20 --temp 0) &&
         got=$("$sluice" generate "$scratch/later" -p "The river rose" -n 20 --temp 0 \
             2>"$scratch/stderr") && [ "$want" = "$got" ] &&
-        [ "$(grep -c 'MTP blocks of an unknown generation' "$scratch/stderr")" = 1 ]
+        [ "$(grep -c 'MTP blocks of a kind unknown' "$scratch/stderr")" = 1 ]
 }
 check "a later checkpoint's MTP blocks are left aside with one line" later
 refused "its MTP logits cannot be had" "no MTP block" \

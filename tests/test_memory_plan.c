@@ -117,12 +117,14 @@ static void test_least_cache(void **state)
 static void test_cache_below_one_token(void **state)
 {
     (void)state;
-    expect_refusal(200 * MIB, 40 * MIB - 1, false,
-                   "an expert cache of 40.0 MiB is below one token's working set (10 experts, 40.0 "
-                   "MiB), where it would miss always; give --cache min, or more");
-    expect_refusal(200 * MIB, 1, false,
-                   "an expert cache of 1 B is below one token's working set (10 experts, 40.0 "
-                   "MiB), where it would miss always; give --cache min, or more");
+    expect_refusal(
+        200 * MIB, 40 * MIB - 1, false,
+        "an expert cache of 40.0 MiB is below one token's working set (10 experts, 40.0 "
+        "MiB), so each expert would be read again for each token; give --cache min, or more");
+    expect_refusal(
+        200 * MIB, 1, false,
+        "an expert cache of 1 B is below one token's working set (10 experts, 40.0 "
+        "MiB), so each expert would be read again for each token; give --cache min, or more");
 }
 
 static void test_parts_that_do_not_fit(void **state)
@@ -286,8 +288,8 @@ static void test_print(void **state)
                         "  reads in flight    3.00 MiB\n"
                         "  expert cache        136 MiB   34 of 100 experts, 4.00 MiB each; one "
                         "token needs 10\n"
-                        "  tables             1.39 MiB   of the cache, and the system's of all "
-                        "these pages\n"
+                        "  tables             1.39 MiB   the cache's, and the system's page "
+                        "tables\n"
                         "  together            197 MiB   of 200 MiB (--ram)\n");
     free(text);
 }

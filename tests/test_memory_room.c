@@ -340,7 +340,7 @@ static void test_what_cannot_be_had_is_refused(void **state)
     assert_int_equal(sl_memory_room_check(&room, 16 * GIB, 10 * GIB, NULL), 0);
     expect_refusal(
         &room, 16 * GIB, 11 * GIB,
-        "needs 11.0 GiB more of memory, but of 16.0 GiB other programs leave 10.0 GiB now; "
+        "needs 11.0 GiB more memory, but other programs leave only 10.0 GiB of 16.0 GiB now; "
         "give less --ram, or end some of them");
     expect_refusal(&room, 24 * GIB, GIB,
                    "--ram of 24.0 GiB is more than the 16.0 GiB that this machine has; give less");

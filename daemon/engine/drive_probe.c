@@ -23,8 +23,9 @@ bool sl_drive_probe_recall(struct sl_reader_options *options, struct sl_io *io, 
     return true;
 }
 
-/* Where the result cannot be kept, the next start probes again. Beside a given piece or depth it is
- * not kept: it would not apply to a run without them. */
+/* A result that cannot be written is measured again by the next start. It is not written at all
+ * when the user gave a piece or a depth, because it would then not apply to runs without these
+ * options. */
 int sl_drive_probe_run(struct sl_reader_options *options, struct sl_io *io, const char *store,
                        struct sl_err *err)
 {

@@ -1,5 +1,5 @@
-/* How reads are cut into pieces, and how many are in flight on a drive, as far as the options leave
- * it open (piece_bytes or depth is 0). A store keeps what was found for the next time. */
+/* Chooses how reads are cut into pieces and how many are in flight on a drive, where the options
+ * leave it open (piece_bytes or depth is 0). A store keeps the result for later runs. */
 #ifndef SL_DAEMON_ENGINE_DRIVE_PROBE_H
 #define SL_DAEMON_ENGINE_DRIVE_PROBE_H
 
@@ -8,12 +8,12 @@
 #include "core/base/err.h"
 #include "storage/io/reader.h"
 
-/* Sets what is open from what the store in folder `store` has kept; NULL where nothing is kept.
- * Returns whether nothing is open any more. */
+/* Fills the open options from the result that the store in folder `store` has kept; `store` is NULL
+ * where nothing is kept. Returns whether both options are set afterwards. */
 bool sl_drive_probe_recall(struct sl_reader_options *options, struct sl_io *io, const char *store);
 
-/* Sets what is open by a probe of the drives, which takes a third of a second, and lets the store
- * keep the result. Fails as the probe's reads do. */
+/* Fills the open options by a probe of the drives, which takes a third of a second, and lets the
+ * store keep the result. Fails as the probe's reads do. */
 int sl_drive_probe_run(struct sl_reader_options *options, struct sl_io *io, const char *store,
                        struct sl_err *err);
 

@@ -54,7 +54,8 @@ static int read_config(struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
-/* What the files hold besides what is loaded. */
+/* Refuses tensors that the config has no place for, and adds a note about those that nothing
+ * uses. */
 static int check_tensors(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_unused_tensors unused;
@@ -78,7 +79,7 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
         e->options.on_stage(e->options.on_stage_context, doing);
 }
 
-/* Opens what tells the sizes: config, headers, and where the experts lie. */
+/* Opens the files that the plan's sizes come from: config, headers, and where the experts lie. */
 static int open_model(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_expert_shape shape;
@@ -94,7 +95,7 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         return sl_err_set(err, -SL_EUNSUPPORTED,
                           "%s: no MTP block of a kind that this engine knows", e->options.model);
     if (e->config.num_nextn_predict_layers > 0 && !mtp_known)
-        add_note(e, "MTP blocks of an unknown generation were left aside");
+        add_note(e, "MTP blocks of a kind unknown to this engine are not used");
     shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
     rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
     return rc < 0 ? rc : check_tensors(e, err);
@@ -124,9 +125,9 @@ static uint64_t sampling_bytes(struct sl_engine *e)
     return measure.used_bytes;
 }
 
-/* What a run comes to take of memory on top of what the process has before the weights are read:
- * its stacks as far as they are used; and rings, lists and figures, which came to a third of this
- * with the largest of both back ends. */
+/* A run takes this much memory on top of what the process has before the weights are read: for the
+ * used part of its stacks, and for rings, lists and figures, which came to a third of this with the
+ * larger of both back ends. */
 #define STACK_USED_BYTES (UINT64_C(448) << 10)
 #define SMALL_THINGS_BYTES (UINT64_C(3) << 20)
 
@@ -212,7 +213,7 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
     if (!e->io->direct)
         add_note(e, "no direct I/O in blocks of 4 KiB here, so the page cache takes part");
     if (!sl_drive_probe_recall(&e->options.reader, e->io, kept_in)) {
-        begin_stage(e, "trying how the drive is read best");
+        begin_stage(e, "measuring which reads suit the drive");
         rc = sl_drive_probe_run(&e->options.reader, e->io, kept_in, err);
     }
     return rc < 0 ? rc : sl_reader_create(&e->reader, e->io, &e->options.reader, err);
@@ -292,7 +293,7 @@ static int check_options(const struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
-/* NULL when out of memory. */
+/* Returns NULL when out of memory. */
 static struct sl_engine *create(const struct sl_engine_options *options)
 {
     struct sl_engine *e = calloc(1, sizeof(*e));
@@ -323,7 +324,8 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     rc = verdict;
     if (ret_plan)
         *ret_plan = e->plan;
-    /* The reader first: its threads may run anywhere. */
+    /* The reader starts before this thread is tied to a processor, since its threads inherit
+     * that. */
     if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
         (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;

@@ -1,13 +1,13 @@
 /* The composition root: opens a model and joins storage, cache, kernels and the forward pass.
  *
- * The one place where parts that know nothing of each other meet. An engine belongs to the thread
- * that opened it, which makes all calls, is one of the compute threads, and is tied to its
- * processor until close.
+ * Only here do parts meet that know nothing of each other. An engine belongs to the thread that
+ * opened it, which makes all calls, is one of the compute threads, and is tied to its processor
+ * until close.
  *
  *     plan, open ──► create sequences, take steps, destroy sequences, in any order ──► close
  *
- * What is generated from texts is in daemon/engine/generation.h, and tokens that are only fed to
- * the model in daemon/engine/feed.h. */
+ * Texts are generated through daemon/engine/generation.h; daemon/engine/feed.h takes tokens through
+ * the model where nothing is generated. */
 #ifndef SL_DAEMON_ENGINE_ENGINE_H
 #define SL_DAEMON_ENGINE_ENGINE_H
 
@@ -22,8 +22,8 @@
 #include "daemon/engine/memory_plan.h"
 #include "storage/io/reader.h"
 
-/* Told what a start does from now on, in words for a user. With the first word about the weights
- * the memory plan is known, see sl_engine_open(). */
+/* Is told what a start does from now on, in words for a user. When it is first told about the
+ * weights, the memory plan is known: see sl_engine_open(). */
 typedef void sl_stage_fn(void *context, const char *doing);
 #define SL_STAGE_WEIGHTS "loading dense weights"
 
@@ -40,8 +40,8 @@ struct sl_engine_options {
     uint32_t n_sequences;        /* of so many tokens, for which there is to be memory */
     enum sl_verify verify;       /* of a store; other than never, dense tensors are verified too */
     sl_io_open_fn *io;           /* NULL: sl_io_choose() */
-    /* A piece or depth of 0: what a probe of the drives finds, or found when this store was opened
-     * before. */
+    /* For a piece or depth of 0, the engine takes what a probe of the drives finds, or found when
+     * this store was opened before. */
     struct sl_reader_options reader;
     const struct sl_policy_ops *policy; /* of the expert cache; NULL: the default */
     enum sl_prefetch prefetch;
@@ -57,82 +57,85 @@ struct sl_engine_options {
 
 struct sl_engine;
 
-/* On success the caller closes *ret_engine. Fails as the parts do; -SL_EBUDGET when it does not fit
- * in memory. ret_plan, if not NULL, is filled as soon as the sizes are known, also then (its
- * budget_bytes is 0 before). */
+/* On success the caller closes *ret_engine. Fails as the parts do, and with -SL_EBUDGET when the
+ * model does not fit in memory. ret_plan, if not NULL, is filled as soon as the sizes are known,
+ * even if the call fails later; until then its budget_bytes is 0. */
 int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_memory_plan *ret_plan, struct sl_err *err);
 
-/* The same sizes without loading anything. A plan that does not fit is no error here: it says so
- * itself, and *ret_verdict is what sl_engine_open() would return, with the line in `err`. */
+/* Makes the plan of sl_engine_open() without loading anything. A plan that does not fit is no error
+ * here: *ret_verdict is then what sl_engine_open() would return, with its message in `err`. */
 int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_plan *ret_plan,
                    int *ret_verdict, struct sl_err *err);
 
-/* NULL is allowed. Destroys what sequences are left. */
+/* Destroys the sequences that are left, too. NULL is allowed. */
 void sl_engine_close(struct sl_engine *engine);
 
-/* Note i, one line about something that was left aside or could not be had (MTP blocks of a later
- * generation, locked or registered memory, direct I/O); NULL from their number on. */
+/* Returns note i: one line about something that was left aside or is not available (MTP blocks of a
+ * later generation, locked or registered memory, direct I/O). Returns NULL if there are no more. */
 #define SL_ENGINE_NOTES_MAX 8u
 const char *sl_engine_note(const struct sl_engine *engine, uint32_t note_index);
 
 const struct sl_config *sl_engine_config(const struct sl_engine *engine);
 
-/* Of the kernels that were chosen: "avx512". */
+/* Names the instruction set of the kernels that were chosen, such as "avx512". */
 const char *sl_engine_isa(const struct sl_engine *engine);
 
 /* ---- sequences, between steps ------------------------------------------------------------------
  */
 
 /* Makes an empty sequence of up to capacity_tokens, at most the engine's context_tokens. The plan's
- * memory for KV caches holds n_sequences of that size, or more of smaller ones: -SL_EBUDGET with
- * the figures where it would not do. The caller destroys *ret_kv. */
+ * memory for KV caches holds n_sequences of that size, or more of smaller ones. Fails with
+ * -SL_EBUDGET and the figures where too little of it is left. The caller destroys *ret_kv. */
 int sl_engine_sequence_create(struct sl_engine *engine, uint32_t capacity_tokens,
                               struct sl_kv_cache **ret_kv, struct sl_err *err);
 
-/* Gives its memory back to the system; others can be made in its place. NULL is allowed. */
+/* Gives the sequence's memory back to the system; others can be created in its place. NULL is
+ * allowed. */
 void sl_engine_sequence_destroy(struct sl_engine *engine, struct sl_kv_cache *kv);
 
 /* ---- steps -------------------------------------------------------------------------------------
  */
 
-/* One forward takes as many tokens as memory allows, as a sweep should. The other one is there
- * where small_step_tokens asked for it: with it somebody who waits is served while a step of the
- * large one stands still between two layers. */
+/* The large forward takes as many tokens as memory allows, so that a sweep reads each expert for
+ * many of them. The small one exists if small_step_tokens asks for it: its steps serve users who
+ * wait for one token while a large step stands still between two layers. */
 enum sl_step_size { SL_STEP_LARGE, SL_STEP_SMALL, SL_STEP_SIZES };
 
-/* To take steps layer by layer. NULL: there is no small one. */
+/* Returns the forward, for steps that are taken layer by layer; NULL if there is no small one. */
 struct sl_forward *sl_engine_forward(struct sl_engine *engine, enum sl_step_size size);
 
 /* The most tokens, and spans, of one step. */
 uint32_t sl_engine_step_tokens_max(const struct sl_engine *engine, enum sl_step_size size);
 uint32_t sl_engine_spans_max(const struct sl_engine *engine);
 
-/* A large step, all at once: sl_forward_step(). Where it fails, nothing has happened. */
+/* Takes a whole large step at once, with sl_forward_step(). A step that fails leaves every sequence
+ * as it was. */
 int sl_engine_step(struct sl_engine *engine, const struct sl_step_request *request,
                    struct sl_err *err);
 
 /* ---- the expert cache, between steps -----------------------------------------------------------
  */
 
-/* A store remembers what the cache held at the end of a run: load() before the first step, save()
- * after the last one. load() brings in what an earlier run saved, as far as there is room, passes
- * over what cannot be read, and ends early when `stop` is set; it and on_progress may be NULL. Both
- * do nothing and return 0 for a checkpoint. They fail as sl_hot_list_read() and
+/* The hot list is kept beside a store: load() is called before the first step, save() after the
+ * last one. load() brings in the experts that an earlier run saved, as far as there is room, passes
+ * over those that cannot be read, and ends early when `stop` is set; `stop` and on_progress may be
+ * NULL. For a checkpoint both do nothing and return 0. They fail as sl_hot_list_read() and
  * sl_hot_list_write(); the engine goes on as well as without. */
 int sl_engine_load_hot_list(struct sl_engine *engine, const atomic_bool *stop,
                             sl_progress_fn *on_progress, void *context, struct sl_err *err);
 int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 
-/* See sl_expert_cache_resize(). */
+/* Changes the cache's size: see sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
 
-/* Experts that the cache holds at most. */
+/* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
 
-/* The files that experts are read from. The caller frees the list; NULL when out of memory. */
+/* Returns the paths of the files that experts are read from. The caller frees the list, which is
+ * NULL when out of memory. */
 const char **sl_engine_expert_paths(const struct sl_engine *engine, uint32_t *ret_n_paths);
 
 /* ---- memory ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-/* The engine from within: its state, for daemon/engine, and for benchmarks and tests, which measure
+/* The engine's state, for the files of daemon/engine, and for benchmarks and tests, which measure
  * its parts one by one. All others use daemon/engine/engine.h. */
 #ifndef SL_DAEMON_ENGINE_ENGINE_INTERNAL_H
 #define SL_DAEMON_ENGINE_ENGINE_INTERNAL_H
@@ -45,19 +45,21 @@ static inline struct sl_engine_sequence *sl_engine_sequence_of(const struct sl_l
     return sl_list_item(link, struct sl_engine_sequence, link);
 }
 
-/* Layers with a KV cache and experts: the MTP block's counts where it is loaded. */
+/* Returns how many layers have a KV cache and experts. A loaded MTP block is one of them. */
 static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
 {
     return engine->config.num_hidden_layers + engine->options.with_mtp;
 }
 
-/* As the engine's forwards are made: for another one beside them, which its owner destroys before
- * the engine, and whose memory (sl_forward_measure()) is not in the engine's plan. */
+/* Returns the parameters that the engine creates its forwards with. A caller can make another
+ * forward with them; it destroys that one before the engine, and the memory (sl_forward_measure())
+ * is not in the engine's plan. */
 struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine,
                                                   enum sl_step_size size);
 
-/* Loads every expert of the model, if the cache has room for all: returns 1 then, else 0 with
- * nothing done. on_progress (may be NULL) is told how many of how many. Fails as reads do. */
+/* Loads every expert of the model and returns 1 if the cache has room for all; otherwise does
+ * nothing and returns 0. on_progress, which may be NULL, is told how many experts of how many are
+ * loaded. Fails as reads do. */
 int sl_engine_load_experts(struct sl_engine *engine, sl_progress_fn *on_progress, void *context,
                            struct sl_err *err);
 

@@ -1,5 +1,5 @@
-/* Experts that are loaded before the first step: what a store remembers of an earlier run, or all
- * of them. */
+/* Experts that are loaded before the first step: those of the hot list that an earlier run left
+ * beside the store, or all of them. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -7,7 +7,7 @@
 #include "storage/store/hot_list.h"
 #include "storage/store/store_format.h"
 
-/* As many as the cache has slots for. NULL when out of memory. */
+/* The list has room for as many experts as the cache has slots. Returns NULL when out of memory. */
 static struct sl_expert_key *make_hot_list(const struct sl_engine *e, uint32_t *ret_n_max,
                                            struct sl_err *err)
 {

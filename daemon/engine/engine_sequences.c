@@ -1,5 +1,5 @@
-/* Sequences of an engine: each has a KV cache, and all of them together no more than the memory
- * plan grants. */
+/* Sequences of an engine: each has a KV cache, and together they take no more than the memory plan
+ * grants. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -13,7 +13,7 @@ struct step {
     uint32_t n_spans;
 };
 
-/* Rows as the feeds count them. */
+/* Passes rows of logits on, numbered as the feeds count their tokens. */
 static void give_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     const struct step *step = context;
@@ -52,7 +52,8 @@ static void make_spans(struct step *step, uint32_t n_feeds, bool mtp)
     }
 }
 
-/* The MTP block is given the token that follows each of the step's, as far as there is one. */
+/* The MTP block needs, for each token of the step, the one that follows it. A feed's last token has
+ * none, so it is left out. */
 static int run_mtp(struct step *step, struct sl_step_request *request, struct sl_err *err)
 {
     for (uint32_t s = 0; s < step->n_spans; s++) {

@@ -1,7 +1,7 @@
-/* Feeding: tokens go through the model as they are, and nothing is chosen: to score a text, to
- * record its routes, to measure.
+/* Feeding: given tokens go through the model, and none is sampled. Commands feed a text to score
+ * it, to record its routes, or to measure.
  *
- * As many tokens as a step takes go into each; several sequences share a step evenly. */
+ * Each step takes as many tokens as fit; several sequences share it evenly. */
 #ifndef SL_DAEMON_ENGINE_FEED_H
 #define SL_DAEMON_ENGINE_FEED_H
 
@@ -27,9 +27,9 @@ struct sl_feed {
 int sl_feed_step(struct sl_engine *engine, struct sl_feed *feeds, uint32_t n_feeds,
                  const struct sl_step_request *hooks, struct sl_err *err);
 
-/* The same, but the MTP block runs over each step as well, and the logits are its own, for all
- * tokens but each feed's last: row t predicts what follows token t + 1. `logits` is not looked at.
- * The sequences are of no further use where the block's pass fails. */
+/* Does what sl_feed_step() does, and runs the MTP block over each step as well. The logits are the
+ * block's, for all tokens but each feed's last: row t predicts what follows token t + 1. `logits`
+ * is ignored. If the block's pass fails, the sequences can no longer be used. */
 int sl_feed_mtp_step(struct sl_engine *engine, struct sl_feed *feeds, uint32_t n_feeds,
                      const struct sl_step_request *hooks, struct sl_err *err);
 

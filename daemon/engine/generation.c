@@ -76,7 +76,7 @@ void sl_generation_begin(struct sl_generation *g, struct sl_kv_cache *kv, const 
 /* ---- steps -------------------------------------------------------------------------------------
  */
 
-/* Tokens of the prompt that the sequence has not seen. */
+/* Counts the tokens of the prompt that the sequence has not seen. */
 static uint32_t prompt_left(const struct sl_generation *g)
 {
     const uint32_t n_seen = g->kv->n_tokens - g->n_before;

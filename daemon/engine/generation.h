@@ -7,9 +7,9 @@
  *                     ▲           samples where the span wants it          │
  *                     └──────────── until something has ended it ◄─────────┘
  *
- * The sequence's length is what it goes by: of a step that failed nothing is left, and the next
- * span is the same again. The text depends on model, prompt, seed and rules alone, not on who
- * shared its steps, on how its prompt was cut, or on steps that failed.
+ * The sequence's length tells how far the text is. A step that failed leaves the length as it was,
+ * so the next span is the same again. The text depends on model, prompt, seed and rules alone, not
+ * on who shared its steps, on how its prompt was cut, or on steps that failed.
  *
  * Belongs to one thread at a time; only take_logits() may be called from another one, while the
  * step runs. Nothing allocates after create. */
@@ -34,8 +34,8 @@ struct sl_generation_options {
     uint32_t n_top_logprobs; /* and of so many alternatives, up to SL_TOP_LOGPROBS_MAX */
 };
 
-/* A token that was made, and what else the model might have said, best first. The probabilities are
- * there if the options ask for them. */
+/* A token that was made, and the likeliest tokens at its place, best first. The probabilities are
+ * set if the options ask for them. */
 struct sl_generated {
     uint32_t id;
     double logprob; /* at temperature 1, nothing left out */
@@ -44,41 +44,41 @@ struct sl_generated {
     double top_logprobs[SL_TOP_LOGPROBS_MAX];
 };
 
-/* All that can be wrong with the options shows here. `tok` and the strings of the rules must
- * outlive it. Fails with -EINVAL or -ENOMEM. The caller destroys *ret_generation. */
+/* All mistakes in the options are found here. `tok` and the strings of the rules must outlive it.
+ * Fails with -EINVAL or -ENOMEM. The caller destroys *ret_generation. */
 int sl_generation_create(struct sl_generation **ret_generation,
                          const struct sl_generation_options *options,
                          const struct sl_tokenizer *tok, uint32_t n_vocab, struct sl_err *err);
 void sl_generation_destroy(struct sl_generation *generation); /* NULL is allowed */
 
-/* Begins a text: `tokens` go behind what the sequence has seen already. n_tokens is at least 1, and
- * all together leave room for one more in the rules' context_tokens and in the KV cache. Sequence
- * and tokens are borrowed until another text begins. */
+/* Begins a text: `tokens` are appended to the sequence. n_tokens is at least 1, and there must be
+ * room for one token more, both in the rules' context_tokens and in the KV cache. Sequence and
+ * tokens are borrowed until another text begins. */
 void sl_generation_begin(struct sl_generation *generation, struct sl_kv_cache *kv,
                          const int32_t *tokens, uint32_t n_tokens, uint64_t seed);
 
-/* How many tokens the next step can take: those left of the prompt, or the one that was made last;
- * 0 when the text has ended. */
+/* Returns how many tokens the next step can take: those left of the prompt, or 1 for the token that
+ * was made last; 0 when the text has ended. */
 uint32_t sl_generation_tokens_left(const struct sl_generation *generation);
 
-/* The next span, of n_tokens, between 1 and what is left; valid until the step has ended. It wants
- * logits where a token is to be made. */
+/* Returns the next span, of n_tokens, which is between 1 and sl_generation_tokens_left(); valid
+ * until the step has ended. It asks for logits if a token is to be made. */
 struct sl_span sl_generation_next_span(struct sl_generation *generation, uint32_t n_tokens);
 
-/* Takes the logits that the span wanted: chooses the token. `scratch` is one thread's
- * (core/text/sampler.h). Fails with -SL_ECORRUPT where the logits allow no choice: then nothing of
- * the span is to be kept by its sequence. */
+/* Chooses the next token from the logits that the span asked for. `scratch` is one thread's
+ * (core/text/sampler.h). Fails with -SL_ECORRUPT where the logits allow no choice; the sequence
+ * must then not keep the span's tokens. */
 int sl_generation_take_logits(struct sl_generation *generation, const float *logits,
                               struct sl_candidate *scratch, struct sl_err *err);
 
-/* The step is over. Its tokens are the sequence's now, or it has failed (`rc` negative), also for
- * this sequence alone, and has left nothing. */
+/* Tells the generation that the step is over. If `rc` is negative, the step has failed, for all or
+ * for this sequence alone, and the sequence is as it was before. */
 void sl_generation_step_ended(struct sl_generation *generation, int rc);
 
 /* Ends the text between steps, before a rule does. */
 void sl_generation_cancel(struct sl_generation *generation);
 
-/* What the latest step, or cancel(), has brought; valid until the next call. */
+/* The new token and text of the latest step, or of cancel(); valid until the next call. */
 struct sl_generation_output {
     const struct sl_generated *token; /* NULL: none; an end-of-sentence token is none */
     const char *text;                 /* (length) what can be shown by now, often none */
@@ -86,11 +86,13 @@ struct sl_generation_output {
 };
 struct sl_generation_output sl_generation_output(const struct sl_generation *generation);
 
-/* Why the text has ended, or SL_FINISH_NONE; and the stop string that ended it, or NULL. */
+/* The first returns why the text has ended, or SL_FINISH_NONE; the second the stop string that
+ * ended it, or NULL. */
 enum sl_finish sl_generation_finish(const struct sl_generation *generation);
 const char *sl_generation_stop_string(const struct sl_generation *generation);
 
-/* Tokens made, without an end-of-sentence token; and tokens of the prompt that were taken in. */
+/* The first counts the tokens made, without an end-of-sentence token; the second those of the
+ * prompt that the model has seen. */
 uint32_t sl_generation_token_count(const struct sl_generation *generation);
 uint32_t sl_generation_prompt_count(const struct sl_generation *generation);
 

@@ -5,21 +5,21 @@
 #include "core/base/size.h"
 #include "core/model/forward.h"
 
-/* What --segment chooses among where nobody did: of fewer, each expert would be read for too few
- * tokens to be worth a larger cache; of more, multiplying takes longer than reading on any
- * machine of today. */
+/* Bounds of the segment that is chosen without --segment. With fewer tokens, each expert would be
+ * read for too few of them to be worth a larger cache; with more, multiplying takes longer than
+ * reading on any machine of today. */
 #define SEGMENT_TOKENS_MIN 512u
 #define SEGMENT_TOKENS_MAX 65536u
 
-/* What the system takes for memory, and counts as the process's: 8 bytes to map each page, and 16
- * more where io_uring holds it for reads, if all pages are small. */
+/* The system takes memory for page tables and counts it as the process's: if all pages are small, 8
+ * bytes to map each, and 16 more where io_uring holds it for reads. */
 #define SMALL_PAGE_BYTES 4096u
 #define MAP_ENTRY_BYTES 8u
 #define HOLD_ENTRY_BYTES 16u
 
 #define ADVICE_BYTES 80
 
-/* All but the cache and what depends on its size. */
+/* Sums all needs but the cache's and those that depend on its size. */
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)
 {
     uint64_t sum = 0;
@@ -34,7 +34,8 @@ static uint64_t map_bytes(uint64_t bytes)
     return bytes / SMALL_PAGE_BYTES * MAP_ENTRY_BYTES;
 }
 
-/* SL_MEMORY_TABLES for a cache of this size. Reads go to the staging buffers, if there are any. */
+/* Computes SL_MEMORY_TABLES for a cache of this size. Reads go to the staging buffers, if there are
+ * any, so the system holds those pages instead of the cache's. */
 static uint64_t table_bytes(const struct sl_memory_plan *plan, uint64_t cache_bytes)
 {
     const uint64_t staging = plan->need_bytes[SL_MEMORY_STAGING];
@@ -52,7 +53,7 @@ static uint64_t activation_bytes(const struct sl_config *config, const struct sl
                                                     what->n_sequences));
 }
 
-/* The plan's other needs are known. */
+/* Chooses the segment; the plan's other needs must be known. */
 static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct sl_config *config,
                                const struct sl_memory_case *what)
 {
@@ -79,8 +80,8 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     return low < tokens_max ? low : (uint32_t)tokens_max;
 }
 
-/* Loading goes through memory that is free again before caches and activations are touched: only
- * what exceeds the least of these has to be added. */
+/* Loading takes memory that is free again before caches and activations are touched. So only what
+ * it takes beyond the least size of these is added to the plan. */
 static uint64_t loading_excess(const struct sl_memory_plan *plan, uint64_t loading_bytes)
 {
     const uint64_t later = plan->need_bytes[SL_MEMORY_KV] +
@@ -129,8 +130,9 @@ static const char *budget_source(const struct sl_memory_plan *plan)
     return plan->budget_given ? "--ram" : "what is available less a reserve";
 }
 
-/* What would make a plan fit that does not: no option is named that is at its least, and none at
- * all where what no option changes and the least cache are too much already. */
+/* Says which options would make a plan fit. It leaves out options that are at their least already,
+ * and names none where the parts that no option changes and the least cache are too much on their
+ * own. */
 static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BYTES])
 {
     const uint64_t cache_min_bytes = plan->slots_min * plan->slot_bytes;
@@ -153,7 +155,7 @@ static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BY
     return text;
 }
 
-/* The most slots that the budget has room for. */
+/* Returns how many slots the budget has room for. */
 static uint64_t slots_that_fit(const struct sl_memory_plan *plan)
 {
     const uint64_t fixed = fixed_bytes(plan);
@@ -184,11 +186,12 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
     plan->need_bytes[SL_MEMORY_CACHE] = slots * plan->slot_bytes;
     plan->need_bytes[SL_MEMORY_TABLES] = table_bytes(plan, slots * plan->slot_bytes);
     if (slots < plan->slots_min)
-        return sl_err_set(err, -SL_EBUDGET,
-                          "an expert cache of %s is below one token's working set (%llu experts, "
-                          "%s), where it would miss always; give --cache min, or more",
-                          sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
-                          sl_size_format(plan->slots_min * plan->slot_bytes, need));
+        return sl_err_set(
+            err, -SL_EBUDGET,
+            "an expert cache of %s is below one token's working set (%llu experts, "
+            "%s), so each expert would be read again for each token; give --cache min, or more",
+            sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
+            sl_size_format(plan->slots_min * plan->slot_bytes, need));
     if (sl_memory_plan_bytes(plan) > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "
@@ -246,7 +249,7 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                     (unsigned long long)plan->slots_max, sl_size_format(plan->slot_bytes, text),
                     (unsigned long long)plan->slots_min);
         if (i == SL_MEMORY_TABLES)
-            fprintf(out, "   of the cache, and the system's of all these pages");
+            fprintf(out, "   the cache's, and the system's page tables");
         fputc('\n', out);
     }
     fprintf(out, "  %-16s %10s", "together", sl_size_format(sl_memory_plan_bytes(plan), text));

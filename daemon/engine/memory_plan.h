@@ -1,5 +1,5 @@
-/* Who needs how much memory: computed before anything large is allocated, printed by `inspect` and
- * whenever a model does not fit. */
+/* The memory plan: who needs how much memory. It is computed before anything large is allocated,
+ * and printed by `inspect` and whenever a model does not fit. */
 #ifndef SL_DAEMON_ENGINE_MEMORY_PLAN_H
 #define SL_DAEMON_ENGINE_MEMORY_PLAN_H
 
@@ -39,7 +39,7 @@ struct sl_memory_plan {
     uint32_t n_sequences;
 };
 
-/* What sizes depend on beside the model. */
+/* The sizes that a plan depends on beside the model's. */
 struct sl_memory_case {
     uint64_t ram_bytes;   /* the budget, */
     bool ram_given;       /* as the user gave it; else struct sl_memory_room's default */
@@ -58,11 +58,11 @@ struct sl_memory_case {
     uint32_t n_sequences;
 };
 
-/* Fills a plan. Each step reads the experts that its tokens want once, so the longer a step, the
- * less is read: where segment_tokens is 0, its activations get one part in SL_SEGMENT_SHARE of what
- * weights and KV cache leave, as far as that leaves the cache that is given, or the least one. But
- * a step holds no more tokens than the sequences do. Fails with -SL_EBUDGET and the figures, and
- * the plan filled, as sl_memory_plan_cache() does. */
+/* Fills a plan. Each step reads an expert once for all of its tokens, so longer steps read less in
+ * total. Where segment_tokens is 0, the activations get one part in SL_SEGMENT_SHARE of the memory
+ * that weights and KV cache leave, as far as that leaves room for the cache that is asked for, or
+ * the least one; but a step is never longer than what the sequences hold. Fails with -SL_EBUDGET,
+ * the figures and a filled plan as sl_memory_plan_cache() does. */
 #define SL_SEGMENT_SHARE 8u
 int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
                         const struct sl_expert_shape *experts, const struct sl_memory_case *what,
@@ -74,10 +74,10 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
                          struct sl_err *err);
 
-/* All of them together. */
+/* Sums all needs. */
 uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);
 
-/* "dense weights" and so on. */
+/* Returns the name to print, such as "dense weights". */
 const char *sl_memory_user_name(enum sl_memory_user user);
 
 void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out);

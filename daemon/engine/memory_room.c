@@ -5,7 +5,7 @@
 
 #include "core/base/size.h"
 
-/* What is left to others: see the header. */
+/* Bounds of the memory that is left to other programs; the header gives the reasons. */
 #define RESERVE_SHARE 8u
 #define RESERVE_MIN_BYTES (UINT64_C(2) << 30)
 #define RESERVE_MAX_BYTES (UINT64_C(16) << 30)
@@ -77,8 +77,8 @@ int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_byte
     if (more_bytes > room->available_bytes)
         return sl_err_set(
             err, -SL_EBUDGET,
-            "needs %s more of memory, but of %s other programs leave %s now; give less "
+            "needs %s more memory, but other programs leave only %s of %s now; give less "
             "--ram, or end some of them",
-            more, total, available);
+            more, available, total);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* How much memory this process can have: of the machine, and within its control groups. */
+/* How much memory this process can have, on the machine and within its control groups. */
 #ifndef SL_DAEMON_ENGINE_MEMORY_ROOM_H
 #define SL_DAEMON_ENGINE_MEMORY_ROOM_H
 
@@ -16,10 +16,10 @@ struct sl_memory_room {
 
 /* `root` as in sl_cgroup_read().
  *
- * What is left to others by default: on a machine an eighth, between 2 and 16 GiB, since what a
- * desktop's programs come to need grows with the machine up to a point, but at most a quarter. Our
- * memory is locked, so it cannot be taken back when they need it. In a control group nobody else
- * has to live, and a sixteenth is for what the system keeps there on our behalf. */
+ * By default other programs keep an eighth of the machine's memory, at least 2 and at most 16 GiB,
+ * but never more than a quarter: the needs of a desktop's programs grow with the machine only up to
+ * a point. Our memory is locked, so they cannot get it back when they need it. A control group is
+ * ours alone; a sixteenth of it is left for what the system keeps there on our behalf. */
 void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room);
 
 /* Fails with -SL_EBUDGET and the figures if a budget can never be had here, or if so much of it is

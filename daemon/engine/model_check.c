@@ -6,7 +6,7 @@
 #include <string.h>
 #include "core/base/size.h"
 
-/* A tensor that is not loaded with the dense weights. */
+/* A tensor of the files that is not loaded with the dense weights. */
 struct tensor {
     const char *name;
     const char *file;

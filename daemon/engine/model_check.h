@@ -1,6 +1,6 @@
-/* Holds a model's tensors against its config.json, beyond what loading them asks for: a tensor that
- * belongs to the model by its name, but that the config has no place for, tells that one of the two
- * is of another model. */
+/* Compares a model's tensors with its config.json beyond what loading needs. A tensor whose name
+ * belongs to the model, but for which the config has no place, shows that one of the two is of
+ * another model. */
 #ifndef SL_DAEMON_ENGINE_MODEL_CHECK_H
 #define SL_DAEMON_ENGINE_MODEL_CHECK_H
 
@@ -11,7 +11,7 @@
 #include "core/model/dense_list.h"
 #include "storage/experts/model_files.h"
 
-/* Tensors that nothing uses, MTP blocks apart. They do not matter, whatever they are. */
+/* Tensors that nothing uses, MTP blocks not counted. They do no harm and are only reported. */
 struct sl_unused_tensors {
     uint32_t n;
     const char *first; /* by name; the files'; NULL if there are none */

@@ -65,7 +65,7 @@ void sl_shared_step_destroy(struct sl_shared_step *step)
 /* ---- sampling ----------------------------------------------------------------------------------
  */
 
-/* Items are rows of the group. */
+/* A pool job; its items are the rows of a group of logits. */
 static void sample_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct sl_shared_step *step = context;
@@ -90,7 +90,7 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
 /* ---- the step ----------------------------------------------------------------------------------
  */
 
-/* Which generations take part, and with how many tokens. */
+/* Chooses which generations take part, and with how many tokens. */
 static void choose_parts(struct sl_shared_step *step, struct sl_generation *const *generations,
                          uint32_t n)
 {

@@ -22,16 +22,17 @@ int sl_shared_step_create(struct sl_shared_step **ret_step, struct sl_engine *en
 /* NULL is allowed. Abandons a step that is open. */
 void sl_shared_step_destroy(struct sl_shared_step *step);
 
-/* Begins a step with those of the n generations whose text has not ended; one at least. Each gets
- * as many tokens as the others, unless it has fewer left. Where there are more of them than spans
- * or tokens of a step, the first ones take part. `hooks` says what stops the step, and whom it
- * tells of routes; the rest of it is not looked at. The generations are borrowed until the step is
- * over. Fails as sl_forward_begin(). */
+/* Begins a step with those of the n generations whose text has not ended; there must be at least
+ * one. Each gets as many tokens as the others, unless it has fewer left. Where there are more
+ * generations than a step has room for, the first ones take part. `hooks` says what stops the step,
+ * and whom it tells of routes; the rest of it is not looked at. The generations are borrowed until
+ * the step is over. Fails as sl_forward_begin(). */
 int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *const *generations,
                          uint32_t n, const struct sl_step_request *hooks, struct sl_err *err);
 
 /* Goes on by a layer, or a group of logits. Returns 1 if there is more to do, and 0 when the step
- * has ended. Fails as sl_forward_advance(): then the step is over, and nothing has happened.
+ * has ended. Fails as sl_forward_advance(): then the step is over, and every generation is where it
+ * was before.
  *
  * Also fails with -SL_ECORRUPT at the end of a step where a generation's logits allow no choice: it
  * stays where it was, and has no output, while all others have theirs. */
@@ -40,7 +41,7 @@ int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err);
 /* Gives up an open step. */
 void sl_shared_step_abandon(struct sl_shared_step *step);
 
-/* A step from begin() to its end. Returns 0, or fails as these do. */
+/* Takes a whole step, from begin() to its end. Returns 0, or fails as begin() and advance() do. */
 int sl_shared_step_run(struct sl_shared_step *step, struct sl_generation *const *generations,
                        uint32_t n, const struct sl_step_request *hooks, struct sl_err *err);
 

@@ -1,12 +1,12 @@
-/* Who gets how many of a step's tokens, where sequences have more of them than go in. */
+/* Shares a step's tokens out among sequences that have more of them than the step takes. */
 #ifndef SL_DAEMON_ENGINE_STEP_SHARES_H
 #define SL_DAEMON_ENGINE_STEP_SHARES_H
 
 #include <stdint.h>
 
-/* tokens[i] is how many sequence i has, and becomes how many it gets: as many as the others, unless
- * it has fewer. All of them together get n_total, if they have as many. The first ones get the
- * remainder, one each. */
+/* tokens[i] says how many tokens sequence i has, and is set to how many it gets: as many as the
+ * others, unless it has fewer. Together they get n_total, or all they have if that is less. What is
+ * left over after dividing goes to the first ones, one each. */
 void sl_step_shares(uint32_t *tokens, uint32_t n, uint32_t n_total);
 
 #endif
