@@ -292,7 +292,7 @@ static int check_index(const struct sl_checkpoint *checkpoint, const char *path,
     return 0;
 }
 
-/* Everything after the list of files is known. */
+/* Does all that is left to do once the list of files is known. */
 static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
 {
     int rc = sort_shards(checkpoint, err);

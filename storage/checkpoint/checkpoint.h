@@ -5,8 +5,8 @@
  * the file that the index names. Tensor data are read on request. After opening, reads may come
  * from any thread.
  *
- * sluice pack --consume cuts shards off behind their headers once all that they hold is in a store.
- * Such a folder is no checkpoint any more, but what is left of it can be packed on from. */
+ * sluice pack --consume cuts a shard off behind its header once all of its tensors are in a store.
+ * Such a folder is no complete checkpoint any more, but an interrupted pack can go on from it. */
 #ifndef SL_STORAGE_CHECKPOINT_CHECKPOINT_H
 #define SL_STORAGE_CHECKPOINT_CHECKPOINT_H
 
@@ -30,29 +30,29 @@ struct sl_checkpoint_tensor {
 int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
                        struct sl_err *err);
 
-/* Likewise, but shards may end anywhere behind their headers: see sl_checkpoint_has(). */
+/* Opens a checkpoint whose shards may be cut off anywhere behind their headers: see
+ * sl_checkpoint_has(). Fails as sl_checkpoint_open() does. */
 int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
                            struct sl_err *err);
 
 /* NULL is allowed. */
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
 
-/* A checksum of what the model's files say they hold: of the bytes of model.safetensors.index.json,
- * or where there is none, of every tensor's name, dtype, shape, file and offset. Fails as reading
- * that file does. */
+/* Computes a checksum over the bytes of model.safetensors.index.json, or, where there is none, over
+ * every tensor's name, dtype, shape, file and offset. Fails as reading that file does. */
 int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_t *ret_checksum,
                                  struct sl_err *err);
 
-/* The checkpoint as core's weight source; lives as long as the checkpoint. */
+/* Returns the checkpoint as core's weight source, which lives as long as the checkpoint. */
 struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint);
 
 uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint);
 
-/* Tensors in the order of their names (strcmp). */
+/* Returns tensor number `i` in the order of their names (strcmp). */
 const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_checkpoint *checkpoint,
                                                            uint32_t tensor_index);
 
-/* NULL if there is none of that name. */
+/* Returns the tensor of that name, or NULL if there is none. */
 const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
                                                       const char *name);
 
@@ -64,11 +64,11 @@ int sl_checkpoint_read(const struct sl_checkpoint *checkpoint, uint32_t file_ind
 uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint);
 const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint32_t file_index);
 
-/* Of a file: its size when it was opened, and where in it the header ends. */
+/* The first returns a file's size when it was opened; the second where in it the header ends. */
 uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
 uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
 
-/* The file had all of these bytes when it was opened. */
+/* Returns whether the file had all of these bytes when it was opened. */
 bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,
                        uint64_t offset_bytes, uint64_t size_bytes);
 

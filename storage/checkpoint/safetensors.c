@@ -61,7 +61,7 @@ static int check_name(const char *name, const char *where, struct sl_err *err)
     return 0;
 }
 
-/* A dtype that is not known is no error yet: the tensor may be one that nobody uses. */
+/* An unknown dtype is no error yet: the tensor may be one that nothing uses. */
 static int parse_dtype(struct sl_tensor_info *info, const json_t *value, const char *name,
                        const char *where, struct sl_err *err)
 {
@@ -82,8 +82,8 @@ static int parse_dtype(struct sl_tensor_info *info, const json_t *value, const c
     return 0;
 }
 
-/* How many bytes an element of an unknown dtype has is not known either: then the size is 0 as yet.
- */
+/* An element of an unknown dtype has an unknown size, so the tensor's size stays 0 until its
+ * offsets are read. */
 static int parse_shape(struct sl_tensor_info *info, const json_t *value, const char *name,
                        const char *where, struct sl_err *err)
 {

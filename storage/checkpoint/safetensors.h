@@ -5,10 +5,10 @@
  *     data      offsets count from here
  *
  * This module reads no files: it is given bytes in memory and the file's size, and trusts neither.
- * What it accepts is safe to use: every tensor's bytes lie inside the file, their number is what
- * dtype and shape ask for (if the dtype is a known one), and no two tensors share a byte. Holes
- * between tensors and bytes after the last one are allowed; "__metadata__" is ignored. No state:
- * any thread may call. */
+ * A header that it accepts is safe to use: every tensor's bytes lie inside the file, their number
+ * is what dtype and shape ask for (if the dtype is a known one), and no two tensors share a byte.
+ * Holes between tensors and bytes after the last one are allowed; "__metadata__" is ignored. No
+ * state: any thread may call. */
 #ifndef SL_STORAGE_CHECKPOINT_SAFETENSORS_H
 #define SL_STORAGE_CHECKPOINT_SAFETENSORS_H
 
@@ -55,7 +55,8 @@ int sl_safetensors_parse(struct sl_safetensors *ret_header, const char *text, si
 /* A zeroed header is allowed. */
 void sl_safetensors_fini(struct sl_safetensors *header);
 
-/* "BF16 [7168, 1536]"; of more than SL_TENSOR_DIMS_MAX sizes the first ones. Returns `buffer`. */
+/* Writes dtype and shape, such as "BF16 [7168, 1536]"; of a longer shape only the first
+ * SL_TENSOR_DIMS_MAX sizes. Returns `buffer`. */
 #define SL_TENSOR_TEXT_BYTES 112
 const char *sl_tensor_format(const struct sl_tensor_info *info, char buffer[SL_TENSOR_TEXT_BYTES]);
 

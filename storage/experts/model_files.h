@@ -1,7 +1,7 @@
 /* A MODEL folder of either kind, open: an official checkpoint as it is, or a packed store.
  *
- * Both give the same: dense tensors as a weight source, and where the experts lie. Dense tensors
- * are read by one thread. */
+ * Both kinds give a weight source for the dense tensors and a map of where the experts lie. Dense
+ * tensors are read by one thread. */
 #ifndef SL_STORAGE_EXPERTS_MODEL_FILES_H
 #define SL_STORAGE_EXPERTS_MODEL_FILES_H
 
@@ -23,7 +23,7 @@ struct sl_model_files {
 int sl_model_files_open(struct sl_model_files *ret_files, const char *folder, struct sl_err *err);
 void sl_model_files_close(struct sl_model_files *files);
 
-/* `check`: dense tensors of a store are held against their checksums. */
+/* Returns the dense tensors. With `check`, those of a store are compared with their checksums. */
 struct sl_weight_source *sl_model_files_weights(const struct sl_model_files *files, bool check);
 
 /* Fails as sl_expert_map_of_checkpoint() or sl_expert_map_of_store(). */

@@ -1,4 +1,4 @@
-/* Checksums of what lies on disk: XXH3 with 64 bits. They find accidents, not attacks.
+/* Checksums of data on disk: XXH3 with 64 bits. They find accidents, not attacks.
  *
  * No shared state: any thread may call, each stream belongs to one at a time. */
 #ifndef SL_STORAGE_IO_CHECKSUM_H
@@ -12,10 +12,11 @@ uint64_t sl_checksum(const void *data, size_t size_bytes);
 /* Another seed gives another function; seed 0 is sl_checksum(). */
 uint64_t sl_checksum_seeded(const void *data, size_t size_bytes, uint64_t seed);
 
-/* The same as sl_checksum() of all that was added, in pieces. */
+/* A checksum that is computed piece by piece: the result is sl_checksum() of all added bytes
+ * together. */
 struct sl_checksum_stream;
 
-/* NULL when out of memory. */
+/* Returns NULL when out of memory. */
 struct sl_checksum_stream *sl_checksum_stream_create(void);
 
 /* NULL is allowed. */

@@ -11,8 +11,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* The system shows a device as a folder named after it; a partition's is in its disk's, and has a
- * file "partition". False where it shows none. */
+/* The system shows each block device as a folder of its name. A partition's folder lies in its
+ * disk's and has a file "partition". Returns false where the system shows no folder. */
 static bool name_block_device(dev_t device, char name[SL_DRIVE_NAME_BYTES])
 {
     char link[64], folder[PATH_MAX], mark[PATH_MAX + 16];

@@ -9,11 +9,11 @@
 #define SL_DRIVE_NAME_BYTES 80
 
 struct sl_drive {
-    /* The same for all partitions of a disk: "nvme0n1". What lies on no block device, or on
-     * several, such as tmpfs, btrfs or a network's, has a number: "device 0:42". */
+    /* All partitions of a disk have the disk's name: "nvme0n1". A file system on no block device,
+     * or on several, such as tmpfs, btrfs or a network's, is named by its number: "device 0:42". */
     char name[SL_DRIVE_NAME_BYTES];
 
-    /* Of the file system on it: another one after the files were moved. */
+    /* The number of the file system. It differs once the files were moved to another one. */
     unsigned long filesystem;
 };
 

@@ -1,4 +1,4 @@
-/* File numbers are descriptors. */
+/* The writer for real files; its file numbers are descriptors. */
 #include "storage/io/file_writer.h"
 
 #include <errno.h>
@@ -33,7 +33,8 @@ static int sync_folder(struct sl_file_writer *writer, const char *path)
     return rc;
 }
 
-/* Two packers that begin at once with one folder for their parts would share the file. */
+/* Without a lock, two packers that begin at the same time with the same folder for their parts
+ * would both write to the file. */
 static int lock_file(int fd)
 {
     struct stat status;
@@ -58,7 +59,8 @@ static int open_bulk(const char *path)
     return fd;
 }
 
-/* O_EXCL: a file that has another name elsewhere is not written to. */
+/* O_EXCL makes a new file, because an old one may have another name elsewhere and would change
+ * there, too. */
 static int open_new(const char *path)
 {
     int fd;

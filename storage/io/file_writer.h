@@ -1,8 +1,8 @@
 /* How a store's files are written: the few calls that sluice pack makes, as a table, so that a test
  * can stand in for a disk that fills up or loses power.
  *
- * What was written is safe after sync() of the file, and for a new file sync_folder() of where it
- * is. All calls return 0 or -errno. write() may come from any thread; the rest from one. */
+ * Written data are safe after sync() of the file; a new file also needs sync_folder() of its
+ * folder. All calls return 0 or -errno. write() may come from any thread; the rest from one. */
 #ifndef SL_STORAGE_IO_FILE_WRITER_H
 #define SL_STORAGE_IO_FILE_WRITER_H
 
@@ -18,11 +18,11 @@ struct sl_file_writer_ops {
     int (*make_folder)(struct sl_file_writer *writer, const char *path); /* it may be there */
     int (*sync_folder)(struct sl_file_writer *writer, const char *path);
 
-    /* Opens a file and gives a number for it. For `bulk` what is in it stays, it is created if
-     * there is none, and offset, size and address of every write are multiples of
-     * SL_BLOCK_BYTES, so that it goes past the page cache where the file system and the drive
-     * do that for such blocks; nobody else can open it so until it is closed (-EBUSY). Otherwise a
-     * new file takes the place of any that is there. A symbolic link is not followed (-ELOOP). */
+    /* Opens a file and gives a number for it. A `bulk` file keeps its contents and is created if
+     * there is none. Offset, size and address of every write to it are multiples of SL_BLOCK_BYTES,
+     * so that writes go past the page cache where file system and drive allow it, and nobody else
+     * can open it as bulk until it is closed (-EBUSY). Without `bulk`, a new file replaces any that
+     * is there. A symbolic link is not followed (-ELOOP). */
     int (*open)(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file);
 
     int (*write)(struct sl_file_writer *writer, int file, uint64_t offset_bytes, const void *data,
@@ -30,10 +30,10 @@ struct sl_file_writer_ops {
     int (*sync)(struct sl_file_writer *writer, int file);
     void (*close)(struct sl_file_writer *writer, int file);
 
-    /* Gives a file that is written and closed another name, in place of any file of that name. */
+    /* Renames a file that is written and closed, and replaces any file of the new name. */
     int (*rename)(struct sl_file_writer *writer, const char *from, const char *to);
 
-    /* -ESTALE if the path does not lead to this open file any more. */
+    /* Fails with -ESTALE if the path does not lead to this open file any more. */
     int (*leads)(struct sl_file_writer *writer, const char *path, int file);
 
     /* Shortens a file that is there. Nothing waits for this to be on disk. */
@@ -45,14 +45,14 @@ struct sl_file_writer {
     const struct sl_file_writer_ops *ops;
 };
 
-/* The real one; without state, never destroyed. */
+/* Returns the writer for real files. It has no state and is never destroyed. */
 struct sl_file_writer *sl_file_writer(void);
 
 /* ---- over any of them -------------------------------------------------------------------------
  */
 
-/* A small file, whole and synced: written under its name with SL_WRITE_NEW behind it, then renamed,
- * so that under its name there is the old one or the new one at any time. */
+/* Writes and syncs a small file: first under its name with SL_WRITE_NEW appended, then renamed, so
+ * that at any time either the old or the new file is there, whole. */
 #define SL_WRITE_NEW ".new"
 int sl_write_small(struct sl_file_writer *writer, const char *path, const void *bytes,
                    size_t size_bytes, struct sl_err *err);

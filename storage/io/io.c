@@ -11,7 +11,7 @@
 #include "core/base/file.h"
 #include "core/base/size.h"
 
-/* The drive of an earlier file on the same device, or a new one. */
+/* Returns the drive of an earlier file on the same device, or a new one. */
 static uint32_t find_drive(struct sl_io *io, uint32_t file_index)
 {
     for (uint32_t i = 0; i < file_index; i++) {

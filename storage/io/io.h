@@ -1,8 +1,8 @@
 /* Asynchronous reads from a fixed set of files: one table of operations, several back ends.
  *
- * A back end does what it is told and no more: a read ends as pread() would, with the number of
- * bytes (fewer than asked for is possible anywhere) or -errno, in any order. Cutting, reissuing
- * and retrying are the reader's (storage/io/reader.h).
+ * A back end neither cuts nor repeats reads: each ends as pread() would, with the number of bytes
+ * (always possibly fewer than asked for) or -errno, in any order. Cutting, reissuing and retrying
+ * are the reader's work (storage/io/reader.h).
  *
  * Files are read with O_DIRECT: offset, size and destination of every read are multiples of
  * SL_BLOCK_BYTES. Where the file system has no direct I/O, or the drive wants larger blocks, the
@@ -34,7 +34,7 @@ struct sl_io_completion {
 
 #define SL_IO_FOREVER UINT64_MAX
 
-/* The kernel's limits. */
+/* Limits of the kernel on registered memory. */
 #define SL_IO_PARTS_MAX (UINT32_C(1) << 14)
 #define SL_IO_PART_BYTES_MAX (UINT64_C(1) << 30)
 
@@ -42,7 +42,7 @@ struct sl_io;
 
 struct sl_io_ops {
     /* Starts n reads; returns at once. With those not yet reaped at most reads_max may be out.
-     * What the system cannot take now is kept and started by reap(). */
+     * Reads that the system cannot take now are kept, and reap() starts them. */
     void (*submit)(struct sl_io *io, const struct sl_io_read *reads, uint32_t n_reads);
 
     /* Hands back up to n_max finished reads and returns how many. If there is none but some are
@@ -65,8 +65,8 @@ struct sl_io_ops {
      * works as before. A part that is not held may be let go of. */
     int (*hold)(struct sl_io *io, uint32_t part, bool hold);
 
-    /* Never waits. Reads that have not been reaped by now are left to the drive for good, with what
-     * the back end has for them: their dst must never be freed or used again. */
+    /* Never waits. Reads that have not been reaped by now stay with the drive for good, and so does
+     * the back end's memory for them; their dst must never be freed or used again. */
     void (*close)(struct sl_io *io);
 };
 
@@ -96,13 +96,14 @@ typedef int sl_io_open_fn(struct sl_io **ret_io, const char *const *paths, uint3
 sl_io_open_fn sl_io_uring_open;   /* reads progress in the kernel; 4,096 at most */
 sl_io_open_fn sl_io_threads_open; /* pread(), in as many threads as reads may be out; 64 at most */
 
-/* The back end for this machine: io_uring, or threads where the system does not let us have it, as
- * in most containers. `ret_why`, which may be NULL, has the reason then, and else the code 0. */
+/* Returns the back end for this machine: io_uring, or threads where the system does not allow
+ * io_uring, as in most containers. `ret_why`, which may be NULL, then gets the reason, otherwise
+ * the code 0. */
 sl_io_open_fn *sl_io_choose(struct sl_err *ret_why);
 
-/* For back ends: fills files, n_files, n_drives and direct of a zeroed `io`, and reads_max with
- * `depth` for each drive, but reads_max_limit in all. On failure what was opened stays in it, for
- * sl_io_files_close(), which takes a zeroed `io` too. */
+/* For back ends: fills files, n_files, n_drives and direct of a zeroed `io`, and sets reads_max to
+ * `depth` for each drive, but at most reads_max_limit in all. After a failure the caller still
+ * calls sl_io_files_close(), which takes a zeroed `io` too. */
 int sl_io_files_open(struct sl_io *io, const char *const *paths, uint32_t n_files, uint32_t depth,
                      uint32_t reads_max_limit, struct sl_err *err);
 void sl_io_files_close(struct sl_io *io);

@@ -1,4 +1,5 @@
-/* Owns the loop that keeps drives busy for a while, and what is concluded from it. */
+/* Owns the loop that keeps drives busy for a while, and the choice of pieces and depth from its
+ * rates. */
 #include "storage/io/io_probe.h"
 
 #include <errno.h>
@@ -14,11 +15,11 @@
 #define TRIAL_NS UINT64_C(30000000)
 #define PROBE_NS UINT64_C(300000000)
 
-/* What the probe reads at a time: a part of an expert, of several pieces. */
+/* The probe reads this much at a time: a part of an expert, which is cut into several pieces. */
 #define READ_BYTES (UINT64_C(4) << 20)
 #define N_READS 1024u
 
-/* A rate this near to the best is as good. */
+/* A rate within this distance of the best counts as equally good. */
 #define GOOD_ENOUGH 0.95
 
 /* ---- one trial ---------------------------------------------------------------------------------
@@ -125,7 +126,8 @@ static uint64_t random_below(uint64_t *state, uint64_t limit)
     return *state % limit;
 }
 
-/* N_READS extents, the larger a file the more of them. Returns false if the files are too small. */
+/* Chooses N_READS extents; larger files get more of them. Returns false if the files are too
+ * small. */
 static bool choose_extents(const struct sl_io *io, struct sl_extent extents[N_READS])
 {
     uint64_t random = sl_clock_ns() | 1, total_bytes = 0;
@@ -155,7 +157,7 @@ static bool choose_extents(const struct sl_io *io, struct sl_extent extents[N_RE
     return true;
 }
 
-/* Ascending in bytes in flight. */
+/* The candidates, ascending in bytes in flight. */
 static const struct {
     uint32_t piece_bytes, depth;
 } candidates[] = {
@@ -165,8 +167,8 @@ static const struct {
 
 #define N_CANDIDATES (SL_ARRAY_LEN(candidates))
 
-/* A slow drive takes long to deliver what is in flight already; then the later candidates, which
- * have ever more of it, are left out. */
+/* A slow drive takes long to deliver the bytes that are in flight already. Then the later
+ * candidates, which have more in flight, are left out. */
 static int try_candidates(struct sl_io *io, const struct sl_extent *extents,
                           const struct sl_arena *area, uint64_t stall_ns, struct sl_io_probe *probe,
                           struct sl_err *err)

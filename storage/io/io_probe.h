@@ -1,7 +1,7 @@
 /* How fast drives deliver through the reader, and which pieces and depth they need for it.
  *
- * Both functions read through readers of their own: no read is out on `io` before, nor after unless
- * a drive did not answer. */
+ * Both functions read through readers of their own: no read is in flight on `io` before the call,
+ * nor after it unless a drive did not answer. */
 #ifndef SL_STORAGE_IO_IO_PROBE_H
 #define SL_STORAGE_IO_IO_PROBE_H
 
@@ -44,7 +44,7 @@ struct sl_io_probe {
 int sl_io_probe(struct sl_io *io, uint64_t stall_ns, struct sl_io_probe *ret_probe,
                 struct sl_err *err);
 
-/* The largest depth that the probe tries: what to open its back end with. */
+/* The largest depth that the probe tries; its back end must be opened with this depth. */
 #define SL_IO_PROBE_DEPTH_MAX 32u
 
 #endif

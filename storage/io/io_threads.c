@@ -1,7 +1,7 @@
 /* Reads through pread() in threads, for systems where io_uring is not to be had. Reads wait in one
  * ring buffer and results in another; both hold as many as may be out, so neither can run over.
- * There is a thread for every read that may be out: so a drive that does not answer keeps its own
- * reads waiting and no others. */
+ * There is a thread for every read that may be in flight, so a drive that does not answer delays
+ * its own reads and no others. */
 #include "storage/io/io.h"
 
 #include <errno.h>

@@ -1,12 +1,12 @@
-/* Reads through io_uring. The ring has an entry for every read that may be out, so an entry is
- * always to be had and completions cannot overflow; what the kernel does not take at once stays in
- * the ring and goes with the next call.
+/* Reads through io_uring. The ring has an entry for every read that may be in flight, so an entry
+ * is always free and completions cannot overflow. Reads that the kernel does not take at once stay
+ * in the ring and are submitted with the next call.
  *
- * One ring serves all drives. A ring is a list of wishes and a list of answers: the queues to the
- * drives are the kernel's, one for each device, and the reader bounds what is out on each drive. A
- * drive whose queue is full makes the kernel hand the read to a worker thread and go on with the
- * next one; those workers belong to the process, so rings of their own would share them just the
- * same. And one ring is one wait for all drives. (Measured: docs/PERFORMANCE.md.) */
+ * One ring serves all drives. A ring only carries requests and results: the kernel has a queue for
+ * each device, and the reader bounds the reads in flight on each drive. If a drive's queue is full,
+ * the kernel hands the read to a worker thread and goes on with the next one; workers belong to the
+ * process, so several rings would share them as well. One ring also allows one wait for all drives.
+ * (Measured: docs/PERFORMANCE.md.) */
 #include "storage/io/io.h"
 
 #include <errno.h>
@@ -38,14 +38,15 @@ static struct uring *uring_of(struct sl_io *io)
     return (struct uring *)(void *)io;
 }
 
-/* Out of memory or interrupted: the entries stay queued, and reap() comes back to them. Every other
- * code says that the ring itself is misused. */
+/* A call that is out of memory or interrupted leaves the entries queued, and reap() submits them
+ * later. Every other code means that we misuse the ring. */
 static void check_enter(int rc)
 {
     sl_assert(rc >= 0 || rc == -EAGAIN || rc == -EBUSY || rc == -EINTR || rc == -ENOMEM);
 }
 
-/* The registered buffer that the read's destination lies in; -1 if it is in none, or in two. */
+/* Returns the registered buffer that the read's destination lies in; -1 if it is in none, or in
+ * two. */
 static int buffer_index(const struct uring *uring, const struct sl_io_read *read)
 {
     uint64_t first = (uintptr_t)read->dst - uring->attached; /* huge if it lies before */
@@ -198,9 +199,9 @@ static const struct sl_io_ops uring_ops = {
     .close = uring_close,
 };
 
-/* Containers may forbid a ring (EPERM, ENOSYS), or allow one and then forbid its use: so it is
- * given something to do. Before Linux 5.11 it could not wait for a limited time, which is ENOSYS
- * here; such kernels also count it as locked memory (ENOMEM). */
+/* Containers may forbid a ring (EPERM, ENOSYS), or allow one and then forbid its use, so it is
+ * tried once. Before Linux 5.11 a ring could not wait for a limited time, which is reported as
+ * ENOSYS; such kernels also count it as locked memory (ENOMEM). */
 static int open_ring(struct io_uring *ring, uint32_t n_entries)
 {
     struct io_uring_cqe *cqe;
@@ -241,7 +242,8 @@ sl_io_open_fn *sl_io_choose(struct sl_err *ret_why)
     return sl_io_uring_open;
 }
 
-/* Spares the kernel the lookup of the file for each read. Where the kernel will not, all works. */
+/* Registers the files, which spares the kernel a lookup for each read. Reads work without it,
+ * too. */
 static int register_files(struct uring *uring, struct sl_err *err)
 {
     int *fds = calloc(uring->io.n_files ? uring->io.n_files : 1, sizeof(*fds));

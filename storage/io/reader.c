@@ -1,4 +1,4 @@
-/* Owns the pieces in flight and what becomes of each.
+/* Owns the pieces in flight and follows each to its end.
  *
  *     queue ──► a drive's list of its class ──cut──► piece ──► batch ──submit──► back end
  *                                                      ▲                           │
@@ -145,7 +145,7 @@ static uint32_t depth_of(const struct sl_reader *reader, int read_class)
     return read_class == SL_READ_DEMAND ? reader->depth : reader->depth_background;
 }
 
-/* The read to be cut next; NULL if there is none, or none that may go now. */
+/* Returns the read to be cut next; NULL if there is none, or none that may start now. */
 static struct sl_read *next_read(const struct sl_reader *reader, const struct drive *drive)
 {
     const uint32_t n = pieces_on(drive);
@@ -285,8 +285,8 @@ static void piece_end(struct sl_reader *reader, struct piece *piece, int rc)
 /* ---- from the device ---------------------------------------------------------------------------
  */
 
-/* Takes in what the device delivered. Returns true when the piece is complete; else *ret_rc is 0 if
- * it came nearer to that, negative if not. */
+/* Takes in the bytes that the device delivered. Returns true when the piece is complete; else
+ * *ret_rc is 0 if it came nearer to that, negative if not. */
 static bool take_delivery(struct piece *piece, int32_t result, int *ret_rc)
 {
     uint64_t wanted_end_bytes = piece->read->offset_bytes + piece->read->size_bytes;
@@ -334,7 +334,8 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
     batch_add(reader, piece_index);
 }
 
-/* What late pieces leave no room for. */
+/* Gives up queued reads of a drive whose late pieces take up all of its depth, since they could
+ * never start. */
 static void give_up_queues(struct sl_reader *reader, struct drive *drive)
 {
     for (int k = 0; k < SL_READ_CLASSES; k++) {
@@ -346,8 +347,8 @@ static void give_up_queues(struct sl_reader *reader, struct drive *drive)
     }
 }
 
-/* Counts stalls, and gives up what is past the deadline. Called when all that has landed was taken
- * in: what is still out now is late, and not only seen late by a thread that was busy. */
+/* Counts stalls, and gives up reads that are past the deadline. Called after all landed pieces were
+ * taken in, so that a piece which a busy thread merely noticed late does not count as late. */
 static void check_times(struct sl_reader *reader)
 {
     const uint64_t stall_ns = reader->options.stall_ns;

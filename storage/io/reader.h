@@ -1,10 +1,9 @@
-/* The reader: any run of bytes of a file, read whole or reported.
+/* The reader: reads any run of bytes of a file completely, or reports why it cannot.
  *
- * A read is cut into aligned pieces of piece_bytes. Each drive has its own queues and its own
- * depth, the pieces that may be in flight on it, so none waits for another. What the device leaves
- * out is asked for again: the rest of a short read, an interrupted piece; a piece that failed is
- * tried once more. A read fails when a piece failed twice, or when the file ends before the bytes
- * wanted.
+ * A read is cut into aligned pieces of piece_bytes. Each drive has its own queues and its own depth
+ * (the number of pieces that may be in flight on it), so no drive waits for another. The rest of a
+ * short read and an interrupted piece are asked for again; a piece that failed is tried once more.
+ * A read fails when a piece failed twice, or when the file ends before the bytes wanted.
  *
  * Classes: a drive takes pieces of a class only while it has nothing to do of the classes before
  * it, queued or in flight; within a class, reads are cut in the order in which they were queued.
@@ -44,7 +43,8 @@ enum sl_read_class {
     SL_READ_CLASSES,
 };
 
-/* The caller's; the reader uses it from sl_reader_queue() until sl_reader_reap() returns it. */
+/* One read. The caller owns it; the reader uses it from sl_reader_queue() until sl_reader_reap()
+ * returns it. */
 struct sl_read {
     /* Set by the caller. The bytes may start and end anywhere. `dst` is aligned to
      * SL_BLOCK_BYTES and receives the whole aligned run around them, sl_aligned_run_bytes() long:
@@ -62,7 +62,7 @@ struct sl_read {
     bool late; /* handed back before the device has let go of dst; will be handed back again */
     uint64_t fail_offset_bytes; /* in the file */
 
-    /* The reader's own. */
+    /* Used by the reader alone. */
     struct sl_link link;
     uint64_t cut_bytes; /* file offset up to which pieces have been cut */
     uint32_t n_pieces_out;
@@ -81,7 +81,7 @@ struct sl_reader_counters {
 
 struct sl_reader;
 
-/* What is 0 is as named above. */
+/* Members that are 0 get the defaults above. */
 struct sl_reader_options {
     uint32_t piece_bytes; /* a multiple of SL_BLOCK_BYTES */
     uint32_t depth;       /* of each drive; no more than the back end allows is used */
@@ -95,10 +95,11 @@ struct sl_reader_options {
 int sl_reader_create(struct sl_reader **ret_reader, struct sl_io *io,
                      const struct sl_reader_options *options, struct sl_err *err);
 
-/* NULL is allowed. All reads have been reaped, late ones twice, or sl_reader_drain() was called. */
+/* NULL is allowed. Before, all reads must have been reaped, late ones twice, or sl_reader_drain()
+ * must have been called. */
 void sl_reader_destroy(struct sl_reader *reader);
 
-/* Bytes of `dst` that a read of these bytes fills at most. */
+/* Returns how many bytes of `dst` a read of these bytes fills at most. */
 uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes);
 
 /* Queues a read; sl_reader_start() or sl_reader_reap() sets it going, so that several go to the
@@ -106,36 +107,36 @@ uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes);
 void sl_reader_queue(struct sl_reader *reader, struct sl_read *read);
 void sl_reader_start(struct sl_reader *reader);
 
-/* Puts a read that is not yet reaped into another class, behind what is queued there: up when
- * somebody comes to wait for it, down when nobody does any more. */
+/* Moves a read that is not yet reaped into another class, behind the reads queued there: up when
+ * somebody comes to wait for it, down when nobody waits any more. */
 void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
                          enum sl_read_class read_class);
 
-/* Gives up a read that is not yet reaped: what has not gone to the device never will. It is reaped
- * like any other, as soon as its pieces in flight are back, with -ECANCELED; unless it had already
- * ended. */
+/* Cancels a read that is not yet reaped: no more pieces of it go to the device. It is reaped as
+ * soon as its pieces in flight are back, with -ECANCELED unless it had already ended. */
 void sl_reader_cancel(struct sl_reader *reader, struct sl_read *read);
 
-/* Bytes of a queued read that have been asked of the device. */
+/* Returns how many bytes of a queued read have been asked of the device. */
 static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
 {
     return read->cut_bytes - read->offset_bytes / SL_BLOCK_BYTES * SL_BLOCK_BYTES;
 }
 
-/* A read that has ended, well or not, in any order. NULL if there is none now; with `wait`, only if
- * none is queued or in flight, late ones not counted. */
+/* Returns a read that has ended, successfully or not, in any order. Without `wait`, returns NULL if
+ * there is none now; with it, only if none is queued or in flight, late ones not counted. */
 struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
 
-/* Before memory goes that reads wrote to: takes back the late reads that the devices have let go
- * of, without handing them out, and does not wait for the others. No other read is queued or in
- * flight. Returns whether that was all. If not, a device may still write at any time: the memory
- * that reads went to must never be freed or used again, and the reader and its sl_io only be
- * closed. */
+/* To be called before memory that reads wrote to is freed; no read but late ones may be queued or
+ * in flight. Takes back the late reads that the devices have let go of, without handing them out,
+ * and does not wait for the others. Returns whether none is left. Otherwise a device may still
+ * write at any time: the memory that reads went to must never be freed or used again, and the
+ * reader and its sl_io may only be closed. */
 bool sl_reader_drain(struct sl_reader *reader);
 
-/* Names memory that most reads will go to, and lets the system hold parts of it or let go of them:
- * see sl_io_ops. attach() drains first: -EBUSY says that a device still holds memory. Otherwise
- * both return 0, or negative where that is not to be had, and then all works as before. */
+/* attach() names memory that most reads will go to; hold() lets the system hold parts of it or let
+ * go of them: see sl_io_ops. attach() drains first and returns -EBUSY if a device may still write
+ * to memory. Otherwise both return 0, or negative where the system cannot do it; reads then work as
+ * before. */
 int sl_reader_attach(struct sl_reader *reader, void *base, uint64_t size_bytes,
                      uint64_t part_bytes);
 int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold);
