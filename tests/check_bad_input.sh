@@ -288,6 +288,9 @@ for name in config.json model.safetensors.index.json model-00002-of-00006.safete
     rmdir "$bad/$name" && ln -s /dev/zero "$bad/$name"
     refused "a device for $name" 1 "$name: not a regular file" "${command[@]}"
 done
+damage config vocab_size 1024 && rm "$bad/config.json" && mkfifo "$bad/config.json"
+refused "a pipe for a config.json that is planned for" 1 "config.json: not a regular file" \
+    plan "$bad" --ram 1G --ssd 1G/s --dram 1G/s
 "$sluice" pack "$good" "$scratch/store" >/dev/null 2>&1 || fail "a store to damage"
 for name in config.json dense.bin experts-1.bin catalog.sealed; do
     rm -rf "$bad" && cp -r "$scratch/store" "$bad" && rm "$bad/$name" && mkfifo "$bad/$name"
@@ -296,6 +299,23 @@ for name in config.json dense.bin experts-1.bin catalog.sealed; do
 done
 rm -rf "$bad" && cp -r "$scratch/store" "$bad" && rm "$bad/catalog.mdb" && mkfifo "$bad/catalog.mdb"
 lines_max=9 refused "a pipe for what pack writes, verified" 1 damaged verify "$bad"
+
+# LMDB maps the catalog that pack writes; a page that another program cuts off raises a signal.
+cut_while_packed() {
+    local pid status
+
+    "$sluice" pack "$good" "$scratch/cut" --batch 64K >"$scratch/stdout" 2>"$scratch/stderr" &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        truncate -c -s 0 "$scratch/cut/catalog.mdb" 2>/dev/null
+    done
+    wait "$pid"
+    status=$?
+    echo "status $status, $(cat "$scratch/stderr")"
+    [ "$status" = 1 ] && [ "$(wc -l <"$scratch/stderr")" = 1 ]
+}
+check "a catalog that is cut while it is written" cut_while_packed
+
 refused "tokens without end" 1 '/dev/zero: larger than the 256 MiB' \
     logits "$good" --tokens /dev/zero --out "$scratch/logits.npy"
 refused "a text without end" 1 '/dev/zero: larger than the 256 MiB' tokenize "$good" -f /dev/zero

@@ -96,6 +96,9 @@ rm core/text/{one,two}.c
 echo 'int x;' >cache/err.c
 finds "names are unique" 'core/base/err.c: has the name of cache/err.c'
 rm cache/err.c
+echo 'left behind' >'standard output'
+finds "no white space in names" 'standard output: has white space in its name'
+rm 'standard output'
 header core/base/other.h SL_CORE_BASE_OTHER_H 'int x;'
 finds "include guards" 'core/base/other.h: its include guard is not SL_BASE_OTHER_H'
 header core/base/other.h SL_BASE_OTHER_H 'uint32_t x;'

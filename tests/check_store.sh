@@ -133,6 +133,12 @@ if [ -n "${STORE_DRIVES:-}" ]; then
     mkdir "$scratch/drive-2/part"
     refused "two folders on one drive" 'drive-2 and .*part are on one drive' pack "$checkpoint" "$scratch/striped" \
         --stripe "$scratch/drive-2" --stripe "$scratch/drive-2/part"
+    refused "no folder to make a stripe's in" 'none/part: cannot make the folder' pack "$checkpoint" "$scratch/striped" \
+        --stripe "$scratch/drive-2/none/part"
+    rmdir "$scratch/striped"
+    check "a stripe's folder is made" "$sluice" pack "$checkpoint" "$scratch/striped" --stripe "$scratch/drive-2/made"
+    check "and what is there is sound" "$sluice" verify "$scratch/striped"
+    rm -r "$scratch/striped" "$scratch/drive-2/made"
     mkdir -p "$scratch/striped" && : >"$scratch/striped/catalog.mdb.new" # as a pack leaves it that is killed at once
     check "packed over three drives" eval "'$sluice' pack '$checkpoint' '$scratch/striped' --stripe '$scratch/drive-2' --stripe '$scratch/drive-3' >'$scratch/stdout'"
     check "by what they read" grep 'drive-3 reads ' "$scratch/stdout"

@@ -131,6 +131,10 @@ check_folders() {
     done
 }
 
+check_names() {
+    printf '%s\n' "${files[@]}" | sed -n 's/.*[[:space:]].*/&: has white space in its name/p'
+}
+
 check_unique_names() {
     printf '%s\n' "${files[@]}" | grep -v -e '^tests/oracle/' -e '^tests/small/' -e '^tests/fuzz/corpus/' -e 'README.md$' |
         awk -F/ '$NF in first { print $0 ": has the name of " first[$NF] } { first[$NF] = $0 }'
@@ -231,6 +235,7 @@ if [ ${#c_files[@]} != 0 ]; then
     findings_from check_cycles
     findings_from check_white_space
 fi
+findings_from check_names
 findings_from check_unique_names
 findings_from check_scripts
 [ $findings = 0 ]

@@ -130,7 +130,7 @@ static int explain_folder(const char *path, int code, struct sl_err *err)
     if (lstat(config, &status) == 0)
         return sl_err_set(err, code, "%s: a symbolic link to a file that is not there", config);
     if (contents.n_entries == 0)
-        return sl_err_set(err, code, "%s: the folder is empty; " EXPECTED, config);
+        return sl_err_set(err, code, "%s: the folder is empty; " EXPECTED, path);
     if (contents.has_snapshots)
         return explain_cache(path, code, err);
     if (contents.n_shards > 0)

@@ -115,7 +115,11 @@ int sl_config_file_read(const char *name, struct sl_config *ret_config, char **r
 
     if (rc < 0)
         return rc;
-    rc = sl_input_read_all(path, CONFIG_BYTES_MAX, &text, &length, err);
+    /* The user names inputs; a folder's files come from somebody else, and none is waited for. */
+    if (is_folder(name))
+        rc = sl_file_read_all(path, CONFIG_BYTES_MAX, &text, &length, err);
+    else
+        rc = sl_input_read_all(path, CONFIG_BYTES_MAX, &text, &length, err);
     if (rc == 0) {
         rc = sl_config_parse(ret_config, text, length, path, err);
         if (rc == 0 && ret_text)

@@ -9,10 +9,10 @@
 #include "core/model/config.h"
 
 /* The path of the file that `name` stands for, to be freed by the caller; "-" is standard input,
- * and pipes will do. A name without "/" that
- * is no path, such as v4-pro or v4-pro.json, is looked for in share/sluice/configs of where the
- * program is installed, or in the source tree that it was built in. Fails with -ENOENT, naming
- * those that there are, with what sl_model_folder_explain() says, or with -ENOMEM. */
+ * and pipes will do, but not in a folder. A name without "/" that is no path, such as v4-pro or
+ * v4-pro.json, is looked for in share/sluice/configs of where the program is installed, or in the
+ * source tree that it was built in. Fails with -ENOENT, naming those that there are, with what
+ * sl_model_folder_explain() says, or with -ENOMEM. */
 int sl_config_file_find(const char *name, char **ret_path, struct sl_err *err);
 
 /* Reads it. If ret_text is not NULL, it gets the file's text, to be freed by the caller. */

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "tools/cli/output_file.h"
 #include "core/base/size.h"
@@ -31,14 +32,34 @@ static void on_signal(int number)
     die(number);
 }
 
+/* LMDB maps the catalog of a store that is written. Where another program cuts the file, no page
+ * is behind the mapping any more. Memory that fails raises the same signal, with other codes. */
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    static const char line[] = "sluice: a file that was in use, most likely a store's catalog.mdb, "
+                               "was cut by another program; sluice verify --repair-catalog can "
+                               "mend a catalog from its copy\n";
+    ssize_t written;
+
+    (void)context;
+    sl_output_remove_unfinished();
+    if (info->si_code != BUS_ADRERR)
+        die(number);
+    written = write(STDERR_FILENO, line, sizeof(line) - 1);
+    (void)written; /* nobody is left to tell */
+    _exit(1);
+}
+
 void sl_interrupt_catch(void)
 {
     /* Restarting keeps a write that waits for its reader from failing. */
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, before;
+    struct sigaction bus_error = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
 
     for (size_t i = 0; i < N_SIGNALS; i++)
         if (sigaction(signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(signals[i], &action, NULL);
+    sigaction(SIGBUS, &bus_error, NULL);
 }
 
 void sl_interrupt_defer(void)

@@ -7,6 +7,8 @@
  * sl_interrupt_finish() lets the program die of the signal, as a shell, make or a job scheduler
  * expects. A signal that is ignored, as under nohup(1), stays ignored.
  *
+ * A mapped file that another program cuts (SIGBUS) ends the program with status 1 and one line.
+ *
  * The thread that runs the command makes the calls; any thread may ask whether to stop. */
 #ifndef SL_TOOLS_CLI_INTERRUPT_H
 #define SL_TOOLS_CLI_INTERRUPT_H

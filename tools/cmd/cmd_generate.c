@@ -127,7 +127,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case 'n':
         command->making.rules.n_new_max =
-            strcmp(value, "-1") == 0 ? 0 : sl_parse_count(state, "-n", value, 1u << 24);
+            strcmp(value, "-1") == 0 ? 0
+                                     : sl_parse_count(state, "-n, besides -1,", value, 1u << 24);
         return 0;
     case OPTION_TEMP:
     case OPTION_TOP_P:

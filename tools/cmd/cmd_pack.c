@@ -213,7 +213,7 @@ static void print_json(const struct arguments *arguments, const struct figures *
 /* ---- the work ----------------------------------------------------------------------------------
  */
 
-/* The store's own drive is the one that its folder will be on. */
+/* Folders are made before that, as the drives that they will be on are asked for. */
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
 {
@@ -224,11 +224,13 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
     weights[0] = 1;
     if (arguments->n_stripes == 0 || sl_store_is(arguments->store))
         return 0; /* nothing to share out, or that was done when the store was begun */
-    rc = sl_file_writer()->ops->make_folder(sl_file_writer(), arguments->store);
-    if (rc < 0)
-        return sl_write_error(err, rc, arguments->store, "make the folder");
     for (uint32_t i = 0; i < arguments->n_stripes; i++)
         folders[1 + i] = arguments->stripe_folders[i];
+    for (uint32_t i = 0; i <= arguments->n_stripes; i++) {
+        rc = sl_file_writer()->ops->make_folder(sl_file_writer(), folders[i]);
+        if (rc < 0)
+            return sl_write_error(err, rc, folders[i], "make the folder");
+    }
     rc = sl_drives_check(folders, 1 + arguments->n_stripes, err);
     for (uint32_t i = 0; i <= arguments->n_stripes && rc == 0; i++) {
         rc = sl_drive_speed(folders[i], sl_io_threads_open, &weights[i], err);
