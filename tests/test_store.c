@@ -276,7 +276,7 @@ static void test_truncated_catalog(void **state)
         if (rc < 0) {
             assert_int_equal(rc, -SL_ECORRUPT);
             store_rig_assert_says(&err, left > 4096 + 152 ? "catalog.mdb: truncated: it has"
-                                                          : "catalog.mdb: damaged: its headers");
+                                                          : "catalog.mdb: damaged: its header pages");
             n_told++;
         } else { /* nothing was in the pages that are gone */
             assert_true(sl_catalog_entries_same(&entries, &sealed));
@@ -534,7 +534,7 @@ static void test_striped_and_gone_on(void **state)
     options = striped(f, folders);
     options.store_folder = third;
     assert_int_equal(sl_store_pack(&options, NULL, &err), -EEXIST);
-    store_rig_assert_says(&err, "experts-2.bin: is there already");
+    store_rig_assert_says(&err, "experts-2.bin: the file exists already");
     options = striped(f, two_folders);
     options.n_stripes = 2;
     assert_int_equal(sl_store_pack(&options, NULL, &err), -SL_EFORMAT);

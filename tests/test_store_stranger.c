@@ -120,7 +120,7 @@ static void test_paths_are_checked(void **state)
         snprintf(file.path, sizeof(file.path), "%s", others[i]);
         assert_false(sl_store_file_is_sound(&file, 2));
         store_rig_put(f->rig.store_folder, "file 1", value, sl_store_file_encode(&file, value));
-        store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "\"file 1\" makes no sense");
+        store_rig_assert_refused(f->rig.store_folder, -SL_ECORRUPT, "\"file 1\" is not valid");
     }
     snprintf(file.path, sizeof(file.path), "/tmp/experts-2.bin");
     assert_true(sl_store_file_is_sound(&file, 2));

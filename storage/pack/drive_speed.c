@@ -19,7 +19,7 @@
 #define RAMP_NS UINT64_C(200000000)
 #define TRIAL_NS UINT64_C(400000000)
 
-/* Zeros might be no reads at all: numbers that do not repeat. */
+/* Fills with numbers that do not repeat, since a drive may answer for zeros without reading. */
 static void fill(uint8_t *bytes)
 {
     uint64_t state = 1;
@@ -30,7 +30,7 @@ static void fill(uint8_t *bytes)
     }
 }
 
-/* A file without a name, so that none is left behind. Returns its descriptor. */
+/* Writes a file without a name, so that none is left behind. Returns its descriptor. */
 static int write_trial(const char *folder, const uint8_t *bytes, struct sl_err *err)
 {
     struct sl_file_writer *writer = sl_file_writer();
@@ -56,7 +56,8 @@ static int write_trial(const char *folder, const uint8_t *bytes, struct sl_err *
     return rc < 0 ? rc : file;
 }
 
-/* The first reads do not count: a drive that is held to a rate lets some through at once. */
+/* The first reads do not count, because a drive that is held to a rate lets some through at
+ * once. */
 static int read_trial(const char *path, sl_io_open_fn *open_io, uint8_t *bytes,
                       struct sl_io_timing *ret_timing, struct sl_err *err)
 {

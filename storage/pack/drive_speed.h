@@ -1,4 +1,4 @@
-/* How fast a drive reads: a number to share work among drives by, from a short trial. */
+/* Measures how fast a drive reads, in a short trial, so that work can be shared among drives. */
 #ifndef SL_STORAGE_PACK_DRIVE_SPEED_H
 #define SL_STORAGE_PACK_DRIVE_SPEED_H
 

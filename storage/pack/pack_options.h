@@ -1,4 +1,4 @@
-/* What a pack is to make, and from what; and what it tells at its end. */
+/* The options of a pack (its source, its store, how records are stored) and its result. */
 #ifndef SL_STORAGE_PACK_PACK_OPTIONS_H
 #define SL_STORAGE_PACK_PACK_OPTIONS_H
 
@@ -25,22 +25,23 @@ struct sl_pack_options {
     const char *const *tensors;          /* dense ones, in the order in which they will lie */
     uint32_t n_tensors;
 
-    /* Of a new store: folders on other drives that hold a part of each record, and how the records
-     * are cut (storage/store/store_layout.h). A store that was begun keeps its own. */
+    /* Folders on other drives that hold a part of each record of a new store, and how the records
+     * are cut (storage/store/store_layout.h). A store that was begun keeps its own folders. */
     const char *const *stripe_folders; /* (n_stripes) */
     const uint64_t *weights;           /* (1 + n_stripes) */
     uint32_t n_stripes;
 
     /* Shards of the checkpoint are cut off behind their headers, which frees their space, once all
-     * that the store takes from them is safe. The checkpoint is one of sl_checkpoint_open_cut().
-     * Not of a store. */
+     * that the store takes from them is safe. The checkpoint must have been opened with
+     * sl_checkpoint_open_cut(). A store as the source is never cut. */
     bool consume;
 
-    /* Records are stored with zstd where that pays (storage/store/codec.h). A store that was begun
-     * compressed goes on so in any case; one that was not is refused. */
+    /* Records are compressed with zstd where that pays (storage/store/codec.h). A store that was
+     * begun compressed stays so in any case; one that was begun without is refused. */
     bool compress;
 
-    /* The folder has the data of a store whose catalog is lost: all is written anew over them. */
+    /* The folder has the data of a store whose catalog is lost; all data are written again over
+     * them. */
     bool rebuild;
 
     struct sl_pool *pool; /* each thread takes sl_pack_thread_bytes() */

@@ -1,5 +1,6 @@
-/* Owns the beginning of a pack: who may write, what is there already, and everything that has a
- * name in a folder. Nothing here is undone after a failure: the next run finds it. */
+/* Owns the beginning of a pack: it locks the store, finds out how far an earlier run came, and
+ * makes everything that has a name in a folder. Nothing is undone after a failure, since the next
+ * run goes on from there. */
 #include "storage/pack/store_begin.h"
 
 #include <dirent.h>
@@ -82,7 +83,7 @@ static int add(struct sl_packer *p, struct sl_catalog_entries *entries, const ch
                : 0;
 }
 
-/* What a new catalog says, in the order of the keys. */
+/* Adds the entries of a new catalog, in the order of the keys. */
 static int describe_new(struct sl_packer *p, struct sl_catalog_entries *entries, struct sl_err *err)
 {
     uint8_t value[SL_STORE_VALUE_BYTES_MAX];
@@ -102,7 +103,7 @@ static int describe_new(struct sl_packer *p, struct sl_catalog_entries *entries,
                         sl_store_state_encode(&p->state, value), err);
 }
 
-/* The name of the store's own folder. */
+/* Syncs the name of the store's own folder. */
 static int sync_store_name(const struct sl_packer *p, struct sl_err *err)
 {
     struct sl_file_writer *writer = p->o->writer;
@@ -118,8 +119,8 @@ static int sync_store_name(const struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* LMDB writes to a file of its own in each run (storage/store/catalog.h). What is in it is sealed
- * before anything else has a name: what is found without a catalog is not ours. */
+/* LMDB writes to a new file in each run (storage/store/catalog.h). The catalog is sealed before any
+ * other file gets its name, so that files without a catalog are known not to be ours. */
 static int make_catalog(struct sl_packer *p, bool is_new, struct sl_err *err)
 {
     struct sl_catalog_entries entries = {0};
@@ -139,7 +140,8 @@ static int make_catalog(struct sl_packer *p, bool is_new, struct sl_err *err)
 /* ---- beginning --------------------------------------------------------------------------------
  */
 
-/* A new store takes a folder that is empty but for a catalog that never got its name. */
+/* A new store may only be made in a folder that is empty, or holds no more than a catalog that
+ * never got its name. */
 static int check_empty(const struct sl_packer *p, struct sl_err *err)
 {
     DIR *dir = opendir(p->o->store_folder);
@@ -162,13 +164,15 @@ static int check_absent(const char *path, struct sl_err *err)
 {
     struct stat status;
 
-    return lstat(path, &status) < 0
-               ? 0
-               : sl_err_set(err, -EEXIST, "%s: is there already; another store's?", path);
+    return lstat(path, &status) < 0 ? 0
+                                    : sl_err_set(err, -EEXIST,
+                                                 "%s: the file exists already and may belong to "
+                                                 "another store; name another folder",
+                                                 path);
 }
 
-/* On other drives a store has one file each, with a copy of the catalog, which nobody else may
- * have. */
+/* A store has one file and a copy of the catalog in each folder on another drive. For a new store
+ * neither may be there yet, since it would belong to another store. */
 static int check_stripes(const struct sl_packer *p, struct sl_err *err)
 {
     int rc = 0;
@@ -195,7 +199,7 @@ static bool same_model(const struct sl_store_model *a, const struct sl_store_mod
            memcmp(a_bytes, b_bytes, size_bytes) == 0;
 }
 
-/* Takes up the state of a store that is there. */
+/* Continues from the state of a store that is there. */
 static int begin_again(struct sl_packer *p, struct sl_err *err)
 {
     const struct sl_store_model *found;
@@ -237,7 +241,8 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* Between two commits there is a batch, but for the item that filled it. */
+/* Data can be ahead of the last commit by a batch and the item that filled it, and must fit as
+ * well. */
 static int check_space(struct sl_packer *p, struct sl_err *err)
 {
     uint64_t batch_bytes =
@@ -307,7 +312,7 @@ static int open_data_files(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* A source that is a store knows its copied files: none is left out because it was lost. */
+/* A store as the source lists its copied files, so a lost one is an error and not left out. */
 static bool must_copy(const struct sl_packer *p, const char *name)
 {
     for (uint32_t i = 0; p->o->from && i < sl_store_copied_file_count(p->o->from); i++) {
@@ -317,7 +322,7 @@ static bool must_copy(const struct sl_packer *p, const char *name)
     return false;
 }
 
-/* Such a source knows the bytes too. */
+/* A store as the source also has a checksum for each copied file. */
 static int check_copied_file(const struct sl_packer *p, const struct sl_store_copied_file *copied,
                              struct sl_err *err)
 {
@@ -357,8 +362,8 @@ static int copy_file(struct sl_packer *p, const char *name, struct sl_err *err)
                                    sl_store_copied_file_encode(&copied, value), err);
 }
 
-/* Written anew in each run: they are small, and may not have got to the disk in the last one. Their
- * names are synced with those of the data files. */
+/* Copied files are written again in each run: they are small, and the last run may have ended
+ * before they were on disk. Their names are synced with those of the data files. */
 static int copy_files(struct sl_packer *p, struct sl_err *err)
 {
     int rc = 0;

@@ -1,17 +1,18 @@
-/* The beginning of a pack: what is to be packed, how far the last run came, and everything that has
- * a name in a folder: the catalog, the copied files, the data files. */
+/* The beginning of a pack: finds out what is to be packed and how far the last run came, and makes
+ * everything that has a name in a folder: the catalog, the copied files, the data files. */
 #ifndef SL_STORAGE_PACK_STORE_BEGIN_H
 #define SL_STORAGE_PACK_STORE_BEGIN_H
 
 #include "core/base/err.h"
 #include "storage/pack/store_packer.h"
 
-/* What is going to be packed, and where its dense tensors lie. Opens the source's files. Fails as
- * reading does, and with -SL_EUNSUPPORTED for sizes that have no records. */
+/* Finds out what will be packed and where its dense tensors will lie. Opens the source's files.
+ * Fails as reading does, and with -SL_EUNSUPPORTED for experts of a size that records cannot
+ * hold. */
 int sl_packer_describe(struct sl_packer *p, struct sl_err *err);
 
-/* Takes the lock and the state, and leaves the catalog open with a transaction, unless the store is
- * complete. Uses the memory of the first worker. */
+/* Locks the store, reads its state, and leaves the catalog open in a transaction unless the store
+ * is complete. Uses the memory of the first worker. */
 int sl_packer_begin(struct sl_packer *p, struct sl_err *err);
 
 /* Writes the copied files and makes the data files, with all their names on disk. */

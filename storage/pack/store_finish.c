@@ -10,7 +10,7 @@
 #include "storage/store/store_copies.h"
 #include "storage/pack/store_identity.h"
 
-/* Reads what is committed. Returns 1 if it is sealed. */
+/* Reads the committed entries. Returns 1 if they are sealed already. */
 static int read_catalog(const struct sl_packer *p, struct sl_catalog_entries *catalog,
                         struct sl_err *err)
 {
@@ -63,7 +63,7 @@ int sl_packer_trim(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* Its path, which the function frees. */
+/* Checks that `path`, which the function frees, leads to the catalog. */
 static int check_catalog(const struct sl_packer *p, char *path, struct sl_err *err)
 {
     int rc = 0;

@@ -1,5 +1,5 @@
-/* What a pack does before it says that something is there: the catalog is sealed, files end where
- * they should, and their paths lead to them. */
+/* The end of a pack, or of a batch whose source is freed: the catalog is sealed, and it is checked
+ * that files end where they should and that their paths lead to them. */
 #ifndef SL_STORAGE_PACK_STORE_FINISH_H
 #define SL_STORAGE_PACK_STORE_FINISH_H
 
@@ -8,12 +8,13 @@
 #include "core/base/err.h"
 #include "storage/pack/store_packer.h"
 
-/* Seals what is committed, if it is not sealed yet. */
+/* sl_packer_seal() seals the committed entries; sl_packer_is_sealed() tells whether they are sealed
+ * already. */
 bool sl_packer_is_sealed(const struct sl_packer *p);
 int sl_packer_seal(struct sl_packer *p, struct sl_err *err);
 
-/* Cuts off what lies in the data files behind the store's data, all of which is committed: an
- * earlier run may have written more. */
+/* Cuts off bytes behind the store's data, which an earlier run may have written. To be called when
+ * all data are committed. */
 int sl_packer_trim(struct sl_packer *p, struct sl_err *err);
 
 /* Fails with -ESTALE if a path does not lead to the file that is open: somebody has moved or

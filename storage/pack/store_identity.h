@@ -1,4 +1,5 @@
-/* Who may write to a store, and of which model: shared by packing and repairing. */
+/* The lock of a store's writers, and checks that store and source are of the same model. Packing
+ * and repairing share them. */
 #ifndef SL_STORAGE_PACK_STORE_IDENTITY_H
 #define SL_STORAGE_PACK_STORE_IDENTITY_H
 
@@ -9,7 +10,7 @@
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/store/store.h"
 
-/* What tells a model: checksums of its config.json and of its index. */
+/* Computes the checksums that identify a model: of its config.json and of its index. */
 int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkpoint_folder,
                       uint64_t *ret_config_checksum, uint64_t *ret_index_checksum,
                       struct sl_err *err);
@@ -23,7 +24,7 @@ int sl_store_lock(const char *store_folder, struct sl_err *err);
 int sl_copied_file_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
                         struct sl_err *err);
 
-/* Whether STORE has its ith copied file as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
+/* Checks that the store has its copied file `i` as it was packed. Fails with -SL_ECORRUPT, -ENOMEM
  * or as reading does. */
 int sl_copied_file_check(const struct sl_store *store, uint32_t i, struct sl_err *err);
 

@@ -3,7 +3,7 @@
  * storage/pack/store_source.c knows the source, storage/pack/store_begin.c finds out how far the
  * last run came and makes what has a name, storage/pack/store_write.c fills the data files and
  * decides what is committed when, and storage/pack/store_finish.c sees that it is where it should
- * be. One thread, but for the workers' buffers. */
+ * be. All but the workers' buffers belongs to one thread. */
 #ifndef SL_STORAGE_PACK_STORE_PACKER_H
 #define SL_STORAGE_PACK_STORE_PACKER_H
 
@@ -17,7 +17,7 @@
 #include "storage/pack/store_records.h"
 #include "storage/pack/pack_options.h"
 
-/* One thread's. */
+/* Memory of one thread. */
 struct sl_pack_worker {
     struct sl_record_maker maker;
     int rc;
@@ -48,10 +48,10 @@ struct sl_packer {
     uint64_t left_bytes; /* likewise, when this began */
 };
 
-/* Puts the state into the open transaction. */
+/* Writes the state to the open transaction. */
 int sl_packer_put_state(struct sl_packer *p, struct sl_err *err);
 
-/* Both fill `err` and return its code. */
+/* Both report an error: they fill `err` and return its code. */
 int sl_packer_stopped(const struct sl_packer *p, struct sl_err *err);
 int sl_packer_no_memory(const struct sl_packer *p, struct sl_err *err);
 

@@ -13,7 +13,7 @@
 #include "storage/pack/store_identity.h"
 #include "storage/store/store_layout.h"
 
-/* Nothing is written over what may be another model. */
+/* Refuses to write over the data of another model. */
 static int check_config(const struct sl_pack_options *options, struct sl_err *err)
 {
     char *found = NULL, *wanted = NULL;
@@ -31,7 +31,7 @@ static int check_config(const struct sl_pack_options *options, struct sl_err *er
     return rc;
 }
 
-/* How many of the dense tensors begin in the file as they do in the source. */
+/* Counts the dense tensors that begin in the file with the same bytes as in the source. */
 static int count_known(const struct sl_pack_options *options, int fd, uint32_t *ret_n_known,
                        struct sl_err *err)
 {
@@ -57,7 +57,8 @@ static int count_known(const struct sl_pack_options *options, int fd, uint32_t *
     return 0;
 }
 
-/* Another fine-tune has the same config.json. */
+/* A fine-tune has the same config.json as its base model, so the dense tensors are compared,
+ * too. */
 static int check_dense(const struct sl_pack_options *options, struct sl_err *err)
 {
     char *path = sl_store_path(options->store_folder, "dense.bin");
@@ -78,7 +79,7 @@ static int check_dense(const struct sl_pack_options *options, struct sl_err *err
     return rc == -ENOENT ? 0 : rc;
 }
 
-/* A file of compressed records has holes. */
+/* Tells the size of a file, and whether it has holes, as files of compressed records do. */
 static int look_at_file(const char *path, uint64_t *ret_weight, bool *ret_holes)
 {
     struct stat status;

@@ -57,7 +57,7 @@ static int read_extent(const struct sl_checkpoint *checkpoint, const struct sl_e
     return rc;
 }
 
-/* Fills maker->record with tiles. */
+/* Fills maker->record with the tiles of a checkpoint's expert. */
 static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
                   uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err)
 {
@@ -70,7 +70,7 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
     int rc = 0;
 
     sl_assert(from);
-    /* In the order in which the release has them: two runs of bytes. */
+    /* The release has codes and scales in this order, so reading goes through two runs of bytes. */
     for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++)
         rc = read_extent(source->checkpoint, &from->scales[m], &staging, &scales[m], err);
     for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++)
@@ -91,7 +91,7 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
     return rc < 0 ? sl_err_prefix(err, rc, "%s", sl_expert_format(shape, key, text)) : 0;
 }
 
-/* Likewise, from a store. */
+/* Fills maker->record from a store. */
 static int read_packed(struct sl_record_maker *maker, struct sl_expert_key key,
                        uint64_t ret_checksums[SL_EXPERT_MATRICES], struct sl_err *err)
 {

@@ -34,7 +34,8 @@ static void move(struct relocation *p, uint32_t file_index, const char path[SL_S
     p->paths[file_index] = p->files[file_index].path;
 }
 
-/* Takes all files of the store that are in the folder. Returns 1 if there are any. */
+/* Notes the new path of every file of the store that is in the folder. Returns 1 if there are
+ * any. */
 static int look_into(struct relocation *p, const char *folder, struct sl_err *err)
 {
     bool found = false;
@@ -49,18 +50,18 @@ static int look_into(struct relocation *p, const char *folder, struct sl_err *er
             found = true;
             rc = sl_plain_file_check(path, err);
             if (rc == 0 && (uint64_t)status.st_size > p->files[i].size_bytes)
-                rc =
-                    sl_err_set(err, -SL_EFORMAT,
-                               "%s: the file has %llu bytes, that of %s has %llu: another store's?",
-                               path, (unsigned long long)status.st_size, sl_store_folder(p->store),
-                               (unsigned long long)p->files[i].size_bytes);
+                rc = sl_err_set(
+                    err, -SL_EFORMAT,
+                    "%s: the file has %llu bytes, but that of %s has %llu: is it of another store?",
+                    path, (unsigned long long)status.st_size, sl_store_folder(p->store),
+                    (unsigned long long)p->files[i].size_bytes);
             move(p, i, path);
         }
     }
     return rc < 0 ? rc : found;
 }
 
-/* Marks what is lost; each file outside the store's folder gets the next of the empty folders. */
+/* Marks lost files; each of them outside the store's folder gets the next of the empty folders. */
 static int assign_lost(struct relocation *p, const char *const *empty, uint32_t n_empty,
                        struct sl_err *err)
 {
@@ -115,7 +116,8 @@ static int find_files(struct relocation *p, struct sl_err *err)
                                      empty[0], sl_store_folder(p->store));
 }
 
-/* The first and the last record. */
+/* Compares the first and the last record with their checksums, which shows whether the files are
+ * the store's. */
 static int check_records(const struct relocation *p, struct sl_err *err)
 {
     const struct sl_expert_shape *shape = &sl_store_model(p->store)->shape;
@@ -152,7 +154,7 @@ static bool is_named(const char *path, uint32_t file_index, const char *const *f
     return false;
 }
 
-/* What is written in `value` is what the copy has under this key. */
+/* Returns whether the copy has this value under this key. */
 static bool copy_has(const struct sl_catalog_entries *copy, const char *key, const uint8_t *value,
                      size_t size_bytes)
 {
@@ -215,7 +217,7 @@ static int make_lost(const struct relocation *p, struct sl_err *err)
     return rc;
 }
 
-/* The entries as they were, but for the paths. */
+/* Copies the entries and changes the paths in them. */
 struct change {
     const struct relocation *relocation;
     struct sl_catalog_entries entries;

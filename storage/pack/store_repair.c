@@ -56,7 +56,7 @@ static int repair_copied_file(struct repairer *r, uint32_t index, struct sl_err 
     return rc;
 }
 
-/* Summed first, and written when that is right. */
+/* Computes the checksum first, and writes the tensor only if it is the catalog's. */
 static int repair_tensor(struct repairer *r, uint32_t index, struct sl_err *err)
 {
     const struct sl_store_tensor *tensor = sl_store_tensor(r->o->store, index);
@@ -80,7 +80,7 @@ static int repair_tensor(struct repairer *r, uint32_t index, struct sl_err *err)
     return sl_tensor_copy(weights, tensor->name, size_bytes, &target, r->buffer, &checksum, err);
 }
 
-/* Of the parts of a record those that are not as they should be. */
+/* Writes the parts of a record that differ from it. */
 static int write_record(struct repairer *r, const struct sl_packed_expert *expert,
                         const uint8_t *record, struct sl_err *err)
 {

@@ -1,8 +1,9 @@
-/* Repairing: what verifying found damaged, made again from the checkpoint, or from another store of
- * it, and written in its place. What of a record is as it should be is not written again.
+/* Repair: items that verifying found damaged are made again from the checkpoint, or from another
+ * store of it, and written in their place. Parts of a record that are sound are not written again.
  *
- * What the catalog says stays as it is: only bytes that have its checksums are written, so a
- * checkpoint with other weights repairs nothing. Its copies are made again from the sealed one. */
+ * The catalog's entries do not change: only bytes with the catalog's checksums are written, so a
+ * checkpoint with other weights repairs nothing. Damaged copies of the catalog are made again from
+ * the sealed one. */
 #ifndef SL_STORAGE_PACK_STORE_REPAIR_H
 #define SL_STORAGE_PACK_STORE_REPAIR_H
 
@@ -28,8 +29,8 @@ struct sl_repair_options {
     const atomic_bool *stop; /* NULL, or ends the work after the present item when true */
 };
 
-/* Makes and writes each item, in turn; on disk when it returns 0, or -ECANCELED if stopped. Of an
- * expert with several damaged matrices, which follow each other in the list, the record is written
+/* Makes and writes each item, in turn. They are on disk when it returns 0, or -ECANCELED if
+ * stopped. An expert with several damaged matrices, which follow each other in the list, is written
  * once. Fails with -EBUSY if another process writes to the store, with -SL_EFORMAT if the source is
  * not what was packed, as sl_store_may_write() does, and as reading and writing do. */
 int sl_store_repair(const struct sl_repair_options *options, const struct sl_store_item *items,

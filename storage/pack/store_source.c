@@ -48,7 +48,7 @@ int sl_packer_open_source(struct sl_packer *p, struct sl_err *err)
 /* ---- where it has what ------------------------------------------------------------------------
  */
 
-/* Where the checkpoint has a pack item. Returns the number of extents. */
+/* Gives the extents of a pack item in the checkpoint. Returns their number. */
 static uint32_t item_extents(const struct sl_packer *p, uint32_t pack_item,
                              struct sl_extent ret_extents[ITEM_EXTENTS_MAX])
 {
@@ -70,7 +70,7 @@ static uint32_t item_extents(const struct sl_packer *p, uint32_t pack_item,
     return ITEM_EXTENTS_MAX;
 }
 
-/* The first extent that the checkpoint has no more; -1 if it has all. */
+/* Returns the first extent that was cut off from the checkpoint; -1 if it has all. */
 static int missing_extent(const struct sl_packer *p, const struct sl_extent *extents, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
@@ -99,7 +99,8 @@ static int explain_missing(const struct sl_packer *p, uint32_t pack_item, uint32
         (unsigned long long)sl_checkpoint_file_bytes(p->o->checkpoint, file_index), what);
 }
 
-/* Shortening a file that has another name would take it away there as well, unasked. */
+/* Refuses files with another name, since shortening them would also destroy that other file, which
+ * the user did not ask for. */
 static int check_freeable(const struct sl_packer *p, struct sl_err *err)
 {
     for (uint32_t i = 0; i < sl_checkpoint_file_count(p->o->checkpoint); i++) {
@@ -154,7 +155,7 @@ static int other_weights(const struct sl_packer *p, struct sl_err *err)
                       p->o->store_folder, p->o->checkpoint_folder);
 }
 
-/* The source may have another shape under this name: an index names files alone. */
+/* Compares the shapes: two checkpoints may have the same index, since an index only names files. */
 static bool is_same_tensor(const struct sl_packer *p, const struct sl_store_tensor *tensor,
                            uint32_t pack_item)
 {
@@ -195,8 +196,8 @@ static int check_item(struct sl_packer *p, const struct sl_store *store, uint32_
     return rc < 0 || same ? rc : other_weights(p, err);
 }
 
-/* Reads back what an earlier run wrote, before its source is freed: it may have been copied since,
- * or have rotted. */
+/* Reads back the data of an earlier run before their source is freed: the store may have been
+ * copied since, or its data may have decayed. */
 struct read_back {
     struct sl_store *store;
     const char *paths[SL_STORE_FILES_MAX];
@@ -240,7 +241,7 @@ static int read_back_item(struct read_back *r, struct sl_packer *p, uint32_t pac
                           &nowhere, p->buffer, &checksum, err);
 }
 
-/* A store that was copied may not be on disk yet, whatever its catalog says. */
+/* Syncs all files: those of a copied store may not be on disk yet, though its catalog says so. */
 static int sync_files(const struct read_back *r, struct sl_err *err)
 {
     for (uint32_t i = 0; i < sl_store_file_count(r->store); i++) {
@@ -257,7 +258,8 @@ static int sync_files(const struct read_back *r, struct sl_err *err)
     return 0;
 }
 
-/* Whatever an earlier run packed and whose source is still there exists twice. */
+/* Compares every item that an earlier run packed and whose source is still there with that
+ * source. */
 static int check_before_freeing(struct sl_packer *p, struct sl_store *store, struct sl_err *err)
 {
     struct sl_extent extents[ITEM_EXTENTS_MAX];

@@ -1,7 +1,7 @@
-/* Owns a ring of buffers: reads are queued at its head, and summed at its tail, in the same order.
+/* Owns a ring of buffers: reads are queued at its head, and checksums are computed at its tail, in
+ * the same order.
  *
- *     items ──cut──► pieces:  [summed] tail ► [landed] [landed] [in flight] ... ◄ head
- */
+ *     items ──cut──► pieces:  [summed] tail ► [landed] [landed] [in flight] ... ◄ head */
 #include "storage/pack/store_verify.h"
 
 #include <errno.h>
@@ -30,7 +30,7 @@ struct piece {
     bool landed;
 };
 
-/* What is to be read next. */
+/* The place of the next piece to be read. */
 struct cursor {
     struct sl_store_item item;
     struct sl_extent extents[SL_EXPERT_PARTS_MAX];
@@ -57,7 +57,7 @@ struct verifier {
     struct sl_verify_result result;
 };
 
-/* Without the zeros behind it, up to the next block. */
+/* Returns the item's bytes, not counting the zeros behind it up to the next block. */
 static uint64_t bytes_of(const struct sl_store *store, const struct sl_store_item *item)
 {
     if (item->kind == SL_STORE_TENSOR)
@@ -76,7 +76,8 @@ static uint64_t checksum_of(const struct sl_store *store, const struct sl_store_
                : sl_store_expert(store, item->key)->checksums[item->matrix];
 }
 
-/* All its blocks are read: what follows in the last one belongs to nothing else. */
+/* Gives the item's extents in whole blocks, since the rest of the last block must be zeros and
+ * belongs to nothing else. */
 static uint32_t extents_of(const struct sl_store *store, const struct sl_store_item *item,
                            struct sl_extent extents[SL_EXPERT_PARTS_MAX])
 {
@@ -97,7 +98,7 @@ static uint32_t extents_of(const struct sl_store *store, const struct sl_store_i
     return n;
 }
 
-/* "layer 3, expert 17, w2", with the error that comes after it. */
+/* Reports damage, such as "layer 3, expert 17, w2: ", followed by the error. */
 static void report(struct verifier *v, const struct sl_store_item *item, const char *error)
 {
     const struct sl_expert_shape *shape = &sl_store_model(v->store)->shape;
@@ -136,7 +137,8 @@ static int verify_copied_file(struct verifier *v, uint32_t index, struct sl_err 
     return 0;
 }
 
-/* The copy with a file, or catalog.mdb: what it says is what the sealed one says. */
+/* Checks that a copy of the catalog (catalog.mdb, or the one beside a data file) has the same
+ * entries as the sealed one. */
 static int verify_copy(struct verifier *v, uint32_t index, const struct sl_catalog_entries *sealed,
                        struct sl_err *err)
 {
@@ -178,7 +180,8 @@ static int verify_copies(struct verifier *v, struct sl_err *err)
     return rc;
 }
 
-/* A file that is too short lacks data, which are read. */
+/* Checks that a file does not end behind the store's data. One that is too short fails when its
+ * data are read. */
 static void verify_tail(struct verifier *v, uint32_t index)
 {
     const struct sl_store_item item = {.kind = SL_STORE_TAIL, .index = index};
@@ -210,7 +213,8 @@ static int verify_others(struct verifier *v, struct sl_err *err)
 /* ---- pieces -----------------------------------------------------------------------------------
  */
 
-/* Of an expert: its matrices in the order of the record, or a compressed record as a whole. */
+/* Moves on within the experts: to the next matrix in the order of the record, or to the next
+ * compressed record as a whole. */
 static void next_of_expert(struct verifier *v)
 {
     struct cursor *c = &v->cursor;
@@ -226,7 +230,7 @@ static void next_of_expert(struct verifier *v)
     c->expert_number += c->matrix_number == 0;
 }
 
-/* Tensors, then experts. */
+/* Moves on to the next item: tensors first, then experts. */
 static bool next_item(struct verifier *v)
 {
     const struct sl_store_state *state = sl_store_state(v->store);
@@ -245,7 +249,7 @@ static bool next_item(struct verifier *v)
     return true;
 }
 
-/* Queues the next piece; false if there is none. */
+/* Queues the next piece; returns false if there is none. */
 static bool queue_piece(struct verifier *v)
 {
     struct piece *piece = &v->pieces[v->head % PIECES_MAX];
@@ -304,7 +308,7 @@ static void compare(struct verifier *v, const struct sl_store_item *item)
     report(v, item, err.message);
 }
 
-/* What is left of the item goes into the checksum; the rest are zeros. */
+/* Adds the item's bytes to the checksum; those behind its end must be zeros. */
 static void sum_bytes(struct verifier *v, const struct piece *piece)
 {
     const uint8_t *bytes = piece->read.dst;
@@ -316,7 +320,7 @@ static void sum_bytes(struct verifier *v, const struct piece *piece)
         v->zeros_bad |= bytes[i] != 0;
 }
 
-/* Sums the piece at the tail, which has landed. */
+/* Adds the piece at the tail, which has landed, to the checksum. */
 static void sum_piece(struct verifier *v)
 {
     const struct piece *piece = &v->pieces[v->tail++ % PIECES_MAX];
@@ -343,7 +347,7 @@ static void sum_piece(struct verifier *v)
         v->o->on_progress(v->o->progress_context, v->result.read_bytes, v->total_bytes);
 }
 
-/* A drive that does not answer ends the work: its piece's buffer cannot be used again. */
+/* A drive that does not answer ends the work, since its piece's buffer can never be used again. */
 static int reap_piece(struct verifier *v, struct sl_err *err)
 {
     struct sl_read *read = sl_reader_reap(v->reader, true);
@@ -381,7 +385,7 @@ static int verify_data(struct verifier *v, struct sl_err *err)
 /* ---- all of it --------------------------------------------------------------------------------
  */
 
-/* Nothing is read of a store in which nothing is done, and its files may not be there. */
+/* A store in which nothing is packed yet may have no files, and nothing is read from it. */
 static int open_files(struct verifier *v, struct sl_err *err)
 {
     const struct sl_reader_options options = {.depth = READS_IN_FLIGHT_MAX};

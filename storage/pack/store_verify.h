@@ -1,10 +1,11 @@
-/* Verifying: all data of a store held against the catalog's checksums, with the zeros that fill
- * blocks, and all copies of the catalog against the one that counts.
+/* Verifying: compares all data of a store with the catalog's checksums, checks the zeros that fill
+ * blocks, and compares all copies of the catalog with STORE/catalog.sealed.
  *
- * Compressed records are not unpacked: what is stored has a checksum too. Data are read in the
- * order in which they lie, through the reader, past the page cache, while what has landed is
- * summed: at the drive's speed as long as one thread sums faster than that. Damage is reported;
- * storage/pack/store_repair.h repairs it. One thread makes all calls. */
+ * Compressed records are not unpacked, since their stored bytes have a checksum of their own. Data
+ * are read in the order in which they lie, through the reader, past the page cache, while checksums
+ * of landed pieces are computed: this runs at the drive's speed as long as one thread computes them
+ * faster. Damage is reported; storage/pack/store_repair.h repairs it. One thread makes all
+ * calls. */
 #ifndef SL_STORAGE_PACK_STORE_VERIFY_H
 #define SL_STORAGE_PACK_STORE_VERIFY_H
 
@@ -25,7 +26,7 @@ enum sl_store_item_kind {
     SL_STORE_RECORD, /* a compressed expert, as it is stored */
 };
 
-/* What has a checksum of its own. */
+/* One thing that is verified: it has a checksum of its own, or must equal another copy. */
 struct sl_store_item {
     enum sl_store_item_kind kind;
     uint32_t index;           /* of a file (0 is catalog.mdb), a copied file or a tensor */
@@ -33,7 +34,8 @@ struct sl_store_item {
     int matrix;
 };
 
-/* `message` says what it is, where it lies and what is wrong with it. */
+/* Is called for each damaged item. `message` names it, says where it lies and what is wrong with
+ * it. */
 typedef void sl_store_bad_fn(void *context, const struct sl_store_item *item, const char *message);
 
 struct sl_verify_options {
@@ -50,9 +52,10 @@ struct sl_verify_result {
     uint64_t read_bytes;
 };
 
-/* Of a store that is not complete, what is done is verified, but no small files. Damage is no
- * error. Fails with -ENOMEM, as opening the files does, with -ETIMEDOUT if a drive does not answer
- * (storage/io/reader.h), or with -ECANCELED if stopped; ret_result is filled in any case. */
+/* Verifies a store. If it is not complete, only its tensors and experts that are packed are
+ * verified, but no small files. Damage is no error. Fails with -ENOMEM, as opening the files does,
+ * with -ETIMEDOUT if a drive does not answer (storage/io/reader.h), or with -ECANCELED if stopped;
+ * ret_result is filled in any case. */
 int sl_store_verify(const struct sl_store *store, const struct sl_verify_options *options,
                     struct sl_verify_result *ret_result, struct sl_err *err);
 

@@ -11,7 +11,7 @@
  *
  * Where everything lies follows from the model and the sizes of the files, so that every run writes
  * the same bytes to the same offsets, and only the catalog's state tells how far the last one came.
- * What comes before the data is storage/pack/store_begin.c's. */
+ * storage/pack/store_begin.c does everything that comes before the data. */
 #include "storage/pack/store_write.h"
 
 #include <errno.h>
@@ -34,7 +34,7 @@ uint64_t sl_pack_thread_bytes(const struct sl_expert_shape *shape)
     return sl_record_maker_bytes(shape);
 }
 
-/* Syncs what was written, then says so. The next batch begins. */
+/* Syncs the data of the batch and then commits the catalog that says so. The next batch begins. */
 static int commit(struct sl_packer *p, struct sl_err *err)
 {
     struct sl_file_writer *writer = p->o->writer;
@@ -62,7 +62,7 @@ static int commit(struct sl_packer *p, struct sl_err *err)
 /* ---- data -------------------------------------------------------------------------------------
  */
 
-/* What was written, of data that would have size_bytes if they were not compressed. */
+/* Counts written bytes of data that would take size_bytes if they were not compressed. */
 static void count(struct sl_packer *p, uint64_t size_bytes, uint64_t written_bytes)
 {
     p->batch_bytes += size_bytes;
@@ -113,7 +113,7 @@ static int pack_tensors(struct sl_packer *p, struct sl_err *err)
     return rc;
 }
 
-/* A run of experts that the threads share. */
+/* Consecutive experts that the threads share. */
 struct expert_job {
     struct sl_packer *packer;
     uint32_t first;
@@ -170,7 +170,8 @@ static int pack_run(struct sl_packer *p, struct expert_job *job, uint32_t n, str
     return 0;
 }
 
-/* A run is a batch, so that some experts are read while others are written. */
+/* The threads get a whole batch of experts at once, so that some are read while others are
+ * written. */
 static int pack_experts(struct sl_packer *p, struct sl_err *err)
 {
     uint32_t n_experts = sl_store_expert_count(&p->model.shape);
@@ -221,8 +222,8 @@ static int take_memory(struct sl_packer *p, struct sl_err *err)
     return 0;
 }
 
-/* The makers compress from now on, if the store does. Until here they made plain records, since
- * what earlier runs packed is compared by its tiles. */
+/* Makes the makers compress from now on if the store is compressed. Until here they made plain
+ * records, since items of earlier runs are compared by their tiles. */
 static int begin_compressing(struct sl_packer *p, struct sl_err *err)
 {
     if (p->model.layout != SL_STORE_LAYOUT_R16_ZSTD)

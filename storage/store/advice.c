@@ -20,7 +20,8 @@ static uint64_t checksum_of(const char *name, const void *value, size_t size_byt
     return sl_checksum_seeded(value, size_bytes, sl_checksum(name, strlen(name)));
 }
 
-/* Makes `path` and the folders above it, as far as they are not there; none behind `from`. */
+/* Makes `path` and the missing folders above it, but only those whose names begin at or behind
+ * `from`. */
 static int make_folders(char *path, size_t from)
 {
     for (char *slash = strchr(path + from, '/'); slash; slash = strchr(slash + 1, '/')) {
@@ -35,8 +36,8 @@ static int make_folders(char *path, size_t from)
     return 0;
 }
 
-/* Where the file is in the user's cache. Fails with -ENOENT if there is no such folder to be had.
- */
+/* Gives the file's path in the user's cache folder. Fails with -ENOENT if there is no such
+ * folder. */
 static int cache_path(const char *store_folder, const char *name, bool make, char **ret_path)
 {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -62,11 +63,14 @@ static int cache_path(const char *store_folder, const char *name, bool make, cha
 
 static int fail(const char *store_folder, int rc, struct sl_err *err)
 {
-    return sl_err_set(err, rc, "%s: there is no place to remember things of it: %s", store_folder,
-                      sl_strerror(rc));
+    return sl_err_set(err, rc,
+                      "%s: neither the store's folder nor the user's cache folder can keep the hot "
+                      "list and the probe's result: %s",
+                      store_folder, sl_strerror(rc));
 }
 
-/* The user's own comes first where the store's cannot be written to. */
+/* Gives the path to read from, or with `make` to write to. Where the store's folder cannot be
+ * written to, the file in the user's cache folder comes first. */
 static int find_path(const char *store_folder, const char *name, bool make, char **ret_path)
 {
     bool in_store = access(store_folder, W_OK) == 0;

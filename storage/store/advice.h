@@ -1,5 +1,5 @@
-/* What runs remember of a store from one to the next, beside it: small files that may be lost, such
- * as the hot list. Nothing else depends on them: a damaged one is told and passed over.
+/* Advice: small files beside a store that one run writes for the next, such as the hot list. They
+ * may be lost, since they only save time: a damaged one is reported and otherwise ignored.
  *
  * They lie in the store's folder, or, where that may not be written to, below the user's cache
  * folder ($XDG_CACHE_HOME or ~/.cache, in sluice/ and a folder for each store's path). Each is
@@ -14,12 +14,12 @@
 
 #define SL_ADVICE_BYTES_MAX (UINT64_C(1) << 20)
 
-/* Returns 1 with *ret_value, which the caller frees, or 0 if nothing is remembered. Fails with
+/* Returns 1 with *ret_value, which the caller frees, or 0 if there is no such file. Fails with
  * -errno, -ENOMEM or -SL_ECORRUPT. */
 int sl_advice_read(const char *store_folder, const char *name, uint8_t **ret_value,
                    size_t *ret_size_bytes, struct sl_err *err);
 
-/* Replaces what there is. Fails with -errno or -ENOMEM. */
+/* Replaces the file. Fails with -errno or -ENOMEM. */
 int sl_advice_write(const char *store_folder, const char *name, const void *value,
                     size_t size_bytes, struct sl_err *err);
 

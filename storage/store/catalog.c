@@ -20,7 +20,7 @@ struct sl_catalog {
     off_t file_bytes; /* since the last commit */
 };
 
-/* LMDB's own codes are all about a file that is not what it should be, but for one. */
+/* LMDB's own codes all mean that the file is damaged, except for one. */
 static int fail(const struct sl_catalog *catalog, int mdb_rc, struct sl_err *err)
 {
     int rc = mdb_rc > 0 ? -mdb_rc : mdb_rc == MDB_MAP_FULL ? -ENOSPC : -SL_ECORRUPT;
@@ -32,7 +32,7 @@ static int fail(const struct sl_catalog *catalog, int mdb_rc, struct sl_err *err
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-/* An empty file of our own, which LMDB takes for a new database. */
+/* Makes an empty file, which LMDB takes for a new database. */
 static int make_file(const char *path)
 {
     int fd;
@@ -119,7 +119,8 @@ static int look_at_size(const struct sl_catalog *catalog, off_t *ret_file_bytes,
     return 0;
 }
 
-/* LMDB reads pages through a map, where one that the file has no more ends the process. */
+/* LMDB reads pages through a mapping. If somebody has cut the file, reading a page that is gone
+ * would end the process, so the size is checked before. */
 static int check_size(const struct sl_catalog *catalog, struct sl_err *err)
 {
     off_t file_bytes;

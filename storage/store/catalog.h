@@ -1,10 +1,10 @@
 /* The catalog of a store as sluice pack writes it: a small LMDB database of text keys and values,
  * each with a checksum of key and bytes behind it.
  *
- * LMDB is used for writing alone, and on a new file alone: what a file that is there says is read
- * by storage/store/catalog_read.h and put into a new one, which then takes the old one's place. So
- * LMDB never meets a file that was damaged or made by a stranger, and needs no lock file: there is
- * one writer, who holds the store's lock, and there are no readers.
+ * LMDB is used for writing only, and only on new files: the entries of an existing file are read by
+ * storage/store/catalog_read.h and put into a new file, which then replaces the old one. So LMDB
+ * never opens a file that was damaged or made by a stranger. It needs no lock file: there is one
+ * writer, who holds the store's lock, and there are no readers.
  *
  * All access is between begin and commit or abort. One thread makes all calls. */
 #ifndef SL_STORAGE_STORE_CATALOG_H
@@ -19,30 +19,30 @@
 
 struct sl_catalog;
 
-/* Makes a new database in place of any file at `path`; commits of it go to that file, also under
- * another name. It has the entries already, which may be NULL for none, but not yet committed: the
- * first transaction has begun. Fails with -errno or -ENOMEM, naming the path. */
+/* Makes a new database in place of any file at `path`; it keeps writing to that file when the file
+ * is renamed. The first transaction has begun and holds `entries`, which may be NULL for none, not
+ * yet committed. Fails with -errno or -ENOMEM, naming the path. */
 int sl_catalog_create(struct sl_catalog **ret_catalog, const char *path,
                       const struct sl_catalog_entries *entries, struct sl_err *err);
 
-/* NULL is allowed. What was not committed is gone. */
+/* NULL is allowed. Entries that were not committed are lost. */
 void sl_catalog_close(struct sl_catalog *catalog);
 
-/* Begin fails with -SL_ECORRUPT if somebody else has cut the file. */
+/* sl_catalog_begin() fails with -SL_ECORRUPT if somebody else has cut the file. */
 int sl_catalog_begin(struct sl_catalog *catalog, struct sl_err *err);
 void sl_catalog_abort(struct sl_catalog *catalog);
 
-/* When this returns 0, all that was put is on disk. Otherwise none of it. */
+/* When this returns 0, all entries that were put are on disk; otherwise none of them is. */
 int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err);
 
 /* Replaces a value that is there. */
 int sl_catalog_put(struct sl_catalog *catalog, const char *key, const void *value,
                    size_t size_bytes, struct sl_err *err);
 
-/* Of the file that commits go to. */
+/* Returns the descriptor of the file that commits go to. */
 int sl_catalog_fd(const struct sl_catalog *catalog);
 
-/* Of an entry: it lies, as so many bytes, behind its value. */
+/* Computes an entry's checksum, which is stored in SL_CATALOG_CHECKSUM_BYTES behind its value. */
 #define SL_CATALOG_CHECKSUM_BYTES 8u
 static inline uint64_t sl_catalog_checksum(const void *key, size_t key_bytes, const void *value,
                                            size_t size_bytes)

@@ -50,7 +50,8 @@ struct entry {
     size_t key_bytes, size_bytes;
 };
 
-/* Reads the entry at *at, and moves on; false at the end, or where none fits. */
+/* Reads the entry at *at and moves *at behind it; returns false at the end, or if the bytes hold no
+ * whole entry. */
 static bool next_entry(const struct sl_catalog_entries *entries, size_t *at, struct entry *ret)
 {
     const uint8_t *from;
@@ -87,7 +88,7 @@ static bool is_key(const uint8_t *key, size_t key_bytes)
     return true;
 }
 
-/* May come after the last entry. */
+/* Returns whether the key may come after the last entry. */
 static bool is_next_key(const struct sl_catalog_entries *entries, const uint8_t *key,
                         size_t key_bytes)
 {
@@ -120,7 +121,7 @@ static int make_room(struct sl_catalog_entries *entries, size_t wanted_bytes)
     return 0;
 }
 
-/* The header of what is still empty. */
+/* Writes the header of a list that is still empty. */
 static int begin(struct sl_catalog_entries *entries)
 {
     if (entries->size_bytes > 0)
@@ -217,7 +218,7 @@ int sl_catalog_entries_seal(struct sl_catalog_entries *entries, const uint8_t **
     return 0;
 }
 
-/* Whether all of it is entries, as many as the header says, in order. */
+/* Returns whether all bytes belong to entries, as many as the header says, in order. */
 static bool check_entries(struct sl_catalog_entries *entries)
 {
     const uint32_t n_entries = (uint32_t)get(entries->bytes + AT_COUNT, 4);
@@ -259,7 +260,8 @@ int sl_catalog_entries_unseal(struct sl_catalog_entries *entries, uint8_t *bytes
                         "%s: the store has format version %u; this sluice knows version %u", where,
                         version, SL_STORE_VERSION);
     else if (!check_entries(entries))
-        rc = sl_err_set(err, -SL_ECORRUPT, "%s: damaged: its entries make no sense", where);
+        rc = sl_err_set(err, -SL_ECORRUPT,
+                        "%s: damaged: its entries are not whole, or not in order", where);
 out:
     if (rc < 0)
         sl_catalog_entries_fini(entries);

@@ -1,9 +1,8 @@
-/* All that a catalog says, in memory: keys and values, the keys ascending by their bytes. And as a
- * file, the sealed copy: these entries in a row with one checksum over all, which a flipped bit
- * anywhere does not pass (docs/FORMAT.md).
+/* A catalog's entries in memory: keys and values, the keys ascending by their bytes. Sealed, they
+ * are a file: the entries in a row with one checksum over all of them, which finds a flipped bit
+ * anywhere (docs/FORMAT.md).
  *
- * Nothing is known here of what values mean (storage/store/store_format.h does). No shared state.
- */
+ * The meaning of the values is known to storage/store/store_format.h only. No shared state. */
 #ifndef SL_STORAGE_STORE_CATALOG_ENTRIES_H
 #define SL_STORAGE_STORE_CATALOG_ENTRIES_H
 
@@ -16,7 +15,7 @@
 #define SL_CATALOG_KEY_BYTES_MAX 320u
 #define SL_CATALOG_BYTES_MAX (UINT64_C(1) << 30) /* room for some million experts */
 
-/* Zeroed is empty. */
+/* A zeroed list is empty. */
 struct sl_catalog_entries {
     uint8_t *bytes; /* the file's, but for the checksum at its end, for which there is room */
     size_t size_bytes, room_bytes;
@@ -24,20 +23,20 @@ struct sl_catalog_entries {
     size_t last_key_at; /* in bytes */
 };
 
-/* Takes zeroed ones too, and leaves such. */
+/* Frees the entries and zeroes them. Zeroed ones are allowed. */
 void sl_catalog_entries_fini(struct sl_catalog_entries *entries);
 
-/* Appends. Fails with -ENOMEM, or -SL_EFORMAT for a key that is empty, too long, has control
- * characters or does not come after the last one. */
+/* Appends an entry. Fails with -ENOMEM, or -SL_EFORMAT for a key that is empty, too long, has
+ * control characters or does not come after the last one. */
 int sl_catalog_entries_add(struct sl_catalog_entries *entries, const void *key, size_t key_bytes,
                            const void *value, size_t size_bytes);
 
-/* The value stays the entries'. */
+/* Looks a value up, which stays owned by the entries. Returns false if there is none. */
 bool sl_catalog_entries_get(const struct sl_catalog_entries *entries, const char *key,
                             const uint8_t **ret_value, size_t *ret_size_bytes);
 
-/* Calls fn for every key that starts with `prefix`, in order; ends early when fn fails, and returns
- * what it did. */
+/* Calls fn for every key that starts with `prefix`, in order. If fn fails, ends early and returns
+ * fn's error. */
 typedef int sl_catalog_entry_fn(void *context, const char *key, const uint8_t *value,
                                 size_t size_bytes, struct sl_err *err);
 int sl_catalog_entries_each(const struct sl_catalog_entries *entries, const char *prefix,
@@ -46,7 +45,7 @@ int sl_catalog_entries_each(const struct sl_catalog_entries *entries, const char
 bool sl_catalog_entries_same(const struct sl_catalog_entries *a,
                              const struct sl_catalog_entries *b);
 
-/* The sealed copy's bytes, which stay the entries'. Fails with -ENOMEM. */
+/* Makes the sealed copy's bytes, which stay owned by the entries. Fails with -ENOMEM. */
 int sl_catalog_entries_seal(struct sl_catalog_entries *entries, const uint8_t **ret_bytes,
                             size_t *ret_size_bytes);
 

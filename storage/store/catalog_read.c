@@ -66,8 +66,8 @@ static uint64_t get(const uint8_t *bytes, uint32_t n_bytes)
 
 static int damaged(const struct walk *w)
 {
-    return sl_err_set(w->err, -SL_ECORRUPT, "%s: damaged: page %llu makes no sense", w->where,
-                      (unsigned long long)w->page);
+    return sl_err_set(w->err, -SL_ECORRUPT, "%s: damaged: page %llu is not a valid page of LMDB",
+                      w->where, (unsigned long long)w->page);
 }
 
 /* Checks the value's checksum, and keeps the entry without it. */
@@ -90,7 +90,7 @@ static int take(struct walk *w, const uint8_t *key, uint64_t key_bytes, const ui
     return rc < 0 ? damaged(w) : 0;
 }
 
-/* A leaf's node. */
+/* Takes an entry from a leaf's node. */
 static int take_node(struct walk *w, const uint8_t *node, const uint8_t *page_end)
 {
     uint64_t size_bytes = get(node, 4), flags = get(node + 4, 2), key_bytes = get(node + 6, 2);
@@ -118,7 +118,8 @@ static int take_node(struct walk *w, const uint8_t *node, const uint8_t *page_en
     return size_bytes <= room_bytes ? take(w, key, key_bytes, data, size_bytes) : damaged(w);
 }
 
-/* A tree has no page twice, or there would be more than the file has. */
+/* Takes the entries of the tree below a page. The pages are counted, so that a damaged tree with a
+ * loop ends when it has more pages than the file. */
 static int take_page(struct walk *w, uint64_t number, uint32_t depth)
 {
     uint64_t kind, lower, upper;
@@ -149,7 +150,7 @@ static int take_page(struct walk *w, uint64_t number, uint32_t depth)
     return rc;
 }
 
-/* The size of pages that a header names; 0 if it is none. */
+/* Returns the page size that a header names; 0 if it is no valid header. */
 static uint64_t page_bytes_of(const uint8_t *header)
 {
     uint64_t bytes = get(header + AT_PAGE_BYTES, 4);
@@ -160,7 +161,7 @@ static uint64_t page_bytes_of(const uint8_t *header)
                : 0;
 }
 
-/* The later one; NULL unless both are sound. */
+/* Returns the later of both headers; NULL unless both are sound. */
 static const uint8_t *find_header(const uint8_t *file, uint64_t size_bytes)
 {
     uint64_t page_bytes = size_bytes >= HEADER_BYTES ? page_bytes_of(file) : 0;
@@ -178,7 +179,8 @@ static int take_tree(struct walk *w, uint64_t size_bytes)
     int rc;
 
     if (!header)
-        return sl_err_set(w->err, -SL_ECORRUPT, "%s: damaged: its headers make no sense", w->where);
+        return sl_err_set(w->err, -SL_ECORRUPT, "%s: damaged: its header pages are not LMDB's",
+                          w->where);
     w->page_bytes = get(header + AT_PAGE_BYTES, 4);
     w->n_pages = size_bytes / w->page_bytes;
     root = get(header + AT_ROOT, 8);

@@ -1,7 +1,6 @@
-/* Owns the cut into chunks, and zstd.
+/* Cuts records into chunks, and owns the calls to zstd.
  *
- *     stored record:  sizes of chunk 0, 1, ... | scales, codes of chunk 0 | of chunk 1 | ... |
- * zeros
+ *     stored record:  sizes of chunk 0, 1, ... | scales, codes of chunk 0 | of chunk 1 ... | zeros
  */
 #define ZSTD_STATIC_LINKING_ONLY /* decoders in the caller's memory; in zstd since 1.3 */
 #include "storage/store/codec.h"
@@ -30,7 +29,7 @@ _Static_assert(SL_CODEC_CHUNK_TILES *(UINT64_C(65536) / SL_FP4_GROUP_COLS) * SL_
 /* ---- chunks -----------------------------------------------------------------------------------
  */
 
-/* Fills in what follows from the shape alone. */
+/* Fills in the parts of the index that follow from the shape alone. */
 static void cut(struct sl_record_index *index, const struct sl_expert_shape *shape)
 {
     index->n_chunks = 0;
@@ -106,8 +105,9 @@ static void put_u32(uint8_t *bytes, uint32_t value)
         bytes[i] = (uint8_t)(value >> 8 * i);
 }
 
-/* Returns how many bytes it wrote, 0 if there is no room. With a frame of half the size or less
- * that is all of it; zstd is given no room for more, so that it soon gives up. */
+/* Stores a part compressed if its frame takes at most half the size, and otherwise as it is. zstd
+ * is given no more room than that, so that it soon gives up on parts that do not compress. Returns
+ * how many bytes were written, 0 if there is no room. */
 static uint32_t put_part(ZSTD_CCtx *context, const uint8_t *part, uint32_t part_bytes, uint8_t *dst,
                          uint64_t room_bytes)
 {
@@ -235,7 +235,8 @@ bool sl_record_index_read(struct sl_record_index *index, const struct sl_expert_
     return sl_round_up(at_bytes, SL_BLOCK_BYTES) == stored_bytes;
 }
 
-/* What a part holds: as it is stored, or unpacked to `dst`; NULL if it is corrupt. */
+/* Returns a part's bytes: where they are stored, or unpacked to `dst`; NULL if the part is
+ * corrupt. */
 static const uint8_t *get_part(ZSTD_DCtx *context, const uint8_t *part, uint32_t stored_bytes,
                                uint32_t part_bytes, uint8_t *dst)
 {
@@ -245,8 +246,9 @@ static const uint8_t *get_part(ZSTD_DCtx *context, const uint8_t *part, uint32_t
                                                                                            : NULL;
 }
 
-/* Codes that have to be unpacked are, to the end of the chunk's place: from there each group moves
- * forward to its own, which begins no later, and ends before the next group that has not moved. */
+/* Compressed codes are unpacked to the end of the chunk's place in the record. From there each
+ * group of codes is copied forward to its own place, which never reaches the groups that are still
+ * to be copied. */
 bool sl_record_unpack(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
                       uint8_t *record)
 {

@@ -1,4 +1,4 @@
-/* Expert records made smaller with zstd, and back.
+/* Compresses expert records with zstd, and unpacks them.
  *
  * A record of R16 tiles (storage/experts/expert_map.h) is cut into chunks: runs of
  * SL_CODEC_CHUNK_TILES tiles of one matrix, which threads unpack beside each other. The scales of a
@@ -6,8 +6,8 @@
  * room, and as they are otherwise. docs/FORMAT.md describes the bytes, docs/PERFORMANCE.md says why
  * half.
  *
- * What is unpacked is not trusted: any bytes are refused, or give as many tiles as there is room
- * for. An encoder or decoder is used by one thread at a time. */
+ * Stored bytes are not trusted: whatever they are, they are refused, or give as many tiles as there
+ * is room for. An encoder or decoder is used by one thread at a time. */
 #ifndef SL_STORAGE_STORE_CODEC_H
 #define SL_STORAGE_STORE_CODEC_H
 
@@ -22,7 +22,7 @@
 /* ---- packing ----------------------------------------------------------------------------------
  */
 
-/* What compressing brought. */
+/* How much smaller scales and codes became by compressing. */
 struct sl_codec_gain {
     uint64_t scales_bytes, scales_stored_bytes;
     uint64_t codes_bytes, codes_stored_bytes;
@@ -30,15 +30,14 @@ struct sl_codec_gain {
 
 struct sl_record_encoder;
 
-/* NULL if there is no memory. Destroy takes NULL. */
+/* Returns NULL when out of memory. sl_record_encoder_destroy() takes NULL. */
 struct sl_record_encoder *sl_record_encoder_create(const struct sl_expert_shape *shape);
 void sl_record_encoder_destroy(struct sl_record_encoder *encoder);
 
-/* Makes `stored` of the record, of whole blocks, and returns its size; or 0 if that does not save
- * a 32nd: then the record itself is what to store, which can be read to where it is used. Both have
- * sl_packed_expert_bytes(); the same record gives the same bytes, as long as zstd is the same. Adds
- * to *gain what became smaller.
- */
+/* Compresses the record to `stored`, in whole blocks, and returns its size. Returns 0 if that does
+ * not save a 32nd: then the plain record should be stored, since it can be read straight into a
+ * slot. Both buffers have sl_packed_expert_bytes(). Equal records give equal bytes, as long as zstd
+ * is of the same version. Adds the sizes before and after to *gain. */
 uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *record,
                             uint8_t *stored, struct sl_codec_gain *gain);
 
@@ -59,12 +58,12 @@ struct sl_record_index {
     struct sl_record_chunk chunks[SL_CODEC_CHUNKS_MAX];
 };
 
-/* Finds the chunks of what sl_record_compress() made; they point into `stored`. Returns false if
- * there is no sense in it. */
+/* Finds the chunks of a record that sl_record_compress() made; they point into `stored`. Returns
+ * false if the bytes are no such record. */
 bool sl_record_index_read(struct sl_record_index *index, const struct sl_expert_shape *shape,
                           const uint8_t *stored, uint64_t stored_bytes);
 
-/* A decoder lies in memory of the caller's, aligned to 64 bytes, and needs no end. */
+/* A decoder lies in the caller's memory, aligned to 64 bytes, and need not be destroyed. */
 struct sl_record_decoder;
 uint64_t sl_record_decoder_bytes(const struct sl_expert_shape *shape);
 struct sl_record_decoder *sl_record_decoder_init(uint8_t *memory);

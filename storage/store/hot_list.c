@@ -18,8 +18,8 @@ int sl_hot_list_read(const char *store_folder, struct sl_expert_key *keys, uint3
     int rc = sl_advice_read(store_folder, FILE_NAME, &value, &size_bytes, err);
 
     if (rc == 1 && !sl_store_hot_decode(keys, n_max, &n_keys, value, size_bytes))
-        rc = sl_err_set(err, -SL_ECORRUPT, "%s: the file \"%s\" makes no sense", store_folder,
-                        FILE_NAME);
+        rc = sl_err_set(err, -SL_ECORRUPT, "%s: damaged: the file \"%s\" is no list of experts",
+                        store_folder, FILE_NAME);
     free(value);
     if (rc >= 0)
         *ret_n_keys = n_keys;

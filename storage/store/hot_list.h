@@ -1,5 +1,5 @@
-/* The hot list: experts of a store worth loading first, the most wanted first. It is remembered
- * beside the store (storage/store/advice.h) from one run to the next.
+/* The hot list: experts of a store worth loading first, the most wanted first. It is kept beside
+ * the store (storage/store/advice.h) from one run to the next.
  *
  * A list may be absent, and may name experts that the model does not have. */
 #ifndef SL_STORAGE_STORE_HOT_LIST_H
@@ -10,7 +10,7 @@
 #include "core/base/err.h"
 #include "core/model/expert_key.h"
 
-/* Gives at most n_max keys, 0 if none were written. Fails as sl_advice_read() does. */
+/* Reads at most n_max keys; none if no list was written. Fails as sl_advice_read() does. */
 int sl_hot_list_read(const char *store_folder, struct sl_expert_key *keys, uint32_t n_max,
                      uint32_t *ret_n_keys, struct sl_err *err);
 

@@ -26,11 +26,11 @@ enum sl_verify {
     SL_VERIFY_NEVER,
 };
 
-/* Bytes of the record in the store's files. */
+/* Returns how many bytes the record takes in the store's files. */
 uint64_t sl_packed_expert_stored_bytes(const struct sl_packed_expert *expert);
 
-/* Where a matrix's tiles are, in a record that is not compressed: as many extents, of any size, as
- * parts hold some of it. Returns their number. */
+/* Gives the extents of a matrix's tiles in a record that is not compressed: one, of any size, for
+ * each part that holds some of them. Returns their number. */
 uint32_t sl_packed_expert_matrix(const struct sl_packed_expert *expert,
                                  const struct sl_expert_shape *shape, int matrix,
                                  struct sl_extent ret_extents[SL_EXPERT_PARTS_MAX]);

@@ -56,8 +56,8 @@ uint64_t sl_record_read_staging_bytes(const struct sl_expert_shape *shape)
     return sl_packed_expert_bytes(shape) + sl_record_decoder_bytes(shape);
 }
 
-/* Of the compressed record at `staging`, with room for a decoder behind it, makes the plain one,
- * zeros between matrices and all. Returns the first matrix that cannot be unpacked, or -1. */
+/* Unpacks the compressed record at `staging`, which has room for a decoder behind it, including the
+ * zeros between matrices. Returns the first matrix that cannot be unpacked, or -1. */
 static int unpack(const struct sl_expert_shape *shape, uint8_t *staging, uint64_t stored_bytes,
                   uint8_t *record)
 {
@@ -80,7 +80,7 @@ static int unpack(const struct sl_expert_shape *shape, uint8_t *staging, uint64_
     return -1;
 }
 
-/* The first matrix whose tiles are not those of the catalog, or -1. */
+/* Returns the first matrix whose tiles do not have the catalog's checksum, or -1. */
 static int other_matrix(const struct sl_expert_shape *shape, const struct sl_packed_expert *expert,
                         const uint8_t *record)
 {

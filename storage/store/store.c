@@ -24,7 +24,7 @@ static int no_memory(const struct sl_store *store, struct sl_err *err)
 
 static int bad_entry(const struct sl_store *store, const char *key, struct sl_err *err)
 {
-    return sl_err_set(err, -SL_ECORRUPT, "%s: the catalog's entry \"%s\" makes no sense",
+    return sl_err_set(err, -SL_ECORRUPT, "%s: the catalog's entry \"%s\" is not valid",
                       store->folder, key);
 }
 
@@ -94,8 +94,8 @@ static int take_copied_file(void *context, const char *key, const uint8_t *value
     return 0;
 }
 
-/* Tensors and experts come in the order of their numbers, none missing, none beyond what is done.
- */
+/* Tensors and experts must come in the order of their numbers, with none missing and none beyond
+ * those that the state counts as done. */
 static int take_tensor(void *context, const char *key, const uint8_t *value, size_t size_bytes,
                        struct sl_err *err)
 {
@@ -110,7 +110,8 @@ static int take_tensor(void *context, const char *key, const uint8_t *value, siz
     return 0;
 }
 
-/* A record has its size, or less if it is compressed, and all parts are in files of the store. */
+/* Returns whether a record has its size, or less if it is compressed, and all its parts are in
+ * files of the store. */
 static bool record_is_sound(const struct sl_store *store, const struct sl_packed_expert *expert)
 {
     const uint64_t record_bytes = sl_packed_expert_bytes(&store->model.shape);
@@ -155,7 +156,7 @@ static int read_entries(struct sl_store *store, const struct sl_catalog_entries 
     return rc;
 }
 
-/* The sealed copy, or what a pack under way has written. */
+/* Reads the sealed copy, or the catalog that a pack under way has written. */
 static int open_catalog(struct sl_catalog_entries *catalog, const char *folder,
                         enum sl_store_use use, struct sl_err *err)
 {
@@ -232,7 +233,7 @@ static int read_catalog(struct sl_store *store, const struct sl_catalog_entries 
 /* ---- against the files ------------------------------------------------------------------------
  */
 
-/* Of a file that is outside the store's folder. */
+/* Explains an error of a file outside the store's folder, which may have been moved. */
 static int explain_elsewhere(const struct sl_store *store, uint32_t i, int code, struct sl_err *err)
 {
     return sl_err_set(
@@ -242,7 +243,7 @@ static int explain_elsewhere(const struct sl_store *store, uint32_t i, int code,
         store->paths[i], sl_strerror(code));
 }
 
-/* A file need not be there as long as nothing is said to lie in it. */
+/* Checks a file's size. A file may be missing as long as the catalog has nothing in it. */
 static int look_at_file(struct sl_store *store, uint32_t i, enum sl_store_use use,
                         struct sl_err *err)
 {

@@ -1,16 +1,15 @@
-/* A packed store, open for reading: what its catalog says, checked.
+/* A packed store, open for reading: its catalog's entries, which were checked.
  *
  *     STORE/config.json, tokenizer.json   as in the checkpoint
  *     STORE/dense.bin                     dense tensors in the order in which they are loaded
  *     STORE/experts-1.bin                 a record for each expert; or parts of it, with those on
  *                                         other drives in experts-2.bin and so on
- *     STORE/catalog.sealed                what lies where, with checksums
- * (storage/store/store_copies.h)
+ *     STORE/catalog.sealed                the catalog (storage/store/store_copies.h)
  *
  * docs/FORMAT.md describes every byte. Opening reads the whole catalog and trusts none of it: it is
  * of a version that we know, complete, and every extent lies inside its file, which is no link. The
- * store then answers from memory, and any thread may ask. Of data it reads dense tensors only,
- * through its weight source; experts are the cache's (storage/experts/expert_map.h). */
+ * store then answers from memory, and any thread may ask. It reads no data but dense tensors,
+ * through its weight source; experts are read by the cache (storage/experts/expert_map.h). */
 #ifndef SL_STORAGE_STORE_STORE_H
 #define SL_STORAGE_STORE_STORE_H
 
@@ -25,10 +24,11 @@
 
 struct sl_store;
 
-/* True if the folder holds a catalog: a store, whole or not, of whatever version. */
+/* Returns whether the folder holds a catalog: of a store that is complete or not, of any
+ * version. */
 bool sl_store_is(const char *folder);
 
-/* What a store is opened for, and so what is asked of it. */
+/* The purpose that a store is opened for, which decides what must be there. */
 enum sl_store_use {
     SL_STORE_RUN,    /* complete */
     SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there; by who has
@@ -54,23 +54,24 @@ uint32_t sl_store_file_count(const struct sl_store *store);
 const char *sl_store_file_path(const struct sl_store *store, uint32_t file_index);
 const struct sl_store_file *sl_store_file(const struct sl_store *store, uint32_t file_index);
 
-/* Where the file ends: with the last block of what the catalog says is in it. */
+/* Returns where the file ends: with the last block of the data that the catalog has in it. */
 uint64_t sl_store_file_end_bytes(const struct sl_store *store, uint32_t file_index);
 
 uint32_t sl_store_copied_file_count(const struct sl_store *store);
 const struct sl_store_copied_file *sl_store_copied_file(const struct sl_store *store, uint32_t i);
 
-/* As they lie; of a store that is not complete, n_tensors_done of them. */
+/* Returns a tensor by its number, in the order in which they lie. A store that is not complete has
+ * only n_tensors_done of them. */
 const struct sl_store_tensor *sl_store_tensor(const struct sl_store *store, uint32_t tensor_index);
 
-/* The model has this expert, and it is done. */
+/* Returns an expert, which the model must have and which must be packed already. */
 const struct sl_packed_expert *sl_store_expert(const struct sl_store *store,
                                                struct sl_expert_key key);
 
-/* What the experts that are done would take in addition if none were compressed. */
+/* Returns how many bytes more the packed experts would take if none were compressed. */
 uint64_t sl_store_saved_bytes(const struct sl_store *store);
 
-/* The experts in the order of their records. */
+/* Numbers the experts in the order of their records. */
 static inline uint32_t sl_store_expert_count(const struct sl_expert_shape *shape)
 {
     return (shape->num_hidden_layers + shape->n_mtp_layers) * shape->n_routed_experts;
@@ -82,9 +83,9 @@ static inline struct sl_expert_key sl_store_expert_at(const struct sl_expert_sha
                                   (uint16_t)(number % shape->n_routed_experts)};
 }
 
-/* The dense tensors as core's weight source; lives as long as the store. One thread reads. A tensor
- * read from first byte to last, in order, is held against its checksum, unless `check` is false:
- * the read that completes it then fails with -SL_ECORRUPT. */
+/* Returns the dense tensors as core's weight source, which lives as long as the store and is for
+ * one thread. With `check`, a tensor that is read from first byte to last, in order, is compared
+ * with its checksum: if they differ, the read that completes it fails with -SL_ECORRUPT. */
 struct sl_weight_source *sl_store_weights(struct sl_store *store, bool check);
 
 #endif

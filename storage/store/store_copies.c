@@ -148,7 +148,8 @@ int sl_store_catalog_make(struct sl_catalog **ret_catalog, const char *store_fol
 /* ---- repairing ----------------------------------------------------------------------------------
  */
 
-/* How much a catalog says is there; 0 for none, or for one without a sound state. */
+/* Returns a number that is the larger the more a catalog counts as packed; 0 if it is empty or has
+ * no sound state. */
 static uint64_t progress_of(const struct sl_catalog_entries *entries)
 {
     struct sl_store_state state;
@@ -162,14 +163,14 @@ static uint64_t progress_of(const struct sl_catalog_entries *entries)
            ((uint64_t)state.complete << 40);
 }
 
-/* A copy that is not there, or damaged: another one may take its place. Not so where memory is
- * short, the drive fails, or a later sluice has written it. */
+/* Returns whether a copy is missing or damaged, so that another one may replace it. It may not be
+ * replaced when memory is short, the drive fails, or a later sluice has written it. */
 static bool is_lost(int rc)
 {
     return rc == 0 || rc == -ENOENT || rc == -SL_ECORRUPT || rc == -SL_EFORMAT || rc == -ELOOP;
 }
 
-/* Takes the copy, into `best` if there is none yet. */
+/* Reads a copy, and keeps it in `best` if that is still empty. */
 static int take_other(const char *path, struct sl_catalog_entries *best, struct sl_err *err)
 {
     struct sl_catalog_entries found;
@@ -185,13 +186,15 @@ static int take_other(const char *path, struct sl_catalog_entries *best, struct 
         return 0;
     } else if (!sl_catalog_entries_same(best, &found)) {
         rc = sl_err_set(err, -SL_EFORMAT,
-                        "%s: that of another store than one beside it; which is meant?", path);
+                        "%s: belongs to another store than the copies found before; name only "
+                        "folders of this store",
+                        path);
     }
     sl_catalog_entries_fini(&found);
     return rc;
 }
 
-/* Takes the copies in a folder that holds parts of stores. */
+/* Reads the copies in a folder that holds parts of stores. */
 static int look_into(const char *folder, struct sl_catalog_entries *best, struct sl_err *err)
 {
     int rc = 0;
@@ -207,7 +210,8 @@ static int look_into(const char *folder, struct sl_catalog_entries *best, struct
     return rc;
 }
 
-/* STORE's own copies as far as they are sound, and the better one or else one of a folder's. */
+/* The sound copies in the store's own folder, and the best copy: one of these, or else one of
+ * another folder. */
 struct copies {
     struct sl_catalog_entries sealed, catalog, other;
     struct sl_catalog_entries *best;
@@ -236,7 +240,8 @@ static int find_best(struct copies *c, const char *store_folder, const char *con
     return rc;
 }
 
-/* While a store is packed its catalog.mdb is ahead of what is sealed. */
+/* Makes the copies from the best one. While a store is being packed, catalog.mdb is ahead of the
+ * sealed copy, so it may be the best. */
 static int repair(struct copies *c, const char *store_folder, struct sl_file_writer *writer,
                   struct sl_err *err)
 {

@@ -1,13 +1,12 @@
 /* The copies of a store's catalog:
  *
- *     STORE/catalog.mdb      LMDB's: what sluice pack writes while it works
- * (storage/store/catalog.h) STORE/catalog.sealed   all of it with one checksum: what everything
- * else reads DIR/catalog-N.sealed   the same once more beside experts-N.bin, for each file in
- * another folder
+ *     STORE/catalog.mdb      the database that sluice pack writes to (storage/store/catalog.h)
+ *     STORE/catalog.sealed   all entries with one checksum; all other commands read this one
+ *     DIR/catalog-N.sealed   a sealed copy beside experts-N.bin, for each file in another folder
  *
- * A sealed copy is written when a store is begun, before anything of the source is freed, and when
- * the store is complete; STORE's is the last to be written and so the one that counts. Whoever
- * writes holds the store's lock (storage/pack/store_identity.h). */
+ * Sealed copies are written when a store is begun, before anything of the source is freed, and when
+ * the store is complete. STORE/catalog.sealed is written last, so it decides where copies differ. A
+ * writer holds the store's lock (storage/pack/store_identity.h). */
 #ifndef SL_STORAGE_STORE_STORE_COPIES_H
 #define SL_STORAGE_STORE_STORE_COPIES_H
 
@@ -24,17 +23,18 @@
 #define SL_STORE_SEALED_FILE "catalog.sealed"
 #define SL_STORE_VERSION_1_FILE "catalog/data.mdb" /* what stores of format version 1 have */
 
-/* folder/name; the caller frees it. NULL if out of memory. */
+/* Returns the path folder/name, which the caller frees; NULL if out of memory. */
 char *sl_store_path(const char *folder, const char *name);
 
-/* The sealed copy beside file `file_index` at `path`, which lies outside the store's folder. */
+/* Returns the path of the sealed copy beside file `file_index` at `path`, which lies outside the
+ * store's folder. */
 char *sl_store_copy_path(const char *path, uint32_t file_index);
 
 /* Writes all sealed copies. The files are those that the entries name. Fails as writing does. */
 int sl_store_copies_seal(const char *store_folder, struct sl_catalog_entries *entries,
                          struct sl_file_writer *writer, struct sl_err *err);
 
-/* The one beside a file outside the store's folder. */
+/* Writes the sealed copy beside a file outside the store's folder. */
 int sl_store_copy_seal(const char *path, uint32_t file_index, struct sl_catalog_entries *entries,
                        struct sl_file_writer *writer, struct sl_err *err);
 
@@ -52,8 +52,8 @@ int sl_store_catalog_read(struct sl_catalog_entries *entries, const char *store_
 int sl_store_sealed_read(struct sl_catalog_entries *entries, const char *store_folder,
                          struct sl_err *err);
 
-/* Makes both of STORE's copies sound from the best of all that there are, those in n_folders
- * `folders` included. Returns a set of SL_STORE_REPAIRED_, 0 if nothing was wrong. Fails with
+/* Repairs both copies in the store's folder from the best one there is, including those in
+ * n_folders `folders`. Returns a set of SL_STORE_REPAIRED_, 0 if nothing was wrong. Fails with
  * -SL_ECORRUPT if no copy is sound, and as writing does. */
 #define SL_STORE_REPAIRED_CATALOG 1
 #define SL_STORE_REPAIRED_SEALED 2

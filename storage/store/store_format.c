@@ -6,7 +6,7 @@
 #include "core/base/assert.h"
 #include "core/base/size.h"
 
-/* Files of a terabyte times a thousand; sums of two such numbers do not overflow. */
+/* No file is larger than this, a thousand terabytes; sums of two such numbers do not overflow. */
 #define OFFSET_BYTES_MAX (UINT64_C(1) << 50)
 
 const char *const sl_store_copied_names[SL_STORE_COPIED_NAMES] = {
@@ -59,7 +59,7 @@ static void put_u64(struct out *out, uint64_t value)
     put(out, value, 8);
 }
 
-/* Its length, then its bytes. */
+/* Writes a text's length, then its bytes. */
 static void put_text(struct out *out, const char *text)
 {
     size_t length = strlen(text);
@@ -189,7 +189,8 @@ size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, ui
 /* ---- reading ----------------------------------------------------------------------------------
  */
 
-/* Past the end, or with something unsound, `bad` is set and what is read is zero. */
+/* A value that is being read. If it ends too early or is unsound, `bad` is set, and everything read
+ * from then on is zero. */
 struct in {
     const uint8_t *at, *end;
     bool bad;
@@ -218,7 +219,8 @@ static uint64_t get_u64(struct in *in)
     return get(in, 8);
 }
 
-/* Up to text_bytes, its zero byte included; neither empty nor with control characters in it. */
+/* Reads a text of at most text_bytes, its zero byte included. It may not be empty or have control
+ * characters. */
 static void get_text(struct in *in, char *text, size_t text_bytes)
 {
     size_t length = get_u32(in);
@@ -294,7 +296,7 @@ bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size
            file->size_bytes % SL_BLOCK_BYTES == 0;
 }
 
-/* No part of the path is empty, "." or "..". */
+/* Returns whether no part of the path is empty, "." or "..". */
 static bool is_plain_path(const char *path)
 {
     while (*path == '/') {
@@ -343,7 +345,7 @@ static bool dtype_of(const char *name, enum sl_dtype *ret_dtype)
     return false;
 }
 
-/* A shape whose size is what its extent has. */
+/* Reads a shape, whose size must be that of the tensor's extent. */
 static void get_info(struct in *in, struct sl_tensor_info *info, uint64_t extent_bytes)
 {
     char dtype[16];

@@ -1,9 +1,9 @@
-/* What a store's catalog says, and how it is spelled: the entries, their keys and their bytes.
+/* The entries of a store's catalog: their meaning, their keys and their bytes.
  *
  * Pure functions over memory; docs/FORMAT.md describes every byte. Numbers are little-endian of
- * fixed width. Decoding trusts nothing but the length that it is given: what it accepts is sound in
- * itself (known layout, sizes that are not zero, aligned, free of overflow); that it fits the files
- * and the model is for storage/store/store.c to see. */
+ * fixed width. Decoding trusts nothing but the length that it is given. An accepted value is sound
+ * in itself (known layout; sizes that are not zero, aligned, free of overflow);
+ * storage/store/store.c checks that it fits the files and the model. */
 #ifndef SL_STORAGE_STORE_STORE_FORMAT_H
 #define SL_STORAGE_STORE_STORE_FORMAT_H
 
@@ -23,7 +23,8 @@
 #define SL_STORE_NAME_BYTES 256u
 #define SL_STORE_PATH_BYTES 1024u
 
-/* Data files: the first holds the dense tensors, each other one a part of every expert. */
+/* The most data files of a store: the first holds the dense tensors, each other one a part of every
+ * expert. */
 #define SL_STORE_FILES_MAX (1 + SL_EXPERT_PARTS_MAX)
 
 /* Key "model". Written first; never changed. */
@@ -72,7 +73,7 @@ struct sl_store_tensor {
 /* File "hot": experts worth loading first, the most wanted first. */
 #define SL_STORE_HOT_MAX 65536u
 
-/* File "probe": what reads the drives best (storage/store/probe_memory.h). */
+/* File "probe": the pieces and depth that read the drives best (storage/store/probe_memory.h). */
 struct sl_store_probe {
     uint64_t drives_checksum; /* of what tells the drives and file systems that were probed */
     uint64_t bytes_per_s;
@@ -82,7 +83,8 @@ struct sl_store_probe {
 #define SL_STORE_PIECE_BYTES_MAX (UINT32_C(64) << 20)
 #define SL_STORE_DEPTH_MAX 256u
 
-/* Large enough for any value but the hot list's; and what that takes. */
+/* The first is large enough for any value but the hot list's; the second is what that list
+ * takes. */
 #define SL_STORE_VALUE_BYTES_MAX 2048u
 #define SL_STORE_HOT_BYTES(n_keys) (4 * (size_t)(n_keys))
 
@@ -94,7 +96,8 @@ struct sl_store_probe {
 #define SL_STORE_PREFIX_TENSOR "tensor "
 #define SL_STORE_PREFIX_EXPERT "expert "
 
-/* Keys, written to `key`; numbers are padded with zeros so that keys sort as they count. */
+/* Write a key to `key`. Numbers are padded with zeros, so that keys sort in the order of the
+ * numbers. */
 void sl_store_file_key(char key[SL_STORE_KEY_BYTES], uint32_t file_index);
 void sl_store_copied_file_key(char key[SL_STORE_KEY_BYTES], const char *name);
 void sl_store_tensor_key(char key[SL_STORE_KEY_BYTES], uint32_t tensor_index);
@@ -117,8 +120,8 @@ size_t sl_store_probe_encode(const struct sl_store_probe *probe,
                              uint8_t value[SL_STORE_VALUE_BYTES_MAX]);
 size_t sl_store_hot_encode(const struct sl_expert_key *keys, uint32_t n_keys, uint8_t *value);
 
-/* Each returns false for bytes that it would not have written. A model of another format version is
- * accepted as far as that number, with the rest zero. */
+/* Each returns false for bytes that the encoder would not have written. Of a model of another
+ * format version, only the version is read and the rest is zero. */
 bool sl_store_model_decode(struct sl_store_model *model, const uint8_t *value, size_t size_bytes);
 bool sl_store_state_decode(struct sl_store_state *state, const uint8_t *value, size_t size_bytes);
 bool sl_store_file_decode(struct sl_store_file *file, const uint8_t *value, size_t size_bytes);
@@ -130,8 +133,8 @@ bool sl_store_expert_decode(struct sl_packed_expert *expert, const uint8_t *valu
                             size_t size_bytes);
 bool sl_store_probe_decode(struct sl_store_probe *probe, const uint8_t *value, size_t size_bytes);
 
-/* Whether file `file_index` may have this path: dense.bin and experts-1.bin lie in the store's own
- * folder, each other one is experts-N.bin in a folder named from '/' on. */
+/* Returns whether file `file_index` may have this path: dense.bin and experts-1.bin lie in the
+ * store's own folder, each other one is experts-N.bin in a folder with an absolute path. */
 bool sl_store_file_is_sound(const struct sl_store_file *file, uint32_t file_index);
 
 /* Takes at most n_max keys; *ret_n_keys says how many. */

@@ -44,11 +44,12 @@ struct sl_store {
     struct sl_store_weights weights;
 };
 
-/* Weights that fini() takes, before they are opened. */
+/* Sets the weights to a state that fini() takes, before they are opened. */
 void sl_store_weights_init(struct sl_store_weights *weights);
 
 /* Opens the weights of a store whose catalog is read. Fails with -ENOMEM, -SL_ECORRUPT (a tensor
- * that is there twice), and as opening the file does; a file that is missing was let pass. */
+ * that is there twice), and as opening the file does. A missing file is no error here, since
+ * storage/store/store.c has allowed it. */
 int sl_store_weights_open(struct sl_store *store, struct sl_err *err);
 void sl_store_weights_fini(struct sl_store_weights *weights);
 

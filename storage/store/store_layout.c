@@ -20,7 +20,8 @@ static int set_path(struct sl_store_layout *layout, uint32_t i, const char *path
     return layout->paths[i] ? 0 : sl_err_set(err, -ENOMEM, "%s: out of memory", path);
 }
 
-/* One block to each part, the rest by weight; sums of rounded shares that come out even. */
+/* Gives one block to each part and the rest by weight. Shares are rounded so that their sum is the
+ * record's size. */
 static void cut_record(struct sl_store_layout *layout, uint64_t record_bytes,
                        const uint64_t *weights)
 {
@@ -134,8 +135,8 @@ uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout)
     return bytes;
 }
 
-/* What a compressed record takes less, each part does in proportion. No share is larger than its
- * room, and one may come to nothing. */
+/* A compressed record's parts are all smaller in the same proportion. No part is larger than its
+ * room, and a part may be empty. */
 void sl_store_layout_cut(const struct sl_store_layout *layout, uint32_t number,
                          uint64_t stored_bytes, struct sl_packed_expert *expert)
 {
@@ -158,7 +159,7 @@ void sl_store_layout_cut(const struct sl_store_layout *layout, uint32_t number,
     }
 }
 
-/* Of the drive that a file is on, or will be. */
+/* Gives the drive that a file is on or will be on, and its free space. */
 static int look_at_drive(const char *path, dev_t *ret_device, uint64_t *ret_free_bytes,
                          struct sl_err *err)
 {
@@ -194,8 +195,8 @@ static uint64_t less(uint64_t a, uint64_t b)
     return a > b ? a - b : 0;
 }
 
-/* What the files on a drive take before `next` comes back, or at the end if it is NULL, beyond what
- * they have. */
+/* Returns how many bytes more the files on a drive take until the space of `next` comes back, or
+ * until the end if it is NULL. */
 static uint64_t taken_bytes(const struct sl_store_layout *layout, const dev_t *devices,
                             dev_t device, const struct sl_space_back *next,
                             uint64_t uncommitted_bytes)
@@ -222,7 +223,7 @@ static uint64_t taken_bytes(const struct sl_store_layout *layout, const dev_t *d
     return bytes;
 }
 
-/* The most that a drive must have free now. */
+/* Returns how many bytes a drive must have free now. */
 static uint64_t peak_bytes(const struct sl_store_layout *layout, const dev_t *devices, dev_t device,
                            const struct sl_space_back *back, uint32_t n_back,
                            uint64_t uncommitted_bytes)

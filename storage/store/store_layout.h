@@ -1,9 +1,9 @@
-/* Where a store's data go: which files there are, how large they become, and how a record is cut
- * into parts for several drives.
+/* The layout of a store's data: its files, their final sizes, and how a record is cut into parts
+ * for several drives.
  *
- * Every record has the room that it would take if it were not compressed, and all are cut alike: so
- * where everything lies follows from the sizes of the parts, and these from the sizes of the files.
- * A compressed record leaves a hole in each file behind its part. No state of its own. */
+ * Every record has the room that it would take if it were not compressed, and all are cut alike. So
+ * all offsets follow from the sizes of the parts, and these from the sizes of the files. A
+ * compressed record leaves a hole in each file behind its part. No state of its own. */
 #ifndef SL_STORAGE_STORE_STORE_LAYOUT_H
 #define SL_STORAGE_STORE_STORE_LAYOUT_H
 
@@ -16,7 +16,7 @@
 
 #define SL_STRIPES_MAX (SL_EXPERT_PARTS_MAX - 1) /* beside the store's own drive */
 
-/* Zeroed is empty. */
+/* A zeroed layout is empty. */
 struct sl_store_layout {
     uint32_t n_files;
     struct sl_store_file files[SL_STORE_FILES_MAX];
@@ -25,7 +25,7 @@ struct sl_store_layout {
         part_bytes[SL_STORE_FILES_MAX]; /* of each record, in that file; 0 for the first file */
 };
 
-/* A new layout. Records lie in the store's folder and those of n_stripes others, in parts by
+/* Makes a new layout. Records lie in the store's folder and those of n_stripes others, in parts by
  * weights[0], of the store's drive, and weights[1 + i]; not all are 0. Fails with -ENOMEM, or
  * -errno for a folder that is not there. The caller ends *layout with sl_store_layout_fini(), also
  * after a failure. */
@@ -34,11 +34,12 @@ int sl_store_layout_make(struct sl_store_layout *layout, const char *store_folde
                          const char *const *stripe_folders, const uint64_t *weights,
                          uint32_t n_stripes, struct sl_err *err);
 
-/* That of a store. Fails with -ENOMEM, or -SL_ECORRUPT if files and records do not fit. */
+/* Takes over the layout of a store. Fails with -ENOMEM, or -SL_ECORRUPT if files and records do not
+ * fit. */
 int sl_store_layout_adopt(struct sl_store_layout *layout, const struct sl_store *store,
                           struct sl_err *err);
 
-/* Of the part in another folder that is file file_index, as the catalog has it: from '/' on, so
+/* Gives the path, as the catalog has it, of file `file_index` in another folder. It is absolute, so
  * that it holds wherever a command is run from. Fails with -errno, or -EINVAL for a path that the
  * catalog cannot hold. */
 int sl_store_part_path(char path[SL_STORE_PATH_BYTES], const char *folder, uint32_t file_index,
@@ -46,10 +47,10 @@ int sl_store_part_path(char path[SL_STORE_PATH_BYTES], const char *folder, uint3
 
 void sl_store_layout_fini(struct sl_store_layout *layout);
 
-/* Of all files. */
+/* Sums the sizes of all files. */
 uint64_t sl_store_layout_bytes(const struct sl_store_layout *layout);
 
-/* The parts of record `number`, which takes stored_bytes: whole blocks, at most its room. */
+/* Gives the parts of record `number`, which takes stored_bytes: whole blocks, at most its room. */
 void sl_store_layout_cut(const struct sl_store_layout *layout, uint32_t number,
                          uint64_t stored_bytes, struct sl_packed_expert *expert);
 
@@ -60,9 +61,10 @@ struct sl_space_back {
     uint32_t n_experts;   /* and so many records */
 };
 
-/* Fails with -ENOSPC if what the files will take beyond what they have is at some time more than
- * their drives have free then, naming the folder; with -errno if that cannot be told. Sorts `back`.
- * `uncommitted_bytes`: how far what is written may be ahead of what is counted for that. */
+/* Checks that each drive has room for the files' growth at all times, given the space that comes
+ * back meanwhile. Fails with -ENOSPC, naming the folder, or with -errno if the free space is not
+ * known. Sorts `back`. `uncommitted_bytes` says how far written data may be ahead of the commit
+ * that lets space come back. */
 int sl_store_layout_check_space(const struct sl_store_layout *layout, struct sl_space_back *back,
                                 uint32_t n_back, uint64_t uncommitted_bytes, struct sl_err *err);
 

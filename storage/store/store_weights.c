@@ -1,5 +1,5 @@
-/* Dense tensors of a store: found by name, read in any order, checked where they are read in order
- * from their beginning, as the loader does. */
+/* Dense tensors of a store: found by name and read in any order. A tensor that is read in order
+ * from its beginning, as the loader does, is checked. */
 #include "storage/store/store_internal.h"
 
 #include <errno.h>
@@ -72,7 +72,7 @@ static int source_find(struct sl_weight_source *source, const char *name,
     return 0;
 }
 
-/* Follows the reads of a tensor, and compares when the last byte has been seen. */
+/* Follows the reads of a tensor, and compares the checksum when the last byte has been read. */
 static int check_read(struct sl_store_weights *weights, uint32_t index, uint64_t offset_bytes,
                       uint64_t size_bytes, const void *data, struct sl_err *err)
 {
@@ -101,8 +101,9 @@ static int check_read(struct sl_store_weights *weights, uint32_t index, uint64_t
                       (unsigned long long)tensor->extent.offset_bytes);
 }
 
-/* Tensors are loaded in the order in which they lie, and worked on in between: what comes next can
- * be read meanwhile. Asking costs time for every page, so each is asked for once. */
+/* Tensors are loaded in the order in which they lie, and converted in between, so the system can
+ * read the next ones meanwhile. Asking it costs time for every page, so each page is asked for
+ * once. */
 static void read_ahead(struct sl_store_weights *weights, uint64_t from_bytes)
 {
     if (from_bytes + AHEAD_BYTES / 2 < weights->asked_bytes)
