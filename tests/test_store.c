@@ -275,8 +275,9 @@ static void test_truncated_catalog(void **state)
         rc = sl_store_catalog_read(&entries, folder, &err);
         if (rc < 0) {
             assert_int_equal(rc, -SL_ECORRUPT);
-            store_rig_assert_says(&err, left > 4096 + 152 ? "catalog.mdb: truncated: it has"
-                                                          : "catalog.mdb: damaged: its header pages");
+            store_rig_assert_says(&err, left > 4096 + 152
+                                            ? "catalog.mdb: truncated: it has"
+                                            : "catalog.mdb: damaged: its header pages");
             n_told++;
         } else { /* nothing was in the pages that are gone */
             assert_true(sl_catalog_entries_same(&entries, &sealed));
