@@ -105,6 +105,8 @@ check "stats behind the text" appended
 check "trace to standard output and from standard input" bash -c "
     '$sluice' trace record '$model' -f '$scratch/text' --out - 2>/dev/null |
         '$sluice' trace replay - --cache 50% --json >'$scratch/replayed' && grep -q hit_rate '$scratch/replayed'"
+check "one step is said to be one" eval "'$sluice' trace record '$model' -p a --out - 2>/dev/null |
+    '$sluice' trace summary - | grep ' tokens\? in 1 step; '"
 full() { # writer
     $1 /dev/full >/dev/null 2>"$scratch/stderr"
     [ $? = 1 ] && grep -q '/dev/full: cannot write: No space left on device' "$scratch/stderr" &&

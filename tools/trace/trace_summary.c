@@ -6,6 +6,7 @@
 
 #include "cache/trace.h"
 #include "core/base/json.h"
+#include "core/base/size.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/json_lines.h"
 #include "tools/trace/trace_commands.h"
@@ -144,11 +145,13 @@ static int summarise(struct command *command, struct sl_err *err)
     if (!counts || !last_token)
         rc = sl_err_set(err, -ENOMEM, "out of memory");
     if (rc == 0 && !command->json) {
-        printf("%llu tokens in %llu steps; %u layers, the first %u hash-routed, of %u experts, %u "
-               "for each token\n\n",
-               (unsigned long long)command->trace.n_tokens,
-               (unsigned long long)command->trace.n_steps, shape->num_hidden_layers,
-               shape->num_hash_layers, shape->n_routed_experts, shape->n_per_token);
+        printf(
+            "%llu token%s in %llu step%s; %u layers, the first %u hash-routed, of %u experts, %u "
+            "for each token\n\n",
+            (unsigned long long)command->trace.n_tokens, sl_plural(command->trace.n_tokens),
+            (unsigned long long)command->trace.n_steps, sl_plural(command->trace.n_steps),
+            shape->num_hidden_layers, shape->num_hash_layers, shape->n_routed_experts,
+            shape->n_per_token);
         printf("layer   used  busiest  busiest quarter  idlest  same as for the token before\n");
     }
     for (uint32_t layer = 0; layer < shape->num_hidden_layers && rc == 0; layer++) {
