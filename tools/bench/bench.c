@@ -14,12 +14,13 @@
 #define AREA_BYTES_MIN (UINT64_C(256) << 20)
 #define AREA_BYTES_MAX (UINT64_C(2) << 30)
 
-/* What a thread reads, or how often it multiplies, between two looks at the clock. */
+/* Between two looks at the clock a thread reads this many bytes, or multiplies this often. */
 #define READ_PIECE_BYTES (UINT64_C(2) << 20)
 #define MULTIPLY_ROUNDS 200000u
 
-/* Of processor `cpu`, if it is the first of those that share it; 0 beyond the last processor, and
- * where the system does not tell. (sysconf() does, but not the same on every machine.) */
+/* Returns the size of the last-level cache of processor `cpu`, if it is the first of those that
+ * share the cache; 0 beyond the last processor, and where the system does not tell. (sysconf() also
+ * tells, but counts differently on some machines.) */
 static uint64_t last_level_cache_bytes(uint32_t cpu)
 {
     char path[96];
@@ -283,7 +284,7 @@ void sl_bench_probes(const struct sl_bench *bench)
 /* ---- random weights ----------------------------------------------------------------------------
  */
 
-/* Per 64 bits: what is kept of random bits and what is set, so that every value is finite and
+/* For each 64 random bits, which are kept and which are set, so that every value is finite and
  * small. FP8: below 2; BF16 and F32: 2^-7 to 2^-6. */
 struct pattern {
     uint64_t keep, set;

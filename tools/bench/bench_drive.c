@@ -41,7 +41,8 @@ int sl_bench_drive_open(struct sl_bench_drive *drive, const struct sl_engine *en
     drive->extents = calloc(drive->n_extents_max, sizeof(*drive->extents));
     if (!drive->noted || !drive->extents)
         return sl_err_set(err, -ENOMEM, "list of experts: out of memory");
-    /* Twice what may be in flight, as reads of one piece need it, and some whole experts. */
+    /* The area holds twice the bytes that may be in flight, which reads of one piece need, and some
+     * whole experts. */
     return sl_arena_init(&drive->area,
                          2 * (uint64_t)drive->io->n_drives * reader.depth * reader.piece_bytes +
                              4 * sl_packed_expert_bytes(shape),
@@ -96,7 +97,8 @@ void sl_bench_drive_forget(struct sl_bench_drive *drive)
 int sl_bench_drive_rate(struct sl_bench_drive *drive, uint64_t ns, double *ret_rate,
                         struct sl_err *err)
 {
-    /* What a drive that is held to a rate gives after a rest does not count. */
+    /* The first half of the time does not count, because a drive that is held to a rate is faster
+     * after a rest. */
     struct sl_io_trial trial = {.ramp_ns = ns / 2, .ns = ns};
     struct sl_io_timing timing;
     int rc;

@@ -1,7 +1,7 @@
-/* The drives beside a decode: how fast they deliver the very experts that it asked for, when
- * nothing is waited for between them.
+/* The drives' limit for a decode: how fast they deliver the same experts that it asked for, when
+ * all reads are queued at once.
  *
- * The reader is one of its own, with the pieces and the depth of the engine's, over files opened
+ * It has a reader of its own, with the same pieces and depth as the engine's, over files opened
  * again. One thread makes all calls, between steps but for note(). */
 #ifndef SL_TOOLS_BENCH_BENCH_DRIVE_H
 #define SL_TOOLS_BENCH_BENCH_DRIVE_H
@@ -12,7 +12,7 @@
 #include "core/base/arena.h"
 #include "daemon/engine/engine.h"
 
-/* Zeroed is closed. */
+/* A zeroed one is closed. */
 struct sl_bench_drive {
     const struct sl_engine *engine;
     struct sl_io *io;
@@ -28,15 +28,16 @@ int sl_bench_drive_open(struct sl_bench_drive *drive, const struct sl_engine *en
                         sl_io_open_fn *open_io, struct sl_err *err);
 void sl_bench_drive_close(struct sl_bench_drive *drive);
 
-/* A sl_route_fn: these experts were asked for. This and the next two do nothing while closed. */
+/* A sl_route_fn that notes the experts that were asked for. This and the next two functions do
+ * nothing while it is closed. */
 void sl_bench_drive_note(void *drive, uint32_t layer_index, uint32_t n_tokens,
                          const uint16_t *experts);
 
 /* Forgets what was noted. */
 void sl_bench_drive_forget(struct sl_bench_drive *drive);
 
-/* Reads what was noted, in the order in which it was first asked for and again from the start, for
- * about ns. 10^9 bytes a second, 0 if nothing was noted. Fails as reads do. */
+/* Reads the noted experts for about ns, in the order in which they were first asked for, and again
+ * from the start. Gives 10^9 bytes a second, 0 if nothing was noted. Fails as reads do. */
 int sl_bench_drive_rate(struct sl_bench_drive *drive, uint64_t ns, double *ret_rate,
                         struct sl_err *err);
 

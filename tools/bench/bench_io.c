@@ -132,7 +132,7 @@ static int file_size(const char *path, uint64_t *ret_bytes, struct sl_err *err)
     return 0;
 }
 
-/* Whole blocks of a file, cut into records. */
+/* Adds the whole blocks of a file, cut into records. */
 static int add_file(struct command *command, uint32_t file_index, struct sl_err *err)
 {
     const char *path = command->paths[file_index];
@@ -152,7 +152,7 @@ static int add_file(struct command *command, uint32_t file_index, struct sl_err 
     return rc;
 }
 
-/* Experts in random order, the reads of each together as the engine asks for them. */
+/* Adds experts in random order; the reads of each stay together, as the engine asks for them. */
 static int add_experts(struct command *command, const struct sl_expert_shape *shape,
                        struct sl_err *err)
 {
@@ -231,7 +231,7 @@ static uint32_t largest(const uint32_t *values, uint32_t n)
     return most;
 }
 
-/* Where the system will not hold the memory, reads cost more processor time, and no more. */
+/* Lets the system hold the memory. If it will not, reads only cost more processor time. */
 static void hold_area(struct command *command)
 {
     const struct sl_io_ops *ops = command->io->ops;
@@ -312,8 +312,8 @@ static char *run_fio(char *const *arguments)
     return NULL;
 }
 
-/* --filename= of a drive's files, with the colons in their names escaped. NULL if it has none that
- * are read, or if out of memory. */
+/* Makes fio's option --filename= for a drive's files, with the colons in their names escaped.
+ * Returns NULL if none of its files is read, or when out of memory. */
 static char *fio_file_names(const struct command *command, uint32_t drive_index)
 {
     char *text = NULL;
@@ -341,7 +341,7 @@ static char *fio_file_names(const struct command *command, uint32_t drive_index)
     return NULL;
 }
 
-/* 10^9 bytes a second of what fio reported; 0 if that makes no sense. */
+/* Returns 10^9 bytes a second from fio's report; 0 if it cannot be read. */
 static double fio_rate(const char *output)
 {
     const char *json = output ? strchr(output, '{') : NULL;
@@ -356,8 +356,8 @@ static double fio_rate(const char *output)
     return rate;
 }
 
-/* One job for each drive, so that each has the depth. As we do, it goes through a record in order
- * and then somewhere else. */
+/* fio runs one job for each drive, so that each has the depth. Like our reader, it reads a record
+ * in order and then another one somewhere else. */
 static double time_fio(const struct command *command, uint32_t size_bytes, uint32_t depth)
 {
     char pattern[32], size[32], iodepth[32], ramp[32], runtime[32];
@@ -422,7 +422,7 @@ static bool find_fio(void)
 /* ---- ours, and mmap ----------------------------------------------------------------------------
  */
 
-/* All in 10^9 bytes a second. */
+/* Measures our reader; rates are in 10^9 bytes a second. */
 static int time_reader(struct command *command, uint32_t size_bytes, uint32_t depth,
                        double *ret_rate, struct sl_err *err)
 {
@@ -441,8 +441,8 @@ static int time_reader(struct command *command, uint32_t size_bytes, uint32_t de
     return rc;
 }
 
-/* Touches every page of an extent, after dropping it from the page cache. Returns the time of the
- * first. */
+/* Touches every page of an extent after dropping it from the page cache. Gives the time that this
+ * took. */
 static int touch(const char *path, const struct sl_extent *extent, uint64_t *ret_ns,
                  struct sl_err *err)
 {
@@ -503,7 +503,7 @@ static const char *shape_of(const struct command *command, uint32_t size_bytes, 
     return shape;
 }
 
-/* Our runs and fio's in turn. Raises *best to fio's rate, or ours where there is no fio. */
+/* Runs our reader and fio in turn. Raises *best to fio's rate, or to ours where there is no fio. */
 static int measure(struct command *command, uint32_t size_bytes, uint32_t depth, double *best,
                    struct sl_err *err)
 {
@@ -593,7 +593,7 @@ int sl_bench_io(int argc, char **argv)
     sl_command_parse(&argp, argc, argv, &command);
     rc = prepare(&command, &err);
     if (rc == 0) {
-        /* fio's buffers in huge pages, as ours are: that alone can double a rate. */
+        /* Puts fio's buffers into huge pages, as ours are, because that alone can double a rate. */
         setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 1);
         command.has_fio = find_fio();
         print_header(&command);

@@ -1,6 +1,7 @@
-/* What is more than one kernel: attention, indexer, router and mHC, as the forward pass runs them
- * on a layer of real size with a long past. The figures are the phases' times and counts of whole
- * steps; between two of a kind all of the layer's other weights pass through the caches. */
+/* Measures work that takes several kernels (attention, indexer, router and mHC) as the forward pass
+ * runs it, on a layer of real size with a long past. The figures are the times and counts of the
+ * phases in whole steps, so that between two runs of a phase all other weights of the layer pass
+ * through the caches. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@ struct layer {
     uint32_t past_tokens; /* in the KV cache */
     struct sl_forward *forward;
 
-    /* The experts' source: every expert is the same one. */
+    /* A source of experts in which all experts are the same one. */
     struct sl_expert_source source;
     struct sl_expert_pin pin;
     const uint16_t *demanded;
@@ -194,7 +195,7 @@ static int make_weights(struct layer *in, struct sl_err *err)
 /* ---- the past ----------------------------------------------------------------------------------
  */
 
-/* Entries and keys of past_tokens, random; a few entries over and over. */
+/* Fills the KV cache with entries and keys for past_tokens: a few random entries, repeated. */
 static int make_past(struct layer *in, struct sl_err *err)
 {
     const struct sl_config *c = &in->config;
@@ -334,7 +335,7 @@ static int bench_layer(const struct sl_bench *bench, const struct sl_config *con
     return in.rc;
 }
 
-/* Whether any of the phases that bench_phases() measures on such a layer is wanted. */
+/* Returns whether any of the phases that bench_phases() measures on such a layer is wanted. */
 static bool wants_layer(const struct sl_bench *bench, uint32_t ratio)
 {
     if (ratio != SL_CSA_RATIO)
@@ -346,7 +347,7 @@ static bool wants_layer(const struct sl_bench *bench, uint32_t ratio)
 
 int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err)
 {
-    /* What Flash and Pro share, and then where they differ: their config.json. */
+    /* The values of config.json that Flash and Pro share, and then those in which they differ. */
     struct sl_config config = {
         .vocab_size = VOCABULARY,
         .num_hidden_layers = 1,
@@ -373,7 +374,7 @@ int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err)
         float scaling;
     } models[] = {{"Flash", 4096, 64, 1024, 8, 512, 256, 2048, 1.5f},
                   {"Pro", 7168, 128, 1536, 16, 1024, 384, 3072, 2.5f}};
-    /* 1,024 compressed entries behind the window; 250,000 keys. */
+    /* The past of each case: 1,024 compressed entries behind the window, and 250,000 keys. */
     static const struct {
         uint32_t ratio, past_tokens;
     } pasts[] = {{128, 131072}, {SL_CSA_RATIO, 1000000}};

@@ -1,5 +1,6 @@
-/* The linears of the released models, through the code that runs them in a step; and the packing of
- * experts. Weights are several copies of a matrix, taken in turn, more than any cache holds. */
+/* Measures the linears of the released models, through the code that runs them in a step, and the
+ * packing of experts. Weights are several copies of a matrix, used in turn, which together exceed
+ * every cache. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,7 @@ static void carve(struct linear *in, struct sl_arena *arena)
 {
     const struct sl_matrix *m = &in->matrix;
 
-    /* Whole pages, so that each copy can lie where its threads are. */
+    /* Copies have whole pages, so that each can lie on the node of its threads. */
     in->tiles = sl_arena_take_aligned(arena, in->n_copies, in->copy_bytes, SL_BLOCK_BYTES);
     in->scales = sl_arena_take(
         arena, (m->rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK * (m->cols / SL_FP8_BLOCK + 1),
@@ -126,7 +127,7 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
 /* ---- packing -----------------------------------------------------------------------------------
  */
 
-/* One matrix of an expert as a checkpoint has it, several times, and room for as many packed. */
+/* Copies of one matrix of an expert as a checkpoint has it, and room for as many packed ones. */
 struct repack {
     struct sl_pool *pool;
     uint32_t rows, cols;
@@ -141,7 +142,7 @@ static void pack_tiles(void *context, size_t first, size_t end, uint32_t thread_
     struct repack *in = context;
 
     (void)thread_index;
-    /* The scales are sound. */
+    /* The scales are sound, so packing cannot fail. */
     (void)sl_r16_pack_fp4(in->cols, first, end, in->codes + in->next * in->code_bytes,
                           in->scales + in->next * in->scale_bytes,
                           in->tiles + in->next * in->tile_bytes);

@@ -24,7 +24,7 @@
 #define PROBE_NS UINT64_C(100000000)
 #define DRIVE_NS UINT64_C(400000000)
 
-/* One of the repeats. */
+/* One of the repeated runs. */
 struct run {
     uint64_t ns;
     struct sl_account spent;
@@ -170,7 +170,7 @@ static void ignore_logits(void *context, const struct sl_logits_row *rows, uint3
     (void)n_rows;
 }
 
-/* Feeds tokens first .. first + n, one a step or as many as go in. */
+/* Feeds tokens first .. first + n, one in each step or as many as a step takes. */
 static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
                 struct sl_err *err)
 {
@@ -209,7 +209,8 @@ static uint64_t missed_bytes(const struct command *command)
     return c.read_bytes - c.predicted_wasted_bytes;
 }
 
-/* What the machine would allow, then the run, then the drives again, with what it asked for. */
+/* Measures the machine's limits, then the run, then the drives again with the experts that the run
+ * asked for. */
 static int measure_run(struct command *command, uint32_t index, struct sl_err *err)
 {
     struct sl_pool *pool = command->engine->pool;
@@ -264,7 +265,7 @@ static int measure(struct command *command, struct sl_err *err)
 /* ---- figures -----------------------------------------------------------------------------------
  */
 
-/* What multiplies in a phase. */
+/* Returns the kind of multiplication that a phase uses. */
 static enum sl_bench_peak peak_of(int phase)
 {
     switch (phase) {
@@ -302,7 +303,7 @@ static struct totals totals_of(const struct command *command, const struct run *
     return t;
 }
 
-/* What was not there to be measured is left out. */
+/* Prints a value, or nothing if it could not be measured. */
 static void print_value(const struct command *command, const char *what, const char *shape,
                         const char *unit, double value, double limit)
 {
@@ -314,7 +315,7 @@ static void print_value(const struct command *command, const char *what, const c
         sl_bench_print(&command->bench, name, shape, value, unit, limit);
 }
 
-/* A value and its limit, of each run. */
+/* A value and its limit, for each run. */
 struct figure {
     double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
 };
@@ -326,7 +327,8 @@ static void print_medians(const struct command *command, const char *what, const
                 sl_bench_median(figure.limits, command->n_runs));
 }
 
-/* Tokens a second: the median, the spread, and the same as bytes or multiplications. */
+/* Prints tokens a second: the median, the spread, and the bytes or multiplications that they amount
+ * to. */
 static void print_speed(const struct command *command)
 {
     const uint32_t n_experts = command->config.num_hidden_layers * command->config.n_routed_experts;
@@ -363,7 +365,7 @@ static void print_speed(const struct command *command)
                   command->prefill ? "GMAC/s" : "GB/s", rate);
 }
 
-/* Where the time went: shares of the whole. */
+/* Prints the phases' shares of the time. */
 static void print_times(const struct command *command)
 {
     const double per_token = 1e-6 / command->n_tokens;
@@ -395,7 +397,7 @@ static void print_times(const struct command *command)
     }
 }
 
-/* How fast each kind of work went while it did, waiting in its barriers included. */
+/* Prints how fast each kind of work ran, counting the waits in its own barriers. */
 static void print_rates(const struct command *command)
 {
     for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
@@ -416,8 +418,8 @@ static void print_rates(const struct command *command)
     }
 }
 
-/* The time of a token, beside what the drives alone would have taken for its misses: where the
- * drives bind, the ratio is what else it cost. */
+/* Prints the time of a token beside the time that the drives alone would take for its misses. Where
+ * the drives are the limit, the ratio shows the cost of everything else. */
 static void print_drive(const struct command *command)
 {
     struct figure time, rate;
@@ -438,8 +440,8 @@ static void print_drive(const struct command *command)
     print_medians(command, "reading the drive", shape, "GB/s", rate);
 }
 
-/* Of those that a step asked for: how many the cache had or knew of, and how often each one that it
- * had not was read. */
+/* Prints how many of the requested experts the cache had or was loading, and how often a missing
+ * one was read. */
 static void print_experts(const struct command *command)
 {
     const double n_tokens = (double)command->n_tokens * command->n_runs;

@@ -1,5 +1,6 @@
-/* Kernels that work on one row of activations or KV entries at a time. Rows lie in the caches, as
- * they do in a step; the figure is what goes in and out against reading as much from memory. */
+/* Measures kernels that work on one row of activations or KV entries at a time. Rows lie in the
+ * caches, as they do in a step; the figure is the bytes in and out, beside reading as much from
+ * memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,13 +13,14 @@
 #define ROW_VALUES_MAX 65536u /* of an input or output of one call */
 #define CALLS_EACH 32u        /* of a thread, in one job */
 
-/* A thread's own: three inputs and an output, also for values that are changed in place. */
+/* The buffers of one thread: three inputs and an output, which also serves values that are changed
+ * in place. */
 struct row_buffers {
     float *a, *b, *c, *y;
     const float **a_rows, **b_rows;
 };
 
-/* Everything is described by one size: what it counts is in `shape`. */
+/* A kernel whose work is described by one size; `shape` says what the size counts. */
 struct row_kernel {
     const char *what;
     const char *shape;  /* a format for the size */
@@ -213,7 +215,7 @@ static void carve(struct rows *in, struct sl_arena *arena, uint32_t n_threads)
     }
 }
 
-/* The third input anew: weights of streams that keep their sum, or encoded entries. */
+/* Fills the third input: weights of streams that keep their sum, or encoded entries. */
 static void prepare(struct rows *in, uint32_t n_threads)
 {
     for (uint32_t i = 0; i < n_threads; i++) {

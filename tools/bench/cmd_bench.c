@@ -62,7 +62,7 @@ static int run_all(const struct sl_bench *bench, struct sl_err *err)
     return sl_bench_layers(bench, err);
 }
 
-/* A run for the names alone. */
+/* Runs all parts only to collect the names, to see whether --only fits one of them. */
 static int check_only(struct sl_bench *bench, struct sl_err *err)
 {
     struct sl_bench_names names = {0};

@@ -30,8 +30,8 @@ static bool is_folder(const char *path)
     return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
-/* The folder of the configs that come with sluice: as it is installed, or as it is built. Left as
- * it was if there is none. */
+/* Finds the folder of the configs that come with sluice: in the installation, or in the source
+ * tree. Leaves `folder` as it was if there is none. */
 static void find_folder(char folder[PATH_MAX])
 {
     static const char *const places[] = {"/../share/sluice/configs", "/../../tools/configs"};

@@ -8,18 +8,18 @@
 #include "core/base/err.h"
 #include "core/model/config.h"
 
-/* The path of the file that `name` stands for, to be freed by the caller; "-" is standard input,
- * and pipes will do, but not in a folder. A name without "/" that is no path, such as v4-pro or
- * v4-pro.json, is looked for in share/sluice/configs of where the program is installed, or in the
- * source tree that it was built in. Fails with -ENOENT, naming those that there are, with what
- * sl_model_folder_explain() says, or with -ENOMEM. */
+/* Finds the file that `name` stands for; the caller frees the path. "-" is standard input; pipes
+ * are allowed too, but not inside a folder. A name without "/" that is no path, such as v4-pro or
+ * v4-pro.json, is looked for in share/sluice/configs of the installation, or in the source tree
+ * that the program was built in. Fails with -ENOENT and a list of the configs there are, as
+ * sl_model_folder_explain() does, or with -ENOMEM. */
 int sl_config_file_find(const char *name, char **ret_path, struct sl_err *err);
 
-/* Reads it. If ret_text is not NULL, it gets the file's text, to be freed by the caller. */
+/* Reads the config. If ret_text is not NULL, it gets the file's text, to be freed by the caller. */
 int sl_config_file_read(const char *name, struct sl_config *ret_config, char **ret_text,
                         struct sl_err *err);
 
-/* Whether `name` stands for a config alone: for anything but a folder. */
+/* Returns whether `name` stands for a config alone, which is anything but a folder. */
 bool sl_config_file_is(const char *name);
 
 #endif

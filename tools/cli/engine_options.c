@@ -44,16 +44,19 @@ static const struct argp_option options[] = {
      "how experts are read (default uring, or threads where io_uring is not available)", 0},
     {"io-piece", OPTION_IO_PIECE, "SIZE", 0,
      "pieces that reads are cut into (default: what a short probe of the drive finds)", 0},
-    {"io-depth", OPTION_IO_DEPTH, "N", 0, "pieces in flight on each drive (default: likewise)", 0},
+    {"io-depth", OPTION_IO_DEPTH, "N", 0,
+     "pieces in flight on each drive (default: what the probe finds)", 0},
     {"io-stall", OPTION_IO_STALL, "SECONDS", 0,
-     "a piece that takes longer is counted; after four times that it has failed (default 30)", 0},
+     "time after which a piece counts as stalled; after four times as long its read fails (default "
+     "30)",
+     0},
     {"verify", OPTION_VERIFY, "first|always|never", 0,
-     "when what is read from a store is compared with its checksums: the first time in a run "
+     "when an expert of a store is compared with its checksums: the first time in a run "
      "(default), each time, or not at all",
      0},
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
     {"prefetch", OPTION_PREFETCH, "off|hash|gate", 0,
-     "experts that are read before they are asked for: those of the layers that go by the token "
+     "experts that are read before they are asked for: those of the layers that route by token id "
      "(hash, the default), or also those predicted for the next layer (gate)",
      0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
@@ -218,14 +221,14 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
 const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
 
-/* What is known while an engine is opened. */
+/* State while an engine is being opened. */
 struct opening {
     struct sl_start_report report;
     struct sl_progress progress; /* of the dense weights */
     struct sl_memory_plan plan;
 };
 
-/* A budget that nobody gave may take most of a machine, so it is said first. */
+/* The default budget may take most of a machine, so it is told before memory is taken. */
 #define MUCH_SHARE 4u
 
 static void tell_memory(const struct sl_memory_plan *plan)
@@ -242,7 +245,7 @@ static void tell_memory(const struct sl_memory_plan *plan)
             sl_size_format(plan->need_bytes[SL_MEMORY_CACHE], cache));
 }
 
-/* An sl_stage_fn. Progress that is redrawn tells of the weights for itself. */
+/* An sl_stage_fn. Where the progress of loading the weights is redrawn, it needs no line here. */
 static void on_stage(void *context, const char *doing)
 {
     struct opening *opening = context;

@@ -1,4 +1,4 @@
-/* The options that every command has which runs a model, as a child of its argp parser. */
+/* The options of all commands that run a model, as a child of their argp parsers. */
 #ifndef SL_TOOLS_CLI_ENGINE_OPTIONS_H
 #define SL_TOOLS_CLI_ENGINE_OPTIONS_H
 
@@ -9,8 +9,8 @@
 #include "daemon/engine/engine.h"
 #include "tools/cli/output_file.h"
 
-/* Its input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets to the
- * defaults. MODEL is taken as the only positional argument, and must be there. */
+/* The parser's input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets
+ * to the defaults. It takes MODEL as the only positional argument, and requires it. */
 extern const struct argp sl_engine_argp;
 
 /* Parses a size for struct sl_reader_options, or ends with argp_error(). */
@@ -18,19 +18,19 @@ extern const struct argp sl_engine_argp;
 #define SL_IO_DEPTH_MAX 256u
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);
 
-/* The back end that an option --io names. */
+/* Returns the back end that an option --io names. */
 sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
 
-/* `wanted`, or if it is NULL the machine's; says on stderr if that is not io_uring. For commands
- * that read without an engine. */
+/* Returns `wanted`, or the machine's back end if it is NULL, and says on stderr if that is not
+ * io_uring. For commands that read without an engine. */
 sl_io_open_fn *sl_choose_io(sl_io_open_fn *wanted);
 
-/* The affinity of n_threads threads on this machine; 0: one per core. */
+/* Returns the affinity of n_threads threads on this machine; 0 stands for one per core. */
 struct sl_affinity sl_choose_affinity(uint32_t n_threads);
 
-/* Opens the engine, showing progress. Prints its note to stderr, and the memory table where it does
- * not fit; what went wrong is left to the caller, in `err`. From then on Ctrl-C stops the engine's
- * steps (tools/cli/interrupt.h), which end with -ECANCELED. */
+/* Opens the engine, showing progress. Prints its notes to stderr, and the memory table if the model
+ * does not fit; printing `err` is left to the caller. From then on Ctrl-C stops the engine's steps
+ * (tools/cli/interrupt.h), which end with -ECANCELED. */
 int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_err *err);
 
@@ -39,8 +39,8 @@ int sl_open_engine(struct sl_engine **ret_engine, const struct sl_engine_options
 int sl_keep_off_experts(const struct sl_output_file *out, const struct sl_engine *engine,
                         struct sl_err *err);
 
-/* Two lines about the machine's part in the figures: where the threads ran, and the share of huge
- * pages in each area of memory. */
+/* Prints two lines about the machine: where the threads ran, and the share of huge pages in each
+ * area of memory. */
 void sl_print_resources(const struct sl_engine *engine, const struct sl_affinity *affinity,
                         FILE *out);
 

@@ -1,4 +1,4 @@
-/* A MODEL's experts as files to read from: for commands that measure drives without an engine. */
+/* Opens the files of a MODEL's experts, for commands that measure drives without an engine. */
 #ifndef SL_TOOLS_CLI_EXPERT_FILES_H
 #define SL_TOOLS_CLI_EXPERT_FILES_H
 

@@ -19,13 +19,14 @@
 void sl_interrupt_catch(void);
 void sl_interrupt_defer(void);
 
-/* Whether a signal has asked the work to stop. */
+/* Returns whether a signal has asked the work to stop. */
 bool sl_interrupted(void);
 
-/* The flag itself, for options named `stop`. */
+/* Returns the flag itself, for options named `stop`. */
 const atomic_bool *sl_interrupt_stop(void);
 
-/* Returns `status`, or does not return where a signal came. Nothing may be left to do. */
+/* Returns `status`, or ends the program if a signal came. To be called when nothing is left to
+ * do. */
 int sl_interrupt_finish(int status);
 
 #endif

@@ -1,4 +1,4 @@
-/* One JSON value a line: files of them, and output. */
+/* Reads files with one JSON value a line, and prints such lines. */
 #ifndef SL_TOOLS_CLI_JSON_LINES_H
 #define SL_TOOLS_CLI_JSON_LINES_H
 
@@ -12,8 +12,8 @@ typedef int sl_json_line_fn(void *context, const json_t *value, struct sl_err *e
 #define SL_JSON_LINE_BYTES_MAX (UINT64_C(1) << 30)
 int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err);
 
-/* The text of a line that is a string, or an object with a string as its "text". It stays with the
- * value and may hold zero bytes. Fails with -SL_EFORMAT. */
+/* Gives the text of a line that is a string, or an object with a string as its "text". The text
+ * belongs to the value and may hold zero bytes. Fails with -SL_EFORMAT. */
 int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_length,
                       struct sl_err *err);
 

@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <sys/resource.h>
 
-/* A thread that multiplies uses 350 KB (kernels-avx512/fp4_avx512.c), JSON nested as deep as
- * jansson reads it about as much, and sanitizers twice that. What is not used costs nothing. */
+/* A thread that multiplies uses 350 KB of stack (kernels-avx512/fp4_avx512.c), JSON nested as deep
+ * as jansson reads it about as much, and sanitizers twice that. Unused stack costs nothing. */
 #define STACK_BYTES (4u << 20)
 
 void sl_limits_prepare(void)

@@ -1,4 +1,5 @@
-/* What a shell or service manager limits (ulimit), met as far as a program can. */
+/* Adapts the process to the limits of a shell or service manager (ulimit), as far as a program
+ * can. */
 #ifndef SL_TOOLS_CLI_LIMITS_H
 #define SL_TOOLS_CLI_LIMITS_H
 

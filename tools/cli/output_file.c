@@ -38,7 +38,8 @@ static int set_error(const struct sl_output_file *out, const char *what, int err
 /* ---- opening -----------------------------------------------------------------------------------
  */
 
-/* A function of fopencookie(): unlike a stream of its own, it remembers why a write failed. */
+/* A write function for fopencookie(), which keeps the errno of a write that failed; a plain stream
+ * would lose it. */
 static ssize_t write_all(void *cookie, const char *bytes, size_t n_bytes)
 {
     struct sl_output_file *out = cookie;
@@ -55,8 +56,8 @@ static ssize_t write_all(void *cookie, const char *bytes, size_t n_bytes)
     return done < n_bytes ? 0 : (ssize_t)n_bytes;
 }
 
-/* The descriptor that a name such as /dev/stdout stands for; -1 for any other name. Opening it
- * anew would begin at the file's start again. */
+/* Returns the descriptor that a name such as /dev/stdout stands for; -1 for any other name. The
+ * descriptor is used because opening the name would begin at the file's start again. */
 static int standard_descriptor(const char *name)
 {
     unsigned number;
@@ -72,7 +73,7 @@ static int standard_descriptor(const char *name)
     return -1;
 }
 
-/* The path that the file will have, with no symbolic link in it. */
+/* Returns the path that the file will have, with no symbolic link in it. */
 static char *resolve(const char *name, bool exists)
 {
     char *copy, *folder, *path = NULL;
@@ -138,7 +139,7 @@ static int open_target(struct sl_output_file *out, const char *name)
         fd = open(name, O_WRONLY | O_CLOEXEC | O_NOCTTY);
         return fd < 0 ? -errno : fd;
     }
-    /* A file that is not to be written to is not to be replaced either. */
+    /* A write-protected file is not replaced either. */
     if (out->exists && access(name, W_OK) < 0)
         return -errno;
     if (!out->exists && (!name[0] || name[strlen(name) - 1] == '/' || lstat(name, &status) == 0))
@@ -191,7 +192,7 @@ static bool is_target(const struct sl_output_file *out, const struct stat *statu
     return status->st_dev == out->device && status->st_ino == out->inode;
 }
 
-/* Whether the target is a file in the folder, through symbolic links too. */
+/* Returns whether the target is a file in the folder, symbolic links included. */
 static bool holds_target(int parent, const char *name, const struct sl_output_file *out,
                          uint32_t depth)
 {
@@ -247,7 +248,8 @@ bool sl_output_same(const struct sl_output_file *a, const struct sl_output_file 
 /* ---- the end -----------------------------------------------------------------------------------
  */
 
-/* The new name is safe only when the folder is. File systems that cannot sync one are no error. */
+/* Syncs the folder, without which the new name may be lost. A file system that cannot sync folders
+ * is no error. */
 static void sync_folder(const char *path)
 {
     char *copy = strdup(path);

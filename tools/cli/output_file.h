@@ -1,10 +1,10 @@
 /* Files that commands write: whole or not at all.
  *
- * sl_output_open() shows before the work begins whether the file can be written. What is written
- * goes to a temporary file in the same folder, which sl_output_commit() syncs and gives the name;
- * until then a file that has the name already stays as it is, whatever ends the program but
- * SIGKILL. "-" is standard output. Pipes and devices are written to directly: there is nothing to
- * keep.
+ * sl_output_open() finds out before the work begins whether the file can be written. Output goes to
+ * a temporary file in the same folder, which sl_output_commit() syncs and renames. Until then, an
+ * existing file of that name stays as it is, however the program ends; only SIGKILL leaves the
+ * temporary file behind. "-" is standard output. Pipes and devices are written to directly, since
+ * they have no contents to preserve.
  *
  * Belongs to the main thread. */
 #ifndef SL_TOOLS_CLI_OUTPUT_FILE_H
@@ -29,7 +29,7 @@ struct sl_output_file {
     uint32_t part_index; /* the temporary file's place in the list of all */
 };
 
-/* How many a program may open. */
+/* A program may open this many output files. */
 #define SL_OUTPUT_FILES_MAX 72u
 
 /* Opens *out for `name`, which must live as long; *out must stay where it is. Fails with -errno or
@@ -41,14 +41,14 @@ int sl_output_open(struct sl_output_file *out, const char *name, struct sl_err *
  * error here. *out may be closed. */
 int sl_output_keep_off(const struct sl_output_file *out, const char *path, struct sl_err *err);
 
-/* Whether both would become one file. */
+/* Returns whether both would become one file. */
 bool sl_output_same(const struct sl_output_file *a, const struct sl_output_file *b);
 
-/* Writes out, syncs, puts the file in its place and closes. What could not be written earlier shows
- * here too. Fails with -errno; then nothing is replaced. */
+/* Flushes, syncs, puts the file in its place and closes it. Also reports earlier writes that
+ * failed. Fails with -errno; then nothing is replaced. */
 int sl_output_commit(struct sl_output_file *out, struct sl_err *err);
 
-/* Closes and leaves what was there before. A closed or zeroed one is allowed. */
+/* Closes the output and leaves the existing file as it is. A closed or zeroed output is allowed. */
 void sl_output_discard(struct sl_output_file *out);
 
 /* Removes the temporary files of all that are open, for a signal handler that ends the program. */

@@ -4,7 +4,7 @@
 #include "daemon/engine/model_check.h"
 #include "storage/experts/model_files.h"
 
-/* Of a checkpoint, shards may be cut: what is packed already need not be there. */
+/* Shards of a checkpoint may be cut, because tensors that are packed already need not be there. */
 static int open_files(struct sl_pack_source *source, const char *folder, struct sl_err *err)
 {
     return sl_store_is(folder) ? sl_store_open(&source->store, folder, SL_STORE_RUN, err)

@@ -1,5 +1,5 @@
-/* What sluice pack and sluice verify --repair take things from: of a checkpoint, or of a store,
- * what goes into a store. */
+/* The source of sluice pack and sluice verify --repair: a checkpoint or a store, with the list of
+ * the tensors and experts that go into a store. */
 #ifndef SL_TOOLS_CLI_PACK_SOURCE_H
 #define SL_TOOLS_CLI_PACK_SOURCE_H
 
@@ -10,7 +10,7 @@
 #include "storage/store/store.h"
 #include "core/model/dense_list.h"
 
-/* Zeroed is closed. */
+/* A zeroed source is closed. */
 struct sl_pack_source {
     struct sl_config config;
     struct sl_checkpoint *checkpoint; /* or store: one is NULL */
@@ -19,8 +19,8 @@ struct sl_pack_source {
     struct sl_dense_list tensors;
 };
 
-/* Fails as its parts do, and for a model_type that is not ours unless any will do. What was opened
- * stays in *source, which the caller closes in any case. */
+/* Fails as its parts do, and for a model_type that is not ours unless any_model_type is set. The
+ * caller closes *source in any case. */
 int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool any_model_type,
                         struct sl_err *err);
 void sl_pack_source_close(struct sl_pack_source *source);

@@ -13,7 +13,7 @@
 #define LINE_BYTES_MAX 256u
 #define COLUMNS_DEFAULT 80u /* of a terminal that does not tell */
 
-/* Whether a line can be cleared there. */
+/* Returns whether `out` is a terminal on which a line can be cleared. */
 static bool takes_escapes(FILE *out)
 {
     const char *kind = getenv("TERM");

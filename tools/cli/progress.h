@@ -22,14 +22,15 @@ struct sl_progress {
     char note[SL_PROGRESS_NOTE_BYTES]; /* the caller's, at the end of the line */
 };
 
-/* `what` is ASCII, as is what the caller puts into `note`. Later tokens are taken to cost more, and
- * other things not to. */
+/* `what` is ASCII, and so must be `note`. The time left assumes that later tokens cost more than
+ * earlier ones, while other work has an even cost. */
 struct sl_progress sl_progress_start(FILE *out, const char *what, const char *unit);
 
 /* An sl_progress_fn; `context` is the struct sl_progress. */
 void sl_progress_show(void *context, uint64_t done, uint64_t total);
 
-/* How far a text has come, layer by layer: a step may take minutes. Zeroed shows nothing. */
+/* Progress of a text, layer by layer, because one step may take minutes. A zeroed one shows
+ * nothing. */
 struct sl_text_progress {
     struct sl_progress progress;
     uint64_t n_tokens; /* in all */

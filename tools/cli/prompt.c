@@ -53,7 +53,8 @@ void sl_prompt_maker_close(struct sl_prompt_maker *maker)
 }
 
 /* Text from outside must not be able to forge a conversation's structure, so control tokens are
- * recognised where that is asked for alone; who writes some and does not ask may have forgotten. */
+ * recognised only with --special. A user who writes some without it may have forgotten it, so a
+ * line says so. */
 static void say_control(struct sl_prompt_maker *maker, const char *text, size_t length)
 {
     const uint8_t *bytes;
@@ -69,8 +70,8 @@ static void say_control(struct sl_prompt_maker *maker, const char *text, size_t 
         (const char *)bytes);
 }
 
-/* Puts the begin-of-sentence token at ids[0], unless it is not wanted or the text has brought it.
- */
+/* Puts the begin-of-sentence token at ids[0], unless it is not wanted or the text begins with
+ * it. */
 static int put_bos(struct sl_prompt_maker *maker, struct sl_token_list *ids, struct sl_err *err)
 {
     uint32_t bos;
@@ -118,7 +119,8 @@ int sl_prompt_make(struct sl_prompt_maker *maker, const char *text, size_t lengt
         sl_token_list_fini(&ids);
         return rc;
     }
-    /* Ids are below SL_TOKENIZER_IDS_MAX, and a text has no more tokens than bytes, and one. */
+    /* The casts are safe: ids are below SL_TOKENIZER_IDS_MAX, and a text has at most one token more
+     * than bytes. */
     *ret_prompt = (struct sl_prompt){(int32_t *)ids.ids, (uint32_t)ids.n};
     return 0;
 }

@@ -21,13 +21,13 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"bench", sl_cmd_bench, "measure kernels, decode and prefill against what the machine can do"},
-    {"doctor", sl_cmd_doctor, "tell whether this machine suits, and what mends it where not"},
+    {"doctor", sl_cmd_doctor, "check whether this machine suits, and say what mends it where not"},
     {"generate", sl_cmd_generate, "continue a text"},
     {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
     {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
     {"pack", sl_cmd_pack, "make a store of a checkpoint, which runs at the drive's speed"},
     {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
-    {"plan", sl_cmd_plan, "tell what a machine would make of a model: memory, speed, what binds"},
+    {"plan", sl_cmd_plan, "predict how a machine runs a model: memory, speed, and what limits it"},
     {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
     {"trace", sl_cmd_trace,
@@ -47,7 +47,8 @@ static void print_usage(FILE *out)
 }
 
 /* If the caller closed stdin, stdout or stderr, the next file that is opened would get its number,
- * and what we print would end up in it. Reading finds nothing then, and writing fails. */
+ * and our output would end up in it. So closed ones are replaced, such that reading finds nothing
+ * and writing fails. */
 static void fill_standard_descriptors(void)
 {
     int fd = open("/dev/null", O_RDONLY);
@@ -58,8 +59,8 @@ static void fill_standard_descriptors(void)
         close(fd);
 }
 
-/* What is not shown at once is kept together until the end, or until a command flushes it, so that
- * the reason is still known when it cannot be written. */
+/* Output that need not be shown at once is buffered until the end, or until a command flushes it,
+ * so that the cause is still known if it cannot be written. */
 static void set_buffer(void)
 {
     static char buffer[1u << 18];
@@ -68,7 +69,8 @@ static void set_buffer(void)
         setvbuf(stdout, buffer, _IOFBF, sizeof(buffer));
 }
 
-/* Whatever a command printed, help included, is written when it ends with success. */
+/* Checks, when a command ends with success, that everything it printed, help included, was
+ * written. */
 static void close_standard_output(int status, void *context)
 {
     bool failed = ferror(stdout) != 0;

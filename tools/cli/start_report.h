@@ -1,5 +1,5 @@
-/* Says what a start is doing where that takes longer than a moment: a line for each kind of work
- * that lasts, whatever it waits for, and another every ten seconds. */
+/* Reports what a start is doing: a line for each kind of work that takes longer than a moment, and
+ * another line every ten seconds. */
 #ifndef SL_TOOLS_CLI_START_REPORT_H
 #define SL_TOOLS_CLI_START_REPORT_H
 
@@ -22,8 +22,8 @@ struct sl_start_report {
     bool over;
 };
 
-/* Starts a thread that prints to `out`; without one nothing is told. `where` goes to the end of
- * each line. The caller ends it with sl_start_report_end(). */
+/* Starts a thread that prints to `out`; if no thread can be started, nothing is reported. `where`
+ * goes to the end of each line. The caller ends it with sl_start_report_end(). */
 void sl_start_report_begin(struct sl_start_report *report, FILE *out, const char *doing,
                            const char *where);
 

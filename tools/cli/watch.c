@@ -17,8 +17,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards stall_ns */
 static pthread_cond_t changed;
 static uint64_t stall_ns = SL_READER_STALL_NS;
 
-/* Waits for as long as there is between two looks, and from the start again when that changes.
- * Returns the deadline. */
+/* Waits until the next look, and begins to wait again when the stall time changes. Returns the
+ * deadline. */
 static uint64_t wait_for_look(void)
 {
     struct timespec until;
@@ -40,7 +40,8 @@ static uint64_t wait_for_look(void)
     return used_ns * SL_READER_DEADLINE_STALLS;
 }
 
-/* The looks are counted and not the time, which also passes while the whole process is stopped. */
+/* Looks are counted instead of time, because time also passes while the whole process is
+ * stopped. */
 static void *watch_main(void *context)
 {
     struct sl_call_watch *watch = context;

@@ -30,7 +30,7 @@ void sl_work_rate_note(struct sl_work_rate *rate, uint64_t now_ns, uint64_t done
     rate->marks[rate->n_marks++] = rate->latest;
 }
 
-/* Where the last quarter of the time begins. */
+/* Returns the mark at which the last quarter of the time begins. */
 static struct sl_work_mark recent_mark(const struct sl_work_rate *rate)
 {
     const uint64_t elapsed_ns = rate->latest.ns - rate->marks[0].ns;
@@ -41,7 +41,7 @@ static struct sl_work_mark recent_mark(const struct sl_work_rate *rate)
     return rate->marks[i];
 }
 
-/* Seconds for a unit of work between two marks; 0 if there was none. */
+/* Returns the seconds for a unit of work between two marks; 0 if no work was done. */
 static double cost(struct sl_work_mark from, struct sl_work_mark to)
 {
     return to.done > from.done ? (double)(to.ns - from.ns) * 1e-9 / (double)(to.done - from.done)
@@ -60,7 +60,7 @@ double sl_work_rate_seconds_left(const struct sl_work_rate *rate, uint64_t total
     const struct sl_work_mark mark = recent_mark(rate), first = rate->marks[0];
     const double done = (double)rate->latest.done;
     const double now = cost(mark, rate->latest), before = cost(first, mark);
-    /* The two costs are those in the middle of their stretches. */
+    /* Each cost is the average of its stretch, so it holds for the middle of it. */
     const double middle_before = (double)mark.done / 2, middle = ((double)mark.done + done) / 2;
     double slope = 0;
 

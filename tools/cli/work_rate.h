@@ -2,8 +2,8 @@
  *
  * The rate is that of the last quarter of the time so far, since the beginning says little about
  * the rest: caches fill, and later tokens of a text attend to more of it. Where cost grows with
- * position, the time left assumes that it goes on to grow in a straight line: from the rate before
- * that quarter, over the rate in it, to the end.
+ * position, the time left assumes that it keeps growing in a straight line, through the rate before
+ * that quarter and the rate in it.
  *
  * The caller brings the clock. Belongs to one thread. */
 #ifndef SL_TOOLS_CLI_WORK_RATE_H
@@ -27,19 +27,19 @@ struct sl_work_rate {
     uint64_t gap_ns; /* between marks: doubles whenever the list is full */
 };
 
-/* The work begins. */
+/* Begins measuring. */
 struct sl_work_rate sl_work_rate_start(uint64_t now_ns, bool growing);
 
-/* So much of it is done. Times and amounts never go down. */
+/* Notes how much of the work is done. Times and amounts never go down. */
 void sl_work_rate_note(struct sl_work_rate *rate, uint64_t now_ns, uint64_t done);
 
-/* Units a second; 0 while nothing is known. */
+/* Returns units a second; 0 while nothing is known. */
 double sl_work_rate_per_second(const struct sl_work_rate *rate);
 
-/* For all of `total`; 0 while nothing is known, or when it is done. */
+/* Returns the seconds left for all of `total`; 0 while nothing is known, or when it is done. */
 double sl_work_rate_seconds_left(const struct sl_work_rate *rate, uint64_t total);
 
-/* As people say it: "50 s", "12 min", "3 h 05 min". Returns `text`. */
+/* Writes a duration as people say it: "50 s", "12 min", "3 h 05 min". Returns `text`. */
 #define SL_SECONDS_TEXT_BYTES 32
 const char *sl_seconds_format(double seconds, char text[SL_SECONDS_TEXT_BYTES]);
 
