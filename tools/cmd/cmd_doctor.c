@@ -13,7 +13,7 @@
 
 #define FOUND_BYTES 1024
 
-/* V4-Pro's shards, each open twice: where no MODEL says how many there are. */
+/* Without a MODEL, the files of V4-Pro are assumed: all its shards, each open twice. */
 #define N_FILES_DEFAULT (2 * 66u)
 
 struct command {

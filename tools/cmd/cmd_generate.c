@@ -168,7 +168,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
-/* argp moves the arguments about, so they are copied before. */
+/* argp reorders the arguments, so they are copied before it runs. */
 static json_t *copy_arguments(int argc, char **argv)
 {
     json_t *list = json_array();
@@ -184,7 +184,7 @@ static json_t *copy_arguments(int argc, char **argv)
 /* ---- before the weights are read ---------------------------------------------------------------
  */
 
-/* Room for one more; NULL when out of memory. */
+/* Makes room for one more text. Returns NULL when out of memory. */
 static struct sl_prompt *next_text(struct command *command)
 {
     struct sl_prompt *texts =
@@ -244,7 +244,8 @@ static int read_texts(struct command *command, struct sl_err *err)
     return rc;
 }
 
-/* What the longest prompt needs, or all that the model can have where there is no other end. */
+/* Sets the context to what the longest prompt needs, or to the model's maximum if only the model
+ * ends the text. */
 static int set_context(struct command *command, struct sl_err *err)
 {
     struct sl_completion_rules *rules = &command->making.rules;
@@ -302,7 +303,8 @@ static int prepare(struct command *command, struct sl_err *err)
 /* ---- the run -----------------------------------------------------------------------------------
  */
 
-/* A list that cannot be had or kept costs time, and no more. */
+/* Loads the hot list. A list that cannot be read or written costs time and nothing else, so it is
+ * no error. */
 static void load_hot_list(struct command *command)
 {
     struct sl_progress progress = sl_progress_start(stderr, "loading hot experts", "experts");
@@ -324,7 +326,8 @@ static void save_hot_list(struct command *command)
         fprintf(stderr, "note: the hot list is not saved for the next run: %s\n", err.message);
 }
 
-/* Every text of a file has a seed of its own, so that a prompt given twice makes two texts. */
+/* Every text of a file has a seed of its own, so that a prompt given twice makes two different
+ * texts. */
 static int make_text(struct command *command, size_t index, struct sl_err *err)
 {
     const struct sl_prompt *prompt = &command->texts[index];
@@ -387,7 +390,7 @@ static const struct argp_option options[] = {
     {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
     {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
     {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
-     "begin with an empty cache, and leave what a store remembers as it is", 0},
+     "begin with an empty cache, and leave the store's hot list as it is", 0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well; - is standard output",
      0},
     {0}};

@@ -1,5 +1,5 @@
-/* sluice inspect: what a checkpoint folder or a store holds, and what memory it takes. Reads
- * headers, or the catalog, only; of a config alone, sizes are computed. */
+/* sluice inspect: shows the contents of a checkpoint folder or a store, and the memory that it
+ * takes. It only reads headers or the catalog; for a config alone, it computes sizes. */
 #include <argp.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -30,7 +30,7 @@ struct arguments {
     bool json;
 };
 
-/* All that is said of a model as a whole. */
+/* Everything that is printed about a model as a whole. */
 struct summary {
     const char *kind; /* "checkpoint", "store", or "config" */
     struct sl_config config;
@@ -107,7 +107,7 @@ static int find_unused(const struct sl_model_files *files, struct summary *s, st
     return rc;
 }
 
-/* A model that would not fit is no failure here: the last line says so. */
+/* A model that would not fit is no error here, and is reported in the last line. */
 static int summarize_files(const struct sl_engine_options *options,
                            const struct sl_model_files *files, struct summary *s,
                            struct sl_err *err)
@@ -342,7 +342,7 @@ static int inspect_files(struct arguments *arguments, struct sl_model_files *fil
     struct summary summary = {0};
     int rc = 0;
 
-    /* Tensors can be listed of any safetensors files, whatever their model. */
+    /* Tensors can be listed for any safetensors files, whatever their model. */
     if (arguments->experts || !arguments->tensors)
         rc = sl_config_read(&summary.config, arguments->engine.model, err);
     if (rc < 0 || (rc = sl_model_files_open(files, arguments->engine.model, err)) < 0)

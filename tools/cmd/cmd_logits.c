@@ -1,6 +1,6 @@
-/* sluice logits: the logits after each token of given lists, as float32 .npy files. For tests and
- * for comparing engines: given ids, it needs no tokenizer. Several lists share their passes, each
- * as a sequence of its own. */
+/* sluice logits: writes the logits after each token of given lists, as float32 .npy files. For
+ * tests and for comparing engines: since it takes ids, it needs no tokenizer. Several lists share
+ * their passes, each as a sequence of its own. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -70,7 +70,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
-/* Ids separated by white space. */
+/* Reads ids separated by white space. */
 static int read_tokens(struct list *list, struct sl_err *err)
 {
     char *text, *at;
@@ -110,8 +110,8 @@ static int read_tokens(struct list *list, struct sl_err *err)
     return rc;
 }
 
-/* Ids outside the vocabulary and lists longer than the context are found here, before the weights
- * are loaded. */
+/* Finds ids outside the vocabulary and lists longer than the context before the weights are
+ * loaded. */
 static int check_tokens(const struct command *command, struct sl_err *err)
 {
     struct sl_config config;
@@ -148,7 +148,7 @@ static void start_npy(struct list *list, uint32_t rows, uint32_t cols)
     fwrite(header, 1, sizeof(header), list->out.stream);
 }
 
-/* No output is one of the inputs, or another one's. */
+/* Opens an output, which must not be one of the inputs or another output. */
 static int open_output(struct command *command, uint32_t index, struct sl_err *err)
 {
     struct list *list = &command->lists[index];
@@ -191,7 +191,7 @@ static int make_feeds(struct command *command, struct sl_feed feeds[LISTS_MAX], 
     return rc;
 }
 
-/* All lists, in steps that they share. */
+/* Feeds all lists, in steps that they share. */
 static int feed_lists(struct command *command, struct sl_err *err)
 {
     const struct sl_step_request hooks = {

@@ -1,4 +1,4 @@
-/* sluice pack: a store of a checkpoint. */
+/* sluice pack: makes a store from a checkpoint. */
 #include "tools/cli/commands.h"
 
 #include <argp.h>
@@ -143,7 +143,8 @@ static double ratio(uint64_t stored_bytes, uint64_t size_bytes)
     return size_bytes ? (double)stored_bytes / (double)size_bytes : 1;
 }
 
-/* All experts are in the store in the end; scales and codes are those compressed now. */
+/* Prints how much smaller the data became: for all experts in the store, and for scales and codes
+ * of the experts that this run compressed. */
 static void print_gain(const struct figures *figures)
 {
     const struct sl_codec_gain *gain = &figures->result.gain;
@@ -213,7 +214,8 @@ static void print_json(const struct arguments *arguments, const struct figures *
 /* ---- the work ----------------------------------------------------------------------------------
  */
 
-/* Folders are made before that, as the drives that they will be on are asked for. */
+/* Measures the drives of all folders. The folders are made before, since a folder's drive is known
+ * only once it is there. */
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
 {
@@ -252,7 +254,7 @@ static void count(const struct sl_pack_source *source, struct figures *figures)
                                 figures->n_tensors - figures->n_experts * 2 * SL_EXPERT_MATRICES;
 }
 
-/* Prints the figures where the work was done, or stopped. */
+/* Packs, and prints the figures if the work was done or stopped. */
 static int pack(const struct sl_pack_source *source, const struct arguments *arguments,
                 struct sl_err *err)
 {

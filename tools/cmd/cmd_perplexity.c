@@ -1,4 +1,5 @@
-/* sluice perplexity: how well a model predicts a text, in nats per token and bits per byte. */
+/* sluice perplexity: measures how well a model predicts a text, in nats per token and bits per
+ * byte. */
 #include <argp.h>
 #include <errno.h>
 #include <math.h>
@@ -85,7 +86,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
-/* A control token stands for none of the text. */
+/* Returns how many bytes of the text a token stands for; a control token stands for none. */
 static size_t text_bytes(const struct command *command, uint32_t id)
 {
     size_t n_bytes;
@@ -115,7 +116,7 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
                  command->nats / (double)command->n_scored);
 }
 
-/* Whether each piece gets a begin-of-sentence token. */
+/* Returns how many tokens are put before each piece: 1 with a begin-of-sentence token, else 0. */
 static uint32_t n_put_before(const struct command *command)
 {
     return command->prompt_flags & SL_PROMPT_NO_BOS ? 0 : 1;
@@ -169,7 +170,7 @@ static int add_file(struct command *command, struct sl_err *err)
     return rc;
 }
 
-/* The longest piece that any document gives, begin-of-sentence included. */
+/* Returns the length of the longest piece, begin-of-sentence included. */
 static uint32_t longest_piece(const struct command *command)
 {
     uint32_t start = 0, longest = 0;

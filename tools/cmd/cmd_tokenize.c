@@ -1,5 +1,5 @@
-/* sluice tokenize: text to token ids, or back. Needs nothing of the model but its tokenizer.json.
- */
+/* sluice tokenize: turns text into token ids, or back. It needs no file of the model but
+ * tokenizer.json. */
 #include <argp.h>
 #include <ctype.h>
 #include <errno.h>
@@ -80,7 +80,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!options->model)
-            argp_error(state, "which MODEL? A folder with tokenizer.json, or that file");
+            argp_error(state, "give MODEL: a folder with tokenizer.json, or that file");
         if (!!options->text + !!options->file + !!options->jsonl != 1)
             argp_error(state, "one of -p, -f and --jsonl is needed");
         return 0;
@@ -94,7 +94,7 @@ static int append(struct sl_token_list *ids, uint32_t id, struct sl_err *err)
     return sl_token_list_push(ids, id) < 0 ? sl_err_set(err, -ENOMEM, "out of memory") : 0;
 }
 
-/* Ids in digits, with white space between them. */
+/* Parses ids in digits, with white space between them. */
 static int parse_ids(const char *text, struct sl_token_list *ids, struct sl_err *err)
 {
     unsigned long id;

@@ -1,4 +1,4 @@
-/* sluice verify: a store against its checksums; what is damaged can be made again. */
+/* sluice verify: compares a store with its checksums, and can repair damaged parts. */
 #include "tools/cli/commands.h"
 
 #include <argp.h>
@@ -37,7 +37,7 @@ struct arguments {
     bool json;
 };
 
-/* What was found damaged. */
+/* The damaged items that were found. */
 struct damage {
     bool json; /* how it is printed */
     struct sl_store_item *items;
@@ -104,7 +104,7 @@ static const struct argp parser = {
     .options = options,
     .parser = parse_option,
     .args_doc = "STORE",
-    .doc = "Reads all of a store and holds it against the checksums in its catalog. Prints a line "
+    .doc = "Reads all of a store and compares it with the checksums in its catalog. Prints a line "
            "for everything that is damaged.",
 };
 
@@ -134,8 +134,8 @@ static void on_bad(void *context, const struct sl_store_item *item, const char *
 /* ---- repairing ----------------------------------------------------------------------------------
  */
 
-/* All of the store's data again, from the source: there is no catalog to tell what of it is good.
- */
+/* Writes all of the store's data again from the source, since without a catalog nothing tells which
+ * of them are sound. */
 static int rebuild(const struct arguments *arguments, const struct sl_pack_source *source,
                    struct sl_err *err)
 {
@@ -179,7 +179,7 @@ static void print_repaired(const struct arguments *arguments, const char *name)
         printf("repaired %s/%s\n", arguments->store, name);
 }
 
-/* Before the store can be opened. */
+/* Repairs the catalog, before the store can be opened. */
 static int repair_catalog(const struct arguments *arguments, const struct sl_pack_source *source,
                           struct sl_err *err)
 {
@@ -238,7 +238,7 @@ static void print_result(const struct arguments *arguments, const struct sl_veri
                (unsigned long long)result->n_bad, (unsigned long long)result->n_items);
 }
 
-/* What is damaged is in *damage then. */
+/* Verifies the store, and lists the damaged items in *damage. */
 static int verify(const struct sl_store *store, const struct arguments *arguments,
                   struct damage *damage, struct sl_err *err)
 {
@@ -269,13 +269,14 @@ static int no_store(const char *folder, struct sl_err *err)
 {
     if (sl_model_folder_has_shards(folder))
         return sl_err_set(err, -SL_EFORMAT,
-                          "%s: a checkpoint, which has no checksums to be held against; verify "
+                          "%s: a checkpoint, which has no checksums to compare it with; verify "
                           "takes a store that sluice pack made",
                           folder);
     return sl_model_folder_explain(folder, -SL_EFORMAT, err);
 }
 
-/* Paths that are told, and lost files that are to be made. */
+/* Writes the folders that the user names into the catalog, and makes lost files again where that is
+ * asked for. */
 static int relocate(const struct arguments *arguments, struct sl_err *err)
 {
     const struct sl_store_relocation relocation = {

@@ -1,7 +1,7 @@
-/* The parts of `sluice doctor`: each looks at some things and prints a finding for each of them.
+/* The parts of `sluice doctor`: each checks some things and prints a finding for each of them.
  *
- * What is read below /proc and /sys is read below `root` instead, so that the description of
- * another system can be looked at: "" is this one. */
+ * Files of /proc and /sys are read below `root`, so that tests can check the description of another
+ * system; "" is this one. */
 #ifndef SL_TOOLS_CMD_DOCTOR_H
 #define SL_TOOLS_CMD_DOCTOR_H
 
@@ -20,19 +20,20 @@ struct sl_doctor {
     bool json; /* an object a line, or else a page */
     uint32_t n_findings[SL_DOCTOR_VERDICTS];
 
-    /* What a run would take; without a MODEL, the budget that it would have by default. */
+    /* The memory that a run would take; without a MODEL, the default budget. */
     uint64_t memory_bytes;
     uint32_t n_files;
 };
 
-/* `what` has no blanks at its ends and is the same in every run. `mend` is the command that mends
- * it, or says what to do where no command can; NULL for what is fine. */
+/* Prints a finding. `what` names the thing, has no blanks at its ends and is the same in every run.
+ * `mend` is the command that mends it, or says what to do where no command can; NULL if it is
+ * fine. */
 void sl_doctor_find(struct sl_doctor *doctor, enum sl_doctor_verdict verdict, const char *what,
                     const char *mend, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 
-/* MODEL first: it says how much is needed. Looks at its files, its memory and its drives, which
- * takes a third of a second. */
+/* Checks MODEL's files, memory and drives, which takes a third of a second. To be called first,
+ * since the other parts compare with what MODEL needs. */
 void sl_doctor_model(struct sl_doctor *doctor, const char *model);
 
 void sl_doctor_processor(struct sl_doctor *doctor); /* instructions, cores, clock */

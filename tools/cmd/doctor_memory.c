@@ -1,4 +1,5 @@
-/* Memory as a run meets it: how much there is, whether it can be locked, and in which pages. */
+/* Checks the memory for a run: how much there is, whether it can be locked, and in which pages it
+ * comes. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +19,8 @@
     0.9 /* of what was tried: below that most of a cache will be in small pages */
 #define BEYOND_BYTES (UINT64_C(64) << 10)
 
-/* Whether as much can be locked: some may go beyond their limit, and only a trial tells who. No
- * page is brought in by it. */
+/* Returns whether so much can be locked. Some users may exceed their limit, which only a trial
+ * shows. The trial brings in no page. */
 static bool can_lock(uint64_t size_bytes)
 {
     void *base = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE,
@@ -91,7 +92,7 @@ static void find_room(struct sl_doctor *doctor)
     }
 }
 
-/* "always [madvise] never": whether `choice` is in force. */
+/* Returns whether `choice` is in force in a file such as "always [madvise] never". */
 static bool is_chosen(const char *root, const char *file, const char *choice)
 {
     char path[PATH_MAX], wanted[64], *text;

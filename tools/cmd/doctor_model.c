@@ -1,4 +1,5 @@
-/* A MODEL on this machine: whether it can be read, fits, and how fast its drives deliver. */
+/* Checks a MODEL on this machine: whether it can be read, whether it fits, and how fast its drives
+ * deliver. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@
 #define CONTEXT_TOKENS_DEFAULT 8192u
 #define TYPE_BYTES 32u
 
-/* No NVMe drive reads less, and hard disks and networks hardly more. */
+/* Every NVMe drive reads faster than this, and hard disks and networks hardly do. */
 #define DRIVE_RATE_MIN 1e9
 
 static void find_model(struct sl_doctor *doctor, const struct sl_expert_files *files,
@@ -25,7 +26,7 @@ static void find_model(struct sl_doctor *doctor, const struct sl_expert_files *f
                                                 : "a checkpoint as published; sluice pack makes "
                                                   "a form of it that is read faster";
 
-    /* Each is open twice: for its headers or dense weights, and to stream experts from. */
+    /* Each file is open twice: for its headers or dense weights, and to stream experts from. */
     doctor->n_files = 2 * files->n_files;
     sl_doctor_find(doctor, SL_DOCTOR_OK, "model", NULL, "%s: %s", folder, form);
 }
@@ -61,7 +62,7 @@ static void find_fit(struct sl_doctor *doctor, const struct sl_config *config, c
                    (unsigned long long)plan.slots_max);
 }
 
-/* The type of the file system that a file is on, as /proc/self/mountinfo has it: "36 35 98:0 /root
+/* Gives the type of the file system that a file is on, from /proc/self/mountinfo: "36 35 98:0 /root
  * /mnt rw,noatime master:1 - ext4 /dev/root rw" where 36 is the number of the mount. */
 static void filesystem_type(const char *path, char type[TYPE_BYTES])
 {

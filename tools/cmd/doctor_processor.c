@@ -1,4 +1,4 @@
-/* The processor as a run meets it: its instructions, how many cores it may use, and its clock. */
+/* Checks the processor for a run: its instructions, how many cores it may use, and its clock. */
 #include <glob.h>
 #include <limits.h>
 #include <stdio.h>
@@ -54,7 +54,7 @@ static void find_cores(struct sl_doctor *doctor)
                        affinity.n_threads);
 }
 
-/* A file of one word; "" if it cannot be read. */
+/* Reads a file of one word; gives "" if it cannot be read. */
 static void read_word(const char *path, char word[WORD_BYTES])
 {
     char *text;
@@ -67,9 +67,10 @@ static void read_word(const char *path, char word[WORD_BYTES])
     free(text);
 }
 
-/* Drivers that choose clocks themselves call two of their ways powersave and performance, and have
- * a preference beside them: there powersave is the default, and fast. Of the others powersave is
- * the lowest clock there is. */
+/* Returns whether the governor keeps the clock low. For most drivers powersave is the lowest clock
+ * there is. Drivers that choose the clock themselves also have modes called powersave and
+ * performance, and a preference file beside the governor: for them powersave is the default, and
+ * fast. */
 static bool is_slow(const char *governor_path)
 {
     char path[PATH_MAX + 64], word[WORD_BYTES];

@@ -1,4 +1,4 @@
-/* What the system lets this process do: io_uring, open files, address space. */
+/* Checks what the system allows this process: io_uring, open files, address space. */
 #include <limits.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -8,7 +8,7 @@
 #include "storage/io/io.h"
 #include "tools/cmd/doctor.h"
 
-/* Besides a model's files: standard streams, the ring, what libraries open. */
+/* Files that are open besides a model's: standard streams, the ring, files of libraries. */
 #define FILES_BESIDE 32u
 
 static void find_io_uring(struct sl_doctor *doctor)
@@ -30,7 +30,7 @@ static void find_io_uring(struct sl_doctor *doctor)
                    why.message);
 }
 
-/* "unlimited" or a number. */
+/* Writes a limit: "unlimited" or a number. */
 static const char *limit_text(rlim_t limit, char text[SL_SIZE_TEXT_BYTES])
 {
     if (limit == RLIM_INFINITY)
@@ -39,7 +39,7 @@ static const char *limit_text(rlim_t limit, char text[SL_SIZE_TEXT_BYTES])
     return text;
 }
 
-/* The soft limit is raised to the hard one where that is needed. */
+/* Checks the hard limit, because a run raises the soft one to it where that is needed. */
 static void find_open_files(struct sl_doctor *doctor)
 {
     const uint64_t needed = doctor->n_files + FILES_BESIDE;
@@ -59,7 +59,8 @@ static void find_open_files(struct sl_doctor *doctor)
                        limit_text(limit.rlim_max, text), (unsigned long long)needed);
 }
 
-/* ulimit -v and strict accounting of the system both refuse memory that would be there. */
+/* Checks ulimit -v and the system's strict accounting, which both refuse memory though it is
+ * there. */
 static void find_address_space(struct sl_doctor *doctor)
 {
     char path[PATH_MAX], text[SL_SIZE_TEXT_BYTES], needed[SL_SIZE_TEXT_BYTES];

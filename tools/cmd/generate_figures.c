@@ -18,7 +18,7 @@ static double hit_rate(const struct sl_expert_cache_counters *c)
     return c->n_requests ? (double)(c->n_hits + c->n_prefetch_hits) / (double)c->n_requests : 0;
 }
 
-/* Why the text ended, if it is one. */
+/* Prints why the text ended, if there is only one. */
 static void print_finish(const struct sl_generate_text *g)
 {
     if (sl_interrupted()) {
@@ -105,7 +105,7 @@ static void set(json_t *object, const char *key, json_t *value)
     json_object_set_new(object, key, value);
 }
 
-/* What was in force, given or not. */
+/* Makes the object of all options in force, given or default. */
 static json_t *options_object(const struct sl_generate_text *g,
                               const struct sl_engine_options *options)
 {
@@ -149,7 +149,8 @@ static void set_text_figures(json_t *object, const struct sl_generate_text *g)
     set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
 }
 
-/* JSON readers know whole numbers of 63 bits, some of 53; a longer one stays whole as a string. */
+/* JSON readers know whole numbers of 63 bits, some only of 53. A larger seed is written as a
+ * string, so that no digit is lost. */
 static json_t *seed_value(uint64_t seed)
 {
     return seed <= INT64_MAX ? json_integer((json_int_t)seed)

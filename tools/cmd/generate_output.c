@@ -39,8 +39,8 @@ const char *sl_finish_name(enum sl_finish finish)
 /* ---- tokens ------------------------------------------------------------------------------------
  */
 
-/* The text of one token as a JSON string; bytes that are no characters alone are U+FFFD. The caller
- * drops it. NULL when out of memory. */
+/* Makes a JSON string of one token's text; bytes that are no character on their own become U+FFFD.
+ * The caller drops the reference. Returns NULL when out of memory. */
 static json_t *token_string(const struct sl_generate_output *output, uint32_t id)
 {
     size_t length = 0;

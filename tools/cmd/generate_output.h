@@ -1,5 +1,5 @@
-/* How `sluice generate` shows what it makes, on standard output: the text as it comes, a line for
- * each token with its log probability, or a JSON object for each text. */
+/* Prints the generated text on standard output, in one of three forms: the text as it comes, a line
+ * for each token with its log probability, or a JSON object for each text. */
 #ifndef SL_TOOLS_CMD_GENERATE_OUTPUT_H
 #define SL_TOOLS_CMD_GENERATE_OUTPUT_H
 
@@ -21,24 +21,25 @@ struct sl_generate_output {
     FILE *text_stream;
 };
 
-/* `options` say whether log probabilities are shown. Fails with -ENOMEM. The caller calls fini(),
- * also after a failure, on what was zero before. */
+/* `options` say whether log probabilities are shown. Fails with -ENOMEM. The caller zeroes *output
+ * before, and calls fini() in any case. */
 int sl_generate_output_init(struct sl_generate_output *output,
                             const struct sl_generation_options *options,
                             const struct sl_tokenizer *tok, bool json, struct sl_err *err);
 void sl_generate_output_fini(struct sl_generate_output *output);
 
-/* Before and after each text. Fail with -ENOMEM, or -errno where the text cannot be written. */
+/* To be called before and after each text. Fail with -ENOMEM, or -errno where the text cannot be
+ * written. */
 int sl_generate_output_begin(struct sl_generate_output *output, struct sl_err *err);
 int sl_generate_output_end(struct sl_generate_output *output,
                            const struct sl_generation *generation, uint32_t n_prompt_tokens,
                            struct sl_err *err);
 
-/* Shows what a step has brought. Fails likewise. */
+/* Prints a step's output. Fails with -ENOMEM, or -errno where it cannot be written. */
 int sl_generate_output_show(struct sl_generate_output *output,
                             const struct sl_generation_output *news, struct sl_err *err);
 
-/* A word for programs: "length". */
+/* Returns the word that JSON output has for it, such as "length". */
 const char *sl_finish_name(enum sl_finish finish);
 
 #endif

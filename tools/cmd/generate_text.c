@@ -32,7 +32,7 @@ void sl_generate_text_fini(struct sl_generate_text *text)
     sl_generation_destroy(text->generation);
 }
 
-/* Fails with -ECANCELED where a signal came. */
+/* Takes a step. Fails with -ECANCELED where a signal came. */
 static int step(struct sl_generate_text *text, struct sl_err *err)
 {
     const struct sl_step_request hooks = {.stop = sl_interrupt_stop(),
@@ -49,7 +49,7 @@ static int show(const struct sl_generate_text *text, struct sl_err *err)
     return sl_generate_output_show(text->output, &output, err);
 }
 
-/* Up to the first new token, which the prompt's last step gives. */
+/* Takes the prompt in, up to the first new token, which its last step gives. */
 static int prefill(struct sl_generate_text *text, const struct sl_prompt *prompt,
                    struct sl_err *err)
 {
@@ -71,7 +71,7 @@ static int prefill(struct sl_generate_text *text, const struct sl_prompt *prompt
     return rc;
 }
 
-/* From the first new token to the end. */
+/* Makes tokens from the second one to the end. */
 static int decode(struct sl_generate_text *text, struct sl_err *err)
 {
     const struct sl_expert_cache_counters before = sl_engine_counters(text->engine);

@@ -22,7 +22,7 @@ struct sl_generate_totals {
     uint64_t n_decode_requests, decode_read_bytes; /* experts, while tokens were made */
 };
 
-/* Zeroed before its first use. */
+/* State of the command's texts; zeroed before its first use. */
 struct sl_generate_text {
     struct sl_generation_options options;
     struct sl_generation *generation; /* after check() */
@@ -34,9 +34,9 @@ struct sl_generate_text {
     struct sl_text_progress progress;
 };
 
-/* All that can be wrong with the options, which are copied, shows here, before there is an engine.
- * `output` is borrowed. Fails with -EINVAL or -ENOMEM. The caller calls fini() in any case, and
- * closes the engine after it. */
+/* Finds all mistakes in the options, which are copied, before there is an engine. `output` is
+ * borrowed. Fails with -EINVAL or -ENOMEM. The caller calls fini() in any case, and closes the
+ * engine after it. */
 int sl_generate_text_check(struct sl_generate_text *text,
                            const struct sl_generation_options *options,
                            struct sl_generate_output *output, const struct sl_config *config,

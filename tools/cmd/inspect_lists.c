@@ -85,7 +85,7 @@ struct layer_summary {
     uint64_t read_bytes_max;
 };
 
-/* Of one expert, as stored. */
+/* Returns the bytes of one expert as it is stored. */
 static uint64_t wanted_bytes(const struct sl_expert_map *store, struct sl_expert_key key)
 {
     const struct sl_checkpoint_expert *record = sl_expert_map_find(store, key);

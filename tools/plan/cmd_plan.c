@@ -1,5 +1,5 @@
-/* sluice plan: what a machine would make of a model. Reads its config only; arithmetic throughout
- * (tools/plan/cost.h), but for what --probe measures. */
+/* sluice plan: predicts how a machine would run a model, from its config alone. Everything is
+ * computed (tools/plan/cost.h) except the speeds that --probe measures. */
 #include <argp.h>
 #include <errno.h>
 #include <stdio.h>
@@ -60,7 +60,8 @@ enum {
     OPTION_JSON,
 };
 
-/* "12G/s", "900M": 10^9 bytes a second. Unlike sizes, rates are in powers of 1000 everywhere. */
+/* Parses a rate such as "12G/s" or "900M" to 10^9 bytes a second. Unlike sizes, rates are in powers
+ * of 1000 everywhere. */
 static double parse_rate(struct argp_state *state, const char *option, const char *text)
 {
     static const char units[] = "MGT";
@@ -156,7 +157,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 /* ---- what is given -----------------------------------------------------------------------------
  */
 
-/* Options go before what is measured. */
+/* Finds the machine's speeds. Those given as options have precedence over measured ones. */
 static int find_speeds(struct command *command, struct sl_err *err)
 {
     const struct sl_multiplications core = sl_plan_core_peaks();
@@ -207,7 +208,8 @@ static int read_trace(struct command *command, struct sl_err *err)
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
-/* As an engine would, of a store that is not compressed: no staging. */
+/* Makes the plan that an engine would make for a store that is not compressed, which needs no
+ * staging buffers. */
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
                        struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
@@ -224,7 +226,8 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
     return sl_plan_memory(&command->config, &what, ret_plan, err);
 }
 
-/* The longest prompt that goes through at once, with room for its own context; 0 if none does. */
+/* Returns the longest prompt that fits into one step, with room for its own context; 0 if none
+ * does. */
 static uint32_t longest_segment(const struct command *command)
 {
     uint32_t low = 0, high = command->config.max_position_embeddings;
@@ -343,8 +346,8 @@ static void print_cost(const struct command *command, const char *what,
     sl_json_line_print(object);
 }
 
-/* Decode, with each context full but for the token that is made. Returns 1, or 0 if so many do not
- * fit. */
+/* Plans decode, with each context full but for the token that is made. Returns 1, or 0 if so many
+ * sequences do not fit. */
 static int plan_decode(const struct command *command, uint32_t n_sequences, struct sl_err *err)
 {
     struct sl_cost_case step = {n_sequences, 1, command->context_tokens - 1, 0};
@@ -368,7 +371,7 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
     return 1;
 }
 
-/* One document that is as long as what goes through at once. */
+/* Plans prefill of one document that is as long as a step. */
 static int plan_prefill(const struct command *command, struct sl_err *err)
 {
     struct sl_cost_case step = {1, longest_segment(command), 0, 0};
@@ -409,7 +412,7 @@ static int run(struct command *command, struct sl_err *err)
         (rc = sl_plan_dense(&command->config, &command->dense, &command->dense_bytes, err)) < 0 ||
         (rc = find_speeds(command, err)) < 0)
         return rc;
-    /* Where some do not fit, more do not either. */
+    /* Larger numbers of sequences are tried only while they fit. */
     rc = 1;
     for (size_t i = 0; i < SL_ARRAY_LEN(sequences) && rc == 1; i++)
         rc = plan_decode(command, sequences[i], err);

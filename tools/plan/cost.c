@@ -29,7 +29,7 @@ static bool ends_with(const char *name, const char *end)
     return length >= n && strcmp(name + length - n, end) == 0;
 }
 
-/* Linears are matrices; so are three tables, of which a token reads a row. */
+/* Matrices are linears, except for three tables of which a token reads one row. */
 void sl_cost_add_dense(struct sl_dense_cost *cost, const char *name,
                        const struct sl_tensor_info *info)
 {
@@ -54,7 +54,8 @@ struct attention_cost {
     double read_bytes, bf16, int8;
 };
 
-/* Of one token with so many before it, itself included, in all layers. */
+/* Returns attention's cost in all layers for a token that attends to n_past tokens, itself
+ * included. */
 static struct attention_cost attend(const struct sl_config *c, double n_past)
 {
     const double entry_bytes = sl_kv_cache_entry_bytes(c, SL_NUMERICS_NATIVE);
@@ -107,12 +108,13 @@ static double multiply_ns(const struct sl_multiplications *n, const struct sl_mu
            SL_COST_MULTIPLY_SHARE;
 }
 
-/* Everything but routed experts. The last token of each sequence goes through the head. */
+/* Returns the time of everything but routed experts. Only the last token of each sequence goes
+ * through the head. */
 static double dense_work(const struct sl_config *config, const struct sl_dense_cost *dense,
                          const struct sl_cost_case *step, struct sl_multiplications *ret_multiplied)
 {
     const double n_tokens = (double)step->n_sequences * step->n_tokens;
-    /* Tokens attend to what is before them: to half of the step, on average. */
+    /* A token attends to the tokens before it, which include half of the step on average. */
     const struct attention_cost middle =
         attend(config, step->past_tokens + (step->n_tokens + 1) / 2.0);
     const struct attention_cost last = attend(config, (double)step->past_tokens + step->n_tokens);

@@ -1,10 +1,9 @@
-/* What a step costs by arithmetic alone: bytes from the drive and from RAM, multiplications, and
- * the time that a machine of given speeds takes for them. For `sluice plan`.
+/* Computes the cost of a step for `sluice plan`: bytes from the drive and from RAM,
+ * multiplications, and the time that a machine of given speeds takes for them.
  *
- * It knows nothing of what runs: no barriers, no rounding up to tiles, no growing context. Time is
- * put together as the engine works: in each layer the experts that are missing are read once the
- * router has chosen, while those that are there are multiplied; attention, shared experts and head
- * are apart from that. So
+ * It ignores barriers, rounding up to tiles, and the growth of the context. Time adds up as in the
+ * engine: in each layer, missing experts are read after the router has chosen, while resident ones
+ * are multiplied; attention, shared experts and head come before or after that. So
  *
  *     step = dense work + max(reading from the drive, work on experts)
  *     work = max(reading from RAM, multiplying)
@@ -22,8 +21,8 @@
 #include "core/model/config.h"
 #include "core/model/weight_source.h"
 
-/* By the kind of instruction that does them: FP4 experts and the indexer; FP8 and BF16 weights and
- * attention; mHC. */
+/* Multiplications by the kind of instruction that does them: FP4 experts and the indexer; FP8 and
+ * BF16 weights and attention; mHC. */
 struct sl_multiplications {
     double int8, bf16, f32;
 };
@@ -34,18 +33,18 @@ struct sl_machine_speeds {
     struct sl_multiplications multiply; /* peaks, likewise */
 };
 
-/* Share of the peaks that the kernels reach with many tokens (docs/PERFORMANCE.md). Reading they do
- * at the memory's own rate. */
+/* The share of the peaks that the kernels reach with many tokens (docs/PERFORMANCE.md). They read
+ * at the memory's full rate. */
 #define SL_COST_MULTIPLY_SHARE 0.6
 
-/* What one token needs of the dense weights. Zeroed is none. */
+/* The dense weights that one token needs. Zeroed stands for none. */
 struct sl_dense_cost {
     double read_bytes, head_bytes; /* the head is not in read_bytes */
     struct sl_multiplications multiplied;
     double head_multiplied; /* in BF16 */
 };
 
-/* Takes a dense tensor in, named as in the checkpoint. */
+/* Adds a dense tensor, named as in the checkpoint. */
 void sl_cost_add_dense(struct sl_dense_cost *cost, const char *name,
                        const struct sl_tensor_info *info);
 
@@ -72,15 +71,15 @@ void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost 
                      const struct sl_cost_case *step, const struct sl_machine_speeds *speeds,
                      struct sl_cost *ret_cost);
 
-/* Of n_experts in a layer, how many n_tokens ask for. */
+/* Returns how many of the n_experts in a layer n_tokens ask for. */
 double sl_cost_distinct_experts(uint32_t n_experts, uint32_t n_per_token, uint64_t n_tokens);
 
-/* Share of requests that a cache of `share` (0 to 1) of all experts serves when one text is
- * decoded, as published for V4-Flash: 40 % at 5.5 %, 59 % at 11 %, 74 % at 22 %, 87 % at 44 %;
- * between them, and from there to nothing and to everything, straight lines. */
+/* Returns the share of requests that a cache of `share` (0 to 1) of all experts serves when one
+ * text is decoded, as published for V4-Flash: 40 % at 5.5 %, 59 % at 11 %, 74 % at 22 %, 87 % at 44
+ * %. Other shares are interpolated in straight lines, from 0 at 0 to 1 at 1. */
 double sl_cost_flash_hit_rate(double share);
 
-/* One expert as it is packed. */
+/* Returns the bytes of one packed expert. */
 uint64_t sl_cost_expert_bytes(const struct sl_config *config);
 
 #endif

@@ -1,4 +1,4 @@
-/* How fast a machine is, for `sluice plan`: measured here, or taken for granted. */
+/* The speeds of a machine for `sluice plan`: measured, or assumed. */
 #ifndef SL_TOOLS_PLAN_PLAN_PROBE_H
 #define SL_TOOLS_PLAN_PLAN_PROBE_H
 
@@ -8,8 +8,8 @@
 #include "tools/plan/cost.h"
 #include "storage/io/io.h"
 
-/* Peaks of one core in 10^9 a second, as a Zen 4 core with AVX-512 had them (docs/PERFORMANCE.md,
- * Kernels). */
+/* Returns the peaks of one core in 10^9 a second, measured on a Zen 4 core with AVX-512
+ * (docs/PERFORMANCE.md, Kernels). */
 struct sl_multiplications sl_plan_core_peaks(void);
 
 /* Reads memory and multiplies with that many threads, for about a second; leaves the drive alone.

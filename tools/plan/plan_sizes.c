@@ -1,5 +1,5 @@
-/* Tensors are those that `sluice synth` would write; what is loaded of them tells the model's own
- * walk over them. */
+/* Takes the tensors that `sluice synth` would write, and lets the model's own code go over them to
+ * find out which are loaded. */
 #include "tools/plan/plan_sizes.h"
 
 #include <errno.h>
@@ -18,7 +18,7 @@ struct listed_source {
     struct sl_dense_cost cost; /* of what was found so far */
 };
 
-/* Shards are the embedding, the layers, and the head: so a name says where to look. */
+/* Each shard holds the embedding, a layer or the head, so a tensor's name tells its shard. */
 static int listed_find(struct sl_weight_source *source, const char *name,
                        struct sl_tensor_info *ret_info)
 {
@@ -67,7 +67,7 @@ static int list_tensors(const struct sl_config *config, struct sl_synth_plan **r
 int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
                   uint64_t *ret_bytes, struct sl_err *err)
 {
-    /* Measuring reads nothing. */
+    /* There is no read, since measuring reads nothing. */
     static const struct sl_weight_source_ops ops = {.find = listed_find, .where = listed_where};
     struct listed_source in = {.source = {&ops}, .config = config};
     struct sl_config body = *config;

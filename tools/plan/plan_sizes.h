@@ -1,4 +1,5 @@
-/* What a model takes, from its sizes alone: no checkpoint is needed. */
+/* Computes what a model takes on disk and in memory from its config alone; no checkpoint is
+ * needed. */
 #ifndef SL_TOOLS_PLAN_PLAN_SIZES_H
 #define SL_TOOLS_PLAN_PLAN_SIZES_H
 
@@ -9,12 +10,13 @@
 #include "daemon/engine/memory_plan.h"
 #include "tools/plan/cost.h"
 
-/* *ret_bytes is what loading the dense weights maps, without MTP blocks. Fails with -ENOMEM. */
+/* Computes the cost of the dense weights. *ret_bytes is the memory that loading them maps, without
+ * MTP blocks. Fails with -ENOMEM. */
 int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
                   uint64_t *ret_bytes, struct sl_err *err);
 
-/* What a checkpoint in the official layout has: all tensors, MTP blocks included. Fails with
- * -ENOMEM. */
+/* The sizes of a checkpoint in the official layout: all tensors, MTP blocks included. Computing
+ * them fails with -ENOMEM. */
 struct sl_disk_sizes {
     uint64_t n_bytes;
     uint32_t n_tensors;
@@ -23,8 +25,8 @@ struct sl_disk_sizes {
 int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes,
                  struct sl_err *err);
 
-/* As sl_memory_plan_make() for a run without MTP blocks. Where no budget is given, it is the one
- * that a run here would choose. */
+/* Calls sl_memory_plan_make() for a run without MTP blocks. Where no budget is given, takes the one
+ * that a run on this machine would choose. */
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err);
 

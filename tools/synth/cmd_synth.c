@@ -108,7 +108,8 @@ static int cut_layers(json_t *root, const struct sl_config *config, uint32_t lay
     return 0;
 }
 
-/* Reads the config and changes it as the arguments ask; its new text is the checkpoint's. */
+/* Reads the config and changes it as the arguments ask. The changed text becomes the checkpoint's
+ * config.json. */
 static int read_config(const struct arguments *arguments, struct sl_config *ret_config,
                        char **ret_text, struct sl_err *err)
 {
@@ -159,7 +160,7 @@ static int write_text(const char *folder, const char *name, const char *text, st
     return rc;
 }
 
-/* The folder must not be there, or be empty: nothing of the user's is overwritten. */
+/* The folder must be missing or empty, so that no file of the user's is overwritten. */
 static int check_folder(const char *folder, struct sl_err *err)
 {
     DIR *dir = opendir(folder);
@@ -173,7 +174,8 @@ static int check_folder(const char *folder, struct sl_err *err)
     return entry ? sl_err_set(err, -ENOTEMPTY, "%s: the folder is not empty", folder) : 0;
 }
 
-/* `part` is on the file system in question; messages name the folder that it will become. */
+/* `part` is the temporary folder on the same file system; messages name `folder`, which it will
+ * become. */
 static int check_space(const char *part, const char *folder, uint64_t wanted_bytes,
                        struct sl_err *err)
 {
@@ -202,7 +204,7 @@ static void remove_folder(const char *folder)
     rmdir(folder);
 }
 
-/* What goes into the checkpoint, made before anything is written. */
+/* The checkpoint's contents, all made before anything is written. */
 struct checkpoint {
     struct sl_config config;
     struct sl_synth_tables tables;
@@ -220,7 +222,7 @@ static int write_checkpoint(const struct checkpoint *checkpoint, const char *par
     double seconds;
     int rc;
 
-    /* A thread or two more than processors: some write while the others make. */
+    /* There are more threads than processors, so that some write while the others make data. */
     rc = sl_synth_write(plan, &checkpoint->tables, part, sl_cpu_count() + 1, sl_interrupt_stop(),
                         sl_progress_show, &progress, err);
     sl_progress_end(&progress);

@@ -6,9 +6,9 @@
 
 #include "core/kernels/formats.h"
 
-/* Random numbers come in blocks, each from a state of its own, so that any can be made first. One
- * block is LANES independent xorshift128+ generators side by side, which compilers vectorise: a
- * core makes several gigabytes a second, more than a drive takes. */
+/* Random numbers come in blocks, each from a state of its own, so that blocks can be made in any
+ * order. One block is LANES independent xorshift128+ generators side by side, which compilers
+ * vectorise: a core makes several gigabytes a second, more than a drive takes. */
 #define BLOCK_BYTES 4096u
 #define LANES 8u
 #define BLOCK_ROUNDS (BLOCK_BYTES / (LANES * sizeof(uint64_t)))
@@ -57,8 +57,8 @@ static int compare_floats(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Box-Muller, then shifted and scaled so that mean and variance hold exactly: what is drawn from
- * the table has the spread that was asked for. */
+/* Makes normal samples by Box-Muller, then shifts and scales them so that mean and variance are
+ * exact, and numbers drawn from the table have the spread that was asked for. */
 static void make_normals(float normal[SL_SYNTH_NORMALS])
 {
     double sum = 0, squares = 0;
@@ -97,9 +97,9 @@ void sl_synth_tables_init(struct sl_synth_tables *tables)
     tables->fp4_rms = (float)sqrt(squares / 16);
 }
 
-/* Exponents k + 1 with a probability p, else k, k - 1 and k - 2 alike, such that the mean of
- * 4^exponent is spread^2: blocks differ in scale, and the matrix has the norm that was asked for.
- */
+/* Draws exponents: k + 1 with a probability p, and otherwise k, k - 1 or k - 2, all equally likely,
+ * such that the mean of 4^exponent is spread^2. So blocks differ in scale, and the matrix has the
+ * norm that was asked for. */
 static void fill_scales(float spread, union block *block)
 {
     double target = (double)spread * spread;

@@ -1,5 +1,6 @@
-/* Random tensor data, as a function of place: any range of a tensor can be made on its own, by any
- * thread, and is the same bytes whatever the ranges were. Nothing here allocates or fails. */
+/* Random tensor data as a function of the position: any thread can make any range of a tensor on
+ * its own, and gets the same bytes however the tensor is divided. Nothing here allocates or
+ * fails. */
 #ifndef SL_TOOLS_SYNTH_SYNTH_FILL_H
 #define SL_TOOLS_SYNTH_SYNTH_FILL_H
 
@@ -26,7 +27,7 @@ struct sl_synth_values {
 
 #define SL_SYNTH_NORMALS 4096u /* a power of two */
 
-/* Made once and then only read, by any thread. */
+/* Tables that are made once and then only read, by any thread. */
 struct sl_synth_tables {
     float normal[SL_SYNTH_NORMALS]; /* samples of mean 0 and variance 1, ascending */
     uint8_t e4m3[256];              /* 256 quantiles of a normal distribution */
@@ -35,7 +36,7 @@ struct sl_synth_tables {
 
 void sl_synth_tables_init(struct sl_synth_tables *tables);
 
-/* A well-mixed function of both. */
+/* Returns a well-mixed function of key and counter. */
 uint64_t sl_synth_mix(uint64_t key, uint64_t counter);
 
 /* Writes bytes offset .. offset + size of the tensor's data to dst. */

@@ -14,7 +14,8 @@
  * routing is varied. Its rows have magnitudes of their own, exp(N(0, 1/2)); here the blocks have,
  * and the mean square is the same: e^(1/2) over the number of columns. */
 #define UNEVEN_MEAN_SQUARE 1.6487212707f
-/* A block's last linear is small against the residual streams, as in a trained model. */
+/* Each block's last linear has this gain, so that its output is small against the residual streams,
+ * as in a trained model. */
 #define OUTPUT_GAIN 0.1f
 #define ROUTER_LOGIT_SPREAD 1.5f
 
@@ -33,7 +34,8 @@ static void begin_shard(struct planner *p)
     p->shard = &p->plan->shards[p->plan->n_shards++];
 }
 
-/* FNV-1a: a tensor's values hang on its name, not on what else the checkpoint holds. */
+/* Hashes a name (FNV-1a), so that a tensor's values depend on its name and not on the rest of the
+ * checkpoint. */
 static uint64_t name_hash(const char *name)
 {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
@@ -102,7 +104,7 @@ static void add_bf16(struct planner *p, const char *prefix, const char *suffix, 
                (struct sl_synth_values){.kind = SL_SYNTH_BF16, .spread = spread});
 }
 
-/* The weights of a norm. */
+/* Adds the weights of a norm. */
 static void add_gain(struct planner *p, const char *prefix, const char *suffix, uint64_t rows)
 {
     add_values(p, prefix, suffix, SL_DTYPE_BF16, rows, 0,
@@ -114,7 +116,7 @@ static float uneven_spread(uint64_t cols)
     return sqrtf(UNEVEN_MEAN_SQUARE / (float)cols);
 }
 
-/* A quantised linear: codes and scales. `gain` multiplies the usual magnitude. */
+/* Adds a quantised linear: codes and scales. `gain` multiplies the usual magnitude. */
 static void add_linear(struct planner *p, const char *prefix, const char *name, bool fp4,
                        uint64_t rows, uint64_t cols, float gain)
 {
@@ -197,8 +199,8 @@ struct scored_expert {
     uint32_t expert_index;
 };
 
-/* The experts of one token: those of highest score plus popularity, as the router of a later layer
- * would pick them, with a random score. Insertion into a short descending list. */
+/* Draws the experts of one token: those with the highest sum of a random score and popularity, as
+ * the router of a later layer picks them. They are inserted into a short descending list. */
 static void draw_experts(const float *score_table, const float *popularity,
                          const struct sl_config *c, uint64_t key, int64_t *ret_experts)
 {
@@ -224,7 +226,8 @@ static void draw_experts(const float *score_table, const float *popularity,
         ret_experts[i] = best[i].expert_index;
 }
 
-/* tid2eid (vocab_size, num_experts_per_tok): made here, as it is drawn and not filled. */
+/* Adds tid2eid (vocab_size, num_experts_per_tok), whose bytes are made here, since they are drawn
+ * row by row. */
 static void add_hash_table(struct planner *p, const char *prefix)
 {
     const struct sl_config *c = p->config;
@@ -304,7 +307,8 @@ static void add_mtp(struct planner *p, uint32_t mtp_index)
     add_block(p, block, c->num_hidden_layers + mtp_index);
 }
 
-/* One shard for the embedding, one a layer, one for the head, one an MTP block. */
+/* Adds all shards: one for the embedding, one for each layer, one for the head, and one for each
+ * MTP block. */
 static void add_all(struct planner *p)
 {
     const struct sl_config *c = p->config;
@@ -327,7 +331,7 @@ static void add_all(struct planner *p)
     }
 }
 
-/* By dtype, then by name: the order in which the release's writer laid tensors out. */
+/* Orders tensors by dtype, then by name, as in the release's files. */
 static int compare_tensors(const void *a, const void *b)
 {
     static const uint8_t rank[SL_DTYPE_COUNT] = {

@@ -1,5 +1,5 @@
-/* What a random checkpoint consists of: every tensor of the official layout, in which shard, where
- * in it, and with what values. Made from the sizes alone; writes nothing. */
+/* The plan of a random checkpoint: every tensor of the official layout with its shard, its place in
+ * it and its kind of values. It is made from the sizes alone and writes nothing. */
 #ifndef SL_TOOLS_SYNTH_SYNTH_PLAN_H
 #define SL_TOOLS_SYNTH_SYNTH_PLAN_H
 

@@ -10,7 +10,7 @@
 #define TOKEN_TEXT_BYTES 128 /* the longest: a few words in the byte alphabet */
 #define SPACE "\u0120"       /* the byte alphabet's letter for a space */
 
-/* By name, as the chat encoding knows them. `special` ones are left out of decoded text. */
+/* Tokens that the chat encoding knows by name. `special` ones are left out of decoded text. */
 static const struct {
     const char *text;
     bool special;
@@ -88,7 +88,8 @@ static int add_bytes(struct builder *b)
     return 0;
 }
 
-/* The word that starts at *at, copied out; *at moves behind it. False at the end of the list. */
+/* Copies the word that starts at *at and moves *at behind it. Returns false at the end of the
+ * list. */
 static bool next_word(const char **at, char word[TOKEN_TEXT_BYTES])
 {
     size_t length = strcspn(*at, " ");
@@ -100,7 +101,8 @@ static bool next_word(const char **at, char word[TOKEN_TEXT_BYTES])
     return true;
 }
 
-/* A word letter by letter, each beginning a token; then the word with a space before it. */
+/* Adds a word letter by letter, each with a token for the letters so far; then the word with a
+ * space before it. */
 static int add_word(struct builder *b, const char *word)
 {
     char left[TOKEN_TEXT_BYTES] = "", right[2] = "";
@@ -114,8 +116,8 @@ static int add_word(struct builder *b, const char *word)
     return rc < 0 ? rc : add_merge(b, SPACE, word);
 }
 
-/* Every token that begins with a space (a list that this grows) with every word behind it, until
- * the vocabulary is full: " river", then " riverstone", then " riverstonelight". */
+/* Joins every token that begins with a space, new ones included, with every word, until the
+ * vocabulary is full: " river", then " riverstone", then " riverstonelight". */
 static int add_compounds(struct builder *b)
 {
     size_t at_merge = 0;
@@ -155,8 +157,8 @@ static int add_tokens(struct builder *b, json_t *added)
         rc = rc < 0 ? rc : add_token(b, first_tokens[i].text);
     }
     rc = rc < 0 ? rc : add_bytes(b);
-    /* In the vocabulary as well: Hugging Face's tokenizers take the ids of added tokens from there,
-     * and would else count on from its end. */
+    /* Added tokens are in the vocabulary as well: Hugging Face's tokenizers take their ids from
+     * there, and would otherwise number them from its end. */
     for (size_t i = 0; i < COUNT(chat_tokens) && rc == 0; i++) {
         rc = add_added_token(added, b->next_id, chat_tokens[i].text, chat_tokens[i].special);
         rc = rc < 0 ? rc : add_token(b, chat_tokens[i].text);
@@ -171,8 +173,8 @@ static int add_tokens(struct builder *b, json_t *added)
     return rc < 0 ? rc : add_compounds(b);
 }
 
-/* Digits in groups of up to three; runs of CJK and kana; then the rest: a sign and letters, words
- * with the character before them, other signs, line ends, white space. */
+/* Splits text into digits in groups of up to three; runs of CJK and kana; and the rest: a sign and
+ * letters, words with the character before them, other signs, line ends, white space. */
 static json_t *pre_tokenizer(void)
 {
     static const char *const expressions[] = {

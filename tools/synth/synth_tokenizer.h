@@ -1,5 +1,5 @@
-/* A byte-level tokenizer.json of V4's form for a random checkpoint: it covers every id of the
- * vocabulary, so that whatever the model says has a text. */
+/* Makes a byte-level tokenizer.json of V4's form for a random checkpoint. It covers every id of the
+ * vocabulary, so that every token the model makes has a text. */
 #ifndef SL_TOOLS_SYNTH_SYNTH_TOKENIZER_H
 #define SL_TOOLS_SYNTH_SYNTH_TOKENIZER_H
 

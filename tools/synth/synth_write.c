@@ -59,8 +59,8 @@ static int open_file(const char *folder, const char *name, struct sl_err *err)
     return fd;
 }
 
-/* Takes the next piece; opens its shard if it is the first. False when there is none left or after
- * a failure. */
+/* Takes the next piece, and opens its shard if it is the first one of it. Returns false when none
+ * is left or after a failure. */
 static bool take_piece(struct writer *w, struct piece *piece)
 {
     const struct sl_synth_shard *shard = &w->plan->shards[w->next_shard];
@@ -87,7 +87,7 @@ static bool take_piece(struct writer *w, struct piece *piece)
     return true;
 }
 
-/* The tensor that holds byte `offset_bytes` of a shard's data. */
+/* Returns the tensor that holds byte `offset_bytes` of a shard's data. */
 static uint32_t find_tensor(const struct sl_synth_shard *shard, uint64_t offset_bytes)
 {
     uint32_t low = 0, high = shard->n_tensors;
@@ -129,7 +129,8 @@ static void fill_piece(const struct writer *w, const struct piece *piece, uint8_
            sl_round_up(piece->size_bytes, BLOCK_BYTES) - piece->size_bytes);
 }
 
-/* After a shard's last piece: cuts off what rounding up to whole blocks has added. */
+/* Ends a shard after its last piece: cuts off the bytes that rounding up to whole blocks has
+ * added. */
 static int finish_shard(struct open_shard *file, uint64_t file_bytes)
 {
     int rc = 0;

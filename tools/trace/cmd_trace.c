@@ -1,4 +1,5 @@
-/* sluice trace: which experts a text asks for. One file for each kind. */
+/* sluice trace: records and studies which experts a text asks for. Each kind has a file of its
+ * own. */
 #include "tools/cli/commands.h"
 #include "tools/cli/kinds.h"
 #include "tools/trace/trace_commands.h"

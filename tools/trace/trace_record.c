@@ -1,4 +1,4 @@
-/* sluice trace record: runs a model over text and keeps what each token asked for. */
+/* sluice trace record: runs a model over text and records which experts each token asked for. */
 #include <argp.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -79,7 +79,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 /* ---- the text ----------------------------------------------------------------------------------
  */
 
-/* Room for one more; NULL when out of memory. */
+/* Makes room for one more document. Returns NULL when out of memory. */
 static struct sl_prompt *next_document(struct command *command)
 {
     struct sl_prompt *documents =

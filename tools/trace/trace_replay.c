@@ -1,4 +1,5 @@
-/* sluice trace replay: what other caches and policies would have made of a recorded run. */
+/* sluice trace replay: computes how caches of other sizes and policies would have served a recorded
+ * run. */
 #include <argp.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 
 #define LIST_MAX 32u
 
-/* A cache as it was given: one of them is not 0. */
+/* A cache's size as it was given: one of the two is not 0. */
 struct cache_size {
     const char *text;
     double share;     /* of all experts */
@@ -40,7 +41,7 @@ enum { OPTION_CACHE = 256, OPTION_POLICY, OPTION_SEGMENT, OPTION_JSON };
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-/* "12.5%" of all experts, "36" experts, or as many as "24G" hold. */
+/* Parses a cache's size: "12.5%" of all experts, "36" experts, or as many as "24G" hold. */
 static void add_size(struct command *command, const char *text, struct argp_state *state)
 {
     struct cache_size size = {.text = text};
@@ -131,7 +132,7 @@ static uint32_t expert_count(const struct command *command)
     return command->trace.shape.num_hidden_layers * command->trace.shape.n_routed_experts;
 }
 
-/* How many experts a cache holds: at most all. */
+/* Returns how many experts a cache holds: at most all. */
 static int slot_count(const struct command *command, const struct cache_size *size,
                       uint32_t *ret_n_slots, struct sl_err *err)
 {

@@ -1,4 +1,4 @@
-/* sluice trace summary: how a text's requests are spread over experts, and over time. */
+/* sluice trace summary: shows how a text's requests are spread over experts and over time. */
 #include <argp.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -11,7 +11,8 @@
 #include "tools/cli/json_lines.h"
 #include "tools/trace/trace_commands.h"
 
-/* Tokens since the same expert was asked for: up to 1, 2, 4, ... 512, more, never. */
+/* Classes of the distance, in tokens, to the last request for the same expert: up to 1, 2, 4, ...
+ * 512, more, never. */
 #define DISTANCES 12u
 
 struct command {
@@ -73,7 +74,7 @@ static void spread(uint64_t *counts, uint32_t n, struct layer_figures *figures)
     figures->idlest = (double)counts[n - 1] / (double)figures->n_requests;
 }
 
-/* counts and last_token: (n_routed_experts) to work with. */
+/* `counts` and `last_token` are scratch of (n_routed_experts) each. */
 static void measure_layer(const struct sl_trace *trace, uint32_t layer, uint64_t *counts,
                           uint64_t *last_token, struct layer_figures *figures)
 {
