@@ -35,6 +35,7 @@ lines = [line.replace("\x1b[K", "") for line in shown.split("\r")]
 texts = [line for line in lines if line.startswith("text: "[:columns - 1])]
 assert texts and max(map(len, lines)) <= columns - 1, lines
 if columns >= 80:
+    assert "loading dense weights" in lines, lines # at once, not when the first of them is read
     assert re.match(r"text: \d+ of \d+ tokens, [\d.]+/s, \d+ s left, [\d.]+ nats/token$", texts[-1])
 else:
     assert len(texts[-1]) == columns - 1, texts

@@ -266,7 +266,7 @@ refused "a file that was cut" 'experts-1.bin: the file has' logits "$scratch/bad
 check "repair of that" "$sluice" verify "$scratch/bad" --repair "$checkpoint" &&
     check "gives what was packed" same_store "$store" "$scratch/bad"
 sed -i 's/"n_routed_experts": [0-9]*/"n_routed_experts": 8/' "$scratch/bad/config.json"
-refused "a config of other sizes" 'experts' logits "$scratch/bad" "${run[@]}"
+refused "a config of other sizes" 'config.json: not the file that was packed' logits "$scratch/bad" "${run[@]}"
 cp "$store/config.json" "$scratch/bad"
 for size in 40000 9000 5000 100 0; do
     truncate -s $size "$scratch/bad/catalog.sealed"

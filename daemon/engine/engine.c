@@ -14,6 +14,7 @@
 #include "daemon/engine/model_check.h"
 #include "daemon/engine/weight_progress.h"
 #include "storage/io/io_probe.h"
+#include "storage/pack/store_identity.h"
 
 /* ---- notes -------------------------------------------------------------------------------------
  */
@@ -73,6 +74,15 @@ static int check_tensors(struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
+/* Another config would run as another model, with the weights of this one. */
+static int check_packed_config(const struct sl_store *store, struct sl_err *err)
+{
+    for (uint32_t i = 0; i < sl_store_copied_file_count(store); i++)
+        if (strcmp(sl_store_copied_file(store, i)->name, "config.json") == 0)
+            return sl_copied_file_check(store, i, err);
+    return 0;
+}
+
 static void begin_stage(const struct sl_engine *e, const char *doing)
 {
     if (e->options.on_stage)
@@ -87,7 +97,8 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
     int rc;
 
     if ((rc = read_config(e, err)) < 0 ||
-        (rc = sl_model_files_open(&e->files, e->options.model, err)) < 0)
+        (rc = sl_model_files_open(&e->files, e->options.model, err)) < 0 ||
+        (e->files.store && (rc = check_packed_config(e->files.store, err)) < 0))
         return rc;
     e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
     mtp_known = sl_weights_mtp_known(&e->config, e->source);

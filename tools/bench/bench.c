@@ -11,8 +11,9 @@
 #include "core/base/size.h"
 #include "tools/cli/json_lines.h"
 
-#define AREA_BYTES_MIN (UINT64_C(256) << 20)
+#define AREA_BYTES_MIN (UINT64_C(64) << 20)
 #define AREA_BYTES_MAX (UINT64_C(2) << 30)
+#define READ_RATE_MAX 2e12 /* bytes a second that no machine of today reads from memory */
 
 /* Between two looks at the clock a thread reads this many bytes, or multiplies this often. */
 #define READ_PIECE_BYTES (UINT64_C(2) << 20)
@@ -45,12 +46,15 @@ static uint64_t last_level_cache_bytes(uint32_t cpu)
     return (uint64_t)kilobytes << 10;
 }
 
-uint64_t sl_bench_area_bytes(void)
+uint64_t sl_bench_area_bytes(const struct sl_bench *bench)
 {
+    const double seen = bench->seconds * READ_RATE_MAX;
     uint64_t bytes = 0;
 
     for (uint32_t cpu = 0; cpu < SL_CPU_NUMBERS_MAX; cpu++)
         bytes += 4 * last_level_cache_bytes(cpu);
+    if ((double)bytes > seen)
+        bytes = (uint64_t)seen;
     return bytes < AREA_BYTES_MIN   ? AREA_BYTES_MIN
            : bytes > AREA_BYTES_MAX ? AREA_BYTES_MAX
                                     : bytes;
@@ -75,7 +79,7 @@ int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, doub
     int rc;
 
     *bench = (struct sl_bench){.compute = *compute, .seconds = seconds, .json = json};
-    rc = sl_arena_map(&bench->area, sl_bench_area_bytes(), "bench", err);
+    rc = sl_arena_map(&bench->area, sl_bench_area_bytes(bench), "bench", err);
     if (rc == 0)
         sl_pool_first_touch(compute->pool, bench->area.base, piece_count(bench), READ_PIECE_BYTES,
                             1, 0);

@@ -34,9 +34,9 @@ struct sl_bench {
     struct sl_bench_names *names; /* not NULL: names are taken down, and nothing is measured */
 };
 
-/* Returns more memory than the last-level caches of this machine hold. Work that streams goes
- * through this much. */
-uint64_t sl_bench_area_bytes(void);
+/* The bytes of memory that streaming work goes through: more than the last-level caches of this
+ * machine hold, as far as one figure's time is enough to go through it. */
+uint64_t sl_bench_area_bytes(const struct sl_bench *bench);
 
 /* Fails with -ENOMEM. The caller calls sl_bench_fini(). */
 int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, double seconds,

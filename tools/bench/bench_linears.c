@@ -23,7 +23,6 @@ struct linear {
     struct sl_act_buffer x; /* (TOKENS_MAX, cols) */
     float *y;               /* (TOKENS_MAX, rows rounded up to 16) */
     uint32_t n_tokens;
-    struct sl_arena arena;
 };
 
 static void carve(struct linear *in, struct sl_arena *arena)
@@ -43,23 +42,65 @@ static void carve(struct linear *in, struct sl_arena *arena)
     in->y = sl_arena_take(arena, TOKENS_MAX * sl_r16_padded_rows(m->rows), sizeof(float));
 }
 
-static int linear_init(struct linear *in, const struct sl_compute *compute,
-                       enum sl_matrix_kind kind, uint32_t rows, uint32_t cols, struct sl_err *err)
+static struct linear linear_of(const struct sl_bench *bench, enum sl_matrix_kind kind,
+                               uint32_t rows, uint32_t cols)
 {
-    uint64_t state = 1;
-    struct sl_arena measure;
-    int rc;
+    struct linear linear = {.compute = &bench->compute,
+                            .matrix = {.kind = kind, .rows = rows, .cols = cols}};
 
-    *in = (struct linear){.compute = compute, .matrix = {.kind = kind, .rows = rows, .cols = cols}};
-    in->copy_bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&in->matrix);
-    in->copy_bytes = sl_round_up(in->copy_bytes, SL_BLOCK_BYTES);
-    in->n_copies = (uint32_t)(sl_bench_area_bytes() / in->copy_bytes) + 1;
+    linear.copy_bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&linear.matrix);
+    linear.copy_bytes = sl_round_up(linear.copy_bytes, SL_BLOCK_BYTES);
+    linear.n_copies = (uint32_t)(sl_bench_area_bytes(bench) / linear.copy_bytes) + 1;
+    return linear;
+}
+
+static uint64_t linear_bytes(const struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
+                             uint32_t cols)
+{
+    struct linear linear = linear_of(bench, kind, rows, cols);
+    struct sl_arena measure;
+
     sl_arena_init_measure(&measure);
-    carve(in, &measure);
-    rc = sl_arena_map(&in->arena, measure.used_bytes, "bench", err);
-    if (rc < 0)
-        return rc;
-    carve(in, &in->arena);
+    carve(&linear, &measure);
+    return measure.used_bytes;
+}
+
+/* One mapping serves all linears in turn: the system takes a second or more to clear a gigabyte.
+ * Where there are several nodes it is cleared anew all the same, so that each thread's part comes
+ * to lie on its own node. */
+struct shared_area {
+    struct sl_arena arena;
+    bool several_nodes;
+};
+
+static bool has_several_nodes(void)
+{
+    struct sl_topology topology;
+    bool several = false;
+
+    sl_topology_read(&topology);
+    for (uint32_t i = 0; i < topology.n_cpus; i++)
+        several |= topology.cpus[i].node_index != topology.cpus[0].node_index;
+    return several;
+}
+
+static struct sl_arena *area_emptied(struct shared_area *area)
+{
+    struct sl_arena *arena = &area->arena;
+
+    arena->used_bytes = 0;
+    if (area->several_nodes)
+        sl_arena_give_back(arena, arena->base, arena->size_bytes, true);
+    return arena;
+}
+
+static void linear_fill(struct linear *in, struct shared_area *area)
+{
+    const struct sl_compute *compute = in->compute;
+    const uint32_t rows = in->matrix.rows, cols = in->matrix.cols;
+    uint64_t state = 1;
+
+    carve(in, area_emptied(area));
     for (uint32_t i = 0; i < in->n_copies; i++)
         sl_bench_fill(compute->pool, &in->matrix, in->tiles + i * in->copy_bytes);
     in->matrix.scales = in->scales;
@@ -70,7 +111,6 @@ static int linear_init(struct linear *in, const struct sl_compute *compute,
             in->x.f32[row * cols + c] = (float)(sl_bench_random(&state) % 2001) * 1e-3f - 1.0f;
         sl_act_buffer_round(&in->x, compute, 0, row);
     }
-    return 0;
 }
 
 static uint64_t run_linear(void *context)
@@ -87,8 +127,8 @@ static uint64_t run_linear(void *context)
     return sl_clock_ns() - start_ns;
 }
 
-static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_matrix_kind kind,
-                        uint32_t rows, uint32_t cols, struct sl_err *err)
+static void bench_linear(const struct sl_bench *bench, struct shared_area *area, const char *what,
+                         enum sl_matrix_kind kind, uint32_t rows, uint32_t cols)
 {
     static const uint32_t n_tokens[] = {1, 4, 16, 64};
     static const enum sl_bench_peak peaks[] = {
@@ -96,13 +136,12 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
         [SL_MATRIX_FP8_BLOCK] = SL_BENCH_BF16, [SL_MATRIX_BF16] = SL_BENCH_BF16,
         [SL_MATRIX_F32] = SL_BENCH_F32,
     };
-    struct linear linear;
-    int rc;
+    struct linear linear = linear_of(bench, kind, rows, cols);
 
     if (!sl_bench_wants(bench, what))
-        return 0;
-    rc = linear_init(&linear, &bench->compute, kind, rows, cols, err);
-    for (size_t i = 0; rc == 0 && i < SL_ARRAY_LEN(n_tokens); i++) {
+        return;
+    linear_fill(&linear, area);
+    for (size_t i = 0; i < SL_ARRAY_LEN(n_tokens); i++) {
         char shape[64];
         struct sl_bench_work work = {
             .what = what,
@@ -120,8 +159,6 @@ static int bench_linear(const struct sl_bench *bench, const char *what, enum sl_
         linear.n_tokens = n_tokens[i];
         sl_bench_measure(bench, &work);
     }
-    sl_arena_fini(&linear.arena);
-    return rc;
 }
 
 /* ---- packing -----------------------------------------------------------------------------------
@@ -134,7 +171,6 @@ struct repack {
     size_t code_bytes, scale_bytes, tile_bytes; /* of one copy */
     uint8_t *codes, *scales, *tiles;
     uint32_t n_copies, next;
-    struct sl_arena arena;
 };
 
 static void pack_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -158,8 +194,14 @@ static uint64_t run_repack(void *context)
     return sl_clock_ns() - start_ns;
 }
 
-static int bench_repack(const struct sl_bench *bench, uint32_t rows, uint32_t cols,
-                        struct sl_err *err)
+/* The expert with the larger matrices, with room to align three arrays. */
+static uint64_t repack_bytes(const struct sl_bench *bench)
+{
+    return sl_bench_area_bytes(bench) + UINT64_C(7168) * 3072 * 2 + 3 * SL_CACHE_LINE_BYTES;
+}
+
+static void bench_repack(const struct sl_bench *bench, struct shared_area *area, uint32_t rows,
+                         uint32_t cols)
 {
     struct repack in = {
         .pool = bench->compute.pool,
@@ -178,24 +220,20 @@ static int bench_repack(const struct sl_bench *bench, uint32_t rows, uint32_t co
         .bytes = in.code_bytes + in.scale_bytes + in.tile_bytes,
         .in_bytes = true,
     };
-    int rc;
+    struct sl_arena *arena;
 
     if (!sl_bench_wants(bench, work.what))
-        return 0;
-    in.n_copies = (uint32_t)(sl_bench_area_bytes() / work.bytes) + 1;
-    rc = sl_arena_map(&in.arena, in.n_copies * work.bytes + 3 * SL_CACHE_LINE_BYTES, "bench", err);
-    if (rc < 0)
-        return rc;
-    in.codes = sl_arena_take(&in.arena, in.n_copies, in.code_bytes);
-    in.scales = sl_arena_take(&in.arena, in.n_copies, in.scale_bytes);
-    in.tiles = sl_arena_take(&in.arena, in.n_copies, in.tile_bytes);
+        return;
+    in.n_copies = (uint32_t)(sl_bench_area_bytes(bench) / work.bytes) + 1;
+    arena = area_emptied(area);
+    in.codes = sl_arena_take(arena, in.n_copies, in.code_bytes);
+    in.scales = sl_arena_take(arena, in.n_copies, in.scale_bytes);
+    in.tiles = sl_arena_take(arena, in.n_copies, in.tile_bytes);
     sl_pool_first_touch(in.pool, in.codes, in.n_copies, in.code_bytes, 1, 0);
     memset(in.scales, SL_E8M0_BIAS, in.n_copies * in.scale_bytes);
     sl_pool_first_touch(in.pool, in.tiles, in.n_copies, in.tile_bytes, 1, 0);
     snprintf(shape, sizeof(shape), "%u x %u, in and out", rows, cols);
     sl_bench_measure(bench, &work);
-    sl_arena_fini(&in.arena);
-    return 0;
 }
 
 int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
@@ -224,14 +262,23 @@ int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
         {"F32 mHC, Flash", SL_MATRIX_F32, 24, 16384},
         {"F32 mHC, Pro", SL_MATRIX_F32, 24, 28672},
     };
-    int rc = 0;
+    struct shared_area area = {.several_nodes = has_several_nodes()};
+    uint64_t size_bytes = repack_bytes(bench);
+    int rc;
 
-    for (size_t i = 0; rc == 0 && i < SL_ARRAY_LEN(linears); i++)
-        rc = bench_linear(bench, linears[i].what, linears[i].kind, linears[i].rows, linears[i].cols,
-                          err);
-    if (rc == 0)
-        rc = bench_repack(bench, 2048, 4096, err);
-    if (rc == 0)
-        rc = bench_repack(bench, 3072, 7168, err);
-    return rc;
+    for (size_t i = 0; i < SL_ARRAY_LEN(linears); i++) {
+        uint64_t bytes = linear_bytes(bench, linears[i].kind, linears[i].rows, linears[i].cols);
+
+        size_bytes = bytes > size_bytes ? bytes : size_bytes;
+    }
+    rc = sl_arena_map(&area.arena, size_bytes, "bench", err);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < SL_ARRAY_LEN(linears); i++)
+        bench_linear(bench, &area, linears[i].what, linears[i].kind, linears[i].rows,
+                     linears[i].cols);
+    bench_repack(bench, &area, 2048, 4096);
+    bench_repack(bench, &area, 3072, 7168);
+    sl_arena_fini(&area.arena);
+    return 0;
 }

@@ -254,6 +254,7 @@ static void on_stage(void *context, const char *doing)
     if (is_weights) {
         tell_memory(&opening->plan);
         opening->progress = sl_progress_start(stderr, doing, NULL);
+        sl_progress_announce(&opening->progress);
     }
     sl_start_report_doing(&opening->report, is_weights && opening->progress.redrawn ? NULL : doing);
 }

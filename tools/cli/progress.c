@@ -64,6 +64,14 @@ static int columns_of(FILE *out)
     return size.ws_col - 1;
 }
 
+void sl_progress_announce(const struct sl_progress *progress)
+{
+    if (!progress->redrawn)
+        return;
+    fprintf(progress->out, "\r%.*s\033[K", columns_of(progress->out), progress->what);
+    fflush(progress->out);
+}
+
 void sl_progress_show(void *context, uint64_t done, uint64_t total)
 {
     struct sl_progress *progress = context;

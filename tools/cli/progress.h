@@ -26,6 +26,9 @@ struct sl_progress {
  * earlier ones, while other work has an even cost. */
 struct sl_progress sl_progress_start(FILE *out, const char *what, const char *unit);
 
+/* On a terminal, shows at once what is begun, before the first of it is done. */
+void sl_progress_announce(const struct sl_progress *progress);
+
 /* An sl_progress_fn; `context` is the struct sl_progress. */
 void sl_progress_show(void *context, uint64_t done, uint64_t total);
 
