@@ -105,6 +105,14 @@ header core/base/other.h SL_BASE_OTHER_H 'uint32_t x;'
 finds "headers stand alone" 'core/base/other.h:4:1: does not compile alone'
 rm core/base/other.h
 
+printf '/* What it is. */\n' >tools/cmd/riddle.c
+finds "comments without a subject" 'tools/cmd/riddle.c:1: a comment opens with'
+printf '/* It reads.\n *\n * Of a file, all. */\n' >tools/cmd/riddle.c
+finds "paragraphs without a subject" 'tools/cmd/riddle.c:3: a comment opens with'
+printf '/* It reads, and says to others\n * What it found. */\n' >tools/cmd/riddle.c
+check "a line within a paragraph may begin with any word" "$root/tests/lint.sh" .
+rm tools/cmd/riddle.c
+
 printf 'int  x;\n' >core/base/wide.c
 finds "format" 'core/base/wide.c:1:.* is not formatted'
 printf 'const char text[] = "\t";\n' >core/base/wide.c

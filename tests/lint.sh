@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a compiler does not: layers, fenced headers, unique names, headers that stand alone,
-# sizes of files and functions, cycles among modules, format, shell scripts. One line for each
-# finding; exit status 1 if there is any.
+# sizes of files and functions, cycles among modules, openings of comments, format, shell scripts.
+# One line for each finding; exit status 1 if there is any.
 #
 #   tests/lint.sh [ROOT]
 set -u
@@ -195,6 +195,16 @@ check_cycles() {
             END { if (cycle) print cycle }'
 }
 
+# docs/STYLE.md: a comment is a sentence with a subject. These words at the start of a comment, or of
+# a paragraph in it, mostly open one without a subject.
+check_comments() {
+    printf '%s\n' "${c_files[@]}" | grep -e '^daemon/' -e '^storage/' -e '^tools/' |
+        xargs -r awk '/(\/|^ *)\* (What|Of|As|That of|Those|Likewise|The same)[ ,:]/ && (paragraph || /\/\*/) {
+                print FILENAME ":" FNR ": a comment opens with a word that leaves out its subject"
+            }
+            { paragraph = /^ *\*$/ }'
+}
+
 check_white_space() {
     local file
 
@@ -233,6 +243,7 @@ if [ ${#c_files[@]} != 0 ]; then
     findings_from check_sizes
     findings_from check_functions
     findings_from check_cycles
+    findings_from check_comments
     findings_from check_white_space
 fi
 findings_from check_names

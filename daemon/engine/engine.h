@@ -35,11 +35,12 @@ struct sl_engine_options {
     bool cache_min;              /* one token's working set instead */
     struct sl_affinity affinity; /* of the compute threads, as sl_affinity_choose() left it */
     uint32_t segment_tokens;     /* most tokens of one step; 0: as many as memory allows */
-    uint32_t small_step_tokens;  /* of a second forward, for small steps; 0: there is none */
+    uint32_t small_step_tokens;  /* most tokens of a small step; 0: no forward for small steps */
     uint32_t context_tokens;     /* that each sequence can hold */
-    uint32_t n_sequences;        /* of so many tokens, for which there is to be memory */
-    enum sl_verify verify;       /* of a store; other than never, dense tensors are verified too */
-    sl_io_open_fn *io;           /* NULL: sl_io_choose() */
+    uint32_t n_sequences;        /* the plan has memory for so many, each of context_tokens */
+    enum sl_verify verify; /* when experts of a store are verified; unless never, dense tensors are
+                              verified too */
+    sl_io_open_fn *io;     /* NULL: sl_io_choose() */
     /* For a piece or depth of 0, the engine takes what a probe of the drives finds, or found when
      * this store was opened before. */
     struct sl_reader_options reader;

@@ -13,7 +13,7 @@ struct sl_engine {
     struct sl_memory_plan plan;
     struct sl_config config;
     struct sl_model_files files;
-    struct sl_weight_source *source; /* of files */
+    struct sl_weight_source *source; /* reads the dense tensors of `files` */
     struct sl_expert_map *store;
     struct sl_pool *pool;
     struct sl_kernels kernels;
@@ -25,7 +25,7 @@ struct sl_engine {
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
 
     struct sl_link sequences; /* of struct sl_engine_sequence */
-    uint64_t kv_bytes;        /* that they have of the plan's */
+    uint64_t kv_bytes;        /* the part of the plan's bytes for KV caches that they use */
 
     struct sl_arena sampling_arena;
     struct sl_candidate **sampling; /* (compute threads) scratch of each */

@@ -18,9 +18,9 @@ struct sl_generation {
     uint32_t n_before;     /* tokens that the sequence had seen before the prompt */
     uint32_t n_prompt;
     int32_t last_token; /* made by the latest step behind the prompt, not yet seen by the model */
-    bool in_step;       /* with a span of */
-    uint32_t n_span_tokens; /* so many tokens */
-    bool is_sampled;        /* `next` is of this step */
+    bool in_step;       /* a step with a span of this text is under way */
+    uint32_t n_span_tokens; /* length of that span */
+    bool is_sampled;        /* `next` was sampled from this step's logits */
     struct sl_generated next;
     struct sl_generation_output output;
 };

@@ -30,8 +30,8 @@ struct sl_generation;
 struct sl_generation_options {
     struct sl_sampler sampler; /* its seed is for texts that begin without one of their own */
     struct sl_completion_rules rules;
-    bool with_logprobs;      /* of each token, */
-    uint32_t n_top_logprobs; /* and of so many alternatives, up to SL_TOP_LOGPROBS_MAX */
+    bool with_logprobs;      /* give each token's log probability */
+    uint32_t n_top_logprobs; /* and so many alternatives, up to SL_TOP_LOGPROBS_MAX */
 };
 
 /* A token that was made, and the likeliest tokens at its place, best first. The probabilities are

@@ -11,7 +11,8 @@ struct sl_memory_room {
     uint64_t total_bytes;     /* of the machine, or of its tightest control group if that is less */
     uint64_t available_bytes; /* that can be had now, at most: others may have to swap for it */
     uint64_t default_bytes;   /* for a run that was not told how much: some is left to others */
-    char limit_file[SL_CGROUP_FILE_BYTES]; /* what sets total_bytes; "" if it is the machine */
+    char limit_file[SL_CGROUP_FILE_BYTES]; /* the file with the limit; "" if the machine's memory is
+                                              the limit */
 };
 
 /* `root` as in sl_cgroup_read().

@@ -10,7 +10,7 @@
 /* A generation's part of the step. */
 struct part {
     struct sl_generation *generation;
-    int rc; /* of its sampling */
+    int rc; /* result of sampling its token */
     struct sl_err err;
 };
 
@@ -22,7 +22,7 @@ struct sl_shared_step {
 
     struct sl_span *spans; /* (parts_max), and below */
     struct part *parts;    /* of each span */
-    uint32_t *n_tokens;    /* of each, and in the end those that are kept */
+    uint32_t *n_tokens;    /* of each part; after the step, how many of them are kept */
     uint32_t n_parts;
     const struct sl_logits_row *rows; /* being sampled */
 };

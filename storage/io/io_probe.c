@@ -30,7 +30,7 @@ struct run {
     const struct sl_io_trial *trial;
     const struct sl_extent *extents;
     uint32_t n_extents, n_begun;
-    uint64_t start_ns; /* of what counts, once `counts` */
+    uint64_t start_ns; /* when bytes began to count, once `counts` is set */
     uint64_t start_bytes;
     bool counts;
     int rc;

@@ -33,7 +33,7 @@ struct piece {
     struct sl_read *read;   /* NULL: free */
     uint64_t offset_bytes;  /* next byte to be read; aligned */
     uint64_t end_bytes;     /* aligned */
-    uint64_t reached_bytes; /* what lies before it was delivered */
+    uint64_t reached_bytes; /* all bytes before this offset were delivered */
     uint64_t start_ns;      /* when it went to the device */
     uint32_t next_free;
     uint32_t n_again;
@@ -44,7 +44,7 @@ struct piece {
 struct drive {
     struct sl_link queues[SL_READ_CLASSES]; /* reads with bytes left to cut */
     uint32_t n_out[SL_READ_CLASSES];        /* pieces at the back end, or in the batch */
-    uint32_t n_out_late;                    /* the same, of reads past the deadline */
+    uint32_t n_out_late;                    /* those pieces whose reads are past the deadline */
 };
 
 struct sl_reader {

@@ -34,7 +34,7 @@ struct sl_packer {
     struct sl_store_layout layout;
     int handles[SL_STORE_FILES_MAX]; /* -1 until opened */
     uint64_t *tensor_offsets;        /* (n_tensors) */
-    uint64_t dense_bytes;            /* what they end at */
+    uint64_t dense_bytes;            /* where the dense tensors end */
     uint64_t record_bytes;
     struct sl_catalog *catalog; /* with a transaction, between sl_packer_begin() and the end */
     int lock_fd;
@@ -44,8 +44,8 @@ struct sl_packer {
     uint64_t batch_bytes;        /* written since the last commit */
     struct sl_shard_use *shards; /* of the source, by file; NULL unless they are to be freed */
     struct sl_pack_result result;
-    uint64_t done_bytes; /* now, as if nothing were compressed */
-    uint64_t left_bytes; /* likewise, when this began */
+    uint64_t done_bytes; /* packed by this run, as if nothing were compressed */
+    uint64_t left_bytes; /* bytes that were left to pack when this run began */
 };
 
 /* Writes the state to the open transaction. */

@@ -28,7 +28,7 @@ struct sl_record_source {
 
 /* Makes records; each thread has its own. A zeroed one is empty. */
 struct sl_record_maker {
-    struct sl_record_source source; /* what it names is borrowed */
+    struct sl_record_source source; /* its pointers are borrowed */
     uint8_t *staging;               /* an expert as the source has it, then as it will be stored */
     uint8_t *record;
     struct sl_record_encoder *encoder; /* NULL: records stay as they are */

@@ -30,7 +30,7 @@ enum sl_store_item_kind {
 struct sl_store_item {
     enum sl_store_item_kind kind;
     uint32_t index;           /* of a file (0 is catalog.mdb), a copied file or a tensor */
-    struct sl_expert_key key; /* of a record, or of a matrix; and which of its three */
+    struct sl_expert_key key; /* the expert of a record or matrix; and the matrix's number */
     int matrix;
 };
 

@@ -34,7 +34,7 @@ enum sl_store_use {
     SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there; by who has
                         the store's lock */
     SL_STORE_REPAIR, /* complete, but files may be shorter than the catalog says */
-    SL_STORE_MOVED,  /* likewise, and any may be missing */
+    SL_STORE_MOVED,  /* complete, but files may be shorter than the catalog says, or missing */
 };
 
 /* Fails with -errno, -ENOMEM, -SL_ECORRUPT, -SL_EFORMAT (no store, or one that is not complete) or

@@ -21,7 +21,7 @@
 
 #define SL_STORE_CATALOG_FILE "catalog.mdb"
 #define SL_STORE_SEALED_FILE "catalog.sealed"
-#define SL_STORE_VERSION_1_FILE "catalog/data.mdb" /* what stores of format version 1 have */
+#define SL_STORE_VERSION_1_FILE "catalog/data.mdb" /* the catalog of format version 1 */
 
 /* Returns the path folder/name, which the caller frees; NULL if out of memory. */
 char *sl_store_path(const char *folder, const char *name);

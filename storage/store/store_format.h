@@ -17,7 +17,7 @@
 
 #define SL_STORE_VERSION 2u
 #define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
-#define SL_STORE_LAYOUT_R16_ZSTD 2u /* likewise, or compressed: storage/store/codec.h */
+#define SL_STORE_LAYOUT_R16_ZSTD 2u /* R16 records, or compressed ones: storage/store/codec.h */
 
 #define SL_STORE_TENSORS_MAX 65536u
 #define SL_STORE_NAME_BYTES 256u
@@ -75,7 +75,7 @@ struct sl_store_tensor {
 
 /* File "probe": the pieces and depth that read the drives best (storage/store/probe_memory.h). */
 struct sl_store_probe {
-    uint64_t drives_checksum; /* of what tells the drives and file systems that were probed */
+    uint64_t drives_checksum; /* of the names of the probed drives and file systems */
     uint64_t bytes_per_s;
     uint32_t piece_bytes; /* whole blocks */
     uint32_t depth;

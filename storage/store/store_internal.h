@@ -35,10 +35,10 @@ struct sl_store {
     struct sl_store_state state;
     struct sl_store_file files[SL_STORE_FILES_MAX];
     char *paths[SL_STORE_FILES_MAX];
-    uint64_t file_bytes[SL_STORE_FILES_MAX]; /* as they are */
+    uint64_t file_bytes[SL_STORE_FILES_MAX]; /* the files' real sizes */
     struct sl_store_copied_file copied[COPIED_FILES_MAX];
     uint32_t n_copied;
-    struct sl_store_tensor *tensors; /* as they lie; n_tensors_done */
+    struct sl_store_tensor *tensors; /* (n_tensors_done), in the order in which they lie */
     struct sl_packed_expert *experts;
     uint32_t n_read; /* entries of the kind that is being read */
     struct sl_store_weights weights;

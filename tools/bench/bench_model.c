@@ -29,7 +29,7 @@ struct run {
     uint64_t ns;
     struct sl_account spent;
     double read_rate;                     /* of memory, 10^9 bytes a second */
-    double drive_rate;                    /* likewise, before and after it */
+    double drive_rate;                    /* of the drives, before and after the run */
     uint64_t missed_bytes;                /* read from the drives, but for predictions in vain */
     double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
 };

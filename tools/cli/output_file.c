@@ -162,7 +162,7 @@ int sl_output_open(struct sl_output_file *out, const char *name, struct sl_err *
 
     *out = (struct sl_output_file){.name = name};
     if (strcmp(name, "-") == 0) {
-        fflush(stdout); /* what is printed before comes first */
+        fflush(stdout); /* earlier output comes first */
         out->name = "standard output";
     }
     out->fd = open_target(out, name);

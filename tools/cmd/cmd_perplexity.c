@@ -36,7 +36,7 @@ struct command {
     struct sl_engine *engine;
     struct sl_kv_cache *kv;
 
-    int32_t *piece; /* what is scored at a time: up to a window of tokens, mostly begin-of-sentence
+    int32_t *piece; /* the tokens scored at a time: up to a window of them, mostly begin-of-sentence
                        first */
     uint32_t n_piece;
 

@@ -164,7 +164,7 @@ static int print_object(struct sl_generate_output *output, const struct sl_gener
                        sl_finish_name(sl_generation_finish(generation)), "prompt_tokens",
                        (json_int_t)n_prompt_tokens, "tokens",
                        (json_int_t)sl_generation_token_count(generation));
-    if (stop_string) /* what is no UTF-8 cannot have come */
+    if (stop_string) /* a stop string that is no UTF-8 can never have come */
         json_object_set_new(object, "stop_string", json_string(stop_string));
     if (output->with_logprobs)
         json_object_set(object, "logprobs", output->logprobs);

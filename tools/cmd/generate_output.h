@@ -16,7 +16,7 @@ struct sl_generate_output {
     const struct sl_tokenizer *tok;
     struct sl_detokenizer *token_text; /* shows one token at a time */
     json_t *logprobs;                  /* of the text at hand, for JSON */
-    char *text;                        /* likewise; NULL or of a stream */
+    char *text; /* of the text at hand, for JSON; NULL, or text_stream's memory */
     size_t text_length;
     FILE *text_stream;
 };

@@ -65,7 +65,7 @@ static int prefill(struct sl_generate_text *text, const struct sl_prompt *prompt
         n_done = sl_generation_prompt_count(text->generation);
     }
     sl_progress_end(&progress->progress);
-    progress->n_tokens = 0; /* what is decoded shows itself */
+    progress->n_tokens = 0; /* decoding needs no progress, since its text is shown */
     text->totals.n_prompt_tokens += n_done;
     text->totals.prefill_ns += sl_clock_ns() - progress->progress.start_ns;
     return rc;

@@ -12,7 +12,7 @@ enum sl_synth_kind {
     SL_SYNTH_FP8,     /* e4m3 codes of a normal distribution; never NaN */
     SL_SYNTH_SCALE,   /* E8M0 bytes over four binades; the mean of the squares is `spread`^2 */
     SL_SYNTH_BF16,    /* normal, `mean` and standard deviation `spread` */
-    SL_SYNTH_F32,     /* the same */
+    SL_SYNTH_F32,     /* float32, normal, `mean` and standard deviation `spread` */
     SL_SYNTH_UNIFORM, /* F32, between `mean` - `spread` and `mean` + `spread` */
     SL_SYNTH_BYTES,   /* a copy of `bytes` */
 };

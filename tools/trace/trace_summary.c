@@ -24,8 +24,8 @@ struct command {
 struct layer_figures {
     uint64_t n_requests;
     double busiest, busiest_quarter, idlest; /* shares of the requests */
-    double same;                             /* as for the token before */
-    uint32_t n_used;                         /* experts */
+    double same;     /* share of the requests that the token before had made, too */
+    uint32_t n_used; /* experts */
     uint64_t distances[DISTANCES];
 };
 
