@@ -20,13 +20,13 @@ enum sl_memory_user {
     SL_MEMORY_SMALL_STEPS, /* activations of a forward for small steps, where one is wanted */
     SL_MEMORY_STAGING,
     SL_MEMORY_CACHE,
-    SL_MEMORY_TABLES, /* the cache's own, and the system's of all this memory's pages */
+    SL_MEMORY_TABLES, /* the cache's tables, and the system's page tables */
     SL_MEMORY_USERS,
 };
 
 struct sl_memory_plan {
     uint64_t budget_bytes;
-    uint64_t total_bytes; /* that the machine or its control group has; 0: not known */
+    uint64_t total_bytes; /* memory of the machine or its control group; 0: not known */
     bool budget_given;    /* by the user; otherwise what is available less a reserve */
     uint64_t need_bytes[SL_MEMORY_USERS];
     uint64_t table_bytes;       /* the cache's part of SL_MEMORY_TABLES */
@@ -46,7 +46,7 @@ struct sl_memory_case {
     uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
     bool cache_min;       /* one token's working set instead */
     uint64_t program_bytes;
-    uint64_t loading_bytes; /* beside the weights while they are read, before all else is there */
+    uint64_t loading_bytes; /* taken only while weights are read, before anything else */
     uint64_t staging_bytes;
     uint64_t table_bytes; /* of the expert cache */
     uint64_t dense_bytes;

@@ -26,7 +26,7 @@
 /* Prefetch and scrub may have this share of a drive's depth in flight. */
 #define BACKGROUND_SHARE 2u
 
-/* How often pieces in flight are looked at, in parts of a stall. */
+/* Pieces in flight are checked for stalls this often in each stall time. */
 #define CHECKS_PER_STALL 8u
 
 struct piece {

@@ -19,7 +19,7 @@
 struct sl_pack_options {
     const char *store_folder;            /* made if there is none; else a store, or empty */
     const char *checkpoint_folder;       /* or that of the store to be packed anew */
-    struct sl_checkpoint *checkpoint;    /* or from: one is NULL */
+    struct sl_checkpoint *checkpoint;    /* the source, or else `from`: one is NULL */
     struct sl_store *from;               /* complete */
     const struct sl_expert_map *experts; /* of the source, all that are to be packed */
     const char *const *tensors;          /* dense ones, in the order in which they will lie */
@@ -55,11 +55,11 @@ struct sl_pack_options {
 
 struct sl_pack_result {
     uint64_t total_bytes;   /* of the store's data */
-    uint64_t written_bytes; /* of these, now */
-    uint64_t freed_bytes;   /* of the checkpoint's shards, now */
+    uint64_t written_bytes; /* of these, by this run */
+    uint64_t freed_bytes;   /* of the checkpoint's shards, by this run */
     bool compressed;
-    uint64_t saved_bytes;      /* by compressing: what the data would take in addition */
-    struct sl_codec_gain gain; /* of the experts that were written now */
+    uint64_t saved_bytes;      /* how much more the data would take uncompressed */
+    struct sl_codec_gain gain; /* of the experts that this run wrote */
 };
 
 #endif

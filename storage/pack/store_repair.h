@@ -19,9 +19,10 @@
 
 struct sl_repair_options {
     const struct sl_store *store;
-    const char *checkpoint_folder;    /* or that of the other store */
-    struct sl_checkpoint *checkpoint; /* or from: one is NULL, or both: only copies are repaired */
-    struct sl_store *from;            /* complete */
+    const char *checkpoint_folder; /* or that of the other store */
+    struct sl_checkpoint
+        *checkpoint;       /* the source, or else `from`; both NULL: repair copies only */
+    struct sl_store *from; /* complete */
     const struct sl_expert_map *experts; /* of the source, all that were packed */
     const char *const *stripe_folders;   /* (n_stripes) that may be written to in any case */
     uint32_t n_stripes;

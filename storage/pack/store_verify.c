@@ -50,9 +50,9 @@ struct verifier {
     struct piece pieces[PIECES_MAX];
     uint64_t head, tail; /* counts of pieces queued and summed */
     struct cursor cursor;
-    bool item_failed;    /* of the item being summed; then that was reported */
+    bool item_failed;    /* damage of the item being summed was reported */
     uint64_t left_bytes; /* of it, without the zeros behind it */
-    bool zeros_bad;      /* these are others */
+    bool zeros_bad;      /* these bytes are not all zero */
     uint64_t total_bytes;
     struct sl_verify_result result;
 };

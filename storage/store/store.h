@@ -31,8 +31,8 @@ bool sl_store_is(const char *folder);
 /* The purpose that a store is opened for, which decides what must be there. */
 enum sl_store_use {
     SL_STORE_RUN,    /* complete */
-    SL_STORE_RESUME, /* as sluice pack left it: only what is said to be done is there; by who has
-                        the store's lock */
+    SL_STORE_RESUME, /* as sluice pack left it, with only the items that the state counts as packed;
+                        the caller has the store's lock */
     SL_STORE_REPAIR, /* complete, but files may be shorter than the catalog says */
     SL_STORE_MOVED,  /* complete, but files may be shorter than the catalog says, or missing */
 };

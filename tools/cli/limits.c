@@ -55,6 +55,6 @@ int sl_limits_run(int (*run)(int argc, char **argv), int argc, char **argv)
     if (started)
         pthread_join(thread, NULL);
     else
-        program_main(&program); /* as well as it goes */
+        program_main(&program); /* without a thread, on the stack there is */
     return program.status;
 }
