@@ -87,11 +87,12 @@ uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape);
 uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
                                    uint32_t num_experts_per_tok);
 
-/* What the staging buffers take on top of the slab: nothing for a packed store, unless compressed.
+/* The staging buffers' bytes on top of the slab: none for a packed store, unless it is compressed.
  */
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max);
 
-/* What the cache takes beside slab and staging buffers when it holds the whole model: at most. */
+/* At most so many bytes go to tables beside slab and staging buffers: with the whole model cached.
+ */
 uint64_t sl_expert_cache_table_bytes(const struct sl_expert_map *store, uint32_t inflight_max,
                                      const struct sl_policy_ops *policy, uint32_t n_threads);
 

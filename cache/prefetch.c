@@ -4,7 +4,7 @@
 #include "cache/expert_cache.h"
 #include "core/base/assert.h"
 
-/* Of the experts that a sweep reads, one in so many may be prefetched in vain. */
+/* One in so many of the experts that a sweep reads may be prefetched in vain. */
 #define LAYER_WASTE_SHARE 64u
 
 /* A preload ranks its experts by a made-up past of so many sweeps. */

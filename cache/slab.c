@@ -71,8 +71,8 @@ static void give_back(struct sl_slab *slab, uint32_t part, bool huge)
     slab->parts[part] = SL_SLAB_EMPTY;
 }
 
-/* What pages have cost decides what the next parts are filled with: huge ones are slow if they take
- * longer than they may, and small ones tell what memory costs here in any case. */
+/* The cost of earlier pages decides which the next parts are filled with: huge ones are slow if
+ * they take longer than they may, and small ones tell what memory costs here in any case. */
 static void judge(struct sl_slab *slab, bool huge, uint64_t taken_ns, uint64_t bytes)
 {
     const uint64_t page_ns = taken_ns / (bytes / SL_HUGE_PAGE_BYTES + 1);

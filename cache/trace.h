@@ -66,14 +66,14 @@ struct sl_trace {
  * -SL_ECORRUPT (cut short, or changed), with -errno or -ENOMEM. The caller ends with fini(). */
 int sl_trace_read(struct sl_trace *ret_trace, const char *path, struct sl_err *err);
 
-/* The same from memory; `where` names it in errors. */
+/* Reads a trace from memory; `where` names it in errors. */
 int sl_trace_parse(struct sl_trace *ret_trace, const uint8_t *bytes, size_t size_bytes,
                    const char *where, struct sl_err *err);
 
 /* A zeroed trace is allowed. */
 void sl_trace_fini(struct sl_trace *trace);
 
-/* Of one expert as a checkpoint stores it. */
+/* Bytes of one expert as a checkpoint stores it. */
 uint64_t sl_trace_expert_bytes(const struct sl_trace_shape *shape);
 
 #endif

@@ -1,4 +1,4 @@
-/* What the AVX-512 folder offers: entries of the kernel table, under the CPU flags each needs. */
+/* The AVX-512 folder's entries of the kernel table, under the CPU flags each needs. */
 #ifndef SL_KERNELS_AVX512_AVX512_H
 #define SL_KERNELS_AVX512_AVX512_H
 

@@ -176,7 +176,7 @@ static ALWAYS_INLINE void add_group_tokens(size_t n_tiles, size_t n_tokens,
     }
 }
 
-/* The same for one or two tiles, as many as there are. Not inlined, or the compiler would keep the
+/* Does one or two tiles, as many as there are. Not inlined, or the compiler would keep the
  * decoded weights in registers that it does not have. */
 static __attribute__((noinline)) void add_tiles(size_t n_tiles, size_t n_tokens,
                                                 const struct fp4_group *group, const int8_t *x,

@@ -190,7 +190,7 @@ static ALWAYS_INLINE void add_pairs_tokens(size_t n_tiles, size_t n_tokens, size
     }
 }
 
-/* The same for one or two tiles, as many as there are. */
+/* Does one or two tiles, as many as there are. */
 static void add_tiles(size_t n_tiles, size_t n_tokens, size_t n_pairs, const uint8_t *weights,
                       size_t tile_bytes, const uint16_t *x, size_t x_stride, float *y,
                       size_t y_stride)
@@ -201,7 +201,7 @@ static void add_tiles(size_t n_tiles, size_t n_tokens, size_t n_pairs, const uin
         add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, NULL, x, x_stride, y, y_stride);
 }
 
-/* The same with the scale of the block that the pairs are. */
+/* Does them with the scale of the block that the pairs are. */
 static void add_tiles_scaled(size_t n_tiles, size_t n_tokens, const uint8_t *weights, float scale,
                              const uint16_t *x, float *y, size_t y_stride)
 {

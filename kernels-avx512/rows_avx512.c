@@ -23,7 +23,7 @@ static ALWAYS_INLINE __m128i quantise16(const float *x, __m512 inverse)
 void sl_quantise_int8_avx512(size_t cols, const float *restrict x, int8_t *restrict q,
                              float *restrict scale)
 {
-    /* Of each eight the even ones first. */
+    /* Each eight has its even ones first. */
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 
     for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++, x += 32, q += 32) {

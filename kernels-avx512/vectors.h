@@ -1,4 +1,4 @@
-/* What the AVX-512 files share. For files compiled for AVX-512 alone. */
+/* Helpers that the AVX-512 files share. For files compiled for AVX-512 alone. */
 #ifndef SL_KERNELS_AVX512_VECTORS_H
 #define SL_KERNELS_AVX512_VECTORS_H
 

@@ -36,7 +36,8 @@ static ALWAYS_INLINE int32x4_t dot_block(const int8x16_t w[WEIGHTS], const int8_
 #else
 #define MATMUL_FP4 sl_matmul_fp4_neon
 
-/* The same. A product is at most 12 * 128 in magnitude, so eight of them fit into 16 bits. */
+/* This variant widens. A product is at most 12 * 128 in magnitude, so eight of them fit into 16
+ * bits. */
 static ALWAYS_INLINE int32x4_t dot_block(const int8x16_t w[WEIGHTS], const int8_t *x)
 {
     int16x8_t low = vdupq_n_s16(0), high = vdupq_n_s16(0); /* rows 0 and 1, rows 2 and 3 */

@@ -1,4 +1,4 @@
-/* What the NEON folder offers: entries of the kernel table. Those called ..._neondot need a CPU
+/* The NEON folder's entries of the kernel table. Those called ..._neondot need a CPU
  * with the int8 dot product (SL_CPU_NEON_DOT); the others run on every aarch64. */
 #ifndef SL_KERNELS_NEON_NEON_H
 #define SL_KERNELS_NEON_NEON_H

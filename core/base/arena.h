@@ -27,7 +27,7 @@ struct sl_arena {
 /* A measuring arena: sl_arena_take() returns NULL and counts. Needs no fini. */
 void sl_arena_init_measure(struct sl_arena *arena);
 
-/* What an arena of that size takes of memory. */
+/* Bytes of memory that an arena of this size takes. */
 uint64_t sl_arena_mapped_bytes(uint64_t size_bytes);
 
 /* Maps `size_bytes` (rounded up to 2 MiB when larger than that) of zeroed memory and asks for huge
@@ -42,7 +42,7 @@ void sl_arena_lock(struct sl_arena *arena);
 int sl_arena_reserve(struct sl_arena *arena, uint64_t size_bytes, const char *what,
                      struct sl_err *err);
 
-/* The same, and all of it is touched here and now. */
+/* Maps an arena like sl_arena_map(), and touches all of it here and now. */
 int sl_arena_init(struct sl_arena *arena, uint64_t size_bytes, const char *what,
                   struct sl_err *err);
 
@@ -58,20 +58,20 @@ void sl_arena_fini(struct sl_arena *arena);
  * asking for more than was measured is our own mistake and asserts. */
 void *sl_arena_take(struct sl_arena *arena, uint64_t count, uint64_t item_bytes);
 
-/* As above, aligned to `align_bytes`, a power of two of at most 2 MiB. */
+/* Takes memory like sl_arena_take(), aligned to `align_bytes`, a power of two of at most 2 MiB. */
 void *sl_arena_take_aligned(struct sl_arena *arena, uint64_t count, uint64_t item_bytes,
                             uint64_t align_bytes);
 
-/* What of the arena has been touched, and what of that the system has put in huge pages. All 0 if
- * it does not tell. Takes a while on large arenas: for figures at the end. */
+/* How much of the arena has been touched, and how much of that lies in huge pages. All 0 if the
+ * system does not tell. Takes a while on large arenas: for figures at the end. */
 struct sl_arena_pages {
     uint64_t resident_bytes;
     uint64_t huge_bytes;
 };
 struct sl_arena_pages sl_arena_pages(const struct sl_arena *arena);
 
-/* The same of first <= address < end, from what /proc/PID/smaps says. A mapping that also holds
- * other memory counts by its share. */
+/* The figures for first <= address < end, from the text of /proc/PID/smaps. A mapping that also
+ * holds other memory counts by its share. */
 struct sl_arena_pages sl_smaps_pages(FILE *smaps, uint64_t first, uint64_t end);
 
 #endif

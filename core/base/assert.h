@@ -1,7 +1,7 @@
 /* Assertions that stay on in release builds.
  *
- * What our own code got wrong asserts; what a disk, a peer, a file or a user got wrong is an error
- * value (core/base/err.h). One fact per assertion. sl_dassert() is for inner loops: it is checked
+ * Our own mistakes assert; those of a disk, a peer, a file or a user are error
+ * values (core/base/err.h). One fact per assertion. sl_dassert() is for inner loops: it is checked
  * in sanitizer and debug builds only. */
 #ifndef SL_BASE_ASSERT_H
 #define SL_BASE_ASSERT_H

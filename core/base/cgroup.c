@@ -134,8 +134,8 @@ static bool read_mount(char *line, const char *controller, struct mount *ret_mou
     return true;
 }
 
-/* What of the group's path lies below the mount's top; NULL if the group is not below it. A path
- * that begins with "/.." leads out of what this process may see. */
+/* The part of the group's path that lies below the mount's top; NULL if the group is not below it.
+ * A path that begins with "/.." leads out of what this process may see. */
 static const char *below(const char *group, const char *top)
 {
     const size_t length = strcmp(top, "/") == 0 ? 0 : strlen(top);

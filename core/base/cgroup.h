@@ -1,4 +1,4 @@
-/* What the control groups of this process leave it: memory and processor time.
+/* The memory and processor time that the control groups of this process leave it.
  *
  * A limit holds for all that is in the group that has it and below, so every group from the
  * process's own up to the mount's top counts, in both versions of the interface; on hybrid systems
@@ -13,8 +13,8 @@
 
 struct sl_cgroup_limits {
     uint64_t memory_max_bytes; /* the tightest limit of them all; UINT64_MAX: there is none */
-    /* What can still be had under every limit: file cache that the system can take back does not
-     * count as used. UINT64_MAX where there is no limit. */
+    /* Bytes that can still be had under every limit: file cache that the system can take back does
+     * not count as used. UINT64_MAX where there is no limit. */
     uint64_t memory_left_bytes;
     char memory_file[SL_CGROUP_FILE_BYTES]; /* where the tightest limit is written; "" if nowhere */
     uint32_t cpus; /* whole processors that the tightest quota pays for, at least 1; 0: no quota */

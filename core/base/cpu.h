@@ -1,4 +1,4 @@
-/* What the processor can do, and the few instructions that have no C spelling. */
+/* The processor's abilities, and the few instructions that have no C spelling. */
 #ifndef SL_BASE_CPU_H
 #define SL_BASE_CPU_H
 

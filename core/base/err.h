@@ -34,7 +34,7 @@ int sl_err_set(struct sl_err *err, int code, const char *format, ...)
 int sl_err_prefix(struct sl_err *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* What a code means, for messages that end in "...: <cause>". Never NULL. `code` may have either
+/* A code's meaning, for messages that end in "...: <cause>". Never NULL. `code` may have either
  * sign. Thread-safe. */
 const char *sl_strerror(int code);
 

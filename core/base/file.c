@@ -179,7 +179,8 @@ int sl_input_read_all(const char *path, uint64_t size_max_bytes, char **ret_text
 
 int sl_file_check_fetched(const void *start, size_t length, const char *where, struct sl_err *err)
 {
-    /* Of "version https://git-lfs.github.com/spec/v1": no JSON begins so, nor any tensors. */
+    /* A pointer begins "version https://git-lfs.github.com/spec/v1": no JSON begins so, nor
+     * tensors. */
     static const char pointer[] = "version ";
 
     if (length < strlen(pointer) || memcmp(start, pointer, strlen(pointer)) != 0)

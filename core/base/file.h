@@ -15,8 +15,8 @@
  * -SL_EFORMAT where the name leads to something else. */
 int sl_file_open(const char *path, struct sl_err *err);
 
-/* The same, but the name must not be a symbolic link (-ELOOP): for files that lie in a store, which
- * may come from a stranger. Folders on the way may be links. */
+/* Opens like sl_file_open(), but the name must not be a symbolic link (-ELOOP): for files that lie
+ * in a store, which may come from a stranger. Folders on the way may be links. */
 int sl_file_open_nofollow(const char *path, struct sl_err *err);
 
 /* Says of a path that it is a symbolic link; returns -ELOOP. */

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What records are aligned to on disk, and what direct reads and writes want. */
+/* Records are aligned to this on disk, and direct reads and writes want it. */
 #define SL_BLOCK_BYTES UINT64_C(4096)
 
 /* Parses the decimal number that `text` begins with, such as "4096", "0.5" or "1e-3"; *ret_end is

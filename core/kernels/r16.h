@@ -79,7 +79,7 @@ int sl_r16_pack_fp4(size_t cols, size_t first_tile, size_t end_tile, const uint8
 int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
                     uint8_t *tiles);
 
-/* The same for matmul_fp8_block, whose scales stay apart: no code becomes zero. `rows` is a
+/* Packs for matmul_fp8_block, whose scales stay apart: no code becomes zero. `rows` is a
  * multiple of 16. Returns 0 or -SL_ECORRUPT for a NaN code. */
 int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles);
 
@@ -90,7 +90,7 @@ int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales);
 /* codes (rows, cols) BF16. Returns 0 or -SL_ECORRUPT for a value that is not finite. */
 int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles);
 
-/* The same for one tile of 16 rows of finite numbers that are not tiny; cols is even. */
+/* Lays out one tile of 16 rows of finite numbers that are not tiny; cols is even. */
 void sl_r16_lay_bf16(size_t cols, const uint16_t *codes, uint8_t *tile);
 
 /* values (rows, cols), row r at values + r * cols. Returns 0 or -SL_ECORRUPT as above. */

@@ -283,8 +283,8 @@ static const uint8_t *entry_at(const struct work *in, const struct group *group,
     return sl_kv_entry(last->kv, layer_index, group->selected ? group->chosen[n] : n);
 }
 
-/* What token `token` of a group sees of its entries: window slots first to end, and the first
- * n_compressed of the compressed ones. */
+/* The part of a group's entries that its token `token` sees: window slots first to end, and the
+ * first n_compressed of the compressed ones. */
 struct sight {
     uint32_t window_first, window_end, n_compressed;
 };
@@ -378,7 +378,7 @@ static void score(const struct work *in, const struct bundle *bundle, uint32_t f
             bundle->scores + first * stride, stride);
 }
 
-/* What tile i's query does not see has no weight; the rest becomes weights. */
+/* Scores become weights; entries that tile i's query does not see get none. */
 static void weigh(const struct work *in, const struct bundle *bundle, uint32_t i)
 {
     const struct sl_config *c = in->step->config;
@@ -453,7 +453,7 @@ static void attend(void *context, size_t first, size_t end, uint32_t thread_inde
     }
 }
 
-/* The same for all threads together on each bundle, a piece of work at a time: where there are
+/* All threads work together on each bundle, a piece of work at a time: where there are
  * fewer tiles than threads. Items are (bundle, part), and (bundle, tile). */
 static void score_part(void *context, size_t first, size_t end, uint32_t thread_index)
 {

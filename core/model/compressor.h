@@ -14,7 +14,7 @@
  * (dim) may be overwritten. Called from compute threads, never twice for the same entry. */
 typedef void sl_compressed_fn(void *context, uint32_t i, uint32_t entry_index, float *pooled);
 
-/* What one compressor of a layer works on. */
+/* One compressor of a layer at work. */
 struct sl_compressor_run {
     const struct sl_compressor_weights *weights;
     uint32_t ratio;

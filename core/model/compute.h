@@ -1,5 +1,6 @@
-/* What every part of the forward pass computes with: kernels, threads, numerics. And what goes on
- * beside it: after each larger piece of work the forward pass calls sl_compute_background(). */
+/* Kernels, threads and numerics, with which every part of the forward pass computes, and the work
+ * that goes on beside it: after each larger piece of work the forward pass calls
+ * sl_compute_background(). */
 #ifndef SL_MODEL_COMPUTE_H
 #define SL_MODEL_COMPUTE_H
 

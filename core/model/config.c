@@ -286,7 +286,7 @@ int sl_config_parse(struct sl_config *ret_config, const char *text, size_t lengt
     if (rc < 0 || (rc = read_model_type(&in, &config)) < 0)
         goto out;
     rc = read_all(&in, root, &config);
-    /* Of another model no single key is to blame. */
+    /* No single key is to blame where the model is another one. */
     if ((rc == -SL_EFORMAT || rc == -SL_EUNSUPPORTED) && is_other_type(&config))
         rc = other_model_type(&config, where, "", err);
     if (rc == 0)

@@ -72,7 +72,7 @@ struct sl_config {
 int sl_config_parse(struct sl_config *ret_config, const char *text, size_t length,
                     const char *where, struct sl_err *err);
 
-/* The same for folder/config.json. Also fails with -errno of open and read; where there is no such
+/* Reads folder/config.json. Also fails with -errno of open and read; where there is no such
  * file, `err` says what lies at `folder` instead. */
 int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_err *err);
 

@@ -65,7 +65,7 @@ static const struct sl_json_key rope_keys[] = {
     {"truncate", {"true", "null"}},
 };
 
-/* Of rope_parameters when it has one object for each kind of layer. */
+/* The keys of rope_parameters when it has one object for each kind of layer. */
 static const struct sl_json_key rope_kinds[] = {{"compress", {0}}, {"main", {0}}};
 
 static const struct sl_json_key quantization_keys[] = {

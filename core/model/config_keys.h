@@ -1,5 +1,5 @@
-/* What this engine makes of each key that a config.json may have: config.c's part that knows keys
- * by name rather than by value. */
+/* The table of all keys that a config.json may have, and how this engine treats each: config.c's
+ * part that knows keys by name rather than by value. */
 #ifndef SL_MODEL_CONFIG_KEYS_H
 #define SL_MODEL_CONFIG_KEYS_H
 

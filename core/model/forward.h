@@ -16,7 +16,7 @@
  * sequence is in two steps at a time. One thread drives all of them. A forward owns its working
  * memory and allocates nothing after creation.
  *
- * What a step's time went to is in the pool's account (core/model/phase.h), without what
+ * A step's time is broken down in the pool's account (core/model/phase.h), without what
  * on_logits() took. */
 #ifndef SL_MODEL_FORWARD_H
 #define SL_MODEL_FORWARD_H

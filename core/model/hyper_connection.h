@@ -20,7 +20,7 @@ struct sl_hc_mix {
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
                                  uint64_t tokens);
 
-/* That of the tokens from first_row on. */
+/* The mix of the tokens from first_row on. */
 struct sl_hc_mix sl_hc_mix_from(const struct sl_hc_mix *mix, const struct sl_config *config,
                                 size_t first_row);
 

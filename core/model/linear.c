@@ -123,7 +123,7 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
     }
 }
 
-/* The same for a job whose rows are in groups: cuts at their borders. */
+/* Runs a job whose rows are in groups: it is cut at their borders. */
 static void run_groups(const struct sl_compute *compute, const struct sl_linear_job *job,
                        size_t first_tile, size_t end_tile)
 {

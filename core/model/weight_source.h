@@ -60,7 +60,7 @@ struct sl_weight_source {
 const char *sl_dtype_name(enum sl_dtype dtype);
 uint32_t sl_dtype_size_bytes(enum sl_dtype dtype);
 
-/* The same for any tensor; the text may be the tensor's own. */
+/* Names the place of any tensor; the text may be the tensor's own. */
 const char *sl_tensor_dtype_name(const struct sl_tensor_info *info);
 
 #endif

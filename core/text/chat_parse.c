@@ -267,7 +267,7 @@ static bool pass_text(struct sl_chat_parser *p)
     return false;
 }
 
-/* What looks like a call and is none is text; so that the text goes on behind its mark. */
+/* A mark that begins no call is text, and the text goes on behind it. */
 static void give_mark(struct sl_chat_parser *p)
 {
     struct cursor c = {p->held.bytes, p->held.bytes + p->held.length};

@@ -16,7 +16,7 @@ enum role { SYSTEM, USER, ASSISTANT, TOOL, DEVELOPER, REMINDER, ROLES };
 static const char *const role_names[ROLES] = {"system", "user",      "assistant",
                                               "tool",   "developer", "latest_reminder"};
 
-/* What the model is asked for beside an answer, each by a token of its own. */
+/* The model can be asked for these beside an answer, each by a token of its own. */
 static const struct {
     const char *name, *token;
 } tasks[] = {

@@ -87,7 +87,7 @@ static inline bool all_ascii(uint64_t eight)
     return !(eight & EACH_BYTE * 0x80);
 }
 
-/* Of eight ASCII bytes: '0' to '9' become 0 to 9, anything else 10 to 127, and 10 + 0x76 is 0x80.
+/* Maps eight ASCII bytes: '0' to '9' become 0 to 9, anything else 10 to 127, and 10 + 0x76 is 0x80.
  */
 static inline bool no_digit(uint64_t eight)
 {

@@ -20,7 +20,7 @@ struct sl_character_classes *sl_character_classes_create(void);
 typedef bool sl_find_match_fn(const struct sl_character_classes *classes, const uint8_t *text,
                               size_t n, size_t from, size_t *ret_start, size_t *ret_end);
 
-/* What matches as the regular expression of exactly these bytes does, or NULL. */
+/* The matcher that does what the regular expression of exactly these bytes does, or NULL. */
 sl_find_match_fn *sl_known_expression(const char *expression, size_t length);
 
 #endif

@@ -5,7 +5,7 @@
  * is less than min_p times as probable as the best). The best token is never dropped. Of equal
  * logits the lower id comes first.
  *
- * What is drawn depends on the logits, the parameters, the seed and the position alone: not on what
+ * A draw depends on the logits, the parameters, the seed and the position alone: not on what
  * was drawn before, nor on who shared the step. So a text can be gone on with anywhere, and drafts
  * can be checked against it. It is the same on every machine: generator, exp and the order of
  * additions are the sampler's own, in IEEE double precision without contraction. */
@@ -26,7 +26,7 @@ struct sl_sampler {
     uint64_t seed;
 };
 
-/* As the model's authors advise. */
+/* The model's authors advise these. */
 #define SL_SAMPLER_DEFAULT                                                                         \
     ((struct sl_sampler){.temperature = 1.0, .top_p = 1.0, .min_p = 0.0, .top_k = 0, .seed = 0})
 

@@ -26,7 +26,7 @@ struct sl_stop_strings {
 /* Fails with -EINVAL for an empty or too long string, or one too many. */
 int sl_stop_strings_add(struct sl_stop_strings *stops, const char *string, struct sl_err *err);
 
-/* What is held back of one text. Zeroed is the beginning of a text. */
+/* The end of a text that is held back. Zeroed is the beginning of a text. */
 struct sl_stop_matcher {
     char held[SL_STOP_STRING_BYTES_MAX];
     size_t n_held;

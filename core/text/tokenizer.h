@@ -44,7 +44,7 @@ struct sl_encoder;
  */
 int sl_tokenizer_open(struct sl_tokenizer **ret_tok, const char *path, struct sl_err *err);
 
-/* The same from memory, which is not kept. `where` names it in errors. */
+/* Parses a tokenizer.json in memory, which is not kept. `where` names it in errors. */
 int sl_tokenizer_parse(struct sl_tokenizer **ret_tok, const char *json, size_t length,
                        const char *where, struct sl_err *err);
 

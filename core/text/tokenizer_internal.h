@@ -1,4 +1,4 @@
-/* What tokenizer_file.c fills and tokenizer.c uses; for these two files only. */
+/* The tokenizer's tables: tokenizer_file.c fills them and tokenizer.c uses them, nobody else. */
 #ifndef SL_TEXT_TOKENIZER_INTERNAL_H
 #define SL_TEXT_TOKENIZER_INTERNAL_H
 

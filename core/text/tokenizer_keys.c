@@ -64,7 +64,7 @@ static const struct sl_json_key byte_level_keys[] = {
     {"use_regex", {"false"}},
 };
 
-/* As a post-processor ByteLevel moves offsets, which nobody asks for here, and no id. */
+/* ByteLevel as a post-processor moves offsets, which nobody asks for here, and no id. */
 static const struct sl_json_key post_processor_keys[] = {
     {"add_prefix_space", {0}}, {"trim_offsets", {0}}, {"use_regex", {0}},
     {"type", {"\"ByteLevel\""}}, /* others put tokens before a text or behind it */

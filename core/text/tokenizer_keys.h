@@ -1,5 +1,5 @@
-/* What this engine makes of each key that a tokenizer.json may have: tokenizer_file.c's part that
- * knows keys by name rather than by value. */
+/* The table of all keys that a tokenizer.json may have, and how this engine treats each:
+ * tokenizer_file.c's part that knows keys by name rather than by value. */
 #ifndef SL_TEXT_TOKENIZER_KEYS_H
 #define SL_TEXT_TOKENIZER_KEYS_H
 
