@@ -62,10 +62,12 @@ AVX512 := -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(ISA_OBJ)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
 
-# Stacks may be small (ulimit -s). One kernel keeps what it multiplies there, so that it stays in the cache.
+# Stacks may be small (ulimit -s). Some kernels keep their blocks there, so that they
+# stay in the cache.
 FRAME_BYTES := 32768
 $(LIB_OBJ) $(TOOL_OBJ): WARN += $(if $(SANITIZE),,-Wframe-larger-than=$(FRAME_BYTES))
 $(B)/kernels-avx512/fp4_avx512.o: FRAME_BYTES := 393216
+$(B)/kernels-neon/linear_neon.o: FRAME_BYTES := 49152
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(B)/%.o)
 TEST_BIN := $(TEST_SRC:%.c=$(B)/%)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$(B)/%)
