@@ -697,7 +697,7 @@ static void test_files(void **state)
     assert_non_null(mkdtemp(folder));
     snprintf(path, sizeof(path), "%s/config.json", folder);
     assert_int_equal(sl_config_read(&config, folder, &err), -ENOENT);
-    assert_non_null(strstr(err.message, path));
+    assert_non_null(strstr(err.message, folder)); /* an empty one is named itself */
     file = fopen(path, "w");
     assert_non_null(file);
     assert_int_equal(fputs(sound_text, file) < 0, 0);
