@@ -166,8 +166,8 @@ misuse() { # pattern arguments...
     "$sluice" generate tests/small "$@" >/dev/null 2>"$scratch/stderr"
     [ "$?" = 2 ] && grep -q -e "$pattern" "$scratch/stderr"
 }
-check "-n 0 is misuse" misuse '-n takes a whole number' -p a -n 0
-check "-n -2 is misuse" misuse '-n takes a whole number' -p a -n -2
+check "-n 0 is misuse" misuse '-n, besides -1, takes a whole number' -p a -n 0
+check "-n -2 is misuse" misuse '-n, besides -1, takes a whole number' -p a -n -2
 check "--stop '' is misuse" misuse '--stop: a stop string is empty' -p a --stop ''
 check "--logprobs=21 is misuse" misuse '--logprobs takes a whole number from 1 to 20' -p a \
     --logprobs=21
