@@ -1,27 +1,37 @@
 /* Which expert is in which slot, and who makes room: the part of the expert cache that knows
  * nothing of bytes and reads. The replay of a trace (cache/cache_replay.h) runs the same code.
  *
- * A slot is in one of these states. Moves that are not drawn here are bugs: sl_slot_set() asserts
- * them by a table. A load that fails makes its slot empty, or quarantined where a drive may still
- * write to it.
+ * A slot's state, and what makes it another. sl_slot_set() asserts that no other move is made.
  *
- *   EMPTY ──prefetch──► LOADING_PREFETCH ──landed──────────────────────────► READY ──evicted──►
- * EMPTY │                  │           ▲                                        │ ▲ │ demanded
- * abandoned                             demanded │ abandoned, released │                  ▼ │ ▼ │
- *     └──demand───────► LOADING_WANTED ──landed────────────────────────► CLAIMED, PINNED
- *                        │                                                 ▲    ▲
- *                     up half landed                                       │    │
- *                        ▼                                                 │    │
- *                       UP_READY ──down half landed────────────────────────┘    │
- *                        │                                                      │
- *                     acquired                                                  │
- *                        ▼                                                      │
- *                       UP_PINNED, UP_ABANDONED ──down half landed──────────────┘ to PINNED
- *                        │
- *                        └──load failed──► PINNED_FAILED, PINNED_QUARANTINED
- *                                                │ released         │ released
- *                                                ▼                  ▼
- *                                              EMPTY ◄──let go── QUARANTINED ◄── cancelled, failed
+ *   EMPTY               a prefetch begins ........... LOADING_PREFETCH
+ *                       a demand begins ............. LOADING_WANTED
+ *                       a resize moves one here ..... READY
+ *   LOADING_PREFETCH    landed ...................... READY
+ *                       demanded .................... LOADING_WANTED, or UP_READY
+ *   LOADING_WANTED      the up half landed .......... UP_READY
+ *                       landed ...................... CLAIMED
+ *                       the demand is abandoned ..... LOADING_PREFETCH
+ *   UP_READY            landed ...................... CLAIMED
+ *                       acquired .................... UP_PINNED
+ *                       the demand is abandoned ..... LOADING_PREFETCH
+ *   UP_PINNED           the down half landed ........ PINNED
+ *                       the demand is abandoned ..... UP_ABANDONED
+ *                       the load failed ............. PINNED_FAILED, PINNED_QUARANTINED
+ *   UP_ABANDONED        the down half landed ........ PINNED
+ *                       released .................... LOADING_PREFETCH
+ *                       the load failed ............. PINNED_FAILED, PINNED_QUARANTINED
+ *   READY               demanded .................... CLAIMED
+ *                       evicted ..................... EMPTY
+ *   CLAIMED             acquired .................... PINNED
+ *                       the demand is abandoned ..... READY
+ *   PINNED              released .................... READY
+ *   PINNED_FAILED       released .................... EMPTY
+ *   PINNED_QUARANTINED  the drive answered .......... PINNED_FAILED
+ *                       released .................... QUARANTINED
+ *   QUARANTINED         the drive answered .......... EMPTY
+ *
+ * A loading slot that nobody has pinned becomes EMPTY where its load fails, or QUARANTINED where a
+ * drive may still write to it then, or where the load is cancelled.
  *
  * One thread makes all calls; nothing is allocated after carving. */
 #ifndef SL_CACHE_SLOT_TABLE_H
@@ -39,14 +49,14 @@ enum sl_slot_state {
     SL_SLOT_EMPTY,
     SL_SLOT_LOADING_PREFETCH,   /* no open demand waits for the load */
     SL_SLOT_LOADING_WANTED,     /* the open demand waits for it */
-    SL_SLOT_UP_READY,           /* as before; its up half can be computed with by now */
+    SL_SLOT_UP_READY,           /* LOADING_WANTED, and its up half can be computed with */
     SL_SLOT_UP_PINNED,          /* acquired with the up half alone; the down half is loading */
-    SL_SLOT_UP_ABANDONED,       /* as before, and the demand is over */
+    SL_SLOT_UP_ABANDONED,       /* UP_PINNED, but its demand was abandoned */
     SL_SLOT_READY,              /* resident and unused: the policy may choose it for eviction */
     SL_SLOT_CLAIMED,            /* resident, and reserved for the open demand */
     SL_SLOT_PINNED,             /* acquired */
     SL_SLOT_PINNED_FAILED,      /* acquired, but the load of the down half failed */
-    SL_SLOT_PINNED_QUARANTINED, /* as before, and a drive may still write to it */
+    SL_SLOT_PINNED_QUARANTINED, /* PINNED_FAILED, and a drive may still write to it */
     SL_SLOT_QUARANTINED,        /* a drive may still write to it; it holds no expert */
     SL_SLOT_STATES,
 };
@@ -168,7 +178,8 @@ static inline bool sl_slot_table_may_prefetch(const struct sl_slot_table *table)
     return sl_slot_table_may_prefetch_layer(table) && table->n_prefetched < table->inflight_max;
 }
 
-/* The slot is ready: its expert has landed for nobody, or is not claimed or pinned any more. */
+/* The slot is ready: its expert landed while no demand waited for it, or is not claimed or pinned
+ * any more. */
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
 
 /* An expert that a prefetch brought counts as any other from now on. */
