@@ -370,7 +370,7 @@ static int copy_files(struct sl_packer *p, struct sl_err *err)
 
     for (size_t i = 0; i < SL_STORE_COPIED_NAMES && rc == 0; i++) {
         const char *name = sl_store_copied_names[i];
-        char *path = sl_store_path(p->o->checkpoint_folder, name);
+        char *path = sl_copied_file_path(p->o->checkpoint_folder, name);
         bool found;
 
         if (!path)

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -31,13 +32,28 @@ int sl_store_lock(const char *store_folder, struct sl_err *err)
     return rc;
 }
 
+char *sl_copied_file_path(const char *folder, const char *name)
+{
+    char *path = sl_store_path(folder, name), *inner;
+
+    if (!path || strcmp(name, SL_STORE_ENCODER_FILE) != 0 || access(path, F_OK) == 0 ||
+        asprintf(&inner, "%s/" SL_STORE_ENCODER_FOLDER "/%s", folder, name) < 0)
+        return path;
+    if (access(inner, F_OK) == 0) {
+        free(path);
+        return inner;
+    }
+    free(inner);
+    return path;
+}
+
 int sl_copied_file_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
                         struct sl_err *err)
 {
-    char *path;
+    char *path = sl_copied_file_path(folder, name);
     int rc;
 
-    if (asprintf(&path, "%s/%s", folder, name) < 0)
+    if (!path)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
     rc = sl_file_read_all(path, SL_COPIED_FILE_BYTES_MAX, ret_text, ret_length, err);
     free(path);

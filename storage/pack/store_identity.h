@@ -19,7 +19,11 @@ int sl_store_identify(const struct sl_checkpoint *checkpoint, const char *checkp
  * -EBUSY or -errno. */
 int sl_store_lock(const char *store_folder, struct sl_err *err);
 
-/* Reads folder/name, a copied file; the caller frees *ret_text. */
+/* The path of a copied file, which may not be there, in a checkpoint or a store; the caller frees
+ * it. NULL when out of memory. */
+char *sl_copied_file_path(const char *folder, const char *name);
+
+/* Reads that file; the caller frees *ret_text. */
 #define SL_COPIED_FILE_BYTES_MAX (UINT64_C(256) << 20)
 int sl_copied_file_read(const char *folder, const char *name, char **ret_text, size_t *ret_length,
                         struct sl_err *err);

@@ -10,7 +10,8 @@
 #define OFFSET_BYTES_MAX (UINT64_C(1) << 50)
 
 const char *const sl_store_copied_names[SL_STORE_COPIED_NAMES] = {
-    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"};
+    "config.json",         "tokenizer.json",     "tokenizer_config.json", "generation_config.json",
+    "chat_template.jinja", SL_STORE_ENCODER_FILE};
 
 /* ---- keys -------------------------------------------------------------------------------------
  */

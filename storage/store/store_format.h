@@ -51,8 +51,11 @@ struct sl_store_file {
     uint64_t size_bytes;            /* when it is whole */
 };
 
-/* Key "carried NAME": a copied file, one of these names. */
-#define SL_STORE_COPIED_NAMES 4u
+/* Key "carried NAME": a copied file, one of these names. A checkpoint has the encoder of the chat
+ * format in a folder of its own, a store beside the others. */
+#define SL_STORE_COPIED_NAMES 6u
+#define SL_STORE_ENCODER_FOLDER "encoding"
+#define SL_STORE_ENCODER_FILE "encoding_dsv4.py"
 extern const char *const sl_store_copied_names[SL_STORE_COPIED_NAMES];
 struct sl_store_copied_file {
     char name[SL_STORE_NAME_BYTES];

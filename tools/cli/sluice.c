@@ -21,6 +21,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"bench", sl_cmd_bench, "measure kernels, decode and prefill against what the machine can do"},
+    {"chat-template", sl_cmd_chat_template, "print the prompt that a conversation becomes"},
     {"doctor", sl_cmd_doctor, "check whether this machine suits, and say what mends it where not"},
     {"generate", sl_cmd_generate, "continue a text"},
     {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
@@ -42,7 +43,7 @@ static void print_usage(FILE *out)
     fprintf(out, "Usage: sluice COMMAND [OPTION...]\n"
                  "Runs DeepSeek-V4 on one machine, its experts streamed from disk.\n\n");
     for (size_t i = 0; i < N_COMMANDS; i++)
-        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].summary);
+        fprintf(out, "  %-13s %s\n", commands[i].name, commands[i].summary);
     fprintf(out, "\n\"sluice help COMMAND\" tells a command's options; so does sluice(1).\n");
 }
 

@@ -11,6 +11,7 @@
 #include "core/base/size.h"
 #include "core/model/model_folder.h"
 #include "core/model/weights.h"
+#include "core/text/chat_profile.h"
 #include "daemon/engine/model_check.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
@@ -39,6 +40,7 @@ struct summary {
     bool compressed;
     uint64_t saved_bytes; /* by compression */
     struct sl_unused_tensors unused;
+    struct sl_chat_profile_found chat; /* of a folder; else without a file */
     struct sl_memory_plan plan;
     int verdict;       /* whether the plan fits, */
     struct sl_err why; /* and if not, why */
@@ -119,7 +121,8 @@ static int summarize_files(const struct sl_engine_options *options,
         return rc;
     }
     find_disk_sizes(files, s);
-    return find_unused(files, s, err);
+    rc = sl_chat_profile_detect(options->model, &s->chat, err);
+    return rc < 0 ? rc : find_unused(files, s, err);
 }
 
 static int summarize_config(const struct sl_engine_options *options, struct summary *s,
@@ -212,6 +215,9 @@ static void print_text(const struct arguments *arguments, const struct summary *
     char text[SL_SIZE_TEXT_BYTES];
 
     print_config(&s->config);
+    if (s->chat.file)
+        printf("  chat format      %s, by %s\n", sl_chat_profile_found_name(&s->chat),
+               s->chat.file);
     print_disk(s);
     sl_memory_plan_print(&s->plan, stdout);
     printf("compute\n  ");
@@ -289,6 +295,10 @@ static void print_json(const struct arguments *arguments, const struct summary *
     add(object, "tensors", s->disk.n_tensors);
     add(object, "files", s->disk.n_files);
     add(object, "unused_tensors", s->unused.n);
+    if (s->chat.file)
+        json_object_set_new(object, "chat_format",
+                            json_pack("{s:s, s:s}", "profile", sl_chat_profile_found_name(&s->chat),
+                                      "by", s->chat.file));
     if (s->compressed)
         add(object, "saved_bytes", s->saved_bytes);
     json_object_set_new(object, "memory", plan_json(s));
