@@ -52,7 +52,7 @@ static const struct example examples[] = {
 
 static void write_file(const char *folder, const char *name, const char *text)
 {
-    char path[256];
+    char path[FIXTURE_PATH_BYTES + 64];
     FILE *file;
 
     snprintf(path, sizeof(path), "%s/%s", folder, name);
@@ -64,7 +64,7 @@ static void write_file(const char *folder, const char *name, const char *text)
 
 static void remove_file(const char *folder, const char *name)
 {
-    char path[256];
+    char path[FIXTURE_PATH_BYTES + 64];
 
     snprintf(path, sizeof(path), "%s/%s", folder, name);
     remove(path);
@@ -99,6 +99,7 @@ static void test_evidence(void **state)
         for (int f = 0; f < N_FILES; f++)
             remove_file(folder, files[f]);
     }
+    assert_int_equal(rmdir(path), 0);
     fixture_folder_remove(folder);
 }
 
