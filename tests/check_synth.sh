@@ -63,6 +63,35 @@ else
 fi
 check "without MTP" "$sluice" synth "$configs/tiny-flash.json" "$scratch/no-mtp" --no-mtp &&
     check "and it is a checkpoint" "$python" "$judge" "$scratch/no-mtp"
+
+# Layers that share their blocks need a file system of ours: one in a file, if we may mount it.
+share=$scratch/share
+mkdir "$share"
+truncate -s 300M "$scratch/image"
+if ! output=$({ mkfs.xfs -q "$scratch/image" && mount -o loop "$scratch/image" "$share"; } 2>&1); then
+    skip "layers share blocks" "no XFS can be made and mounted here: $(tail -n 1 <<<"$output")"
+else
+    trap 'umount "$share"; rm -rf "$scratch"' EXIT
+    for layers in 1 2; do
+        sync -f "$share"
+        free_kb=$(stat -f -c '%f*4' "$share")
+        check "layers share blocks, $layers of them" "$sluice" synth "$configs/tiny-flash.json" "$share/$layers" --share-layers $layers &&
+            check "and are a checkpoint" "$python" "$judge" "$share/$layers" --tokens 100 --share-layers $layers
+        sync -f "$share"
+        used_kb=$((free_kb - $(stat -f -c '%f*4' "$share")))
+        full_kb=$(du -sk --apparent-size "$share/$layers" | cut -f 1)
+        if [ $used_kb -lt $((full_kb * 6 / 10)) ]; then
+            ok "and take less of the disk" "$used_kb KB of $full_kb KB"
+        else
+            fail "and take less of the disk" "$used_kb KB of $full_kb KB"
+        fi
+    done
+fi
+if cp --reflink=always "$scratch/cut/config.json" "$scratch/cut/copy" 2>/dev/null; then
+    skip "a file system that cannot share" "that of \$TMPDIR can"
+else
+    refuses "a file system that cannot share" 1 'same-blocks: --share-layers: .* cannot share' "$configs/tiny-flash.json" "$scratch/same-blocks" --share-layers 1
+fi
 mkdir "$scratch/empty"
 check "an empty folder is filled" "$sluice" synth "$configs/no-yarn.json" "$scratch/empty/"
 
@@ -82,6 +111,7 @@ refuses "more layers than there are" 1 'less than --layers' "$configs/no-yarn.js
 refuses "a folder that cannot be made" 1 'cannot create' "$configs/no-yarn.json" "$scratch/no/such/folder"
 refuses "no folder given" 2 'a config and a folder' "$configs/no-yarn.json"
 refuses "an unknown flag" 2 'unrecognized option' "$configs/no-yarn.json" "$scratch/same" --fast
+refuses "no layer to share" 2 'share-layers' "$configs/no-yarn.json" "$scratch/same" --share-layers 0
 refuses "a flag's bad value" 2 'layers' "$configs/no-yarn.json" "$scratch/same" --layers 0
 if [ ! -e "$scratch/same" ] && ! compgen -G "$scratch/*.part.*" >/dev/null &&
     [ "$(cat "$scratch/full/file")" = precious ]; then

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Judge a checkpoint that `sluice synth` wrote.
 
-    judge_synth.py CHECKPOINT [--tokens N]
+    judge_synth.py CHECKPOINT [--tokens N] [--share-layers N]
 
 It has the tensors that make_checkpoint.py gives its config, in the release's order in each shard;
 its index is right; its tokenizer covers every id once; and the oracle runs it: finite logits of
-the usual size, routing that is varied. --tokens 0 leaves the run out.
+the usual size, routing that is varied. --tokens 0 leaves the run out. Where layers share, each
+quantised linear has the values of one of the first N blocks that have it, and all else its own.
 """
 import argparse
 import json
@@ -93,12 +94,33 @@ def forward(folder, n_tokens):
     return None
 
 
+def sharing(folder, n_layers):
+    checkpoint = v.Checkpoint(folder)
+    blocks = {}  # the names that follow a block's prefix, and the blocks that have them, in order
+    for name in sorted(checkpoint.where, key=lambda n: [int(p) if p.isdigit() else p for p in n.split(".")]):
+        block = ".".join(name.split(".")[:2])
+        if name.split(".")[0] in ("layers", "mtp"):
+            blocks.setdefault(name.removeprefix(block), []).append(block)
+    for suffix, names in blocks.items():
+        data = [checkpoint.raw(block + suffix)[1].tobytes() for block in names]
+        is_code = checkpoint.where[names[0] + suffix][2]["dtype"] in ("I8", "F8_E4M3", "F8_E8M0")
+        for i, values in enumerate(data):
+            if is_code and i >= n_layers and values not in data[:n_layers]:
+                return f"{names[i]}{suffix} is of none of the first {n_layers} blocks"
+            if not (is_code and i >= n_layers) and values in data[:i] and len(values) > 64:
+                return f"{names[i]}{suffix} is another block's"
+    return None
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("checkpoint")
     ap.add_argument("--tokens", type=int, default=0)
+    ap.add_argument("--share-layers", type=int)
     args = ap.parse_args()
     problem = layout(args.checkpoint) or tokenizer(args.checkpoint)
+    if args.share_layers and not problem:
+        problem = sharing(args.checkpoint, args.share_layers)
     if args.tokens and not problem:
         problem = forward(args.checkpoint, args.tokens)
     print(problem or "ok")

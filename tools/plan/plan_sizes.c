@@ -59,7 +59,7 @@ static int list_tensors(const struct sl_config *config, struct sl_synth_plan **r
     if (!tables)
         return sl_err_set(err, -ENOMEM, "list of tensors: out of memory");
     sl_synth_tables_init(tables);
-    rc = sl_synth_plan_create(ret_plan, config, tables, 0, 0, err);
+    rc = sl_synth_plan_create(ret_plan, config, tables, &(struct sl_synth_wishes){0}, err);
     free(tables);
     return rc;
 }

@@ -24,14 +24,17 @@ struct planner {
     const struct sl_synth_tables *tables;
     struct sl_synth_plan *plan;
     struct sl_synth_shard *shard; /* the one that is being filled */
-    uint64_t seed;
-    float skew;
+    const struct sl_synth_wishes *wishes;
     bool out_of_memory; /* sticky: later additions do nothing */
 };
 
-static void begin_shard(struct planner *p)
+/* Begins the shard of one block, or of what belongs to none. */
+static const char *begin_shard(struct planner *p, const char *kind, uint32_t index)
 {
     p->shard = &p->plan->shards[p->plan->n_shards++];
+    if (kind)
+        snprintf(p->shard->block, sizeof(p->shard->block), "%s.%u", kind, index);
+    return p->shard->block;
 }
 
 /* Hashes a name (FNV-1a), so that a tensor's values depend on its name and not on the rest of the
@@ -73,7 +76,7 @@ static struct sl_synth_values *add(struct planner *p, const char *prefix, const 
         p->out_of_memory = true;
         return NULL;
     }
-    tensor->values.key = sl_synth_mix(p->seed, name_hash(tensor->name));
+    tensor->values.key = sl_synth_mix(p->wishes->seed, name_hash(tensor->name));
     shard->n_tensors++;
     return &tensor->values;
 }
@@ -246,7 +249,7 @@ static void add_hash_table(struct planner *p, const char *prefix)
     for (uint32_t i = 0; i < SL_SYNTH_NORMALS; i++)
         score_table[i] = sqrtf(log1pf(expf(ROUTER_LOGIT_SPREAD * normal[i])));
     for (uint32_t e = 0; e < c->n_routed_experts; e++)
-        popularity[e] = p->skew * normal[sl_synth_mix(values->key, e) % SL_SYNTH_NORMALS];
+        popularity[e] = p->wishes->skew * normal[sl_synth_mix(values->key, e) % SL_SYNTH_NORMALS];
     for (uint32_t id = 0; id < c->vocab_size; id++)
         draw_experts(score_table, popularity, c,
                      sl_synth_mix(values->key, (uint64_t)id + c->n_routed_experts),
@@ -283,7 +286,7 @@ static void add_block(struct planner *p, const char *block, uint32_t layer_index
     if (layer_index < c->num_hash_layers)
         add_hash_table(p, prefix);
     else
-        add_f32(p, prefix, ".gate.bias", c->n_routed_experts, 0, p->skew);
+        add_f32(p, prefix, ".gate.bias", c->n_routed_experts, 0, p->wishes->skew);
     snprintf(prefix, sizeof(prefix), "%s.ffn.shared_experts", block);
     add_mlp(p, prefix, false);
     for (uint32_t e = 0; e < c->n_routed_experts; e++) {
@@ -295,9 +298,8 @@ static void add_block(struct planner *p, const char *block, uint32_t layer_index
 static void add_mtp(struct planner *p, uint32_t mtp_index)
 {
     const struct sl_config *c = p->config;
-    char block[32];
+    const char *block = begin_shard(p, "mtp", mtp_index);
 
-    snprintf(block, sizeof(block), "mtp.%u", mtp_index);
     add_linear(p, block, ".e_proj", false, c->hidden_size, c->hidden_size, 1);
     add_linear(p, block, ".h_proj", false, c->hidden_size, c->hidden_size, 1);
     add_gain(p, block, ".enorm.weight", c->hidden_size);
@@ -312,23 +314,17 @@ static void add_mtp(struct planner *p, uint32_t mtp_index)
 static void add_all(struct planner *p)
 {
     const struct sl_config *c = p->config;
-    char block[32];
 
-    begin_shard(p);
+    begin_shard(p, NULL, 0);
     add_bf16(p, "", "embed.weight", c->vocab_size, c->hidden_size, 1);
-    for (uint32_t i = 0; i < c->num_hidden_layers; i++) {
-        begin_shard(p);
-        snprintf(block, sizeof(block), "layers.%u", i);
-        add_block(p, block, i);
-    }
-    begin_shard(p);
+    for (uint32_t i = 0; i < c->num_hidden_layers; i++)
+        add_block(p, begin_shard(p, "layers", i), i);
+    begin_shard(p, NULL, 0);
     add_gain(p, "", "norm.weight", c->hidden_size);
     add_bf16(p, "", "head.weight", c->vocab_size, c->hidden_size, 2 / sqrtf((float)c->hidden_size));
     add_hyper(p, "", "hc_head", c->hc_mult, 1);
-    for (uint32_t i = 0; i < c->num_nextn_predict_layers; i++) {
-        begin_shard(p);
+    for (uint32_t i = 0; i < c->num_nextn_predict_layers; i++)
         add_mtp(p, i);
-    }
 }
 
 /* Orders tensors by dtype, then by name, as in the release's files. */
@@ -353,6 +349,17 @@ static json_t *describe_tensor(const struct sl_synth_tensor *tensor)
     return json_pack("{s:s, s:o, s:[I,I]}", "dtype", sl_dtype_name(tensor->info.dtype), "shape",
                      shape, "data_offsets", (json_int_t)tensor->offset_bytes,
                      (json_int_t)(tensor->offset_bytes + tensor->info.size_bytes));
+}
+
+/* Returns the length of a shard's header. Blanks at its end move the data: where layers share
+ * blocks, such that the file ends with one. Layers of different kinds differ in their small
+ * tensors, which come first; what comes last then lies alike in all of them. */
+static uint64_t header_length(const struct planner *p, uint64_t text_bytes, uint64_t data_bytes)
+{
+    uint64_t end = sizeof(uint64_t) + sl_round_up(text_bytes, 8) + data_bytes;
+    uint64_t length = sl_round_up(text_bytes, 8);
+
+    return p->wishes->share_layers ? length + sl_round_up(end, SL_SYNTH_BLOCK_BYTES) - end : length;
 }
 
 /* Places a shard's tensors, writes its header and enters it into the index. */
@@ -381,7 +388,7 @@ static int finish_shard(struct planner *p, uint32_t shard_index, json_t *weight_
     json_decref(header);
     if (!text)
         return -ENOMEM;
-    length = sl_round_up(strlen(text), 8);
+    length = header_length(p, strlen(text), at);
     shard->header_bytes = sizeof(length) + length;
     shard->header = malloc(shard->header_bytes + 1);
     if (shard->header) {
@@ -410,16 +417,17 @@ static int finish(struct planner *p)
     }
     index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_bytes,
                       "weight_map", weight_map);
+    p->plan->write_bytes = p->plan->file_bytes;
     p->plan->index = json_dumps(index, JSON_INDENT(1));
     json_decref(index);
     return p->plan->index ? 0 : -ENOMEM;
 }
 
 int sl_synth_plan_create(struct sl_synth_plan **ret_plan, const struct sl_config *config,
-                         const struct sl_synth_tables *tables, uint64_t seed, float skew,
+                         const struct sl_synth_tables *tables, const struct sl_synth_wishes *wishes,
                          struct sl_err *err)
 {
-    struct planner p = {.config = config, .tables = tables, .seed = seed, .skew = skew};
+    struct planner p = {.config = config, .tables = tables, .wishes = wishes};
 
     p.plan = calloc(1, sizeof(*p.plan));
     if (p.plan)
@@ -449,6 +457,7 @@ void sl_synth_plan_destroy(struct sl_synth_plan *plan)
             free((void *)shard->tensors[t].values.bytes);
         }
         free(shard->tensors);
+        free(shard->runs);
         free(shard->header);
     }
     free(plan->shards);

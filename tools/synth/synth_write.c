@@ -11,25 +11,29 @@
 
 #include "core/base/file.h"
 #include "core/base/size.h"
+#include "tools/synth/synth_share.h"
 
 #define PIECE_BYTES (UINT64_C(4) << 20)
-#define BLOCK_BYTES 4096u /* what O_DIRECT asks of offsets, sizes and addresses */
+#define BLOCK_BYTES SL_SYNTH_BLOCK_BYTES /* what O_DIRECT asks of offsets, sizes and addresses */
 #define THREADS_MAX 16u
 #define POLL_NS 50000000
 
 struct open_shard {
     int fd;
-    uint64_t pieces_left;
+    uint64_t bytes_left;
+    bool whole; /* on disk, so that others can share its blocks */
 };
 
 struct writer {
     const struct sl_synth_plan *plan;
     const struct sl_synth_tables *tables;
     const char *folder;
-    pthread_mutex_t lock; /* guards all below */
+    pthread_mutex_t lock;          /* guards all below */
+    pthread_cond_t shard_is_whole; /* or writing has failed */
     struct open_shard *shards;
     uint32_t next_shard; /* the piece that the next free thread takes */
-    uint64_t next_piece;
+    uint32_t next_run;
+    uint64_t next_offset_bytes;
     uint64_t done_bytes;
     uint32_t n_running; /* threads */
     int rc;             /* of the first failure; threads stop when it is set */
@@ -41,6 +45,7 @@ struct piece {
     uint32_t shard_index;
     uint64_t offset_bytes; /* in the file */
     uint64_t size_bytes;
+    const struct sl_synth_run *run; /* the piece is this run, to be cloned; or NULL */
 };
 
 static int open_file(const char *folder, const char *name, struct sl_err *err)
@@ -59,6 +64,21 @@ static int open_file(const char *folder, const char *name, struct sl_err *err)
     return fd;
 }
 
+/* Cuts what is left of a file to the next piece, which is `run` if that begins here. */
+static void cut_piece(struct piece *piece, const struct sl_synth_run *run)
+{
+    uint64_t size = PIECE_BYTES;
+
+    if (run && run->offset_bytes == piece->offset_bytes) {
+        piece->run = run;
+        size = run->size_bytes;
+    } else if (run && run->offset_bytes - piece->offset_bytes < size) {
+        size = run->offset_bytes - piece->offset_bytes;
+    }
+    if (piece->size_bytes > size)
+        piece->size_bytes = size;
+}
+
 /* Takes the next piece, and opens its shard if it is the first one of it. Returns false when none
  * is left or after a failure. */
 static bool take_piece(struct writer *w, struct piece *piece)
@@ -68,20 +88,24 @@ static bool take_piece(struct writer *w, struct piece *piece)
 
     if (w->rc < 0 || w->next_shard == w->plan->n_shards)
         return false;
-    if (w->next_piece == 0) {
+    if (w->next_offset_bytes == 0) {
         file->fd = open_file(w->folder, shard->file_name, &w->err);
         if (file->fd < 0) {
             w->rc = file->fd;
             return false;
         }
-        file->pieces_left = (shard->file_bytes + PIECE_BYTES - 1) / PIECE_BYTES;
+        file->bytes_left = shard->file_bytes;
     }
-    *piece = (struct piece){shard, w->next_shard, w->next_piece * PIECE_BYTES, PIECE_BYTES};
-    if (piece->size_bytes > shard->file_bytes - piece->offset_bytes)
-        piece->size_bytes = shard->file_bytes - piece->offset_bytes;
-    w->next_piece++;
-    if (w->next_piece * PIECE_BYTES >= shard->file_bytes) {
-        w->next_piece = 0;
+    *piece = (struct piece){.shard = shard,
+                            .shard_index = w->next_shard,
+                            .offset_bytes = w->next_offset_bytes,
+                            .size_bytes = shard->file_bytes - w->next_offset_bytes};
+    cut_piece(piece, w->next_run < shard->n_runs ? &shard->runs[w->next_run] : NULL);
+    w->next_run += piece->run != NULL;
+    w->next_offset_bytes += piece->size_bytes;
+    if (w->next_offset_bytes == shard->file_bytes) {
+        w->next_offset_bytes = 0;
+        w->next_run = 0;
         w->next_shard++;
     }
     return true;
@@ -142,6 +166,48 @@ static int finish_shard(struct open_shard *file, uint64_t file_bytes)
     return rc;
 }
 
+/* Makes a piece's data and writes it. */
+static int write_piece(const struct writer *w, const struct piece *piece, int fd, uint8_t *buffer)
+{
+    fill_piece(w, piece, buffer);
+    return sl_file_write_at(fd, buffer, sl_round_up(piece->size_bytes, BLOCK_BYTES),
+                            piece->offset_bytes);
+}
+
+static int clone_piece(const struct writer *w, const struct piece *piece, int fd)
+{
+    const struct sl_synth_shard *donor = &w->plan->shards[piece->run->donor_shard];
+    char *path;
+    int donor_fd, rc;
+
+    if (asprintf(&path, "%s/%s", w->folder, donor->file_name) < 0)
+        return -ENOMEM;
+    donor_fd = sl_file_open(path, NULL);
+    free(path);
+    if (donor_fd < 0)
+        return donor_fd;
+    rc = sl_synth_clone(fd, donor_fd, piece->run);
+    close(donor_fd);
+    return rc;
+}
+
+/* The lock is held. The donor's pieces were all taken before this one, so that they are written
+ * whatever this thread waits for. */
+static void wait_for_donor(struct writer *w, const struct piece *piece)
+{
+    while (piece->run && !w->shards[piece->run->donor_shard].whole && w->rc == 0)
+        pthread_cond_wait(&w->shard_is_whole, &w->lock);
+}
+
+/* The lock is held. */
+static void set_failed(struct writer *w, const struct piece *piece, int rc)
+{
+    if (w->rc == 0)
+        w->rc = sl_err_set(&w->err, rc, "%s/%s: cannot write: %s", w->folder,
+                           piece->shard->file_name, sl_strerror(rc));
+    pthread_cond_broadcast(&w->shard_is_whole);
+}
+
 static void *run(void *context)
 {
     struct writer *w = context;
@@ -153,26 +219,29 @@ static void *run(void *context)
         w->rc = sl_err_set(&w->err, -ENOMEM, "out of memory for a buffer");
     while (take_piece(w, &piece)) {
         struct open_shard *file = &w->shards[piece.shard_index];
-        bool last;
         int rc;
 
+        wait_for_donor(w, &piece);
+        if (w->rc < 0)
+            break;
         pthread_mutex_unlock(&w->lock);
-        fill_piece(w, &piece, buffer);
-        rc = sl_file_write_at(file->fd, buffer, sl_round_up(piece.size_bytes, BLOCK_BYTES),
-                              piece.offset_bytes);
+        rc =
+            piece.run ? clone_piece(w, &piece, file->fd) : write_piece(w, &piece, file->fd, buffer);
         pthread_mutex_lock(&w->lock);
-        w->done_bytes += piece.size_bytes;
-        last = --file->pieces_left == 0;
-        if (last && rc == 0) {
+        w->done_bytes += piece.run ? 0 : piece.size_bytes;
+        file->bytes_left -= piece.size_bytes;
+        if (file->bytes_left == 0 && rc == 0) {
             pthread_mutex_unlock(&w->lock);
             rc = finish_shard(file, piece.shard->file_bytes);
             pthread_mutex_lock(&w->lock);
+            file->whole = true;
+            pthread_cond_broadcast(&w->shard_is_whole);
         }
-        if (rc < 0 && w->rc == 0)
-            w->rc = sl_err_set(&w->err, rc, "%s/%s: cannot write: %s", w->folder,
-                               piece.shard->file_name, sl_strerror(rc));
+        if (rc < 0)
+            set_failed(w, &piece, rc);
     }
     w->n_running--;
+    pthread_cond_broadcast(&w->shard_is_whole); /* to those that wait, if it was a failure */
     pthread_mutex_unlock(&w->lock);
     free(buffer);
     return NULL;
@@ -192,10 +261,12 @@ static void watch(struct writer *w, const atomic_bool *stop, sl_progress_fn *pro
         pthread_mutex_lock(&w->lock);
         if (atomic_load(stop) && w->rc == 0)
             w->rc = sl_err_set(&w->err, -ECANCELED, "stopped");
+        if (w->rc < 0)
+            pthread_cond_broadcast(&w->shard_is_whole);
         running = w->n_running > 0;
         done = w->done_bytes;
         pthread_mutex_unlock(&w->lock);
-        progress(context, done, w->plan->file_bytes);
+        progress(context, done, w->plan->write_bytes);
     }
 }
 
@@ -213,6 +284,7 @@ int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_table
     for (uint32_t i = 0; i < plan->n_shards; i++)
         w.shards[i].fd = -1;
     pthread_mutex_init(&w.lock, NULL);
+    pthread_cond_init(&w.shard_is_whole, NULL);
     w.n_running = n_threads < THREADS_MAX ? n_threads : THREADS_MAX;
     for (uint32_t n = w.n_running; n_started < n; n_started++) {
         int error = pthread_create(&threads[n_started], NULL, run, &w);
@@ -233,6 +305,7 @@ int sl_synth_write(const struct sl_synth_plan *plan, const struct sl_synth_table
         if (w.shards[i].fd >= 0)
             close(w.shards[i].fd);
     free(w.shards);
+    pthread_cond_destroy(&w.shard_is_whole);
     pthread_mutex_destroy(&w.lock);
     return w.rc < 0 ? sl_err_set(err, w.rc, "%s", w.err.message) : 0;
 }
