@@ -59,6 +59,8 @@ allowed_includes() {
         ;;
     kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;
     daemon/engine/*) echo core/ storage/ cache/ daemon/engine/ ;;
+    daemon/scheduler/*) echo core/base/ daemon/engine/step_size.h daemon/scheduler/ ;;
+    daemon/protocol/*) echo core/base/ core/text/ daemon/engine/generation.h daemon/protocol/ ;;
     daemon/*) echo core/ storage/ daemon/ ;;
     tools/*) echo core/ storage/ cache/ daemon/ tools/ ;;
     tests/*) echo core/ kernels- storage/ cache/ daemon/ tools/ tests/ ;;

@@ -20,6 +20,7 @@
 #include "core/base/topology.h"
 #include "core/model/forward.h"
 #include "daemon/engine/memory_plan.h"
+#include "daemon/engine/step_size.h"
 #include "storage/io/reader.h"
 
 /* Is told what a start does from now on, in words for a user. When it is first told about the
@@ -97,11 +98,6 @@ void sl_engine_sequence_destroy(struct sl_engine *engine, struct sl_kv_cache *kv
 
 /* ---- steps -------------------------------------------------------------------------------------
  */
-
-/* The large forward takes as many tokens as memory allows, so that a sweep reads each expert for
- * many of them. The small one exists if small_step_tokens asks for it: its steps serve users who
- * wait for one token while a large step stands still between two layers. */
-enum sl_step_size { SL_STEP_LARGE, SL_STEP_SMALL, SL_STEP_SIZES };
 
 /* Returns the forward, for steps that are taken layer by layer; NULL if there is no small one. */
 struct sl_forward *sl_engine_forward(struct sl_engine *engine, enum sl_step_size size);
