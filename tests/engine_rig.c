@@ -55,7 +55,15 @@ static void write_config(const struct sl_config *c, const char *folder)
     for (uint32_t i = 0; i < c->num_hidden_layers + c->num_nextn_predict_layers; i++)
         length += snprintf(text + length, sizeof(text) - (size_t)length, "%s%u", i ? "," : "",
                            c->compress_ratios[i]);
-    length += snprintf(text + length, sizeof(text) - (size_t)length, "]}");
+    length += snprintf(text + length, sizeof(text) - (size_t)length, "]");
+    if (c->dspark.block_size > 0)
+        length += snprintf(text + length, sizeof(text) - (size_t)length,
+                           ",\"dspark_block_size\":%u,\"dspark_noise_token_id\":%u,"
+                           "\"dspark_markov_rank\":%u,\"dspark_target_layer_ids\":[%u,%u,%u]",
+                           c->dspark.block_size, c->dspark.noise_token_id, c->dspark.markov_rank,
+                           c->dspark.target_layer_ids[0], c->dspark.target_layer_ids[1],
+                           c->dspark.target_layer_ids[2]);
+    length += snprintf(text + length, sizeof(text) - (size_t)length, "}");
     sl_assert((size_t)length < sizeof(text));
     fixture_write_text(folder, "config.json", text);
 }
@@ -69,10 +77,23 @@ static const char *block_of(const struct sl_config *c, uint32_t layer_index, cha
     return name;
 }
 
+static bool has_dspark(const struct engine_rig *m)
+{
+    return m->config.dspark.block_size > 0;
+}
+
+/* The stages of DSpark have a shard of their own, of which nothing but the header is written. */
+static bool is_in_draft_shard(const struct engine_rig *m, const char *tensor_name)
+{
+    return has_dspark(m) && strncmp(tensor_name, "mtp.", 4) == 0;
+}
+
 /* Headers first, with holes for data. */
 static void write_headers(const struct engine_rig *m)
 {
-    struct fixture_list list = {0};
+    const uint32_t n_blocks =
+        has_dspark(m) ? m->config.num_hidden_layers + fixture_dspark.n_blocks : m->experts.n_layers;
+    struct fixture_list list = {0}, draft = {0};
     char block[32];
     FILE *index;
 
@@ -80,17 +101,24 @@ static void write_headers(const struct engine_rig *m)
         const struct fixture_weight *weight = &m->source.list[i];
         bool matrix = weight->info.n_dims == 2;
 
-        fixture_add(&list, weight->info.dtype, weight->info.shape[0],
-                    matrix ? weight->info.shape[1] : 0, "%s", weight->name);
+        fixture_add(is_in_draft_shard(m, weight->name) ? &draft : &list, weight->info.dtype,
+                    weight->info.shape[0], matrix ? weight->info.shape[1] : 0, "%s", weight->name);
     }
-    for (uint32_t i = 0; i < m->experts.n_layers; i++)
-        fixture_add_experts(&list, block_of(&m->config, i, block), m->config.n_routed_experts,
-                            m->config.hidden_size, m->config.moe_intermediate_size);
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        block_of(&m->config, i, block);
+        fixture_add_experts(is_in_draft_shard(m, block) ? &draft : &list, block,
+                            m->config.n_routed_experts, m->config.hidden_size,
+                            m->config.moe_intermediate_size);
+    }
     fixture_write_shard(m->folder, SHARD, &list, true);
+    if (draft.count > 0)
+        fixture_write_shard(m->folder, ENGINE_RIG_DRAFT_SHARD, &draft, true);
     index = fixture_index_begin(m->folder);
     fixture_index_add(index, &list, SHARD);
+    fixture_index_add(index, &draft, ENGINE_RIG_DRAFT_SHARD);
     fixture_index_end(index);
     fixture_fini(&list);
+    fixture_fini(&draft);
 }
 
 static void write_tensor(const struct sl_checkpoint *checkpoint, int fd, const char *name,
@@ -123,6 +151,8 @@ static void write_expert(const struct engine_rig *m, const struct sl_checkpoint 
 
 static void write_checkpoint(const struct engine_rig *m)
 {
+    const uint32_t n_layers = has_dspark(m) ? m->config.num_hidden_layers : m->experts.n_layers;
+    char path[FIXTURE_PATH_BYTES + sizeof(SHARD)];
     struct sl_checkpoint *checkpoint;
     int rc, fd;
 
@@ -130,11 +160,13 @@ static void write_checkpoint(const struct engine_rig *m)
     write_headers(m);
     rc = sl_checkpoint_open(&checkpoint, m->folder, NULL);
     sl_assert(rc == 0);
-    fd = open(sl_checkpoint_file_path(checkpoint, 0), O_WRONLY);
+    snprintf(path, sizeof(path), "%s/" SHARD, m->folder);
+    fd = open(path, O_WRONLY);
     sl_assert(fd >= 0);
     for (uint32_t i = 0; i < m->source.count; i++)
-        write_tensor(checkpoint, fd, m->source.list[i].name, m->source.list[i].data);
-    for (uint16_t layer = 0; layer < m->experts.n_layers; layer++)
+        if (!is_in_draft_shard(m, m->source.list[i].name))
+            write_tensor(checkpoint, fd, m->source.list[i].name, m->source.list[i].data);
+    for (uint16_t layer = 0; layer < n_layers; layer++)
         for (uint16_t expert = 0; expert < m->config.n_routed_experts; expert++)
             write_expert(m, checkpoint, fd, (struct sl_expert_key){layer, expert});
     close(fd);
@@ -196,25 +228,28 @@ static void answer(struct engine_rig *m)
     assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);
     assert_int_equal(sl_kernels_select(&kernels, "ref", NULL), 0);
     assert_int_equal(
-        sl_weights_load(&weights, &m->config, &m->source.source, true, compute.pool, NULL), 0);
+        sl_weights_load(&weights, &m->config, &m->source.source, m->draft, compute.pool, NULL), 0);
     assert_int_equal(sl_forward_create(&forward, &params, NULL), 0);
     assert_int_equal(
         sl_kv_cache_init(&kv, &m->config, m->experts.n_layers, TOKENS, SL_NUMERICS_NATIVE, NULL),
         0);
-    engine_rig_run(m, forward, &kv, TOKENS, m->logits, m->mtp_logits);
+    engine_rig_run(m, forward, &kv, TOKENS, m->logits, m->draft ? m->mtp_logits : NULL);
     sl_kv_cache_fini(&kv);
     sl_forward_destroy(forward);
     sl_weights_fini(&weights);
     sl_pool_destroy(compute.pool);
 }
 
-int engine_rig_create(void **state)
+static int create(void **state, bool dspark)
 {
     struct engine_rig *m = calloc(1, sizeof(*m));
     uint64_t random = 17;
 
     sl_assert(m);
     fixture_config(&m->config);
+    if (dspark)
+        fixture_config_dspark(&m->config);
+    m->draft = dspark ? NULL : &fixture_mtp;
     fixture_weights_init(&m->source, &m->config, 41);
     fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 42);
     for (uint32_t i = 0; i < TOKENS; i++)
@@ -229,6 +264,16 @@ int engine_rig_create(void **state)
     answer(m);
     *state = m;
     return 0;
+}
+
+int engine_rig_create(void **state)
+{
+    return create(state, false);
+}
+
+int engine_rig_create_dspark(void **state)
+{
+    return create(state, true);
 }
 
 int engine_rig_destroy(void **state)
@@ -256,7 +301,7 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m)
         .n_sequences = 2,
         .io = sl_io_threads_open,
         .reader = {.piece_bytes = 1 << 20, .depth = 4}, /* a thread for each of these */
-        .with_mtp = true,
+        .with_mtp = m->draft != NULL,
     };
 }
 

@@ -20,6 +20,7 @@
 struct engine_rig {
     char folder[FIXTURE_PATH_BYTES]; /* the checkpoint; all below it goes with the rig */
     struct sl_config config;
+    const struct sl_draft *draft; /* that answers; NULL: none does */
     struct fixture_weights source;
     struct fixture_experts experts;
     int32_t tokens[ENGINE_RIG_TOKENS];
@@ -30,6 +31,11 @@ struct engine_rig {
 /* For a group of tests, which borrow the rig and leave it as it was. */
 int engine_rig_create(void **state);
 int engine_rig_destroy(void **state);
+
+/* The same with the stages of DSpark in place of the MTP block, in a shard of their own,
+ * ENGINE_RIG_DRAFT_SHARD; there are no mtp_logits,. */
+#define ENGINE_RIG_DRAFT_SHARD "draft.safetensors"
+int engine_rig_create_dspark(void **state);
 
 /* The checkpoint at the least cache there is, two sequences, reads through pread threads
  * without a probe of the drive. */

@@ -224,6 +224,21 @@ static void add_tid2eid(struct fixture_weights *weights, const struct sl_config 
     }
 }
 
+const struct sl_draft fixture_mtp = {.kind = SL_DRAFT_MTP, .n_blocks = 1};
+const struct sl_draft fixture_dspark = {
+    .kind = SL_DRAFT_DSPARK, .n_blocks = 3, .n_targets = 3, .markov_rank = 48};
+
+void fixture_config_dspark(struct sl_config *config)
+{
+    config->dspark = (struct sl_dspark_config){
+        .block_size = 5,
+        .noise_token_id = config->vocab_size - 1,
+        .markov_rank = fixture_dspark.markov_rank,
+        .n_targets = fixture_dspark.n_targets,
+        .target_layer_ids = {1, 2, 3},
+    };
+}
+
 static void add_block(struct fixture_weights *weights, const struct sl_config *c,
                       const char *prefix, uint32_t layer_index)
 {
@@ -262,6 +277,26 @@ static void add_block(struct fixture_weights *weights, const struct sl_config *c
     add_fp8(weights, inter, hidden, prefix, "ffn.shared_experts.w3");
 }
 
+/* Stages are blocks like the MTP block, with what else they have in the first and the last. */
+static void add_dspark(struct fixture_weights *weights, const struct sl_config *c)
+{
+    const uint64_t hidden = c->hidden_size, rank = fixture_dspark.markov_rank;
+    const uint32_t n_stages = fixture_dspark.n_blocks;
+    char prefix[32];
+
+    for (uint32_t i = 0; i < n_stages; i++) {
+        snprintf(prefix, sizeof(prefix), "mtp.%u.", i);
+        add_block(weights, c, prefix, c->num_hidden_layers);
+    }
+    add_fp8(weights, hidden, fixture_dspark.n_targets * hidden, "mtp.0.", "main_proj");
+    add(weights, norm, 0, hidden, "mtp.0.main_norm.weight");
+    add(weights, norm, 0, hidden, "%snorm.weight", prefix);
+    add_hc(weights, c, c->hc_mult, 1, prefix, "hc_head");
+    add(weights, plain, c->vocab_size, rank, "%smarkov_head.markov_w1.weight", prefix);
+    add(weights, plain, c->vocab_size, rank, "%smarkov_head.markov_w2.weight", prefix);
+    add(weights, plain, 1, hidden + rank, "%sconfidence_head.proj.weight", prefix);
+}
+
 void fixture_weights_init(struct fixture_weights *weights, const struct sl_config *config,
                           uint64_t seed)
 {
@@ -281,6 +316,10 @@ void fixture_weights_init(struct fixture_weights *weights, const struct sl_confi
     }
     if (config->num_nextn_predict_layers == 0)
         return;
+    if (config->dspark.block_size > 0) {
+        add_dspark(weights, config);
+        return;
+    }
     add_block(weights, config, "mtp.0.", config->num_hidden_layers);
     add_fp8(weights, hidden, hidden, "mtp.0.", "e_proj");
     add_fp8(weights, hidden, hidden, "mtp.0.", "h_proj");

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "core/model/config.h"
+#include "core/model/draft.h"
 #include "core/model/expert_source.h"
 #include "core/model/weight_source.h"
 
@@ -23,6 +24,10 @@ uint32_t fixture_below(uint64_t *state, uint32_t limit);
  * 0. The window (8) and index_topk (3) are small enough that short sequences leave them. Sizes are
  * no multiples of 16 where they need not be. A test may change any of it. */
 void fixture_config(struct sl_config *config);
+
+/* The draft of that config, and what makes another one of it: DSpark in three stages. */
+extern const struct sl_draft fixture_mtp, fixture_dspark;
+void fixture_config_dspark(struct sl_config *config);
 
 /* ---- weights -----------------------------------------------------------------------------------
  */
@@ -44,7 +49,8 @@ struct fixture_weights {
     uint64_t n_reads;
 };
 
-/* As in the release: FP8 linears, BF16 router, compressors and norms. Borrows nothing. */
+/* As in the release: FP8 linears, BF16 router, compressors and norms, and the draft that the config
+ * tells. Borrows nothing. */
 void fixture_weights_init(struct fixture_weights *weights, const struct sl_config *config,
                           uint64_t seed);
 void fixture_weights_fini(struct fixture_weights *weights);

@@ -234,6 +234,39 @@ static void test_what_may_be_absent(void **state)
                     " \"index_head_dim\": \"absent\", \"index_topk\": \"absent\"}");
 }
 
+/* The draft's keys may be there or not; what they say must be possible. */
+static void test_dspark(void **state)
+{
+    static const char *const keys[] = {"dspark_block_size", "dspark_noise_token_id",
+                                       "dspark_markov_rank", "dspark_target_layer_ids"};
+    static const char *const bad[][8] = {
+        {"0", "17", "\"5\"", "null"},
+        {"-1", "1000000000", "1.5"},
+        {"0", "16385", "[]"},
+        {"[]", "5", "[2, 1]", "[1, 1]", "[-1]", "[99]", "[\"1\"]", "[0, 0, 0, 0, 0, 0, 0, 0, 0]"}};
+    struct sl_config config;
+    struct sl_err err;
+
+    (void)state;
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 8 && bad[i][j]; j++)
+            refuse(keys[i], bad[i][j]);
+    assert_int_equal(parse_changed("{}", &config, &err), 0);
+    assert_int_equal(config.dspark.block_size + config.dspark.n_targets, 0);
+    assert_int_equal(
+        parse_changed("{\"dspark_block_size\": 5, \"dspark_noise_token_id\": 7,"
+                      " \"dspark_markov_rank\": 256, \"dspark_target_layer_ids\": [0, 2]}",
+                      &config, &err),
+        0);
+    assert_int_equal(config.dspark.block_size, 5);
+    assert_int_equal(config.dspark.noise_token_id, 7);
+    assert_int_equal(config.dspark.markov_rank, 256);
+    assert_int_equal(config.dspark.n_targets, 2);
+    assert_int_equal(config.dspark.target_layer_ids[1], 2);
+    assert_refused("{\"dspark_target_layer_ids\": [0], \"compress_ratios\": [0, 0, 4, 128, 4]}",
+                   -SL_EFORMAT, "compress_ratios");
+}
+
 static void test_another_kind_of_model(void **state)
 {
     static const struct {
@@ -752,23 +785,15 @@ static void test_configs_of_the_tree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values_arrive),
-        cmocka_unit_test(test_integers),
-        cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_what_may_be_absent),
-        cmocka_unit_test(test_another_kind_of_model),
-        cmocka_unit_test(test_model_type),
-        cmocka_unit_test(test_unknown_keys),
-        cmocka_unit_test(test_newer_spelling),
-        cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_relations),
-        cmocka_unit_test(test_compress_ratios),
-        cmocka_unit_test(test_most_layers),
-        cmocka_unit_test(test_text_that_is_no_config),
-        cmocka_unit_test(test_damaged_text),
-        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_configs_of_the_tree),
+        cmocka_unit_test(test_values_arrive),  cmocka_unit_test(test_integers),
+        cmocka_unit_test(test_numbers),        cmocka_unit_test(test_what_may_be_absent),
+        cmocka_unit_test(test_dspark),         cmocka_unit_test(test_another_kind_of_model),
+        cmocka_unit_test(test_model_type),     cmocka_unit_test(test_unknown_keys),
+        cmocka_unit_test(test_newer_spelling), cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_relations),      cmocka_unit_test(test_compress_ratios),
+        cmocka_unit_test(test_most_layers),    cmocka_unit_test(test_text_that_is_no_config),
+        cmocka_unit_test(test_damaged_text),   cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_files),          cmocka_unit_test(test_configs_of_the_tree),
     };
 
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);

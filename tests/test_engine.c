@@ -245,8 +245,8 @@ static void test_plan_is_what_it_takes(void **state)
     opened.need_bytes[SL_MEMORY_PROGRAM] = plan.need_bytes[SL_MEMORY_PROGRAM];
     opened.need_bytes[SL_MEMORY_TABLES] = plan.need_bytes[SL_MEMORY_TABLES];
     assert_memory_equal(&plan, &opened, sizeof(plan));
-    assert_int_equal(sl_weights_measure(&m->config, &m->source.source, true, &weights_bytes, NULL),
-                     0);
+    assert_int_equal(
+        sl_weights_measure(&m->config, &m->source.source, &fixture_mtp, &weights_bytes, NULL), 0);
     assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], sl_arena_mapped_bytes(weights_bytes));
     assert_int_equal(plan.need_bytes[SL_MEMORY_KV], 2 * engine_rig_kv(engine, 0)->arena.size_bytes);
     assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],

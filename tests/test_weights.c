@@ -46,7 +46,8 @@ static int rig_destroy(void **state)
 
 static int load(struct rig *rig, struct sl_weights *weights, struct sl_err *err)
 {
-    return sl_weights_load(weights, &rig->config, &rig->source.source, true, rig->pool, err);
+    return sl_weights_load(weights, &rig->config, &rig->source.source, &fixture_mtp, rig->pool,
+                           err);
 }
 
 static void check_message(const struct sl_err *err, int rc, const char *name)
@@ -65,7 +66,8 @@ static void expect_failure(struct rig *rig, int rc, bool measure_too, const char
 
     if (measure_too) {
         assert_int_equal(
-            sl_weights_measure(&rig->config, &rig->source.source, true, &size_bytes, &err), rc);
+            sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &size_bytes, &err),
+            rc);
         check_message(&err, rc, name);
         assert_int_equal(size_bytes, 0);
     }
@@ -193,14 +195,15 @@ static void test_loads_what_it_measured(void **state)
     struct sl_weights weights;
 
     for (int mtp = 0; mtp < 2; mtp++) {
-        assert_int_equal(
-            sl_weights_measure(&rig->config, &rig->source.source, mtp, &measured_bytes[mtp], NULL),
-            0);
+        assert_int_equal(sl_weights_measure(&rig->config, &rig->source.source,
+                                            mtp ? &fixture_mtp : NULL, &measured_bytes[mtp], NULL),
+                         0);
         rig->source.n_reads = 0;
-        assert_int_equal(
-            sl_weights_load(&weights, &rig->config, &rig->source.source, mtp, rig->pool, NULL), 0);
+        assert_int_equal(sl_weights_load(&weights, &rig->config, &rig->source.source,
+                                         mtp ? &fixture_mtp : NULL, rig->pool, NULL),
+                         0);
         assert_int_equal(weights.arena.used_bytes, measured_bytes[mtp]);
-        assert_int_equal(weights.has_mtp, mtp);
+        assert_int_equal(weights.draft, mtp ? SL_DRAFT_MTP : SL_DRAFT_NONE);
         if (mtp) {
             assert_int_equal(rig->source.n_reads, rig->source.count); /* each once */
             check_loaded(rig, &weights);
@@ -233,7 +236,8 @@ static void test_other_dtypes_are_the_same_values(void **state)
     table->info.dtype = SL_DTYPE_I32;
     table->info.size_bytes /= 2;
     assert_int_equal(
-        sl_weights_measure(&rig->config, &rig->source.source, true, &measured_bytes, NULL), 0);
+        sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &measured_bytes, NULL),
+        0);
     assert_int_equal(load(rig, &w, NULL), 0);
     assert_int_equal(w.arena.used_bytes, measured_bytes);
     check_embed(rig, &w.embed);
@@ -254,12 +258,12 @@ static void test_knows_its_mtp_block(void **state)
 {
     struct rig *rig = *state;
 
-    assert_true(sl_weights_mtp_known(&rig->config, &rig->source.source));
+    assert_true(sl_draft_find(&rig->config, &rig->source.source).kind == SL_DRAFT_MTP);
     fixture_weights_find(&rig->source, "mtp.0.e_proj.weight")->missing = true;
-    assert_false(sl_weights_mtp_known(&rig->config, &rig->source.source));
+    assert_false(sl_draft_find(&rig->config, &rig->source.source).kind == SL_DRAFT_MTP);
     fixture_weights_find(&rig->source, "mtp.0.e_proj.weight")->missing = false;
     rig->config.num_nextn_predict_layers = 0;
-    assert_false(sl_weights_mtp_known(&rig->config, &rig->source.source));
+    assert_false(sl_draft_find(&rig->config, &rig->source.source).kind == SL_DRAFT_MTP);
 }
 
 /* ---- what the headers tell ---------------------------------------------------------------------
@@ -276,7 +280,7 @@ static void test_missing_tensors(void **state)
         weight->missing = true;
         expect_failure(rig, -SL_EFORMAT, true, weight->name);
         assert_int_equal(
-            sl_weights_measure(&rig->config, &rig->source.source, false, &size_bytes, NULL),
+            sl_weights_measure(&rig->config, &rig->source.source, NULL, &size_bytes, NULL),
             is_mtp(weight) ? 0 : -SL_EFORMAT);
         weight->missing = false;
     }

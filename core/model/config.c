@@ -172,6 +172,51 @@ static int read_compress_ratios(const struct reader *in, struct sl_config *confi
     return 0;
 }
 
+/* The draft's keys, each of which may be missing. Its stages have no compression. */
+static int read_dspark(const struct reader *in, struct sl_config *config)
+{
+    struct sl_dspark_config *dspark = &config->dspark;
+    const json_t *targets = json_object_get(in->root, "dspark_target_layer_ids");
+    const json_t *ratios = json_object_get(in->root, "compress_ratios");
+    const struct {
+        const char *key;
+        uint32_t *value, min, max;
+    } numbers[] = {
+        {"dspark_block_size", &dspark->block_size, 1, SL_DSPARK_BLOCK_MAX},
+        {"dspark_noise_token_id", &dspark->noise_token_id, 0, config->vocab_size - 1},
+        {"dspark_markov_rank", &dspark->markov_rank, 1, 1u << 14},
+    };
+
+    for (size_t i = 0; i < SL_ARRAY_LEN(numbers); i++) {
+        uint64_t value = 0;
+        int rc = json_object_get(in->root, numbers[i].key)
+                     ? sl_json_get_u64(in->root, numbers[i].key, numbers[i].min, numbers[i].max,
+                                       &value, in->where, in->err)
+                     : 0;
+
+        if (rc < 0)
+            return rc;
+        *numbers[i].value = (uint32_t)value;
+    }
+    dspark->n_targets = (uint32_t)json_array_size(targets);
+    if (targets && (dspark->n_targets < 1 || dspark->n_targets > SL_DSPARK_TARGETS_MAX))
+        return broken(in, "\"dspark_target_layer_ids\" is not a list of 1 to 8 layers",
+                      dspark->n_targets);
+    for (uint32_t i = 0; i < dspark->n_targets; i++) {
+        const json_t *item = json_array_get(targets, i);
+        const json_int_t id = json_integer_value(item);
+
+        if (!json_is_integer(item) || id < (i ? dspark->target_layer_ids[i - 1] + 1 : 0) ||
+            id >= config->num_hidden_layers)
+            return broken(in, "\"dspark_target_layer_ids\" are not ascending layers; the index", i);
+        dspark->target_layer_ids[i] = (uint32_t)id;
+    }
+    for (size_t i = config->num_hidden_layers; targets && i < json_array_size(ratios); i++)
+        if (json_integer_value(json_array_get(ratios, i)) != 0)
+            return broken(in, "\"compress_ratios\" must be 0 for a stage of DSpark; the index", i);
+    return 0;
+}
+
 static int check_indexer(const struct reader *in, const struct sl_config *config)
 {
     uint32_t d = config->index_head_dim;
@@ -264,7 +309,8 @@ static int read_all(const struct reader *in, json_t *root, struct sl_config *con
 
     if (rc < 0 || (rc = sl_config_respell(root, in->where, in->err)) < 0 ||
         (rc = read_integers(in, config)) < 0 || (rc = read_numbers(in, config)) < 0 ||
-        (rc = read_rope_scaling(in, config)) < 0 || (rc = read_compress_ratios(in, config)) < 0)
+        (rc = read_rope_scaling(in, config)) < 0 || (rc = read_compress_ratios(in, config)) < 0 ||
+        (rc = read_dspark(in, config)) < 0)
         return rc;
     return check_relations(in, config);
 }

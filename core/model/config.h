@@ -27,6 +27,17 @@ struct sl_rope_scaling { /* YaRN; original_max_position_embeddings 0 when absent
     uint32_t original_max_position_embeddings;
 };
 
+#define SL_DSPARK_TARGETS_MAX 8u
+#define SL_DSPARK_BLOCK_MAX 16u
+
+struct sl_dspark_config { /* of the draft of that name; 0 for what the file does not give */
+    uint32_t block_size;  /* rows of a draft, the anchor's first */
+    uint32_t noise_token_id;
+    uint32_t markov_rank;
+    uint32_t n_targets;
+    uint32_t target_layer_ids[SL_DSPARK_TARGETS_MAX]; /* (n_targets) ascending */
+};
+
 struct sl_config {
     uint32_t vocab_size;
     uint32_t bos_token_id;
@@ -60,6 +71,7 @@ struct sl_config {
     struct sl_rope_scaling rope_scaling;
     /* One per hidden layer, then one per MTP block (0 where the file gives none). */
     uint32_t compress_ratios[SL_LAYERS_MAX];
+    struct sl_dspark_config dspark;
 
     char model_type[64];    /* "" where the file gives none; see sl_config_check_model_type() */
     char unknown_keys[256]; /* keys that this engine does not know, as a list to print; "": none */

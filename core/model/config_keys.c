@@ -10,7 +10,8 @@ static const struct sl_json_key model_keys[] = {
     /* Read by config.c and config_spelling.c. */
     {"bos_token_id", {0}}, {"compress_rate_csa", {0}}, {"compress_rate_hca", {0}},
     {"compress_rates", {0}}, {"compress_ratios", {0}}, {"compress_rope_parameters", {0}},
-    {"compress_rope_theta", {0}}, {"eos_token_id", {0}}, {"hc_eps", {0}}, {"hc_mult", {0}},
+    {"compress_rope_theta", {0}}, {"dspark_block_size", {0}}, {"dspark_markov_rank", {0}},
+    {"dspark_noise_token_id", {0}}, {"dspark_target_layer_ids", {0}}, {"eos_token_id", {0}}, {"hc_eps", {0}}, {"hc_mult", {0}},
     {"hc_sinkhorn_iters", {0}}, {"head_dim", {0}}, {"hidden_size", {0}}, {"index_head_dim", {0}},
     {"index_n_heads", {0}}, {"index_topk", {0}}, {"kv_lora_rank", {0}}, {"layer_types", {0}},
     {"max_position_embeddings", {0}}, {"mlp_layer_types", {0}}, {"model_type", {0}},
@@ -40,12 +41,10 @@ static const struct sl_json_key model_keys[] = {
     {"topk_group", {"1", "null"}},
     {"topk_method", {"\"noaux_tc\""}},
 
-    /* For training, for other software, or for drafts, which do not touch the answer. Widths and
+    /* For training or for other software. Widths and
      * types that tensors have themselves are taken from them. */
     {"_name_or_path", {0}}, {"architectures", {0}}, {"attention_dropout", {0}}, {"auto_map", {0}},
-    {"aux_loss_alpha", {0}}, {"chunk_size_feed_forward", {0}}, {"dspark_block_size", {0}},
-    {"dspark_markov_rank", {0}}, {"dspark_noise_token_id", {0}}, {"dspark_target_layer_ids", {0}},
-    {"dtype", {0}}, {"ep_size", {0}}, {"id2label", {0}}, {"initializer_range", {0}},
+    {"aux_loss_alpha", {0}}, {"chunk_size_feed_forward", {0}}, {"dtype", {0}}, {"ep_size", {0}}, {"id2label", {0}}, {"initializer_range", {0}},
     {"intermediate_size", {0}}, {"is_encoder_decoder", {0}}, {"label2id", {0}},
     {"output_attentions", {0}}, {"output_hidden_states", {0}}, {"output_router_logits", {0}},
     {"pad_token_id", {0}}, {"pretraining_tp", {0}}, {"problem_type", {0}}, {"return_dict", {0}},

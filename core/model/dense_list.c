@@ -68,13 +68,14 @@ static const char *noting_where(struct sl_weight_source *source, const char *nam
 }
 
 int sl_dense_list_make(struct sl_dense_list *ret_list, const struct sl_config *config,
-                       struct sl_weight_source *source, bool with_mtp, struct sl_err *err)
+                       struct sl_weight_source *source, const struct sl_draft *draft,
+                       struct sl_err *err)
 {
     /* Measuring reads nothing. */
     static const struct sl_weight_source_ops ops = {.find = noting_find, .where = noting_where};
     struct noting_source in = {.source = {&ops}, .inner = source};
     uint64_t size_bytes;
-    int rc = sl_weights_measure(config, &in.source, with_mtp, &size_bytes, err);
+    int rc = sl_weights_measure(config, &in.source, draft, &size_bytes, err);
 
     if (rc == 0 && in.no_memory)
         rc = sl_err_set(err, -ENOMEM, "list of tensors: out of memory");

@@ -7,6 +7,7 @@
 
 #include "core/base/err.h"
 #include "core/model/config.h"
+#include "core/model/draft.h"
 #include "core/model/weight_source.h"
 
 /* Zeroed is empty. */
@@ -17,7 +18,8 @@ struct sl_dense_list {
 
 /* Fails as sl_weights_measure(). The caller ends *ret_list with sl_dense_list_fini(). */
 int sl_dense_list_make(struct sl_dense_list *ret_list, const struct sl_config *config,
-                       struct sl_weight_source *source, bool with_mtp, struct sl_err *err);
+                       struct sl_weight_source *source, const struct sl_draft *draft,
+                       struct sl_err *err);
 void sl_dense_list_fini(struct sl_dense_list *list);
 
 #endif

@@ -119,7 +119,7 @@ int sl_forward_begin_mtp(struct sl_forward *f, const struct sl_step_request *req
 {
     int rc;
 
-    sl_assert(f->params.weights->has_mtp);
+    sl_assert(f->params.weights->draft == SL_DRAFT_MTP);
     rc = sl_forward_begin_part(f, request, SL_FORWARD_MTP, err);
     if (rc < 0)
         return rc;

@@ -15,6 +15,10 @@
 #define NAME_BYTES 160
 #define STAGING_BYTES SL_WEIGHTS_LOADING_BYTES
 
+/* Sizes that the tensors of a DSpark draft give, and no config has bounded (config.c). */
+#define DSPARK_COLS_MAX 65536u
+#define MARKOV_RANK_UNIT 16u
+
 struct loader {
     const struct sl_config *config;
     struct sl_weight_source *source;
@@ -422,19 +426,20 @@ static const uint16_t *load_tid2eid(struct loader *in)
     return table;
 }
 
-static void load_layer(struct loader *in, struct sl_layer_weights *layer, uint32_t layer_index)
+static void load_layer(struct loader *in, struct sl_layer_weights *layer, uint32_t ratio,
+                       bool is_hash_routed)
 {
     const struct sl_config *c = in->config;
     uint64_t hc_rows = (uint64_t)(2 + c->hc_mult) * c->hc_mult;
 
-    layer->ratio = c->compress_ratios[layer_index];
+    layer->ratio = ratio;
     layer->hc_attn = load_hc(in, "hc_attn", hc_rows, 3);
     layer->hc_ffn = load_hc(in, "hc_ffn", hc_rows, 3);
     layer->attn_norm = load_vector(in, "attn_norm.weight", c->hidden_size);
     layer->ffn_norm = load_vector(in, "ffn_norm.weight", c->hidden_size);
     load_attention(in, layer);
     layer->gate = load_matrix(in, "ffn.gate", c->n_routed_experts, c->hidden_size);
-    if (layer_index < c->num_hash_layers) {
+    if (is_hash_routed) {
         layer->tid2eid = load_tid2eid(in);
         layer->gate_bias = NULL;
     } else {
@@ -449,14 +454,14 @@ static void load_layer(struct loader *in, struct sl_layer_weights *layer, uint32
         load_matrix(in, "ffn.shared_experts.w3", c->moe_intermediate_size, c->hidden_size);
 }
 
-struct embed_check {
+struct table_check {
     const struct sl_matrix *table;
     int rc; /* written by any thread, the same value; read after the job */
 };
 
-static void check_embed_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+static void check_table_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    struct embed_check *check = context;
+    struct table_check *check = context;
     const size_t from = first * check->table->cols, to = end * check->table->cols;
     bool finite = true;
 
@@ -471,32 +476,32 @@ static void check_embed_rows(void *context, size_t first, size_t end, uint32_t t
         __atomic_store_n(&check->rc, -SL_ECORRUPT, __ATOMIC_RELAXED);
 }
 
-static void load_embed(struct loader *in, struct sl_weights *weights)
+/* A table whose rows are looked up, kept as it is stored. */
+static struct sl_matrix load_table(struct loader *in, const char *short_name, uint64_t rows,
+                                   uint64_t cols)
 {
-    const struct sl_config *c = in->config;
-    struct embed_check check = {0};
+    struct sl_matrix matrix = {.rows = (uint32_t)rows, .cols = (uint32_t)cols};
+    struct table_check check = {.table = &matrix};
     struct sl_tensor_info info;
+    char name[NAME_BYTES];
     uint8_t *table;
 
-    if (!find(in, "embed.weight", c->vocab_size, c->hidden_size, &info))
-        return;
+    full_name(in, short_name, ".weight", name);
+    if (!find(in, name, rows, cols, &info))
+        return matrix;
     if (info.dtype != SL_DTYPE_BF16 && info.dtype != SL_DTYPE_F32) {
-        bad_dtype(in, "embed.weight", &info, "BF16 or F32");
-        return;
+        bad_dtype(in, name, &info, "BF16 or F32");
+        return matrix;
     }
     table = sl_arena_take(in->arena, info.size_bytes, 1);
-    weights->embed = (struct sl_matrix){
-        .kind = info.dtype == SL_DTYPE_BF16 ? SL_MATRIX_BF16 : SL_MATRIX_F32,
-        .rows = c->vocab_size,
-        .cols = c->hidden_size,
-        .tiles = table,
-    };
-    if (measuring(in) || !read_bytes(in, "embed.weight", 0, info.size_bytes, table))
-        return;
-    check.table = &weights->embed;
-    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, c->vocab_size, 64, check_embed_rows, &check);
+    matrix.kind = info.dtype == SL_DTYPE_BF16 ? SL_MATRIX_BF16 : SL_MATRIX_F32;
+    matrix.tiles = table;
+    if (measuring(in) || !read_bytes(in, name, 0, info.size_bytes, table))
+        return matrix;
+    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, rows, 64, check_table_rows, &check);
     if (check.rc < 0)
-        bad_value(in, "embed.weight", "a value that is not finite");
+        bad_value(in, name, "a value that is not finite");
+    return matrix;
 }
 
 static void load_mtp(struct loader *in, struct sl_mtp_weights *mtp)
@@ -511,44 +516,81 @@ static void load_mtp(struct loader *in, struct sl_mtp_weights *mtp)
     mtp->hc_head = load_hc(in, "hc_head", c->hc_mult, 1);
 }
 
-static int load_all(struct loader *in, struct sl_weights *weights, bool with_mtp)
+/* The stages have been loaded as layers; `in->prefix` is the last one's. */
+static void load_dspark(struct loader *in, struct sl_dspark_weights *dspark,
+                        const struct sl_draft *draft)
 {
     const struct sl_config *c = in->config;
-    uint32_t n_layers = c->num_hidden_layers + with_mtp;
+    const struct sl_dspark_config *told = &c->dspark;
+    char last[sizeof(in->prefix)];
+
+    if (draft->markov_rank % MARKOV_RANK_UNIT != 0 || draft->markov_rank > DSPARK_COLS_MAX ||
+        (uint64_t)draft->n_targets * c->hidden_size > DSPARK_COLS_MAX)
+        fail(in, -SL_EFORMAT,
+             "%s: a DSpark draft of rank %u that reads %u layers, expected a rank that is a "
+             "multiple of %u, and linears of at most %u columns",
+             in->source->ops->where(in->source, "mtp.0.main_proj.weight"), draft->markov_rank,
+             draft->n_targets, MARKOV_RANK_UNIT, DSPARK_COLS_MAX);
+    if (told->n_targets > 0 && told->n_targets != draft->n_targets)
+        fail(in, -SL_EFORMAT,
+             "%s: tensor mtp.0.main_proj.weight is for %u layers, but config.json's "
+             "dspark_target_layer_ids names %u",
+             in->source->ops->where(in->source, "mtp.0.main_proj.weight"), draft->n_targets,
+             told->n_targets);
+    if (told->markov_rank > 0 && draft->markov_rank > 0 && told->markov_rank != draft->markov_rank)
+        fail(in, -SL_EFORMAT,
+             "%s: tensor %smarkov_head.markov_w1.weight has rank %u, but config.json's "
+             "dspark_markov_rank is %u",
+             in->source->ops->where(in->source, "mtp.0.main_proj.weight"), in->prefix,
+             draft->markov_rank, told->markov_rank);
+    dspark->norm = load_vector(in, "norm.weight", c->hidden_size);
+    dspark->hc_head = load_hc(in, "hc_head", c->hc_mult, 1);
+    dspark->markov_w1 = load_table(in, "markov_head.markov_w1", c->vocab_size, draft->markov_rank);
+    dspark->markov_w2 = load_matrix(in, "markov_head.markov_w2", c->vocab_size, draft->markov_rank);
+    dspark->confidence = load_floats(in, "confidence_head.proj.weight", 1,
+                                     (uint64_t)c->hidden_size + draft->markov_rank, 0);
+    memcpy(last, in->prefix, sizeof(last));
+    snprintf(in->prefix, sizeof(in->prefix), "mtp.0.");
+    dspark->main_proj =
+        load_matrix(in, "main_proj", c->hidden_size, (uint64_t)draft->n_targets * c->hidden_size);
+    dspark->main_norm = load_vector(in, "main_norm.weight", c->hidden_size);
+    memcpy(in->prefix, last, sizeof(last));
+}
+
+/* Blocks of a draft have no compression, and route by scores. */
+static int load_all(struct loader *in, struct sl_weights *weights, const struct sl_draft *draft)
+{
+    const struct sl_config *c = in->config;
+    const uint32_t n_hidden = c->num_hidden_layers;
+    const uint32_t n_layers = n_hidden + (draft ? draft->n_blocks : 0);
     struct sl_layer_weights *layers = sl_arena_take(in->arena, n_layers, sizeof(*layers));
 
     weights->layers = layers;
-    weights->has_mtp = with_mtp;
-    load_embed(in, weights);
+    weights->draft = draft ? draft->kind : SL_DRAFT_NONE;
+    weights->embed = load_table(in, "embed", c->vocab_size, c->hidden_size);
     weights->head = load_matrix(in, "head", c->vocab_size, c->hidden_size);
     weights->norm = load_vector(in, "norm.weight", c->hidden_size);
     weights->hc_head = load_hc(in, "hc_head", c->hc_mult, 1);
     for (uint32_t i = 0; i < n_layers && in->rc == 0; i++) {
         struct sl_layer_weights layer = {0};
 
-        if (i < c->num_hidden_layers)
+        if (i < n_hidden)
             snprintf(in->prefix, sizeof(in->prefix), "layers.%u.", i);
         else
-            snprintf(in->prefix, sizeof(in->prefix), "mtp.0.");
-        load_layer(in, &layer, i);
-        if (i == c->num_hidden_layers)
-            load_mtp(in, &weights->mtp);
+            snprintf(in->prefix, sizeof(in->prefix), "mtp.%u.", i - n_hidden);
+        load_layer(in, &layer, i < n_hidden ? c->compress_ratios[i] : 0, i < c->num_hash_layers);
         if (layers)
             layers[i] = layer;
     }
+    if (weights->draft == SL_DRAFT_MTP)
+        load_mtp(in, &weights->mtp);
+    else if (weights->draft == SL_DRAFT_DSPARK)
+        load_dspark(in, &weights->dspark, draft);
     return in->rc;
 }
 
-bool sl_weights_mtp_known(const struct sl_config *config, struct sl_weight_source *source)
-{
-    struct sl_tensor_info info;
-
-    return config->num_nextn_predict_layers > 0 &&
-           source->ops->find(source, "mtp.0.e_proj.weight", &info) == 0;
-}
-
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
-                       bool with_mtp, uint64_t *ret_bytes, struct sl_err *err)
+                       const struct sl_draft *draft, uint64_t *ret_bytes, struct sl_err *err)
 {
     struct sl_weights weights = {0};
     struct sl_arena arena;
@@ -556,7 +598,7 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
     int rc;
 
     sl_arena_init_measure(&arena);
-    rc = load_all(&in, &weights, with_mtp);
+    rc = load_all(&in, &weights, draft);
     if (rc < 0)
         return rc;
     *ret_bytes = arena.used_bytes;
@@ -564,8 +606,8 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
 }
 
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
-                    struct sl_weight_source *source, bool with_mtp, struct sl_pool *pool,
-                    struct sl_err *err)
+                    struct sl_weight_source *source, const struct sl_draft *draft,
+                    struct sl_pool *pool, struct sl_err *err)
 {
     struct loader in = {
         .config = config, .source = source, .arena = &weights->arena, .pool = pool, .err = err};
@@ -573,7 +615,7 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
     int rc;
 
     *weights = (struct sl_weights){0};
-    rc = sl_weights_measure(config, source, with_mtp, &size_bytes, err);
+    rc = sl_weights_measure(config, source, draft, &size_bytes, err);
     if (rc < 0)
         return rc;
     rc = sl_arena_map(&weights->arena, size_bytes, "dense weights", err);
@@ -583,7 +625,7 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
     if (!in.staging)
         rc = sl_err_set(err, -ENOMEM, "dense weights: out of memory");
     else
-        rc = load_all(&in, weights, with_mtp);
+        rc = load_all(&in, weights, draft);
     free(in.staging);
     if (rc < 0)
         sl_weights_fini(weights);

@@ -11,6 +11,7 @@
 #include "core/base/arena.h"
 #include "core/base/pool.h"
 #include "core/model/config.h"
+#include "core/model/draft.h"
 #include "core/model/linear.h"
 #include "core/model/weight_source.h"
 
@@ -55,26 +56,32 @@ struct sl_mtp_weights {
     struct sl_hc_weights hc_head;
 };
 
+struct sl_dspark_weights {
+    struct sl_matrix main_proj;    /* (hidden_size, targets * hidden_size), of the first stage */
+    const float *main_norm, *norm; /* (hidden_size), of the first stage and of the last */
+    struct sl_hc_weights hc_head;
+    struct sl_matrix markov_w1; /* not packed, as embed: (vocab_size, rank) */
+    struct sl_matrix markov_w2; /* (vocab_size, rank) */
+    const float *confidence;    /* (hidden_size + rank) */
+};
+
 struct sl_weights {
     struct sl_matrix embed; /* not packed: tiles points to (vocab_size, hidden_size), BF16 or F32 */
     struct sl_matrix head;
     const float *norm; /* (hidden_size) */
     struct sl_hc_weights hc_head;
-    struct sl_layer_weights *layers; /* num_hidden_layers, then the MTP block if there is one */
-    bool has_mtp;
-    struct sl_mtp_weights mtp;
+    struct sl_layer_weights *layers; /* num_hidden_layers, then the blocks of the draft */
+    enum sl_draft_kind draft;
+    struct sl_mtp_weights mtp;       /* SL_DRAFT_MTP */
+    struct sl_dspark_weights dspark; /* SL_DRAFT_DSPARK */
 
     struct sl_arena arena; /* owns all of the above */
 };
 
-/* Whether `source` has an MTP block that this engine understands: config.json announces one, and
- * mtp.0 has the two projections of the first generation of checkpoints. */
-bool sl_weights_mtp_known(const struct sl_config *config, struct sl_weight_source *source);
-
 /* Bytes that sl_weights_load() will map, from the tensors' headers alone; fails as it does for
- * missing or misshapen tensors. */
+ * missing or misshapen tensors. `draft` is the one that there is, or NULL to leave it. */
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
-                       bool with_mtp, uint64_t *ret_bytes, struct sl_err *err);
+                       const struct sl_draft *draft, uint64_t *ret_bytes, struct sl_err *err);
 
 /* Bytes that sl_weights_load() takes beside that while it runs, at most. */
 #define SL_WEIGHTS_LOADING_BYTES (UINT64_C(32) << 20)
@@ -84,7 +91,8 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
  * -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype or shape) or -SL_ECORRUPT
  * (NaN, absurd scale, table entry out of range), naming file and tensor. */
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
-                    struct sl_weight_source *source, bool with_mtp, struct sl_pool *pool,
+                    struct sl_weight_source *source, const struct sl_draft *draft,
+                    struct sl_pool *pool,
                     struct sl_err *err);
 
 void sl_weights_fini(struct sl_weights *weights);

@@ -55,13 +55,36 @@ static int read_config(struct sl_engine *e, struct sl_err *err)
     return 0;
 }
 
+/* Returns NULL if the draft is left aside. */
+static const struct sl_draft *loaded_draft(const struct sl_engine *e)
+{
+    return e->options.with_mtp ? &e->draft : NULL;
+}
+
+/* A draft that is not run is told, but for the MTP block, whose logits can be had. */
+static int check_draft(struct sl_engine *e, struct sl_err *err)
+{
+    e->draft = sl_draft_find(&e->config, e->source);
+    if (e->options.with_mtp && e->draft.kind != SL_DRAFT_MTP)
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: no MTP block of a kind that this engine knows", e->options.model);
+    if (e->draft.kind == SL_DRAFT_DSPARK)
+        add_note(e,
+                 "the model's draft, %u stages of DSpark, is not run; it would change the speed "
+                 "alone",
+                 e->draft.n_blocks);
+    if (e->draft.kind == SL_DRAFT_NONE && e->config.num_nextn_predict_layers > 0)
+        add_note(e, "MTP blocks of a kind unknown to this engine are not used");
+    return 0;
+}
+
 /* Refuses tensors that the config has no place for, and adds a note about those that nothing
  * uses. */
 static int check_tensors(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_unused_tensors unused;
     struct sl_dense_list dense;
-    int rc = sl_dense_list_make(&dense, &e->config, e->source, e->options.with_mtp, err);
+    int rc = sl_dense_list_make(&dense, &e->config, e->source, loaded_draft(e), err);
 
     if (rc < 0)
         return rc;
@@ -93,7 +116,6 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
 static int open_model(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_expert_shape shape;
-    bool mtp_known;
     int rc;
 
     if ((rc = read_config(e, err)) < 0 ||
@@ -101,12 +123,9 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         (e->files.store && (rc = check_packed_config(e->files.store, err)) < 0))
         return rc;
     e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
-    mtp_known = sl_weights_mtp_known(&e->config, e->source);
-    if (e->options.with_mtp && !mtp_known)
-        return sl_err_set(err, -SL_EUNSUPPORTED,
-                          "%s: no MTP block of a kind that this engine knows", e->options.model);
-    if (e->config.num_nextn_predict_layers > 0 && !mtp_known)
-        add_note(e, "MTP blocks of a kind unknown to this engine are not used");
+    rc = check_draft(e, err);
+    if (rc < 0)
+        return rc;
     shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
     rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
     return rc < 0 ? rc : check_tensors(e, err);
@@ -163,7 +182,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .context_tokens = o->context_tokens,
         .n_sequences = o->n_sequences,
     };
-    int rc = sl_weights_measure(&e->config, e->source, o->with_mtp, &what.dense_bytes, err);
+    int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &what.dense_bytes, err);
 
     if (rc < 0)
         return rc;
@@ -189,7 +208,7 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 
     sl_weight_progress_init(&progress, e->source, e->plan.need_bytes[SL_MEMORY_WEIGHTS],
                             e->options.on_load, e->options.on_load_context);
-    return sl_weights_load(&e->weights, &e->config, &progress.source, e->options.with_mtp, e->pool,
+    return sl_weights_load(&e->weights, &e->config, &progress.source, loaded_draft(e), e->pool,
                            err);
 }
 

@@ -22,6 +22,7 @@ struct sl_engine {
     struct sl_io *io;
     struct sl_reader *reader;
     struct sl_expert_cache *cache;
+    struct sl_draft draft;                      /* the model's; loaded with options.with_mtp */
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
 
     struct sl_link sequences; /* of struct sl_engine_sequence */

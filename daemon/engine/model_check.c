@@ -70,15 +70,21 @@ static int check_in_layer(const struct tensor *tensor, const struct sl_config *c
     return UNUSED;
 }
 
-static int check_tensor(const struct tensor *tensor, const struct sl_config *config)
+static int check_tensor(const struct tensor *tensor, const struct sl_config *config,
+                        uint32_t n_draft_blocks)
 {
     const char *name = tensor->name, *digits = name + strlen("layers.");
     const bool in_layer = begins(name, "layers.");
     char *end = NULL;
     int rc = UNUSED;
 
-    if (begins(name, "mtp."))
-        return IN_USE; /* or left aside, which is said elsewhere */
+    if (begins(name, "mtp.")) {
+        unsigned long block = strtoul(name + strlen("mtp."), &end, 10);
+
+        /* In use, or left aside with the whole draft, which is said elsewhere. */
+        return end > name + strlen("mtp.") && *end == '.' && block < n_draft_blocks ? IN_USE
+                                                                                    : UNUSED;
+    }
     if (in_layer) {
         unsigned long layer = strtoul(digits, &end, 10);
 
@@ -123,6 +129,8 @@ int sl_model_check(const struct sl_model_files *files, const struct sl_config *c
                    const struct sl_dense_list *dense, struct sl_unused_tensors *ret_unused,
                    struct sl_err *err)
 {
+    const struct sl_draft draft = sl_draft_find(config, sl_model_files_weights(files, false));
+    const uint32_t n_draft_blocks = sl_draft_blocks_known(&draft, config);
     struct sl_unused_tensors unused = {0};
     char **sorted = malloc((dense->n_names + 1) * sizeof(*sorted));
     int rc = 0;
@@ -136,7 +144,7 @@ int sl_model_check(const struct sl_model_files *files, const struct sl_config *c
 
         if (bsearch(&tensor.name, sorted, dense->n_names, sizeof(*sorted), compare_names))
             continue;
-        rc = check_tensor(&tensor, config);
+        rc = check_tensor(&tensor, config, n_draft_blocks);
         if (rc == UNUSED && unused.n++ == 0)
             unused.first = tensor.name;
     }

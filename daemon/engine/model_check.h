@@ -11,7 +11,8 @@
 #include "core/model/dense_list.h"
 #include "storage/experts/model_files.h"
 
-/* Tensors that nothing uses, MTP blocks not counted. They do no harm and are only reported. */
+/* Tensors that nothing uses, those of the draft not counted. They do no harm and are only
+ * reported. */
 struct sl_unused_tensors {
     uint32_t n;
     const char *first; /* by name; the files'; NULL if there are none */

@@ -18,7 +18,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
     struct sl_model_files files;
     struct sl_weight_source *weights;
     struct sl_expert_shape shape;
-    bool with_mtp;
+    struct sl_draft draft;
     int rc;
 
     if ((rc = sl_config_read(&source->config, folder, err)) < 0 ||
@@ -27,12 +27,12 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
         return rc;
     files = (struct sl_model_files){source->checkpoint, source->store};
     weights = sl_model_files_weights(&files, true);
-    with_mtp = sl_weights_mtp_known(&source->config, weights);
-    shape = sl_expert_shape_of(&source->config, with_mtp);
+    draft = sl_draft_find(&source->config, weights);
+    shape = sl_expert_shape_of(&source->config, draft.n_blocks);
     rc = sl_model_files_experts(&files, &shape, &source->experts, err);
     if (rc < 0)
         return rc;
-    rc = sl_dense_list_make(&source->tensors, &source->config, weights, with_mtp, err);
+    rc = sl_dense_list_make(&source->tensors, &source->config, weights, &draft, err);
     if (rc < 0)
         return rc;
     return sl_model_check(&files, &source->config, &source->tensors, &unused, err);

@@ -40,6 +40,7 @@ struct summary {
     bool compressed;
     uint64_t saved_bytes; /* by compression */
     struct sl_unused_tensors unused;
+    struct sl_draft draft;
     struct sl_chat_profile_found chat; /* of a folder; else without a file */
     struct sl_memory_plan plan;
     int verdict;       /* whether the plan fits, */
@@ -96,12 +97,22 @@ static void find_disk_sizes(const struct sl_model_files *files, struct summary *
     s->disk.n_bytes -= s->saved_bytes;
 }
 
+/* The draft is checked too, which running leaves aside. */
 static int find_unused(const struct sl_model_files *files, struct summary *s, struct sl_err *err)
 {
+    struct sl_weight_source *weights = sl_model_files_weights(files, false);
+    struct sl_expert_map *experts;
+    struct sl_expert_shape shape;
     struct sl_dense_list dense;
-    int rc =
-        sl_dense_list_make(&dense, &s->config, sl_model_files_weights(files, false), false, err);
+    int rc;
 
+    s->draft = sl_draft_find(&s->config, weights);
+    shape = sl_expert_shape_of(&s->config, s->draft.n_blocks);
+    rc = sl_model_files_experts(files, &shape, &experts, err);
+    if (rc < 0)
+        return rc;
+    sl_expert_map_close(experts);
+    rc = sl_dense_list_make(&dense, &s->config, weights, &s->draft, err);
     if (rc < 0)
         return rc;
     rc = sl_model_check(files, &s->config, &dense, &s->unused, err);
@@ -189,6 +200,24 @@ static void print_config(const struct sl_config *c)
         printf("  keys not known   %s\n", c->unknown_keys);
 }
 
+static void print_draft(const struct summary *s)
+{
+    const struct sl_draft *draft = &s->draft;
+    const struct sl_dspark_config *dspark = &s->config.dspark;
+
+    if (draft->kind == SL_DRAFT_MTP)
+        printf("  draft            an MTP block\n");
+    if (draft->kind != SL_DRAFT_DSPARK)
+        return;
+    printf("  draft            DSpark: %u stages, Markov rank %u", draft->n_blocks,
+           draft->markov_rank);
+    if (dspark->block_size > 0)
+        printf(", blocks of %u tokens", dspark->block_size);
+    for (uint32_t i = 0; i < dspark->n_targets; i++)
+        printf("%s %u", i ? "," : ", reads layers", dspark->target_layer_ids[i]);
+    printf("; not run yet\n");
+}
+
 static void print_disk(const struct summary *s)
 {
     char text[SL_SIZE_TEXT_BYTES];
@@ -215,6 +244,7 @@ static void print_text(const struct arguments *arguments, const struct summary *
     char text[SL_SIZE_TEXT_BYTES];
 
     print_config(&s->config);
+    print_draft(s);
     if (s->chat.file)
         printf("  chat format      %s, by %s\n", sl_chat_profile_found_name(&s->chat),
                s->chat.file);
@@ -262,6 +292,23 @@ static json_t *config_json(const struct sl_config *c)
     return object;
 }
 
+static json_t *draft_json(const struct summary *s)
+{
+    static const char *const kinds[] = {
+        [SL_DRAFT_NONE] = "none", [SL_DRAFT_MTP] = "mtp", [SL_DRAFT_DSPARK] = "dspark"};
+    const struct sl_dspark_config *dspark = &s->config.dspark;
+    json_t *object = json_object(), *targets = json_array();
+
+    json_object_set_new(object, "kind", json_string(kinds[s->draft.kind]));
+    add(object, "blocks", s->draft.n_blocks);
+    add(object, "markov_rank", s->draft.markov_rank);
+    add(object, "block_size", dspark->block_size);
+    for (uint32_t i = 0; i < dspark->n_targets; i++)
+        json_array_append_new(targets, json_integer(dspark->target_layer_ids[i]));
+    json_object_set_new(object, "target_layers", targets);
+    return object;
+}
+
 static json_t *plan_json(const struct summary *s)
 {
     const struct sl_memory_plan *plan = &s->plan;
@@ -291,6 +338,7 @@ static void print_json(const struct arguments *arguments, const struct summary *
     json_object_set_new(object, "model", json_string(arguments->engine.model));
     json_object_set_new(object, "kind", json_string(s->kind));
     json_object_set_new(object, "config", config_json(&s->config));
+    json_object_set_new(object, "draft", draft_json(s));
     add(object, "disk_bytes", s->disk.n_bytes);
     add(object, "tensors", s->disk.n_tensors);
     add(object, "files", s->disk.n_files);

@@ -185,8 +185,8 @@ static void print_layer(const struct sl_expert_map *store, uint32_t layer_index,
 int sl_inspect_experts(const struct sl_model_files *files, const struct sl_config *config,
                        bool json, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = sl_expert_shape_of(
-        config, sl_weights_mtp_known(config, sl_model_files_weights(files, false)));
+    const struct sl_draft draft = sl_draft_find(config, sl_model_files_weights(files, false));
+    const struct sl_expert_shape shape = sl_expert_shape_of(config, draft.n_blocks);
     struct sl_expert_map *store;
     bool *used;
     int rc;

@@ -78,7 +78,7 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     rc = list_tensors(&body, &plan, err);
     if (rc == 0) {
         in.plan = plan;
-        rc = sl_weights_measure(&body, &in.source, false, ret_bytes, err);
+        rc = sl_weights_measure(&body, &in.source, NULL, ret_bytes, err);
     }
     if (rc == 0)
         *ret_cost = in.cost;
