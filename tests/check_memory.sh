@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # --ram is never exceeded, and a control group's limits are seen: models of six sizes run with the
 # least budget that is not refused, with half as much again and with plenty, and the most that the
-# process ever had resident is held against it. Where control groups can be made, one that is as
+# process ever had resident is compared with it. Where control groups can be made, one that is as
 # large as the budget runs them too, and quotas bound the threads.
 cd "$(dirname "$0")/.." || exit 1
 . tests/tap.sh

@@ -3,7 +3,7 @@
 # digits. Bits per byte of a held-out passage must stay within 0.2 % of what was recorded; `native` and
 # `exact` within 1 % of each other; the oracle must agree; and text must come out of it.
 #
-# --record writes the figures that later runs are held against.
+# --record writes the figures that later runs are compared with.
 cd "$(dirname "$0")/.." || exit 1
 . tests/tap.sh
 

@@ -15,7 +15,7 @@
 #include "core/kernels/formats.h"
 #include "core/kernels/dispatch.h"
 
-/* Kernels run as they do in the pool. What they are held against runs as C has it. */
+/* Kernels run as they do in the pool. What they are compared with runs as C has it. */
 #define FLUSHED(call)                                                                              \
     do {                                                                                           \
         uint64_t float_mode = sl_cpu_flush_subnormals();                                           \

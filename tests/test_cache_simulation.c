@@ -163,8 +163,8 @@ static void check(struct world *w)
     assert_true(c.n_hits + c.n_prefetch_hits <= c.n_requests);
     assert_int_equal(c.wanted_bytes, c.n_loads * w->rig.f->expert_bytes);
     assert_int_equal(c.read_bytes, io_simulated_delivered_bytes(w->rig.io));
-    /* Loads whose expert is neither there nor was evicted are those that failed, and guesses that
-     * were given up. */
+    /* Loads whose expert is neither there nor was evicted are those that failed, and predictions
+     * that were given up. */
     n_dropped = c.n_loads - c.n_evictions - n_there;
     assert_true(n_dropped >= w->n_dropped);
     n_in_vain = c.n_predicted_loads - c.n_predicted_hits - c.n_predicted_late;
@@ -259,12 +259,12 @@ static void demand(struct world *w)
     w->n_left = n;
     w->n_requests += n;
     assert_int_equal(w->rig.source->ops->demand(w->rig.source, w->layer, experts, n, NULL), 0);
-    for (uint32_t id = 0; id < ALL; id++) /* no guess outlives it */
+    for (uint32_t id = 0; id < ALL; id++) /* no prediction outlives it */
         assert_true(!slot_of(w, id) || !slot_of(w, id)->predicted);
 }
 
-/* Half of the time a guess, often at the layer that is demanded next. */
-static void hint(struct world *w)
+/* Half of the time a prediction, often at the layer that is demanded next. */
+static void prefetch(struct world *w)
 {
     struct sl_expert_key keys[CACHE_EXPERTS];
     uint16_t experts[CACHE_EXPERTS], layer = (uint16_t)below(w, CACHE_LAYERS);
@@ -363,7 +363,7 @@ static void act(struct world *w)
     if (what < 20)
         io_simulated_advance(w->rig.io, 1 + below(w, 500000));
     else if (what < 30)
-        hint(w);
+        prefetch(w);
     else if (what < 31)
         resize(w);
     else if (what < 32)
@@ -481,7 +481,7 @@ static void test_nothing_goes_wrong(void **state)
     print_message("%" PRIu64 " events, %" PRIu64 " reads, %" PRIu64 " hits, %" PRIu64
                   " evictions, %" PRIu64 " demands that failed, %" PRIu64
                   " of them of corrupt experts, %" PRIu64 " times a slot was held; %" PRIu64
-                  " guesses in time, %" PRIu64 " late\n",
+                  " predictions in time, %" PRIu64 " late\n",
                   n_events, n_completions, n_hits, n_evictions, n_failed_demands, n_corrupt_demands,
                   n_held_slots, n_predicted_hits, n_predicted_late);
     assert_true(n_failed_demands > 10 && n_hits > 1000 && n_evictions > 1000);

@@ -205,7 +205,7 @@ static void each_read(const struct engine_rig *m, const char *model, bool packed
                 continue;
             code = code_of(&plan, sizes_bytes[plan.fail_nth - 1]);
             rc = nth_read(m, model, &plan);
-            /* A hint that failed for good is tried anew by its demand, and fails that; one that
+            /* A prefetch that failed for good is tried anew by its demand, and fails that; one that
              * never lands keeps its slot, and its demand reads the expert into another. */
             assert_true(rc == code || (rc == 0 && plan.late_ns == IO_FAULT_NEVER));
             n_tried++;

@@ -270,7 +270,7 @@ static void test_corrupt_scales(void **state)
 }
 
 /* Three slots and a demand of eight: each release sets the next load going, and there is nothing
- * left for hints. */
+ * left for prefetches. */
 static void test_demand_larger_than_the_cache(void **state)
 {
     static const struct cache_rig_options options = {

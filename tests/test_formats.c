@@ -1,4 +1,4 @@
-/* Number formats and tiles. Conversions are held against their definitions in double arithmetic,
+/* Number formats and tiles. Conversions are compared with their definitions in double arithmetic,
  * for all codes and at every midpoint between two of them; packed tiles are read back byte by byte
  * where r16.h says that each weight lies. */
 #include <setjmp.h>

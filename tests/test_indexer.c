@@ -1,4 +1,4 @@
-/* The indexer: which compressed entries a query attends to. The selection is held against a plain
+/* The indexer: which compressed entries a query attends to. The selection is compared with a plain
  * sort for every k, and the scores behind it against plain sums over the stored FP4 codes. */
 #include <setjmp.h>
 #include <stdarg.h>

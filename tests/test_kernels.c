@@ -2,7 +2,7 @@
  * from the reference's is run on all shapes, tails and kinds of input of kernel_cases.c, with
  * inputs and outputs next to guard pages and the space around outputs watched.
  *
- *   --hash      a hash of the reference's outputs instead, to hold builds against each other
+ *   --hash      a hash of the reference's outputs instead, to compare builds with each other
  *   SL_SEED=n   other inputs
  *   SL_SLOW=1   fewer: for valgrind and qemu */
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* The expert half of a layer: which experts it asks for, and that how they come does not matter.
- * The layer runs alone over random streams; its demands are held against a plain sort, and its
+ * The layer runs alone over random streams; its demands are compared with a plain sort, and its
  * output against the same layer with other pins. */
 #include <setjmp.h>
 #include <stdarg.h>

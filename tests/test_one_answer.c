@@ -27,7 +27,7 @@ static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl
 
 /* The model's tokens, a few at a time; with `resize` the cache gets another size before each step.
  * With `faulty` every fifth read is cut short, they land in any order, and one fails and is tried
- * again, unless it was a guess that was given up. Returns whether that happened. */
+ * again, unless it was a prediction that was given up. Returns whether that happened. */
 static bool check_answer(const struct engine_rig *m, struct sl_engine_options options, bool faulty,
                          bool resize, uint64_t random)
 {

@@ -1,4 +1,4 @@
-/* The reference's other kernels are right: each is held against its contract, written down again
+/* The reference's other kernels are right: each is compared with its contract, written down again
  * plainly. Where the contract fixes every rounding the bits must be the same; where it leaves exp
  * to us, the result must be close to that in double arithmetic. */
 #include <stdbool.h>

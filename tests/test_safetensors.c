@@ -1,6 +1,6 @@
 /* The safetensors header: what is well-formed is understood, what is not is refused with a line
  * that names file, tensor, found and expected. Headers are given as text, with the file size they
- * are to be held against. */
+ * are to be compared with. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,13 +1,13 @@
 /* Ten thousand tokens over a drive that keeps going wrong: the logits are those of a run without
  * faults, and no memory is lost on the way. Four sequences go through a store on three drives at
- * the least cache there is, with guesses, while reads fail, are short, late or wrong by a seed
+ * the least cache there is, with predictions, while reads fail, are short, late or wrong by a seed
  * (SL_SEED=n gives others), some of them for good; what failed is fed again. Then two thousand more
  * from a compressed store. SL_SLOW=1, and sanitizers, make it shorter.
  *
- * Memory: what malloc has lent, and what of the process is resident, are taken after a tenth of the
- * tokens and at the end. The first must be the same to the byte. Resident may grow by what the C
- * library and the kernel take in passing. Sanitizers have a malloc and shadows of their own: there
- * both say nothing. */
+ * Memory: what is allocated with malloc, and what of the process is resident, are taken after a
+ * tenth of the tokens and at the end. The first must be the same to the byte. Resident may grow by
+ * what the C library and the kernel take in passing. Sanitizers have a malloc and shadows of their
+ * own: there both say nothing. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -156,7 +156,7 @@ static struct memory memory_now(void)
 
 static void check_memory(struct memory before, struct memory after)
 {
-    print_message("lent %" PRIu64 " bytes; resident %" PRIu64 " KiB, then %" PRIu64 "\n",
+    print_message("allocated %" PRIu64 " bytes; resident %" PRIu64 " KiB, then %" PRIu64 "\n",
                   after.lent_bytes, before.resident_bytes >> 10, after.resident_bytes >> 10);
     assert_int_equal(before.lent_bytes, after.lent_bytes);
 #ifndef SL_DEBUG
@@ -193,7 +193,7 @@ static void check_counters(const struct soak *soak, uint32_t n_rounds)
 
     print_message("%u tokens; %" PRIu64 " reads, of which %" PRIu64 " failed, %" PRIu64
                   " were short, %" PRIu64 " late, %" PRIu64 " wrong; %" PRIu64
-                  " steps failed; %" PRIu64 " guesses in time, %" PRIu64 " late\n",
+                  " steps failed; %" PRIu64 " predictions in time, %" PRIu64 " late\n",
                   n_rounds * SEQUENCES * SEQUENCE_TOKENS, io_fault_read_count(io),
                   io_fault_gap_count(io, 0), io_fault_gap_count(io, 1), io_fault_gap_count(io, 2),
                   io_fault_gap_count(io, 3), soak->n_failures, c.n_predicted_hits,

@@ -163,7 +163,7 @@ static void test_power_cut_again_and_again(void **state)
     }
 }
 
-/* Over two folders. What is complete at the end is held against checksums that are those of the
+/* Over two folders. What is complete at the end is compared with checksums that are those of the
  * store that nothing happened to. */
 static void test_power_cut_while_striping(void **state)
 {

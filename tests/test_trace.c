@@ -1,6 +1,6 @@
 /* Traces and their replay: what is written is read back, whatever is changed in the file is
  * refused, and a replay loads what a plain model of the cache loads. Random traces are written and
- * damaged; LRU is held against a list, and the optimum against trying out every choice. */
+ * damaged; LRU is compared with a list, and the optimum against trying out every choice. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -202,7 +202,8 @@ static void test_half_a_trace_is_refused(void **state)
 /* ---- replay -----------------------------------------------------------------------------------
  */
 
-/* Misses of LRU without hints, one token at a time: resident ids by latest demand, oldest first. */
+/* Misses of LRU without prefetch, one token at a time: resident ids by latest demand, oldest first.
+ */
 static uint64_t count_lru_loads(const uint16_t *experts, uint32_t n_experts, uint32_t n_tokens,
                                 uint32_t n_slots)
 {

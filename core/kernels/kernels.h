@@ -149,7 +149,7 @@ typedef void sl_index_reduce_fn(size_t head_count, size_t key_count, const float
                                 size_t score_stride, const float *restrict weight,
                                 float *restrict total);
 
-/* ---- probes: what the instruction set can do at most, to hold the kernels against --------------
+/* ---- probes: what the instruction set can do at most, to compare the kernels with --------------
  */
 
 /* Reads size_bytes, a multiple of 1,024, 64-byte aligned. The result depends on all of it. */

@@ -37,7 +37,7 @@ struct sl_forward;
 enum sl_prefetch {
     SL_PREFETCH_HASH, /* those of the hash-routed layers, for certain */
     SL_PREFETCH_OFF,
-    SL_PREFETCH_GATE, /* also guesses at the next layer's, in steps of few tokens */
+    SL_PREFETCH_GATE, /* also predicted ones of the next layer, in steps of few tokens */
 };
 
 struct sl_forward_params {

@@ -1,6 +1,6 @@
-/* Experts that are read before they are demanded: hints, which are certain, and guesses, which are
- * not. What is hinted is read once and gives way to demands; what is guessed is read when the
- * drives have nothing else to do, and given up when it was wrong. */
+/* Prefetch: of certain experts, which a step will demand, and of predicted ones, which it may not
+ * demand. A certain one is read once and gives way to demands; a predicted one is read when the
+ * drives have nothing else to do, and given up when the prediction was wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,10 +14,11 @@
 #include "cache/slot_table.h"
 #include "tests/cache_rig.h"
 
-/* ---- hints -------------------------------------------------------------------------------------
+/* ---- certain
+ * -------------------------------------------------------------------------------------
  */
 
-static void test_hinted_experts_are_read_once(void **state)
+static void test_certain_experts_are_read_once(void **state)
 {
     static const uint16_t experts[] = {1, 4, 6, 9};
     const struct cache_fixture *fixtures = *state;
@@ -43,7 +44,7 @@ static void test_hinted_experts_are_read_once(void **state)
         assert_int_equal(counters.n_prefetch_hits, 3);
         assert_int_equal(counters.n_hits, 0);
         cache_rig_check_counters(&rig, 4);
-        /* From now on they are like any other, and hints have their share again. */
+        /* From now on they are like any other, and prefetches have their share again. */
         assert_int_equal(cache_rig_prefetch(&rig, 0, experts, 4).n_loads, 4);
         assert_int_equal(cache_rig_prefetch(&rig, 1, experts, 4).n_loads, 7);
         assert_int_equal(cache_rig_demand(&rig, 0, experts, 4, NULL, NULL), 0);
@@ -52,13 +53,14 @@ static void test_hinted_experts_are_read_once(void **state)
     }
 }
 
-/* A demand goes before hints that came earlier, and makes those it shares with them its own. */
-static void test_demand_before_hints(void **state)
+/* A demand goes before prefetches that came earlier, and makes those it shares with them its own.
+ */
+static void test_demand_before_certain(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
     static const struct io_fault_plan plan = {.lazy = true};
-    static const uint16_t hinted[] = {1, 4, 6}, demanded[] = {2, 6};
+    static const uint16_t certain[] = {1, 4, 6}, demanded[] = {2, 6};
     const struct cache_fixture *fixtures = *state;
     uint64_t pieces_needed;
     struct cache_rig rig;
@@ -70,15 +72,15 @@ static void test_demand_before_hints(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    cache_rig_prefetch(&rig, 1, hinted, 3);
+    cache_rig_prefetch(&rig, 1, certain, 3);
     assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
-    /* One piece of the first hint was under way; one more may be when the last one has landed. */
+    /* One piece of the first one was under way; one more may be when the last one has landed. */
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 1);
     cache_rig_fini(&rig);
 }
 
-static void test_hints_need_a_staging_buffer(void **state)
+static void test_certain_experts_need_a_staging_buffer(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 1};
@@ -94,8 +96,8 @@ static void test_hints_need_a_staging_buffer(void **state)
     cache_rig_fini(&rig);
 }
 
-/* Nobody waits for a hint: what was corrupt of it is read again behind other hints. */
-static void test_corrupt_hints_are_not_urgent(void **state)
+/* Nobody waits for a prefetch: what was corrupt of it is read again behind other prefetches. */
+static void test_corrupt_certain_experts_are_not_urgent(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 1, .piece_bytes = 1 << 20, .n_slots = 8, .inflight_max = 2};
@@ -118,47 +120,47 @@ static void test_corrupt_hints_are_not_urgent(void **state)
     cache_rig_fini(&rig);
 }
 
-/* A hinted expert that is evicted before anybody asked for it no longer counts in their share. */
-static void test_evicted_hints_give_back_their_share(void **state)
+/* A certain expert that is evicted before anybody asked for it no longer counts in their share. */
+static void test_evicted_certain_experts_give_back_their_share(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 4, .inflight_max = 2};
-    static const uint16_t hinted[] = {0, 1}, others[] = {4, 5, 6, 7};
+    static const uint16_t certain[] = {0, 1}, others[] = {4, 5, 6, 7};
     const struct cache_fixture *fixtures = *state;
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
-    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 2).n_loads, 1);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, certain, 2).n_loads, 1);
     assert_int_equal(cache_rig_demand(&rig, 1, others, 4, NULL, NULL), 0);
     assert_int_equal(cache_rig_demand(&rig, 2, others, 4, NULL, NULL), 0);
-    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 2).n_loads, 10);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, certain, 2).n_loads, 10);
     cache_rig_fini(&rig);
 }
 
-/* A step that failed has no use for what it hinted: the next step has the whole share of hints for
- * its own, and what is there or lands is found by whoever asks. */
-static void test_forgotten_hints_give_back_their_share(void **state)
+/* A step that failed has no use for what it prefetched: the next step has the whole share of
+ * prefetches for its own, and what is there or lands is found by whoever asks. */
+static void test_forgotten_certain_experts_give_back_their_share(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
-    static const uint16_t hinted[] = {0, 1, 2}, others[] = {4, 5, 6};
+    static const uint16_t certain[] = {0, 1, 2}, others[] = {4, 5, 6};
     const struct cache_fixture *fixtures = *state;
     struct cache_rig rig;
 
     cache_rig_init(&rig, fixtures, &options);
-    assert_int_equal(cache_rig_prefetch(&rig, 0, hinted, 3).n_loads, 3);
+    assert_int_equal(cache_rig_prefetch(&rig, 0, certain, 3).n_loads, 3);
     assert_int_equal(cache_rig_prefetch(&rig, 0, others, 3).n_loads, 3);
     rig.source->ops->forget(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     assert_int_equal(rig.cache->table.n_prefetched, 0);
     assert_int_equal(cache_rig_prefetch(&rig, 0, others, 3).n_loads, 6);
-    assert_int_equal(cache_rig_demand(&rig, 0, hinted, 3, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 0, certain, 3, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 6);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_prefetch_hits, 0);
     cache_rig_fini(&rig);
 }
 
-static void test_failed_hint_is_read_again(void **state)
+static void test_failed_certain_expert_is_read_again(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 4, .inflight_max = 2};
@@ -183,11 +185,12 @@ static void test_failed_hint_is_read_again(void **state)
     cache_rig_fini(&rig);
 }
 
-/* ---- guesses -----------------------------------------------------------------------------------
+/* ---- predicted
+ * -----------------------------------------------------------------------------------
  */
 
-static struct sl_expert_cache_counters guess(struct cache_rig *rig, uint16_t layer,
-                                             const uint16_t *experts, uint32_t n)
+static struct sl_expert_cache_counters predict(struct cache_rig *rig, uint16_t layer,
+                                               const uint16_t *experts, uint32_t n)
 {
     struct sl_expert_key keys[CACHE_EXPERTS];
 
@@ -197,13 +200,13 @@ static struct sl_expert_cache_counters guess(struct cache_rig *rig, uint16_t lay
     return sl_expert_cache_counters(rig->cache);
 }
 
-/* Nothing that is guessed is read before all that is demanded has landed. */
-static void test_guesses_wait_for_demands(void **state)
+/* Nothing that is predicted is read before all that is demanded has landed. */
+static void test_predictions_wait_for_demands(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 8192, .n_slots = 12, .inflight_max = 8};
     static const struct io_fault_plan plan = {.lazy = true};
-    static const uint16_t demanded[] = {0, 3, 5}, guessed[] = {7, 1}, next[] = {1, 2};
+    static const uint16_t demanded[] = {0, 3, 5}, predicted[] = {7, 1}, next[] = {1, 2};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
     struct sl_expert_pin pin;
@@ -212,7 +215,7 @@ static void test_guesses_wait_for_demands(void **state)
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
     assert_int_equal(rig.source->ops->demand(rig.source, 1, demanded, 3, NULL), 0);
-    assert_int_equal(guess(&rig, 2, guessed, 2).n_predicted_loads, 0);
+    assert_int_equal(predict(&rig, 2, predicted, 2).n_predicted_loads, 0);
     for (uint32_t i = 0; i < 3; i++) {
         assert_int_equal(rig.source->ops->acquire(rig.source, true, &pin, NULL), 1);
         rig.source->ops->release(rig.source, &pin);
@@ -221,7 +224,7 @@ static void test_guesses_wait_for_demands(void **state)
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, 2);
     assert_int_equal(cache_rig_demand(&rig, 2, next, 2, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
-    assert_int_equal(c.n_loads, 6); /* three, two guesses, and the one that was not guessed */
+    assert_int_equal(c.n_loads, 6); /* three, two predicted, and the one that was not */
     assert_int_equal(c.n_predicted, 2);
     assert_int_equal(c.n_predicted_right, 1);
     assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 1);
@@ -230,11 +233,11 @@ static void test_guesses_wait_for_demands(void **state)
     cache_rig_fini(&rig);
 }
 
-static void test_guesses_that_land_in_time(void **state)
+static void test_predictions_that_land_in_time(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 8192, .n_slots = 8, .inflight_max = 4};
-    static const uint16_t guessed[] = {7, 1}, demanded[] = {1};
+    static const uint16_t predicted[] = {7, 1}, demanded[] = {1};
     const struct cache_fixture *fixtures = *state;
     const struct sl_slot_table *table;
     struct sl_expert_cache_counters c;
@@ -242,29 +245,29 @@ static void test_guesses_that_land_in_time(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     table = &rig.cache->table;
-    assert_int_equal(guess(&rig, 2, guessed, 2).n_predicted_loads, 2);
+    assert_int_equal(predict(&rig, 2, predicted, 2).n_predicted_loads, 2);
     while (table->slots[0].state != SL_SLOT_READY || table->slots[1].state != SL_SLOT_READY)
-        cache_rig_prefetch(&rig, 0, guessed, 0); /* takes in what has landed */
+        cache_rig_prefetch(&rig, 0, predicted, 0); /* takes in what has landed */
     assert_int_equal(cache_rig_demand(&rig, 2, demanded, 1, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_loads, 2);
     assert_int_equal(c.n_predicted_hits, 1);
     assert_int_equal(c.n_predicted_late, 0);
     assert_int_equal(c.predicted_wasted_bytes, sl_expert_cache_slot_bytes(&cache_shape));
-    /* The other one is still there, like any other, and guesses have their share again. */
-    assert_int_equal(guess(&rig, 0, guessed, 2).n_predicted_loads, 4);
-    assert_int_equal(cache_rig_demand(&rig, 2, guessed, 1, NULL, NULL), 0);
+    /* The other one is still there, like any other, and predictions have their share again. */
+    assert_int_equal(predict(&rig, 0, predicted, 2).n_predicted_loads, 4);
+    assert_int_equal(cache_rig_demand(&rig, 2, predicted, 1, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_hits, 1);
     cache_rig_fini(&rig);
 }
 
-/* A demand for something else: of three guesses, little more is read than what had gone out. */
-static void test_wrong_guesses_are_given_up(void **state)
+/* A demand for something else: of three predictions, little more is read than what had gone out. */
+static void test_wrong_predictions_are_given_up(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 1, .piece_bytes = 4096, .n_slots = 12, .inflight_max = 8};
     static const struct io_fault_plan plan = {.lazy = true};
-    static const uint16_t guessed[] = {1, 4, 6}, demanded[] = {2, 5};
+    static const uint16_t predicted[] = {1, 4, 6}, demanded[] = {2, 5};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
     uint64_t pieces_needed;
@@ -277,17 +280,17 @@ static void test_wrong_guesses_are_given_up(void **state)
 
     cache_rig_init(&rig, fixtures, &options);
     io_fault_set(rig.io, &plan);
-    assert_int_equal(guess(&rig, 1, guessed, 3).n_predicted_loads, 3);
+    assert_int_equal(predict(&rig, 1, predicted, 3).n_predicted_loads, 3);
     assert_int_equal(cache_rig_demand(&rig, 1, demanded, 2, NULL, NULL), 0);
     assert_in_range(io_fault_read_count(rig.io), pieces_needed, pieces_needed + 2);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 0);
     assert_in_range(c.predicted_wasted_bytes, 1, 2 * 4096);
     for (uint32_t round = 0; round < 2; round++) { /* their slots and share are free again */
-        assert_int_equal(cache_rig_demand(&rig, 1, guessed, 3, NULL, NULL), 0);
+        assert_int_equal(cache_rig_demand(&rig, 1, predicted, 3, NULL, NULL), 0);
         assert_int_equal(sl_expert_cache_counters(rig.cache).n_loads, 8);
     }
-    assert_int_equal(guess(&rig, 0, guessed, 3).n_predicted_loads, 6);
+    assert_int_equal(predict(&rig, 0, predicted, 3).n_predicted_loads, 6);
     cache_rig_fini(&rig);
 }
 
@@ -347,7 +350,7 @@ static void test_sweeps_end_with_their_step(void **state)
                                                      .inflight_max = 4,
                                                      .prefetch_layers = true};
     static const struct io_fault_plan plan = {.lazy = true};
-    static const uint16_t guessed[] = {1, 4};
+    static const uint16_t predicted[] = {1, 4};
     const struct cache_fixture *fixtures = *state;
     struct sl_expert_cache_counters c;
     struct sl_expert_pin pin;
@@ -359,12 +362,12 @@ static void test_sweeps_end_with_their_step(void **state)
     rig.source->ops->abandon(rig.source);
     rig.source->ops->release(rig.source, &pin);
     assert_true(sl_expert_cache_is_sound(rig.cache));
-    assert_int_equal(cache_rig_demand(&rig, 2, guessed, 2, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 2, predicted, 2, NULL, NULL), 0);
     assert_int_equal(sl_expert_cache_counters(rig.cache).n_predicted_loads, 0);
 
     io_fault_set(rig.io, &plan);
-    assert_int_equal(rig.source->ops->demand(rig.source, 2, guessed, 2, NULL), 0);
-    assert_int_equal(guess(&rig, 1, guessed, 2).n_predicted_loads, 2);
+    assert_int_equal(rig.source->ops->demand(rig.source, 2, predicted, 2, NULL), 0);
+    assert_int_equal(predict(&rig, 1, predicted, 2).n_predicted_loads, 2);
     rig.source->ops->abandon(rig.source);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     c = cache_rig_prefetch(&rig, 0, all_experts, 0); /* takes in what has landed */
@@ -432,22 +435,22 @@ static void test_sweeps_spare_what_is_hot(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hinted_experts_are_read_once),
-        cmocka_unit_test(test_demand_before_hints),
-        cmocka_unit_test(test_hints_need_a_staging_buffer),
-        cmocka_unit_test(test_corrupt_hints_are_not_urgent),
-        cmocka_unit_test(test_evicted_hints_give_back_their_share),
-        cmocka_unit_test(test_forgotten_hints_give_back_their_share),
-        cmocka_unit_test(test_failed_hint_is_read_again),
-        cmocka_unit_test(test_guesses_wait_for_demands),
-        cmocka_unit_test(test_guesses_that_land_in_time),
-        cmocka_unit_test(test_wrong_guesses_are_given_up),
+        cmocka_unit_test(test_certain_experts_are_read_once),
+        cmocka_unit_test(test_demand_before_certain),
+        cmocka_unit_test(test_certain_experts_need_a_staging_buffer),
+        cmocka_unit_test(test_corrupt_certain_experts_are_not_urgent),
+        cmocka_unit_test(test_evicted_certain_experts_give_back_their_share),
+        cmocka_unit_test(test_forgotten_certain_experts_give_back_their_share),
+        cmocka_unit_test(test_failed_certain_expert_is_read_again),
+        cmocka_unit_test(test_predictions_wait_for_demands),
+        cmocka_unit_test(test_predictions_that_land_in_time),
+        cmocka_unit_test(test_wrong_predictions_are_given_up),
         cmocka_unit_test(test_sweeps_read_ahead),
         cmocka_unit_test(test_sweeps_end_with_their_step),
         cmocka_unit_test(test_sweeps_end_between_demands),
         cmocka_unit_test(test_sweeps_spare_what_is_hot),
     };
 
-    return cmocka_run_group_tests_name("cache_hints", tests, cache_fixtures_create,
+    return cmocka_run_group_tests_name("prefetch", tests, cache_fixtures_create,
                                        cache_fixtures_destroy);
 }
