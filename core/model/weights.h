@@ -92,8 +92,7 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
  * (NaN, absurd scale, table entry out of range), naming file and tensor. */
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
                     struct sl_weight_source *source, const struct sl_draft *draft,
-                    struct sl_pool *pool,
-                    struct sl_err *err);
+                    struct sl_pool *pool, struct sl_err *err);
 
 void sl_weights_fini(struct sl_weights *weights);
 
