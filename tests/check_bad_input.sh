@@ -238,7 +238,7 @@ for command in inspect "logits --tokens $scratch/tokens --out $scratch/logits.np
     }
     is "an empty folder" "is empty; expected a folder with config.json" "$scratch/empty"
     is "a folder of GGUF" "GGUF files; Sluice runs the official" "$scratch/ggufs"
-    is "a folder of Hugging Face's cache" "$cache/snapshots/def\$" "$cache"
+    is "a folder of Hugging Face's cache" '2 snapshots of the model.*abc, def (main)$' "$cache"
     is "a broken link" "symbolic link to a file that is not there" "$scratch/dangling"
     is "no such folder" "no such folder; expected a folder with config.json" "$scratch/none"
     is "a shard" "give the folder that it is in: $good\$" "$good/model-00001-of-00006.safetensors"

@@ -32,7 +32,8 @@ static void write_config(const struct sl_config *c, const char *folder)
     char text[4096];
     int length = snprintf(
         text, sizeof(text),
-        "{\"vocab_size\":%u,\"bos_token_id\":%u,\"eos_token_id\":%u,\"hidden_size\":%u,"
+        "{\"model_type\":\"deepseek_v4\",\"vocab_size\":%u,\"bos_token_id\":%u,\"eos_token_id\":%u,"
+        "\"hidden_size\":%u,"
         "\"num_hidden_layers\":%u,\"num_hash_layers\":%u,\"num_nextn_predict_layers\":%u,"
         "\"num_attention_heads\":%u,\"head_dim\":%u,\"qk_rope_head_dim\":%u,\"q_lora_rank\":%u,"
         "\"o_groups\":%u,\"o_lora_rank\":%u,\"index_n_heads\":%u,\"index_head_dim\":%u,"

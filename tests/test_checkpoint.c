@@ -320,6 +320,59 @@ static void test_unknown_dtype(void **state)
     fixture_model_remove(&model);
 }
 
+/* Repacks spell names and types in other ways; index and headers may differ in that. */
+static void test_other_spellings(void **state)
+{
+    static const struct {
+        const char *other, *official;
+        enum sl_dtype dtype, official_dtype;
+    } tensors[] = {
+        {"model.layers.0.self_attn.wq_a.weight_scale_inv", "layers.0.attn.wq_a.scale", SL_DTYPE_U8,
+         SL_DTYPE_F8_E8M0},
+        {"model.layers.0.self_attn.wq_a.weight", "layers.0.attn.wq_a.weight", SL_DTYPE_U8,
+         SL_DTYPE_U8},
+        {"model.layers.0.mlp.gate.e_score_correction_bias", "layers.0.ffn.gate.bias", SL_DTYPE_F32,
+         SL_DTYPE_F32},
+        {"layers.1.ffn.experts.10.w1.weight", "layers.1.ffn.experts.10.w1.weight", SL_DTYPE_U8,
+         SL_DTYPE_I8},
+        {"model.mtp.2.mlp.experts.3.w2.weight", "mtp.2.ffn.experts.3.w2.weight", SL_DTYPE_U8,
+         SL_DTYPE_I8},
+        {"mtp.0.ffn.shared_experts.w1.scale", "mtp.0.ffn.shared_experts.w1.scale", SL_DTYPE_F32,
+         SL_DTYPE_F32},
+        {"model.norm.weight", "norm.weight", SL_DTYPE_BF16, SL_DTYPE_BF16},
+        {"model.", "model.", SL_DTYPE_U8, SL_DTYPE_U8},
+        {"a..mlp", "a..ffn", SL_DTYPE_U8, SL_DTYPE_U8},
+    };
+    char folder[FIXTURE_PATH_BYTES];
+    struct sl_checkpoint *checkpoint;
+    struct fixture_list list = {0};
+    FILE *index;
+
+    (void)state;
+    fixture_folder_create(folder);
+    for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++)
+        fixture_add(&list, tensors[i].dtype, 4, 8, "%s", tensors[i].other);
+    fixture_write_shard(folder, SHARD_1, &list, false);
+    for (int with_index = 0; with_index < 2; with_index++) {
+        if (with_index) {
+            index = fixture_index_begin(folder);
+            fixture_index_add(index, &list, SHARD_1);
+            fixture_index_end(index);
+        }
+        assert_int_equal(sl_checkpoint_open(&checkpoint, folder, NULL), 0);
+        for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++) {
+            const struct sl_checkpoint_tensor *tensor =
+                sl_checkpoint_find(checkpoint, tensors[i].official);
+
+            assert_non_null(tensor);
+            assert_int_equal(tensor->info.dtype, tensors[i].official_dtype);
+        }
+        sl_checkpoint_close(checkpoint);
+    }
+    fixture_fini(&list);
+    fixture_folder_remove(folder);
+}
+
 static void test_damaged_folders(void **state)
 {
     (void)state;
@@ -415,6 +468,7 @@ int main(void)
         WITH_MODEL(test_without_index),
         WITH_MODEL(test_files_beside_the_index),
         cmocka_unit_test(test_unknown_dtype),
+        cmocka_unit_test(test_other_spellings),
         cmocka_unit_test(test_damaged_folders),
         cmocka_unit_test(test_no_folder),
         WITH_MODEL(test_file_cut_after_opening),

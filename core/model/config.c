@@ -294,9 +294,23 @@ static bool is_other_type(const struct sl_config *config)
     return config->model_type[0] && strcmp(config->model_type, SL_MODEL_TYPE) != 0;
 }
 
+/* "deepseek_v41" and the like. */
+static bool is_v41(const struct sl_config *config)
+{
+    const char *rest = config->model_type + strlen(SL_MODEL_TYPE);
+
+    return strncmp(config->model_type, SL_MODEL_TYPE, strlen(SL_MODEL_TYPE)) == 0 &&
+           rest[strspn(rest, "._")] == '1';
+}
+
 static int other_model_type(const struct sl_config *config, const char *where, const char *remedy,
                             struct sl_err *err)
 {
+    if (is_v41(config))
+        return sl_err_set(err, -SL_EUNSUPPORTED,
+                          "%s: DeepSeek-V4.1 (\"model_type\" is \"%s\"), another architecture than "
+                          "V4, which this engine does not run",
+                          where, config->model_type);
     return sl_err_set(err, -SL_EUNSUPPORTED,
                       "%s: \"model_type\" is \"%s\"; this engine runs \"" SL_MODEL_TYPE "\"%s",
                       where, config->model_type, remedy);
@@ -370,4 +384,19 @@ int sl_config_check_model_type(const struct sl_config *config, const char *folde
         return 0;
     snprintf(where, sizeof(where), "%s/config.json", folder);
     return other_model_type(config, where, " (--any-model-type tries all the same)", err);
+}
+
+const char *sl_config_note(const struct sl_config *config, uint32_t note_index,
+                           char buffer[SL_CONFIG_NOTE_BYTES])
+{
+    if (!config->model_type[0] && note_index-- == 0)
+        snprintf(buffer, SL_CONFIG_NOTE_BYTES,
+                 "config.json has no \"model_type\"; the model is taken for " SL_MODEL_TYPE);
+    else if (config->unknown_keys[0] && note_index == 0)
+        snprintf(buffer, SL_CONFIG_NOTE_BYTES,
+                 "config.json has keys that are not known and have no effect: %s",
+                 config->unknown_keys);
+    else
+        return NULL;
+    return buffer;
 }

@@ -93,6 +93,12 @@ int sl_config_read(struct sl_config *ret_config, const char *folder, struct sl_e
 int sl_config_check_model_type(const struct sl_config *config, const char *folder,
                                struct sl_err *err);
 
+/* Things about the file that a user should know, though it can be used: one line each, `note_index`
+ * from 0 on, NULL past the last. Returns `buffer`. */
+#define SL_CONFIG_NOTE_BYTES 384
+const char *sl_config_note(const struct sl_config *config, uint32_t note_index,
+                           char buffer[SL_CONFIG_NOTE_BYTES]);
+
 /* Input columns of one group of the output projection. */
 static inline uint32_t sl_config_group_cols(const struct sl_config *config)
 {

@@ -28,8 +28,7 @@ struct contents {
     uint32_t n_entries;
     uint32_t n_shards;
     uint32_t n_gguf;
-    bool has_snapshots;      /* of Hugging Face's cache */
-    char only[NAME_MAX + 1]; /* the last entry's name: the only one's if there is one */
+    bool has_snapshots; /* of Hugging Face's cache */
 };
 
 /* False if it cannot be listed. */
@@ -50,7 +49,6 @@ static bool list(const char *folder, struct contents *ret_contents)
         ret_contents->n_shards += ends(name, ".safetensors");
         ret_contents->n_gguf += ends(name, ".gguf");
         ret_contents->has_snapshots |= strcmp(name, "snapshots") == 0;
-        snprintf(ret_contents->only, sizeof(ret_contents->only), "%s", name);
     }
     closedir(dir);
     return true;
@@ -92,29 +90,82 @@ static int explain_file(const char *path, int code, struct sl_err *err)
     return sl_err_set(err, code, "%s: not a folder; " EXPECTED, path);
 }
 
-/* Which of the snapshots in a folder of Hugging Face's cache is the one that would be used: the one
- * that main stands for, or the only one. */
+/* Names the snapshots, the one that main stands for as such, so that the user can choose. */
+static int several_snapshots(const char *path, const char *const *names, int n, struct sl_err *err)
+{
+    char text[SL_ERR_MESSAGE_BYTES / 2] = "", main_path[PATH_MAX], *main_name = NULL;
+    size_t length;
+
+    snprintf(main_path, sizeof(main_path), "%s/refs/main", path);
+    if (sl_file_read_all(main_path, REVISION_BYTES_MAX, &main_name, &length, NULL) == 0)
+        main_name[strcspn(main_name, "\r\n")] = '\0';
+    for (int i = 0; i < n; i++) {
+        const size_t used = strlen(text);
+
+        snprintf(text + used, sizeof(text) - used, "%s%s%s", i ? ", " : "", names[i],
+                 main_name && strcmp(main_name, names[i]) == 0 ? " (main)" : "");
+    }
+    free(main_name);
+    return sl_err_set(err, -SL_EFORMAT,
+                      "%s: Hugging Face's cache has %d snapshots of the model; give one of them, "
+                      "%s/snapshots/ and: %s",
+                      path, n, path, text);
+}
+
+static int is_visible(const struct dirent *entry)
+{
+    return entry->d_name[0] != '.';
+}
+
+int sl_model_folder_find(const char *path, char **ret_path, struct sl_err *err)
+{
+    char snapshots[PATH_MAX], config[PATH_MAX];
+    struct dirent **entries = NULL;
+    int n, rc = 0;
+
+    *ret_path = NULL;
+    snprintf(snapshots, sizeof(snapshots), "%s/snapshots", path);
+    snprintf(config, sizeof(config), "%s/config.json", path);
+    if (access(config, F_OK) == 0 || access(snapshots, F_OK) != 0)
+        return 0;
+    n = scandir(snapshots, &entries, is_visible, alphasort);
+    if (n == 1) {
+        if (asprintf(ret_path, "%s/%s", snapshots, entries[0]->d_name) < 0) {
+            *ret_path = NULL;
+            rc = sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+        }
+    } else if (n > 1) {
+        const char **names = calloc((size_t)n, sizeof(*names));
+
+        for (int i = 0; names && i < n; i++)
+            names[i] = entries[i]->d_name;
+        rc = names ? several_snapshots(path, names, n, err)
+                   : sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+        free(names);
+    } else if (n == 0) {
+        rc = sl_err_set(err, -ENOENT,
+                        "%s: a model's folder in Hugging Face's cache, without a snapshot: was the "
+                        "download stopped?",
+                        path);
+    }
+    for (int i = 0; i < n; i++)
+        free(entries[i]);
+    free(entries);
+    return rc;
+}
+
+/* For those who have not looked for the snapshot themselves. */
 static int explain_cache(const char *path, int code, struct sl_err *err)
 {
-    char snapshots[PATH_MAX], *text = NULL;
-    const char *revision = "REVISION";
-    struct contents contents;
-    size_t length;
-    int rc;
+    char *snapshot;
+    int rc = sl_model_folder_find(path, &snapshot, err);
 
-    snprintf(snapshots, sizeof(snapshots), "%s/refs/main", path);
-    if (sl_file_read_all(snapshots, REVISION_BYTES_MAX, &text, &length, NULL) == 0) {
-        text[strcspn(text, "\r\n")] = '\0';
-        revision = text;
-    }
-    snprintf(snapshots, sizeof(snapshots), "%s/snapshots", path);
-    if (!text && list(snapshots, &contents) && contents.n_entries == 1)
-        revision = contents.only;
-    rc = sl_err_set(err, code,
-                    "%s: a model's folder in Hugging Face's cache; give the snapshot in it: "
-                    "%s/%s",
-                    path, snapshots, revision);
-    free(text);
+    if (rc == 0)
+        rc = sl_err_set(err, code,
+                        "%s: a model's folder in Hugging Face's cache; give the "
+                        "snapshot in it: %s",
+                        path, snapshot ? snapshot : "snapshots/REVISION");
+    free(snapshot);
     return rc;
 }
 

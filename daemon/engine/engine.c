@@ -44,15 +44,14 @@ const char *sl_engine_note(const struct sl_engine *e, uint32_t note_index)
 
 static int read_config(struct sl_engine *e, struct sl_err *err)
 {
+    char note[SL_CONFIG_NOTE_BYTES];
     int rc = sl_config_read(&e->config, e->options.model, err);
 
     if (rc == 0 && !e->options.any_model_type)
         rc = sl_config_check_model_type(&e->config, e->options.model, err);
-    if (rc < 0 || !e->config.unknown_keys[0])
-        return rc;
-    add_note(e, "config.json has keys that are not known and have no effect: %s",
-             e->config.unknown_keys);
-    return 0;
+    for (uint32_t i = 0; rc == 0 && sl_config_note(&e->config, i, note); i++)
+        add_note(e, "%s", note);
+    return rc;
 }
 
 /* Returns NULL if the draft is left aside. */

@@ -16,6 +16,7 @@
 #include "core/base/json.h"
 #include "storage/io/checksum.h"
 #include "storage/checkpoint/safetensors.h"
+#include "storage/checkpoint/tensor_spelling.h"
 
 #define INDEX_NAME "model.safetensors.index.json"
 #define INDEX_BYTES_MAX (UINT64_C(128) << 20) /* Pro's has 15 MB */
@@ -200,7 +201,7 @@ static int read_header(struct shard *shard, bool may_be_cut, struct sl_safetenso
 }
 
 static int append_tensors(struct sl_checkpoint *checkpoint, uint32_t shard_index,
-                          const struct sl_safetensors *header, struct sl_err *err)
+                          struct sl_safetensors *header, struct sl_err *err)
 {
     size_t count = (size_t)checkpoint->tensor_count + header->tensor_count;
     struct sl_checkpoint_tensor *tensors;
@@ -210,8 +211,10 @@ static int append_tensors(struct sl_checkpoint *checkpoint, uint32_t shard_index
         return no_memory(checkpoint, err);
     checkpoint->tensors = tensors;
     for (uint32_t i = 0; i < header->tensor_count; i++) {
-        const struct sl_safetensors_tensor *from = &header->tensors[i];
+        struct sl_safetensors_tensor *from = &header->tensors[i];
 
+        sl_tensor_respell_name(header->names + (from->name - header->names)); /* not const */
+        sl_tensor_respell_type(from->name, &from->info);
         tensors[checkpoint->tensor_count++] =
             (struct sl_checkpoint_tensor){.name = from->name,
                                           .info = from->info,
@@ -275,10 +278,14 @@ static int check_index(const struct sl_checkpoint *checkpoint, const char *path,
 
     json_object_foreach(map, tensor_name, file)
     {
-        const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, tensor_name);
+        const struct sl_checkpoint_tensor *tensor;
         const char *wanted = json_string_value(file);
+        char name[SL_SAFETENSORS_NAME_BYTES_MAX + 1];
         const char *found;
 
+        snprintf(name, sizeof(name), "%s", tensor_name);
+        sl_tensor_respell_name(name);
+        tensor = sl_checkpoint_find(checkpoint, name);
         if (!tensor)
             return sl_err_set(err, -SL_EFORMAT,
                               "%s: tensor \"%.255s\" is said to be in %s, but it is in no file",
@@ -499,6 +506,11 @@ struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint)
     return &checkpoint->weights;
 }
 
+const char *sl_checkpoint_folder(const struct sl_checkpoint *checkpoint)
+{
+    return checkpoint->folder;
+}
+
 uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint)
 {
     return checkpoint->tensor_count;
@@ -518,6 +530,22 @@ const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint
 
     return bsearch(&wanted, checkpoint->tensors, checkpoint->tensor_count,
                    sizeof(*checkpoint->tensors), compare_names);
+}
+
+bool sl_checkpoint_has_prefix(const struct sl_checkpoint *checkpoint, const char *prefix)
+{
+    uint32_t low = 0, high = checkpoint->tensor_count; /* the first name that is not below it */
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (strcmp(checkpoint->tensors[middle].name, prefix) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < checkpoint->tensor_count &&
+           strncmp(checkpoint->tensors[low].name, prefix, strlen(prefix)) == 0;
 }
 
 uint32_t sl_checkpoint_file_count(const struct sl_checkpoint *checkpoint)

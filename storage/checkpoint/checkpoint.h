@@ -2,8 +2,9 @@
  *
  * Opening reads the shards' headers and model.safetensors.index.json and trusts neither: offsets
  * lie inside the file, do not overlap, and match dtype and shape; every tensor of the index is in
- * the file that the index names. Tensor data are read on request. After opening, reads may come
- * from any thread.
+ * the file that the index names. Names and types are in the release's spelling, however the files
+ * spell them (storage/checkpoint/tensor_spelling.h). Tensor data are read on request. After
+ * opening, reads may come from any thread.
  *
  * sluice pack --consume cuts a shard off behind its header once all of its tensors are in a store.
  * Such a folder is no complete checkpoint any more, but an interrupted pack can go on from it. */
@@ -46,6 +47,8 @@ int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_
 /* Returns the checkpoint as core's weight source, which lives as long as the checkpoint. */
 struct sl_weight_source *sl_checkpoint_weights(struct sl_checkpoint *checkpoint);
 
+const char *sl_checkpoint_folder(const struct sl_checkpoint *checkpoint);
+
 uint32_t sl_checkpoint_tensor_count(const struct sl_checkpoint *checkpoint);
 
 /* Returns tensor number `i` in the order of their names (strcmp). */
@@ -55,6 +58,9 @@ const struct sl_checkpoint_tensor *sl_checkpoint_tensor_at(const struct sl_check
 /* Returns the tensor of that name, or NULL if there is none. */
 const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint *checkpoint,
                                                       const char *name);
+
+/* Returns whether there is a tensor whose name begins so. */
+bool sl_checkpoint_has_prefix(const struct sl_checkpoint *checkpoint, const char *prefix);
 
 /* Reads bytes of a file that lie within its tensors. Fails with -errno or -SL_ECORRUPT (the file
  * was cut after it was opened), naming file and offset. Any thread. */

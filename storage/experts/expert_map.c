@@ -111,6 +111,43 @@ static void sort_layer(struct sl_expert_map *map, uint32_t layer_index, struct p
         map->in_order[first + i] = positions[i].expert_index;
 }
 
+static bool has_layer(const struct sl_expert_map *map, uint32_t layer_index)
+{
+    char prefix[NAME_BYTES];
+
+    snprintf(prefix, sizeof(prefix), "layers.%u.", layer_index);
+    return sl_checkpoint_has_prefix(map->checkpoint, prefix);
+}
+
+/* Tells of whole layers that are missing, as of a download that was stopped or a copy that was cut,
+ * in place of the first tensor that was looked for. Returns `rc`, with `err` as it is if there are
+ * none. */
+static int explain_layers(const struct sl_expert_map *map, int rc, struct sl_err *err)
+{
+    const uint32_t n_layers = map->shape.num_hidden_layers;
+    char text[SL_ERR_MESSAGE_BYTES / 4] = "";
+    uint32_t n_missing = 0;
+
+    for (uint32_t i = 0, end; i < n_layers; i = end + 1) {
+        const size_t used = strlen(text);
+
+        for (end = i; end < n_layers && !has_layer(map, end);)
+            end++;
+        if (end == i)
+            continue;
+        n_missing += end - i;
+        snprintf(text + used, sizeof(text) - used, end - i > 1 ? "%s%u to %u" : "%s%u",
+                 used ? ", " : "", i, end - 1);
+    }
+    if (n_missing == 0)
+        return rc;
+    return sl_err_set(
+        err, -SL_EFORMAT,
+        "%s: config.json's num_hidden_layers is %u, but there are no tensors of layer%s "
+        "%s: is the checkpoint complete?",
+        sl_checkpoint_folder(map->checkpoint), n_layers, sl_plural(n_missing), text);
+}
+
 int sl_expert_map_of_checkpoint(struct sl_expert_map **ret_map, struct sl_checkpoint *checkpoint,
                                 const struct sl_expert_shape *shape, struct sl_err *err)
 {
@@ -139,6 +176,7 @@ int sl_expert_map_of_checkpoint(struct sl_expert_map **ret_map, struct sl_checkp
     }
     free(positions);
     if (rc < 0) {
+        rc = rc == -SL_EFORMAT ? explain_layers(map, rc, err) : rc;
         sl_expert_map_close(map);
         return rc;
     }

@@ -14,9 +14,13 @@
     damage.py DIR truncate TENSOR N          its shard, to N bytes; negative: by N bytes
     damage.py DIR delete TENSOR              its shard
     damage.py DIR tokenizer PATH VALUE       set a member of tokenizer.json, as "model.merges"
+    damage.py DIR respell                    names, types and config as repacks spell them: no damage
+    damage.py DIR unindex TEXT               from the index alone, all tensors with TEXT in their name
 """
+import glob
 import json
 import os
+import re
 import struct
 import sys
 
@@ -56,8 +60,39 @@ def overlap(header, tensor):
     header[tensor]["data_offsets"] = [lo - before[0], hi - before[0]]
 
 
+def respelled(name):
+    name = re.sub(r"\.attn\.", ".self_attn.", re.sub(r"\.ffn\.", ".mlp.", name))
+    name = re.sub(r"\.scale$", ".weight_scale_inv", re.sub(r"gate\.bias$", "gate.e_score_correction_bias", name))
+    return "model." + name
+
+
+def respell(folder):
+    def header(h):
+        for name, t in list(h.items()):
+            if t.get("dtype") in ("I8", "F8_E8M0"):
+                t["dtype"] = "U8"
+            h[respelled(name)] = h.pop(name)
+
+    def index(i):
+        i["weight_map"] = {respelled(name): file for name, file in i["weight_map"].items()}
+
+    def config(c):
+        c["dtype"] = c.pop("torch_dtype", "bfloat16")
+        c.pop("expert_dtype", None)
+
+    for shard in glob.glob(os.path.join(folder, "*.safetensors")):
+        edit_header(shard, header)
+    edit_json(os.path.join(folder, "model.safetensors.index.json"), index)
+    edit_json(os.path.join(folder, "config.json"), config)
+
+
 def main():
     folder, action, *rest = sys.argv[1:]
+    if action == "respell":
+        return respell(folder)
+    if action == "unindex":
+        return edit_json(os.path.join(folder, "model.safetensors.index.json"), lambda i: i.update(
+            weight_map={name: file for name, file in i["weight_map"].items() if rest[0] not in name}))
     if action.startswith("config"):
         path = os.path.join(folder, "config.json")
         if action == "config":

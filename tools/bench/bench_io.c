@@ -184,7 +184,7 @@ static int add_experts(struct command *command, const struct sl_expert_shape *sh
 
 static int open_model(struct command *command, struct sl_err *err)
 {
-    int rc = sl_expert_files_open(&command->model, command->names[0], err);
+    int rc = sl_expert_files_open(&command->model, sl_parse_model(command->names[0]), err);
 
     if (rc < 0)
         return rc;

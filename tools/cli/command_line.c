@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/assert.h"
 #include "core/base/size.h"
+#include "core/model/model_folder.h"
 #include "tools/cli/interrupt.h"
 
 static error_t parse_common(int key, char *value, struct argp_state *state)
@@ -115,4 +117,20 @@ int sl_parse_word(struct argp_state *state, const char *option, const char *valu
     }
     argp_error(state, "%s takes %s, not \"%s\"", option, list, value);
     return 0;
+}
+
+const char *sl_parse_model(const char *text)
+{
+    static char *found[2]; /* no command takes more models */
+    static size_t n_found;
+    struct sl_err err;
+    char *path;
+    int rc = sl_model_folder_find(text, &path, &err);
+
+    if (rc < 0)
+        exit(sl_command_status(rc, &err));
+    if (!path)
+        return text;
+    sl_assert(n_found < SL_ARRAY_LEN(found));
+    return found[n_found++] = path;
 }

@@ -34,6 +34,10 @@ double sl_parse_seconds(struct argp_state *state, const char *option, const char
 /* Parses a size of at least a byte, such as "512M". */
 uint64_t sl_parse_size(struct argp_state *state, const char *option, const char *text);
 
+/* Returns MODEL's folder: `text`, or the snapshot in it where that is a folder of Hugging Face's
+ * cache. Where there are several the program ends with status 1 and a line that names them. */
+const char *sl_parse_model(const char *text);
+
 /* A word that an option takes, and its value. */
 struct sl_word {
     const char *name; /* NULL ends the list */

@@ -206,7 +206,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (o->model)
             argp_error(state, "one MODEL, not \"%s\" as well", value);
-        o->model = value;
+        o->model = sl_parse_model(value);
         return 0;
     case ARGP_KEY_END:
         if (!o->model)

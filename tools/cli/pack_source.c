@@ -1,7 +1,6 @@
 #include "tools/cli/pack_source.h"
 
 #include "core/model/weights.h"
-#include "daemon/engine/model_check.h"
 #include "storage/experts/model_files.h"
 
 /* Shards of a checkpoint may be cut, because tensors that are packed already need not be there. */
@@ -14,7 +13,6 @@ static int open_files(struct sl_pack_source *source, const char *folder, struct 
 int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool any_model_type,
                         struct sl_err *err)
 {
-    struct sl_unused_tensors unused;
     struct sl_model_files files;
     struct sl_weight_source *weights;
     struct sl_expert_shape shape;
@@ -35,7 +33,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
     rc = sl_dense_list_make(&source->tensors, &source->config, weights, &draft, err);
     if (rc < 0)
         return rc;
-    return sl_model_check(&files, &source->config, &source->tensors, &unused, err);
+    return sl_model_check(&files, &source->config, &source->tensors, &source->unused, err);
 }
 
 void sl_pack_source_close(struct sl_pack_source *source)

@@ -9,6 +9,7 @@
 #include "storage/experts/expert_map.h"
 #include "storage/store/store.h"
 #include "core/model/dense_list.h"
+#include "daemon/engine/model_check.h"
 
 /* A zeroed source is closed. */
 struct sl_pack_source {
@@ -17,6 +18,7 @@ struct sl_pack_source {
     struct sl_store *store;
     struct sl_expert_map *experts;
     struct sl_dense_list tensors;
+    struct sl_unused_tensors unused; /* names are the checkpoint's */
 };
 
 /* Fails as its parts do, and for a model_type that is not ours unless any_model_type is set. The

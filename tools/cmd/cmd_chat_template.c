@@ -76,7 +76,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
             return ARGP_ERR_UNKNOWN;
-        *(state->arg_num == 0 ? &arguments->model : &arguments->file) = value;
+        if (state->arg_num == 0)
+            arguments->model = sl_parse_model(value);
+        else
+            arguments->file = value;
         return 0;
     case ARGP_KEY_END:
         if (state->arg_num < 2)

@@ -196,6 +196,8 @@ static void print_config(const struct sl_config *c)
            c->moe_intermediate_size, c->num_experts_per_tok);
     printf("  vocabulary       %u\n", c->vocab_size);
     printf("  longest context  %u tokens\n", c->max_position_embeddings);
+    if (!c->model_type[0])
+        printf("  model type       not in config.json, taken for " SL_MODEL_TYPE "\n");
     if (c->unknown_keys[0])
         printf("  keys not known   %s\n", c->unknown_keys);
 }

@@ -100,7 +100,10 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
             return ARGP_ERR_UNKNOWN;
-        *(state->arg_num == 0 ? &arguments->checkpoint : &arguments->store) = text;
+        if (state->arg_num == 0)
+            arguments->checkpoint = sl_parse_model(text);
+        else
+            arguments->store = text;
         return 0;
     case ARGP_KEY_END:
         if (state->arg_num < 2)
@@ -309,6 +312,17 @@ static int pack(const struct sl_pack_source *source, const struct arguments *arg
     return rc;
 }
 
+static void print_notes(const struct sl_pack_source *source)
+{
+    char note[SL_CONFIG_NOTE_BYTES];
+
+    for (uint32_t i = 0; sl_config_note(&source->config, i, note); i++)
+        fprintf(stderr, "note: %s\n", note);
+    if (source->unused.n > 0)
+        fprintf(stderr, "note: %u tensor%s not packed, such as %s\n", source->unused.n,
+                source->unused.n == 1 ? " is" : "s are", source->unused.first);
+}
+
 int sl_cmd_pack(int argc, char **argv)
 {
     struct arguments arguments = {.batch_bytes = SL_PACK_BATCH_BYTES};
@@ -321,8 +335,10 @@ int sl_cmd_pack(int argc, char **argv)
     if (rc == 0 && arguments.consume && source.store)
         rc = sl_err_set(&err, -SL_EFORMAT, "%s: a store; --consume takes a checkpoint",
                         arguments.checkpoint);
-    if (rc == 0)
+    if (rc == 0) {
+        print_notes(&source);
         rc = pack(&source, &arguments, &err);
+    }
     sl_pack_source_close(&source);
     return sl_command_status(rc, &err);
 }

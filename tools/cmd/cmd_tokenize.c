@@ -76,7 +76,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (options->model)
             argp_error(state, "one MODEL, not \"%s\" as well", value);
-        options->model = value;
+        options->model = sl_parse_model(value);
         return 0;
     case ARGP_KEY_END:
         if (!options->model)

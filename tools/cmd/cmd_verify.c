@@ -69,7 +69,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 
     switch (key) {
     case OPTION_REPAIR:
-        arguments->source = text;
+        arguments->source = sl_parse_model(text);
         arguments->repair_catalog = true;
         return 0;
     case OPTION_REPAIR_CATALOG:
@@ -89,7 +89,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (arguments->store)
             return ARGP_ERR_UNKNOWN;
-        arguments->store = text;
+        arguments->store = sl_parse_model(text);
         return 0;
     case ARGP_KEY_END:
         if (!arguments->store)

@@ -144,7 +144,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_ARG:
         if (command->model)
             argp_error(state, "one CONFIG.json or MODEL, not \"%s\" as well", value);
-        command->model = value;
+        command->model = sl_parse_model(value);
         return 0;
     case ARGP_KEY_END:
         check_arguments(command, state);

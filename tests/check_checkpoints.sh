@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Checkpoints as people have them: in Hugging Face's cache, where all files are links; with DSpark's
+# stages beside the layers; repacked by others, who spell names and types in their own ways; cut
+# short. Whatever runs gives the same logits, and the rest is told in one line.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+export PYTHONDONTWRITEBYTECODE=1
+configs=tests/oracle/configs
+make_checkpoint() { "$python" tests/oracle/make_checkpoint.py "$configs/tiny-flash.json" "$@" --seed 3; }
+damage() { "$python" tests/oracle/damage.py "$@"; }
+
+plain=$scratch/plain
+dspark=$scratch/dspark
+check "checkpoints to begin with" make_checkpoint "$plain" --draft none
+check "one with DSpark" make_checkpoint "$dspark" --draft dspark
+for i in {1..150}; do echo $((i * 37 % 1024)); done >"$scratch/ids"
+logits() { # model arguments...: to $scratch/logits.npy
+    rm -f "$scratch/logits.npy"
+    "$sluice" logits "$@" --tokens "$scratch/ids" --out "$scratch/logits.npy" 2>"$scratch/notes"
+}
+logits "$plain" && mv "$scratch/logits.npy" "$scratch/plain.npy"
+same() { # model arguments...
+    logits "$@" && cmp "$scratch/logits.npy" "$scratch/plain.npy"
+}
+# It runs as ever, and says one line, which matches.
+same_with_note() { # pattern model arguments...
+    local pattern=$1
+
+    shift
+    same "$@" && [ "$(wc -l <"$scratch/notes")" = 1 ] && grep -e "note: .*$pattern" "$scratch/notes"
+}
+same_in_silence() { # model
+    same "$@" && [ ! -s "$scratch/notes" ]
+}
+refused() { # name pattern command...: status 1 and one line
+    local name=$1 pattern=$2
+
+    shift 2
+    "$sluice" "$@" >"$scratch/stdout" 2>"$scratch/stderr"
+    if [ $? = 1 ] && [ "$(wc -l <"$scratch/stderr")" = 1 ] && grep -q -e "$pattern" "$scratch/stderr"; then
+        ok "$name" "$(cat "$scratch/stderr")"
+    else
+        fail "$name" "$(cat "$scratch/stderr")"
+    fi
+}
+tells() { # pattern command...: a line of what it prints matches as a whole
+    local pattern=$1
+
+    shift
+    "$sluice" "$@" 2>&1 | grep -x -e "$pattern"
+}
+
+# ---- DSpark ---------------------------------------------------------------------------------------
+draft='  draft            DSpark: 3 stages, Markov rank 64, blocks of 5 tokens, reads layers 3, 4, 5; not run yet'
+check "DSpark's stages are left aside with a line" same_with_note '3 stages of DSpark' "$dspark"
+check "inspect shows them" tells "$draft" inspect "$dspark"
+check "and their experts" tells 'mtp\.2 .*' inspect "$dspark" --experts
+check "and the chat format that came with them" tells '  chat format      v4-0731, by config.json' inspect "$dspark"
+check "a store takes them" tells 'packed .*: 216 experts, 307 dense tensors; .*' pack "$dspark" "$scratch/store"
+check "and runs without them" same_with_note '3 stages of DSpark' "$scratch/store" --cache min
+check "and shows them" tells "$draft" inspect "$scratch/store"
+"$python" - "$scratch/store/experts-1.bin" <<'PYTHON' || fail "a stage's expert to damage"
+import os, sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(-8192, os.SEEK_END)
+    f.write(b"damage")
+PYTHON
+check "one of their experts can be repaired" "$sluice" verify "$scratch/store" --repair "$dspark"
+cp -r "$dspark" "$scratch/broken"
+damage "$scratch/broken" rename mtp.1.attn.wkv.scale mtp.1.attn.wkv.other
+check "where a stage is broken the layers still run" same_with_note '3 stages of DSpark' "$scratch/broken"
+refused "inspect says so" 'tensor mtp\.1\.attn\.wkv\.scale is missing' inspect "$scratch/broken"
+refused "so does pack" 'tensor mtp\.1\.attn\.wkv\.scale is missing' pack "$scratch/broken" "$scratch/none"
+
+# ---- Hugging Face's cache ---------------------------------------------------------------------------
+cache=$scratch/models--deepseek-ai--DeepSeek-V4-Flash
+snapshot=$cache/snapshots/$(printf '%040d' 1)
+mkdir -p "$cache/blobs" "$cache/refs" "$snapshot"
+for file in "$plain"/*; do
+    hash=$(sha256sum "$file" | cut -d' ' -f1)
+    cp "$file" "$cache/blobs/$hash"
+    ln -s "../../blobs/$hash" "$snapshot/${file##*/}"
+done
+(cd "$cache/blobs" && sha256sum ./*) >"$scratch/blobs"
+check "a snapshot of the cache runs" same_in_silence "$snapshot"
+check "so does the model's folder, of one snapshot" same_in_silence "$cache"
+check "inspect takes it" tells 'model' inspect "$cache"
+check "plan takes it" "$sluice" plan "$cache" --ssd 1G/s --dram 10G/s
+check "pack takes it" "$sluice" pack "$cache" "$scratch/cached"
+check "the store runs" same_in_silence "$scratch/cached"
+refused "pack --consume does not touch what links point to" 'cannot be freed: a symbolic link' \
+    pack "$cache" "$scratch/none" --consume
+printf damage | dd of="$scratch/cached/experts-1.bin" bs=4096 seek=7 conv=notrunc status=none
+check "a store is repaired from it" "$sluice" verify "$scratch/cached" --repair "$cache"
+check "and is sound again" "$sluice" verify "$scratch/cached"
+untouched() { (cd "$cache/blobs" && sha256sum ./*) | cmp - "$scratch/blobs"; }
+check "the cache is as it was" untouched
+cp -a "$snapshot" "$cache/snapshots/$(printf '%040d' 2)"
+printf '%040d' 2 >"$cache/refs/main"
+refused "of two snapshots one must be named" '2 snapshots.*01, 0*02 (main)$' inspect "$cache"
+refused "for every command" '2 snapshots' pack "$cache" "$scratch/none"
+rm -r "$cache/snapshots/"*
+refused "none is a download that was stopped" 'without a snapshot' inspect "$cache"
+
+# ---- other spellings --------------------------------------------------------------------------------
+cp -r "$dspark" "$scratch/repack"
+damage "$scratch/repack" respell
+check "a repack's spelling runs" same_with_note '3 stages of DSpark' "$scratch/repack"
+check "and packs" "$sluice" pack "$scratch/repack" "$scratch/repacked"
+check "into the same experts" cmp "$scratch/repacked/experts-1.bin" "$scratch/store/experts-1.bin"
+check "and the same dense tensors" cmp "$scratch/repacked/dense.bin" "$scratch/store/dense.bin"
+cp -r "$plain" "$scratch/unindexed"
+damage "$scratch/unindexed" unindex layers.2.ffn
+check "an index that names less than the shards hold" same_in_silence "$scratch/unindexed"
+cp -r "$plain" "$scratch/later"
+damage "$scratch/later" add layers.0.attn_norm.weight mtp.1.attn_norm.weight
+check "blocks that config.json does not know are told" \
+    same_with_note '1 tensor is not used, such as mtp\.1\.' "$scratch/later"
+check "also by pack" tells 'note: 1 tensor is not packed, such as mtp\.1\..*' \
+    pack "$scratch/later" "$scratch/later-store"
+cp -r "$plain" "$scratch/nameless"
+damage "$scratch/nameless" config-drop model_type
+damage "$scratch/nameless" config z_loss 1
+check "a config without model_type, and with a key that is not known" same "$scratch/nameless"
+check "says both" [ "$(grep -c -e 'no "model_type"; the model is taken' -e 'no effect: z_loss$' "$scratch/notes")" = 2 ]
+check "pack says both" [ "$("$sluice" pack "$scratch/nameless" "$scratch/nameless-store" 2>&1 |
+    grep -c -e '^note: .*no "model_type"' -e '^note: .*no effect: z_loss$')" = 2 ]
+check "inspect too" tells '  model type       not in config.json, taken for deepseek_v4' inspect "$scratch/nameless"
+
+# ---- incomplete, and another one ---------------------------------------------------------------------
+cut() { # layers of config.json
+    rm -rf "$scratch/cut"
+    cp -r "$plain" "$scratch/cut"
+    damage "$scratch/cut" config num_hidden_layers "$1"
+    damage "$scratch/cut" config compress_ratios "[0, 0, 4, 128, 4, 128$(printf ', 4%.0s' $(seq 7 "$1"))]"
+}
+cut 43
+refused "fewer layers than the config says" \
+    'num_hidden_layers is 43, but there are no tensors of layers 6 to 42: is the checkpoint complete' \
+    inspect "$scratch/cut"
+refused "to pack as well" 'no tensors of layers 6 to 42' pack "$scratch/cut" "$scratch/none"
+cut 7
+refused "one layer fewer" 'no tensors of layer 6: is' logits "$scratch/cut" --tokens "$scratch/ids" --out "$scratch/no.npy"
+for type in deepseek_v41 deepseek_v4_1; do
+    rm -rf "$scratch/cut"
+    cp -r "$plain" "$scratch/cut"
+    damage "$scratch/cut" config model_type "\"$type\""
+    refused "V4.1 ($type) is another architecture" 'DeepSeek-V4\.1.*another architecture' \
+        pack "$scratch/cut" "$scratch/none"
+done
+printf '{"model_type": "deepseek_v41", "text_config": {}}' >"$scratch/cut/config.json"
+refused "also where its config is of another form" 'DeepSeek-V4\.1.*another architecture' inspect "$scratch/cut"
+tap_end
