@@ -252,6 +252,19 @@ static int leads(struct sl_file_writer *writer, const char *path, int number)
     return sl_plain_file_leads(path, w->files[number].fd, false) ? 0 : -ESTALE;
 }
 
+/* A name that was removed may be there again after a crash; nobody may depend on that, so here the
+ * removal lasts. */
+static int remove_file(struct sl_file_writer *writer, const char *path)
+{
+    int rc = step(of(writer));
+
+    if (rc < 0)
+        return rc;
+    if (unlink(path) < 0)
+        return -errno;
+    return rc ? -EIO : 0;
+}
+
 static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
 {
     struct crash_writer *w = of(writer);
@@ -289,6 +302,7 @@ struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_cod
         .close = close_file,
         .rename = rename_file,
         .leads = leads,
+        .remove = remove_file,
         .cut = cut_file,
     };
     struct crash_writer *w = calloc(1, sizeof(*w));

@@ -52,6 +52,7 @@ allowed_includes() {
     storage/experts/*)
         echo "$(model_for_storage)" storage/io/ storage/checkpoint/ storage/store/ storage/experts/
         ;;
+    storage/images/*) echo core/base/ storage/io/ storage/images/ ;;
     storage/pack/*) echo "$(model_for_storage)" storage/ ;;
     cache/*)
         echo core/base/ core/model/expert_key.h core/model/expert_shape.h core/model/phase.h \

@@ -20,6 +20,12 @@ static int make_folder(struct sl_file_writer *writer, const char *path)
     return mkdir(path, 0777) == 0 || errno == EEXIST ? 0 : -errno;
 }
 
+static int make_private_folder(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    return mkdir(path, 0700) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
 static int sync_folder(struct sl_file_writer *writer, const char *path)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -49,9 +55,9 @@ static int lock_file(int fd)
     return rc;
 }
 
-static int open_bulk(const char *path)
+static int open_bulk(const char *path, mode_t mode)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+    int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, mode);
 
     fd = fd < 0 ? -errno : lock_file(fd);
     if (fd >= 0)
@@ -61,25 +67,36 @@ static int open_bulk(const char *path)
 
 /* O_EXCL makes a new file, because an old one may have another name elsewhere and would change
  * there, too. */
-static int open_new(const char *path)
+static int open_new(const char *path, mode_t mode)
 {
     int fd;
 
     if (unlink(path) < 0 && errno != ENOENT)
         return -errno;
-    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
     return fd < 0 ? -errno : fd;
 }
 
-static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+static int open_with_mode(const char *path, bool bulk, mode_t mode, int *ret_file)
 {
-    int fd = bulk ? open_bulk(path) : open_new(path);
+    int fd = bulk ? open_bulk(path, mode) : open_new(path, mode);
 
-    (void)writer;
     if (fd < 0)
         return fd;
     *ret_file = fd;
     return 0;
+}
+
+static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    (void)writer;
+    return open_with_mode(path, bulk, 0666, ret_file);
+}
+
+static int open_private(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    (void)writer;
+    return open_with_mode(path, bulk, 0600, ret_file);
 }
 
 static int write_file(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
@@ -113,6 +130,12 @@ static int leads(struct sl_file_writer *writer, const char *path, int file)
     return sl_plain_file_leads(path, file, false) ? 0 : -ESTALE;
 }
 
+static int remove_file(struct sl_file_writer *writer, const char *path)
+{
+    (void)writer;
+    return unlink(path) == 0 ? 0 : -errno;
+}
+
 static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t size_bytes)
 {
     int fd = open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -137,6 +160,26 @@ struct sl_file_writer *sl_file_writer(void)
         .close = close_file,
         .rename = rename_file,
         .leads = leads,
+        .remove = remove_file,
+        .cut = cut_file,
+    };
+    static struct sl_file_writer writer = {&ops};
+
+    return &writer;
+}
+
+struct sl_file_writer *sl_file_writer_private(void)
+{
+    static const struct sl_file_writer_ops ops = {
+        .make_folder = make_private_folder,
+        .sync_folder = sync_folder,
+        .open = open_private,
+        .write = write_file,
+        .sync = sync_file,
+        .close = close_file,
+        .rename = rename_file,
+        .leads = leads,
+        .remove = remove_file,
         .cut = cut_file,
     };
     static struct sl_file_writer writer = {&ops};

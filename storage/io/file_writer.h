@@ -1,5 +1,5 @@
-/* How a store's files are written: the few calls that sluice pack makes, as a table, so that a test
- * can stand in for a disk that fills up or loses power.
+/* How a store's files and images are written: the few calls that this takes, as a table, so that a
+ * test can stand in for a disk that fills up or loses power.
  *
  * Written data are safe after sync() of the file; a new file also needs sync_folder() of its
  * folder. All calls return 0 or -errno. write() may come from any thread; the rest from one. */
@@ -36,6 +36,9 @@ struct sl_file_writer_ops {
     /* Fails with -ESTALE if the path does not lead to this open file any more. */
     int (*leads)(struct sl_file_writer *writer, const char *path, int file);
 
+    /* Removes a file. Nothing waits for this to be on disk. */
+    int (*remove)(struct sl_file_writer *writer, const char *path);
+
     /* Shortens a file that is there. Nothing waits for this to be on disk. */
     int (*cut)(struct sl_file_writer *writer, const char *path, uint64_t size_bytes);
 };
@@ -45,8 +48,10 @@ struct sl_file_writer {
     const struct sl_file_writer_ops *ops;
 };
 
-/* Returns the writer for real files. It has no state and is never destroyed. */
+/* Returns the writer for real files. It has no state and is never destroyed. The second makes files
+ * and folders that only their owner can read. */
 struct sl_file_writer *sl_file_writer(void);
+struct sl_file_writer *sl_file_writer_private(void);
 
 /* ---- over any of them -------------------------------------------------------------------------
  */

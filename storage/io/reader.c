@@ -45,6 +45,9 @@ struct drive {
     struct sl_link queues[SL_READ_CLASSES]; /* reads with bytes left to cut */
     uint32_t n_out[SL_READ_CLASSES];        /* pieces at the back end, or in the batch */
     uint32_t n_out_late;                    /* those pieces whose reads are past the deadline */
+    /* Reads that have not ended, of the classes before scrub. The reader's thread writes it, others
+     * only watch it: no order is needed. */
+    atomic_uint n_ahead;
 };
 
 struct sl_reader {
@@ -87,6 +90,14 @@ static uint32_t pieces_on(const struct drive *drive)
     for (int k = 0; k < SL_READ_CLASSES; k++)
         n += drive->n_out[k];
     return n;
+}
+
+/* Counts a read that comes (1) or goes (-1) for those who watch sl_reader_ahead(). */
+static void count_ahead(struct sl_reader *reader, const struct sl_read *read, int by)
+{
+    if (read->read_class < SL_READ_SCRUB)
+        atomic_fetch_add_explicit(&drive_of(reader, read)->n_ahead, (unsigned)by,
+                                  memory_order_relaxed);
 }
 
 static void look_at_clock(struct sl_reader *reader)
@@ -187,6 +198,7 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
     read->n_pieces_out = 0;
     sl_list_append(&drive_of(reader, read)->queues[read->read_class], &read->link);
     reader->n_live++;
+    count_ahead(reader, read, 1);
     reader->counters.wanted_bytes += read->size_bytes;
 }
 
@@ -198,9 +210,11 @@ void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
     sl_assert(read_class < SL_READ_CLASSES);
     if (read->ended)
         return;
+    count_ahead(reader, read, -1);
     drive->n_out[read->read_class] -= read->n_pieces_out;
     read->read_class = read_class;
     drive->n_out[read->read_class] += read->n_pieces_out;
+    count_ahead(reader, read, 1);
     if (read->rc == 0 && read->cut_bytes < aligned_end(read)) {
         sl_list_remove(&read->link);
         sl_list_append(&drive->queues[read->read_class], &read->link);
@@ -215,6 +229,7 @@ static void end_read(struct sl_reader *reader, struct sl_read *read)
     read->ended = true;
     sl_list_append(&reader->finished, &read->link);
     reader->n_live--;
+    count_ahead(reader, read, -1);
 }
 
 /* A failed read is not cut any further; it ends when its pieces in flight are back. */
@@ -411,6 +426,14 @@ struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait)
     read = sl_list_item(sl_list_pop(&reader->finished), struct sl_read, link);
     read->late = read->n_pieces_out > 0;
     return read;
+}
+
+const atomic_uint *sl_reader_ahead(const struct sl_reader *reader, uint64_t device)
+{
+    for (uint32_t i = 0; i < reader->io->n_files; i++)
+        if (reader->io->files[i].device == device)
+            return &reader->drives[reader->io->files[i].drive_index].n_ahead;
+    return NULL;
 }
 
 bool sl_reader_drain(struct sl_reader *reader)

@@ -23,6 +23,7 @@
 #ifndef SL_STORAGE_IO_READER_H
 #define SL_STORAGE_IO_READER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -125,6 +126,11 @@ static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
 /* Returns a read that has ended, successfully or not, in any order. Without `wait`, returns NULL if
  * there is none now; with it, only if none is queued or in flight, late ones not counted. */
 struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
+
+/* Returns how many reads of demand and prefetch are queued or in flight on the drive with this
+ * st_dev; NULL if the reader reads from no such drive. Any thread may look at it, as long as the
+ * reader is there: whoever writes to that drive gives way to them. */
+const atomic_uint *sl_reader_ahead(const struct sl_reader *reader, uint64_t device);
 
 /* To be called before memory that reads wrote to is freed; no read but late ones may be queued or
  * in flight. Takes back the late reads that the devices have let go of, without handing them out,
