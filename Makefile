@@ -121,7 +121,7 @@ check-fast: tests ## the C tests alone (of this CONFIG)
 	$(Q)tests/run.sh $(TEST_BIN)
 
 # Where threads meet: the pool and what runs on it, reads, the cache, whole engines, packing.
-THREADED := base phases forward indexer moe weights io io_probe reader expert_cache prefetch \
+THREADED := base phases forward attend indexer moe weights io io_probe reader expert_cache prefetch \
             packed_experts cache_simulation engine one_answer engine_faults soak store store_crash \
             slab start_report generation
 THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)

@@ -282,10 +282,11 @@ static void project_output(struct run *in)
     sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
 }
 
-static void attend(const struct run *in)
+static int attend(const struct run *in)
 {
     struct sl_attention *a = in->a;
     const struct sl_attend_run run = {
+        .step = in->step,
         .weights = in->weights,
         .layer_index = in->layer_index,
         .first = in->first,
@@ -298,7 +299,7 @@ static void attend(const struct run *in)
         .o = &a->o,
     };
 
-    sl_attend_run(a->attend, in->step, &run);
+    return sl_attend_run(a->attend, &run);
 }
 
 /* The last sliding_window entries of every sequence go into its ring. Items are step tokens. */
@@ -335,7 +336,8 @@ int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
         project_first(&in, needs_index);
         compress(&in);
         project_queries(&in, needs_index);
-        attend(&in);
+        if (attend(&in) < 0)
+            return -ECANCELED;
         project_output(&in);
         sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,
                     step->config->hidden_size);

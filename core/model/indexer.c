@@ -95,91 +95,76 @@ void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, ui
     }
 }
 
-struct select {
-    struct sl_indexer *indexer;
-    const struct sl_step *step;
-    uint32_t layer_index;
-    const struct sl_index_query *queries;
-    uint32_t n_queries;
-    uint32_t n_key_parts; /* of KEYS_AT_ONCE, of the longest query */
-};
+/* ---- scores ------------------------------------------------------------------------------------
+ */
 
-/* Rotates, transforms and rounds the heads of queries; items are (query, head). */
-static void prepare_heads(void *context, size_t first, size_t end, uint32_t thread_index)
+/* Rotates, transforms and rounds one head of a query. */
+static void prepare_head(const struct sl_indexer *indexer, const struct sl_step *step,
+                         const struct sl_index_query *query, const struct query_slot *slot,
+                         uint32_t head, uint32_t thread_index)
 {
-    const struct select *in = context;
-    const struct sl_step *step = in->step;
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
     const uint32_t heads = config->index_n_heads, dim = config->index_head_dim;
     const uint32_t cols = sl_index_key_cols(config), pairs = config->qk_rope_head_dim / 2;
     const float scale = 1.0f / sqrtf((float)dim) / sqrtf((float)heads);
-    float *x = in->indexer->rotated[thread_index];
-    uint8_t *codes = in->indexer->codes[thread_index];
+    float *x = indexer->rotated[thread_index];
+    uint8_t *codes = indexer->codes[thread_index];
 
-    for (size_t item = first; item < end; item++) {
-        const struct sl_index_query *query = &in->queries[item / heads];
-        struct query_slot *slot = &in->indexer->slots[item / heads];
-        size_t h = item % heads;
+    memcpy(x, query->q + (size_t)head * dim, dim * sizeof(float));
+    k->rotate(pairs, x + dim - 2 * pairs,
+              step->cosine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs,
+              step->sine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs, 1.0f);
+    k->hadamard(dim, x);
+    slot->weights[head] = query->weights[head] * scale;
+    if (step->compute->numerics == SL_NUMERICS_EXACT) {
+        memcpy(slot->q + (size_t)head * dim, x, dim * sizeof(float));
+        return;
+    }
+    for (uint32_t col = 0; col < cols; col += SL_FP4_BLOCK_COLS) {
+        int8_t *q = slot->q_int8 + (size_t)head * cols + col;
+        float *q_scale = slot->q_scale + ((size_t)head * cols + col) / SL_FP4_BLOCK_COLS;
+        uint8_t scale_byte = 0;
 
-        memcpy(x, query->q + h * dim, dim * sizeof(float));
-        k->rotate(pairs, x + dim - 2 * pairs,
-                  step->cosine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs,
-                  step->sine[SL_ROPE_COMPRESSED] + (size_t)query->token * pairs, 1.0f);
-        k->hadamard(dim, x);
-        slot->weights[h] = query->weights[h] * scale;
-        if (step->compute->numerics == SL_NUMERICS_EXACT) {
-            memcpy(slot->q + h * dim, x, dim * sizeof(float));
-            continue;
+        memset(q, 0, SL_FP4_BLOCK_COLS);
+        if (col < dim) {
+            k->index_encode(SL_FP4_BLOCK_COLS, x + col, codes, &scale_byte);
+            for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i++) /* quantise_int8()'s order */
+                q[i / 8 * 8 + i % 8 / 2 + i % 2 * 4] = (int8_t)sl_e2m1_twice(codes[i]);
         }
-        for (uint32_t col = 0; col < cols; col += SL_FP4_BLOCK_COLS) {
-            int8_t *q = slot->q_int8 + h * cols + col;
-            float *q_scale = slot->q_scale + (h * cols + col) / SL_FP4_BLOCK_COLS;
-            uint8_t scale_byte = 0;
-
-            memset(q, 0, SL_FP4_BLOCK_COLS);
-            if (col < dim) {
-                k->index_encode(SL_FP4_BLOCK_COLS, x + col, codes, &scale_byte);
-                for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i++) /* quantise_int8()'s order */
-                    q[i / 8 * 8 + i % 8 / 2 + i % 2 * 4] = (int8_t)sl_e2m1_twice(codes[i]);
-            }
-            *q_scale = 0.5f * sl_f32_from_bits((uint32_t)scale_byte << 23);
-        }
+        *q_scale = 0.5f * sl_f32_from_bits((uint32_t)scale_byte << 23);
     }
 }
 
-/* Items are (query, part of the keys). */
-static void score_keys(void *context, size_t first, size_t end, uint32_t thread_index)
+static uint32_t part_count(const struct sl_index_query *query)
 {
-    const struct select *in = context;
-    const struct sl_step *step = in->step;
+    return (query->n_visible + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
+}
+
+/* Scores part `part` of the keys that a query sees. */
+static void score_part(const struct sl_indexer *indexer, const struct sl_step *step,
+                       uint32_t layer_index, const struct sl_index_query *query,
+                       const struct query_slot *slot, uint32_t part, uint32_t thread_index)
+{
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
-    const uint32_t heads = config->index_n_heads, dim = config->index_head_dim;
-    const uint32_t cols = sl_index_key_cols(config);
-    float *head_scores = in->indexer->head_scores[thread_index];
+    const uint32_t heads = config->index_n_heads, from = part * KEYS_AT_ONCE;
+    const uint32_t left = query->n_visible - from, n = left < KEYS_AT_ONCE ? left : KEYS_AT_ONCE;
+    const uint8_t *tiles = sl_kv_key_tile(step->tokens[query->token].kv, layer_index, from);
+    float *head_scores = indexer->head_scores[thread_index];
 
-    for (size_t item = first; item < end; item++) {
-        const struct sl_index_query *query = &in->queries[item / in->n_key_parts];
-        struct query_slot *slot = &in->indexer->slots[item / in->n_key_parts];
-        const uint8_t *tiles;
-        uint32_t from = (uint32_t)(item % in->n_key_parts) * KEYS_AT_ONCE;
-        uint32_t n;
-
-        if (from >= query->n_visible)
-            continue;
-        n = query->n_visible - from < KEYS_AT_ONCE ? query->n_visible - from : KEYS_AT_ONCE;
-        tiles = sl_kv_key_tile(step->tokens[query->token].kv, in->layer_index, from);
-        if (step->compute->numerics == SL_NUMERICS_EXACT) {
-            sl_exact_index_scores(heads, dim, n, slot->q, slot->weights,
-                                  (const float *)(const void *)tiles, slot->scores + from);
-            continue;
-        }
-        k->matmul_fp4(sl_r16_tile_count(n), cols, heads, tiles, slot->q_int8, slot->q_scale,
-                      head_scores, SCORES_STRIDE);
-        k->index_reduce(heads, n, head_scores, SCORES_STRIDE, slot->weights, slot->scores + from);
+    if (step->compute->numerics == SL_NUMERICS_EXACT) {
+        sl_exact_index_scores(heads, config->index_head_dim, n, slot->q, slot->weights,
+                              (const float *)(const void *)tiles, slot->scores + from);
+        return;
     }
+    k->matmul_fp4(sl_r16_tile_count(n), sl_index_key_cols(config), heads, tiles, slot->q_int8,
+                  slot->q_scale, head_scores, SCORES_STRIDE);
+    k->index_reduce(heads, n, head_scores, SCORES_STRIDE, slot->weights, slot->scores + from);
 }
+
+/* ---- choice ------------------------------------------------------------------------------------
+ */
 
 /* Unsigned integers in the order of the floats. No score is -0: sums start at +0. */
 static uint32_t ordered(float score)
@@ -249,6 +234,69 @@ void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_ch
     sl_assert(n_chosen == k);
 }
 
+/* ---- queries -----------------------------------------------------------------------------------
+ */
+
+void sl_indexer_count(const struct sl_step *step, uint32_t n_visible)
+{
+    const uint32_t cols = sl_index_key_cols(step->config);
+
+    sl_pool_count(step->compute->pool, SL_PHASE_INDEXER,
+                  sl_r16_tile_count(n_visible) * sl_r16_fp4_tile_bytes(cols),
+                  (uint64_t)n_visible * cols * step->config->index_n_heads);
+}
+
+void sl_indexer_select_alone(struct sl_indexer *indexer, const struct sl_step *step,
+                             uint32_t layer_index, const struct sl_index_query *query,
+                             uint32_t thread_index)
+{
+    const struct query_slot *slot = &indexer->slots[thread_index];
+
+    sl_assert(thread_index < indexer->queries_max);
+    for (uint32_t h = 0; h < step->config->index_n_heads; h++)
+        prepare_head(indexer, step, query, slot, h, thread_index);
+    for (uint32_t part = 0; part < part_count(query); part++)
+        score_part(indexer, step, layer_index, query, slot, part, thread_index);
+    sl_select_top(slot->scores, query->n_visible, step->config->index_topk, query->ret_chosen);
+}
+
+/* Several queries that all threads share. */
+struct select {
+    struct sl_indexer *indexer;
+    const struct sl_step *step;
+    uint32_t layer_index;
+    const struct sl_index_query *queries;
+    uint32_t n_queries;
+};
+
+/* Items are (query, head). */
+static void prepare_heads(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+    const uint32_t heads = in->step->config->index_n_heads;
+
+    for (size_t item = first; item < end; item++)
+        prepare_head(in->indexer, in->step, &in->queries[item / heads],
+                     &in->indexer->slots[item / heads], (uint32_t)(item % heads), thread_index);
+}
+
+/* Items are the parts of all queries' keys, one query's after the other's. */
+static void score_parts(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+    size_t before = 0;
+
+    for (uint32_t i = 0; i < in->n_queries && before < end; i++) {
+        const size_t n = part_count(&in->queries[i]);
+
+        for (size_t part = before < first ? first - before : 0; part < n && before + part < end;
+             part++)
+            score_part(in->indexer, in->step, in->layer_index, &in->queries[i],
+                       &in->indexer->slots[i], (uint32_t)part, thread_index);
+        before += n;
+    }
+}
+
 static void choose(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct select *in = context;
@@ -262,22 +310,16 @@ static void choose(void *context, size_t first, size_t end, uint32_t thread_inde
 void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, uint32_t layer_index,
                        const struct sl_index_query *queries, uint32_t n_queries)
 {
-    struct select in = {indexer, step, layer_index, queries, n_queries, 0};
+    struct select in = {indexer, step, layer_index, queries, n_queries};
     struct sl_pool *pool = step->compute->pool;
-    const uint32_t cols = sl_index_key_cols(step->config);
+    size_t n_parts = 0;
 
     sl_assert(n_queries <= indexer->queries_max);
-    for (uint32_t i = 0; i < n_queries; i++) {
-        uint32_t parts = (queries[i].n_visible + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE;
-
-        in.n_key_parts = parts > in.n_key_parts ? parts : in.n_key_parts;
-        sl_pool_count(pool, SL_PHASE_INDEXER,
-                      sl_r16_tile_count(queries[i].n_visible) * sl_r16_fp4_tile_bytes(cols),
-                      (uint64_t)queries[i].n_visible * cols * step->config->index_n_heads);
-    }
+    for (uint32_t i = 0; i < n_queries; i++)
+        n_parts += part_count(&queries[i]);
     sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * step->config->index_n_heads, 8,
                 prepare_heads, &in);
-    sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * in.n_key_parts, 1, score_keys, &in);
+    sl_pool_run(pool, SL_PHASE_INDEXER, n_parts, 1, score_parts, &in);
     sl_compute_background(step->compute);
     sl_pool_run(pool, SL_PHASE_INDEXER, n_queries, 1, choose, &in);
     sl_compute_background(step->compute);

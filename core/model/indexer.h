@@ -31,9 +31,18 @@ struct sl_index_query {
     uint32_t *ret_chosen; /* (index_topk) entries, ascending */
 };
 
-/* Runs up to queries_max queries of one layer. */
+/* Runs one query of a layer on the calling thread, inside a job; its thread_index is below
+ * queries_max, and no two threads' may be the same. */
+void sl_indexer_select_alone(struct sl_indexer *indexer, const struct sl_step *step,
+                             uint32_t layer_index, const struct sl_index_query *query,
+                             uint32_t thread_index);
+
+/* Runs up to queries_max queries of one layer, on all threads together. */
 void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, uint32_t layer_index,
                        const struct sl_index_query *queries, uint32_t n_queries);
+
+/* Counts a query over so many entries in the account, for whoever drives the pool. */
+void sl_indexer_count(const struct sl_step *step, uint32_t n_visible);
 
 /* The k highest of n scores, as ascending indices; of equal ones the lower index. k <= n. */
 void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen);

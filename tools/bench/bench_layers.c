@@ -10,6 +10,7 @@
 #include "core/base/list.h"
 #include "core/model/forward.h"
 #include "tools/bench/bench.h"
+#include "tools/bench/bench_past.h"
 
 #define TOKENS_MAX 64u
 #define VOCABULARY 1024u
@@ -195,37 +196,14 @@ static int make_weights(struct layer *in, struct sl_err *err)
 /* ---- the past ----------------------------------------------------------------------------------
  */
 
-/* Fills the KV cache with entries and keys for past_tokens: a few random entries, repeated. */
 static int make_past(struct layer *in, struct sl_err *err)
 {
-    const struct sl_config *c = &in->config;
-    const uint32_t ratio = c->compress_ratios[0], n_entries = in->past_tokens / ratio;
-    const size_t rope_dim = c->qk_rope_head_dim;
-    uint64_t state = 1;
-    float values[1024];
-    int rc;
+    int rc = sl_kv_cache_init(&in->kv, &in->config, 1, in->past_tokens + TOKENS_MAX,
+                              SL_NUMERICS_NATIVE, err);
 
-    rc = sl_kv_cache_init(&in->kv, c, 1, in->past_tokens + TOKENS_MAX, SL_NUMERICS_NATIVE, err);
-    if (rc < 0)
-        return rc;
-    for (uint32_t n = 0; n < c->sliding_window; n++) {
-        for (uint32_t i = 0; i < c->head_dim; i++)
-            values[i] = (float)(sl_bench_random(&state) % 2001) * 1e-3f - 1.0f;
-        in->compute->kernels->kv_encode(c->head_dim - rope_dim, rope_dim, values,
-                                        sl_kv_row(&in->kv, 0, SL_KV_WINDOW, n));
-    }
-    for (uint32_t n = 0; n < n_entries; n++)
-        memcpy(sl_kv_entry(&in->kv, 0, n), sl_kv_row(&in->kv, 0, SL_KV_WINDOW, n),
-               in->kv.entry_bytes);
-    for (uint32_t n = 0; ratio == SL_CSA_RATIO && n < n_entries; n += SL_KV_KEYS_TOGETHER) {
-        const uint32_t left = n_entries - n;
-        struct sl_matrix keys = {.kind = SL_MATRIX_FP4,
-                                 .rows = left < SL_KV_KEYS_TOGETHER ? left : SL_KV_KEYS_TOGETHER,
-                                 .cols = sl_index_key_cols(c)};
-
-        sl_bench_fill(in->compute->pool, &keys, sl_kv_key_tile(&in->kv, 0, n));
-    }
-    return 0;
+    if (rc == 0)
+        sl_bench_past_fill(&in->kv, &in->config, in->compute, in->past_tokens, 1);
+    return rc;
 }
 
 /* ---- steps -------------------------------------------------------------------------------------

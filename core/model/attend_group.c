@@ -1,0 +1,343 @@
+/* Which entries a group sees, where they are stored, and the arithmetic of attention over them. */
+#include "core/model/attend_group.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/model/exact.h"
+
+#define ENTRIES_AT_ONCE 64u /* decoded, and then turned while they are in the cache; even */
+
+static uint32_t heads_dim(const struct sl_config *c)
+{
+    return c->num_attention_heads * c->head_dim;
+}
+
+static uint32_t head_tiles(const struct sl_config *c)
+{
+    return (uint32_t)sl_r16_tile_count(c->num_attention_heads);
+}
+
+uint64_t sl_attend_tile_bytes(const struct sl_config *config)
+{
+    return head_tiles(config) * sl_r16_bf16_tile_bytes(config->head_dim);
+}
+
+static uint32_t round_up_even(uint32_t n)
+{
+    return (n + 1) & ~1u;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------
+ */
+
+uint32_t sl_attend_entries_max(const struct sl_config *c, uint32_t context_max)
+{
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < c->num_hidden_layers + c->num_nextn_predict_layers; i++) {
+        uint32_t ratio = c->compress_ratios[i], n = ratio ? context_max / ratio : 0;
+
+        if (ratio == SL_CSA_RATIO && n > c->index_topk)
+            n = c->index_topk;
+        most = n > most ? n : most;
+    }
+    return round_up_even(c->sliding_window + SL_ATTEND_QUERIES_MAX + 1) + round_up_even(most);
+}
+
+struct sl_attend_bundle sl_attend_bundle_carve(struct sl_arena *arena, const struct sl_config *c,
+                                               enum sl_numerics numerics, uint32_t entries_max)
+{
+    const uint64_t heads = SL_ATTEND_TILES_AT_ONCE * SL_R16_ROWS;
+    struct sl_attend_bundle bundle = {0};
+
+    if (numerics == SL_NUMERICS_EXACT) {
+        bundle.exact_p = sl_arena_take(arena, entries_max, sizeof(double));
+        bundle.exact_entries = sl_arena_take(arena, entries_max, sizeof(float *));
+    } else {
+        bundle.scores = sl_arena_take(arena, entries_max * heads, sizeof(float));
+        bundle.p = sl_arena_take(arena, entries_max * heads, sizeof(uint16_t));
+        bundle.sums = sl_arena_take(arena, heads * sl_r16_padded_rows(c->head_dim), sizeof(float));
+        bundle.total = sl_arena_take(arena, heads, sizeof(float));
+    }
+    return bundle;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------
+ */
+
+uint32_t sl_attend_visible(const struct sl_step *step, const struct sl_layer_weights *weights,
+                           uint32_t i)
+{
+    return weights->ratio ? (step->tokens[i].position + 1) / weights->ratio : 0;
+}
+
+bool sl_attend_is_selected(const struct sl_step *step, const struct sl_layer_weights *weights,
+                           uint32_t i)
+{
+    return weights->ratio == SL_CSA_RATIO &&
+           sl_attend_visible(step, weights, i) > step->config->index_topk;
+}
+
+/* First position in the window of a query at `position`. */
+static uint32_t window_start(const struct sl_config *c, uint32_t position)
+{
+    return position + 1 > c->sliding_window ? position + 1 - c->sliding_window : 0;
+}
+
+struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uint32_t first)
+{
+    const struct sl_step *step = run->step;
+    const struct sl_step_token *tokens = step->tokens;
+    struct sl_attend_group group = {
+        .first = first,
+        .window_first = window_start(step->config, tokens[first].position) & ~1u,
+        .selected = sl_attend_is_selected(step, run->weights, first),
+    };
+    uint32_t n = 1, last;
+
+    while (!group.selected && n < SL_ATTEND_QUERIES_MAX && first + n < run->end &&
+           tokens[first + n].span_first == tokens[first].span_first &&
+           !sl_attend_is_selected(step, run->weights, first + n))
+        n++;
+    last = first + n - 1;
+    group.n_queries = n;
+    group.window_slots = round_up_even(tokens[last].position + 1 - group.window_first);
+    group.n_compressed =
+        group.selected ? step->config->index_topk : sl_attend_visible(step, run->weights, last);
+    group.n_entries = group.window_slots + round_up_even(group.n_compressed);
+    return group;
+}
+
+uint32_t sl_attend_group_tiles(const struct sl_attend_run *run, const struct sl_attend_group *group)
+{
+    return group->n_queries * head_tiles(run->step->config);
+}
+
+/* Where entry n of a group is stored; NULL for padding. */
+static const uint8_t *entry_at(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                               uint32_t n)
+{
+    const struct sl_config *c = in->step->config;
+    const struct sl_step_token *last = &in->step->tokens[group->first + group->n_queries - 1];
+    const uint32_t layer_index = in->layer_index;
+
+    if (n < group->window_slots) {
+        uint32_t position = group->window_first + n;
+        int64_t index;
+
+        if (position > last->position ||
+            position < window_start(c, in->step->tokens[group->first].position))
+            return NULL;
+        index = sl_step_index_of(in->step, group->first, position);
+        return index >= 0 ? in->step_entries + (size_t)index * last->kv->entry_bytes
+                          : sl_kv_row(last->kv, layer_index, SL_KV_WINDOW, position);
+    }
+    n -= group->window_slots;
+    if (n >= group->n_compressed)
+        return NULL;
+    return sl_kv_entry(last->kv, layer_index, group->selected ? group->chosen[n] : n);
+}
+
+/* The part of a group's entries that its token `token` sees: window slots first to end, and the
+ * first n_compressed of the compressed ones. */
+struct sight {
+    uint32_t window_first, window_end, n_compressed;
+};
+
+static struct sight sight_of(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                             uint32_t token)
+{
+    uint32_t position = in->step->tokens[token].position;
+
+    return (struct sight){
+        .window_first = window_start(in->step->config, position) - group->window_first,
+        .window_end = position + 1 - group->window_first,
+        .n_compressed =
+            group->selected ? group->n_compressed : sl_attend_visible(in->step, in->weights, token),
+    };
+}
+
+/* ---- native ------------------------------------------------------------------------------------
+ */
+
+static void gather_some(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                        uint32_t first, uint32_t end)
+{
+    const uint32_t dim = in->step->config->head_dim, rope_dim = in->step->config->qk_rope_head_dim;
+    const struct sl_kernels *k = in->step->compute->kernels;
+
+    for (uint32_t n = first; n < end; n++) {
+        const uint8_t *entry = entry_at(in, group, n);
+        uint16_t *row = group->rows + (size_t)n * dim;
+
+        if (entry)
+            k->kv_decode(dim - rope_dim, rope_dim, entry, row);
+        else
+            memset(row, 0, dim * sizeof(*row));
+    }
+    k->pair_rows((end - first) / 2, dim, group->rows + (size_t)first * dim,
+                 group->columns + first * sl_r16_bf16_tile_bytes(1),
+                 sl_r16_bf16_tile_bytes(group->n_entries));
+}
+
+void sl_attend_gather(const struct sl_attend_run *run, const struct sl_attend_group *group,
+                      uint32_t first, uint32_t end)
+{
+    for (uint32_t n = first; n < end; n += ENTRIES_AT_ONCE)
+        gather_some(run, group, n, end - n < ENTRIES_AT_ONCE ? end : n + ENTRIES_AT_ONCE);
+}
+
+static void hide(float *scores, size_t stride, uint32_t first, uint32_t end)
+{
+    for (uint32_t n = first; n < end; n++)
+        for (uint32_t h = 0; h < SL_R16_ROWS; h++)
+            scores[n * stride + h] = SL_SCORE_ABSENT;
+}
+
+/* Undoes the rotation of one head's output and puts it where the output projection reads it. */
+static void finish_head(const struct sl_attend_run *in, uint32_t token, uint32_t head, float *out)
+{
+    const struct sl_config *c = in->step->config;
+    const struct sl_kernels *k = in->step->compute->kernels;
+    const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
+    const struct sl_act_buffer *o = in->o;
+    const uint32_t pairs = c->qk_rope_head_dim / 2;
+    size_t at = (size_t)(token - in->first) * heads_dim(c) + (size_t)head * c->head_dim;
+
+    k->rotate(pairs, out + c->head_dim - 2 * pairs, in->step->cosine[kind] + (size_t)token * pairs,
+              in->step->sine[kind] + (size_t)token * pairs, -1.0f);
+    memcpy(o->f32 + at, out, c->head_dim * sizeof(float));
+    if (o->bf16)
+        k->to_bf16(c->head_dim, out, o->bf16 + at);
+}
+
+/* Scores of entries first to end. */
+void sl_attend_score(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
+                     uint32_t first, uint32_t end)
+{
+    const struct sl_config *c = in->step->config;
+    const size_t row = bundle->group->first - in->first, stride = bundle->n_tiles * SL_R16_ROWS;
+
+    if (first < end)
+        in->step->compute->kernels->matmul_bf16(
+            bundle->n_tiles, c->head_dim, end - first,
+            in->q_tiles + row * sl_attend_tile_bytes(c) +
+                bundle->first_tile * sl_r16_bf16_tile_bytes(c->head_dim),
+            bundle->group->rows + (size_t)first * c->head_dim, c->head_dim,
+            bundle->scores + first * stride, stride);
+}
+
+/* Scores become weights; entries that tile i's query does not see get none. */
+void sl_attend_weigh(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
+                     uint32_t i)
+{
+    const struct sl_config *c = in->step->config;
+    const struct sl_attend_group *group = bundle->group;
+    const uint32_t tiles = head_tiles(c), tile = bundle->first_tile + i;
+    const size_t stride = bundle->n_tiles * SL_R16_ROWS;
+    struct sight sight = sight_of(in, group, group->first + tile / tiles);
+    float *scores = bundle->scores + i * SL_R16_ROWS;
+
+    hide(scores, stride, 0, sight.window_first);
+    hide(scores, stride, sight.window_end, group->window_slots);
+    hide(scores, stride, group->window_slots + sight.n_compressed, group->n_entries);
+    in->step->compute->kernels->attend_softmax(
+        group->n_entries, scores, stride, 1.0f / sqrtf((float)c->head_dim),
+        in->weights->attn_sink + tile % tiles * SL_R16_ROWS,
+        bundle->p + (size_t)i * SL_R16_ROWS * group->n_entries, group->n_entries,
+        bundle->total + i * SL_R16_ROWS);
+}
+
+/* Weighted sums of the entries' channels 16 * first to 16 * end. */
+void sl_attend_sum(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
+                   uint32_t first, uint32_t end)
+{
+    const size_t n_entries = bundle->group->n_entries;
+
+    if (first < end)
+        in->step->compute->kernels->matmul_bf16(
+            end - first, n_entries, bundle->n_tiles * SL_R16_ROWS,
+            bundle->group->columns + first * sl_r16_bf16_tile_bytes(n_entries), bundle->p,
+            n_entries, bundle->sums + first * SL_R16_ROWS,
+            sl_r16_padded_rows(in->step->config->head_dim));
+}
+
+void sl_attend_finish(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
+                      uint32_t i)
+{
+    const struct sl_config *c = in->step->config;
+    const uint32_t tiles = head_tiles(c), tile = bundle->first_tile + i;
+
+    for (uint32_t h = 0; h < SL_R16_ROWS; h++) {
+        uint32_t head = tile % tiles * SL_R16_ROWS + h, row = i * SL_R16_ROWS + h;
+        float *out = bundle->sums + row * sl_r16_padded_rows(c->head_dim);
+
+        if (head >= c->num_attention_heads)
+            return;
+        for (uint32_t d = 0; d < c->head_dim; d++)
+            out[d] = out[d] / bundle->total[row];
+        finish_head(in, bundle->group->first + tile / tiles, head, out);
+    }
+}
+
+/* ---- exact -------------------------------------------------------------------------------------
+ */
+
+static void attend_exact(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                         uint32_t tile, const struct sl_attend_bundle *room)
+{
+    const struct sl_config *c = in->step->config;
+    const uint32_t token = group->first + tile / head_tiles(c);
+    const struct sight sight = sight_of(in, group, token);
+    float out[4096]; /* config.c bounds head_dim */
+    uint32_t n = 0;
+
+    for (uint32_t e = sight.window_first; e < sight.window_end; e++)
+        room->exact_entries[n++] = (const float *)(const void *)entry_at(in, group, e);
+    for (uint32_t e = 0; e < sight.n_compressed; e++)
+        room->exact_entries[n++] =
+            (const float *)(const void *)entry_at(in, group, group->window_slots + e);
+    for (uint32_t h = 0; h < SL_R16_ROWS; h++) {
+        const uint32_t head = tile % head_tiles(c) * SL_R16_ROWS + h;
+
+        if (head >= c->num_attention_heads)
+            return;
+        sl_exact_attend(c->head_dim, n,
+                        in->q + (token - in->first) * sl_r16_padded_rows(heads_dim(c)) +
+                            (size_t)head * c->head_dim,
+                        room->exact_entries, in->weights->attn_sink[head], room->exact_p, out);
+        finish_head(in, token, head, out);
+    }
+}
+
+/* ---- both --------------------------------------------------------------------------------------
+ */
+
+static void attend_native(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle)
+{
+    sl_attend_score(in, bundle, 0, bundle->group->n_entries);
+    for (uint32_t i = 0; i < bundle->n_tiles; i++)
+        sl_attend_weigh(in, bundle, i);
+    sl_attend_sum(in, bundle, 0, (uint32_t)sl_r16_tile_count(in->step->config->head_dim));
+    for (uint32_t i = 0; i < bundle->n_tiles; i++)
+        sl_attend_finish(in, bundle, i);
+}
+
+void sl_attend_tiles(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                     uint32_t first, uint32_t end, struct sl_attend_bundle *bundle)
+{
+    for (uint32_t tile = first; tile < end; tile += bundle->n_tiles) {
+        bundle->group = group;
+        bundle->first_tile = tile;
+        if (in->step->compute->numerics == SL_NUMERICS_EXACT) {
+            bundle->n_tiles = 1;
+            attend_exact(in, group, tile, bundle);
+            continue;
+        }
+        bundle->n_tiles =
+            end - tile < SL_ATTEND_TILES_AT_ONCE ? end - tile : SL_ATTEND_TILES_AT_ONCE;
+        attend_native(in, bundle);
+    }
+}
