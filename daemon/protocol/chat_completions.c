@@ -7,6 +7,7 @@
 #include "daemon/protocol/fields.h"
 #include "daemon/protocol/openai.h"
 #include "daemon/protocol/protocol.h"
+#include "daemon/protocol/sse.h"
 
 /* ---- requests ----------------------------------------------------------------------------------
  */
@@ -244,7 +245,7 @@ static void write_chunk(struct reply *reply, json_t *choices, json_t *more, stru
     if (more)
         json_object_update(chunk, more);
     json_decref(more);
-    sl_openai_write_event(chunk, out);
+    sl_sse_write(out, NULL, chunk);
 }
 
 /* One choice's piece: `delta` is taken. */
@@ -308,7 +309,7 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
         if (reply->request->return_progress)
             write_chunk(reply, json_array(), sl_openai_progress(event->progress), out);
         else
-            sl_openai_write_comment(event->progress, out);
+            sl_sse_write_progress(out, event->progress);
         break;
     case SL_REPLY_TOKEN:
         keep_logprobs(reply, event);

@@ -7,6 +7,7 @@
 #include "daemon/protocol/fields.h"
 #include "daemon/protocol/openai.h"
 #include "daemon/protocol/protocol.h"
+#include "daemon/protocol/sse.h"
 
 /* Without max_tokens a text would go on to the end of the context; OpenAI's default is 16. */
 #define N_NEW_DEFAULT 16u
@@ -200,7 +201,7 @@ static void write_chunk(struct reply *reply, json_t *choices, json_t *more, stru
     if (more)
         json_object_update(chunk, more);
     json_decref(more);
-    sl_openai_write_event(chunk, out);
+    sl_sse_write(out, NULL, chunk);
 }
 
 static void write_text(struct reply *reply, uint32_t index, const char *text, size_t length,
@@ -236,7 +237,7 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
         if (reply->request->return_progress)
             write_chunk(reply, json_array(), sl_openai_progress(event->progress), out);
         else
-            sl_openai_write_comment(event->progress, out);
+            sl_sse_write_progress(out, event->progress);
         break;
     case SL_REPLY_TOKEN:
         keep_logprobs(reply, event);

@@ -20,6 +20,18 @@ const json_t *sl_field(const json_t *object, const char *name)
     return json_is_null(value) ? NULL : value;
 }
 
+const char *sl_text_in(const json_t *object, const char *name)
+{
+    const char *text = json_string_value(json_object_get(object, name));
+
+    return text ? text : "";
+}
+
+bool sl_has_type(const json_t *object, const char *type)
+{
+    return strcmp(sl_text_in(object, "type"), type) == 0;
+}
+
 int sl_field_bool(const json_t *object, const char *name, bool *value, struct sl_refusal *refusal)
 {
     const json_t *field = sl_field(object, name);
@@ -207,16 +219,9 @@ int sl_field_refuse_unsupported(const struct sl_request *request, struct sl_refu
 /* ---- conversations -----------------------------------------------------------------------------
  */
 
-static const char *role_of(const json_t *message)
-{
-    const char *role = json_string_value(json_object_get(message, "role"));
-
-    return role ? role : "";
-}
-
 static bool is_system(const json_t *message)
 {
-    const char *role = role_of(message);
+    const char *role = sl_text_in(message, "role");
 
     return strcmp(role, "system") == 0 || strcmp(role, "developer") == 0;
 }
@@ -300,9 +305,9 @@ int sl_messages_settle(struct sl_request *request, struct sl_refusal *refusal)
     if (settle_systems(request->messages) < 0)
         return no_memory(refusal);
     last = json_array_get(request->messages, json_array_size(request->messages) - 1);
-    if (strcmp(role_of(last), "system") == 0)
+    if (strcmp(sl_text_in(last, "role"), "system") == 0)
         return sl_refuse(refusal, 400, "messages", "there is a system message, but no question");
-    if (strcmp(role_of(last), "assistant") != 0)
+    if (strcmp(sl_text_in(last, "role"), "assistant") != 0)
         return 0;
     request->continues = json_is_true(json_object_get(last, "prefix"));
     if (!request->continues)

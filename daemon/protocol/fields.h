@@ -8,6 +8,10 @@
 /* Returns the value of a field; NULL if it is absent or null. */
 const json_t *sl_field(const json_t *object, const char *name);
 
+/* A field's string; "" if it is absent or no string. And whether that of "type" is this one. */
+const char *sl_text_in(const json_t *object, const char *name);
+bool sl_has_type(const json_t *object, const char *type);
+
 int sl_field_bool(const json_t *object, const char *name, bool *value, struct sl_refusal *refusal);
 int sl_field_string(const json_t *object, const char *name, const char **value,
                     struct sl_refusal *refusal);

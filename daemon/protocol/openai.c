@@ -1,6 +1,5 @@
 #include "daemon/protocol/openai.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 #include "core/text/utf8.h"
@@ -152,28 +151,4 @@ const char *sl_openai_finish(const struct sl_reply_event *event)
     default:
         return event->n_calls > 0 ? "tool_calls" : "stop";
     }
-}
-
-/* ---- events ------------------------------------------------------------------------------------
- */
-
-void sl_openai_write_event(json_t *object, struct sl_bytes *out)
-{
-    sl_bytes_add_text(out, "data: ");
-    sl_bytes_add_json(out, object);
-    sl_bytes_add_text(out, "\n\n");
-    json_decref(object);
-}
-
-void sl_openai_write_comment(const struct sl_reply_progress *progress, struct sl_bytes *out)
-{
-    if (progress->is_queued) {
-        sl_bytes_add_text(out, ": queued\n\n");
-        return;
-    }
-    sl_bytes_add_format(out, ": prefill %" PRIu32 "/%" PRIu32 " tokens", progress->n_done_tokens,
-                        progress->n_prompt_tokens);
-    if (progress->left_s >= 0)
-        sl_bytes_add_format(out, ", %.0f s left", progress->left_s);
-    sl_bytes_add_text(out, "\n\n");
 }

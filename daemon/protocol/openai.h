@@ -33,10 +33,4 @@ json_t *sl_openai_token_text(const struct sl_tokenizer *tok, uint32_t id);
 /* "stop", "length" or "tool_calls". */
 const char *sl_openai_finish(const struct sl_reply_event *event);
 
-/* Writes `object`, which it takes, as a server-sent event. */
-void sl_openai_write_event(json_t *object, struct sl_bytes *out);
-
-/* Writes a line that clients pass over, which tells a person how far the prompt is. */
-void sl_openai_write_comment(const struct sl_reply_progress *progress, struct sl_bytes *out);
-
 #endif

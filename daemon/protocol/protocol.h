@@ -30,5 +30,10 @@ struct sl_protocol {
 
 extern const struct sl_protocol sl_protocol_chat;        /* /v1/chat/completions */
 extern const struct sl_protocol sl_protocol_completions; /* /v1/completions, and with `suffix` */
+extern const struct sl_protocol sl_protocol_messages;    /* /v1/messages */
+extern const struct sl_protocol sl_protocol_responses;   /* /v1/responses */
+
+/* /v1/messages/count_tokens: a request whose prompt is counted, and nothing made. */
+extern const struct sl_protocol sl_protocol_count_tokens;
 
 #endif
