@@ -32,21 +32,22 @@ static double quick_start(double n)
     return n < 0.1 * UNITS ? 0.00001 * n : 0.001 * (n - 0.099 * UNITS);
 }
 
-/* Runs all work; from the share `from` on, what is told may be wrong by `tolerance` of the truth,
- * give or take a second. Returns the worst error of the total average, as such a share. */
-static double run(cost_fn *cost, bool growing, double from, double tolerance)
+/* Runs all work, or what is left when `skipped` units are done already; from the share `from` on,
+ * what is told may be wrong by `tolerance` of the truth, give or take a second. Returns the worst
+ * error of the total average, as such a share. */
+static double run(cost_fn *cost, bool growing, uint32_t skipped, double from, double tolerance)
 {
     const uint64_t start_ns = UINT64_C(5000000000);
-    struct sl_work_rate rate = sl_work_rate_start(start_ns, growing);
+    struct sl_work_rate rate = sl_work_rate_start(start_ns, growing, skipped);
     double worst = 0;
 
     assert_true(sl_work_rate_per_second(&rate) == 0);
     assert_true(sl_work_rate_seconds_left(&rate, UNITS) == 0);
-    for (uint32_t n = STEP; n < UNITS; n += STEP) {
+    for (uint32_t n = skipped + STEP; n < UNITS; n += STEP) {
         const double truth = cost(UNITS) - cost(n), average = cost(n) / n * (UNITS - n);
         double told;
 
-        sl_work_rate_note(&rate, start_ns + (uint64_t)(cost(n) * 1e9), n);
+        sl_work_rate_note(&rate, start_ns + (uint64_t)((cost(n) - cost(skipped)) * 1e9), n);
         told = sl_work_rate_seconds_left(&rate, UNITS);
         if (n < from * UNITS)
             continue;
@@ -60,25 +61,34 @@ static double run(cost_fn *cost, bool growing, double from, double tolerance)
 static void test_even_work(void **state)
 {
     (void)state;
-    run(even, false, 0, 0.01);
-    run(even, true, 0, 0.01);
+    run(even, false, 0, 0, 0.01);
+    run(even, true, 0, 0, 0.01);
 }
 
 static void test_later_tokens_cost_more(void **state)
 {
     (void)state;
-    assert_true(run(longer, true, 0.02, 0.05) > 0.7);
+    assert_true(run(longer, true, 0, 0.02, 0.05) > 0.7);
+}
+
+/* The text's beginning was there: the rate is that of the rest, which costs more still. */
+static void test_what_need_not_be_done(void **state)
+{
+    (void)state;
+    run(longer, true, UNITS / 2, 0.55, 0.05);
+    run(longer, true, UNITS / 10, 0.15, 0.05);
+    run(even, true, UNITS / 2, 0.5, 0.01);
 }
 
 static void test_a_beginning_that_says_nothing(void **state)
 {
     (void)state;
-    assert_true(run(quick_start, false, 0.15, 0.01) > 0.3);
+    assert_true(run(quick_start, false, 0, 0.15, 0.01) > 0.3);
 }
 
 static void test_the_rate_is_the_recent_one(void **state)
 {
-    struct sl_work_rate rate = sl_work_rate_start(0, false);
+    struct sl_work_rate rate = sl_work_rate_start(0, false, 0);
 
     (void)state;
     for (uint64_t second = 1; second <= 100; second++)
@@ -89,7 +99,7 @@ static void test_the_rate_is_the_recent_one(void **state)
 /* Nothing new for long: the rate goes down, and what is left is not told as nothing. */
 static void test_work_that_stands_still(void **state)
 {
-    struct sl_work_rate rate = sl_work_rate_start(0, true);
+    struct sl_work_rate rate = sl_work_rate_start(0, true, 0);
 
     (void)state;
     sl_work_rate_note(&rate, 1000000000, 10);
@@ -122,6 +132,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_even_work),
         cmocka_unit_test(test_later_tokens_cost_more),
+        cmocka_unit_test(test_what_need_not_be_done),
         cmocka_unit_test(test_a_beginning_that_says_nothing),
         cmocka_unit_test(test_the_rate_is_the_recent_one),
         cmocka_unit_test(test_work_that_stands_still),

@@ -17,6 +17,7 @@ struct sl_generation {
     const int32_t *prompt; /* (n_prompt) */
     uint32_t n_before;     /* tokens that the sequence had seen before the prompt */
     uint32_t n_prompt;
+    uint32_t step_end;  /* no span of the prompt goes beyond this length of the sequence; 0: any */
     int32_t last_token; /* made by the latest step behind the prompt, not yet seen by the model */
     bool in_step;       /* a step with a span of this text is under way */
     uint32_t n_span_tokens; /* length of that span */
@@ -69,6 +70,7 @@ void sl_generation_begin(struct sl_generation *g, struct sl_kv_cache *kv, const 
     g->prompt = tokens;
     g->n_before = kv->n_tokens;
     g->n_prompt = n_tokens;
+    g->step_end = 0;
     g->output = (struct sl_generation_output){.token = NULL};
     sl_completion_begin(g->completion, kv->n_tokens + n_tokens);
 }
@@ -84,11 +86,20 @@ static uint32_t prompt_left(const struct sl_generation *g)
     return n_seen < g->n_prompt ? g->n_prompt - n_seen : 0;
 }
 
+void sl_generation_end_step_at(struct sl_generation *g, uint32_t n_tokens)
+{
+    g->step_end = n_tokens;
+}
+
 uint32_t sl_generation_tokens_left(const struct sl_generation *g)
 {
+    const uint32_t n_left = prompt_left(g), n_seen = g->kv->n_tokens;
+
     if (sl_completion_finish(g->completion) != SL_FINISH_NONE)
         return 0;
-    return prompt_left(g) > 0 ? prompt_left(g) : 1;
+    if (n_left == 0)
+        return 1;
+    return n_seen < g->step_end && g->step_end - n_seen < n_left ? g->step_end - n_seen : n_left;
 }
 
 struct sl_span sl_generation_next_span(struct sl_generation *g, uint32_t n_tokens)

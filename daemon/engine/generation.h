@@ -57,6 +57,10 @@ void sl_generation_destroy(struct sl_generation *generation); /* NULL is allowed
 void sl_generation_begin(struct sl_generation *generation, struct sl_kv_cache *kv,
                          const int32_t *tokens, uint32_t n_tokens, uint64_t seed);
 
+/* Lets a step of the prompt end where the sequence has n_tokens, so that it can be kept as it is
+ * there; 0: nowhere in particular. Forgotten when another text begins. */
+void sl_generation_end_step_at(struct sl_generation *generation, uint32_t n_tokens);
+
 /* Returns how many tokens the next step can take: those left of the prompt, or 1 for the token that
  * was made last; 0 when the text has ended. */
 uint32_t sl_generation_tokens_left(const struct sl_generation *generation);

@@ -178,7 +178,7 @@ int sl_images_lock(const char *folder, struct sl_err *err)
     return rc;
 }
 
-static int make_folder(const struct sl_images_options *o, struct sl_err *err)
+int sl_images_make_folder(const struct sl_images_options *o, struct sl_err *err)
 {
     const char *name = strrchr(o->folder, '/');
     char *path;
@@ -220,7 +220,7 @@ int sl_images_open(struct sl_images **ret_images, const struct sl_images_options
     images->options = *options;
     images->lock_fd = -1;
     images->stream = sl_checksum_stream_create();
-    rc = images->stream ? make_folder(options, err)
+    rc = images->stream ? sl_images_make_folder(options, err)
                         : sl_err_set(err, -ENOMEM, "%s: out of memory", options->folder);
     if (rc == 0 && (rc = sl_images_lock(options->folder, err)) >= 0) {
         images->lock_fd = rc;

@@ -51,6 +51,10 @@ struct sl_images_options {
 /* Bytes of memory that are mapped for images of these sizes. */
 uint64_t sl_images_memory_bytes(uint64_t entries_bytes_max, uint64_t mark_bytes_max);
 
+/* Makes the folder if it is not there, as sl_images_open() does: for who must know its drive before
+ * that. */
+int sl_images_make_folder(const struct sl_images_options *options, struct sl_err *err);
+
 /* Locks the folder and takes in what lies there; drops what is damaged, and what a run that was
  * ended left unfinished. Fails with -EBUSY where another process has the folder, -errno or
  * -ENOMEM. The caller closes *ret_images. */

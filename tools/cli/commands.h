@@ -7,6 +7,7 @@ int sl_cmd_bench(int argc, char **argv);
 int sl_cmd_chat_template(int argc, char **argv);
 int sl_cmd_doctor(int argc, char **argv);
 int sl_cmd_generate(int argc, char **argv);
+int sl_cmd_images(int argc, char **argv);
 int sl_cmd_inspect(int argc, char **argv);
 int sl_cmd_logits(int argc, char **argv);
 int sl_cmd_pack(int argc, char **argv);

@@ -32,7 +32,12 @@ struct sl_progress sl_progress_start(FILE *out, const char *what, const char *un
                                 .start_ns = now_ns,
                                 .shown_ns = now_ns,
                                 .redrawn = takes_escapes(out),
-                                .rate = sl_work_rate_start(now_ns, growing)};
+                                .rate = sl_work_rate_start(now_ns, growing, 0)};
+}
+
+void sl_progress_skip(struct sl_progress *progress, uint64_t done)
+{
+    progress->rate = sl_work_rate_start(progress->start_ns, progress->rate.growing, done);
 }
 
 static void describe(const struct sl_progress *progress, uint64_t done, uint64_t total,

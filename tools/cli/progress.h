@@ -26,6 +26,9 @@ struct sl_progress {
  * earlier ones, while other work has an even cost. */
 struct sl_progress sl_progress_start(FILE *out, const char *what, const char *unit);
 
+/* So much was done before the work began: it counts in what is shown, not in the rate. */
+void sl_progress_skip(struct sl_progress *progress, uint64_t done);
+
 /* On a terminal, shows at once what is begun, before the first of it is done. */
 void sl_progress_announce(const struct sl_progress *progress);
 

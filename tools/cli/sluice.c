@@ -24,6 +24,7 @@ static const struct {
     {"chat-template", sl_cmd_chat_template, "print the prompt that a conversation becomes"},
     {"doctor", sl_cmd_doctor, "check whether this machine suits, and say what mends it where not"},
     {"generate", sl_cmd_generate, "continue a text"},
+    {"images", sl_cmd_images, "list, check and remove what generate --images keeps"},
     {"inspect", sl_cmd_inspect, "show what a model holds and what memory it needs"},
     {"logits", sl_cmd_logits, "write the logits after each token of a list, as .npy"},
     {"pack", sl_cmd_pack, "make a store of a checkpoint, which runs at the drive's speed"},

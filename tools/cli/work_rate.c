@@ -5,11 +5,11 @@
 #define FIRST_GAP_NS UINT64_C(250000000)
 #define GROWTH_NS UINT64_C(10000000000) /* before that, differences in cost are chance */
 
-struct sl_work_rate sl_work_rate_start(uint64_t now_ns, bool growing)
+struct sl_work_rate sl_work_rate_start(uint64_t now_ns, bool growing, uint64_t done)
 {
     return (struct sl_work_rate){.growing = growing,
-                                 .latest = {now_ns, 0},
-                                 .marks = {{now_ns, 0}},
+                                 .latest = {now_ns, done},
+                                 .marks = {{now_ns, done}},
                                  .n_marks = 1,
                                  .gap_ns = FIRST_GAP_NS};
 }
@@ -61,7 +61,8 @@ double sl_work_rate_seconds_left(const struct sl_work_rate *rate, uint64_t total
     const double done = (double)rate->latest.done;
     const double now = cost(mark, rate->latest), before = cost(first, mark);
     /* Each cost is the average of its stretch, so it holds for the middle of it. */
-    const double middle_before = (double)mark.done / 2, middle = ((double)mark.done + done) / 2;
+    const double middle_before = ((double)first.done + (double)mark.done) / 2;
+    const double middle = ((double)mark.done + done) / 2;
     double slope = 0;
 
     if (total <= rate->latest.done)

@@ -27,8 +27,8 @@ struct sl_work_rate {
     uint64_t gap_ns; /* between marks: doubles whenever the list is full */
 };
 
-/* Begins measuring. */
-struct sl_work_rate sl_work_rate_start(uint64_t now_ns, bool growing);
+/* Begins measuring, with `done` of the work behind, such as tokens that need not be computed. */
+struct sl_work_rate sl_work_rate_start(uint64_t now_ns, bool growing, uint64_t done);
 
 /* Notes how much of the work is done. Times and amounts never go down. */
 void sl_work_rate_note(struct sl_work_rate *rate, uint64_t now_ns, uint64_t done);
