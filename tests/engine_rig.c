@@ -18,6 +18,7 @@
 #include "core/base/size.h"
 #include "storage/checkpoint/checkpoint.h"
 #include "storage/pack/store_write.h"
+#include "tests/kv_rig.h"
 #include "tests/store_rig.h"
 #include "core/kernels/dispatch.h"
 
@@ -215,6 +216,7 @@ static void answer(struct engine_rig *m)
 {
     struct sl_kernels kernels;
     struct sl_compute compute = {.kernels = &kernels};
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv;
     struct sl_weights weights;
     struct sl_forward_params params = {.config = &m->config,
@@ -231,11 +233,11 @@ static void answer(struct engine_rig *m)
     assert_int_equal(
         sl_weights_load(&weights, &m->config, &m->source.source, m->draft, compute.pool, NULL), 0);
     assert_int_equal(sl_forward_create(&forward, &params, NULL), 0);
-    assert_int_equal(
-        sl_kv_cache_init(&kv, &m->config, m->experts.n_layers, TOKENS, SL_NUMERICS_NATIVE, NULL),
-        0);
+    kv_rig_pool(&kv_pool, &m->config, m->experts.n_layers, SL_NUMERICS_NATIVE, 1, TOKENS);
+    assert_int_equal(sl_kv_cache_init(&kv, &kv_pool, TOKENS, NULL), 0);
     engine_rig_run(m, forward, &kv, TOKENS, m->logits, m->draft ? m->mtp_logits : NULL);
     sl_kv_cache_fini(&kv);
+    sl_kv_pool_fini(&kv_pool);
     sl_forward_destroy(forward);
     sl_weights_fini(&weights);
     sl_pool_destroy(compute.pool);

@@ -17,6 +17,7 @@
 #include "core/model/attend.h"
 #include "core/model/forward.h"
 #include "tests/fixture_model.h"
+#include "tests/kv_rig.h"
 #include "tools/bench/bench_past.h"
 
 #define SEQUENCES_MAX 512u
@@ -38,6 +39,7 @@ struct rig {
     struct sl_kernels kernels;
     struct sl_compute compute;
     struct sl_forward *forward;
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv[SEQUENCES_MAX];
     struct sl_span spans[SEQUENCES_MAX];
     uint32_t n_sequences;
@@ -61,6 +63,8 @@ static void rig_init(struct rig *rig, struct model *m, uint32_t n_threads,
     rig->compute = (struct sl_compute){.kernels = &rig->kernels, .numerics = numerics};
     assert_int_equal(sl_pool_create(&rig->compute.pool, n_threads, NULL), 0);
     assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
+    kv_rig_pool(&rig->kv_pool, &m->config, m->config.num_hidden_layers, numerics, SEQUENCES_MAX,
+                CONTEXT_MAX);
     rig->logits = calloc((size_t)SEQUENCES_MAX * m->config.vocab_size, sizeof(float));
     assert_non_null(rig->logits);
 }
@@ -70,6 +74,7 @@ static void rig_fini(struct rig *rig)
     sl_forward_destroy(rig->forward);
     for (uint32_t s = 0; s < rig->n_sequences; s++)
         sl_kv_cache_fini(&rig->kv[s]);
+    sl_kv_pool_fini(&rig->kv_pool);
     sl_pool_destroy(rig->compute.pool);
     free(rig->logits);
 }
@@ -80,10 +85,8 @@ static void add_sequence(struct rig *rig, uint32_t past, uint32_t n_tokens, uint
     const struct sl_config *c = &rig->m->config;
     struct sl_kv_cache *kv = &rig->kv[rig->n_sequences];
 
-    assert_int_equal(
-        sl_kv_cache_init(kv, c, c->num_hidden_layers, past + n_tokens, rig->compute.numerics, NULL),
-        0);
-    sl_bench_past_fill(kv, c, &rig->compute, past, seed);
+    assert_int_equal(sl_kv_cache_init(kv, &rig->kv_pool, past + n_tokens, NULL), 0);
+    assert_int_equal(sl_bench_past_fill(kv, c, &rig->compute, past, seed, NULL), 0);
     rig->spans[rig->n_sequences++] = (struct sl_span){kv, rig->m->tokens, n_tokens, SL_LOGITS_LAST};
 }
 

@@ -248,7 +248,7 @@ static void test_plan_is_what_it_takes(void **state)
     assert_int_equal(
         sl_weights_measure(&m->config, &m->source.source, &fixture_mtp, &weights_bytes, NULL), 0);
     assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], sl_arena_mapped_bytes(weights_bytes));
-    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], 2 * engine_rig_kv(engine, 0)->arena.size_bytes);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_engine_kv_pool(engine)->arena.size_bytes);
     assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
                      sl_forward_arena(sl_engine_forward(engine, SL_STEP_LARGE))->size_bytes);
     assert_true(plan.slot_bytes >= m->experts.offset_bytes[SL_EXPERT_MATRICES]);
@@ -264,39 +264,63 @@ static void test_plan_is_what_it_takes(void **state)
     assert_true(opened.need_bytes[SL_MEMORY_KV] < plan.need_bytes[SL_MEMORY_KV]);
 }
 
-/* Sequences come and go; one more than the plan has memory for is refused with the figures, and
- * many short ones fit in place of a long one. No memory stays behind. */
+/* Takes the model's tokens from where the sequence is, and compares the logits. Returns 0, or fails
+ * as the step that was refused. */
+static int run_on(const struct engine_rig *m, struct sl_engine *engine, struct sl_kv_cache *kv,
+                  float *logits, struct sl_err *err)
+{
+    while (kv->n_tokens < TOKENS) {
+        struct engine_rig_rows rows = {logits, m->row_bytes};
+        const uint32_t first = kv->n_tokens;
+        struct sl_span span = {kv, m->tokens + first, TOKENS - first < 16 ? TOKENS - first : 16,
+                               SL_LOGITS_ALL};
+        int rc = sl_engine_step(engine,
+                                &(struct sl_step_request){.spans = &span,
+                                                          .n_spans = 1,
+                                                          .on_logits = engine_rig_keep_rows,
+                                                          .on_logits_context = &rows},
+                                err);
+
+        if (rc < 0) {
+            assert_int_equal(kv->n_tokens, first);
+            return rc;
+        }
+        assert_memory_equal(logits, m->logits + first * m->row_bytes / sizeof(float),
+                            span.n_tokens * m->row_bytes);
+    }
+    return 0;
+}
+
+/* Sequences come and go, as many as the memory for KV caches has room for. A step for which too
+ * little is left is refused with the figures, and goes on when another sequence has ended. */
 static void test_sequences_come_and_go(void **state)
 {
     const struct engine_rig *m = *state;
     struct sl_engine_options options = engine_rig_options(m);
-    struct sl_kv_cache *kv[3] = {NULL}, *one_more = NULL;
+    struct sl_kv_cache *kv[64];
     float *logits = calloc(1, m->logits_bytes);
     struct sl_engine *engine;
     struct sl_err err;
+    uint32_t n = 0;
 
     assert_non_null(logits);
     options.with_mtp = false;
-    options.n_sequences = 3;
-    options.context_tokens = 4096;
+    options.n_sequences = 1;
+    options.kv_bytes = 8 << 20;
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
+    do
+        assert_int_equal(sl_engine_sequence_create(engine, TOKENS, &kv[n], NULL), 0);
+    while (run_on(m, engine, kv[n++], logits, &err) == 0 && n < 64);
+    assert_in_range(n, 3, 63); /* and the last one was refused */
+    assert_int_equal(err.code, -SL_EBUDGET);
+    assert_non_null(strstr(err.message, " more for KV caches, but "));
+    assert_non_null(strstr(err.message, " of 8.00 MiB (--kv) are left"));
     for (uint32_t round = 0; round < 20; round++) {
-        for (uint32_t i = 0; i < 3; i++)
-            if (!kv[i])
-                assert_int_equal(sl_engine_sequence_create(engine, 4096, &kv[i], &err), 0);
-        assert_int_equal(sl_engine_sequence_create(engine, 4096, &one_more, &err), -SL_EBUDGET);
-        assert_null(one_more);
-        assert_non_null(strstr(err.message, "a sequence of 4096 tokens takes "));
-        assert_non_null(strstr(err.message, " 0 B are left; "));
-        assert_int_equal(kv[round % 3]->n_tokens, 0);
-        engine_rig_run(m, sl_engine_forward(engine, SL_STEP_LARGE), kv[round % 3], 16, logits,
-                       NULL);
-        assert_memory_equal(logits, m->logits, m->logits_bytes);
-        sl_engine_sequence_destroy(engine, kv[round % 3]);
-        kv[round % 3] = NULL;
-        assert_int_equal(sl_engine_sequence_create(engine, 64, &one_more, NULL), 0);
-        sl_engine_sequence_destroy(engine, one_more);
-        one_more = NULL;
+        assert_int_equal(run_on(m, engine, kv[n - 1], logits, &err), -SL_EBUDGET);
+        sl_engine_sequence_destroy(engine, kv[round % (n - 1)]);
+        assert_int_equal(run_on(m, engine, kv[n - 1], logits, &err), 0);
+        kv[round % (n - 1)] = kv[n - 1];
+        assert_int_equal(sl_engine_sequence_create(engine, TOKENS, &kv[n - 1], NULL), 0);
     }
     sl_engine_sequence_destroy(engine, NULL);
     sl_engine_close(engine); /* with what is left */

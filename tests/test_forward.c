@@ -18,6 +18,7 @@
 #include "tests/fault_alloc.h"
 #include "tests/fixture_model.h"
 #include "core/kernels/dispatch.h"
+#include "tests/kv_rig.h"
 
 #define SEQUENCES 5u
 #define TOKENS_MAX 221u /* of all sequences together */
@@ -48,6 +49,7 @@ struct rig {
     struct sl_compute compute;
     uint64_t n_background; /* calls of compute.background */
     struct sl_forward *forward;
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv[SEQUENCES];
     atomic_bool stop;
 };
@@ -61,12 +63,10 @@ struct rig_options {
 
 static const struct rig_options plain = {"ref", 1, SL_NUMERICS_NATIVE, TOKENS_MAX};
 
-static void renew_kv(const struct model *m, struct rig *rig, uint32_t s, uint32_t capacity)
+static void renew_kv(struct rig *rig, uint32_t s, uint32_t capacity)
 {
     sl_kv_cache_fini(&rig->kv[s]);
-    assert_int_equal(sl_kv_cache_init(&rig->kv[s], &m->config, m->config.num_hidden_layers + 1,
-                                      capacity, rig->compute.numerics, NULL),
-                     0);
+    assert_int_equal(sl_kv_cache_init(&rig->kv[s], &rig->kv_pool, capacity, NULL), 0);
 }
 
 static void count_call(void *context)
@@ -95,8 +95,10 @@ static void rig_init(struct rig *rig, struct model *m, const struct rig_options 
                                        .numerics = options->numerics,
                                        .background = {count_call, &rig->n_background}};
     assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
+    kv_rig_pool(&rig->kv_pool, &m->config, m->config.num_hidden_layers + 1, options->numerics,
+                SEQUENCES, CONTEXT_MAX);
     for (uint32_t s = 0; s < SEQUENCES; s++)
-        renew_kv(m, rig, s, lengths[s]);
+        renew_kv(rig, s, lengths[s]);
 }
 
 static void rig_fini(struct rig *rig)
@@ -104,6 +106,7 @@ static void rig_fini(struct rig *rig)
     sl_forward_destroy(rig->forward);
     for (uint32_t s = 0; s < SEQUENCES; s++)
         sl_kv_cache_fini(&rig->kv[s]);
+    sl_kv_pool_fini(&rig->kv_pool);
     sl_pool_destroy(rig->pool);
 }
 
@@ -376,7 +379,7 @@ static void run_random_steps(struct model *m, const struct trial *trial, uint64_
 
     rig_init(&rig, m, &trial->options);
     for (uint32_t s = 0; s < SEQUENCES; s++)
-        renew_kv(m, &rig, s, lengths[s] + fixture_below(random, CONTEXT_MAX - lengths[s] + 1));
+        renew_kv(&rig, s, lengths[s] + fixture_below(random, CONTEXT_MAX - lengths[s] + 1));
     do {
         experts->source.pins_max = k + fixture_below(random, experts->pins_limit - k + 1);
         experts->shuffle = fixture_below(random, 4) > 0;
@@ -513,27 +516,25 @@ static void expect_refusal(const struct model *m, struct rig *rig, const struct 
         {&rig->kv[3], m->tokens[3] + rig->kv[3].n_tokens + refusal->mtp, 1, SL_LOGITS_ALL},
         {&rig->kv[refusal->sequence], refusal->tokens, refusal->n_tokens, SL_LOGITS_ALL}};
     struct sl_kv_cache before[2] = {*spans[0].kv, *spans[1].kv};
+    const struct sl_kv_pool pool = rig->kv_pool;
     uint64_t n_requests = m->experts.n_requests;
-    uint8_t *memory[2];
+    uint8_t *memory = malloc(pool.arena.size_bytes);
     struct sl_err err;
     int rc;
 
-    for (int i = 0; i < 2; i++) {
-        memory[i] = malloc(before[i].arena.size_bytes);
-        assert_non_null(memory[i]);
-        memcpy(memory[i], before[i].arena.base, before[i].arena.size_bytes);
-    }
+    assert_non_null(memory);
+    memcpy(memory, pool.arena.base, pool.arena.size_bytes);
     rc = (refusal->mtp ? step_mtp : step)(rig, spans, 2, NULL, NULL, &err);
     assert_int_equal(rc, refusal->rc);
     assert_int_equal(err.code, refusal->rc);
     if (!strstr(err.message, refusal->says))
         fail_msg("\"%s\" does not say \"%s\"", err.message, refusal->says);
     assert_int_equal(m->experts.n_requests, n_requests);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++)
         assert_memory_equal(spans[i].kv, &before[i], sizeof(before[i]));
-        assert_memory_equal(memory[i], before[i].arena.base, before[i].arena.size_bytes);
-        free(memory[i]);
-    }
+    assert_memory_equal(&rig->kv_pool, &pool, sizeof(pool));
+    assert_memory_equal(memory, pool.arena.base, pool.arena.size_bytes);
+    free(memory);
 }
 
 static void test_refusals_change_nothing(void **state)
@@ -605,7 +606,7 @@ static void begin_users(const struct model *m, struct rig *rig)
     struct check check = {.m = m, .answers = m->native};
 
     for (uint32_t i = 0; i < USERS; i++) {
-        renew_kv(m, rig, users[i].sequence, lengths[users[i].sequence]);
+        renew_kv(rig, users[i].sequence, lengths[users[i].sequence]);
         add_span(&check, rig, users[i].sequence, users[i].n_before, SL_LOGITS_LAST);
     }
     assert_int_equal(run_spans(&check, rig, true, NULL), 0);
@@ -822,11 +823,9 @@ static void test_steps_allocate_nothing(void **state)
         assert_int_equal(run_spans(&check, &rig, true, NULL), 0);
     }
     assert_int_equal(fault_alloc_total_count(), before);
-    rig_fini(&rig);
-    assert_true(fault_alloc_total_count() == before);
-    renew_kv(m, &rig, 1, 1); /* the count does count */
+    renew_kv(&rig, 1, 1); /* the count does count */
     assert_true(fault_alloc_total_count() > before);
-    sl_kv_cache_fini(&rig.kv[1]);
+    rig_fini(&rig);
 }
 
 int main(void)

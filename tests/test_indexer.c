@@ -14,6 +14,7 @@
 #include "core/model/indexer.h"
 #include "tests/fixture_model.h"
 #include "core/kernels/dispatch.h"
+#include "tests/kv_rig.h"
 
 #define ENTRIES_MAX 3000u
 #define MANY 40001u /* scores to select among */
@@ -142,6 +143,7 @@ struct rig {
     struct sl_config config;
     struct sl_kernels kernels;
     struct sl_compute compute;
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv[2];
     struct sl_step_token tokens[2];
     struct sl_step step;
@@ -193,6 +195,7 @@ static void make_keys(struct rig *rig, int s, const struct shape *shape, uint64_
 
 static void rig_init(struct rig *rig, const struct shape *shape, uint64_t *random)
 {
+    const uint32_t n_tokens = SL_CSA_RATIO * shape->n_entries;
     struct sl_arena measure;
 
     *rig = (struct rig){0};
@@ -213,10 +216,10 @@ static void rig_init(struct rig *rig, const struct shape *shape, uint64_t *rando
         rig->cosine[i] = cosf(angle);
         rig->sine[i] = sinf(angle);
     }
+    kv_rig_pool(&rig->kv_pool, &rig->config, 1, shape->numerics, 2, n_tokens);
     for (int s = 0; s < 2; s++) {
-        assert_int_equal(sl_kv_cache_init(&rig->kv[s], &rig->config, 1,
-                                          SL_CSA_RATIO * shape->n_entries, shape->numerics, NULL),
-                         0);
+        assert_int_equal(sl_kv_cache_init(&rig->kv[s], &rig->kv_pool, n_tokens, NULL), 0);
+        assert_int_equal(sl_kv_cache_grow(&rig->kv[s], n_tokens, NULL), 0);
         rig->tokens[s] = (struct sl_step_token){.kv = &rig->kv[s]};
         make_keys(rig, s, shape, random);
         for (uint32_t i = 0; i < HEADS * shape->dim; i++)
@@ -238,6 +241,7 @@ static void rig_fini(struct rig *rig)
         free(rig->pooled[s]);
         sl_kv_cache_fini(&rig->kv[s]);
     }
+    sl_kv_pool_fini(&rig->kv_pool);
     sl_arena_fini(&rig->arena);
     sl_pool_destroy(rig->compute.pool);
 }
@@ -341,13 +345,13 @@ static void score_all(const struct rig *rig, int s, uint32_t n_entries, float *s
 static void score_all_exact(const struct rig *rig, int s, uint32_t n_entries, float *scores)
 {
     const uint32_t dim = rig->config.index_head_dim;
-    const float *keys = (const float *)(const void *)rig->kv[s].layers[0].keys;
     uint8_t codes[DIM_MAX], scale_bytes[DIM_MAX / 32];
     static float rotated[HEADS][DIM_MAX];
 
     for (uint32_t h = 0; h < HEADS; h++)
         encode_query(rig, s, h, codes, scale_bytes, rotated[h]);
     for (uint32_t e = 0; e < n_entries; e++) {
+        const float *tile = (const float *)(const void *)sl_kv_key_tile(&rig->kv[s], 0, e);
         double total = 0;
 
         for (uint32_t h = 0; h < HEADS; h++) {
@@ -355,7 +359,7 @@ static void score_all_exact(const struct rig *rig, int s, uint32_t n_entries, fl
             double sum = 0;
 
             for (uint32_t c = 0; c < dim; c++)
-                sum += (double)rotated[h][c] * (double)keys[(size_t)e * dim + c];
+                sum += (double)rotated[h][c] * (double)tile[e % 16 * dim + c];
             if (sum > 0)
                 total += sum * (double)weight;
         }

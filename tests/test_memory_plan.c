@@ -36,6 +36,7 @@ static struct sl_memory_plan plan_of(uint64_t budget_bytes)
         .segment_tokens = 512,
         .context_tokens = 4096,
         .n_sequences = 2,
+        .kv_is_full = true,
     };
 }
 
@@ -265,6 +266,55 @@ static void test_steps_leave_one_token_its_cache(void **state)
     assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), -SL_EBUDGET);
 }
 
+/* KV caches get what all sequences take at their longest, or a share, or what is given; but always
+ * one sequence fits. */
+static void test_kv_caches_take_their_share(void **state)
+{
+    struct sl_expert_shape experts = {.num_hidden_layers = 4, .moe_intermediate_size = 64};
+    struct sl_memory_case what = {.ram_bytes = UINT64_C(1) << 40,
+                                  .dense_bytes = 5 * MIB,
+                                  .n_threads = 3,
+                                  .segment_tokens = 16,
+                                  .context_tokens = 20000,
+                                  .n_sequences = 100};
+    struct sl_kv_layout layout;
+    struct sl_memory_plan plan;
+    struct sl_config config;
+    uint64_t one, taken;
+    struct sl_err err;
+
+    (void)state;
+    fixture_config(&config);
+    experts.n_routed_experts = config.n_routed_experts;
+    experts.hidden_size = config.hidden_size;
+    assert_int_equal(sl_kv_layout_init(&layout, &config, 4, SL_NUMERICS_NATIVE, NULL), 0);
+    one = sl_kv_cache_measure(&layout, 20000);
+    sl_kv_layout_fini(&layout);
+    for (int share = 0; share < 2; share++) {
+        what.kv_share = share;
+        assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+        assert_int_equal(plan.kv_one_bytes, one);
+        assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_arena_mapped_bytes(100 * one));
+        assert_true(plan.kv_is_full);
+    }
+    taken = 6 * MIB + plan.slots_min * plan.slot_bytes; /* weights in whole huge pages */
+    what.ram_bytes = taken + 80 * one;
+    assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_arena_mapped_bytes(80 * one / SL_KV_SHARE));
+    assert_false(plan.kv_is_full);
+    what.ram_bytes = taken + SL_KV_SHARE * one - 1;
+    sl_memory_plan_make(&plan, &config, &experts, &what, NULL);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_arena_mapped_bytes(one));
+
+    what.ram_bytes = UINT64_C(1) << 40;
+    what.kv_bytes = one;
+    assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
+    assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_arena_mapped_bytes(one));
+    what.kv_bytes = one - 1;
+    assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "one sequence of 20000 tokens takes "));
+}
+
 static void test_print(void **state)
 {
     struct sl_memory_plan plan = plan_of(200 * MIB);
@@ -292,6 +342,14 @@ static void test_print(void **state)
                         "tables\n"
                         "  together            197 MiB   of 200 MiB (--ram)\n");
     free(text);
+    plan.kv_is_full = false;
+    out = open_memstream(&text, &length);
+    assert_non_null(out);
+    sl_memory_plan_print(&plan, out);
+    fclose(out);
+    assert_non_null(strstr(text, "  KV cache           10.0 MiB   sequences of up to 4096 tokens, "
+                                 "each taking what it holds\n"));
+    free(text);
 }
 
 int main(void)
@@ -304,6 +362,7 @@ int main(void)
         cmocka_unit_test(test_parts_that_do_not_fit),
         cmocka_unit_test(test_steps_take_their_share),
         cmocka_unit_test(test_steps_leave_one_token_its_cache),
+        cmocka_unit_test(test_kv_caches_take_their_share),
         cmocka_unit_test(test_print),
     };
 

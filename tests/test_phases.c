@@ -15,6 +15,7 @@
 #include "core/model/forward.h"
 #include "tests/fixture_model.h"
 #include "core/kernels/dispatch.h"
+#include "tests/kv_rig.h"
 
 #define WORK_NS UINT64_C(200000)
 
@@ -206,6 +207,7 @@ struct rig {
     struct sl_kernels kernels;
     struct sl_compute compute;
     struct sl_forward *forward;
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv;
     int32_t tokens[PROMPT_TOKENS + 1];
 };
@@ -232,9 +234,9 @@ static void rig_init(struct rig *rig, uint32_t n_threads)
                                      rig->compute.pool, NULL),
                      0);
     assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
-    assert_int_equal(sl_kv_cache_init(&rig->kv, &rig->config, rig->config.num_hidden_layers + 1,
-                                      PROMPT_TOKENS + 1, SL_NUMERICS_NATIVE, NULL),
-                     0);
+    kv_rig_pool(&rig->kv_pool, &rig->config, rig->config.num_hidden_layers + 1, SL_NUMERICS_NATIVE,
+                1, PROMPT_TOKENS + 1);
+    assert_int_equal(sl_kv_cache_init(&rig->kv, &rig->kv_pool, PROMPT_TOKENS + 1, NULL), 0);
     for (uint32_t i = 0; i <= PROMPT_TOKENS; i++)
         rig->tokens[i] = (int32_t)(i * 7 % rig->config.vocab_size);
 }
@@ -242,6 +244,7 @@ static void rig_init(struct rig *rig, uint32_t n_threads)
 static void rig_fini(struct rig *rig)
 {
     sl_kv_cache_fini(&rig->kv);
+    sl_kv_pool_fini(&rig->kv_pool);
     sl_forward_destroy(rig->forward);
     sl_weights_fini(&rig->weights);
     sl_pool_destroy(rig->compute.pool);

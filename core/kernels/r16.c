@@ -67,6 +67,18 @@ int sl_r16_pack_fp4(size_t cols, size_t first_tile, size_t end_tile, const uint8
     return scale_is_sound(scale_max) ? 0 : -SL_ECORRUPT;
 }
 
+void sl_r16_clear_fp4_rows(size_t first_row, size_t cols, uint8_t *tile)
+{
+    const size_t n = SL_R16_ROWS - first_row;
+
+    for (size_t col = 0; col < cols; col += SL_FP4_GROUP_COLS, tile += SL_FP4_GROUP_BYTES) {
+        for (size_t at = first_row; at < 64; at += SL_R16_ROWS)
+            memset(tile + at, 0, n);
+        for (size_t at = 64 + 4 * first_row; at < SL_FP4_GROUP_BYTES; at += 64)
+            memset(tile + at, 0, 4 * n);
+    }
+}
+
 int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
                     uint8_t *tiles)
 {

@@ -72,6 +72,9 @@ static inline size_t sl_r16_f32_tile_bytes(size_t cols)
 int sl_r16_pack_fp4(size_t cols, size_t first_tile, size_t end_tile, const uint8_t *codes,
                     const uint8_t *scales, uint8_t *tiles);
 
+/* Zeroes rows first_row <= r < 16 of one FP4 tile. */
+void sl_r16_clear_fp4_rows(size_t first_row, size_t cols, uint8_t *tile);
+
 /* Packs `rows` rows (the last tile may be partial) of an FP8 matrix into tiles; `codes` (rows,
  * cols) and `tiles` start at the same row, a multiple of 16. scale_bytes (one per 128 columns) is
  * the E8M0 row of the 128-row block that all these rows belong to. Codes whose value is tiny become

@@ -125,9 +125,10 @@ static void count(const struct sl_attend_run *run, const struct sl_attend_group 
     const struct sl_config *c = run->step->config;
     const struct sl_kv_cache *kv = run->step->tokens[group->first].kv;
 
-    sl_pool_count(
-        run->step->compute->pool, SL_PHASE_ATTENTION, (uint64_t)group->n_entries * kv->entry_bytes,
-        2 * (uint64_t)group->n_entries * group->n_queries * c->num_attention_heads * c->head_dim);
+    sl_pool_count(run->step->compute->pool, SL_PHASE_ATTENTION,
+                  (uint64_t)group->n_entries * kv->pool->layout.entry_bytes,
+                  2 * (uint64_t)group->n_entries * group->n_queries * c->num_attention_heads *
+                      c->head_dim);
     if (group->selected)
         sl_indexer_count(run->step, sl_attend_visible(run->step, run->weights, group->first));
 }

@@ -131,7 +131,7 @@ static const uint8_t *entry_at(const struct sl_attend_run *in, const struct sl_a
             position < window_start(c, in->step->tokens[group->first].position))
             return NULL;
         index = sl_step_index_of(in->step, group->first, position);
-        return index >= 0 ? in->step_entries + (size_t)index * last->kv->entry_bytes
+        return index >= 0 ? in->step_entries + (size_t)index * last->kv->pool->layout.entry_bytes
                           : sl_kv_row(last->kv, layer_index, SL_KV_WINDOW, position);
     }
     n -= group->window_slots;

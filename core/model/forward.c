@@ -150,6 +150,31 @@ static int check_request(const struct sl_forward *f, const struct sl_step_reques
     return 0;
 }
 
+/* Takes all that the pass will write to in the KV caches, or nothing if the pool has too little. */
+static int grow_caches(const struct sl_step_request *request, enum sl_forward_part part,
+                       struct sl_err *err)
+{
+    uint64_t needed_bytes = 0;
+    int rc = 0;
+
+    for (uint32_t s = 0; s < request->n_spans; s++) {
+        const struct sl_span *span = &request->spans[s];
+
+        sl_assert(span->kv->pool == request->spans[0].kv->pool);
+        needed_bytes += sl_kv_cache_need(span->kv, seen(span->kv, part) + span->n_tokens);
+    }
+    if (needed_bytes > 0) {
+        rc = sl_kv_pool_check(request->spans[0].kv->pool, needed_bytes,
+                              "the next step of its sequences", err);
+    }
+    for (uint32_t s = 0; rc == 0 && s < request->n_spans; s++) {
+        const struct sl_span *span = &request->spans[s];
+
+        rc = sl_kv_cache_grow(span->kv, seen(span->kv, part) + span->n_tokens, err);
+    }
+    return rc;
+}
+
 static void set_angles(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     struct sl_forward *f = context;
@@ -172,8 +197,11 @@ static void set_tokens(struct sl_forward *f)
         const uint32_t first = seen(span->kv, f->part);
 
         f->span_first[s] = n;
-        for (uint32_t i = 0; i < span->n_tokens; i++)
+        for (uint32_t i = 0; i < span->n_tokens; i++) {
             f->tokens[n + i] = (struct sl_step_token){span->kv, first + i, n, span->tokens[i]};
+            if (f->part == SL_FORWARD_MAIN)
+                *sl_kv_id(span->kv, first + i) = span->tokens[i];
+        }
         n += span->n_tokens;
     }
     f->step.n_tokens = n;
@@ -205,6 +233,8 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
     sl_assert(part == SL_FORWARD_MTP ? f->state == SL_FORWARD_STREAMS_LEFT
                                      : f->state != SL_FORWARD_OPEN);
     rc = check_request(f, request, part, err);
+    if (rc == 0)
+        rc = grow_caches(request, part, err);
     if (rc < 0)
         return rc;
     f->state = SL_FORWARD_OPEN;

@@ -14,7 +14,8 @@
  * Several forwards can share weights, compute and expert source, each with a step of its own open:
  * a large one for long prompts stands still while a small one serves somebody who waits. No
  * sequence is in two steps at a time. One thread drives all of them. A forward owns its working
- * memory and allocates nothing after creation.
+ * memory and allocates nothing after creation; what a step will write to in the KV caches, begin()
+ * takes from their pool (core/model/kv_pool.h), or refuses the step.
  *
  * A step's time is broken down in the pool's account (core/model/phase.h), without what
  * on_logits() took. */
@@ -110,7 +111,9 @@ void sl_forward_destroy(struct sl_forward *forward);
 const struct sl_arena *sl_forward_arena(const struct sl_forward *forward);
 
 /* Begins a step; none is open. Fails, and nothing has happened, with -SL_EFORMAT (a token outside
- * the vocabulary) or -SL_EBUDGET (a span does not fit its KV cache, or the step this forward). */
+ * the vocabulary) or -SL_EBUDGET (a span does not fit its KV cache, the step this forward, or what
+ * it adds to the KV caches their pool); with -ENOMEM the caches may have taken pages for it
+ * already. */
 int sl_forward_begin(struct sl_forward *forward, const struct sl_step_request *request,
                      struct sl_err *err);
 
@@ -152,7 +155,7 @@ int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *req
                    struct sl_err *err);
 
 /* Rolls back the step that ended last, and its MTP pass: its sequences, which nobody has touched
- * since, are where they were before it. Once, and before another step begins. */
+ * or marked since, are where they were before it. Once, and before another step begins. */
 void sl_forward_rollback(struct sl_forward *forward);
 
 #endif

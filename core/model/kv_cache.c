@@ -1,104 +1,119 @@
 #include "core/model/kv_cache.h"
 
+#include <string.h>
+
 #include "core/base/assert.h"
+#include "core/base/size.h"
 
-uint32_t sl_kv_cache_entry_bytes(const struct sl_config *config, enum sl_numerics numerics)
+/* The table of a new sequence has room for so many tokens; then it doubles. */
+#define TABLE_TOKENS_MIN 4096u
+
+/* ---- tables ------------------------------------------------------------------------------------
+ */
+
+/* Pages of a part in a table with room for so many tokens. */
+static uint32_t room(const struct sl_kv_part_layout *part, uint32_t table_tokens)
 {
-    uint32_t rope_dim = config->qk_rope_head_dim;
-
-    if (numerics == SL_NUMERICS_EXACT)
-        return config->head_dim * (uint32_t)sizeof(float);
-    return (uint32_t)sl_kv_entry_bytes(config->head_dim - rope_dim, rope_dim);
+    return sl_kv_part_pages(part, part->n_rows > 0 ? part->n_rows : table_tokens);
 }
 
-/* The input of one of a compressor's two projections. CSA's windows overlap: an entry also pools
- * the window before it, through the other half of the channels. */
-static struct sl_kv_ring_shape compressor_shape(uint32_t ratio, uint32_t dim)
+static uint64_t table_bytes(const struct sl_kv_layout *layout, uint32_t table_tokens)
 {
-    const uint32_t times = ratio == SL_CSA_RATIO ? 2 : 1;
+    uint64_t n = (uint64_t)layout->n_layers * SL_KV_PARTS;
 
-    return (struct sl_kv_ring_shape){times * ratio, times * dim * (uint32_t)sizeof(float)};
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (int p = 0; p < SL_KV_PARTS; p++)
+            n += room(&layout->parts[i][p], table_tokens);
+    return n * sizeof(void *);
 }
 
-void sl_kv_ring_shapes(const struct sl_config *config, enum sl_numerics numerics,
-                       uint32_t layer_index, struct sl_kv_ring_shape ret_shapes[SL_KV_RINGS])
+/* The room that a table should have that must have room for `tokens`. */
+static uint32_t table_tokens_for(const struct sl_kv_cache *kv, uint32_t tokens)
 {
-    const uint32_t ratio = config->compress_ratios[layer_index];
+    uint64_t room_tokens = kv->table_tokens ? kv->table_tokens : TABLE_TOKENS_MIN;
 
-    for (int ring = 0; ring < SL_KV_RINGS; ring++)
-        ret_shapes[ring] = (struct sl_kv_ring_shape){0, 0};
-    ret_shapes[SL_KV_WINDOW] = (struct sl_kv_ring_shape){config->sliding_window,
-                                                         sl_kv_cache_entry_bytes(config, numerics)};
-    if (ratio)
-        ret_shapes[SL_KV_VALUES] = ret_shapes[SL_KV_SCORES] =
-            compressor_shape(ratio, config->head_dim);
-    if (ratio == SL_CSA_RATIO)
-        ret_shapes[SL_KV_INDEX_VALUES] = ret_shapes[SL_KV_INDEX_SCORES] =
-            compressor_shape(ratio, config->index_head_dim);
+    while (room_tokens < tokens)
+        room_tokens *= 2;
+    return room_tokens < kv->capacity_tokens ? (uint32_t)room_tokens : kv->capacity_tokens;
 }
 
-static uint32_t key_tile_bytes(const struct sl_config *config, enum sl_numerics numerics)
+/* Moves the lists to a table with more room. */
+static int enlarge_table(struct sl_kv_cache *kv, uint32_t table_tokens, struct sl_err *err)
 {
-    if (numerics == SL_NUMERICS_EXACT)
-        return SL_R16_ROWS * config->index_head_dim * (uint32_t)sizeof(float);
-    return (uint32_t)sl_r16_fp4_tile_bytes(sl_index_key_cols(config));
-}
+    const struct sl_kv_layout *layout = &kv->pool->layout;
+    const uint64_t bytes = table_bytes(layout, table_tokens);
+    uint8_t ***lists, **list;
+    void *memory;
+    int rc = sl_kv_pool_table(kv->pool, bytes, &memory, err);
 
-static void carve(struct sl_kv_cache *kv, struct sl_arena *arena, const struct sl_config *config,
-                  enum sl_numerics numerics)
-{
-    kv->entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
-    kv->key_tile_bytes = key_tile_bytes(config, numerics);
-    kv->layers = sl_arena_take(arena, kv->n_layers, sizeof(*kv->layers));
-    for (uint32_t i = 0; i < kv->n_layers; i++) {
-        const uint32_t ratio = config->compress_ratios[i];
-        struct sl_kv_layer layer = {0};
-
-        sl_kv_ring_shapes(config, numerics, i, layer.shapes);
-        for (int ring = 0; ring < SL_KV_RINGS; ring++)
-            layer.rings[ring] =
-                sl_arena_take(arena, layer.shapes[ring].n_rows, layer.shapes[ring].row_bytes);
-        if (ratio)
-            layer.entries = sl_arena_take(arena, kv->capacity_tokens / ratio, kv->entry_bytes);
-        if (ratio == SL_CSA_RATIO)
-            layer.keys = sl_arena_take(arena, sl_r16_tile_count(kv->capacity_tokens / ratio),
-                                       kv->key_tile_bytes);
-        if (kv->layers)
-            kv->layers[i] = layer;
-    }
-}
-
-uint64_t sl_kv_cache_measure(const struct sl_config *config, uint32_t n_layers,
-                             uint32_t capacity_tokens, enum sl_numerics numerics)
-{
-    struct sl_kv_cache kv = {.capacity_tokens = capacity_tokens, .n_layers = n_layers};
-    struct sl_arena arena;
-
-    sl_arena_init_measure(&arena);
-    carve(&kv, &arena, config, numerics);
-    return arena.used_bytes;
-}
-
-int sl_kv_cache_init(struct sl_kv_cache *kv, const struct sl_config *config, uint32_t n_layers,
-                     uint32_t capacity_tokens, enum sl_numerics numerics, struct sl_err *err)
-{
-    int rc;
-
-    *kv = (struct sl_kv_cache){.capacity_tokens = capacity_tokens, .n_layers = n_layers};
-    rc = sl_arena_reserve(&kv->arena,
-                          sl_kv_cache_measure(config, n_layers, capacity_tokens, numerics),
-                          "KV cache", err);
     if (rc < 0)
         return rc;
-    carve(kv, &kv->arena, config, numerics);
+    lists = memory;
+    list = (uint8_t **)(lists + (size_t)layout->n_layers * SL_KV_PARTS);
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (int p = 0; p < SL_KV_PARTS; p++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][p];
+            const size_t at = (size_t)i * SL_KV_PARTS + (size_t)p;
+
+            lists[at] = list;
+            if (kv->pages && room(part, kv->table_tokens) > 0)
+                memcpy(list, kv->pages[at], room(part, kv->table_tokens) * sizeof(*list));
+            list += room(part, table_tokens);
+        }
+    sl_kv_pool_free_table(kv->pool, kv->pages, kv->table_bytes);
+    kv->pages = lists;
+    kv->table_bytes = bytes;
+    kv->table_tokens = table_tokens;
     return 0;
 }
 
-void sl_kv_cache_fini(struct sl_kv_cache *kv)
+int sl_kv_cache_make_room(struct sl_kv_cache *kv, uint32_t n_tokens, struct sl_err *err)
 {
+    sl_assert(n_tokens <= kv->capacity_tokens);
+    if (kv->pages && n_tokens <= kv->table_tokens)
+        return 0;
+    return enlarge_table(kv, table_tokens_for(kv, n_tokens), err);
+}
+
+uint64_t sl_kv_cache_measure(const struct sl_kv_layout *layout, uint32_t n_tokens)
+{
+    const struct sl_kv_cache empty = {.capacity_tokens = UINT32_MAX};
+
+    /* While a table is moved there are two. */
+    return sl_kv_layout_pages(layout, n_tokens) * sl_kv_page_cost(layout) +
+           2 * table_bytes(layout, table_tokens_for(&empty, n_tokens));
+}
+
+int sl_kv_cache_init(struct sl_kv_cache *kv, struct sl_kv_pool *pool, uint32_t capacity_tokens,
+                     struct sl_err *err)
+{
+    *kv = (struct sl_kv_cache){.pool = pool, .capacity_tokens = capacity_tokens};
+    return sl_kv_cache_make_room(kv, 0, err);
+}
+
+/* Releases the pages of a part from number `first` on. */
+static void release_pages(struct sl_kv_cache *kv, uint32_t layer_index, int p, uint32_t first)
+{
+    const uint32_t end = room(&kv->pool->layout.parts[layer_index][p], kv->table_tokens);
+    uint8_t **pages = kv->pages[layer_index * SL_KV_PARTS + (uint32_t)p];
+
+    for (uint32_t n = first; n < end && pages[n]; n++) {
+        sl_kv_pool_release(kv->pool, pages[n]);
+        pages[n] = NULL;
+    }
+}
+
+void sl_kv_cache_trim(struct sl_kv_cache *kv)
+{
+    const struct sl_kv_layout *layout = &kv->pool->layout;
+
     sl_assert(!kv->in_step);
-    sl_arena_fini(&kv->arena);
-    *kv = (struct sl_kv_cache){0};
+    for (uint32_t i = 0; i < layout->n_layers; i++) {
+        const uint32_t n_seen = i < layout->n_hidden_layers ? kv->n_tokens : kv->n_mtp_tokens;
+
+        for (int p = 0; p < SL_KV_PARTS; p++)
+            release_pages(kv, i, p, sl_kv_part_pages(&layout->parts[i][p], n_seen));
+    }
 }
 
 void sl_kv_cache_clear(struct sl_kv_cache *kv)
@@ -106,4 +121,135 @@ void sl_kv_cache_clear(struct sl_kv_cache *kv)
     sl_assert(!kv->in_step);
     kv->n_tokens = 0;
     kv->n_mtp_tokens = 0;
+    sl_kv_cache_trim(kv);
+}
+
+void sl_kv_cache_fini(struct sl_kv_cache *kv)
+{
+    if (kv->pages) {
+        sl_kv_cache_clear(kv);
+        sl_kv_pool_free_table(kv->pool, kv->pages, kv->table_bytes);
+    }
+    *kv = (struct sl_kv_cache){0};
+}
+
+/* ---- growing -----------------------------------------------------------------------------------
+ */
+
+/* Pages first <= n < end of a part. */
+struct range {
+    uint32_t first, end;
+};
+
+static struct range pages_of_units(const struct sl_kv_part_layout *part, uint32_t first_unit,
+                                   uint32_t end_unit)
+{
+    const uint64_t per_page = (uint64_t)part->items_per_page * part->units_per_item;
+
+    return (struct range){(uint32_t)(first_unit / per_page),
+                          (uint32_t)((end_unit + per_page - 1) / per_page)};
+}
+
+/* The pages that tokens first <= t < end are written to: one range, or two where they go round a
+ * ring's end. Returns how many. */
+static int written(const struct sl_kv_part_layout *part, uint32_t first, uint32_t end,
+                   struct range ranges[2])
+{
+    const uint32_t n_rows = part->n_rows;
+
+    if (part->item_bytes == 0 || first >= end)
+        return 0;
+    if (n_rows == 0) {
+        ranges[0] = pages_of_units(part, first / part->ratio, end / part->ratio);
+        return first / part->ratio < end / part->ratio;
+    }
+    ranges[0] = pages_of_units(part, 0, n_rows);
+    if (end - first >= n_rows)
+        return 1;
+    if (first % n_rows + (end - first) <= n_rows) {
+        ranges[0] = pages_of_units(part, first % n_rows, first % n_rows + (end - first));
+        return 1;
+    }
+    ranges[1] = pages_of_units(part, 0, end % n_rows);
+    if (ranges[1].end > first % n_rows / part->items_per_page)
+        return 1; /* both meet in a page: the whole ring */
+    ranges[0].first = first % n_rows / part->items_per_page;
+    return 2;
+}
+
+/* The first token that a step up to end_tokens writes in a layer. The MTP block follows a step only
+ * if it has seen all that the other layers had; a pass of its own goes no further than they are. */
+static uint32_t first_token(const struct sl_kv_cache *kv, uint32_t layer_index, uint32_t end_tokens)
+{
+    if (layer_index < kv->pool->layout.n_hidden_layers)
+        return kv->n_tokens;
+    return kv->n_mtp_tokens == kv->n_tokens || end_tokens <= kv->n_tokens ? kv->n_mtp_tokens
+                                                                          : end_tokens;
+}
+
+static bool is_own(const struct sl_kv_cache *kv, const uint8_t *page)
+{
+    return page && !sl_kv_pool_is_shared(kv->pool, page);
+}
+
+/* Counts the pages of a part that must be taken; with `take` takes them. */
+static uint64_t visit_part(const struct sl_kv_cache *kv, uint32_t layer_index, int p,
+                           uint32_t end_tokens, bool take)
+{
+    const struct sl_kv_part_layout *part = &kv->pool->layout.parts[layer_index][p];
+    uint8_t **pages = kv->pages[layer_index * SL_KV_PARTS + (uint32_t)p];
+    const uint32_t n_listed = room(part, kv->table_tokens);
+    struct range ranges[2];
+    const int n_ranges =
+        written(part, first_token(kv, layer_index, end_tokens), end_tokens, ranges);
+    uint64_t count = 0;
+
+    for (int r = 0; r < n_ranges; r++)
+        for (uint32_t n = ranges[r].first; n < ranges[r].end; n++) {
+            uint8_t *old = n < n_listed ? pages[n] : NULL;
+
+            if (is_own(kv, old))
+                continue;
+            count++;
+            if (!take)
+                continue;
+            pages[n] = sl_kv_pool_take(kv->pool);
+            if (old)
+                memcpy(pages[n], old, (size_t)part->items_per_page * part->item_bytes);
+            else if (p == SL_KV_KEYS) /* columns that pad a key are never written */
+                memset(pages[n], 0, kv->pool->layout.page_bytes);
+            sl_kv_pool_release(kv->pool, old);
+        }
+    return count;
+}
+
+static uint64_t visit(const struct sl_kv_cache *kv, uint32_t end_tokens, bool take)
+{
+    uint64_t count = 0;
+
+    for (uint32_t i = 0; i < kv->pool->layout.n_layers; i++)
+        for (int p = 0; p < SL_KV_PARTS; p++)
+            count += visit_part(kv, i, p, end_tokens, take);
+    return count;
+}
+
+uint64_t sl_kv_cache_need(const struct sl_kv_cache *kv, uint32_t end_tokens)
+{
+    const struct sl_kv_layout *layout = &kv->pool->layout;
+    uint64_t bytes = 0;
+
+    sl_assert(end_tokens <= kv->capacity_tokens);
+    if (end_tokens > kv->table_tokens)
+        bytes = table_bytes(layout, table_tokens_for(kv, end_tokens));
+    return bytes + visit(kv, end_tokens, false) * sl_kv_page_cost(layout);
+}
+
+int sl_kv_cache_grow(struct sl_kv_cache *kv, uint32_t end_tokens, struct sl_err *err)
+{
+    int rc = sl_kv_cache_make_room(kv, end_tokens, err);
+
+    sl_assert(!kv->in_step);
+    if (rc == 0)
+        visit(kv, end_tokens, true);
+    return rc;
 }

@@ -54,7 +54,7 @@ void sl_kv_rollback_add(struct sl_kv_rollback *rollback, struct sl_kv_cache *kv,
 /* Copies the rows of a ring that a span overwrites to `saved`, or those of the tokens that are not
  * kept from there back. Returns the end of what is saved. */
 static uint8_t *copy_rows(const struct sl_kv_rollback_span *span, uint32_t layer_index,
-                          enum sl_kv_ring ring, uint8_t *saved, bool back)
+                          enum sl_kv_part ring, uint8_t *saved, bool back)
 {
     const struct sl_kv_ring_shape shape = sl_kv_shape(span->kv, layer_index, ring);
     const uint32_t n = span->n_tokens < shape.n_rows ? span->n_tokens : shape.n_rows;
@@ -64,8 +64,10 @@ static uint8_t *copy_rows(const struct sl_kv_rollback_span *span, uint32_t layer
 
         if (!back)
             memcpy(saved, row, shape.row_bytes);
-        else if (i >= span->n_kept)
+        else if (i >= span->n_kept) {
+            sl_assert(!sl_kv_pool_is_shared(span->kv->pool, row)); /* a mark was taken since */
             memcpy(row, saved, shape.row_bytes);
+        }
     }
     return saved;
 }
@@ -76,7 +78,7 @@ static void copy_layer(const struct sl_kv_rollback *rollback, uint32_t i, bool b
 
     for (uint32_t s = 0; s < rollback->n_spans; s++)
         for (int ring = 0; ring < SL_KV_RINGS; ring++)
-            saved = copy_rows(&rollback->spans[s], rollback->first_layer + i, (enum sl_kv_ring)ring,
+            saved = copy_rows(&rollback->spans[s], rollback->first_layer + i, (enum sl_kv_part)ring,
                               saved, back);
 }
 

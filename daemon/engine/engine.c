@@ -180,6 +180,8 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .small_step_tokens = o->small_step_tokens,
         .context_tokens = o->context_tokens,
         .n_sequences = o->n_sequences,
+        .kv_bytes = o->kv_bytes,
+        .kv_share = o->kv_share,
     };
     int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &what.dense_bytes, err);
 
@@ -284,6 +286,12 @@ struct sl_forward_params sl_engine_forward_params(const struct sl_engine *e, enu
     };
 }
 
+static int start_kv_pool(struct sl_engine *e, struct sl_err *err)
+{
+    return sl_kv_pool_init(&e->kv_pool, &e->config, sl_engine_layer_count(e), e->options.numerics,
+                           e->plan.need_bytes[SL_MEMORY_KV], err);
+}
+
 static int start_forwards(struct sl_engine *e, struct sl_err *err)
 {
     int rc = 0;
@@ -366,8 +374,8 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if (rc < 0)
         goto out;
     begin_stage(e, "making room for experts, context and activations");
-    if ((rc = start_cache(e, err)) < 0 || (rc = start_forwards(e, err)) < 0 ||
-        (rc = start_sampling(e, err)) < 0)
+    if ((rc = start_cache(e, err)) < 0 || (rc = start_kv_pool(e, err)) < 0 ||
+        (rc = start_forwards(e, err)) < 0 || (rc = start_sampling(e, err)) < 0)
         goto out;
     if (!e->weights.arena.locked)
         add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
@@ -402,6 +410,7 @@ void sl_engine_close(struct sl_engine *engine)
         sl_forward_destroy(engine->forwards[size]);
     while (!sl_list_is_empty(&engine->sequences))
         sl_engine_sequence_destroy(engine, &sl_engine_sequence_of(engine->sequences.next)->kv);
+    sl_kv_pool_fini(&engine->kv_pool);
     sl_arena_fini(&engine->sampling_arena);
     sl_expert_cache_destroy(engine->cache);
     sl_reader_destroy(engine->reader);
@@ -488,9 +497,7 @@ void sl_engine_areas(const struct sl_engine *e, struct sl_engine_area ret_areas[
 {
     memset(ret_areas, 0, SL_ENGINE_AREAS * sizeof(*ret_areas));
     add_area(&ret_areas[0], "dense weights", &e->weights.arena);
-    ret_areas[1].name = "KV cache";
-    for (const struct sl_link *i = e->sequences.next; i != &e->sequences; i = i->next)
-        add_area(&ret_areas[1], "KV cache", &sl_engine_sequence_of(i)->kv.arena);
+    add_area(&ret_areas[1], "KV cache", &e->kv_pool.arena);
     for (int size = 0; size < SL_STEP_SIZES; size++)
         if (e->forwards[size])
             add_area(&ret_areas[2], "activations", sl_forward_arena(e->forwards[size]));

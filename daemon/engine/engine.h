@@ -38,7 +38,9 @@ struct sl_engine_options {
     uint32_t segment_tokens;     /* most tokens of one step; 0: as many as memory allows */
     uint32_t small_step_tokens;  /* most tokens of a small step; 0: no forward for small steps */
     uint32_t context_tokens;     /* that each sequence can hold */
-    uint32_t n_sequences;        /* the plan has memory for so many, each of context_tokens */
+    uint32_t n_sequences;        /* most that share a step */
+    uint64_t kv_bytes;           /* for KV caches; 0: what n_sequences of context_tokens take, */
+    bool kv_share;         /* but with this only a share of the budget: see sl_memory_plan_make() */
     enum sl_verify verify; /* when experts of a store are verified; unless never, dense tensors are
                               verified too */
     sl_io_open_fn *io;     /* NULL: sl_io_choose() */
@@ -86,14 +88,17 @@ const char *sl_engine_isa(const struct sl_engine *engine);
 /* ---- sequences, between steps ------------------------------------------------------------------
  */
 
-/* Makes an empty sequence of up to capacity_tokens, at most the engine's context_tokens. The plan's
- * memory for KV caches holds n_sequences of that size, or more of smaller ones. Fails with
- * -SL_EBUDGET and the figures where too little of it is left. The caller destroys *ret_kv. */
+/* The memory of all sequences, the plan's line for KV caches. Sessions (core/session) are made from
+ * it, and end before the engine closes. */
+struct sl_kv_pool *sl_engine_kv_pool(struct sl_engine *engine);
+
+/* Makes an empty sequence of up to capacity_tokens, at most the engine's context_tokens. It takes
+ * memory as it grows: a step for which too little is left is refused. Fails as sl_kv_cache_init().
+ * The caller destroys *ret_kv. */
 int sl_engine_sequence_create(struct sl_engine *engine, uint32_t capacity_tokens,
                               struct sl_kv_cache **ret_kv, struct sl_err *err);
 
-/* Gives the sequence's memory back to the system; others can be created in its place. NULL is
- * allowed. */
+/* Gives the sequence's memory back to the pool, for others to grow in. NULL is allowed. */
 void sl_engine_sequence_destroy(struct sl_engine *engine, struct sl_kv_cache *kv);
 
 /* ---- steps -------------------------------------------------------------------------------------

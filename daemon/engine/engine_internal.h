@@ -25,8 +25,8 @@ struct sl_engine {
     struct sl_draft draft;                      /* the model's; loaded with options.with_mtp */
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
 
+    struct sl_kv_pool kv_pool;
     struct sl_link sequences; /* of struct sl_engine_sequence */
-    uint64_t kv_bytes;        /* the part of the plan's bytes for KV caches that they use */
 
     struct sl_arena sampling_arena;
     struct sl_candidate **sampling; /* (compute threads) scratch of each */
@@ -38,7 +38,6 @@ struct sl_engine {
 struct sl_engine_sequence {
     struct sl_kv_cache kv; /* first */
     struct sl_link link;
-    uint64_t kv_bytes;
 };
 
 static inline struct sl_engine_sequence *sl_engine_sequence_of(const struct sl_link *link)

@@ -4,6 +4,7 @@
 #include "core/base/arena.h"
 #include "core/base/size.h"
 #include "core/model/forward.h"
+#include "core/model/kv_cache.h"
 
 /* Bounds of the segment that is chosen without --segment. With fewer tokens, each expert would be
  * read for too few of them to be worth a larger cache; with more, multiplying takes longer than
@@ -80,6 +81,48 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     return low < tokens_max ? low : (uint32_t)tokens_max;
 }
 
+/* Fills in what the KV caches get; the plan's parts that no option changes must be known. Fails
+ * with -ENOMEM. */
+static int plan_kv(struct sl_memory_plan *plan, const struct sl_config *config, uint32_t n_layers,
+                   const struct sl_memory_case *what, struct sl_err *err)
+{
+    const uint64_t taken = fixed_bytes(plan) + plan->slots_min * plan->slot_bytes;
+    const uint64_t left = plan->budget_bytes > taken ? plan->budget_bytes - taken : 0;
+    struct sl_kv_layout layout;
+    uint64_t one, all, share;
+    int rc = sl_kv_layout_init(&layout, config, n_layers, what->numerics, err);
+
+    if (rc < 0)
+        return rc;
+    one = sl_kv_cache_measure(&layout, what->context_tokens);
+    sl_kv_layout_fini(&layout);
+    all = one * what->n_sequences;
+    share = left / SL_KV_SHARE > one ? left / SL_KV_SHARE : one;
+    if (what->kv_bytes)
+        all = what->kv_bytes;
+    else if (what->kv_share && share < all)
+        all = share;
+    plan->need_bytes[SL_MEMORY_KV] = sl_arena_mapped_bytes(all);
+    plan->kv_one_bytes = one;
+    plan->kv_is_full = all >= one * what->n_sequences;
+    plan->kv_given = what->kv_bytes > 0;
+    return 0;
+}
+
+static int check_kv(const struct sl_memory_plan *plan, const struct sl_memory_case *what,
+                    struct sl_err *err)
+{
+    char have[SL_SIZE_TEXT_BYTES], need[SL_SIZE_TEXT_BYTES];
+
+    if (!plan->kv_given || what->kv_bytes >= plan->kv_one_bytes)
+        return 0;
+    return sl_err_set(err, -SL_EBUDGET,
+                      "one sequence of %u tokens takes %s, more than --kv %s; give more, or a "
+                      "smaller --context",
+                      plan->context_tokens, sl_size_format(plan->kv_one_bytes, need),
+                      sl_size_format(what->kv_bytes, have));
+}
+
 /* Loading takes memory that is free again before caches and activations are touched. So only what
  * it takes beyond the least size of these is added to the plan. */
 static uint64_t loading_excess(const struct sl_memory_plan *plan, uint64_t loading_bytes)
@@ -97,16 +140,13 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
                         struct sl_err *err)
 {
     const uint32_t n_layers = experts->num_hidden_layers + experts->n_mtp_layers;
+    int rc;
 
     *plan = (struct sl_memory_plan){
         .budget_bytes = what->ram_bytes,
         .budget_given = what->ram_given,
         .need_bytes = {[SL_MEMORY_PROGRAM] = what->program_bytes,
                        [SL_MEMORY_WEIGHTS] = sl_arena_mapped_bytes(what->dense_bytes),
-                       [SL_MEMORY_KV] =
-                           what->n_sequences *
-                           sl_arena_mapped_bytes(sl_kv_cache_measure(
-                               config, n_layers, what->context_tokens, what->numerics)),
                        [SL_MEMORY_STAGING] = what->staging_bytes},
         .table_bytes = what->table_bytes,
         .slot_bytes = sl_expert_cache_slot_bytes(experts),
@@ -116,13 +156,17 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
         .context_tokens = what->context_tokens,
         .n_sequences = what->n_sequences,
     };
+    rc = plan_kv(plan, config, n_layers, what, err);
+    if (rc < 0)
+        return rc;
     if (what->small_step_tokens > 0)
         plan->need_bytes[SL_MEMORY_SMALL_STEPS] =
             activation_bytes(config, what, what->small_step_tokens);
     plan->segment_tokens = choose_segment(plan, config, what);
     plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
     plan->need_bytes[SL_MEMORY_PROGRAM] += loading_excess(plan, what->loading_bytes);
-    return sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
+    rc = sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
+    return rc < 0 ? rc : check_kv(plan, what, err);
 }
 
 static const char *budget_source(const struct sl_memory_plan *plan)
@@ -140,8 +184,9 @@ static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BY
                                  plan->need_bytes[SL_MEMORY_ACTIVATIONS] + cache_min_bytes +
                                  plan->table_bytes;
     const bool helps[] = {plan->need_bytes[SL_MEMORY_CACHE] > cache_min_bytes,
+                          plan->kv_given && plan->need_bytes[SL_MEMORY_KV] > plan->kv_one_bytes,
                           plan->context_tokens > 1, plan->segment_tokens > 1};
-    static const char *const options[] = {"--cache", "--context", "--segment"};
+    static const char *const options[] = {"--cache", "--kv", "--context", "--segment"};
     const char *before = "give a smaller ";
     size_t used = 0;
 
@@ -237,8 +282,11 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                 sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_PROGRAM)
             fprintf(out, "   code, headers, tokenizer, prompt, stacks, buffers");
-        if (i == SL_MEMORY_KV)
+        if (i == SL_MEMORY_KV && plan->kv_is_full)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
+        if (i == SL_MEMORY_KV && !plan->kv_is_full)
+            fprintf(out, "   sequences of up to %u tokens, each taking what it holds",
+                    plan->context_tokens);
         if (i == SL_MEMORY_ACTIVATIONS)
             fprintf(out, "   %u tokens at once", plan->segment_tokens);
         if (i == SL_MEMORY_SMALL_STEPS)

@@ -35,8 +35,11 @@ struct sl_memory_plan {
     uint64_t slots_max;         /* all experts of the model */
     uint32_t segment_tokens;    /* most of one step */
     uint32_t small_step_tokens; /* most of a small one; 0: there are none */
-    uint32_t context_tokens;    /* that the KV caches hold, each */
+    uint32_t context_tokens;    /* most of one sequence */
     uint32_t n_sequences;
+    uint64_t kv_one_bytes; /* of one sequence as long as that, the least for KV caches */
+    bool kv_is_full;       /* they have memory for n_sequences as long as that */
+    bool kv_given;         /* by the user */
 };
 
 /* The sizes that a plan depends on beside the model's. */
@@ -56,14 +59,20 @@ struct sl_memory_case {
     uint32_t small_step_tokens; /* of another forward's; 0: there is none */
     uint32_t context_tokens;    /* of each sequence */
     uint32_t n_sequences;
+    uint64_t kv_bytes; /* for KV caches; 0: for n_sequences of context_tokens each, */
+    bool kv_share;     /* or no more than a share, in which sequences grow as they can */
 };
 
 /* Fills a plan. Each step reads an expert once for all of its tokens, so longer steps read less in
  * total. Where segment_tokens is 0, the activations get one part in SL_SEGMENT_SHARE of the memory
  * that weights and KV cache leave, as far as that leaves room for the cache that is asked for, or
- * the least one; but a step is never longer than what the sequences hold. Fails with -SL_EBUDGET,
- * the figures and a filled plan as sl_memory_plan_cache() does. */
+ * the least one; but a step is never longer than what the sequences hold. With kv_share, the KV
+ * caches get at most one part in SL_KV_SHARE of what weights and the least cache leave, but room
+ * for one sequence of context_tokens in any case. Fails with -SL_EBUDGET, the figures and a filled
+ * plan as sl_memory_plan_cache() does, and where kv_bytes does not hold one sequence; or with
+ * -ENOMEM. */
 #define SL_SEGMENT_SHARE 8u
+#define SL_KV_SHARE 4u
 int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
                         const struct sl_expert_shape *experts, const struct sl_memory_case *what,
                         struct sl_err *err);

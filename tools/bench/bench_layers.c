@@ -21,6 +21,7 @@ struct layer {
     struct sl_arena arena; /* weights */
     struct sl_layer_weights weights;
     struct sl_weights all;
+    struct sl_kv_pool kv_pool;
     struct sl_kv_cache kv;
     uint32_t past_tokens; /* in the KV cache */
     struct sl_forward *forward;
@@ -198,12 +199,19 @@ static int make_weights(struct layer *in, struct sl_err *err)
 
 static int make_past(struct layer *in, struct sl_err *err)
 {
-    int rc = sl_kv_cache_init(&in->kv, &in->config, 1, in->past_tokens + TOKENS_MAX,
-                              SL_NUMERICS_NATIVE, err);
+    const uint32_t n_tokens = in->past_tokens + TOKENS_MAX;
+    struct sl_kv_layout layout;
+    uint64_t bytes;
+    int rc = sl_kv_layout_init(&layout, &in->config, 1, SL_NUMERICS_NATIVE, err);
 
-    if (rc == 0)
-        sl_bench_past_fill(&in->kv, &in->config, in->compute, in->past_tokens, 1);
-    return rc;
+    if (rc < 0)
+        return rc;
+    bytes = sl_kv_cache_measure(&layout, n_tokens);
+    sl_kv_layout_fini(&layout);
+    if ((rc = sl_kv_pool_init(&in->kv_pool, &in->config, 1, SL_NUMERICS_NATIVE, bytes, err)) < 0 ||
+        (rc = sl_kv_cache_init(&in->kv, &in->kv_pool, n_tokens, err)) < 0)
+        return rc;
+    return sl_bench_past_fill(&in->kv, &in->config, in->compute, in->past_tokens, 1, err);
 }
 
 /* ---- steps -------------------------------------------------------------------------------------
@@ -309,6 +317,7 @@ static int bench_layer(const struct sl_bench *bench, const struct sl_config *con
         bench_phases(bench, &in, model);
     sl_forward_destroy(in.forward);
     sl_kv_cache_fini(&in.kv);
+    sl_kv_pool_fini(&in.kv_pool);
     sl_arena_fini(&in.arena);
     return in.rc;
 }

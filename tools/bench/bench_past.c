@@ -56,7 +56,7 @@ static void fill_entries(void *context, size_t first, size_t end, uint32_t threa
 }
 
 /* A compressor's row, head_dim or twice as much, is made in pieces of at most VALUES_MAX. */
-static void fill_ring(const struct fill *fill, enum sl_kv_ring ring)
+static void fill_ring(const struct fill *fill, enum sl_kv_part ring, uint32_t n_tokens)
 {
     const struct sl_kv_ring_shape shape = sl_kv_shape(fill->kv, fill->layer_index, ring);
     const uint32_t count = shape.row_bytes / (uint32_t)sizeof(float);
@@ -64,7 +64,7 @@ static void fill_ring(const struct fill *fill, enum sl_kv_ring ring)
     const uint32_t piece_bytes = shape.row_bytes / (n_pieces ? n_pieces : 1);
     float values[VALUES_MAX];
 
-    for (uint32_t n = 0; n < shape.n_rows; n++) {
+    for (uint32_t n = 0; n < shape.n_rows && n < n_tokens; n++) {
         uint8_t *row = sl_kv_row(fill->kv, fill->layer_index, ring, n);
 
         if (ring == SL_KV_WINDOW) {
@@ -80,21 +80,27 @@ static void fill_ring(const struct fill *fill, enum sl_kv_ring ring)
     }
 }
 
-void sl_bench_past_fill(struct sl_kv_cache *kv, const struct sl_config *config,
-                        const struct sl_compute *compute, uint32_t n_tokens, uint64_t seed)
+int sl_bench_past_fill(struct sl_kv_cache *kv, const struct sl_config *config,
+                       const struct sl_compute *compute, uint32_t n_tokens, uint64_t seed,
+                       struct sl_err *err)
 {
+    const uint32_t n_layers = kv->pool->layout.n_layers;
     const struct sl_step step = {.config = config, .compute = compute};
     struct fill fill = {.kv = kv, .step = &step, .seed = seed};
+    int rc = sl_kv_cache_grow(kv, n_tokens, err);
 
-    for (uint32_t i = 0; i < kv->n_layers; i++) {
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < n_layers; i++) {
         const uint32_t ratio = config->compress_ratios[i];
 
         fill.layer_index = i;
         for (int ring = 0; ring < SL_KV_RINGS; ring++)
-            fill_ring(&fill, (enum sl_kv_ring)ring);
+            fill_ring(&fill, (enum sl_kv_part)ring, n_tokens);
         if (ratio)
             sl_pool_run(compute->pool, SL_PHASE_OUTSIDE, n_tokens / ratio, 64, fill_entries, &fill);
     }
     kv->n_tokens = n_tokens;
-    kv->n_mtp_tokens = kv->n_layers > config->num_hidden_layers ? n_tokens : 0;
+    kv->n_mtp_tokens = n_layers > config->num_hidden_layers ? n_tokens : 0;
+    return 0;
 }

@@ -12,8 +12,10 @@
 
 /* Fills a KV cache as n_tokens tokens leave it: random entries, keys and rows of the rings, each in
  * the form and of about the size of those that a model computes. The same seed gives the same
- * ones. `kv` has room for them, and no step has it. */
-void sl_bench_past_fill(struct sl_kv_cache *kv, const struct sl_config *config,
-                        const struct sl_compute *compute, uint32_t n_tokens, uint64_t seed);
+ * ones. `kv` is empty, it and its pool have room for them, and no step has it. Fails with -ENOMEM.
+ */
+int sl_bench_past_fill(struct sl_kv_cache *kv, const struct sl_config *config,
+                       const struct sl_compute *compute, uint32_t n_tokens, uint64_t seed,
+                       struct sl_err *err);
 
 #endif

@@ -18,6 +18,7 @@ enum {
     OPTION_THREADS,
     OPTION_SEGMENT,
     OPTION_CONTEXT,
+    OPTION_KV,
     OPTION_IO,
     OPTION_IO_PIECE,
     OPTION_IO_DEPTH,
@@ -40,6 +41,8 @@ static const struct argp_option options[] = {
      "most tokens of one pass (default: as many as memory allows)", 0},
     {"context", OPTION_CONTEXT, "TOKENS", 0,
      "tokens that a sequence can hold (default: what the command needs)", 0},
+    {"kv", OPTION_KV, "SIZE", 0,
+     "memory for KV caches (default: for all sequences at their longest)", 0},
     {"io", OPTION_IO, "uring|threads", 0,
      "how experts are read (default uring, or threads where io_uring is not available)", 0},
     {"io-piece", OPTION_IO_PIECE, "SIZE", 0,
@@ -147,6 +150,32 @@ static const struct sl_word numerics_words[] = {
 /* ---- all options -------------------------------------------------------------------------------
  */
 
+/* The options that share the memory out. */
+static error_t parse_memory_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    switch (key) {
+    case OPTION_RAM:
+        o->ram_bytes = sl_parse_size(state, "--ram", value);
+        return 0;
+    case OPTION_CACHE:
+        set_cache(state, value);
+        return 0;
+    case OPTION_SEGMENT:
+        o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
+        return 0;
+    case OPTION_CONTEXT:
+        o->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
+        return 0;
+    case OPTION_KV:
+        o->kv_bytes = sl_parse_size(state, "--kv", value);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct sl_engine_options *o = state->input;
@@ -156,21 +185,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_INIT:
         *o = (struct sl_engine_options){.affinity = sl_choose_affinity(0), .n_sequences = 1};
         return 0;
-    case OPTION_RAM:
-        o->ram_bytes = sl_parse_size(state, "--ram", value);
-        return 0;
-    case OPTION_CACHE:
-        set_cache(state, value);
-        return 0;
     case OPTION_THREADS:
         o->affinity =
             sl_choose_affinity(sl_parse_count(state, "--threads", value, SL_POOL_THREADS_MAX));
-        return 0;
-    case OPTION_SEGMENT:
-        o->segment_tokens = sl_parse_count(state, "--segment", value, 1u << 20);
-        return 0;
-    case OPTION_CONTEXT:
-        o->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
         return 0;
     case OPTION_IO:
         o->io = sl_parse_io(state, value);
@@ -215,7 +232,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
             set_isa(state, "SLUICE_ISA", isa);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_memory_option(key, value, state);
     }
 }
 

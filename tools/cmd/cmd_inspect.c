@@ -148,6 +148,7 @@ static int summarize_config(const struct sl_engine_options *options, struct summ
         .segment_tokens = options->segment_tokens,
         .context_tokens = options->context_tokens,
         .n_sequences = options->n_sequences,
+        .kv_bytes = options->kv_bytes,
     };
     struct sl_dense_cost cost;
     int rc;

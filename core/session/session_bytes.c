@@ -1,0 +1,279 @@
+#include "core/session/session_bytes.h"
+
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+#include "core/session/session_internal.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes are as they lie in memory");
+
+/* ---- chunks ------------------------------------------------------------------------------------
+ */
+
+static uint32_t greatest_common_divisor(uint32_t a, uint32_t b)
+{
+    while (b > 0) {
+        const uint32_t rest = a % b;
+
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* Parts that chunks hold. */
+static const enum sl_kv_part chunk_parts[] = {SL_KV_ENTRIES, SL_KV_KEYS};
+
+uint32_t sl_chunk_tokens(const struct sl_kv_layout *layout)
+{
+    uint64_t multiple = 1;
+
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (size_t n = 0; n < SL_ARRAY_LEN(chunk_parts); n++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[n]];
+            const uint32_t item_tokens = part->ratio * part->units_per_item;
+
+            if (item_tokens > 0)
+                multiple *= item_tokens / greatest_common_divisor((uint32_t)multiple, item_tokens);
+            if (multiple > UINT32_MAX)
+                return UINT32_MAX; /* longer than any sequence: chunks are whole sequences */
+        }
+    return (uint32_t)multiple;
+}
+
+/* Items of a part that tokens from <= t < to completed or began. */
+struct items {
+    uint32_t first, end;
+};
+
+static struct items items_of(const struct sl_kv_part_layout *part, uint32_t from, uint32_t to)
+{
+    uint32_t units;
+
+    if (part->item_bytes == 0)
+        return (struct items){0, 0};
+    units = to / part->ratio;
+    return (struct items){from / part->ratio / part->units_per_item,
+                          (units + part->units_per_item - 1) / part->units_per_item};
+}
+
+uint64_t sl_chunk_bytes(const struct sl_kv_layout *layout, uint32_t from, uint32_t to)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (size_t n = 0; n < SL_ARRAY_LEN(chunk_parts); n++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[n]];
+            const struct items items = items_of(part, from, to);
+
+            bytes += (uint64_t)(items.end - items.first) * part->item_bytes;
+        }
+    return bytes;
+}
+
+static void check_chunk(const struct sl_kv_layout *layout, uint32_t from, uint32_t to)
+{
+    sl_assert(from <= to && from % sl_chunk_tokens(layout) == 0);
+}
+
+/* Zeroes all keys of a tile but the first n_keys: the others are what lay there before. */
+static void clear_keys(const struct sl_kv_layout *layout, uint32_t n_keys, uint8_t *tile,
+                       uint32_t tile_bytes)
+{
+    if (n_keys == 0)
+        memset(tile, 0, tile_bytes);
+    else if (layout->numerics == SL_NUMERICS_EXACT)
+        memset(tile + n_keys * (tile_bytes / SL_R16_ROWS), 0,
+               (SL_R16_ROWS - n_keys) * (tile_bytes / SL_R16_ROWS));
+    else
+        sl_r16_clear_fp4_rows(n_keys, tile_bytes / SL_FP4_GROUP_BYTES * SL_FP4_GROUP_COLS, tile);
+}
+
+/* Writes item n of a part of a layer that has seen n_seen tokens. */
+static void export_item(const struct sl_session *session, uint32_t layer_index,
+                        enum sl_kv_part part_index, uint32_t n, uint32_t n_seen, uint8_t *to)
+{
+    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+    const struct sl_kv_part_layout *part = &layout->parts[layer_index][part_index];
+    const uint32_t n_units = n_seen / part->ratio, first_unit = n * part->units_per_item;
+    const uint32_t n_whole = n_units > first_unit ? n_units - first_unit : 0;
+
+    if (n_whole > 0)
+        memcpy(to, sl_kv_item(&session->kv, layer_index, part_index, n), part->item_bytes);
+    if (n_whole >= part->units_per_item)
+        return;
+    if (part_index == SL_KV_KEYS)
+        clear_keys(layout, n_whole, to, part->item_bytes);
+    else
+        memset(to, 0, part->item_bytes);
+}
+
+void sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
+                             uint8_t *ret_bytes)
+{
+    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+    uint32_t n_seen = to;
+
+    check_chunk(layout, from, to);
+    sl_assert(to <= session->kv.n_tokens);
+    for (uint32_t i = 0; i < layout->n_layers; i++) {
+        if (i == layout->n_hidden_layers && session->kv.n_mtp_tokens < n_seen)
+            n_seen = session->kv.n_mtp_tokens;
+        for (size_t p = 0; p < SL_ARRAY_LEN(chunk_parts); p++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[p]];
+            const struct items items = items_of(part, from, to);
+
+            for (uint32_t n = items.first; n < items.end; n++, ret_bytes += part->item_bytes)
+                export_item(session, i, chunk_parts[p], n, n_seen, ret_bytes);
+        }
+    }
+}
+
+void sl_session_import_chunk(struct sl_session *session, uint32_t from, uint32_t to,
+                             const uint8_t *bytes)
+{
+    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+
+    check_chunk(layout, from, to);
+    sl_assert(session->kv.in_step && to <= session->kv.capacity_tokens);
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (size_t p = 0; p < SL_ARRAY_LEN(chunk_parts); p++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[p]];
+            const struct items items = items_of(part, from, to);
+
+            for (uint32_t n = items.first; n < items.end; n++, bytes += part->item_bytes)
+                memcpy(sl_kv_item(&session->kv, i, chunk_parts[p], n), bytes, part->item_bytes);
+        }
+}
+
+/* ---- marks -------------------------------------------------------------------------------------
+ */
+
+struct mark_head {
+    uint32_t n_tokens, n_mtp_tokens;
+};
+
+static uint32_t n_seen_by(const struct sl_kv_layout *layout, const struct mark_head *head,
+                          uint32_t layer_index)
+{
+    return layer_index < layout->n_hidden_layers ? head->n_tokens : head->n_mtp_tokens;
+}
+
+static uint64_t bytes_of(const struct sl_kv_layout *layout, const struct mark_head *head)
+{
+    uint64_t bytes = sizeof(*head);
+
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (int ring = 0; ring < SL_KV_RINGS; ring++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][ring];
+            const uint32_t n_seen = n_seen_by(layout, head, i);
+
+            bytes += (uint64_t)(n_seen < part->n_rows ? n_seen : part->n_rows) * part->item_bytes;
+        }
+    return bytes;
+}
+
+static struct mark_head head_of(const struct sl_mark *mark)
+{
+    return (struct mark_head){mark->kv.n_tokens, mark->kv.n_mtp_tokens};
+}
+
+uint64_t sl_mark_bytes(const struct sl_session *session, const struct sl_mark *mark)
+{
+    const struct mark_head head = head_of(mark);
+
+    return bytes_of(&session->kv.pool->layout, &head);
+}
+
+void sl_session_export_mark(const struct sl_session *session, const struct sl_mark *mark,
+                            uint8_t *ret_bytes)
+{
+    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+    const struct mark_head head = head_of(mark);
+
+    memcpy(ret_bytes, &head, sizeof(head));
+    ret_bytes += sizeof(head);
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (int ring = 0; ring < SL_KV_RINGS; ring++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][ring];
+            const uint32_t end = n_seen_by(layout, &head, i);
+
+            for (uint32_t t = end < part->n_rows ? 0 : end - part->n_rows;
+                 t < end && part->n_rows > 0; t++, ret_bytes += part->item_bytes)
+                memcpy(ret_bytes, sl_kv_mark_row(&mark->kv, layout, i, (enum sl_kv_part)ring, t),
+                       part->item_bytes);
+        }
+}
+
+static void import_rings(struct sl_session *session, const struct mark_head *head,
+                         const uint8_t *bytes)
+{
+    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (int ring = 0; ring < SL_KV_RINGS; ring++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][ring];
+            const uint32_t end = n_seen_by(layout, head, i);
+
+            for (uint32_t t = end < part->n_rows ? 0 : end - part->n_rows;
+                 t < end && part->n_rows > 0; t++, bytes += part->item_bytes)
+                memcpy(sl_kv_row(&session->kv, i, (enum sl_kv_part)ring, t), bytes,
+                       part->item_bytes);
+        }
+}
+
+/* ---- reading a session -------------------------------------------------------------------------
+ */
+
+/* The session counts as being in a step until its end, so that nobody else takes it. */
+int sl_session_import_begin(struct sl_session *session, const int32_t *tokens, uint32_t n_tokens,
+                            struct sl_err *err)
+{
+    struct sl_kv_cache *kv = &session->kv;
+    int rc;
+
+    sl_assert(kv->n_tokens == 0 && sl_list_is_empty(&session->marks));
+    if (n_tokens > kv->capacity_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%u tokens do not fit a session of %u", n_tokens,
+                          kv->capacity_tokens);
+    rc = sl_kv_pool_check(kv->pool, sl_kv_cache_need(kv, n_tokens), "a session that was stored",
+                          err);
+    if (rc == 0)
+        rc = sl_kv_cache_grow(kv, n_tokens, err);
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; i < n_tokens; i++)
+        *sl_kv_id(kv, i) = tokens[i];
+    kv->in_step = true;
+    return 0;
+}
+
+int sl_session_import_end(struct sl_session *session, uint32_t n_tokens, const uint8_t *bytes,
+                          uint64_t size_bytes, struct sl_err *err)
+{
+    struct sl_kv_cache *kv = &session->kv;
+    struct mark_head head = {0};
+
+    sl_assert(kv->in_step);
+    if (size_bytes >= sizeof(head))
+        memcpy(&head, bytes, sizeof(head));
+    if (size_bytes < sizeof(head) || head.n_tokens != n_tokens || head.n_mtp_tokens > n_tokens ||
+        size_bytes != bytes_of(&kv->pool->layout, &head)) {
+        sl_session_import_abandon(session);
+        return sl_err_set(err, -SL_ECORRUPT, "%llu bytes that are no mark behind %u tokens",
+                          (unsigned long long)size_bytes, n_tokens);
+    }
+    import_rings(session, &head, bytes + sizeof(head));
+    kv->in_step = false;
+    kv->n_tokens = head.n_tokens;
+    kv->n_mtp_tokens = head.n_mtp_tokens;
+    sl_kv_cache_trim(kv);
+    return 0;
+}
+
+void sl_session_import_abandon(struct sl_session *session)
+{
+    session->kv.in_step = false;
+    sl_kv_cache_clear(&session->kv);
+}
