@@ -9,7 +9,6 @@
 #include "core/base/arena.h"
 #include "core/base/assert.h"
 #include "core/base/size.h"
-#include "core/kernels/r16.h"
 
 static const struct sl_expert_source_ops source_ops = {
     .prefetch = sl_prefetch_ask,
@@ -135,12 +134,12 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     if (!cache)
         return sl_err_set(err, -ENOMEM, "expert cache: out of memory");
     set_shape(cache, store);
-    if (cache->shape.hidden_size % SL_FP4_GROUP_COLS != 0 ||
-        cache->shape.moe_intermediate_size % SL_FP4_GROUP_COLS != 0) {
+    if (cache->shape.hidden_size % SL_EXPERT_SIDE_STEP != 0 ||
+        cache->shape.moe_intermediate_size % SL_EXPERT_SIDE_STEP != 0) {
         rc = sl_err_set(err, -SL_EUNSUPPORTED,
                         "hidden_size %u and moe_intermediate_size %u: experts need multiples of %u",
                         cache->shape.hidden_size, cache->shape.moe_intermediate_size,
-                        SL_FP4_GROUP_COLS);
+                        SL_EXPERT_SIDE_STEP);
         goto fail;
     }
     cache->num_experts_per_tok = options->num_experts_per_tok;

@@ -6,7 +6,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
-#include "core/kernels/r16.h"
+#include "core/model/expert_pack.h"
 #include "core/model/phase.h"
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
@@ -19,11 +19,10 @@ uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store)
     if (sl_expert_map_is_packed(store))
         return sl_expert_map_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
-        uint64_t elements =
-            (uint64_t)sl_expert_matrix_rows(shape, i) * sl_expert_matrix_cols(shape, i);
-
-        bytes += sl_round_up(elements / 2, SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
-        bytes += sl_round_up(elements / SL_FP4_BLOCK_COLS, SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
+        bytes += sl_round_up(sl_expert_codes_bytes(shape, i), SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
+        bytes += sl_round_up(sl_expert_scales_bytes(shape, i, sl_expert_map_scale_dtype(store)),
+                             SL_BLOCK_BYTES) +
+                 SL_BLOCK_BYTES;
     }
     return bytes;
 }

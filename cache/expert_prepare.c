@@ -6,6 +6,7 @@
 #include "core/base/clock.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
+#include "core/model/expert_pack.h"
 #include "core/model/phase.h"
 #include "storage/io/checksum.h"
 
@@ -76,13 +77,14 @@ static void repack_tiles(void *context, size_t first, size_t end, uint32_t threa
 
     (void)thread_index;
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES && end > 0; matrix++) {
+        const struct sl_expert_rows rows = {landing->codes[matrix], landing->scales[matrix],
+                                            sl_expert_map_scale_dtype(landed->preparer->store)};
         size_t n_tiles = sl_r16_tile_count(sl_expert_matrix_rows(landed->shape, matrix));
         size_t stop = end < n_tiles ? end : n_tiles;
 
-        if (first < stop && sl_r16_pack_fp4(sl_expert_matrix_cols(landed->shape, matrix), first,
-                                            stop, landing->codes[matrix], landing->scales[matrix],
-                                            landing->tiles + sl_expert_matrix_offset_bytes(
-                                                                 landed->shape, matrix)) < 0)
+        if (first < stop && sl_expert_pack(landed->shape, matrix, &rows, first, stop,
+                                           landing->tiles + sl_expert_matrix_offset_bytes(
+                                                                landed->shape, matrix)) < 0)
             atomic_store_explicit(&landed->corrupt[matrix], true, memory_order_relaxed);
         first = first > n_tiles ? first - n_tiles : 0;
         end = end > n_tiles ? end - n_tiles : 0;
@@ -235,10 +237,9 @@ int sl_expert_explain_corrupt(const struct sl_expert_preparer *preparer, struct 
     if (packed)
         return explain_packed(preparer, packed, matrix, err);
     scales = &sl_expert_map_find(preparer->store, key)->scales[matrix];
-    return sl_err_set(err, -SL_ECORRUPT,
-                      "%s: %s has a scale that is NaN or above 2^%d in its %llu at offset %llu",
-                      sl_expert_map_file_path(preparer->store, scales->file_index),
-                      sl_expert_matrix_name(matrix), SL_SCALE_EXPONENT_MAX,
-                      (unsigned long long)scales->size_bytes,
-                      (unsigned long long)scales->offset_bytes);
+    return sl_err_set(
+        err, -SL_ECORRUPT, "%s: %s has %s; its %llu bytes of scales are at offset %llu",
+        sl_expert_map_file_path(preparer->store, scales->file_index), sl_expert_matrix_name(matrix),
+        sl_expert_unsound_text(sl_expert_map_shape(preparer->store)->expert_dtype),
+        (unsigned long long)scales->size_bytes, (unsigned long long)scales->offset_bytes);
 }

@@ -54,8 +54,7 @@ static uint64_t touch(const struct sl_slab *slab, uint32_t first_slot, uint32_t 
             slab->pool,
             sl_slab_slot(slab, first_slot) + sl_expert_matrix_offset_bytes(slab->shape, i),
             sl_r16_tile_count(sl_expert_matrix_rows(slab->shape, i)),
-            sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(slab->shape, i)), n_slots,
-            slab->slot_bytes);
+            sl_expert_tile_bytes(slab->shape, i), n_slots, slab->slot_bytes);
     return taken_ns;
 }
 

@@ -34,8 +34,8 @@ done
 
 # What storage knows of the model: what an expert is and its layout, and how weights are asked for.
 model_for_storage() {
-    echo core/base/ core/kernels/r16.h core/model/expert_key.h core/model/expert_shape.h core/model/phase.h \
-        core/model/weight_source.h
+    echo core/base/ core/kernels/r16.h core/model/expert_key.h core/model/expert_pack.h \
+        core/model/expert_shape.h core/model/phase.h core/model/weight_source.h
 }
 
 # What each folder may include, as prefixes; docs/ARCHITECTURE.md has the table and its reasons.
@@ -55,8 +55,8 @@ allowed_includes() {
     storage/images/*) echo core/base/ storage/io/ storage/images/ ;;
     storage/pack/*) echo "$(model_for_storage)" storage/ ;;
     cache/*)
-        echo core/base/ core/model/expert_key.h core/model/expert_shape.h core/model/phase.h \
-            core/model/expert_source.h core/kernels/r16.h storage/ cache/
+        echo core/base/ core/model/expert_key.h core/model/expert_pack.h \
+            core/model/expert_shape.h core/model/expert_source.h core/model/phase.h core/kernels/r16.h storage/ cache/
         ;;
     kernels-*/*) echo core/base/ core/kernels/ "${1%%/*}/" ;;
     daemon/engine/*) echo core/ storage/ cache/ daemon/engine/ ;;

@@ -372,7 +372,7 @@ void store_rig_verify(const char *folder, struct store_rig_damage *found)
     *found = (struct store_rig_damage){0};
     assert_int_equal(sl_store_open(&store, folder, SL_STORE_REPAIR, NULL), 0);
     assert_int_equal(sl_store_verify(store, &options, &result, NULL), 0);
-    items_each = sl_store_model(store)->layout == SL_STORE_LAYOUT_R16_ZSTD ? 1 : SL_EXPERT_MATRICES;
+    items_each = sl_store_layout_compresses(sl_store_model(store)->layout) ? 1 : SL_EXPERT_MATRICES;
     n_copies = sl_store_file_count(store) - 1; /* of the catalog, beside the one that is read */
     assert_int_equal(result.n_items - n_tails(found),
                      n_copies + 2 + STORE_RIG_TENSORS +

@@ -156,7 +156,11 @@ static void write_folder(const char *folder)
 
 static void test_pro_opens_quickly(void **state)
 {
-    static const struct sl_expert_shape shape = {LAYERS, 1, EXPERTS, HIDDEN, INTER};
+    static const struct sl_expert_shape shape = {.num_hidden_layers = LAYERS,
+                                                 .n_mtp_layers = 1,
+                                                 .n_routed_experts = EXPERTS,
+                                                 .hidden_size = HIDDEN,
+                                                 .moe_intermediate_size = INTER};
     char folder[FIXTURE_PATH_BYTES];
     struct sl_checkpoint *checkpoint;
     struct sl_expert_map *store;

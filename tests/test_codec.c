@@ -106,19 +106,19 @@ static void close_fixture(struct fixture *f)
 /* Unpacks a chunk into a record of marks, and looks at the bytes beside its place. */
 static bool unpack_watched(struct fixture *f, const struct sl_record_chunk *chunk)
 {
-    uint64_t end_bytes = chunk->tiles_offset_bytes + (uint64_t)chunk->n_groups * SL_FP4_GROUP_BYTES;
+    uint64_t end_bytes = chunk->codes_offset_bytes + (uint64_t)chunk->n_groups * SL_FP4_GROUP_BYTES;
     bool ok;
 
     memset(f->unpacked, MARK, f->record_bytes);
     ok = sl_record_unpack(f->decoder, chunk, f->unpacked);
-    assert_memory_equal(f->unpacked, f->marks, chunk->tiles_offset_bytes);
+    assert_memory_equal(f->unpacked, f->marks, chunk->codes_offset_bytes);
     assert_memory_equal(f->unpacked + end_bytes, f->marks, f->record_bytes - end_bytes);
     return ok;
 }
 
 static bool is_chunk_right(const struct fixture *f, const struct sl_record_chunk *chunk)
 {
-    return memcmp(f->unpacked + chunk->tiles_offset_bytes, f->record + chunk->tiles_offset_bytes,
+    return memcmp(f->unpacked + chunk->codes_offset_bytes, f->record + chunk->codes_offset_bytes,
                   (size_t)chunk->n_groups * SL_FP4_GROUP_BYTES) == 0;
 }
 
@@ -225,7 +225,7 @@ static void test_every_frame_cut(void **state)
     assert_true(sl_record_index_read(&index, &small, f.stored, f.stored_bytes));
     for (uint32_t i = 0; i < 2 * index.n_chunks; i++) {
         struct sl_record_chunk chunk = index.chunks[i / 2];
-        uint32_t *size_bytes = i % 2 ? &chunk.codes_bytes : &chunk.scales_bytes;
+        uint32_t *size_bytes = i % 2 ? &chunk.codes_stored_bytes : &chunk.scales_stored_bytes;
         const uint8_t **part = i % 2 ? &chunk.codes : &chunk.scales, *whole = *part;
 
         for (uint32_t left_bytes = *size_bytes; left_bytes-- > 0;) {

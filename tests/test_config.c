@@ -276,7 +276,7 @@ static void test_another_kind_of_model(void **state)
         {"{\"scoring_func\": null}", "\"scoring_func\" is null"},
         {"{\"hidden_act\": \"gelu\"}", "\"hidden_act\""},
         {"{\"topk_method\": \"greedy\"}", "\"topk_method\""},
-        {"{\"expert_dtype\": \"fp8\"}", "\"expert_dtype\""},
+        {"{\"expert_dtype\": \"bf16\"}", "\"expert_dtype\" is \"bf16\""},
         {"{\"expert_dtype\": 4}", "\"expert_dtype\" is 4"},
         {"{\"num_key_value_heads\": 8}", "\"num_key_value_heads\""},
         {"{\"num_key_value_heads\": \"1\"}", "\"num_key_value_heads\""},
@@ -636,6 +636,27 @@ static void test_values_arrive(void **state)
     assert_int_equal(sl_config_group_cols(&c), 256);
 }
 
+static void test_expert_dtype(void **state)
+{
+    static const struct {
+        const char *changes;
+        enum sl_expert_dtype dtype;
+        bool named;
+    } cases[] = {{"{\"expert_dtype\": \"fp4\"}", SL_EXPERT_FP4, true},
+                 {"{\"expert_dtype\": \"fp8\"}", SL_EXPERT_FP8, true},
+                 {"{\"expert_dtype\": null}", SL_EXPERT_FP4, false},
+                 {"{\"expert_dtype\": \"absent\"}", SL_EXPERT_FP4, false}};
+    struct sl_config config;
+    struct sl_err err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        assert_int_equal(parse_changed(cases[i].changes, &config, &err), 0);
+        assert_int_equal(config.expert_dtype, cases[i].dtype);
+        assert_int_equal(config.names_expert_dtype, cases[i].named);
+    }
+}
+
 static void test_text_that_is_no_config(void **state)
 {
     static const char *const bad[] = {"",
@@ -785,15 +806,25 @@ static void test_configs_of_the_tree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values_arrive),  cmocka_unit_test(test_integers),
-        cmocka_unit_test(test_numbers),        cmocka_unit_test(test_what_may_be_absent),
-        cmocka_unit_test(test_dspark),         cmocka_unit_test(test_another_kind_of_model),
-        cmocka_unit_test(test_model_type),     cmocka_unit_test(test_unknown_keys),
-        cmocka_unit_test(test_newer_spelling), cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_relations),      cmocka_unit_test(test_compress_ratios),
-        cmocka_unit_test(test_most_layers),    cmocka_unit_test(test_text_that_is_no_config),
-        cmocka_unit_test(test_damaged_text),   cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_files),          cmocka_unit_test(test_configs_of_the_tree),
+        cmocka_unit_test(test_values_arrive),
+        cmocka_unit_test(test_integers),
+        cmocka_unit_test(test_expert_dtype),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_what_may_be_absent),
+        cmocka_unit_test(test_dspark),
+        cmocka_unit_test(test_another_kind_of_model),
+        cmocka_unit_test(test_model_type),
+        cmocka_unit_test(test_unknown_keys),
+        cmocka_unit_test(test_newer_spelling),
+        cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_relations),
+        cmocka_unit_test(test_compress_ratios),
+        cmocka_unit_test(test_most_layers),
+        cmocka_unit_test(test_text_that_is_no_config),
+        cmocka_unit_test(test_damaged_text),
+        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_configs_of_the_tree),
     };
 
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);

@@ -112,12 +112,13 @@ static void test_bad_experts(void **state)
         struct sl_expert_shape shape;
         const char *says[3];
     } cases[] = {
-        {{1, 1, 4, 128, 256}, {"layers.0.ffn.experts.3.w1.weight\" is missing", "I8 [256, 64]"}},
-        {{1, 2, 3, 128, 256}, {"mtp.1.ffn.experts.0.w1.weight\" is missing"}},
-        {{2, 1, 3, 128, 256}, {"num_hidden_layers is 2", "no tensors of layer 1: "}},
-        {{1, 1, 3, 256, 256},
+        {{1, 1, 4, 128, 256, SL_EXPERT_FP4},
+         {"layers.0.ffn.experts.3.w1.weight\" is missing", "I8 [256, 64]"}},
+        {{1, 2, 3, 128, 256, SL_EXPERT_FP4}, {"mtp.1.ffn.experts.0.w1.weight\" is missing"}},
+        {{2, 1, 3, 128, 256, SL_EXPERT_FP4}, {"num_hidden_layers is 2", "no tensors of layer 1: "}},
+        {{1, 1, 3, 256, 256, SL_EXPERT_FP4},
          {FIXTURE_SHARD_1, "experts.0.w1.weight\" is I8 [256, 64]", "I8 [256, 128]"}},
-        {{1, 1, 3, 128, 512},
+        {{1, 1, 3, 128, 512, SL_EXPERT_FP4},
          {FIXTURE_SHARD_1, "experts.0.w1.weight\" is I8 [256, 64]", "I8 [512, 64]"}},
     };
     const struct fixture_model *model = *state;

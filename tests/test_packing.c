@@ -226,7 +226,7 @@ static void test_disk_too_small(void **state)
 {
     static const char *const tensors[] = {"embed.weight"};
     const struct store_fixture *f = *state;
-    const struct sl_expert_shape shape = {1, 0, 3, 256, 128};
+    const struct sl_expert_shape shape = {1, 0, 3, 256, 128, SL_EXPERT_FP4};
     struct sl_pack_options options = store_rig_options(&f->rig, f->other);
     struct fixture_list list = {0};
     char folder[FIXTURE_PATH_BYTES];

@@ -114,23 +114,67 @@ int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_
     return sound ? 0 : -SL_ECORRUPT;
 }
 
+/* Eight pairs of neighbouring bytes of a row; at any address. */
+typedef uint16_t pairs __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
+
+#define PAIRS_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define PAIRS_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+
+/* Eight rows of 16 bytes become eight columns of pairs, 32 bytes apart. Rows r and r + 4 are
+ * interleaved three times over, which brings each column's pairs together. Returns all NaN codes
+ * that were met, as set bytes. */
+static bytes16 transpose_pairs(const uint8_t *src, size_t row_bytes, uint8_t *dst)
+{
+    bytes16 bad = {0};
+    pairs a[8], b[8];
+
+    for (size_t row = 0; row < 8; row++) {
+        bytes16 codes = *(const bytes16 *)(const void *)(src + row * row_bytes);
+
+        a[row] = (pairs)codes;
+        bad |= (bytes16)((codes & 0x7f) == 0x7f);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        b[2 * i] = PAIRS_LOW(a[i], a[i + 4]);
+        b[2 * i + 1] = PAIRS_HIGH(a[i], a[i + 4]);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        a[2 * i] = PAIRS_LOW(b[i], b[i + 4]);
+        a[2 * i + 1] = PAIRS_HIGH(b[i], b[i + 4]);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        *(pairs *)(void *)(dst + 64 * i) = PAIRS_LOW(a[i], a[i + 4]);
+        *(pairs *)(void *)(dst + 64 * i + 32) = PAIRS_HIGH(a[i], a[i + 4]);
+    }
+    return bad;
+}
+
 int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles)
 {
-    uint8_t bad = 0;
+    const size_t whole_rows = rows / 8 * 8;
+    bytes16 bad = {0};
+    uint8_t any = 0;
 
-    sl_assert(cols % SL_FP8_BLOCK == 0 && rows % SL_R16_ROWS == 0);
-    for (size_t row = 0; row < rows; row++) {
+    sl_assert(cols % SL_FP8_BLOCK == 0);
+    if (rows % SL_R16_ROWS)
+        memset(tiles + rows / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols), 0,
+               sl_r16_fp8_tile_bytes(cols));
+    for (size_t row = 0; row < rows; row += row < whole_rows ? 8 : 1) {
         const uint8_t *src = codes + row * cols;
         uint8_t *dst =
             tiles + row / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols) + row % SL_R16_ROWS * 2;
 
-        for (size_t col = 0; col < cols; col += 2, dst += 2 * SL_R16_ROWS) {
-            bad |= ((src[col] & 0x7f) == 0x7f) | ((src[col + 1] & 0x7f) == 0x7f);
-            dst[0] = src[col];
-            dst[1] = src[col + 1];
+        for (size_t col = 0; row < whole_rows && col < cols; col += 16)
+            bad |= transpose_pairs(src + col, cols, dst + col * SL_R16_ROWS);
+        for (size_t col = 0; row >= whole_rows && col < cols; col += 2) {
+            any |= ((src[col] & 0x7f) == 0x7f) | ((src[col + 1] & 0x7f) == 0x7f);
+            memcpy(dst + col * SL_R16_ROWS, src + col, 2);
         }
     }
-    return bad ? -SL_ECORRUPT : 0;
+    for (size_t i = 0; i < sizeof(bad); i++)
+        any |= bad[i];
+    return any ? -SL_ECORRUPT : 0;
 }
 
 int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales)

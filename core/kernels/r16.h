@@ -82,8 +82,8 @@ void sl_r16_clear_fp4_rows(size_t first_row, size_t cols, uint8_t *tile);
 int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
                     uint8_t *tiles);
 
-/* Packs for matmul_fp8_block, whose scales stay apart: no code becomes zero. `rows` is a
- * multiple of 16. Returns 0 or -SL_ECORRUPT for a NaN code. */
+/* Packs `rows` rows as sl_r16_pack_fp8() does, but for matmul_fp8_block, whose scales stay apart:
+ * no code becomes zero. Returns 0 or -SL_ECORRUPT for a NaN code. */
 int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles);
 
 /* count float32 scales of FP8 blocks: values below 2^SL_F32_SCALE_EXPONENT_MIN become zero. Returns

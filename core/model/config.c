@@ -127,6 +127,15 @@ static int read_numbers(const struct reader *in, struct sl_config *config)
     return 0;
 }
 
+/* sl_config_check_keys() has seen to it that there is no other. */
+static void read_expert_dtype(const struct reader *in, struct sl_config *config)
+{
+    const char *name = json_string_value(json_object_get(in->root, "expert_dtype"));
+
+    config->names_expert_dtype = name;
+    config->expert_dtype = name && strcmp(name, "fp8") == 0 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+}
+
 static int read_rope_scaling(const struct reader *in, struct sl_config *config)
 {
     struct sl_rope_scaling *scaling = &config->rope_scaling;
@@ -326,6 +335,7 @@ static int read_all(const struct reader *in, json_t *root, struct sl_config *con
         (rc = read_rope_scaling(in, config)) < 0 || (rc = read_compress_ratios(in, config)) < 0 ||
         (rc = read_dspark(in, config)) < 0)
         return rc;
+    read_expert_dtype(in, config);
     return check_relations(in, config);
 }
 

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
+#include "core/model/expert_key.h"
 
 #define SL_LAYERS_MAX 256u /* hidden layers and MTP blocks together */
 #define SL_MODEL_TYPE "deepseek_v4"
@@ -72,6 +73,9 @@ struct sl_config {
     /* One per hidden layer, then one per MTP block (0 where the file gives none). */
     uint32_t compress_ratios[SL_LAYERS_MAX];
     struct sl_dspark_config dspark;
+
+    enum sl_expert_dtype expert_dtype; /* the file's, or FP4; where there are tensors, theirs */
+    bool names_expert_dtype;           /* the file does */
 
     char model_type[64];    /* "" where the file gives none; see sl_config_check_model_type() */
     char unknown_keys[256]; /* keys that this engine does not know, as a list to print; "": none */

@@ -26,7 +26,7 @@ static const struct sl_json_key model_keys[] = {
 
     /* Another value would be another model. */
     {"attention_bias", {"false"}},
-    {"expert_dtype", {"\"fp4\""}},
+    {"expert_dtype", {"\"fp4\"", "\"fp8\"", "null"}},
     {"first_k_dense_replace", {"0", "null"}},
     {"hidden_act", {"\"silu\""}},
     {"mlp_bias", {"false"}},

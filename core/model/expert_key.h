@@ -1,4 +1,5 @@
-/* Which expert, and which of its matrices: what the model, the cache and storage name alike. */
+/* Which expert, which of its matrices, and what their weights are: the model, the cache and storage
+ * name these alike. */
 #ifndef SL_MODEL_EXPERT_KEY_H
 #define SL_MODEL_EXPERT_KEY_H
 
@@ -10,5 +11,11 @@ struct sl_expert_key {
 };
 
 enum sl_expert_matrix { SL_EXPERT_W1, SL_EXPERT_W2, SL_EXPERT_W3, SL_EXPERT_MATRICES };
+
+/* All routed experts of a model are of one dtype. */
+enum sl_expert_dtype {
+    SL_EXPERT_FP4, /* e2m1 with an E8M0 scale for each row's 32 columns */
+    SL_EXPERT_FP8, /* e4m3 with a scale for each 128 x 128, float32 in memory */
+};
 
 #endif

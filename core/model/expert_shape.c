@@ -6,6 +6,10 @@
 #include "core/kernels/r16.h"
 #include "core/model/config.h"
 
+_Static_assert(SL_EXPERT_SIDE_STEP % SL_FP4_GROUP_COLS == 0 &&
+                   SL_EXPERT_SIDE_STEP % SL_FP8_BLOCK == 0,
+               "no group and no block of an expert is cut");
+
 #define LAYERS_AND_EXPERTS_MAX 65536u /* what struct sl_expert_key can count */
 
 /* More than any model has; sizes of records stay far from overflow. */
@@ -27,6 +31,7 @@ struct sl_expert_shape sl_expert_shape_of(const struct sl_config *config, uint32
         .n_routed_experts = config->n_routed_experts,
         .hidden_size = config->hidden_size,
         .moe_intermediate_size = config->moe_intermediate_size,
+        .expert_dtype = config->expert_dtype,
     };
 }
 
@@ -37,15 +42,32 @@ bool sl_expert_shape_is_sound(const struct sl_expert_shape *shape)
            shape->n_routed_experts >= 1 && shape->n_routed_experts <= LAYERS_AND_EXPERTS_MAX &&
            (uint64_t)sl_expert_layer_count(shape) * shape->n_routed_experts <= UINT32_MAX &&
            shape->hidden_size >= 1 && shape->hidden_size <= SIDE_MAX &&
-           shape->hidden_size % SL_FP4_GROUP_COLS == 0 && shape->moe_intermediate_size >= 1 &&
+           shape->hidden_size % SL_EXPERT_SIDE_STEP == 0 && shape->moe_intermediate_size >= 1 &&
            shape->moe_intermediate_size <= SIDE_MAX &&
-           shape->moe_intermediate_size % SL_FP4_GROUP_COLS == 0;
+           shape->moe_intermediate_size % SL_EXPERT_SIDE_STEP == 0;
+}
+
+uint64_t sl_expert_tile_bytes(const struct sl_expert_shape *shape, int matrix)
+{
+    const size_t cols = sl_expert_matrix_cols(shape, matrix);
+
+    return shape->expert_dtype == SL_EXPERT_FP8 ? sl_r16_fp8_tile_bytes(cols)
+                                                : sl_r16_fp4_tile_bytes(cols);
+}
+
+uint64_t sl_expert_tiles_bytes(const struct sl_expert_shape *shape, int matrix)
+{
+    return sl_r16_tile_count(sl_expert_matrix_rows(shape, matrix)) *
+           sl_expert_tile_bytes(shape, matrix);
 }
 
 uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix)
 {
-    return sl_r16_tile_count(sl_expert_matrix_rows(shape, matrix)) *
-           sl_r16_fp4_tile_bytes(sl_expert_matrix_cols(shape, matrix));
+    const uint64_t blocks = (uint64_t)sl_expert_matrix_rows(shape, matrix) / SL_FP8_BLOCK *
+                            (sl_expert_matrix_cols(shape, matrix) / SL_FP8_BLOCK);
+
+    return sl_expert_tiles_bytes(shape, matrix) +
+           (shape->expert_dtype == SL_EXPERT_FP8 ? blocks * sizeof(float) : 0);
 }
 
 uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix)
@@ -69,6 +91,11 @@ uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape)
 const char *sl_expert_matrix_name(int matrix)
 {
     return matrix_names[matrix];
+}
+
+const char *sl_expert_dtype_name(enum sl_expert_dtype dtype)
+{
+    return dtype == SL_EXPERT_FP8 ? "fp8" : "fp4";
 }
 
 const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expert_key key,

@@ -1,7 +1,9 @@
 /* The sizes of a model's experts, and of one expert as the kernels want it: its three matrices as
- * FP4 R16 tiles (core/kernels/r16.h) in the order w1, w3, w2, since what is computed with first
- * comes first. Each starts on a block and is padded to whole blocks with zeros. A slot of the
- * expert cache and a record of a store that is not compressed look like that. */
+ * R16 tiles (core/kernels/r16.h) in the order w1, w3, w2, since what is computed with first comes
+ * first. FP4 tiles have their scales in them; FP8 tiles are followed by the matrix's scales,
+ * float32 (rows / 128, cols / 128). Each matrix starts on a block and is padded to whole blocks
+ * with zeros. A slot of the expert cache and a record of a store that is not compressed look like
+ * that. */
 #ifndef SL_MODEL_EXPERT_SHAPE_H
 #define SL_MODEL_EXPERT_SHAPE_H
 
@@ -19,12 +21,18 @@ struct sl_expert_shape {
     uint32_t n_routed_experts;
     uint32_t hidden_size;
     uint32_t moe_intermediate_size;
+    enum sl_expert_dtype expert_dtype;
 };
+
+/* Both sides of an expert's matrices are multiples of this, in either dtype: groups of columns, and
+ * blocks that share a scale. */
+#define SL_EXPERT_SIDE_STEP 128u
 
 /* Tiles of one matrix of any model whose shape is sound. */
 #define SL_EXPERT_MATRIX_TILES_MAX 4096u
 
-/* The shape of a config's experts, with those of the first n_mtp_layers MTP blocks. */
+/* The shape of a config's experts, with those of the first n_mtp_layers MTP blocks. Their dtype is
+ * the one that the config names; where there are tensors, these decide. */
 struct sl_expert_shape sl_expert_shape_of(const struct sl_config *config, uint32_t n_mtp_layers);
 
 /* False for sizes that no model has and that the functions below could not count with. */
@@ -49,7 +57,11 @@ static inline uint32_t sl_expert_matrix_cols(const struct sl_expert_shape *shape
 /* The matrices as they lie one after the other. */
 extern const int sl_expert_matrix_order[SL_EXPERT_MATRICES];
 
-/* Bytes of a matrix's tiles without padding, and where they start in the expert. */
+/* Bytes of 16 rows, and of the tiles of all rows. */
+uint64_t sl_expert_tile_bytes(const struct sl_expert_shape *shape, int matrix);
+uint64_t sl_expert_tiles_bytes(const struct sl_expert_shape *shape, int matrix);
+
+/* Bytes of a matrix, scales included, without padding, and where it starts in the expert. */
 uint64_t sl_expert_matrix_bytes(const struct sl_expert_shape *shape, int matrix);
 uint64_t sl_expert_matrix_offset_bytes(const struct sl_expert_shape *shape, int matrix);
 
@@ -58,6 +70,9 @@ uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape);
 
 /* "w1" and so on. */
 const char *sl_expert_matrix_name(int matrix);
+
+/* "fp4" or "fp8", as config.json spells it. */
+const char *sl_expert_dtype_name(enum sl_expert_dtype dtype);
 
 /* "layer 3, expert 17" or "MTP block 0, expert 17". Returns `buffer`. */
 #define SL_EXPERT_TEXT_BYTES 48

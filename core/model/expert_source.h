@@ -29,7 +29,7 @@
 struct sl_expert_pin {
     struct sl_expert_key key;
     uint32_t slot_index;                  /* the source's own */
-    const uint8_t *w[SL_EXPERT_MATRICES]; /* FP4 R16 tiles (core/kernels/r16.h), 64-byte aligned */
+    const uint8_t *w[SL_EXPERT_MATRICES]; /* as core/model/expert_shape.h says; 64-byte aligned */
     bool partial;                         /* w2 has not landed yet: complete() before it is read */
 };
 

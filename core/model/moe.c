@@ -71,10 +71,11 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     struct sl_moe m = {0};
     const uint64_t hidden = config->hidden_size, experts = config->n_routed_experts;
     const uint64_t tokens = tokens_max, pairs = tokens * config->num_experts_per_tok;
+    /* Router and shared expert read BF16 in any case. */
+    const unsigned routed = config->expert_dtype == SL_EXPERT_FP8 ? SL_ACT_BF16 : SL_ACT_INT8;
 
     m.rows_max = SL_CHUNK_TOKENS;
-    m.x = sl_act_buffer_carve(arena, tokens, config->hidden_size, SL_ACT_BF16 | SL_ACT_INT8,
-                              numerics);
+    m.x = sl_act_buffer_carve(arena, tokens, config->hidden_size, SL_ACT_BF16 | routed, numerics);
     m.mix = sl_hc_mix_carve(arena, config, tokens);
     m.scores = sl_arena_take(arena, tokens * sl_r16_padded_rows(experts), sizeof(float));
     m.picked = sl_arena_take(arena, pairs, sizeof(*m.picked));
@@ -86,11 +87,11 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.certain = sl_arena_take(arena, experts, sizeof(*m.certain));
     m.pair_out = sl_arena_take(arena, pairs * hidden, sizeof(float));
     m.shared_out = sl_arena_take(arena, tokens * hidden, sizeof(float));
-    m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size, SL_ACT_INT8, numerics);
+    m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size, routed, numerics);
     m.gate = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
     m.up = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
-                              SL_ACT_BF16 | SL_ACT_INT8, numerics);
+                              SL_ACT_BF16 | routed, numerics);
     m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
     m.next_streams =
         sl_arena_take(arena, PREDICT_TOKENS_MAX * config->hc_mult * hidden, sizeof(float));
@@ -408,7 +409,10 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
             size_t row = part->batch_row + i;
 
             m->row_weight[row] = pair->weight;
-            if (m->in.int8) {
+            if (m->in.bf16) {
+                memcpy(m->in.bf16 + row * cols, m->x.bf16 + pair->token * cols,
+                       cols * sizeof(*m->in.bf16));
+            } else if (m->in.int8) {
                 memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
                 memcpy(m->in.int8_scale + row * blocks, m->x.int8_scale + pair->token * blocks,
                        blocks * sizeof(float));
@@ -480,14 +484,30 @@ static int run_batch(const struct run *in, struct sl_err *err)
     return 0;
 }
 
+/* A matrix of a pinned expert, whose scales, if they are apart, follow the tiles. */
+static struct sl_matrix pinned_matrix(const struct sl_config *config,
+                                      const struct sl_expert_pin *pin, int matrix)
+{
+    const uint32_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
+    struct sl_matrix m = {
+        .kind = config->expert_dtype == SL_EXPERT_FP8 ? SL_MATRIX_FP8_BLOCK : SL_MATRIX_FP4,
+        .rows = matrix == SL_EXPERT_W2 ? hidden : inner,
+        .cols = matrix == SL_EXPERT_W2 ? inner : hidden,
+        .tiles = pin->w[matrix],
+    };
+
+    if (m.kind == SL_MATRIX_FP8_BLOCK)
+        m.scales = (const float *)(const void *)(m.tiles + sl_r16_tile_count(m.rows) *
+                                                               sl_matrix_tile_bytes(&m));
+    return m;
+}
+
 /* Puts a pinned expert's pairs into the batch, running it whenever it is full. An expert has at
  * most one part in a batch, so that there are no more parts than pins. The batch with its last part
  * releases it. */
 static int add_to_batch(const struct run *in, const struct sl_expert_pin *pin, struct sl_err *err)
 {
     struct sl_moe *m = in->m;
-    const uint32_t hidden = in->step->config->hidden_size;
-    const uint32_t inner = in->step->config->moe_intermediate_size;
     uint32_t next = m->pair_first[pin->key.expert_index];
     const uint32_t end = m->pair_first[pin->key.expert_index + 1];
     int rc = 0;
@@ -498,14 +518,13 @@ static int add_to_batch(const struct run *in, const struct sl_expert_pin *pin, s
 
         *part = (struct part){
             .pin = *pin,
-            .w = {{SL_MATRIX_FP4, inner, hidden, pin->w[SL_EXPERT_W1], NULL},
-                  {SL_MATRIX_FP4, hidden, inner, pin->w[SL_EXPERT_W2], NULL},
-                  {SL_MATRIX_FP4, inner, hidden, pin->w[SL_EXPERT_W3], NULL}},
             .first = next,
             .n = end - next < room ? end - next : room,
             .batch_row = m->n_rows,
             .releases_pin = end - next <= room,
         };
+        for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++)
+            part->w[matrix] = pinned_matrix(in->step->config, pin, matrix);
         next += part->n;
         m->n_rows += part->n;
         if (m->n_rows == m->rows_max)

@@ -177,6 +177,8 @@ static void pack_blocks(void *context, size_t first, size_t end, uint32_t thread
         if (chunk->matrix->kind == SL_MATRIX_FP8)
             rc |= sl_r16_pack_fp8(n, cols, chunk->staging + row * cols,
                                   chunk->scale_bytes + block * (cols / SL_FP8_BLOCK), tiles);
+        else if (chunk->matrix->kind == SL_MATRIX_FP8_BLOCK)
+            rc |= sl_r16_pack_fp8_codes(n, cols, chunk->staging + row * cols, tiles);
         else if (chunk->matrix->kind == SL_MATRIX_BF16)
             rc |= sl_r16_pack_bf16(
                 n, cols, (const uint16_t *)(const void *)chunk->staging + row * cols, tiles);
@@ -218,7 +220,26 @@ static void pack_matrix(struct loader *in, const char *name, const struct sl_mat
     }
 }
 
-/* E8M0 scales of an FP8 matrix, as bytes for packing (freed by the caller) and as floats. */
+static void load_e8m0(struct loader *in, const char *name, uint64_t count, uint8_t *bytes,
+                      float *scales)
+{
+    read_bytes(in, name, 0, count, bytes);
+    for (uint64_t i = 0; i < count && in->rc == 0; i++) {
+        if (bytes[i] > SL_E8M0_BIAS + SL_SCALE_EXPONENT_MAX) /* 255 is NaN */
+            bad_value(in, name, "a scale that is NaN or above 2^60");
+        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS);
+    }
+}
+
+static void load_f32_scales(struct loader *in, const char *name, uint64_t count, float *scales)
+{
+    if (read_bytes(in, name, 0, count * sizeof(*scales), scales) &&
+        sl_f32_scales_read(count, scales, scales) < 0)
+        bad_value(in, name, "a scale that is negative, NaN or above 2^60");
+}
+
+/* Scales of an FP8 matrix, whose type settles its kind: E8M0 ones as bytes for packing (freed by
+ * the caller) and as floats, float32 ones as they are. */
 static uint8_t *load_scales(struct loader *in, const char *short_name, struct sl_matrix *matrix)
 {
     uint64_t rows = (matrix->rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK;
@@ -231,25 +252,25 @@ static uint8_t *load_scales(struct loader *in, const char *short_name, struct sl
     full_name(in, short_name, ".scale", name);
     if (!find(in, name, rows, cols, &info))
         return NULL;
-    if (info.dtype != SL_DTYPE_F8_E8M0) {
-        bad_dtype(in, name, &info, "F8_E8M0");
+    if (info.dtype != SL_DTYPE_F8_E8M0 && info.dtype != SL_DTYPE_F32) {
+        bad_dtype(in, name, &info, "F8_E8M0 or F32");
         return NULL;
     }
     scales = sl_arena_take(in->arena, rows * cols, sizeof(float));
     matrix->scales = scales;
+    matrix->kind = info.dtype == SL_DTYPE_F32 ? SL_MATRIX_FP8_BLOCK : SL_MATRIX_FP8;
     if (measuring(in))
         return NULL;
+    if (info.dtype == SL_DTYPE_F32) {
+        load_f32_scales(in, name, rows * cols, scales);
+        return NULL;
+    }
     bytes = malloc(rows * cols);
     if (!bytes) {
         fail(in, -ENOMEM, "%s: out of memory", name);
         return NULL;
     }
-    read_bytes(in, name, 0, rows * cols, bytes);
-    for (uint64_t i = 0; i < rows * cols && in->rc == 0; i++) {
-        if (bytes[i] > SL_E8M0_BIAS + SL_SCALE_EXPONENT_MAX) /* 255 is NaN */
-            bad_value(in, name, "a scale that is NaN or above 2^60");
-        scales[i] = sl_exp2i((int)bytes[i] - (int)SL_E8M0_BIAS);
-    }
+    load_e8m0(in, name, rows * cols, bytes, scales);
     if (in->rc < 0) {
         free(bytes);
         return NULL;
@@ -271,7 +292,6 @@ static struct sl_matrix load_matrix(struct loader *in, const char *short_name, u
         return matrix;
     switch (info.dtype) {
     case SL_DTYPE_F8_E4M3:
-        matrix.kind = SL_MATRIX_FP8;
         scale_bytes = load_scales(in, short_name, &matrix);
         break;
     case SL_DTYPE_BF16:

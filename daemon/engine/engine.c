@@ -111,10 +111,26 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
         e->options.on_stage(e->options.on_stage_context, doing);
 }
 
+/* Finds the experts, whose tensors settle their dtype: some copies of config.json lack it, or say
+ * another. */
+static int open_experts(struct sl_engine *e, struct sl_err *err)
+{
+    const struct sl_expert_shape shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
+    int rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
+
+    if (rc < 0)
+        return rc;
+    e->config.expert_dtype = sl_expert_map_shape(e->store)->expert_dtype;
+    if (e->config.expert_dtype != shape.expert_dtype && e->config.names_expert_dtype)
+        add_note(
+            e, "\"expert_dtype\" in config.json is %s, but the experts are %s, and run as that",
+            sl_expert_dtype_name(shape.expert_dtype), sl_expert_dtype_name(e->config.expert_dtype));
+    return 0;
+}
+
 /* Opens the files that the plan's sizes come from: config, headers, and where the experts lie. */
 static int open_model(struct sl_engine *e, struct sl_err *err)
 {
-    struct sl_expert_shape shape;
     int rc;
 
     if ((rc = read_config(e, err)) < 0 ||
@@ -123,10 +139,8 @@ static int open_model(struct sl_engine *e, struct sl_err *err)
         return rc;
     e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
     rc = check_draft(e, err);
-    if (rc < 0)
-        return rc;
-    shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
-    rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
+    if (rc == 0)
+        rc = open_experts(e, err);
     return rc < 0 ? rc : check_tensors(e, err);
 }
 

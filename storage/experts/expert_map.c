@@ -22,6 +22,7 @@ struct sl_expert_map {
     struct sl_checkpoint *checkpoint; /* or store: one is NULL */
     const struct sl_store *store;
     struct sl_expert_shape shape;
+    enum sl_dtype scale_dtype;            /* of a checkpoint */
     struct sl_checkpoint_expert *experts; /* (layers, experts) */
     uint16_t *in_order;                   /* (layers, experts) by where they lie */
 };
@@ -52,34 +53,74 @@ static int find_extent(const struct sl_expert_map *map, const char *name, enum s
     return 0;
 }
 
-static int find_expert(const struct sl_expert_map *map, uint32_t layer_index, uint32_t expert_index,
+/* Names `part`, "weight" or "scale", of a matrix of an expert. */
+static const char *tensor_name(const struct sl_expert_shape *shape, struct sl_expert_key key,
+                               int matrix, const char *part, char name[NAME_BYTES])
+{
+    const bool is_mtp = key.layer_index >= shape->num_hidden_layers;
+
+    snprintf(name, NAME_BYTES, "%s.%u.ffn.experts.%u.%s.%s", is_mtp ? "mtp" : "layers",
+             key.layer_index - (is_mtp ? shape->num_hidden_layers : 0), key.expert_index,
+             sl_expert_matrix_name(matrix), part);
+    return name;
+}
+
+static int find_expert(const struct sl_expert_map *map, struct sl_expert_key key,
                        struct sl_err *err)
 {
     const struct sl_expert_shape *shape = &map->shape;
-    bool is_mtp = layer_index >= shape->num_hidden_layers;
-    struct sl_checkpoint_expert *expert;
+    const bool fp8 = shape->expert_dtype == SL_EXPERT_FP8;
+    struct sl_checkpoint_expert *expert =
+        &map->experts[(size_t)key.layer_index * shape->n_routed_experts + key.expert_index];
     char name[NAME_BYTES];
-    int length, rc;
 
-    expert = &map->experts[(size_t)layer_index * shape->n_routed_experts + expert_index];
-    for (uint32_t m = 0; m < SL_EXPERT_MATRICES; m++) {
-        uint32_t rows = sl_expert_matrix_rows(shape, (int)m);
-        uint32_t cols = sl_expert_matrix_cols(shape, (int)m);
+    for (int m = 0; m < SL_EXPERT_MATRICES; m++) {
+        const uint32_t rows = sl_expert_matrix_rows(shape, m);
+        const uint32_t cols = sl_expert_matrix_cols(shape, m);
+        int rc = find_extent(map, tensor_name(shape, key, m, "weight", name),
+                             fp8 ? SL_DTYPE_F8_E4M3 : SL_DTYPE_I8, rows, fp8 ? cols : cols / 2,
+                             &expert->codes[m], err);
 
-        length = snprintf(name, sizeof(name), "%s.%u.ffn.experts.%u.%s.", is_mtp ? "mtp" : "layers",
-                          is_mtp ? layer_index - shape->num_hidden_layers : layer_index,
-                          expert_index, sl_expert_matrix_name((int)m));
-        snprintf(name + length, sizeof(name) - (size_t)length, "weight");
-        rc = find_extent(map, name, SL_DTYPE_I8, rows, cols / 2, &expert->codes[m], err);
-        if (rc < 0)
-            return rc;
-        snprintf(name + length, sizeof(name) - (size_t)length, "scale");
-        rc = find_extent(map, name, SL_DTYPE_F8_E8M0, rows, cols / SL_FP4_BLOCK_COLS,
-                         &expert->scales[m], err);
+        if (rc == 0)
+            rc = find_extent(map, tensor_name(shape, key, m, "scale", name), map->scale_dtype,
+                             fp8 ? rows / SL_FP8_BLOCK : rows,
+                             cols / (fp8 ? SL_FP8_BLOCK : SL_FP4_BLOCK_COLS), &expert->scales[m],
+                             err);
         if (rc < 0)
             return rc;
     }
     return 0;
+}
+
+static enum sl_dtype dtype_of(struct sl_checkpoint *checkpoint, const char *name)
+{
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+
+    return tensor ? tensor->info.dtype : SL_DTYPE_OTHER;
+}
+
+/* The first expert's tensors say what all have to be. */
+static void settle_dtypes(struct sl_expert_map *map)
+{
+    const struct sl_expert_key first = {0, 0};
+    char name[NAME_BYTES];
+
+    switch (
+        dtype_of(map->checkpoint, tensor_name(&map->shape, first, SL_EXPERT_W1, "weight", name))) {
+    case SL_DTYPE_F8_E4M3:
+        map->shape.expert_dtype = SL_EXPERT_FP8;
+        break;
+    case SL_DTYPE_I8:
+        map->shape.expert_dtype = SL_EXPERT_FP4;
+        break;
+    default: /* find_expert() will name it, and what the config leads to expect */
+        break;
+    }
+    map->scale_dtype = SL_DTYPE_F8_E8M0;
+    if (map->shape.expert_dtype == SL_EXPERT_FP8 &&
+        dtype_of(map->checkpoint, tensor_name(&map->shape, first, SL_EXPERT_W1, "scale", name)) !=
+            SL_DTYPE_F8_E8M0)
+        map->scale_dtype = SL_DTYPE_F32;
 }
 
 static int compare_extents(const void *a, const void *b)
@@ -168,9 +209,10 @@ int sl_expert_map_of_checkpoint(struct sl_expert_map **ret_map, struct sl_checkp
     positions = calloc(shape->n_routed_experts, sizeof(*positions));
     if (!map->experts || !map->in_order || !positions)
         rc = sl_err_set(err, -ENOMEM, "table of experts: out of memory");
+    settle_dtypes(map);
     for (uint32_t i = 0; rc == 0 && i < sl_expert_layer_count(shape); i++) {
         for (uint32_t e = 0; rc == 0 && e < shape->n_routed_experts; e++)
-            rc = find_expert(map, i, e, err);
+            rc = find_expert(map, (struct sl_expert_key){(uint16_t)i, (uint16_t)e}, err);
         if (rc == 0)
             sort_layer(map, i, positions);
     }
@@ -207,6 +249,7 @@ int sl_expert_map_of_store(struct sl_expert_map **ret_map, const struct sl_store
         return sl_err_set(err, -ENOMEM, "table of experts: out of memory");
     map->store = store;
     map->shape = *shape;
+    map->shape.expert_dtype = found->expert_dtype;
     *ret_map = map;
     return 0;
 }
@@ -225,6 +268,12 @@ const struct sl_expert_shape *sl_expert_map_shape(const struct sl_expert_map *ma
     return &map->shape;
 }
 
+enum sl_dtype sl_expert_map_scale_dtype(const struct sl_expert_map *map)
+{
+    sl_assert(map->checkpoint);
+    return map->scale_dtype;
+}
+
 bool sl_expert_map_is_packed(const struct sl_expert_map *map)
 {
     return map->store != NULL;
@@ -232,7 +281,7 @@ bool sl_expert_map_is_packed(const struct sl_expert_map *map)
 
 bool sl_expert_map_is_compressed(const struct sl_expert_map *map)
 {
-    return map->store && sl_store_model(map->store)->layout == SL_STORE_LAYOUT_R16_ZSTD;
+    return map->store && sl_store_layout_compresses(sl_store_model(map->store)->layout);
 }
 
 static bool has(const struct sl_expert_map *map, struct sl_expert_key key)

@@ -11,6 +11,7 @@
 
 #include "core/base/err.h"
 #include "core/model/expert_shape.h"
+#include "core/model/weight_source.h"
 #include "storage/io/extent.h"
 #include "storage/store/packed_expert.h"
 
@@ -18,15 +19,16 @@ struct sl_checkpoint;
 struct sl_store;
 struct sl_expert_map;
 
-/* Indexed by enum sl_expert_matrix. Codes (rows, cols / 2) and scales (rows, cols / 32), row-major:
- * w1, w3 (moe_intermediate_size, hidden_size), w2 (hidden_size, moe_intermediate_size). */
+/* Indexed by enum sl_expert_matrix. Codes and scales as core/model/expert_pack.h takes them: w1, w3
+ * (moe_intermediate_size, hidden_size), w2 (hidden_size, moe_intermediate_size). */
 struct sl_checkpoint_expert {
     struct sl_extent codes[SL_EXPERT_MATRICES];
     struct sl_extent scales[SL_EXPERT_MATRICES];
 };
 
-/* Makes the map of a checkpoint, which must outlive it. Fails with -ENOMEM or -SL_EFORMAT, naming
- * the tensor. */
+/* Makes the map of a checkpoint, which must outlive it. The dtype of the experts and of their
+ * scales is the first expert's, whatever `shape` says; all others must have the same. Fails with
+ * -ENOMEM or -SL_EFORMAT, naming the tensor. */
 int sl_expert_map_of_checkpoint(struct sl_expert_map **ret_map, struct sl_checkpoint *checkpoint,
                                 const struct sl_expert_shape *shape, struct sl_err *err);
 
@@ -38,7 +40,11 @@ int sl_expert_map_of_store(struct sl_expert_map **ret_map, const struct sl_store
 /* NULL is allowed. */
 void sl_expert_map_close(struct sl_expert_map *map);
 
+/* Its expert_dtype is that of the files. */
 const struct sl_expert_shape *sl_expert_map_shape(const struct sl_expert_map *map);
+
+/* The dtype of the scales of a checkpoint's experts. */
+enum sl_dtype sl_expert_map_scale_dtype(const struct sl_expert_map *map);
 
 bool sl_expert_map_is_packed(const struct sl_expert_map *map);
 

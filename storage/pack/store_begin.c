@@ -13,7 +13,6 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
-#include "core/kernels/r16.h"
 #include "storage/io/checksum.h"
 #include "storage/store/store.h"
 #include "storage/store/store_copies.h"
@@ -50,7 +49,7 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
 
     p->model = (struct sl_store_model){
         .format_version = SL_STORE_VERSION,
-        .layout = o->compress ? SL_STORE_LAYOUT_R16_ZSTD : SL_STORE_LAYOUT_R16,
+        .layout = sl_store_layout_of(sl_expert_map_shape(o->experts)->expert_dtype, o->compress),
         .shape = *sl_expert_map_shape(o->experts),
         .n_files = 2 + o->n_stripes,
         .n_tensors = o->n_tensors,
@@ -60,7 +59,7 @@ int sl_packer_describe(struct sl_packer *p, struct sl_err *err)
                           "%s: hidden_size %u and moe_intermediate_size %u: experts need multiples "
                           "of %u",
                           o->checkpoint_folder, p->model.shape.hidden_size,
-                          p->model.shape.moe_intermediate_size, SL_FP4_GROUP_COLS);
+                          p->model.shape.moe_intermediate_size, SL_EXPERT_SIDE_STEP);
     p->record_bytes = sl_packed_expert_bytes(&p->model.shape);
     if ((rc = sl_packer_open_source(p, err)) < 0 || (rc = lay_out_tensors(p, err)) < 0)
         return rc;
@@ -210,7 +209,8 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
         return rc;
     found = sl_store_model(store);
     p->model.n_files = found->n_files; /* stripes stay as they are, and how records are stored */
-    p->model.layout = found->layout;
+    p->model.layout =
+        sl_store_layout_of(p->model.shape.expert_dtype, sl_store_layout_compresses(found->layout));
     if (!same_model(found, &p->model))
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: the store is of another model: its config.json and index have "
@@ -219,7 +219,7 @@ static int begin_again(struct sl_packer *p, struct sl_err *err)
                         (unsigned long long)found->index_checksum, p->o->checkpoint_folder,
                         (unsigned long long)p->model.config_checksum,
                         (unsigned long long)p->model.index_checksum);
-    else if (p->o->compress && found->layout != SL_STORE_LAYOUT_R16_ZSTD)
+    else if (p->o->compress && !sl_store_layout_compresses(found->layout))
         rc = sl_err_set(err, -SL_EFORMAT,
                         "%s: the store was begun without --compress; pack into another folder",
                         p->o->store_folder);

@@ -7,6 +7,7 @@
 #include "core/base/assert.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
+#include "core/model/expert_pack.h"
 #include "storage/io/checksum.h"
 #include "storage/store/record_read.h"
 
@@ -64,6 +65,7 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
     const struct sl_record_source *source = &maker->source;
     const struct sl_expert_shape *shape = sl_expert_map_shape(source->experts);
     const struct sl_checkpoint_expert *from = sl_expert_map_find(source->experts, key);
+    const enum sl_dtype scale_dtype = sl_expert_map_scale_dtype(source->experts);
     const uint8_t *codes[SL_EXPERT_MATRICES], *scales[SL_EXPERT_MATRICES];
     uint8_t *staging = maker->staging;
     char text[SL_EXPERT_TEXT_BYTES];
@@ -76,17 +78,17 @@ static int repack(struct sl_record_maker *maker, struct sl_expert_key key,
     for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++)
         rc = read_extent(source->checkpoint, &from->codes[m], &staging, &codes[m], err);
     for (int m = 0; m < SL_EXPERT_MATRICES && rc == 0; m++) {
-        uint8_t *tiles = maker->record + sl_expert_matrix_offset_bytes(shape, m);
+        const struct sl_expert_rows rows = {codes[m], scales[m], scale_dtype};
+        uint8_t *packed = maker->record + sl_expert_matrix_offset_bytes(shape, m);
         uint64_t size_bytes = sl_expert_matrix_bytes(shape, m);
 
-        if (sl_r16_pack_fp4(sl_expert_matrix_cols(shape, m), 0,
-                            sl_r16_tile_count(sl_expert_matrix_rows(shape, m)), codes[m], scales[m],
-                            tiles) < 0)
-            rc = sl_err_set(err, -SL_ECORRUPT, "%s: %s has a scale that is NaN or above 2^%d",
+        if (sl_expert_pack(shape, m, &rows, 0, sl_r16_tile_count(sl_expert_matrix_rows(shape, m)),
+                           packed) < 0)
+            rc = sl_err_set(err, -SL_ECORRUPT, "%s: %s has %s",
                             sl_expert_map_file_path(source->experts, from->scales[m].file_index),
-                            sl_expert_matrix_name(m), SL_SCALE_EXPONENT_MAX);
-        memset(tiles + size_bytes, 0, sl_round_up(size_bytes, SL_BLOCK_BYTES) - size_bytes);
-        ret_checksums[m] = sl_checksum(tiles, size_bytes);
+                            sl_expert_matrix_name(m), sl_expert_unsound_text(shape->expert_dtype));
+        memset(packed + size_bytes, 0, sl_round_up(size_bytes, SL_BLOCK_BYTES) - size_bytes);
+        ret_checksums[m] = sl_checksum(packed, size_bytes);
     }
     return rc < 0 ? sl_err_prefix(err, rc, "%s", sl_expert_format(shape, key, text)) : 0;
 }

@@ -237,7 +237,7 @@ static int open_source(struct repairer *r, struct sl_err *err)
                                                  sl_store_file_count(r->o->from), err)) < 0)
         return rc;
     rc = sl_record_maker_init(&r->maker, &source);
-    if (rc == 0 && sl_store_model(r->o->store)->layout == SL_STORE_LAYOUT_R16_ZSTD)
+    if (rc == 0 && sl_store_layout_compresses(sl_store_model(r->o->store)->layout))
         rc = sl_record_maker_compress(&r->maker);
     return rc < 0 ? sl_err_set(err, rc, "%s: out of memory", sl_store_folder(r->o->store)) : 0;
 }

@@ -226,7 +226,7 @@ static int take_memory(struct sl_packer *p, struct sl_err *err)
  * records, since items of earlier runs are compared by their tiles. */
 static int begin_compressing(struct sl_packer *p, struct sl_err *err)
 {
-    if (p->model.layout != SL_STORE_LAYOUT_R16_ZSTD)
+    if (!sl_store_layout_compresses(p->model.layout))
         return 0;
     for (uint32_t i = 0; i < p->n_workers; i++) {
         if (sl_record_maker_compress(&p->workers[i].maker) < 0)
@@ -291,7 +291,7 @@ int sl_store_pack(const struct sl_pack_options *options, struct sl_pack_result *
         add_gain(&p.result.gain, &p.workers[i].maker.gain);
         sl_record_maker_fini(&p.workers[i].maker);
     }
-    p.result.compressed = p.model.layout == SL_STORE_LAYOUT_R16_ZSTD;
+    p.result.compressed = sl_store_layout_compresses(p.model.layout);
     p.result.total_bytes -= p.result.saved_bytes;
     free(p.workers);
     free(p.buffer);

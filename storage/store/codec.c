@@ -17,18 +17,43 @@
  * hundredth more. */
 #define LEVEL 3
 
-#define SCALES_BYTES 64u /* of a group; its codes follow */
+#define FP8_BLOCK_TILES (SL_FP8_BLOCK / SL_R16_ROWS) /* that share a row of scales */
+#define SCALES_BYTES 64u                             /* of an FP4 group; its codes follow */
 #define CODES_BYTES (SL_FP4_GROUP_BYTES - SCALES_BYTES)
 #define CHUNK_HEAD_BYTES 8u /* two sizes */
 
 #define SAVED_MIN 32u /* 1 / 32 of a record: scales that take a fifth save 1 / 21 */
 
-_Static_assert(SL_CODEC_CHUNK_TILES *(UINT64_C(65536) / SL_FP4_GROUP_COLS) * SL_FP4_GROUP_BYTES <
-                   UINT32_MAX,
+_Static_assert(SL_CODEC_CHUNK_TILES *UINT64_C(65536) * SL_R16_ROWS < UINT32_MAX,
                "sizes of a chunk fit their fields");
+_Static_assert(SL_CODEC_CHUNK_TILES % FP8_BLOCK_TILES == 0, "no chunk cuts a block of rows");
 
 /* ---- chunks -----------------------------------------------------------------------------------
  */
+
+static struct sl_record_chunk chunk_of(const struct sl_expert_shape *shape, int matrix,
+                                       size_t first_tile, size_t n_tiles)
+{
+    const size_t cols = sl_expert_matrix_cols(shape, matrix);
+    const uint64_t at = sl_expert_matrix_offset_bytes(shape, matrix);
+    const size_t row_of_scales = cols / SL_FP8_BLOCK * sizeof(float);
+    struct sl_record_chunk chunk = {
+        .matrix = matrix,
+        .codes_offset_bytes = at + first_tile * sl_expert_tile_bytes(shape, matrix),
+    };
+
+    if (shape->expert_dtype == SL_EXPERT_FP8) {
+        chunk.codes_bytes = (uint32_t)(n_tiles * sl_expert_tile_bytes(shape, matrix));
+        chunk.scales_offset_bytes = at + sl_expert_tiles_bytes(shape, matrix) +
+                                    first_tile / FP8_BLOCK_TILES * row_of_scales;
+        chunk.scales_bytes = (uint32_t)(n_tiles / FP8_BLOCK_TILES * row_of_scales);
+    } else {
+        chunk.n_groups = (uint32_t)(n_tiles * (cols / SL_FP4_GROUP_COLS));
+        chunk.codes_bytes = chunk.n_groups * CODES_BYTES;
+        chunk.scales_bytes = chunk.n_groups * SCALES_BYTES;
+    }
+    return chunk;
+}
 
 /* Fills in the parts of the index that follow from the shape alone. */
 static void cut(struct sl_record_index *index, const struct sl_expert_shape *shape)
@@ -36,7 +61,6 @@ static void cut(struct sl_record_index *index, const struct sl_expert_shape *sha
     index->n_chunks = 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
         const int matrix = sl_expert_matrix_order[i];
-        const size_t cols = sl_expert_matrix_cols(shape, matrix);
         const size_t n_tiles = sl_r16_tile_count(sl_expert_matrix_rows(shape, matrix));
 
         for (size_t tile = 0; tile < n_tiles; tile += SL_CODEC_CHUNK_TILES) {
@@ -44,12 +68,7 @@ static void cut(struct sl_record_index *index, const struct sl_expert_shape *sha
                 n_tiles - tile < SL_CODEC_CHUNK_TILES ? n_tiles - tile : SL_CODEC_CHUNK_TILES;
 
             sl_assert(index->n_chunks < SL_CODEC_CHUNKS_MAX);
-            index->chunks[index->n_chunks++] = (struct sl_record_chunk){
-                .matrix = matrix,
-                .n_groups = (uint32_t)(n * (cols / SL_FP4_GROUP_COLS)),
-                .tiles_offset_bytes = sl_expert_matrix_offset_bytes(shape, matrix) +
-                                      tile * sl_r16_fp4_tile_bytes(cols),
-            };
+            index->chunks[index->n_chunks++] = chunk_of(shape, matrix, tile, n);
         }
     }
 }
@@ -124,11 +143,14 @@ static uint32_t put_part(ZSTD_CCtx *context, const uint8_t *part, uint32_t part_
     return part_bytes;
 }
 
+/* Points to a chunk's scales and codes, each in one piece: FP4's are brought together first. */
 static void gather(struct sl_record_encoder *encoder, const struct sl_record_chunk *chunk,
-                   const uint8_t *record)
+                   const uint8_t *record, const uint8_t *ret_parts[2])
 {
-    const uint8_t *group = record + chunk->tiles_offset_bytes;
+    const uint8_t *group = record + chunk->codes_offset_bytes;
 
+    ret_parts[0] = chunk->n_groups ? encoder->scales : record + chunk->scales_offset_bytes;
+    ret_parts[1] = chunk->n_groups ? encoder->codes : record + chunk->codes_offset_bytes;
     for (uint32_t i = 0; i < chunk->n_groups; i++, group += SL_FP4_GROUP_BYTES) {
         memcpy(encoder->scales + (size_t)i * SCALES_BYTES, group, SCALES_BYTES);
         memcpy(encoder->codes + (size_t)i * CODES_BYTES, group + SCALES_BYTES, CODES_BYTES);
@@ -149,15 +171,14 @@ uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *re
         return 0;
     for (uint32_t i = 0; i < n_chunks; i++) {
         const struct sl_record_chunk *chunk = &encoder->index.chunks[i];
-        const uint32_t part_bytes[2] = {chunk->n_groups * SCALES_BYTES,
-                                        chunk->n_groups * CODES_BYTES};
+        const uint32_t part_bytes[2] = {chunk->scales_bytes, chunk->codes_bytes};
+        const uint8_t *parts[2];
         uint32_t size_bytes[2];
 
-        gather(encoder, chunk, record);
+        gather(encoder, chunk, record, parts);
         for (int part = 0; part < 2; part++) {
-            size_bytes[part] =
-                put_part(encoder->context, part == 0 ? encoder->scales : encoder->codes,
-                         part_bytes[part], stored + at_bytes, limit_bytes - at_bytes);
+            size_bytes[part] = put_part(encoder->context, parts[part], part_bytes[part],
+                                        stored + at_bytes, limit_bytes - at_bytes);
             if (size_bytes[part] == 0)
                 return 0;
             put_u32(stored + (size_t)i * CHUNK_HEAD_BYTES + 4 * part, size_bytes[part]);
@@ -223,15 +244,16 @@ bool sl_record_index_read(struct sl_record_index *index, const struct sl_expert_
         struct sl_record_chunk *chunk = &index->chunks[i];
         const uint8_t *head = stored + (size_t)i * CHUNK_HEAD_BYTES;
 
-        chunk->scales_bytes = get_u32(head);
-        chunk->codes_bytes = get_u32(head + 4);
+        chunk->scales_stored_bytes = get_u32(head);
+        chunk->codes_stored_bytes = get_u32(head + 4);
         chunk->scales = stored + at_bytes;
-        chunk->codes = chunk->scales + chunk->scales_bytes;
-        if (chunk->scales_bytes > chunk->n_groups * SCALES_BYTES ||
-            chunk->codes_bytes > chunk->n_groups * CODES_BYTES ||
-            (uint64_t)chunk->scales_bytes + chunk->codes_bytes > stored_bytes - at_bytes)
+        chunk->codes = chunk->scales + chunk->scales_stored_bytes;
+        if (chunk->scales_stored_bytes > chunk->scales_bytes ||
+            chunk->codes_stored_bytes > chunk->codes_bytes ||
+            (uint64_t)chunk->scales_stored_bytes + chunk->codes_stored_bytes >
+                stored_bytes - at_bytes)
             return false;
-        at_bytes += (uint64_t)chunk->scales_bytes + chunk->codes_bytes;
+        at_bytes += (uint64_t)chunk->scales_stored_bytes + chunk->codes_stored_bytes;
     }
     return sl_round_up(at_bytes, SL_BLOCK_BYTES) == stored_bytes;
 }
@@ -247,18 +269,37 @@ static const uint8_t *get_part(ZSTD_DCtx *context, const uint8_t *part, uint32_t
                                                                                            : NULL;
 }
 
-/* Compressed codes are unpacked to the end of the chunk's place in the record. From there each
+/* FP8: both parts go straight to their places. */
+static bool unpack_apart(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
+                         uint8_t *record)
+{
+    uint8_t *scales_to = record + chunk->scales_offset_bytes,
+            *codes_to = record + chunk->codes_offset_bytes;
+    const uint8_t *scales = get_part(decoder->context, chunk->scales, chunk->scales_stored_bytes,
+                                     chunk->scales_bytes, scales_to);
+    const uint8_t *codes = get_part(decoder->context, chunk->codes, chunk->codes_stored_bytes,
+                                    chunk->codes_bytes, codes_to);
+
+    if (!scales || !codes)
+        return false;
+    if (scales != scales_to)
+        memcpy(scales_to, scales, chunk->scales_bytes);
+    if (codes != codes_to)
+        memcpy(codes_to, codes, chunk->codes_bytes);
+    return true;
+}
+
+/* FP4: compressed codes are unpacked to the end of the chunk's place in the record. From there each
  * group of codes is copied forward to its own place, which never reaches the groups that are still
  * to be copied. */
-bool sl_record_unpack(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
-                      uint8_t *record)
+static bool unpack_groups(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
+                          uint8_t *record)
 {
-    const uint32_t scales_bytes = chunk->n_groups * SCALES_BYTES;
-    uint8_t *group = record + chunk->tiles_offset_bytes;
-    const uint8_t *scales = get_part(decoder->context, chunk->scales, chunk->scales_bytes,
-                                     scales_bytes, decoder->scales);
-    const uint8_t *codes = get_part(decoder->context, chunk->codes, chunk->codes_bytes,
-                                    chunk->n_groups * CODES_BYTES, group + scales_bytes);
+    uint8_t *group = record + chunk->codes_offset_bytes;
+    const uint8_t *scales = get_part(decoder->context, chunk->scales, chunk->scales_stored_bytes,
+                                     chunk->scales_bytes, decoder->scales);
+    const uint8_t *codes = get_part(decoder->context, chunk->codes, chunk->codes_stored_bytes,
+                                    chunk->codes_bytes, group + chunk->scales_bytes);
 
     if (!scales || !codes)
         return false;
@@ -267,4 +308,11 @@ bool sl_record_unpack(struct sl_record_decoder *decoder, const struct sl_record_
         memmove(group + SCALES_BYTES, codes + (size_t)i * CODES_BYTES, CODES_BYTES);
     }
     return true;
+}
+
+bool sl_record_unpack(struct sl_record_decoder *decoder, const struct sl_record_chunk *chunk,
+                      uint8_t *record)
+{
+    return chunk->n_groups ? unpack_groups(decoder, chunk, record)
+                           : unpack_apart(decoder, chunk, record);
 }

@@ -44,13 +44,17 @@ uint64_t sl_record_compress(struct sl_record_encoder *encoder, const uint8_t *re
 /* ---- unpacking --------------------------------------------------------------------------------
  * Allocates nothing. */
 
-/* A part of a matrix: n_groups groups of tiles that begin tiles_offset_bytes into the record. */
+/* A run of a matrix's tiles, which begin codes_offset_bytes bytes into the record. FP4: n_groups
+ * groups, each with its scales before its codes. FP8: the codes alone, and the scales of the blocks
+ * of rows that begin in these tiles lie scales_offset_bytes bytes into the record; n_groups is 0.
+ */
 struct sl_record_chunk {
     int matrix;
     uint32_t n_groups;
-    uint64_t tiles_offset_bytes;
-    const uint8_t *scales, *codes; /* as stored */
-    uint32_t scales_bytes, codes_bytes;
+    uint64_t codes_offset_bytes, scales_offset_bytes;
+    uint32_t scales_bytes, codes_bytes;               /* in the record */
+    const uint8_t *scales, *codes;                    /* as stored */
+    uint32_t scales_stored_bytes, codes_stored_bytes; /* likewise */
 };
 
 struct sl_record_index {

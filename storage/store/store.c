@@ -122,7 +122,7 @@ static bool record_is_sound(const struct sl_store *store, const struct sl_packed
             return false;
     }
     return expert->compressed
-               ? store->model.layout == SL_STORE_LAYOUT_R16_ZSTD && stored_bytes < record_bytes
+               ? sl_store_layout_compresses(store->model.layout) && stored_bytes < record_bytes
                : stored_bytes == record_bytes;
 }
 

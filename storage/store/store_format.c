@@ -88,6 +88,8 @@ size_t sl_store_model_encode(const struct sl_store_model *model,
 {
     struct out out = {value, value};
 
+    sl_assert(model->layout == sl_store_layout_of(model->shape.expert_dtype,
+                                                  sl_store_layout_compresses(model->layout)));
     put_u32(&out, model->format_version);
     put_u32(&out, model->layout);
     put_u64(&out, model->config_checksum);
@@ -267,12 +269,14 @@ bool sl_store_model_decode(struct sl_store_model *model, const uint8_t *value, s
     model->shape.n_routed_experts = get_u32(&in);
     model->shape.hidden_size = get_u32(&in);
     model->shape.moe_intermediate_size = get_u32(&in);
+    model->shape.expert_dtype =
+        model->layout >= SL_STORE_LAYOUT_FP8 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
     model->n_files = get_u32(&in);
     model->n_tensors = get_u32(&in);
-    return whole(&in) &&
-           (model->layout == SL_STORE_LAYOUT_R16 || model->layout == SL_STORE_LAYOUT_R16_ZSTD) &&
-           model->n_files >= 2 && model->n_files <= SL_STORE_FILES_MAX &&
-           model->n_tensors <= SL_STORE_TENSORS_MAX && sl_expert_shape_is_sound(&model->shape);
+    return whole(&in) && model->layout >= SL_STORE_LAYOUT_FP4 &&
+           model->layout <= SL_STORE_LAYOUT_FP8_ZSTD && model->n_files >= 2 &&
+           model->n_files <= SL_STORE_FILES_MAX && model->n_tensors <= SL_STORE_TENSORS_MAX &&
+           sl_expert_shape_is_sound(&model->shape);
 }
 
 bool sl_store_state_decode(struct sl_store_state *state, const uint8_t *value, size_t size_bytes)

@@ -16,8 +16,23 @@
 #include "storage/store/packed_expert.h"
 
 #define SL_STORE_VERSION 2u
-#define SL_STORE_LAYOUT_R16 1u      /* of expert records: core/kernels/r16.h */
-#define SL_STORE_LAYOUT_R16_ZSTD 2u /* R16 records, or compressed ones: storage/store/codec.h */
+
+/* Layouts of expert records (core/model/expert_shape.h): whether they are FP4 or FP8, and whether
+ * some may be compressed (storage/store/codec.h). */
+#define SL_STORE_LAYOUT_FP4 1u
+#define SL_STORE_LAYOUT_FP4_ZSTD 2u
+#define SL_STORE_LAYOUT_FP8 3u
+#define SL_STORE_LAYOUT_FP8_ZSTD 4u
+
+static inline uint32_t sl_store_layout_of(enum sl_expert_dtype dtype, bool compress)
+{
+    return (dtype == SL_EXPERT_FP8 ? SL_STORE_LAYOUT_FP8 : SL_STORE_LAYOUT_FP4) + compress;
+}
+
+static inline bool sl_store_layout_compresses(uint32_t layout)
+{
+    return layout == SL_STORE_LAYOUT_FP4_ZSTD || layout == SL_STORE_LAYOUT_FP8_ZSTD;
+}
 
 #define SL_STORE_TENSORS_MAX 65536u
 #define SL_STORE_NAME_BYTES 256u
@@ -30,7 +45,7 @@
 /* Key "model". Written first; never changed. */
 struct sl_store_model {
     uint32_t format_version;
-    uint32_t layout;
+    uint32_t layout;          /* fits shape.expert_dtype, which is not stored on its own */
     uint64_t config_checksum; /* of config.json's bytes */
     uint64_t index_checksum;  /* of the checkpoint's index: see sl_store_identify() */
     struct sl_expert_shape shape;

@@ -38,11 +38,14 @@ static void unpack_frame(struct sl_record_decoder *decoder, const uint8_t *data,
 {
     const uint32_t n_groups = 16;
     uint8_t *tiles = malloc(n_groups * 1088), *rest = calloc(n_groups, 1024);
-    struct sl_record_chunk chunk = {.n_groups = n_groups,
-                                    .scales = is_codes ? rest : data,
-                                    .codes = is_codes ? data : rest,
-                                    .scales_bytes = is_codes ? n_groups * 64 : (uint32_t)size,
-                                    .codes_bytes = is_codes ? (uint32_t)size : n_groups * 1024};
+    struct sl_record_chunk chunk = {
+        .n_groups = n_groups,
+        .scales_bytes = n_groups * 64,
+        .codes_bytes = n_groups * 1024,
+        .scales = is_codes ? rest : data,
+        .codes = is_codes ? data : rest,
+        .scales_stored_bytes = is_codes ? n_groups * 64 : (uint32_t)size,
+        .codes_stored_bytes = is_codes ? (uint32_t)size : n_groups * 1024};
 
     sl_assert(tiles && rest);
     if (size < n_groups * 64)

@@ -16,6 +16,7 @@ int sl_expert_files_open(struct sl_expert_files *files, const char *folder, stru
     rc = sl_model_files_experts(&files->model, &shape, &files->store, err);
     if (rc < 0)
         return rc;
+    files->config.expert_dtype = sl_expert_map_shape(files->store)->expert_dtype;
     files->n_files = sl_expert_map_file_count(files->store);
     files->paths = sl_expert_map_file_paths(files->store);
     if (!files->paths)

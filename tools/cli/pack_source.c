@@ -30,6 +30,7 @@ int sl_pack_source_open(struct sl_pack_source *source, const char *folder, bool 
     rc = sl_model_files_experts(&files, &shape, &source->experts, err);
     if (rc < 0)
         return rc;
+    source->config.expert_dtype = sl_expert_map_shape(source->experts)->expert_dtype;
     rc = sl_dense_list_make(&source->tensors, &source->config, weights, &draft, err);
     if (rc < 0)
         return rc;

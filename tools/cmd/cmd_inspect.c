@@ -87,7 +87,7 @@ static void find_disk_sizes(const struct sl_model_files *files, struct summary *
             s->disk.n_bytes += sl_checkpoint_tensor_at(files->checkpoint, i)->info.size_bytes;
         return;
     }
-    s->compressed = sl_store_model(store)->layout == SL_STORE_LAYOUT_R16_ZSTD;
+    s->compressed = sl_store_layout_compresses(sl_store_model(store)->layout);
     s->saved_bytes = sl_store_saved_bytes(store);
     s->n_experts = sl_store_expert_count(&sl_store_model(store)->shape);
     s->disk.n_files = sl_store_file_count(store);
