@@ -87,15 +87,18 @@ check "a store to measure" bash -c "'$sluice' pack '$model' '$scratch/store' >/d
 model=$scratch/store check "... from an empty cache" beside --cold
 check "a cache for all that begins empty misses" decode --threads 2 --cold
 check "... which it says" grep -q '"decode, beside the drive"' "$scratch/decode"
+check "bench decode behind tokens that are not computed" decode --threads 2 --position 9000
+check "... says where" grep -q '20 tokens at 9000, all resident' "$scratch/decode"
 
 prefill() {
-    "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --json \
+    "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --json "$@" \
         >"$scratch/prefill" 2>/dev/null &&
         figures "$scratch/prefill" prefill "prefill, slowest" "prefill, fastest" \
             "prefill, multiplying" "prefill, attention projections" "prefill, routed experts" \
             "prefill, repacking" "prefill, barriers"
 }
 check "bench prefill" prefill
+check "... behind tokens that are not computed" prefill --position 9000
 check "a table for people" bash -c "
     '$sluice' bench prefill '$model' --tokens 8 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
 
@@ -132,6 +135,8 @@ misuse() { # status pattern arguments...
 printf 'too short' >"$scratch/short"
 check "a text that is too short" misuse 1 "short: [0-9]* tokens, 40 are needed" \
     decode "$model" --tokens 4 -f "$scratch/short"
+check "a position beyond the context" misuse 1 "10004 tokens do not fit --context 10003" \
+    decode "$model" --tokens 4 --position 10000 --context 10003
 check "tokens that do not fit the context" misuse 1 "40 tokens do not fit --context 39" \
     decode "$model" --tokens 4 --context 39
 check "no kind" misuse 2 "Usage: "

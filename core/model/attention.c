@@ -12,7 +12,7 @@
 
 struct sl_attention {
     uint32_t entry_bytes;
-    struct sl_compressor_scratch *compressors; /* per thread */
+    struct sl_compressors *compressors;
     struct sl_attend *attend;
 
     uint8_t *step_entries; /* (tokens_max) this layer's window entries of the step */
@@ -76,13 +76,7 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
     uint32_t chunk = tokens_max < SL_CHUNK_TOKENS ? tokens_max : SL_CHUNK_TOKENS;
 
     a.entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
-    a.compressors = sl_arena_take(arena, n_threads, sizeof(*a.compressors));
-    for (uint32_t i = 0; i < n_threads; i++) {
-        struct sl_compressor_scratch compressor = sl_compressor_scratch_carve(arena, config);
-
-        if (a.compressors)
-            a.compressors[i] = compressor;
-    }
+    a.compressors = sl_compressors_carve(arena, config, n_threads, chunk);
     if (numerics != SL_NUMERICS_EXACT)
         a.rounded_heads =
             sl_arena_take(arena, (uint64_t)n_threads * SL_R16_ROWS * config->head_dim, 2);
@@ -126,31 +120,32 @@ static void store_key(void *context, uint32_t i, uint32_t entry_index, float *po
 static void compress(const struct run *in)
 {
     const struct sl_config *c = in->step->config;
-    struct sl_compressor_run run = {
-        .weights = &in->weights->compressor,
-        .ratio = in->weights->ratio,
-        .dim = c->head_dim,
-        .layer_index = in->layer_index,
-        .kv = in->a->compressed_kv,
-        .score = in->a->compressed_score,
-        .row_stride = sl_r16_padded_rows(in->weights->compressor.wkv.rows),
-        .store = store_compressed,
-        .store_context = (void *)in,
+    const struct sl_layer_weights *w = in->weights;
+    const struct sl_compressor_run runs[SL_COMPRESSORS_MAX] = {
+        {.weights = &w->compressor,
+         .ratio = w->ratio,
+         .dim = c->head_dim,
+         .layer_index = in->layer_index,
+         .kv = in->a->compressed_kv,
+         .score = in->a->compressed_score,
+         .row_stride = sl_r16_padded_rows(w->compressor.wkv.rows),
+         .store = store_compressed,
+         .store_context = (void *)in},
+        {.weights = &w->index_compressor,
+         .ratio = w->ratio,
+         .dim = c->index_head_dim,
+         .is_index = true,
+         .layer_index = in->layer_index,
+         .kv = in->a->index_kv,
+         .score = in->a->index_score,
+         .row_stride = sl_r16_padded_rows(w->index_compressor.wkv.rows),
+         .store = store_key,
+         .store_context = (void *)in},
     };
 
-    if (in->weights->ratio == 0)
-        return;
-    sl_compressor_add(in->step, &run, in->first, in->end, in->a->compressors);
-    if (in->weights->ratio != SL_CSA_RATIO)
-        return;
-    run.weights = &in->weights->index_compressor;
-    run.dim = c->index_head_dim;
-    run.is_index = true;
-    run.kv = in->a->index_kv;
-    run.score = in->a->index_score;
-    run.row_stride = sl_r16_padded_rows(in->weights->index_compressor.wkv.rows);
-    run.store = store_key;
-    sl_compressor_add(in->step, &run, in->first, in->end, in->a->compressors);
+    if (w->ratio)
+        sl_compressors_add(in->a->compressors, in->step, runs, w->ratio == SL_CSA_RATIO ? 2 : 1,
+                           in->first, in->end);
 }
 
 /* Norms of what the first projections gave: the query's low-rank form, and the KV entry, which is

@@ -1,32 +1,66 @@
+/* A window is pooled by blocks of channels, so that threads share also the only one of a chunk;
+ * what takes all its channels (norm, rotation, storing) comes after. */
 #include "core/model/compressor.h"
 
 #include <string.h>
 
-struct add {
-    const struct sl_step *step;
-    const struct sl_compressor_run *run;
-    const struct sl_compressor_scratch *scratch;
-    uint32_t first;
-    uint32_t end;
+#include "core/base/assert.h"
+
+#define CHANNELS_AT_ONCE 64u
+
+/* Values that are worth waking a thread for: pooling one takes an exponential. */
+#define VALUES_PER_SHARE 16384u
+
+struct thread_scratch {
+    const float **kv_rows; /* (rows_max) each */
+    const float **score_rows;
+    float *cosine, *sine;
 };
 
-struct sl_compressor_scratch sl_compressor_scratch_carve(struct sl_arena *arena,
-                                                         const struct sl_config *config)
+struct sl_compressors {
+    struct thread_scratch *threads;
+    uint32_t *windows;                 /* (chunk) step indices of the tokens that complete one */
+    float *pooled[SL_COMPRESSORS_MAX]; /* (chunk, head_dim or index_head_dim), by window */
+};
+
+/* The runs at hand. */
+struct add {
+    struct sl_compressors *c;
+    const struct sl_step *step;
+    const struct sl_compressor_run *runs;
+    uint32_t n_runs;
+    uint32_t first, end;
+    uint32_t n_windows;
+};
+
+struct sl_compressors *sl_compressors_carve(struct sl_arena *arena, const struct sl_config *config,
+                                            uint32_t n_threads, uint32_t chunk_tokens)
 {
-    struct sl_compressor_scratch scratch;
-    uint32_t dim =
-        config->head_dim > config->index_head_dim ? config->head_dim : config->index_head_dim;
+    struct sl_compressors *compressors = sl_arena_take(arena, 1, sizeof(*compressors));
+    struct sl_compressors c = {0};
     uint32_t rows_max = 2 * SL_CSA_RATIO;
 
     for (uint32_t i = 0; i < config->num_hidden_layers + config->num_nextn_predict_layers; i++)
         if (config->compress_ratios[i] > rows_max)
             rows_max = config->compress_ratios[i];
-    scratch.kv_rows = sl_arena_take(arena, rows_max, sizeof(*scratch.kv_rows));
-    scratch.score_rows = sl_arena_take(arena, rows_max, sizeof(*scratch.score_rows));
-    scratch.pooled = sl_arena_take(arena, dim, sizeof(float));
-    scratch.cosine = sl_arena_take(arena, config->qk_rope_head_dim / 2, sizeof(float));
-    scratch.sine = sl_arena_take(arena, config->qk_rope_head_dim / 2, sizeof(float));
-    return scratch;
+    c.threads = sl_arena_take(arena, n_threads, sizeof(*c.threads));
+    for (uint32_t i = 0; i < n_threads; i++) {
+        struct thread_scratch scratch;
+
+        scratch.kv_rows = sl_arena_take(arena, rows_max, sizeof(*scratch.kv_rows));
+        scratch.score_rows = sl_arena_take(arena, rows_max, sizeof(*scratch.score_rows));
+        scratch.cosine = sl_arena_take(arena, config->qk_rope_head_dim / 2, sizeof(float));
+        scratch.sine = sl_arena_take(arena, config->qk_rope_head_dim / 2, sizeof(float));
+        if (c.threads)
+            c.threads[i] = scratch;
+    }
+    c.windows = sl_arena_take(arena, chunk_tokens, sizeof(*c.windows));
+    c.pooled[0] = sl_arena_take(arena, (uint64_t)chunk_tokens * config->head_dim, sizeof(float));
+    c.pooled[1] =
+        sl_arena_take(arena, (uint64_t)chunk_tokens * config->index_head_dim, sizeof(float));
+    if (compressors)
+        *compressors = c;
+    return compressors;
 }
 
 /* The rows that the KV cache keeps of the token at `position` of a token's sequence. */
@@ -44,15 +78,18 @@ static float *kept_scores(const struct sl_compressor_run *run, const struct sl_s
                                       run->is_index ? SL_KV_INDEX_SCORES : SL_KV_SCORES, position);
 }
 
+/* Items are (run, row of the chunk), as below. */
 static void add_ape(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct add *in = context;
-    const struct sl_compressor_run *run = in->run;
-    uint32_t width = run->weights->wkv.rows;
+    const size_t n_rows = in->end - in->first;
 
     (void)thread_index;
-    for (size_t row = first; row < end; row++) {
-        uint32_t position = in->step->tokens[in->first + row].position;
+    for (size_t item = first; item < end; item++) {
+        const struct sl_compressor_run *run = &in->runs[item / n_rows];
+        const size_t row = item % n_rows;
+        const uint32_t position = in->step->tokens[in->first + row].position;
+        const uint32_t width = run->weights->wkv.rows;
         const float *ape = run->weights->ape + (size_t)(position % run->ratio) * width;
         float *score = run->score + row * run->row_stride;
 
@@ -61,83 +98,140 @@ static void add_ape(void *context, size_t first, size_t end, uint32_t thread_ind
     }
 }
 
-/* Pools the window that token i completes. */
-static void pool_window(const struct add *in, uint32_t i, const struct sl_compressor_scratch *own)
+/* Rows of the window that token i completes: CSA's first one is half a window. */
+static uint32_t window_rows(const struct add *in, const struct sl_compressor_run *run, uint32_t i)
 {
-    const struct sl_compressor_run *run = in->run;
-    const struct sl_config *config = in->step->config;
-    const struct sl_kernels *k = in->step->compute->kernels;
-    const struct sl_step_token *token = &in->step->tokens[i];
-    const uint32_t pairs = config->qk_rope_head_dim / 2, dim = run->dim;
-    const uint32_t end_position = token->position + 1; /* a multiple of ratio */
     const bool overlaps = run->ratio == SL_CSA_RATIO;
-    const uint32_t n_rows = overlaps && end_position > run->ratio ? 2 * run->ratio : run->ratio;
+
+    return overlaps && in->step->tokens[i].position >= run->ratio ? 2 * run->ratio : run->ratio;
+}
+
+/* Pools `count` channels, from `channel` on, of the window that token i completes. */
+static void pool_channels(const struct add *in, const struct sl_compressor_run *run, uint32_t i,
+                          uint32_t channel, uint32_t count, const struct thread_scratch *own,
+                          float *pooled)
+{
+    const struct sl_step_token *token = &in->step->tokens[i];
+    const uint32_t end_position = token->position + 1; /* a multiple of ratio */
+    const uint32_t n_rows = window_rows(in, run, i);
 
     for (uint32_t r = 0; r < n_rows; r++) {
         uint32_t position = end_position - n_rows + r;
         int64_t index = sl_step_index_of(in->step, i, position);
         /* The present window has the second half of the channels, the one before it the first. */
-        size_t channel = overlaps && r + run->ratio >= n_rows ? dim : 0;
+        size_t at =
+            channel + (run->ratio == SL_CSA_RATIO && r + run->ratio >= n_rows ? run->dim : 0);
 
         if (index >= (int64_t)in->first) {
-            own->kv_rows[r] = run->kv + (size_t)(index - in->first) * run->row_stride + channel;
-            own->score_rows[r] =
-                run->score + (size_t)(index - in->first) * run->row_stride + channel;
+            at += (size_t)(index - in->first) * run->row_stride;
+            own->kv_rows[r] = run->kv + at;
+            own->score_rows[r] = run->score + at;
         } else {
-            own->kv_rows[r] = kept_values(run, token, position) + channel;
-            own->score_rows[r] = kept_scores(run, token, position) + channel;
+            own->kv_rows[r] = kept_values(run, token, position) + at;
+            own->score_rows[r] = kept_scores(run, token, position) + at;
         }
     }
-    k->pool_rows(n_rows, dim, own->kv_rows, own->score_rows, own->pooled);
-    k->rms_norm(dim, own->pooled, run->weights->norm, config->rms_norm_eps, own->pooled);
+    in->step->compute->kernels->pool_rows(n_rows, count, own->kv_rows, own->score_rows,
+                                          pooled + channel);
+}
+
+static uint32_t blocks_of(const struct sl_compressor_run *run)
+{
+    return (run->dim + CHANNELS_AT_ONCE - 1) / CHANNELS_AT_ONCE;
+}
+
+/* Items are (window, block of channels) of one run after the other. */
+static void pool_blocks(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct add *in = context;
+
+    for (size_t item = first; item < end; item++) {
+        uint32_t r = 0;
+        size_t at = item;
+
+        for (; at >= (size_t)in->n_windows * blocks_of(&in->runs[r]); r++)
+            at -= (size_t)in->n_windows * blocks_of(&in->runs[r]);
+        {
+            const struct sl_compressor_run *run = &in->runs[r];
+            const size_t window = at / blocks_of(run);
+            const uint32_t channel = (uint32_t)(at % blocks_of(run)) * CHANNELS_AT_ONCE;
+            const uint32_t left = run->dim - channel;
+
+            pool_channels(in, run, in->c->windows[window], channel,
+                          left < CHANNELS_AT_ONCE ? left : CHANNELS_AT_ONCE,
+                          &in->c->threads[thread_index], in->c->pooled[r] + window * run->dim);
+        }
+    }
+}
+
+/* Norms, rotates and stores what was pooled for the window that token i completes. */
+static void finish_window(const struct add *in, const struct sl_compressor_run *run, uint32_t i,
+                          const struct thread_scratch *own, float *pooled)
+{
+    const struct sl_config *config = in->step->config;
+    const struct sl_kernels *k = in->step->compute->kernels;
+    const uint32_t pairs = config->qk_rope_head_dim / 2, dim = run->dim;
+    const uint32_t end_position = in->step->tokens[i].position + 1;
+
+    k->rms_norm(dim, pooled, run->weights->norm, config->rms_norm_eps, pooled);
     sl_rope_angles(pairs, in->step->frequency[SL_ROPE_COMPRESSED], end_position - run->ratio,
                    own->cosine, own->sine);
-    k->rotate(pairs, own->pooled + dim - 2 * pairs, own->cosine, own->sine, 1.0f);
-    run->store(run->store_context, i, end_position / run->ratio - 1, own->pooled);
+    k->rotate(pairs, pooled + dim - 2 * pairs, own->cosine, own->sine, 1.0f);
+    run->store(run->store_context, i, end_position / run->ratio - 1, pooled);
 }
 
-static void pool_windows(void *context, size_t first, size_t end, uint32_t thread_index)
+/* Keeps a row if later windows need it: if it is among the last of its sequence in this chunk. */
+static void keep_row(const struct add *in, const struct sl_compressor_run *run, size_t row)
+{
+    const uint32_t i = in->first + (uint32_t)row;
+    const struct sl_step_token *token = &in->step->tokens[i];
+    const struct sl_kv_ring_shape shape =
+        sl_kv_shape(token->kv, run->layer_index, run->is_index ? SL_KV_INDEX_VALUES : SL_KV_VALUES);
+
+    if (i + shape.n_rows < in->end && token[shape.n_rows].span_first == token->span_first)
+        return; /* a later token of this chunk takes the same row */
+    memcpy(kept_values(run, token, token->position), run->kv + row * run->row_stride,
+           shape.row_bytes);
+    memcpy(kept_scores(run, token, token->position), run->score + row * run->row_stride,
+           shape.row_bytes);
+}
+
+/* Items are rows of the chunk. */
+static void finish_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct add *in = context;
 
-    for (size_t row = first; row < end; row++) {
-        uint32_t i = in->first + (uint32_t)row;
+    for (uint32_t r = 0; r < in->n_runs; r++) {
+        for (size_t row = first; row < end; row++)
+            keep_row(in, &in->runs[r], row);
+        for (size_t w = 0; w < in->n_windows; w++) {
+            const uint32_t row = in->c->windows[w] - in->first;
 
-        if ((in->step->tokens[i].position + 1) % in->run->ratio == 0)
-            pool_window(in, i, &in->scratch[thread_index]);
+            if (row >= first && row < end)
+                finish_window(in, &in->runs[r], in->c->windows[w], &in->c->threads[thread_index],
+                              in->c->pooled[r] + w * in->runs[r].dim);
+        }
     }
 }
 
-/* Keeps the rows that later windows need: the last ones of each sequence in this chunk. */
-static void keep_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+void sl_compressors_add(struct sl_compressors *compressors, const struct sl_step *step,
+                        const struct sl_compressor_run *runs, uint32_t n_runs, uint32_t first,
+                        uint32_t end)
 {
-    const struct add *in = context;
-    const struct sl_compressor_run *run = in->run;
-
-    (void)thread_index;
-    for (size_t row = first; row < end; row++) {
-        uint32_t i = in->first + (uint32_t)row;
-        const struct sl_step_token *token = &in->step->tokens[i];
-        const struct sl_kv_ring_shape shape = sl_kv_shape(
-            token->kv, run->layer_index, run->is_index ? SL_KV_INDEX_VALUES : SL_KV_VALUES);
-
-        if (i + shape.n_rows < in->end && token[shape.n_rows].span_first == token->span_first)
-            continue; /* a later token of this chunk takes the same row */
-        memcpy(kept_values(run, token, token->position), run->kv + row * run->row_stride,
-               shape.row_bytes);
-        memcpy(kept_scores(run, token, token->position), run->score + row * run->row_stride,
-               shape.row_bytes);
-    }
-}
-
-void sl_compressor_add(const struct sl_step *step, const struct sl_compressor_run *run,
-                       uint32_t first, uint32_t end, const struct sl_compressor_scratch *scratch)
-{
-    struct add in = {step, run, scratch, first, end};
+    struct add in = {compressors, step, runs, n_runs, first, end, 0};
     struct sl_pool *pool = step->compute->pool;
+    const uint32_t ratio = runs[0].ratio;
+    size_t n_blocks = 0;
 
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, add_ape, &in);
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, pool_windows, &in);
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, keep_rows, &in);
+    sl_assert(n_runs <= SL_COMPRESSORS_MAX);
+    for (uint32_t i = first; i < end; i++)
+        if ((step->tokens[i].position + 1) % ratio == 0)
+            compressors->windows[in.n_windows++] = i;
+    for (uint32_t r = 0; r < n_runs; r++)
+        n_blocks += (size_t)in.n_windows * blocks_of(&runs[r]);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, (size_t)n_runs * (end - first), 16, add_ape, &in);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, n_blocks,
+                VALUES_PER_SHARE / (CHANNELS_AT_ONCE * ratio) + 1, pool_blocks, &in);
+    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, finish_rows, &in);
     sl_compute_background(step->compute);
 }

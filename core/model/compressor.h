@@ -28,20 +28,20 @@ struct sl_compressor_run {
     void *store_context;
 };
 
-/* Scratch of one thread. */
-struct sl_compressor_scratch {
-    const float **kv_rows; /* rows_max each */
-    const float **score_rows;
-    float *pooled; /* head_dim or index_head_dim, whichever is larger */
-    float *cosine, *sine;
-};
+struct sl_compressors;
 
-struct sl_compressor_scratch sl_compressor_scratch_carve(struct sl_arena *arena,
-                                                         const struct sl_config *config);
+/* Memory for the compressors of a layer over up to chunk_tokens tokens, from an arena (measuring:
+ * returns NULL). */
+struct sl_compressors *sl_compressors_carve(struct sl_arena *arena, const struct sl_config *config,
+                                            uint32_t n_threads, uint32_t chunk_tokens);
 
-/* Adds tokens first <= t < end of the step to every sequence's compressor and stores each entry
- * that becomes whole. Chunks of a step must come in order. `scratch` has one element per thread. */
-void sl_compressor_add(const struct sl_step *step, const struct sl_compressor_run *run,
-                       uint32_t first, uint32_t end, const struct sl_compressor_scratch *scratch);
+#define SL_COMPRESSORS_MAX 2u /* of a layer: entries and keys */
+
+/* Adds tokens first <= t < end of the step to every sequence's compressors, which are all of a
+ * layer's, and stores each entry and key that becomes whole. Chunks of a step must come in order.
+ * The number of jobs is the same whatever the tokens are. */
+void sl_compressors_add(struct sl_compressors *compressors, const struct sl_step *step,
+                        const struct sl_compressor_run *runs, uint32_t n_runs, uint32_t first,
+                        uint32_t end);
 
 #endif

@@ -10,6 +10,10 @@
 
 #define PINS_MAX 64u /* experts whose linears run as one job */
 
+/* (token, expert) pairs that do. A chunk has six times its tokens of them, and each batch takes
+ * four jobs: with fewer rows most of a layer's barriers would be here. */
+#define ROWS_MAX (2 * SL_CHUNK_TOKENS)
+
 /* More tokens name most of a layer's experts between them, and little is left to predict. A
  * token's last choices are predicted worst: docs/PERFORMANCE.md, prefetch. */
 #define PREDICT_TOKENS_MAX 8u
@@ -74,7 +78,7 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     /* Router and shared expert read BF16 in any case. */
     const unsigned routed = config->expert_dtype == SL_EXPERT_FP8 ? SL_ACT_BF16 : SL_ACT_INT8;
 
-    m.rows_max = SL_CHUNK_TOKENS;
+    m.rows_max = pairs < ROWS_MAX ? (uint32_t)pairs : ROWS_MAX;
     m.x = sl_act_buffer_carve(arena, tokens, config->hidden_size, SL_ACT_BF16 | routed, numerics);
     m.mix = sl_hc_mix_carve(arena, config, tokens);
     m.scores = sl_arena_take(arena, tokens * sl_r16_padded_rows(experts), sizeof(float));

@@ -12,13 +12,14 @@
 #include "daemon/engine/feed.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/bench_drive.h"
+#include "tools/bench/bench_past.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
 
-#define PAST_TOKENS 16u /* before what decode measures */
+#define PAST_TOKENS 16u /* before what decode measures, unless a position is given */
 #define DECODE_TOKENS_DEFAULT 32u
 #define PREFILL_TOKENS_DEFAULT 512u
 #define PROBE_NS UINT64_C(100000000)
@@ -39,6 +40,7 @@ struct command {
     const char *file;
     uint64_t seed;
     uint32_t n_tokens; /* of one run */
+    uint32_t position; /* where each run begins, behind a past that nobody computed; 0: none */
     bool prefill;
     bool cold; /* each run begins with an empty cache */
     bool warm; /* runs begin after as much of the same text as they take */
@@ -58,7 +60,7 @@ struct command {
     struct sl_expert_cache_counters begin, end; /* around the runs */
 };
 
-enum { OPTION_TOKENS = 256, OPTION_JSON, OPTION_SEED, OPTION_COLD, OPTION_WARM };
+enum { OPTION_TOKENS = 256, OPTION_POSITION, OPTION_JSON, OPTION_SEED, OPTION_COLD, OPTION_WARM };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -73,6 +75,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_TOKENS:
         command->n_tokens = sl_parse_count(state, "--tokens", value, 1u << 20);
+        return 0;
+    case OPTION_POSITION:
+        command->position = sl_parse_count(state, "--position", value, 1u << 24);
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -130,18 +135,19 @@ static int make_tokens(struct command *command, struct sl_err *err)
 
 static int prepare(struct command *command, struct sl_err *err)
 {
-    uint64_t needed = command->n_tokens;
+    uint64_t needed = command->n_tokens, context;
     int rc;
 
     command->n_before = command->warm ? SL_BENCH_RUNS : 1;
     if (!command->prefill)
         needed = PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + SL_BENCH_RUNS);
     command->tokens_needed = (uint32_t)needed;
+    context = command->position ? (uint64_t)command->position + command->n_tokens : needed;
     if (command->options.context_tokens == 0)
-        command->options.context_tokens = command->tokens_needed;
-    if (command->tokens_needed > command->options.context_tokens)
-        return sl_err_set(err, -SL_EBUDGET, "%u tokens do not fit --context %u",
-                          command->tokens_needed, command->options.context_tokens);
+        command->options.context_tokens = (uint32_t)context;
+    if (context > command->options.context_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%llu tokens do not fit --context %u",
+                          (unsigned long long)context, command->options.context_tokens);
     rc = sl_config_read(&command->config, command->options.model, err);
     return rc < 0 ? rc : make_tokens(command, err);
 }
@@ -196,10 +202,23 @@ static int feed(struct command *command, uint32_t first, uint32_t n, bool singly
 
 static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
 {
+    if (command->position)
+        command->kv->n_tokens = command->position; /* what follows is written over */
+    else if (command->prefill)
+        sl_kv_cache_clear(command->kv);
+    return feed(command, command->prefill ? 0 : PAST_TOKENS + index * command->n_tokens,
+                command->n_tokens, !command->prefill, err);
+}
+
+/* Has what lies before the runs in the KV cache. */
+static int make_past(struct command *command, struct sl_err *err)
+{
+    if (command->position)
+        return sl_bench_past_fill(command->kv, &command->config, &command->engine->compute,
+                                  command->position, command->seed, err);
     if (!command->prefill)
-        return feed(command, PAST_TOKENS + index * command->n_tokens, command->n_tokens, true, err);
-    sl_kv_cache_clear(command->kv);
-    return feed(command, 0, command->n_tokens, false, err);
+        return feed(command, 0, PAST_TOKENS, false, err);
+    return 0;
 }
 
 static uint64_t missed_bytes(const struct command *command)
@@ -245,10 +264,8 @@ static int measure_run(struct command *command, uint32_t index, struct sl_err *e
 
 static int measure(struct command *command, struct sl_err *err)
 {
-    int rc = 0;
+    int rc = make_past(command, err);
 
-    if (!command->prefill)
-        rc = feed(command, 0, PAST_TOKENS, false, err);
     for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
         rc = feed_run(command, i, err);
     command->begin = sl_engine_counters(command->engine);
@@ -281,11 +298,22 @@ static enum sl_bench_peak peak_of(int phase)
 
 struct totals {
     uint64_t read_bytes, multiplications, n_barriers, wait_ns;
-    double limit_ns; /* the least that the run could have taken: reading for decode, multiplying
-                        for prefill */
+    double limit_ns; /* the least that the run could have taken */
 };
 
-static struct totals totals_of(const struct command *command, const struct run *run)
+/* The least that a phase could have taken: reading once what it needs, or multiplying at its
+ * peak. */
+static double read_ns(const struct run *run, int phase)
+{
+    return (double)run->spent.of[phase].read_bytes / run->read_rate;
+}
+
+static double multiply_ns(const struct run *run, int phase)
+{
+    return (double)run->spent.of[phase].multiplications / run->multiply_rate[peak_of(phase)];
+}
+
+static struct totals totals_of(const struct run *run)
 {
     struct totals t = {0};
 
@@ -294,12 +322,9 @@ static struct totals totals_of(const struct command *command, const struct run *
         t.multiplications += run->spent.of[phase].multiplications;
         t.n_barriers += run->spent.of[phase].n_barriers;
         t.wait_ns += run->spent.of[phase].wait_ns;
-        if (command->prefill)
-            t.limit_ns +=
-                (double)run->spent.of[phase].multiplications / run->multiply_rate[peak_of(phase)];
+        t.limit_ns += read_ns(run, phase) > multiply_ns(run, phase) ? read_ns(run, phase)
+                                                                    : multiply_ns(run, phase);
     }
-    if (!command->prefill)
-        t.limit_ns = (double)t.read_bytes / run->read_rate;
     return t;
 }
 
@@ -335,11 +360,11 @@ static void print_speed(const struct command *command)
     struct figure speed, rate;
     uint32_t slowest = 0, fastest = 0;
     double amount = 0;
-    char shape[64];
+    char shape[96], where[32] = "";
 
     for (uint32_t i = 0; i < command->n_runs; i++) {
         const struct run *run = &command->runs[i];
-        struct totals t = totals_of(command, run);
+        struct totals t = totals_of(run);
 
         amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
         speed.values[i] = command->n_tokens * 1e9 / (double)run->ns;
@@ -349,10 +374,12 @@ static void print_speed(const struct command *command)
         slowest = run->ns > command->runs[slowest].ns ? i : slowest;
         fastest = run->ns < command->runs[fastest].ns ? i : fastest;
     }
+    if (command->position)
+        snprintf(where, sizeof(where), " at %u", command->position);
     if (command->resident)
-        snprintf(shape, sizeof(shape), "%u tokens, all resident", command->n_tokens);
+        snprintf(shape, sizeof(shape), "%u tokens%s, all resident", command->n_tokens, where);
     else
-        snprintf(shape, sizeof(shape), "%u tokens, %sroom for %u of %u", command->n_tokens,
+        snprintf(shape, sizeof(shape), "%u tokens%s, %sroom for %u of %u", command->n_tokens, where,
                  command->cold ? "cold, " : "", sl_engine_slot_count(command->engine), n_experts);
     print_medians(command, "", shape, "tokens/s", speed);
     print_value(command, "slowest", shape, "tokens/s", speed.values[slowest],
@@ -380,7 +407,7 @@ static void print_times(const struct command *command)
     for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
         for (uint32_t i = 0; i < command->n_runs; i++) {
             const struct run *run = &command->runs[i];
-            struct totals t = totals_of(command, run);
+            struct totals t = totals_of(run);
             uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
 
             n_barriers = t.n_barriers;
@@ -397,24 +424,31 @@ static void print_times(const struct command *command)
     }
 }
 
-/* Prints how fast each kind of work ran, counting the waits in its own barriers. */
+/* Prints how fast each kind of work ran, counting the waits in its own barriers: in what binds it,
+ * bytes or multiplications. */
 static void print_rates(const struct command *command)
 {
     for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
+        double reading_ns = 0, multiplying_ns = 0;
         struct figure figure;
+        bool in_bytes;
 
+        for (uint32_t i = 0; i < command->n_runs; i++) {
+            reading_ns += read_ns(&command->runs[i], phase);
+            multiplying_ns += multiply_ns(&command->runs[i], phase);
+        }
+        in_bytes = reading_ns > multiplying_ns;
         for (uint32_t i = 0; i < command->n_runs; i++) {
             const struct run *run = &command->runs[i];
             uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
-            uint64_t amount = command->prefill ? run->spent.of[phase].multiplications
-                                               : run->spent.of[phase].read_bytes;
+            uint64_t amount =
+                in_bytes ? run->spent.of[phase].read_bytes : run->spent.of[phase].multiplications;
 
             figure.values[i] = ns ? (double)amount / (double)ns : 0;
-            figure.limits[i] =
-                command->prefill ? run->multiply_rate[peak_of(phase)] : run->read_rate;
+            figure.limits[i] = in_bytes ? run->read_rate : run->multiply_rate[peak_of(phase)];
         }
         print_medians(command, sl_phase_name((enum sl_phase)phase), "rate",
-                      command->prefill ? "GMAC/s" : "GB/s", figure);
+                      in_bytes ? "GB/s" : "GMAC/s", figure);
     }
 }
 
@@ -488,6 +522,8 @@ static int bench_model(int argc, char **argv, bool prefill)
 {
     static const struct argp_option options[] = {
         {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
+        {"position", OPTION_POSITION, "N", 0,
+         "begin behind N tokens, whose entries and keys are random ones: they are not computed", 0},
         {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
         {"seed", OPTION_SEED, "S", 0, "other random tokens (default 0)", 0},
         {"cold", OPTION_COLD, NULL, 0, "decode: begin each run with an empty cache", 0},

@@ -100,6 +100,8 @@ int sl_bench_past_fill(struct sl_kv_cache *kv, const struct sl_config *config,
         if (ratio)
             sl_pool_run(compute->pool, SL_PHASE_OUTSIDE, n_tokens / ratio, 64, fill_entries, &fill);
     }
+    for (uint32_t position = 0; position < n_tokens; position++)
+        *sl_kv_id(kv, position) = (int32_t)(position % config->vocab_size);
     kv->n_tokens = n_tokens;
     kv->n_mtp_tokens = n_layers > config->num_hidden_layers ? n_tokens : 0;
     return 0;
