@@ -17,7 +17,7 @@ NUMERIC := -ffp-contract=off -fno-math-errno -fno-trapping-math
 WARN := $(if $(filter 1,$(WERROR)),-Werror) -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) $(NUMERIC) $(SANITIZE) -pthread -MMD -MP
 AARCH64_ROOT := build/aarch64-root
-LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lm
+LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lmicrohttpd -lsystemd -lm
 
 # These builds need their own compiler also where another one was named, as in make CC=gcc-14 check.
 CLANG := $(if $(findstring clang,$(CC)),$(CC),clang)

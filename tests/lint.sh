@@ -118,6 +118,8 @@ check_fences() {
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;
         sys/auxv.h) fence='core/base/cpu.c' ;;
+        microhttpd.h) fence='daemon/http/http_server.c' ;;
+        systemd/*) fence='daemon/http/service_manager.c' ;;
         *) continue ;;
         esac
         # shellcheck disable=SC2053 # the fence is a pattern

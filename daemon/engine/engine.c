@@ -203,7 +203,8 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         return rc;
     process = sl_process_memory();
     what.program_bytes = process.bytes + o->affinity.n_threads * STACK_USED_BYTES +
-                         SMALL_THINGS_BYTES + sl_arena_mapped_bytes(sampling_bytes(e));
+                         SMALL_THINGS_BYTES + sl_arena_mapped_bytes(sampling_bytes(e)) +
+                         o->other_bytes;
     what.loading_bytes =
         what.dense_bytes < SL_WEIGHTS_LOADING_BYTES ? what.dense_bytes : SL_WEIGHTS_LOADING_BYTES;
     sl_memory_room_read("", &room);

@@ -41,6 +41,7 @@ struct sl_engine_options {
     uint32_t n_sequences;        /* most that share a step */
     uint64_t kv_bytes;           /* for KV caches; 0: what n_sequences of context_tokens take, */
     bool kv_share;         /* but with this only a share of the budget: see sl_memory_plan_make() */
+    uint64_t other_bytes;  /* that the caller will take for itself, counted to the program */
     enum sl_verify verify; /* when experts of a store are verified; unless never, dense tensors are
                               verified too */
     sl_io_open_fn *io;     /* NULL: sl_io_choose() */

@@ -118,14 +118,13 @@ static void tell_generations(struct sl_shared_step *step, int rc)
         sl_generation_step_ended(step->parts[i].generation, rc < 0 ? rc : step->parts[i].rc);
 }
 
-int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *const *generations,
-                         uint32_t n, const struct sl_step_request *hooks, struct sl_err *err)
+/* Begins the step with the parts that were chosen. */
+static int begin(struct sl_shared_step *step, const struct sl_step_request *hooks,
+                 struct sl_err *err)
 {
     struct sl_step_request request = *hooks;
     int rc;
 
-    sl_assert(!step->is_open);
-    choose_parts(step, generations, n);
     for (uint32_t i = 0; i < step->n_parts; i++)
         step->spans[i] = sl_generation_next_span(step->parts[i].generation, step->n_tokens[i]);
     request.spans = step->spans;
@@ -137,6 +136,27 @@ int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *cons
     if (rc < 0)
         tell_generations(step, rc);
     return rc;
+}
+
+int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *const *generations,
+                         uint32_t n, const struct sl_step_request *hooks, struct sl_err *err)
+{
+    sl_assert(!step->is_open);
+    choose_parts(step, generations, n);
+    return begin(step, hooks, err);
+}
+
+int sl_shared_step_begin_with(struct sl_shared_step *step, struct sl_generation *const *generations,
+                              const uint32_t *n_tokens, uint32_t n,
+                              const struct sl_step_request *hooks, struct sl_err *err)
+{
+    sl_assert(!step->is_open && n >= 1 && n <= step->parts_max);
+    for (uint32_t i = 0; i < n; i++) {
+        step->parts[i] = (struct part){.generation = generations[i]};
+        step->n_tokens[i] = n_tokens[i];
+    }
+    step->n_parts = n;
+    return begin(step, hooks, err);
 }
 
 static int end(struct sl_shared_step *step, struct sl_err *err)

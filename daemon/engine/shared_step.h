@@ -30,6 +30,12 @@ void sl_shared_step_destroy(struct sl_shared_step *step);
 int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *const *generations,
                          uint32_t n, const struct sl_step_request *hooks, struct sl_err *err);
 
+/* Does the same with n_tokens[i] tokens of each generation i, of which none has ended: at least 1,
+ * at most those that are left. All of them fit the step. */
+int sl_shared_step_begin_with(struct sl_shared_step *step, struct sl_generation *const *generations,
+                              const uint32_t *n_tokens, uint32_t n,
+                              const struct sl_step_request *hooks, struct sl_err *err);
+
 /* Goes on by a layer, or a group of logits. Returns 1 if there is more to do, and 0 when the step
  * has ended. Fails as sl_forward_advance(): then the step is over, and every generation is where it
  * was before.

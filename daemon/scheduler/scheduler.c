@@ -150,10 +150,16 @@ void sl_scheduler_job_failed(struct sl_scheduler *s, struct sl_job *job)
 /* ---- who can be in a step ----------------------------------------------------------------------
  */
 
+/* A prompt that nobody waits for is taken in but for its last token: who asks again wants to see
+ * what follows that. */
+static uint32_t tokens_wanted(const struct sl_job *job)
+{
+    return job->n_left - job->has_no_reader;
+}
+
 static bool can_step(const struct sl_job *job, enum sl_job_class class)
 {
-    return job->class == class && !job->in_step && !job->is_held &&
-           !(job->has_no_reader && job->decodes);
+    return job->class == class && !job->in_step && !job->is_held && tokens_wanted(job) > 0;
 }
 
 /* This is what a class wants of its next steps. */
@@ -173,7 +179,7 @@ static struct wish wish_of(const struct sl_scheduler *s, enum sl_job_class class
             continue;
         wish.n_decode += job->decodes;
         wish.n_prompts += !job->decodes;
-        wish.prompt_tokens += job->decodes ? 0 : job->n_left;
+        wish.prompt_tokens += job->decodes ? 0 : tokens_wanted(job);
     }
     return wish;
 }
@@ -241,7 +247,7 @@ static void add_prompts(struct sl_scheduler *s, enum sl_step_size size, enum sl_
             return;
         if (!can_step(job, class) || job->decodes)
             continue;
-        n_tokens = job->n_left < room ? job->n_left : room;
+        n_tokens = tokens_wanted(job) < room ? tokens_wanted(job) : room;
         add_part(s, size, job, n_tokens);
         room -= n_tokens;
     }
@@ -413,7 +419,7 @@ static struct sl_job *find_drop(const struct sl_scheduler *s, uint64_t now_ns,
     {
         if (!job->has_no_reader || job->in_step)
             continue;
-        if (job->decodes || now_ns >= job->keep_until_ns)
+        if (tokens_wanted(job) == 0 || now_ns >= job->keep_until_ns)
             return job;
         *ret_until_ns = job->keep_until_ns < *ret_until_ns ? job->keep_until_ns : *ret_until_ns;
     }

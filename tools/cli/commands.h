@@ -13,6 +13,7 @@ int sl_cmd_logits(int argc, char **argv);
 int sl_cmd_pack(int argc, char **argv);
 int sl_cmd_perplexity(int argc, char **argv);
 int sl_cmd_plan(int argc, char **argv);
+int sl_cmd_serve(int argc, char **argv);
 int sl_cmd_synth(int argc, char **argv);
 int sl_cmd_tokenize(int argc, char **argv);
 int sl_cmd_trace(int argc, char **argv);

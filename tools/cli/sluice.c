@@ -30,6 +30,7 @@ static const struct {
     {"pack", sl_cmd_pack, "make a store of a checkpoint, which runs at the drive's speed"},
     {"perplexity", sl_cmd_perplexity, "measure how well a model predicts a text"},
     {"plan", sl_cmd_plan, "predict how a machine runs a model: memory, speed, and what limits it"},
+    {"serve", sl_cmd_serve, "answer requests for texts over a Unix socket (sluiced is the same)"},
     {"synth", sl_cmd_synth, "make a random checkpoint in the official layout"},
     {"tokenize", sl_cmd_tokenize, "text to token ids, and back"},
     {"trace", sl_cmd_trace,

@@ -1,0 +1,263 @@
+#include "daemon/http/pages.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/base/metrics.h"
+#include "core/text/detokenizer.h"
+#include "daemon/protocol/fields.h"
+
+#define MODELS_PATH "/v1/models/"
+
+static void refuse(const struct sl_front *front, struct sl_http_call *call, int status,
+                   const char *why)
+{
+    struct sl_refusal refusal;
+
+    sl_refuse(&refusal, status, NULL, "%s", why);
+    sl_front_answer_refusal(front, call, &sl_protocol_chat, &refusal);
+}
+
+/* ---- models ------------------------------------------------------------------------------------
+ */
+
+/* A model as OpenAI and Anthropic describe one, both in one object. */
+static json_t *model_object(const struct sl_front *front, const char *name)
+{
+    const time_t started_s = (time_t)front->started_s;
+    struct tm utc;
+    char text[32];
+
+    gmtime_r(&started_s, &utc);
+    strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc);
+    return json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:I}", "id", name, "object", "model",
+                     "type", "model", "created", (json_int_t)front->started_s, "created_at", text,
+                     "owned_by", "local", "display_name", name, "context_length",
+                     (json_int_t)front->context_tokens);
+}
+
+void sl_page_models(const struct sl_front *front, struct sl_http_call *call)
+{
+    const char *last = front->model_names[front->n_model_names - 1];
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < front->n_model_names; i++)
+        json_array_append_new(list, model_object(front, front->model_names[i]));
+    sl_front_answer_json(front, call, 200,
+                         json_pack("{s:s, s:o, s:b, s:s, s:s}", "object", "list", "data", list,
+                                   "has_more", 0, "first_id", front->model_names[0], "last_id",
+                                   last));
+}
+
+void sl_page_model(const struct sl_front *front, struct sl_http_call *call)
+{
+    const char *name = sl_http_path(call) + strlen(MODELS_PATH);
+
+    for (uint32_t i = 0; i < front->n_model_names; i++)
+        if (strcmp(name, front->model_names[i]) == 0) {
+            sl_front_answer_json(front, call, 200, model_object(front, name));
+            return;
+        }
+    refuse(front, call, 404, "there is no model of that name here");
+}
+
+/* ---- state -------------------------------------------------------------------------------------
+ */
+
+static const char *state_name(enum sl_worker_state state)
+{
+    switch (state) {
+    case SL_WORKER_LOADING:
+        return "loading model";
+    case SL_WORKER_READY:
+        return "ok";
+    case SL_WORKER_STOPPING:
+        return "stopping";
+    case SL_WORKER_ENDED:
+        break;
+    }
+    return "ended";
+}
+
+void sl_page_health(const struct sl_front *front, struct sl_http_call *call)
+{
+    const enum sl_worker_state state = sl_worker_state(front->worker);
+
+    sl_front_answer_json(front, call, state == SL_WORKER_READY ? 200 : 503,
+                         json_pack("{s:s}", "status", state_name(state)));
+}
+
+void sl_page_live(const struct sl_front *front, struct sl_http_call *call)
+{
+    sl_front_answer_json(front, call, 200, json_pack("{s:s}", "status", "ok"));
+}
+
+void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
+{
+    struct sl_worker_status status;
+    char *text = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&text, &length);
+
+    if (!out) {
+        refuse(front, call, 500, "out of memory");
+        return;
+    }
+    sl_worker_status(front->worker, &status);
+    sl_metrics_write_prometheus(out, &sl_worker_metrics, &status.counters);
+    sl_metrics_write_prometheus(out, &sl_expert_cache_metrics, &status.cache);
+    sl_histogram_write_prometheus(out, "first_token", "Time from a request to its first token",
+                                  &status.first_token);
+    sl_histogram_write_prometheus(out, "next_token", "Time between tokens of a text",
+                                  &status.next_token);
+    if (fclose(out) == 0)
+        sl_front_answer_text(front, call, "text/plain; version=0.0.4; charset=utf-8", text, length);
+    else
+        refuse(front, call, 500, "out of memory");
+    free(text);
+}
+
+static double mean_s(const struct sl_histogram *histogram)
+{
+    return histogram->n > 0 ? (double)histogram->sum_ns / 1e9 / (double)histogram->n : 0;
+}
+
+void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
+{
+    json_t *object, *requests = json_object(), *cache = json_object();
+    struct sl_worker_status status;
+
+    sl_worker_status(front->worker, &status);
+    sl_metrics_set_json(requests, &sl_worker_metrics, &status.counters);
+    sl_metrics_set_json(cache, &sl_expert_cache_metrics, &status.cache);
+    object = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}", "status",
+                       state_name(status.state), "model", front->model_names[0], "version",
+                       front->version, "chat_format", sl_chat_profile_found_name(&front->profile),
+                       "uptime_s", (json_int_t)time(NULL) - (json_int_t)front->started_s,
+                       "context_tokens", (json_int_t)front->context_tokens, "expert_slots",
+                       (json_int_t)status.slot_count, "tokens_per_s", status.tokens_per_s,
+                       "first_token_s", mean_s(&status.first_token), "next_token_s",
+                       mean_s(&status.next_token), "serving", requests, "experts", cache);
+    sl_front_answer_json(front, call, 200, object);
+}
+
+/* ---- token ids ---------------------------------------------------------------------------------
+ */
+
+/* Returns the body, an object; or NULL after the call has been answered. */
+static json_t *read_body(const struct sl_front *front, struct sl_http_call *call)
+{
+    size_t length;
+    const char *text = sl_http_body(call, &length);
+    struct sl_err err;
+    json_t *body;
+
+    if (sl_json_parse(&body, text, length, "the request's body", &err) < 0) {
+        refuse(front, call, 400, err.message);
+        return NULL;
+    }
+    if (json_is_object(body))
+        return body;
+    json_decref(body);
+    refuse(front, call, 400, "the request's body is no JSON object");
+    return NULL;
+}
+
+static json_t *tokens_object(const struct sl_token_list *list)
+{
+    json_t *tokens = json_array();
+
+    for (size_t i = 0; i < list->n; i++)
+        json_array_append_new(tokens, json_integer(list->ids[i]));
+    return json_pack("{s:o}", "tokens", tokens);
+}
+
+static int tokenize(const struct sl_front *front, const json_t *body, struct sl_token_list *list,
+                    struct sl_refusal *refusal)
+{
+    const json_t *content = sl_field(body, "content");
+    bool add_special = false, parse_special = true;
+    struct sl_encoder *encoder;
+    struct sl_err err;
+    int rc;
+
+    if (!json_is_string(content))
+        return sl_refuse(refusal, 400, "content", "\"content\" is no string");
+    if (sl_field_bool(body, "add_special", &add_special, refusal) < 0 ||
+        sl_field_bool(body, "parse_special", &parse_special, refusal) < 0)
+        return -1;
+    rc = sl_encoder_create(&encoder, front->tok, &err);
+    if (rc == 0 && add_special)
+        rc = sl_token_list_push(list, front->config->bos_token_id);
+    if (rc == 0)
+        rc = sl_encode(encoder, json_string_value(content), json_string_length(content),
+                       parse_special ? SL_ENCODE_ADDED : 0, list, &err);
+    sl_encoder_destroy(encoder);
+    return rc < 0 ? sl_refuse(refusal, rc == -ENOMEM ? 500 : 400, "content", "%s", err.message) : 0;
+}
+
+void sl_page_tokenize(const struct sl_front *front, struct sl_http_call *call)
+{
+    json_t *body = read_body(front, call);
+    struct sl_token_list list = {0};
+    struct sl_refusal refusal;
+
+    if (!body)
+        return;
+    if (tokenize(front, body, &list, &refusal) < 0)
+        sl_front_answer_refusal(front, call, &sl_protocol_chat, &refusal);
+    else
+        sl_front_answer_json(front, call, 200, tokens_object(&list));
+    sl_token_list_fini(&list);
+    json_decref(body);
+}
+
+static int detokenize(const struct sl_front *front, const json_t *body, struct sl_bytes *out,
+                      struct sl_refusal *refusal)
+{
+    const json_t *tokens = sl_field(body, "tokens");
+    struct sl_detokenizer *detok;
+    const char *piece;
+    size_t length;
+
+    if (!json_is_array(tokens))
+        return sl_refuse(refusal, 400, "tokens", "\"tokens\" is no list");
+    for (size_t i = 0; i < json_array_size(tokens); i++) {
+        const json_t *id = json_array_get(tokens, i);
+
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) >= (json_int_t)sl_tokenizer_id_count(front->tok))
+            return sl_refuse(refusal, 400, "tokens", "token %zu is no id of this model", i);
+    }
+    if (sl_detokenizer_create(&detok, front->tok, true, NULL) < 0)
+        return sl_refuse(refusal, 500, NULL, "out of memory");
+    for (size_t i = 0; i < json_array_size(tokens); i++) {
+        piece = sl_detokenizer_push(detok, (uint32_t)json_integer_value(json_array_get(tokens, i)),
+                                    &length);
+        sl_bytes_add(out, piece, length);
+    }
+    piece = sl_detokenizer_flush(detok, &length);
+    sl_bytes_add(out, piece, length);
+    sl_detokenizer_destroy(detok);
+    return out->out_of_memory ? sl_refuse(refusal, 500, NULL, "out of memory") : 0;
+}
+
+void sl_page_detokenize(const struct sl_front *front, struct sl_http_call *call)
+{
+    json_t *body = read_body(front, call);
+    struct sl_bytes text = {0};
+    struct sl_refusal refusal;
+
+    if (!body)
+        return;
+    if (detokenize(front, body, &text, &refusal) < 0)
+        sl_front_answer_refusal(front, call, &sl_protocol_chat, &refusal);
+    else
+        sl_front_answer_json(
+            front, call, 200,
+            json_pack("{s:s%}", "content", text.length ? text.data : "", text.length));
+    sl_bytes_fini(&text);
+    json_decref(body);
+}

@@ -1,0 +1,189 @@
+#include "daemon/http/routes.h"
+
+#include <string.h>
+#include <strings.h>
+
+#include "core/base/size.h"
+#include "daemon/http/exchange.h"
+#include "daemon/http/pages.h"
+
+/* A path, its method, and who answers: a protocol, or a page. A path that ends in "/" stands for
+ * all that begin so. */
+struct route {
+    const char *path, *method; /* HEAD goes where GET does */
+    const struct sl_protocol *protocol;
+    void (*page)(const struct sl_front *front, struct sl_http_call *call);
+    bool is_open; /* needs no key */
+};
+
+static const struct route routes[] = {
+    {"/v1/chat/completions", "POST", &sl_protocol_chat, NULL, false},
+    {"/chat/completions", "POST", &sl_protocol_chat, NULL, false},
+    {"/v1/completions", "POST", &sl_protocol_completions, NULL, false},
+    {"/completions", "POST", &sl_protocol_completions, NULL, false},
+    {"/beta/completions", "POST", &sl_protocol_completions, NULL, false},
+    {"/v1/models", "GET", NULL, sl_page_models, false},
+    {"/models", "GET", NULL, sl_page_models, false},
+    {"/v1/models/", "GET", NULL, sl_page_model, false},
+    {"/health", "GET", NULL, sl_page_health, true},
+    {"/health/live", "GET", NULL, sl_page_live, true},
+    {"/metrics", "GET", NULL, sl_page_metrics, false},
+    {"/status", "GET", NULL, sl_page_status, false},
+    {"/tokenize", "POST", NULL, sl_page_tokenize, false},
+    {"/detokenize", "POST", NULL, sl_page_detokenize, false},
+};
+
+static bool is_at(const struct route *route, const char *path)
+{
+    const size_t length = strlen(route->path);
+
+    if (length > 1 && route->path[length - 1] == '/')
+        return strncmp(path, route->path, length) == 0 && path[length] != '\0';
+    return strcmp(path, route->path) == 0;
+}
+
+/* Errors about a path come in the form of whoever speaks there. */
+static const struct sl_protocol *protocol_at(const char *path)
+{
+    for (size_t i = 0; i < SL_ARRAY_LEN(routes); i++)
+        if (routes[i].protocol && is_at(&routes[i], path))
+            return routes[i].protocol;
+    return &sl_protocol_chat;
+}
+
+void sl_routes_refuse(void *context, struct sl_http_call *call, int status, const char *why,
+                      struct sl_bytes *out)
+{
+    const struct sl_front *front = context;
+    struct sl_refusal refusal;
+
+    sl_refuse(&refusal, status, NULL, "%s", why);
+    protocol_at(sl_http_path(call))->refuse(&refusal, out);
+    sl_front_log(front, call, status, why);
+}
+
+/* ---- who may ask -------------------------------------------------------------------------------
+ */
+
+/* Takes as long for any key of the same length. */
+static bool is_same_key(const char *given, const char *key)
+{
+    const size_t length = strlen(key);
+    unsigned char different = 0;
+
+    if (strlen(given) != length)
+        return false;
+    for (size_t i = 0; i < length; i++)
+        different |= (unsigned char)(given[i] ^ key[i]);
+    return different == 0;
+}
+
+static bool has_key(const struct sl_front *front, struct sl_http_call *call)
+{
+    const char *bearer = sl_http_header(call, "Authorization");
+    const char *key = sl_http_header(call, "x-api-key");
+
+    if (bearer && strncasecmp(bearer, "Bearer ", 7) == 0 && is_same_key(bearer + 7, front->api_key))
+        return true;
+    return key && is_same_key(key, front->api_key);
+}
+
+/* The name without its port. */
+static bool is_host(const char *host, const char *name)
+{
+    const size_t length = strlen(name);
+
+    return strncasecmp(host, name, length) == 0 && (host[length] == '\0' || host[length] == ':');
+}
+
+/* A page from elsewhere whose name was made to lead here (DNS rebinding) shows in Host; one that
+ * sends requests across shows in Origin. */
+static bool is_trusted_host(const struct sl_front *front, const char *host)
+{
+    return host && (is_host(host, "localhost") || is_host(host, "127.0.0.1") ||
+                    is_host(host, "[::1]") || (front->tcp_host && is_host(host, front->tcp_host)));
+}
+
+static int check_tcp(const struct sl_front *front, struct sl_http_call *call, bool is_open,
+                     struct sl_refusal *refusal)
+{
+    const char *host = sl_http_header(call, "Host"), *origin = sl_http_header(call, "Origin");
+    static const char scheme[] = "http://";
+
+    if (!sl_http_is_tcp(call))
+        return 0;
+    if (!is_trusted_host(front, host))
+        return sl_refuse(refusal, 403, NULL,
+                         "requests to this server name localhost as their host");
+    if (origin && (strncmp(origin, scheme, strlen(scheme)) != 0 ||
+                   strcmp(origin + strlen(scheme), host) != 0))
+        return sl_refuse(refusal, 403, NULL, "pages from elsewhere may not use this server");
+    if (front->api_key && !is_open && !has_key(front, call))
+        return sl_refuse(refusal, 401, NULL,
+                         "the API key is missing or wrong (Authorization: Bearer KEY)");
+    return 0;
+}
+
+static int check_body(struct sl_http_call *call, struct sl_refusal *refusal)
+{
+    const char *type = sl_http_header(call, "Content-Type");
+    const char *encoding = sl_http_header(call, "Content-Encoding");
+    static const char json[] = "application/json";
+
+    if (type && strncasecmp(type, json, strlen(json)) != 0)
+        return sl_refuse(refusal, 415, NULL, "the request's body is to be application/json");
+    if (encoding && strcasecmp(encoding, "identity") != 0)
+        return sl_refuse(refusal, 415, NULL, "compressed bodies are not supported");
+    if (sl_http_is_tcp(call) && !type)
+        return sl_refuse(refusal, 415, NULL, "the request has no Content-Type: application/json");
+    return 0;
+}
+
+/* ---- routes ------------------------------------------------------------------------------------
+ */
+
+static bool is_method(const struct route *route, const char *method)
+{
+    return strcmp(route->method, method) == 0 ||
+           (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
+}
+
+static void refuse_route(const struct sl_front *front, struct sl_http_call *call,
+                         const struct route *at)
+{
+    struct sl_http_header allow = {.name = "Allow"};
+    struct sl_refusal refusal;
+
+    if (!at) {
+        sl_refuse(&refusal, 404, NULL, "there is nothing at this path");
+        sl_front_answer_refusal(front, call, &sl_protocol_chat, &refusal);
+        return;
+    }
+    allow.value = strcmp(at->method, "GET") == 0 ? "GET, HEAD" : at->method;
+    sl_refuse(&refusal, 405, NULL, "this path takes %s", allow.value);
+    sl_front_answer_refusal_with(front, call, protocol_at(at->path), &refusal, &allow);
+}
+
+void sl_routes_handle(void *context, struct sl_http_call *call)
+{
+    const struct sl_front *front = context;
+    const struct route *route = NULL, *at = NULL;
+    struct sl_refusal refusal;
+
+    for (size_t i = 0; !route && i < SL_ARRAY_LEN(routes); i++) {
+        if (!is_at(&routes[i], sl_http_path(call)))
+            continue;
+        at = &routes[i];
+        if (is_method(at, sl_http_method(call)))
+            route = at;
+    }
+    if (check_tcp(front, call, route && route->is_open, &refusal) < 0 ||
+        (route && strcmp(route->method, "POST") == 0 && check_body(call, &refusal) < 0))
+        sl_front_answer_refusal(front, call, protocol_at(sl_http_path(call)), &refusal);
+    else if (!route)
+        refuse_route(front, call, at);
+    else if (route->protocol)
+        sl_exchange_begin(front, call, route->protocol, route->path);
+    else
+        route->page(front, call);
+}

@@ -1,0 +1,321 @@
+/* Tickets and their texts on the thread of the worker, from their coming to their end. */
+#include <errno.h>
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/clock.h"
+#include "daemon/worker/worker_internal.h"
+
+/* ---- the end of a text, of a ticket ------------------------------------------------------------
+ */
+
+static void admitted(struct sl_worker *w, struct sl_ticket *ticket)
+{
+    if (ticket->n_unadmitted == 0 || --ticket->n_unadmitted > 0)
+        return;
+    pthread_mutex_lock(&w->lock);
+    w->n_waiting--;
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* The text needs no memory any more. */
+static void release_text(struct sl_worker *w, struct sl_text *text)
+{
+    struct sl_ticket *ticket = text->ticket;
+
+    if (text->session)
+        sl_session_put(text->session);
+    text->session = NULL;
+    if (--ticket->n_left > 0)
+        return;
+    while (ticket->n_unadmitted > 0)
+        admitted(w, ticket);
+    sl_list_remove(&ticket->live);
+    sl_ticket_let_go(ticket);
+}
+
+static void tell(struct sl_worker *w, struct sl_ticket *ticket, const struct sl_news *news)
+{
+    if (!sl_ticket_tell(ticket, news))
+        for (uint32_t i = 0; i < ticket->n_texts; i++)
+            sl_scheduler_hold(&w->scheduler, &ticket->texts[i].job, true);
+}
+
+/* Whoever reads the ticket gets its figures when no text is left to be made. */
+static void tell_end(struct sl_worker *w, struct sl_ticket *ticket)
+{
+    struct sl_news news = {.kind = SL_NEWS_END};
+
+    if (ticket->is_over)
+        return;
+    for (uint32_t i = 0; i < ticket->n_texts; i++)
+        if (!ticket->texts[i].has_ended)
+            return;
+    ticket->is_over = true;
+    ticket->usage.n_prompt_tokens = atomic_load(&ticket->n_prompt_tokens);
+    ticket->usage.n_cached_tokens = atomic_load(&ticket->n_cached_tokens);
+    ticket->usage.seed = ticket->texts[0].seed;
+    news.usage = ticket->usage;
+    w->counters.n_finished++;
+    tell(w, ticket, &news);
+}
+
+/* A step that has the text's sequence keeps it until it is over. */
+static void end_text(struct sl_worker *w, struct sl_text *text)
+{
+    sl_assert(!text->has_ended);
+    text->has_ended = true;
+    sl_scheduler_remove(&w->scheduler, &text->job);
+    tell_end(w, text->ticket);
+    text->ticket->notify(text->ticket->owner);
+    if (!text->in_step)
+        release_text(w, text);
+}
+
+/* The ticket may be gone afterwards. */
+static void end_all_texts(struct sl_worker *w, struct sl_ticket *ticket)
+{
+    sl_ticket_hold(ticket);
+    for (uint32_t i = 0; i < ticket->n_texts; i++)
+        if (!ticket->texts[i].has_ended)
+            end_text(w, &ticket->texts[i]);
+    sl_ticket_let_go(ticket);
+}
+
+void sl_worker_fail(struct sl_worker *w, struct sl_ticket *ticket, int status, const char *message)
+{
+    const struct sl_news news = {
+        .kind = SL_NEWS_FAILED, .status = status, .text = message, .length = strlen(message)};
+
+    if (ticket->is_over)
+        return;
+    ticket->is_over = true;
+    w->counters.n_failed++;
+    tell(w, ticket, &news);
+    end_all_texts(w, ticket);
+}
+
+/* ---- beginnings --------------------------------------------------------------------------------
+ */
+
+void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t now_ns)
+{
+    uint32_t n_prompt_tokens = 0;
+
+    ticket->submitted_ns = now_ns;
+    sl_list_append(&w->live, &ticket->live);
+    w->counters.n_requests++;
+    for (uint32_t i = 0; i < ticket->n_texts; i++) {
+        struct sl_text *text = &ticket->texts[i];
+
+        n_prompt_tokens += text->n_tokens;
+        sl_scheduler_submit(&w->scheduler, &text->job, ticket->class, text->n_tokens);
+    }
+    atomic_store(&ticket->n_prompt_tokens, n_prompt_tokens);
+}
+
+void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    struct sl_ticket *ticket = text->ticket;
+    struct sl_err err;
+    int rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, &text->session,
+                            &text->n_cached, &err);
+
+    if (rc == -EBUSY) {
+        sl_scheduler_defer(&w->scheduler, &text->job);
+        return;
+    }
+    if (rc < 0) {
+        sl_worker_fail(w, ticket, 503, err.message);
+        return;
+    }
+    admitted(w, ticket);
+    text->admitted_ns = now_ns;
+    sl_session_note(&w->sessions, text->session, 0, text->tokens, text->n_tokens);
+    sl_generation_begin(text->generation, text->session->kv, text->tokens + text->n_cached,
+                        text->n_tokens - text->n_cached, text->seed);
+    sl_scheduler_set_left(&w->scheduler, &text->job, text->n_tokens - text->n_cached, false);
+    w->counters.n_prompt_tokens += text->n_tokens;
+    w->counters.n_cached_tokens += text->n_cached;
+    atomic_fetch_add(&ticket->n_cached_tokens, text->n_cached);
+    atomic_fetch_add(&ticket->n_done_tokens, text->n_cached);
+    if (!atomic_load(&ticket->has_begun)) {
+        atomic_store(&ticket->begun_ns, now_ns);
+        atomic_store(&ticket->has_begun, true);
+    }
+}
+
+void sl_worker_drop(struct sl_worker *w, struct sl_text *text)
+{
+    end_text(w, text);
+}
+
+void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t now_ns)
+{
+    const bool is_abandoned = atomic_load(&ticket->is_abandoned);
+    bool is_held;
+
+    pthread_mutex_lock(&ticket->lock);
+    ticket->has_notice = false;
+    is_held = ticket->is_held;
+    pthread_mutex_unlock(&ticket->lock);
+    sl_ticket_hold(ticket);
+    if (is_abandoned && !ticket->is_over) {
+        ticket->is_over = true;
+        w->counters.n_abandoned++;
+    }
+    for (uint32_t i = 0; i < ticket->n_texts; i++) {
+        struct sl_text *text = &ticket->texts[i];
+
+        if (text->has_ended)
+            continue;
+        sl_scheduler_hold(&w->scheduler, &text->job, is_held && !is_abandoned);
+        if (atomic_load(&text->is_unwanted)) {
+            end_text(w, text);
+        } else if (is_abandoned && (text->job.decodes || !text->session)) {
+            end_text(w, text);
+        } else if (is_abandoned) {
+            text->session->is_ending = true;
+            sl_scheduler_set_reader(&w->scheduler, &text->job, false,
+                                    now_ns + w->options.keep_prompt_ns);
+        }
+    }
+    sl_ticket_let_go(ticket);
+}
+
+/* ---- after a step ------------------------------------------------------------------------------
+ */
+
+static void count_token(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    struct sl_usage *usage = &text->ticket->usage;
+
+    w->counters.n_new_tokens++;
+    w->rate_n_tokens++;
+    usage->n_new_tokens++;
+    if (text->first_token_ns == 0) {
+        text->first_token_ns = now_ns;
+        usage->prompt_ns += now_ns - text->admitted_ns;
+        sl_histogram_add(&w->first_token, now_ns - text->ticket->submitted_ns);
+    } else {
+        usage->n_decoded_tokens++;
+        usage->decode_ns += now_ns - text->last_token_ns;
+        sl_histogram_add(&w->next_token, now_ns - text->last_token_ns);
+    }
+    text->last_token_ns = now_ns;
+}
+
+/* Tells what the latest step, in which the text took part, has added. */
+static void tell_output(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    const struct sl_generation_output output = sl_generation_output(text->generation);
+    struct sl_news news = {.kind = SL_NEWS_PIECE,
+                           .choice_index = text->choice_index,
+                           .has_token = output.token != NULL,
+                           .text = output.text,
+                           .length = output.length};
+
+    if (output.token) {
+        const int32_t id = (int32_t)output.token->id;
+
+        if (text->session->kv->n_tokens < w->options.context_tokens)
+            sl_session_note(&w->sessions, text->session, text->session->kv->n_tokens, &id, 1);
+        count_token(w, text, now_ns);
+        news.has_logprobs = text->with_logprobs;
+        news.token = *output.token;
+    }
+    if (output.token || output.length > 0)
+        tell(w, text->ticket, &news);
+    if (sl_generation_finish(text->generation) == SL_FINISH_NONE)
+        return;
+    news = (struct sl_news){.kind = SL_NEWS_FINISH,
+                            .choice_index = text->choice_index,
+                            .finish = sl_generation_finish(text->generation),
+                            .stop_string = sl_generation_stop_string(text->generation)};
+    tell(w, text->ticket, &news);
+}
+
+static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    const bool took_prompt = !text->job.decodes;
+    uint32_t n_left;
+
+    atomic_store(&text->ticket->n_part_tokens, 0);
+    if (took_prompt)
+        atomic_fetch_add(&text->ticket->n_done_tokens,
+                         text->session->kv->n_tokens - text->n_step_tokens);
+    tell_output(w, text, now_ns);
+    n_left = sl_generation_tokens_left(text->generation);
+    if (n_left == 0) {
+        end_text(w, text);
+        return;
+    }
+    sl_scheduler_set_left(&w->scheduler, &text->job, n_left,
+                          text->session->kv->n_tokens >= text->n_tokens);
+    text->ticket->notify(text->ticket->owner);
+}
+
+static void add_step_to_usage(struct sl_ticket *ticket, const struct sl_worker_step *step)
+{
+    if (ticket->last_step == step->number)
+        return;
+    ticket->last_step = step->number;
+    ticket->usage.n_expert_requests += step->cache.n_requests;
+    ticket->usage.n_expert_hits += step->cache.n_hits + step->cache.n_prefetch_hits;
+    ticket->usage.read_bytes += step->cache.read_bytes;
+}
+
+/* A text whose logits allowed no choice stays where it was, though the step has ended. */
+static void text_step_over(struct sl_worker *w, const struct sl_worker_step *step,
+                           struct sl_text *text, int rc, const struct sl_err *err, uint64_t now_ns)
+{
+    const bool has_moved = text->session->kv->n_tokens != text->n_step_tokens;
+    struct sl_ticket *ticket = text->ticket;
+
+    text->in_step = false;
+    if (text->has_ended) {
+        release_text(w, text);
+        return;
+    }
+    add_step_to_usage(ticket, step);
+    if (has_moved) {
+        went_on(w, text, now_ns);
+        return;
+    }
+    if (rc == 0)
+        sl_scheduler_job_failed(&w->scheduler, &text->job);
+    if (rc <= 0 && sl_job_has_failed(&text->job))
+        sl_worker_fail(w, ticket, 500, err->message);
+}
+
+bool sl_worker_step_has_moved(const struct sl_worker_step *step)
+{
+    for (uint32_t i = 0; i < step->n_texts; i++)
+        if (step->texts[i]->session->kv->n_tokens != step->texts[i]->n_step_tokens)
+            return true;
+    return false;
+}
+
+void sl_worker_step_over(struct sl_worker *w, enum sl_step_size size, int rc,
+                         const struct sl_err *err)
+{
+    struct sl_worker_step *step = &w->steps[size];
+    const uint32_t n_texts = step->n_texts;
+    const uint64_t now_ns = sl_clock_ns();
+
+    step->n_texts = 0;
+    for (uint32_t i = 0; i < n_texts; i++)
+        text_step_over(w, step, step->texts[i], rc, err, now_ns);
+}
+
+void sl_worker_show_progress(struct sl_worker *w, const struct sl_worker_step *step)
+{
+    for (uint32_t i = 0; i < step->n_texts; i++) {
+        struct sl_text *text = step->texts[i];
+        const uint64_t n_tokens = step->n_tokens[i];
+
+        if (!text->job.decodes)
+            atomic_store(&text->ticket->n_part_tokens,
+                         (unsigned)(n_tokens * step->n_advances / (w->n_layers + 1)));
+    }
+}
