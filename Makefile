@@ -18,6 +18,7 @@ WARN := $(if $(filter 1,$(WERROR)),-Werror) -Wall -Wextra -Wshadow -Wstrict-prot
 ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) $(NUMERIC) $(SANITIZE) -pthread -MMD -MP
 AARCH64_ROOT := build/aarch64-root
 LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lmicrohttpd -lsystemd -lm
+TOOL_LIBS := -lcurl -ledit
 
 # These builds need their own compiler also where another one was named, as in make CC=gcc-14 check.
 CLANG := $(if $(findstring clang,$(CC)),$(CC),clang)
@@ -213,7 +214,7 @@ $(TOOL_LIB): $(filter-out $(B)/tools/cli/sluice.o,$(TOOL_OBJ))
 
 $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
-	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(TOOL_LIBS)
 
 # A fuzz harness gets its main() from libFuzzer in CONFIG=fuzz and from replay.c otherwise.
 FUZZ_OBJ := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)

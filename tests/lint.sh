@@ -114,6 +114,8 @@ check_fences() {
         lmdb.h) fence='storage/store/catalog.c' ;;
         xxhash.h) fence='storage/io/checksum.c' ;;
         zstd.h) fence='storage/store/codec.c' ;;
+        curl/curl.h) fence='tools/chat/chat_client.c' ;;
+        histedit.h) fence='tools/chat/line_input.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;

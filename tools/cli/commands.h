@@ -4,6 +4,7 @@
 #define SL_TOOLS_CLI_COMMANDS_H
 
 int sl_cmd_bench(int argc, char **argv);
+int sl_cmd_chat(int argc, char **argv);
 int sl_cmd_chat_template(int argc, char **argv);
 int sl_cmd_doctor(int argc, char **argv);
 int sl_cmd_generate(int argc, char **argv);

@@ -10,8 +10,8 @@
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
 #define N_SIGNALS (SL_ARRAY_LEN(signals))
 
-/* The handler writes `stop` and `caught`, the command's thread `deferred`. */
-static atomic_bool stop, deferred;
+/* The handler writes `stop` and `caught`, the command's thread `deferred` and `kept`. */
+static atomic_bool stop, deferred, kept;
 static atomic_int caught; /* the first signal; 0: none */
 
 /* The signal is blocked while its handler runs, so it takes effect when that returns. */
@@ -25,6 +25,10 @@ static void on_signal(int number)
 {
     int none = 0;
 
+    if (atomic_load(&kept) && number == SIGINT) {
+        atomic_store(&stop, true);
+        return;
+    }
     atomic_compare_exchange_strong(&caught, &none, number);
     if (atomic_load(&deferred) && !atomic_exchange(&stop, true))
         return;
@@ -67,6 +71,19 @@ void sl_interrupt_defer(void)
     atomic_store(&deferred, true);
 }
 
+void sl_interrupt_keep(void)
+{
+    const struct sigaction action = {.sa_handler = on_signal}; /* reads are not restarted */
+
+    atomic_store(&kept, true);
+    sigaction(SIGINT, &action, NULL);
+}
+
+void sl_interrupt_clear(void)
+{
+    atomic_store(&stop, false);
+}
+
 bool sl_interrupted(void)
 {
     return atomic_load(&stop);
@@ -79,7 +96,7 @@ const atomic_bool *sl_interrupt_stop(void)
 
 int sl_interrupt_finish(int status)
 {
-    if (!sl_interrupted())
+    if (!sl_interrupted() || atomic_load(&caught) == 0)
         return status;
     fflush(NULL);
     die(atomic_load(&caught));

@@ -19,6 +19,12 @@
 void sl_interrupt_catch(void);
 void sl_interrupt_defer(void);
 
+/* For conversations: from then on each Ctrl-C only asks to stop what is being done, until
+ * sl_interrupt_clear(), and ends a read that waits for a person. SIGTERM and SIGHUP end the program
+ * at once. */
+void sl_interrupt_keep(void);
+void sl_interrupt_clear(void);
+
 /* Returns whether a signal has asked the work to stop. */
 bool sl_interrupted(void);
 

@@ -21,6 +21,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"bench", sl_cmd_bench, "measure kernels, decode and prefill against what the machine can do"},
+    {"chat", sl_cmd_chat, "talk with a model, or with the daemon that runs one"},
     {"chat-template", sl_cmd_chat_template, "print the prompt that a conversation becomes"},
     {"doctor", sl_cmd_doctor, "check whether this machine suits, and say what mends it where not"},
     {"generate", sl_cmd_generate, "continue a text"},

@@ -49,6 +49,7 @@ enum {
     OPTION_KEEP_PROMPT,
     OPTION_BATCH_SHARE,
     OPTION_LOG_JSON,
+    OPTION_QUIET,
     OPTION_TRACE,
     OPTION_NO_HOT_LIST,
 };
@@ -61,7 +62,7 @@ struct command {
     const char *key_file;
     const char *profile;
     const char *trace;
-    bool log_json;
+    bool log_json, quiet;
     double grace_s;
     struct sl_worker_options work;
     const char *names[NAMES_MAX]; /* the model's own is put in front */
@@ -154,6 +155,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         if (sl_chat_profile_find(&command->front.profile.profile, value, NULL) < 0)
             argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
         return 0;
+    case OPTION_QUIET:
+        command->quiet = true;
+        return 0;
     case OPTION_LOG_JSON:
         command->log_json = true;
         return 0;
@@ -192,6 +196,7 @@ static const struct argp_option options[] = {
      0},
     {"batch-share", OPTION_BATCH_SHARE, "SHARE", 0,
      "of the time that batches get while somebody waits for an answer (default 0)", 0},
+    {"quiet", OPTION_QUIET, NULL, 0, "tell of nothing but what goes wrong", 0},
     {"log-json", OPTION_LOG_JSON, NULL, 0, "log lines of JSON", 0},
     {"trace", OPTION_TRACE, "FILE", 0,
      "append all requests and replies to this file, as JSON lines", 0},
@@ -329,7 +334,8 @@ static int prepare(struct command *command, struct sl_err *err)
     const char *note;
     int rc;
 
-    if ((rc = sl_serve_log_open(&command->log, command->log_json, command->trace, err)) < 0)
+    if ((rc = sl_serve_log_open(&command->log, command->log_json, command->quiet, command->trace,
+                                err)) < 0)
         return rc;
     command->has_log = true;
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
@@ -421,6 +427,8 @@ static void tell_ready(struct command *command)
 {
     command->is_ready = true;
     sl_service_notify("READY=1\nSTATUS=serving");
+    if (command->quiet)
+        return;
     sl_serve_log_line(&command->log, "serving %s (chat format %s)%s%s%s%s", command->name,
                       sl_chat_profile_found_name(&command->front.profile),
                       command->socket_path ? " on " : "",
@@ -436,7 +444,8 @@ static void on_signal(struct command *command, uint32_t n_signals, uint64_t *dea
         return;
     }
     sl_service_notify("STOPPING=1\nSTATUS=ending what is under way");
-    sl_serve_log_line(&command->log, "ending; what is under way has %g s", command->grace_s);
+    if (!command->quiet)
+        sl_serve_log_line(&command->log, "ending; what is under way has %g s", command->grace_s);
     sl_http_server_quiesce(command->server);
     *deadline_ns = sl_clock_ns() + (uint64_t)(command->grace_s * 1e9);
     sl_worker_stop(command->worker, (uint64_t)(command->grace_s * 1e9));

@@ -8,11 +8,13 @@
 #include <time.h>
 #include <unistd.h>
 
-int sl_serve_log_open(struct sl_serve_log *log, bool json, const char *trace, struct sl_err *err)
+int sl_serve_log_open(struct sl_serve_log *log, bool json, bool is_quiet, const char *trace,
+                      struct sl_err *err)
 {
     int fd;
 
-    *log = (struct sl_serve_log){.json = json, .with_time = !getenv("JOURNAL_STREAM")};
+    *log = (struct sl_serve_log){
+        .json = json, .is_quiet = is_quiet, .with_time = !getenv("JOURNAL_STREAM")};
     pthread_mutex_init(&log->lock, NULL);
     if (!trace)
         return 0;
@@ -128,6 +130,8 @@ void sl_serve_log_request(void *context, const struct sl_log_entry *e)
     size_t length;
     FILE *out;
 
+    if (log->is_quiet)
+        return;
     if (log->json) {
         put_json(log, e);
         return;

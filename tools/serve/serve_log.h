@@ -11,13 +11,15 @@
 
 struct sl_serve_log {
     bool json;
+    bool is_quiet;        /* requests are not told */
     bool with_time;       /* who keeps the lines does not add it */
     pthread_mutex_t lock; /* guards the trace, and keeps lines whole */
     FILE *trace;          /* NULL: none is kept */
 };
 
 /* Opens the trace, with mode 0600, unless `trace` is NULL. Fails with -errno. */
-int sl_serve_log_open(struct sl_serve_log *log, bool json, const char *trace, struct sl_err *err);
+int sl_serve_log_open(struct sl_serve_log *log, bool json, bool is_quiet, const char *trace,
+                      struct sl_err *err);
 void sl_serve_log_close(struct sl_serve_log *log);
 
 /* For struct sl_front; the context is the struct sl_serve_log. */

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# sluice chat: a conversation from a pipe and on a terminal, with a daemon of its own. Answers are
+# those of `sluice generate` for the prompt that the conversation becomes.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+model=tests/small
+export XDG_STATE_HOME=$scratch/state
+unset XDG_RUNTIME_DIR
+
+# Says the lines of standard input; the answers are in $scratch/answers.
+talk() { # options...
+    "$sluice" chat "$model" --ram 2G --effort none "$@" >"$scratch/answers" 2>"$scratch/notes"
+}
+
+# What generate makes of the conversation in a file.
+expected() { # FILE SEED TOKENS
+    "$sluice" chat-template "$model" --no-thinking "$1" >"$scratch/prompt"
+    "$sluice" generate "$model" --ram 2G --special --no-bos -f "$scratch/prompt" --seed "$2" -n "$3" \
+        2>/dev/null
+}
+
+printf '%s\n' "What is /a/ river\\" 'in a valley?' "/save $scratch/one.json" |
+    talk --seed 7 --tokens 12
+"$python" - "$scratch/one.json" >"$scratch/question.json" <<'END'
+import json, sys
+print(json.dumps(json.load(open(sys.argv[1]))["messages"][:1]))
+END
+check "a question of two lines" grep -q 'river\\nin a valley' "$scratch/question.json"
+check "the answer is what generate makes" \
+    cmp <(expected "$scratch/question.json" 7 12) "$scratch/answers"
+
+printf '%s\n' "/load $scratch/one.json" /retry "/save $scratch/two.json" | talk --seed 8 --tokens 12
+check "another seed, another answer to the same question" \
+    cmp <(expected "$scratch/question.json" 8 12) "$scratch/answers"
+
+printf '%s\n' "/load $scratch/two.json" "/system Be brief." /undo '"""' '//slash' '' end '"""' "/save $scratch/three.json" \
+    /stats | talk --seed 7 --tokens 12
+check "a question is undone, one of many lines takes its place" \
+    "$python" - "$scratch/three.json" <<'END'
+import json, sys
+messages = json.load(open(sys.argv[1]))["messages"]
+assert [m["role"] for m in messages] == ["system", "user", "assistant"], messages
+assert messages[1]["content"] == "/slash\n\nend", messages
+END
+check "figures of the last answer" grep -q '^completion_tokens  *[1-9]' "$scratch/notes"
+
+echo "some text" >"$scratch/text"
+printf '%s\n' "/file $scratch/text" 'Sum it up.' "/save $scratch/four.json" | talk --tokens 4
+check "a file goes in front of the next message" grep -q 'some text\\n\\n\\nSum it up' "$scratch/four.json"
+
+refused() { # LINE WORDS
+    printf '%s\n' "$1" | talk
+    [ $? = 1 ] && [ "$(tail -n 1 "$scratch/notes" | cut -c -8)" = "sluice: " ] &&
+        tail -n 1 "$scratch/notes" | grep -q "$2"
+}
+check "an unknown command" refused '/frob' '/frob is no command'
+check "a file that is not there" refused "/load $scratch/none.json" none.json
+printf '\377' >"$scratch/binary"
+check "a file that is no text" refused "/file $scratch/binary" 'UTF-8'
+check "a word for effort that nobody knows" refused $'/effort much\nhi' effort
+
+fails() { # STATUS WORDS arguments...
+    local status=$1 words=$2
+
+    shift 2
+    "$sluice" chat "$@" </dev/null >/dev/null 2>"$scratch/notes"
+    [ $? = "$status" ] && grep -q -- "$words" "$scratch/notes"
+}
+check "MODEL and a socket" fails 1 'not both' "$model" --socket /nowhere
+check "no daemon" fails 1 /nowhere --socket /nowhere
+check "an option that serve does not know" fails 2 frob "$model" --frob
+check "no model in a folder" fails 1 "$scratch" "$scratch"
+check "help" sh -c "'$sluice' chat --help | grep -q -- --socket"
+
+# On a terminal: the first answer is stopped, and the talk goes on.
+say() { # SCRIPT options...
+    local script=$1
+
+    shift
+    "$python" tests/talk_on_terminal.py "$script" "$sluice" chat "$model" --ram 2G --seed 1 "$@"
+}
+check "Ctrl-C stops an answer, not the program" \
+    say '[["> ", "Go on and on.\n"], ["\u001b[2m", "^C"], ["(stopped", "/undo\n"], ["> ", "^D"]]'
+check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "/quit\n"]]'
+check "the history is the user's alone" \
+    [ "$(stat -c %a "$XDG_STATE_HOME/sluice/chat_history")" = 600 ]
+check "no folder is left behind" sh -c "! ls -d /tmp/sluice-chat-* 2>/dev/null | grep ."
+
+tap_end
