@@ -547,12 +547,19 @@ static int make_choice(struct exchange *x, uint32_t index, struct sl_refusal *re
     return rc;
 }
 
+static int read_request(struct exchange *x, struct sl_http_call *call, struct sl_refusal *refusal)
+{
+    if (read_body(x, call, refusal) < 0 || check_model(x, refusal) < 0)
+        return -1;
+    return make_ids(x, refusal);
+}
+
 static int prepare(struct exchange *x, struct sl_http_call *call, struct sl_refusal *refusal)
 {
     uint32_t n_texts;
     int rc;
 
-    if (read_body(x, call, refusal) < 0 || check_model(x, refusal) < 0 || make_ids(x, refusal) < 0)
+    if (read_request(x, call, refusal) < 0)
         return -1;
     if (!x->request.has_seed)
         x->request.sampler.seed = draw_seed();
@@ -628,4 +635,21 @@ void sl_exchange_begin(const struct sl_front *front, struct sl_http_call *call,
         start_sending(x, call);
     else
         sl_http_wait(call, source_of(x, &source));
+}
+
+void sl_exchange_count(const struct sl_front *front, struct sl_http_call *call)
+{
+    const struct sl_protocol *protocol = &sl_protocol_count_tokens;
+    struct exchange *x = create(front, call, protocol, NULL);
+    struct sl_refusal refusal;
+
+    if (!x)
+        sl_refuse(&refusal, 500, NULL, "out of memory");
+    if (!x || read_request(x, call, &refusal) < 0)
+        sl_front_answer_refusal(front, call, protocol, &refusal);
+    else
+        sl_front_answer_json(front, call, 200,
+                             json_pack("{s:I}", "input_tokens", (json_int_t)x->ids.lists[0].n));
+    if (x)
+        release(x);
 }

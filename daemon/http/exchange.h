@@ -9,4 +9,7 @@
 void sl_exchange_begin(const struct sl_front *front, struct sl_http_call *call,
                        const struct sl_protocol *protocol, const char *path);
 
+/* Reads the body of sl_protocol_count_tokens and answers how many tokens its prompt has. */
+void sl_exchange_count(const struct sl_front *front, struct sl_http_call *call);
+
 #endif

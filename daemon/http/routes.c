@@ -7,8 +7,8 @@
 #include "daemon/http/exchange.h"
 #include "daemon/http/pages.h"
 
-/* A path, its method, and who answers: a protocol, or a page. A path that ends in "/" stands for
- * all that begin so. */
+/* A path, its method, and who answers: an exchange in a protocol, or a page. A path that ends in
+ * "/" stands for all that begin so. */
 struct route {
     const char *path, *method; /* HEAD goes where GET does */
     const struct sl_protocol *protocol;
@@ -22,6 +22,9 @@ static const struct route routes[] = {
     {"/v1/completions", "POST", &sl_protocol_completions, NULL, false},
     {"/completions", "POST", &sl_protocol_completions, NULL, false},
     {"/beta/completions", "POST", &sl_protocol_completions, NULL, false},
+    {"/v1/responses", "POST", &sl_protocol_responses, NULL, false},
+    {"/v1/messages", "POST", &sl_protocol_messages, NULL, false},
+    {"/v1/messages/count_tokens", "POST", &sl_protocol_count_tokens, sl_exchange_count, false},
     {"/v1/models", "GET", NULL, sl_page_models, false},
     {"/models", "GET", NULL, sl_page_models, false},
     {"/v1/models/", "GET", NULL, sl_page_model, false},
@@ -182,8 +185,8 @@ void sl_routes_handle(void *context, struct sl_http_call *call)
         sl_front_answer_refusal(front, call, protocol_at(sl_http_path(call)), &refusal);
     else if (!route)
         refuse_route(front, call, at);
-    else if (route->protocol)
-        sl_exchange_begin(front, call, route->protocol, route->path);
-    else
+    else if (route->page)
         route->page(front, call);
+    else
+        sl_exchange_begin(front, call, route->protocol, route->path);
 }
