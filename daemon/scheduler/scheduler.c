@@ -150,16 +150,10 @@ void sl_scheduler_job_failed(struct sl_scheduler *s, struct sl_job *job)
 /* ---- who can be in a step ----------------------------------------------------------------------
  */
 
-/* A prompt that nobody waits for is taken in but for its last token: who asks again wants to see
- * what follows that. */
-static uint32_t tokens_wanted(const struct sl_job *job)
-{
-    return job->n_left - job->has_no_reader;
-}
-
 static bool can_step(const struct sl_job *job, enum sl_job_class class)
 {
-    return job->class == class && !job->in_step && !job->is_held && tokens_wanted(job) > 0;
+    return job->class == class && !job->in_step && !job->is_held &&
+           !(job->has_no_reader && job->decodes);
 }
 
 /* This is what a class wants of its next steps. */
@@ -179,7 +173,7 @@ static struct wish wish_of(const struct sl_scheduler *s, enum sl_job_class class
             continue;
         wish.n_decode += job->decodes;
         wish.n_prompts += !job->decodes;
-        wish.prompt_tokens += job->decodes ? 0 : tokens_wanted(job);
+        wish.prompt_tokens += job->decodes ? 0 : job->n_left;
     }
     return wish;
 }
@@ -247,7 +241,7 @@ static void add_prompts(struct sl_scheduler *s, enum sl_step_size size, enum sl_
             return;
         if (!can_step(job, class) || job->decodes)
             continue;
-        n_tokens = tokens_wanted(job) < room ? tokens_wanted(job) : room;
+        n_tokens = job->n_left < room ? job->n_left : room;
         add_part(s, size, job, n_tokens);
         room -= n_tokens;
     }
@@ -397,8 +391,8 @@ void sl_scheduler_advanced(struct sl_scheduler *s, enum sl_step_size size, int r
     sl_assert(step->is_open);
     s->ran_ns[step->class] += elapsed_ns;
     step->n_advances++;
-    if (size == SL_STEP_LARGE)
-        s->large_is_next = false;
+    if (size == SL_STEP_LARGE && step->class == SL_JOB_INTERACTIVE)
+        s->large_is_next = false; /* a batch has a share of the time instead of turns */
     if (rc <= 0)
         close_step(s, size, rc);
 }
@@ -419,7 +413,7 @@ static struct sl_job *find_drop(const struct sl_scheduler *s, uint64_t now_ns,
     {
         if (!job->has_no_reader || job->in_step)
             continue;
-        if (tokens_wanted(job) == 0 || now_ns >= job->keep_until_ns)
+        if (job->decodes || now_ns >= job->keep_until_ns)
             return job;
         *ret_until_ns = job->keep_until_ns < *ret_until_ns ? job->keep_until_ns : *ret_until_ns;
     }
