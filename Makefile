@@ -17,7 +17,7 @@ NUMERIC := -ffp-contract=off -fno-math-errno -fno-trapping-math
 WARN := $(if $(filter 1,$(WERROR)),-Werror) -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE -I. $(WARN) $(CFLAGS) $(NUMERIC) $(SANITIZE) -pthread -MMD -MP
 AARCH64_ROOT := build/aarch64-root
-LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lmicrohttpd -lsystemd -lm
+LIBS := -luring -lpcre2-8 -ljansson -lnuma -llmdb -lxxhash -lzstd -lcrypto -lmicrohttpd -lsystemd -lm
 TOOL_LIBS := -lcurl -ledit
 
 # These builds need their own compiler also where another one was named, as in make CC=gcc-14 check.
@@ -124,7 +124,7 @@ check-fast: tests ## the C tests alone (of this CONFIG)
 # Where threads meet: the pool and what runs on it, reads, the cache, whole engines, packing.
 THREADED := base phases forward attend indexer moe weights io io_probe reader expert_cache prefetch \
             packed_experts cache_simulation engine one_answer engine_faults soak store store_crash \
-            slab start_report generation
+            slab start_report generation checkpoint_verify
 THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)
 check-threads: ## the tests that have threads, under ThreadSanitizer
 	$(Q)$(MAKE) CONFIG=tsan $(THREADED_BIN)

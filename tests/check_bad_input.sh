@@ -246,7 +246,8 @@ for command in inspect "logits --tokens $scratch/tokens --out $scratch/logits.np
     is "a GGUF file" "a GGUF file; Sluice runs the official" "$scratch/weights.bin"
     [ "${words[0]}" = inspect ] || is "its config.json" "give the folder that it is in: $good\$" "$good/config.json"
 done
-refused "verify: a checkpoint" 1 "$good: a checkpoint, .* store that sluice pack made" verify "$good"
+refused "verify --repair: a checkpoint" 1 "$good: a checkpoint; .* store that sluice pack made" \
+    verify "$good" --repair "$good"
 refused "a repository's name" 1 'hf download some/model --local-dir' inspect some/model
 damage config vocab_size 1024 && cp "$scratch/pointer" "$bad/model-00002-of-00006.safetensors"
 refused "a shard that was not fetched" 1 'model-00002-of.*Git LFS pointer.*git lfs pull' \

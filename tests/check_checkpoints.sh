@@ -98,6 +98,56 @@ check "a store is repaired from it" "$sluice" verify "$scratch/cached" --repair 
 check "and is sound again" "$sluice" verify "$scratch/cached"
 untouched() { (cd "$cache/blobs" && sha256sum ./*) | cmp - "$scratch/blobs"; }
 check "the cache is as it was" untouched
+
+# Its names are hashes, by which a download is checked.
+verified() { # pattern command...: sound, with a line that matches as a whole
+    local pattern=$1
+
+    shift
+    "$sluice" verify "$@" >"$scratch/stdout" && grep -x -e "$pattern" "$scratch/stdout"
+}
+bad() { # name pattern command...: status 1, a "bad" line that matches, and the file in the last line
+    local name=$1 file=$2 pattern=$3
+
+    shift 3
+    if "$sluice" verify "$@" >"$scratch/stdout" 2>"$scratch/stderr" || [ $? != 1 ]; then
+        fail "$name" "it does not fail"
+    elif [ "$(grep -c '^bad: ' "$scratch/stdout")" = 1 ] && grep -q -e "^bad: .*/$file: $pattern" "$scratch/stdout" &&
+        grep -q -e "^sluice: .* 1 file is bad, to be fetched again: $file\$" "$scratch/stderr"; then
+        ok "$name" "$(head -n 1 "$scratch/stdout")"
+    else
+        fail "$name" "$(cat "$scratch/stdout" "$scratch/stderr")"
+    fi
+}
+n_files=$(find "$plain" -type f | wc -l)
+shard=model-00002-of-00002.safetensors
+check "verify takes the cache" verified "verified .*: 0 of $n_files files bad, SHA-256 known of $n_files" "$cache"
+check "a folder without hashes too" verified 'no SHA-256 is known: .*' "$plain"
+(cd "$plain" && sha256sum ./*) >"$scratch/list"
+check "with a list" verified "verified .*: 0 of $n_files files bad, SHA-256 known of $n_files" \
+    "$plain" --sha256 "$scratch/list"
+check "through the threads" verified "verified .*: 0 of $n_files files bad, .*" "$cache" --io threads
+flip() { printf '\x55' | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
+cp -r "$plain" "$scratch/bad"
+flip "$scratch/bad/$shard" 1000000
+bad "verify names the shard with a wrong byte" "$shard" 'its SHA-256 is .*, expected' \
+    "$scratch/bad" --sha256 "$scratch/list"
+check "which is seen by its hash alone" verified 'verified .*: 0 of .*' "$scratch/bad"
+cp "$plain/$shard" "$scratch/bad/$shard" && truncate -s -4096 "$scratch/bad/$shard"
+bad "... that is cut" "$shard" '.*is the file truncated' "$scratch/bad"
+rm "$scratch/bad/$shard"
+bad "... that is missing" "$shard" '.*No such file' "$scratch/bad"
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n' >"$scratch/bad/$shard"
+bad "... that was not fetched" "$shard" '.*Git LFS pointer' "$scratch/bad"
+cp "$plain/$shard" "$scratch/bad/$shard"
+damage "$scratch/bad" poke layers.5.ffn.experts.3.w2.scale 100 ff
+bad "... with a scale that is no number" "$shard" \
+    'tensor "layers\.5\.ffn\.experts\.3\.w2\.scale" has a scale that is no number' "$scratch/bad"
+check "as JSON" [ "$("$sluice" verify "$scratch/bad" --json 2>/dev/null | "$python" -c '
+import json, sys
+*bad, last = [json.loads(line) for line in sys.stdin]
+print([b["file"] for b in bad], last["bad_files"], last["files_with_sha256"], last["complete"])')" = \
+    "['$shard'] 1 0 True" ]
 cp -a "$snapshot" "$cache/snapshots/$(printf '%040d' 2)"
 printf '%040d' 2 >"$cache/refs/main"
 refused "of two snapshots one must be named" '2 snapshots.*01, 0*02 (main)$' inspect "$cache"

@@ -116,6 +116,7 @@ check_fences() {
         zstd.h) fence='storage/store/codec.c' ;;
         curl/curl.h) fence='tools/chat/chat_client.c' ;;
         histedit.h) fence='tools/chat/line_input.c' ;;
+        openssl/*) fence='storage/io/sha256.c' ;;
         cmocka.h) fence='tests/*' ;;
         immintrin.h) fence='kernels-avx512/*' ;;
         arm_neon.h) fence='kernels-neon/*' ;;

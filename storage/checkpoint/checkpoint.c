@@ -18,7 +18,6 @@
 #include "storage/checkpoint/safetensors.h"
 #include "storage/checkpoint/tensor_spelling.h"
 
-#define INDEX_NAME "model.safetensors.index.json"
 #define INDEX_BYTES_MAX (UINT64_C(128) << 20) /* Pro's has 15 MB */
 #define SHARD_SUFFIX ".safetensors"
 
@@ -32,12 +31,15 @@ struct shard {
     uint64_t size_bytes;
     uint64_t header_bytes;
     int fd; /* -1 until opened */
+    bool bad;
 };
 
 struct sl_checkpoint {
     struct sl_weight_source weights; /* first: the source is the checkpoint */
     char *folder;
     bool may_be_cut;
+    sl_bad_file_fn *on_bad; /* NULL: a bad file is an error */
+    void *on_bad_context;
     struct shard *shards; /* by path */
     uint32_t shard_count;
     struct sl_checkpoint_tensor *tensors; /* by name, once open */
@@ -270,7 +272,53 @@ static int sort_tensors(struct sl_checkpoint *checkpoint, struct sl_err *err)
     return 0;
 }
 
-static int check_index(const struct sl_checkpoint *checkpoint, const char *path, json_t *map,
+/* Reports a bad file where they are reported; otherwise what is in `err` stands. */
+static int pass_over(struct sl_checkpoint *checkpoint, uint32_t shard_index, int rc,
+                     const struct sl_err *err)
+{
+    struct shard *shard = &checkpoint->shards[shard_index];
+
+    if (!checkpoint->on_bad || rc == -ENOMEM)
+        return rc;
+    if (!shard->bad)
+        checkpoint->on_bad(checkpoint->on_bad_context, shard->path, err->message);
+    shard->bad = true;
+    return 0;
+}
+
+static uint32_t find_shard(const struct sl_checkpoint *checkpoint, const char *name)
+{
+    uint32_t i = 0;
+
+    while (strcmp(base_name(&checkpoint->shards[i]), name) != 0)
+        i++;
+    sl_assert(i < checkpoint->shard_count); /* the list was made from the index */
+    return i;
+}
+
+static int check_indexed(const struct sl_checkpoint *checkpoint, const char *path,
+                         const char *tensor_name, const char *wanted, struct sl_err *err)
+{
+    const struct sl_checkpoint_tensor *tensor;
+    char name[SL_SAFETENSORS_NAME_BYTES_MAX + 1];
+    const char *found;
+
+    snprintf(name, sizeof(name), "%s", tensor_name);
+    sl_tensor_respell_name(name);
+    tensor = sl_checkpoint_find(checkpoint, name);
+    if (!tensor)
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: tensor \"%.255s\" is said to be in %s, but it is in no file", path,
+                          tensor_name, wanted);
+    found = base_name(&checkpoint->shards[tensor->file_index]);
+    if (strcmp(found, wanted) != 0)
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: tensor \"%s\" is said to be in %s, but it is in %s", path,
+                          tensor_name, wanted, found);
+    return 0;
+}
+
+static int check_index(struct sl_checkpoint *checkpoint, const char *path, json_t *map,
                        struct sl_err *err)
 {
     const char *tensor_name;
@@ -278,23 +326,13 @@ static int check_index(const struct sl_checkpoint *checkpoint, const char *path,
 
     json_object_foreach(map, tensor_name, file)
     {
-        const struct sl_checkpoint_tensor *tensor;
         const char *wanted = json_string_value(file);
-        char name[SL_SAFETENSORS_NAME_BYTES_MAX + 1];
-        const char *found;
+        int rc = check_indexed(checkpoint, path, tensor_name, wanted, err);
 
-        snprintf(name, sizeof(name), "%s", tensor_name);
-        sl_tensor_respell_name(name);
-        tensor = sl_checkpoint_find(checkpoint, name);
-        if (!tensor)
-            return sl_err_set(err, -SL_EFORMAT,
-                              "%s: tensor \"%.255s\" is said to be in %s, but it is in no file",
-                              path, tensor_name, wanted);
-        found = base_name(&checkpoint->shards[tensor->file_index]);
-        if (strcmp(found, wanted) != 0)
-            return sl_err_set(err, -SL_EFORMAT,
-                              "%s: tensor \"%s\" is said to be in %s, but it is in %s", path,
-                              tensor_name, wanted, found);
+        if (rc < 0)
+            rc = pass_over(checkpoint, find_shard(checkpoint, wanted), rc, err);
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
@@ -304,8 +342,11 @@ static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
 {
     int rc = sort_shards(checkpoint, err);
 
-    for (uint32_t i = 0; rc == 0 && i < checkpoint->shard_count; i++)
+    for (uint32_t i = 0; rc == 0 && i < checkpoint->shard_count; i++) {
         rc = open_shard(checkpoint, i, err);
+        if (rc < 0)
+            rc = pass_over(checkpoint, i, rc, err);
+    }
     return rc == 0 ? sort_tensors(checkpoint, err) : rc;
 }
 
@@ -379,7 +420,7 @@ int sl_checkpoint_index_checksum(const struct sl_checkpoint *checkpoint, uint64_
     size_t length;
     int rc = 0;
 
-    if (asprintf(&path, "%s/%s", checkpoint->folder, INDEX_NAME) < 0)
+    if (asprintf(&path, "%s/%s", checkpoint->folder, SL_CHECKPOINT_INDEX) < 0)
         return no_memory(checkpoint, err);
     if (access(path, F_OK) != 0) {
         *ret_checksum = tensors_checksum(checkpoint, 0);
@@ -440,19 +481,18 @@ static const struct sl_weight_source_ops source_ops = {
 
 /* ---- The outside ---- */
 
-static int open_folder(struct sl_checkpoint **ret_checkpoint, const char *folder, bool may_be_cut,
-                       struct sl_err *err)
+/* Takes over `checkpoint`, which says how it is to be opened; NULL when out of memory. */
+static int open_folder(struct sl_checkpoint **ret_checkpoint, struct sl_checkpoint *checkpoint,
+                       const char *folder, struct sl_err *err)
 {
-    struct sl_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
     char *index_path = NULL;
     int rc;
 
     if (!checkpoint)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
     checkpoint->weights.ops = &source_ops;
-    checkpoint->may_be_cut = may_be_cut;
     checkpoint->folder = strdup(folder);
-    if (!checkpoint->folder || asprintf(&index_path, "%s/%s", folder, INDEX_NAME) < 0) {
+    if (!checkpoint->folder || asprintf(&index_path, "%s/%s", folder, SL_CHECKPOINT_INDEX) < 0) {
         index_path = NULL; /* asprintf leaves it undefined */
         rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
         goto out;
@@ -474,13 +514,32 @@ out:
 int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder,
                        struct sl_err *err)
 {
-    return open_folder(ret_checkpoint, folder, false, err);
+    return open_folder(ret_checkpoint, calloc(1, sizeof(struct sl_checkpoint)), folder, err);
 }
 
 int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
                            struct sl_err *err)
 {
-    return open_folder(ret_checkpoint, folder, true, err);
+    struct sl_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+
+    if (checkpoint)
+        checkpoint->may_be_cut = true;
+    return open_folder(ret_checkpoint, checkpoint, folder, err);
+}
+
+int sl_checkpoint_survey(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                         sl_bad_file_fn *on_bad, void *context, struct sl_err *err)
+{
+    struct sl_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+    struct sl_err found; /* which on_bad is told */
+    int rc;
+
+    if (checkpoint) {
+        checkpoint->on_bad = on_bad;
+        checkpoint->on_bad_context = context;
+    }
+    rc = open_folder(ret_checkpoint, checkpoint, folder, &found);
+    return rc < 0 ? sl_err_set(err, rc, "%s", found.message) : 0;
 }
 
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint)
@@ -569,6 +628,12 @@ uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint
 {
     sl_assert(file_index < checkpoint->shard_count);
     return checkpoint->shards[file_index].header_bytes;
+}
+
+bool sl_checkpoint_file_is_bad(const struct sl_checkpoint *checkpoint, uint32_t file_index)
+{
+    sl_assert(file_index < checkpoint->shard_count);
+    return checkpoint->shards[file_index].bad;
 }
 
 bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,

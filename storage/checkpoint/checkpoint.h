@@ -17,6 +17,8 @@
 #include "core/base/err.h"
 #include "core/model/weight_source.h"
 
+#define SL_CHECKPOINT_INDEX "model.safetensors.index.json"
+
 struct sl_checkpoint;
 
 struct sl_checkpoint_tensor {
@@ -35,6 +37,16 @@ int sl_checkpoint_open(struct sl_checkpoint **ret_checkpoint, const char *folder
  * sl_checkpoint_has(). Fails as sl_checkpoint_open() does. */
 int sl_checkpoint_open_cut(struct sl_checkpoint **ret_checkpoint, const char *folder,
                            struct sl_err *err);
+
+/* Is told of a file that is bad: missing, cut, or with a header that cannot be. `message` names it
+ * and says what is wrong. */
+typedef void sl_bad_file_fn(void *context, const char *path, const char *message);
+
+/* Opens what there is of a checkpoint, to look at the rest of it: tensors of bad files are left
+ * out, and each such file is reported once. Fails as sl_checkpoint_open() does where more than
+ * single files are wrong. */
+int sl_checkpoint_survey(struct sl_checkpoint **ret_checkpoint, const char *folder,
+                         sl_bad_file_fn *on_bad, void *context, struct sl_err *err);
 
 /* NULL is allowed. */
 void sl_checkpoint_close(struct sl_checkpoint *checkpoint);
@@ -73,6 +85,9 @@ const char *sl_checkpoint_file_path(const struct sl_checkpoint *checkpoint, uint
 /* The first returns a file's size when it was opened; the second where in it the header ends. */
 uint64_t sl_checkpoint_file_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
 uint64_t sl_checkpoint_header_bytes(const struct sl_checkpoint *checkpoint, uint32_t file_index);
+
+/* Whether sl_checkpoint_survey() has reported the file. */
+bool sl_checkpoint_file_is_bad(const struct sl_checkpoint *checkpoint, uint32_t file_index);
 
 /* Returns whether the file had all of these bytes when it was opened. */
 bool sl_checkpoint_has(const struct sl_checkpoint *checkpoint, uint32_t file_index,

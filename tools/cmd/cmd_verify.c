@@ -1,8 +1,10 @@
-/* sluice verify: compares a store with its checksums, and can repair damaged parts. */
+/* sluice verify: compares a store with its checksums, and can repair damaged parts. Checkpoints are
+ * checked by tools/cmd/verify_checkpoint.c. */
 #include "tools/cli/commands.h"
 
 #include <argp.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +26,7 @@
 #include "tools/cli/json_lines.h"
 #include "tools/cli/pack_source.h"
 #include "tools/cli/progress.h"
+#include "tools/cmd/verify_checkpoint.h"
 
 #define BAD_SHOWN_MAX 100u
 
@@ -34,6 +37,7 @@ struct arguments {
     sl_io_open_fn *open_io; /* NULL: the machine's */
     const char *stripe_folders[SL_STRIPES_MAX];
     uint32_t n_stripes;
+    const char *sha256; /* a list, for a checkpoint */
     bool json;
 };
 
@@ -46,7 +50,14 @@ struct damage {
     bool no_memory;
 };
 
-enum { OPTION_REPAIR = 0x100, OPTION_REPAIR_CATALOG, OPTION_IO, OPTION_STRIPE, OPTION_JSON };
+enum {
+    OPTION_REPAIR = 0x100,
+    OPTION_REPAIR_CATALOG,
+    OPTION_IO,
+    OPTION_STRIPE,
+    OPTION_SHA256,
+    OPTION_JSON
+};
 
 static const struct argp_option options[] = {
     {"repair", OPTION_REPAIR, "SOURCE", 0,
@@ -59,6 +70,8 @@ static const struct argp_option options[] = {
      0},
     {"io", OPTION_IO, "uring|threads", 0,
      "how data are read (default uring, or threads where io_uring is not available)", 0},
+    {"sha256", OPTION_SHA256, "FILE", 0,
+     "a checkpoint's files and their SHA-256, as sha256sum writes them; - is standard input", 0},
     {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
     {0},
 };
@@ -83,6 +96,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
             argp_error(state, "--stripe: at most %u folders", SL_STRIPES_MAX);
         arguments->stripe_folders[arguments->n_stripes++] = text;
         return 0;
+    case OPTION_SHA256:
+        arguments->sha256 = text;
+        return 0;
     case OPTION_JSON:
         arguments->json = true;
         return 0;
@@ -93,7 +109,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!arguments->store)
-            argp_error(state, "STORE is missing");
+            argp_error(state, "MODEL is missing: a store or a checkpoint");
+        if (arguments->sha256 && (arguments->repair_catalog || arguments->n_stripes > 0))
+            argp_error(state, "--sha256 is for checkpoints, --repair and --stripe for stores");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -103,9 +121,11 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 static const struct argp parser = {
     .options = options,
     .parser = parse_option,
-    .args_doc = "STORE",
-    .doc = "Reads all of a store and compares it with the checksums in its catalog. Prints a line "
-           "for everything that is damaged.",
+    .args_doc = "MODEL",
+    .doc = "Reads all of a store and compares it with the checksums in its catalog; or all of a "
+           "checkpoint, which must be as long as its headers say, have no scale that is no number, "
+           "and the SHA-256 that are known of its files: by a list, by the names in Hugging Face's "
+           "cache, or by what hf download has noted. Prints a line for everything that is damaged.",
 };
 
 static void on_bad(void *context, const struct sl_store_item *item, const char *message)
@@ -265,16 +285,6 @@ static int verify(const struct sl_store *store, const struct arguments *argument
     return rc;
 }
 
-static int no_store(const char *folder, struct sl_err *err)
-{
-    if (sl_model_folder_has_shards(folder))
-        return sl_err_set(err, -SL_EFORMAT,
-                          "%s: a checkpoint, which has no checksums to compare it with; verify "
-                          "takes a store that sluice pack made",
-                          folder);
-    return sl_model_folder_explain(folder, -SL_EFORMAT, err);
-}
-
 /* Writes the folders that the user names into the catalog, and makes lost files again where that is
  * asked for. */
 static int relocate(const struct arguments *arguments, struct sl_err *err)
@@ -313,15 +323,47 @@ static int verify_and_repair(const struct sl_store *store, const struct argument
     return rc;
 }
 
+static int run_checkpoint(const struct arguments *arguments, struct sl_err *err)
+{
+    const struct sl_verify_checkpoint_options checkpoint_options = {
+        .folder = arguments->store,
+        .list_path = arguments->sha256,
+        .open_io = sl_choose_io(arguments->open_io),
+        .json = arguments->json,
+    };
+
+    if (arguments->repair_catalog || arguments->n_stripes > 0)
+        return sl_err_set(err, -SL_EFORMAT,
+                          "%s: a checkpoint; --repair and --stripe take a store that sluice pack "
+                          "made",
+                          arguments->store);
+    return sl_verify_checkpoint(&checkpoint_options, err);
+}
+
+/* Also one whose shards are all missing. */
+static bool is_checkpoint(const char *folder)
+{
+    char index[PATH_MAX];
+
+    snprintf(index, sizeof(index), "%s/" SL_CHECKPOINT_INDEX, folder);
+    return !sl_store_is(folder) && (access(index, F_OK) == 0 || sl_model_folder_has_shards(folder));
+}
+
 static int run(const struct arguments *arguments, struct damage *damage, struct sl_err *err)
 {
     struct sl_pack_source source = {0};
     struct sl_store *store = NULL;
     int rc = 0;
 
-    if (!sl_store_is(arguments->store) &&
-        (!arguments->repair_catalog || sl_model_folder_has_shards(arguments->store)))
-        rc = no_store(arguments->store, err);
+    if (is_checkpoint(arguments->store))
+        return run_checkpoint(arguments, err);
+    if (!sl_store_is(arguments->store) && !arguments->repair_catalog)
+        rc = sl_model_folder_explain(arguments->store, -SL_EFORMAT, err);
+    else if (arguments->sha256)
+        rc = sl_err_set(err, -SL_EFORMAT,
+                        "%s: a store, which has checksums of its own; --sha256 is "
+                        "for checkpoints",
+                        arguments->store);
     if (rc == 0 && arguments->source)
         rc = sl_pack_source_open(&source, arguments->source, true, err);
     if (rc == 0 && arguments->repair_catalog)
