@@ -521,6 +521,7 @@ static int make_text(struct exchange *x, uint32_t index, struct sl_refusal *refu
     text->tokens = (const int32_t *)list->ids; /* below the vocabulary's size */
     text->n_tokens = (uint32_t)list->n;
     text->seed = request->sampler.seed + index;
+    text->n_new_max = request->n_new_max;
     text->with_logprobs = request->with_logprobs;
     return 0;
 }

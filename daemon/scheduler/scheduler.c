@@ -306,9 +306,14 @@ static void close_step(struct sl_scheduler *s, enum sl_step_size size, int rc)
     end_deferral(s);
 }
 
+void sl_scheduler_give_up(struct sl_scheduler *s, enum sl_step_size size)
+{
+    close_step(s, size, 1);
+}
+
 static struct sl_action abandon(struct sl_scheduler *s, enum sl_step_size size)
 {
-    close_step(s, size, 1); /* nobody's fault */
+    sl_scheduler_give_up(s, size);
     return (struct sl_action){.kind = SL_ACTION_ABANDON, .size = size};
 }
 

@@ -135,6 +135,9 @@ void sl_scheduler_advanced(struct sl_scheduler *s, enum sl_step_size size, int r
 void sl_scheduler_set_left(struct sl_scheduler *s, struct sl_job *job, uint32_t n_left,
                            bool decodes);
 
+/* A step that was to begin, or to go on, cannot: it is over, and nobody has failed. */
+void sl_scheduler_give_up(struct sl_scheduler *s, enum sl_step_size size);
+
 /* A job of a step that ended well failed all the same: its logits allowed no choice. */
 void sl_scheduler_job_failed(struct sl_scheduler *s, struct sl_job *job);
 

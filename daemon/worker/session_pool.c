@@ -2,118 +2,258 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/assert.h"
 
-int sl_session_pool_init(struct sl_session_pool *pool, struct sl_engine *engine,
-                         uint32_t n_sessions, uint32_t context_tokens, struct sl_err *err)
+/* It is worth waiting for a session that will know so many tokens more than any does now. */
+#define WORTH_WAITING_TOKENS 64u
+
+static struct sl_kept_session *kept_of(const struct sl_link *link)
 {
-    *pool = (struct sl_session_pool){
-        .engine = engine, .n_sessions = n_sessions, .context_tokens = context_tokens};
-    pool->sessions = calloc(n_sessions, sizeof(*pool->sessions));
-    for (uint32_t i = 0; pool->sessions && i < n_sessions; i++) {
-        pool->sessions[i].ids = calloc(context_tokens, sizeof(int32_t));
-        if (!pool->sessions[i].ids)
-            break;
-        if (i + 1 == n_sessions)
-            return 0;
-    }
-    sl_session_pool_fini(pool);
-    return sl_err_set(err, -ENOMEM, "sessions: out of memory");
+    return sl_list_item(link, struct sl_kept_session, link);
+}
+
+void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_pool,
+                          uint32_t context_tokens)
+{
+    *pool = (struct sl_session_pool){.kv_pool = kv_pool, .context_tokens = context_tokens};
+    sl_list_init(&pool->sessions);
+}
+
+static void destroy(struct sl_session_pool *pool, struct sl_kept_session *kept)
+{
+    sl_assert(!kept->user);
+    pool->n_idle--;
+    sl_list_remove(&kept->link);
+    sl_session_destroy(kept->session);
+    free(kept);
 }
 
 void sl_session_pool_fini(struct sl_session_pool *pool)
 {
-    for (uint32_t i = 0; pool->sessions && i < pool->n_sessions; i++) {
-        sl_engine_sequence_destroy(pool->engine, pool->sessions[i].kv);
-        free(pool->sessions[i].ids);
-    }
-    free(pool->sessions);
-    *pool = (struct sl_session_pool){0};
+    if (!pool->kv_pool)
+        return;
+    while (!sl_list_is_empty(&pool->sessions))
+        destroy(pool, kept_of(pool->sessions.next));
+    pool->kv_pool = NULL;
 }
 
-static bool begins_with(const int32_t *tokens, uint32_t n_tokens, const int32_t *ids, uint32_t n)
+/* ---- memory ------------------------------------------------------------------------------------
+ */
+
+/* Ends the idle session that was not used for the longest time, but not `spared`. Returns false if
+ * there is none. */
+static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *spared)
 {
-    return n < n_tokens && memcmp(ids, tokens, n * sizeof(*ids)) == 0;
-}
+    for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
+        struct sl_kept_session *kept = kept_of(at);
 
-/* Counts the tokens of the prompt that the session's sequence begins with; a sequence can only be
- * gone on with as it is. At least one token is left, since only a step gives logits. Of a session
- * that is ending, which goes on until it has seen all of its prompt but one token, these count. */
-static uint32_t n_known(const struct sl_session *session, const int32_t *tokens, uint32_t n_tokens)
-{
-    const uint32_t n = !session->kv         ? 0
-                       : session->is_ending ? session->n_ids - 1
-                                            : session->kv->n_tokens;
-
-    return begins_with(tokens, n_tokens, session->ids, n) ? n : 0;
-}
-
-/* Among sessions that know as much, one that has seen nothing goes first, then the one that was
- * not used for the longest time. */
-static bool is_better(const struct sl_session *a, uint32_t a_known, const struct sl_session *b,
-                      uint32_t b_known)
-{
-    if (a_known != b_known)
-        return a_known > b_known;
-    return a->used < b->used;
-}
-
-int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                   struct sl_session **ret_session, uint32_t *ret_n_cached, struct sl_err *err)
-{
-    struct sl_session *best = NULL;
-    uint32_t best_known = 0;
-    int rc;
-
-    for (uint32_t i = 0; i < pool->n_sessions; i++) {
-        struct sl_session *session = &pool->sessions[i];
-        const uint32_t known = n_known(session, tokens, n_tokens);
-
-        if (session->is_used && !(session->is_ending && known > 0))
+        if (kept->user || kept == spared)
             continue;
-        if (!best || is_better(session, known, best, best_known)) {
-            best = session;
-            best_known = known;
-        }
+        destroy(pool, kept);
+        return true;
     }
-    if (!best || best->is_used)
+    return false;
+}
+
+bool sl_session_make_room(struct sl_session_pool *pool, uint64_t bytes)
+{
+    while (sl_kv_pool_left_bytes(pool->kv_pool) < bytes)
+        if (!evict(pool, NULL))
+            return false;
+    return true;
+}
+
+static uint64_t need(const struct sl_kept_session *kept, uint32_t n_tokens)
+{
+    return kept->kv->n_tokens < n_tokens ? sl_kv_cache_need(kept->kv, n_tokens) : 0;
+}
+
+/* Bytes that those who use sessions will still take, up to their targets. */
+static uint64_t promised_bytes(const struct sl_session_pool *pool)
+{
+    uint64_t bytes = 0;
+
+    for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next)
+        if (kept_of(at)->user)
+            bytes += need(kept_of(at), kept_of(at)->target_tokens);
+    return bytes;
+}
+
+/* A session that is to grow to its target has to find room beside the others; alone it may try with
+ * what there is, if that holds at least its prompt. */
+static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept, uint32_t n_tokens,
+                      uint32_t target_tokens, struct sl_err *err)
+{
+    const uint64_t needed = need(kept, target_tokens) + promised_bytes(pool);
+
+    while (sl_kv_pool_left_bytes(pool->kv_pool) < needed)
+        if (!evict(pool, kept))
+            break;
+    if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
+        return 0;
+    if (pool->n_used > 0)
         return -EBUSY;
-    if (!best->kv) {
-        rc = sl_engine_sequence_create(pool->engine, pool->context_tokens, &best->kv, err);
-        if (rc < 0)
-            return rc;
-    }
-    if (best_known == 0)
-        sl_kv_cache_clear(best->kv);
-    best->is_used = true;
-    best->is_ending = false;
-    best->used = ++pool->n_uses;
-    *ret_session = best;
-    *ret_n_cached = best_known;
-    return 0;
+    return sl_kv_pool_check(pool->kv_pool, need(kept, n_tokens + 1), "the prompt", err);
 }
 
-void sl_session_note(struct sl_session_pool *pool, struct sl_session *session, uint32_t at,
-                     const int32_t *ids, uint32_t n_ids)
-{
-    sl_assert(at + n_ids <= pool->context_tokens);
-    memcpy(session->ids + at, ids, n_ids * sizeof(*ids));
-    session->n_ids = at + n_ids;
-}
+/* ---- finding -----------------------------------------------------------------------------------
+ */
 
-void sl_session_put(struct sl_session *session)
-{
-    session->is_used = false;
-    session->is_ending = false;
-}
+struct candidate {
+    struct sl_kept_session *kept; /* NULL: none knows anything */
+    struct sl_mark *mark;         /* NULL: it is at its end there */
+    uint32_t n_known;
+};
 
-uint32_t sl_session_pool_used(const struct sl_session_pool *pool)
+static uint32_t common(const int32_t *a, uint32_t n_a, const int32_t *b, uint32_t n_b)
 {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < pool->n_sessions; i++)
-        n += pool->sessions[i].is_used;
+    while (n < n_a && n < n_b && a[n] == b[n])
+        n++;
     return n;
+}
+
+/* Looks at what a session knows of the prompt. It can be gone on with at its end, unless somebody
+ * else does that, and forked off at a mark. */
+static void consider(struct candidate *best, struct sl_kept_session *kept, const int32_t *tokens,
+                     uint32_t n_max)
+{
+    const uint32_t n_common = sl_session_common_prefix(kept->session, tokens, n_max);
+    struct candidate candidate = {.kept = kept, .n_known = kept->kv->n_tokens};
+
+    if (candidate.n_known > n_common || (kept->user && !kept->is_ending)) {
+        candidate.mark = sl_session_find_mark(kept->session, n_common);
+        candidate.n_known = candidate.mark ? sl_mark_token_count(candidate.mark) : 0;
+    }
+    if (candidate.n_known > best->n_known)
+        *best = candidate;
+}
+
+/* Tokens of the prompt that the session will know when it has its next mark. */
+static uint32_t will_know(const struct sl_kept_session *kept, const int32_t *tokens, uint32_t n_max)
+{
+    if (!kept->user || kept->next_mark == 0 || kept->next_mark > n_max)
+        return 0;
+    return common(kept->tokens, kept->n_tokens, tokens, n_max) >= kept->next_mark ? kept->next_mark
+                                                                                  : 0;
+}
+
+/* Finds the session that knows most; returns false where one will soon know much more. */
+static bool find(const struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
+                 struct candidate *best)
+{
+    uint32_t soon = 0;
+
+    *best = (struct candidate){.kept = NULL};
+    for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
+        struct sl_kept_session *kept = kept_of(at);
+        const uint32_t will = will_know(kept, tokens, n_tokens - 1);
+
+        if (!kept->kv->in_step)
+            consider(best, kept, tokens, n_tokens - 1);
+        /* One that is ending does not get there any more when it gives way. */
+        if (will > soon && (kept->kv->in_step || !kept->is_ending))
+            soon = will;
+    }
+    return soon < best->n_known + WORTH_WAITING_TOKENS;
+}
+
+/* ---- getting -----------------------------------------------------------------------------------
+ */
+
+static int begin(struct sl_session_pool *pool, const struct candidate *from,
+                 struct sl_kept_session **ret_kept, struct sl_err *err)
+{
+    struct sl_kept_session *kept = calloc(1, sizeof(*kept));
+    int rc;
+
+    if (!kept)
+        return sl_err_set(err, -ENOMEM, "session: out of memory");
+    do {
+        if (from->kept)
+            rc = sl_session_fork(&kept->session, from->kept->session, from->mark,
+                                 pool->context_tokens, err);
+        else
+            rc = sl_session_create(&kept->session, pool->kv_pool, pool->context_tokens, err);
+    } while (rc == -SL_EBUDGET && evict(pool, from->kept));
+    if (rc < 0) {
+        free(kept);
+        return rc == -SL_EBUDGET && pool->n_used > 0 ? -EBUSY : rc;
+    }
+    kept->kv = sl_session_kv(kept->session);
+    sl_list_append(&pool->sessions, &kept->link);
+    pool->n_idle++;
+    if (from->kept)
+        sl_session_keep_mark(kept); /* its parent may go */
+    *ret_kept = kept;
+    return 0;
+}
+
+int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
+                   uint32_t target_tokens, struct sl_kept_session **ret_kept,
+                   struct sl_text **ret_gives_way, struct sl_err *err)
+{
+    struct sl_kept_session *kept;
+    struct candidate best;
+    int rc = 0;
+
+    if (!find(pool, tokens, n_tokens, &best))
+        return -EBUSY;
+    kept = best.kept;
+    if (kept && !best.mark && kept->user) {
+        *ret_gives_way = kept->user;
+        return 1;
+    }
+    if (!kept || best.mark)
+        rc = begin(pool, &best, &kept, err);
+    if (rc == 0)
+        rc = check_room(pool, kept, n_tokens, target_tokens, err);
+    if (rc < 0) { /* a session that knows something stays, idle */
+        if (kept && kept->kv->n_tokens == 0)
+            destroy(pool, kept);
+        return rc;
+    }
+    sl_list_remove(&kept->link);
+    sl_list_append(&pool->sessions, &kept->link);
+    pool->n_idle--;
+    pool->n_used++;
+    *ret_kept = kept;
+    return 0;
+}
+
+void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept)
+{
+    sl_assert(kept->user && !kept->kv->in_step);
+    kept->user = NULL;
+    kept->is_ending = false;
+    kept->tokens = NULL;
+    kept->next_mark = 0;
+    pool->n_used--;
+    pool->n_idle++;
+    if (kept->kv->n_tokens == 0)
+        destroy(pool, kept);
+    else if (pool->n_idle > SL_SESSIONS_IDLE_MAX)
+        evict(pool, NULL);
+}
+
+/* The first mark, which mostly stands behind what many conversations begin with, and the latest
+ * ones are worth most. */
+void sl_session_keep_mark(struct sl_kept_session *kept)
+{
+    struct sl_mark *marks[SL_SESSION_MARKS_MAX + 2];
+    uint32_t n = 0, at = kept->kv->n_tokens;
+    struct sl_mark *mark;
+
+    if (sl_session_mark(kept->session, &mark, NULL) < 0)
+        return;
+    while (n < SL_SESSION_MARKS_MAX + 2 && (mark = sl_session_find_mark(kept->session, at))) {
+        marks[n++] = mark;
+        at = sl_mark_token_count(mark);
+        if (at-- == 0)
+            break;
+    }
+    if (n > SL_SESSION_MARKS_MAX)
+        sl_session_drop_mark(kept->session, marks[n - 2]);
 }

@@ -1,49 +1,69 @@
-/* The sessions of a worker: sequences, and the token ids that each has seen.
+/* The session pool: what conversations left behind, kept for those who go on with them.
  *
- * A new prompt goes to the session that has seen the longest beginning of it, so that this need not
- * be computed again. Belongs to the engine's thread. */
+ * A new prompt begins with the session that has seen the longest beginning of it, so that this need
+ * not be computed again: where that session is at its end, it goes on; where it has gone further, a
+ * fork does, from the last mark before they part. Sessions that nobody uses stay as long as there
+ * is memory for KV caches; the one that was not used for the longest time goes first.
+ *
+ * Belongs to the engine's thread. */
 #ifndef SL_DAEMON_WORKER_SESSION_POOL_H
 #define SL_DAEMON_WORKER_SESSION_POOL_H
 
-#include "daemon/engine/engine.h"
+#include "core/base/list.h"
+#include "core/session/session.h"
 
-struct sl_session {
-    struct sl_kv_cache *kv; /* NULL: it has none yet */
-    int32_t *ids;           /* (context_tokens) of the tokens that kv has seen, */
-    uint32_t n_ids;         /* and of those that it is about to see */
-    bool is_used;           /* by a text */
-    bool is_ending;         /* that text may end soon, since nobody reads it */
-    uint64_t used;          /* number of the last use */
+/* Sessions that nobody uses, and marks of each session; the oldest marks but the first go. */
+#define SL_SESSIONS_IDLE_MAX 256u
+#define SL_SESSION_MARKS_MAX 6u
+
+struct sl_text;
+
+struct sl_kept_session {
+    struct sl_link link;
+    struct sl_session *session;
+    struct sl_kv_cache *kv; /* the session's */
+
+    /* While a text uses it. */
+    struct sl_text *user;  /* NULL: nobody does */
+    bool is_ending;        /* nobody reads that text any more, so it gives way to others */
+    const int32_t *tokens; /* (n_tokens) of the user's prompt */
+    uint32_t n_tokens;
+    uint32_t next_mark;     /* tokens before the next mark that will be taken; 0: none will */
+    uint32_t target_tokens; /* memory is kept for so many */
 };
 
 struct sl_session_pool {
-    struct sl_engine *engine;
-    struct sl_session *sessions; /* (n_sessions) */
-    uint32_t n_sessions;
+    struct sl_kv_pool *kv_pool;
+    struct sl_link sessions; /* those used last at the end */
+    uint32_t n_idle, n_used;
     uint32_t context_tokens;
-    uint64_t n_uses;
 };
 
-/* Fails with -ENOMEM. The caller calls fini(), which destroys the sequences, before it closes the
- * engine. */
-int sl_session_pool_init(struct sl_session_pool *pool, struct sl_engine *engine,
-                         uint32_t n_sessions, uint32_t context_tokens, struct sl_err *err);
+void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_pool,
+                          uint32_t context_tokens);
+
+/* Destroys all sessions; before the engine closes. A zeroed pool is allowed. */
 void sl_session_pool_fini(struct sl_session_pool *pool);
 
-/* Gets a session for a prompt: *ret_session, which has seen the first *ret_n_cached of its tokens,
- * fewer than all. Returns -EBUSY where all are in use, or where it is worth waiting for the one
- * that knows most of the prompt, which is_ending. Fails as sl_engine_sequence_create(). */
+/* Gets a session for a prompt: *ret_kept, which has seen the first so many of its tokens, fewer
+ * than all, and for which there is memory up to target_tokens, as far as can be told. The caller
+ * sets the fields of its user.
+ *
+ * Returns -EBUSY where it is better to wait until something has changed: for memory, or for a
+ * session that takes in the same prompt and will soon have a mark there. Returns 1 where the text
+ * *ret_gives_way has to end first, so that its session can be used. Fails with -SL_EBUDGET where
+ * there will never be memory enough, or with -ENOMEM. */
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                   struct sl_session **ret_session, uint32_t *ret_n_cached, struct sl_err *err);
+                   uint32_t target_tokens, struct sl_kept_session **ret_kept,
+                   struct sl_text **ret_gives_way, struct sl_err *err);
 
-/* Notes ids that the sequence has seen, or is about to see, from position `at` on. */
-void sl_session_note(struct sl_session_pool *pool, struct sl_session *session, uint32_t at,
-                     const int32_t *ids, uint32_t n_ids);
+/* Gives a session back; no step has it. */
+void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept);
 
-/* Gives a session back. No step has its sequence. */
-void sl_session_put(struct sl_session *session);
+/* Takes a mark where the session is. Where there is no memory for it, there is none. */
+void sl_session_keep_mark(struct sl_kept_session *kept);
 
-/* Counts the sessions that are in use. */
-uint32_t sl_session_pool_used(const struct sl_session_pool *pool);
+/* Makes room for `bytes` by ending sessions that nobody uses. Returns whether there is. */
+bool sl_session_make_room(struct sl_session_pool *pool, uint64_t bytes);
 
 #endif

@@ -27,12 +27,16 @@
  * step adds then: a piece of text for each choice, and the ends. */
 #define SL_TICKET_NEWS_BYTES (32u << 10)
 
+/* Marks that a prompt gets: where its first turn begins, and before its last token. */
+#define SL_TEXT_MARKS 2u
+
 /* One text of a request. */
 struct sl_text {
     /* Set before the ticket is submitted. */
     const int32_t *tokens; /* (n_tokens) the prompt, borrowed from the ticket's owner */
     uint32_t n_tokens;
     struct sl_generation *generation; /* the ticket's */
+    uint32_t n_new_max;               /* 0: no limit but the context's */
     uint64_t seed;
     bool with_logprobs;
 
@@ -42,9 +46,11 @@ struct sl_text {
     struct sl_job job;
     struct sl_ticket *ticket;
     uint32_t choice_index;
-    struct sl_session *session; /* NULL while it waits */
-    uint32_t n_cached;          /* tokens of the prompt that the session had seen before */
-    uint32_t n_step_tokens;     /* of the sequence before the open step */
+    struct sl_kept_session *session; /* NULL while it waits */
+    uint32_t n_cached;               /* tokens of the prompt that the session had seen before */
+    uint32_t marks[SL_TEXT_MARKS];   /* places in the prompt, ascending, where a mark is to be */
+    uint32_t n_marks;
+    uint32_t n_step_tokens; /* of the sequence before the open step */
     uint64_t admitted_ns, first_token_ns, last_token_ns;
     bool in_step; /* the forward pass has its sequence */
     bool has_ended;

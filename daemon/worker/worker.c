@@ -39,7 +39,9 @@ static const struct sl_metric metrics[] = {
      offsetof(struct sl_worker_counters, busy_ns), false},
     GAUGE(n_waiting, "texts_waiting", "Texts that wait for a session"),
     GAUGE(n_running, "texts_running", "Texts that have a session"),
-    GAUGE(n_sessions_used, "sessions_used", "Sessions that a text uses"),
+    GAUGE(n_sessions, "sessions", "Sessions that are kept"),
+    {"kv_bytes", SL_METRIC_BYTES, "Memory that KV caches take",
+     offsetof(struct sl_worker_counters, n_kv_bytes), true},
 #undef COUNTER
 #undef GAUGE
 };
@@ -187,7 +189,8 @@ static void publish(struct sl_worker *w, uint64_t now_ns)
     }
     w->counters.n_waiting = s->n_waiting[SL_JOB_INTERACTIVE] + s->n_waiting[SL_JOB_BATCH];
     w->counters.n_running = s->n_running[SL_JOB_INTERACTIVE] + s->n_running[SL_JOB_BATCH];
-    w->counters.n_sessions_used = sl_session_pool_used(&w->sessions);
+    w->counters.n_sessions = w->sessions.n_idle + w->sessions.n_used;
+    w->counters.n_kv_bytes = sl_kv_pool_used_bytes(w->sessions.kv_pool);
     pthread_mutex_lock(&w->lock);
     w->status.counters = w->counters;
     w->status.cache = sl_engine_counters(w->engine);
@@ -281,7 +284,10 @@ static void act(struct sl_worker *w, const struct sl_action *action, uint64_t no
         sl_worker_drop(w, sl_text_of(action->job));
         break;
     case SL_ACTION_BEGIN:
-        run_step(w, action->size, true);
+        if (sl_worker_make_room(w, &w->scheduler.steps[action->size]) == 0)
+            run_step(w, action->size, true);
+        else
+            sl_scheduler_give_up(&w->scheduler, action->size);
         break;
     case SL_ACTION_ADVANCE:
         run_step(w, action->size, false);
@@ -377,8 +383,8 @@ static int open_step(struct sl_worker *w, enum sl_step_size size, struct sl_err 
 
 static int open_parts(struct sl_worker *w, struct sl_err *err)
 {
-    struct sl_scheduler_limits limits = {.running_max = w->options.n_sessions,
-                                         .batch_running_max = w->options.n_sessions,
+    struct sl_scheduler_limits limits = {.running_max = w->options.n_texts_max,
+                                         .batch_running_max = w->options.n_texts_max,
                                          .batch_permille = w->options.batch_permille};
     int rc = w->options.open(w->options.context, &w->engine, err);
 
@@ -397,9 +403,8 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
         return sl_err_set(err, -ENOMEM, "scheduler: out of memory");
     for (int size = 0; rc == 0 && size < SL_STEP_SIZES; size++)
         rc = open_step(w, (enum sl_step_size)size, err);
-    return rc < 0 ? rc
-                  : sl_session_pool_init(&w->sessions, w->engine, w->options.n_sessions,
-                                         w->options.context_tokens, err);
+    sl_session_pool_init(&w->sessions, sl_engine_kv_pool(w->engine), w->options.context_tokens);
+    return rc;
 }
 
 static void close_parts(struct sl_worker *w)

@@ -24,8 +24,9 @@ struct sl_worker_options {
     void (*on_failure)(void *context, const struct sl_err *err);
     void *context;
 
-    uint32_t n_sessions; /* sequences of context_tokens each, as in the engine's options */
+    uint32_t n_texts_max; /* that are made at a time: the engine's n_sequences */
     uint32_t context_tokens;
+    int32_t turn_token;      /* begins a user's turn in a conversation; -1: there are none */
     uint32_t queue_max;      /* tickets that wait for a session */
     uint64_t keep_prompt_ns; /* a prompt is taken in for so long after its client has gone */
     uint32_t batch_permille; /* of the time while somebody interactive is served */
@@ -39,7 +40,7 @@ struct sl_worker_counters {
     uint64_t n_steps, n_large_steps, n_failed_steps;
     uint64_t busy_ns;
     uint64_t n_waiting, n_running; /* texts now */
-    uint64_t n_sessions_used;
+    uint64_t n_sessions, n_kv_bytes;
 };
 extern const struct sl_metrics sl_worker_metrics;
 

@@ -69,6 +69,10 @@ void sl_worker_fail(struct sl_worker *w, struct sl_ticket *ticket, int status, c
 void sl_worker_step_over(struct sl_worker *w, enum sl_step_size size, int rc,
                          const struct sl_err *err);
 
+/* Makes room for a step with these tokens of these texts. Returns 0; or -SL_EBUDGET where there is
+ * too little memory for KV caches, after the text that came last has been failed. */
+int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step);
+
 /* Returns whether the step, which is over, has left tokens in any sequence. */
 bool sl_worker_step_has_moved(const struct sl_worker_step *step);
 

@@ -6,6 +6,12 @@
 #include "core/base/clock.h"
 #include "daemon/worker/worker_internal.h"
 
+/* A mark in a prompt is worth a step of its own if it saves so many tokens. */
+#define MARK_GAIN_TOKENS 64u
+
+/* Memory is kept for so many tokens of an answer, when it begins; it may be longer. */
+#define PROMISED_TOKENS 1024u
+
 /* ---- the end of a text, of a ticket ------------------------------------------------------------
  */
 
@@ -24,7 +30,7 @@ static void release_text(struct sl_worker *w, struct sl_text *text)
     struct sl_ticket *ticket = text->ticket;
 
     if (text->session)
-        sl_session_put(text->session);
+        sl_session_put(&w->sessions, text->session);
     text->session = NULL;
     if (--ticket->n_left > 0)
         return;
@@ -114,27 +120,67 @@ void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
     atomic_store(&ticket->n_prompt_tokens, n_prompt_tokens);
 }
 
-void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+/* A conversation that goes on shares with this one what lies before the answer; another one perhaps
+ * what lies before its first turn. Where there is little to gain, no step is cut for it. */
+static void choose_marks(const struct sl_worker *w, struct sl_text *text)
 {
-    struct sl_ticket *ticket = text->ticket;
-    struct sl_err err;
-    int rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, &text->session,
-                            &text->n_cached, &err);
+    uint32_t first_turn = 0;
 
-    if (rc == -EBUSY) {
-        sl_scheduler_defer(&w->scheduler, &text->job);
-        return;
-    }
-    if (rc < 0) {
-        sl_worker_fail(w, ticket, 503, err.message);
-        return;
-    }
-    admitted(w, ticket);
+    text->n_marks = 0;
+    while (first_turn < text->n_tokens && text->tokens[first_turn] != w->options.turn_token)
+        first_turn++;
+    if (first_turn >= text->n_cached + MARK_GAIN_TOKENS && first_turn + 1 < text->n_tokens)
+        text->marks[text->n_marks++] = first_turn;
+    if (text->n_tokens >= text->n_cached + MARK_GAIN_TOKENS)
+        text->marks[text->n_marks++] = text->n_tokens - 1;
+}
+
+/* How far the next step may go: to the next mark, or the prompt's end. */
+static uint32_t next_stop(const struct sl_text *text)
+{
+    for (uint32_t i = 0; i < text->n_marks; i++)
+        if (text->marks[i] > text->session->kv->n_tokens)
+            return text->marks[i];
+    return text->n_tokens;
+}
+
+/* Tells scheduler and session how far the text is, in its prompt or behind it. */
+static void set_left(struct sl_worker *w, struct sl_text *text)
+{
+    const uint32_t n_seen = text->session->kv->n_tokens;
+    const bool decodes = n_seen >= text->n_tokens;
+    const uint32_t stop = decodes ? 0 : next_stop(text);
+
+    text->session->next_mark = stop < text->n_tokens ? stop : 0;
+    sl_scheduler_set_left(&w->scheduler, &text->job, decodes ? 1 : stop - n_seen, decodes);
+}
+
+static uint32_t target_tokens(const struct sl_worker *w, const struct sl_text *text)
+{
+    const uint32_t n_new = text->n_new_max > 0 && text->n_new_max < PROMISED_TOKENS
+                               ? text->n_new_max
+                               : PROMISED_TOKENS;
+    const uint32_t room = w->options.context_tokens - text->n_tokens;
+
+    return text->n_tokens + (n_new < room ? n_new : room);
+}
+
+static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    struct sl_kept_session *session = text->session;
+    struct sl_ticket *ticket = text->ticket;
+
+    session->user = text;
+    session->tokens = text->tokens;
+    session->n_tokens = text->n_tokens;
+    session->target_tokens = target_tokens(w, text);
+    text->n_cached = session->kv->n_tokens;
     text->admitted_ns = now_ns;
-    sl_session_note(&w->sessions, text->session, 0, text->tokens, text->n_tokens);
-    sl_generation_begin(text->generation, text->session->kv, text->tokens + text->n_cached,
+    admitted(w, ticket);
+    choose_marks(w, text);
+    sl_generation_begin(text->generation, session->kv, text->tokens + text->n_cached,
                         text->n_tokens - text->n_cached, text->seed);
-    sl_scheduler_set_left(&w->scheduler, &text->job, text->n_tokens - text->n_cached, false);
+    set_left(w, text);
     w->counters.n_prompt_tokens += text->n_tokens;
     w->counters.n_cached_tokens += text->n_cached;
     atomic_fetch_add(&ticket->n_cached_tokens, text->n_cached);
@@ -143,6 +189,46 @@ void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
         atomic_store(&ticket->begun_ns, now_ns);
         atomic_store(&ticket->has_begun, true);
     }
+}
+
+void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+{
+    struct sl_text *gives_way;
+    struct sl_err err;
+    int rc;
+
+    while ((rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, target_tokens(w, text),
+                                &text->session, &gives_way, &err)) == 1)
+        end_text(w, gives_way);
+    if (rc == 0)
+        begin_text(w, text, now_ns);
+    else if (rc == -EBUSY)
+        sl_scheduler_defer(&w->scheduler, &text->job);
+    else
+        sl_worker_fail(w, text->ticket, 503, err.message);
+}
+
+int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
+{
+    struct sl_text *last = NULL;
+    uint64_t needed_bytes = 0;
+    struct sl_err err;
+    int rc;
+
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        struct sl_text *text = sl_text_of(step->parts[i].job);
+        const struct sl_kv_cache *kv = text->session->kv;
+
+        needed_bytes += sl_kv_cache_need(kv, kv->n_tokens + step->parts[i].n_tokens);
+        if (!last || text->job.arrival > last->job.arrival)
+            last = text;
+    }
+    if (sl_session_make_room(&w->sessions, needed_bytes))
+        return 0;
+    rc = sl_kv_pool_check(w->sessions.kv_pool, needed_bytes, "the next tokens", &err);
+    if (rc < 0)
+        sl_worker_fail(w, last->ticket, 503, err.message);
+    return rc;
 }
 
 void sl_worker_drop(struct sl_worker *w, struct sl_text *text)
@@ -216,10 +302,6 @@ static void tell_output(struct sl_worker *w, struct sl_text *text, uint64_t now_
                            .length = output.length};
 
     if (output.token) {
-        const int32_t id = (int32_t)output.token->id;
-
-        if (text->session->kv->n_tokens < w->options.context_tokens)
-            sl_session_note(&w->sessions, text->session, text->session->kv->n_tokens, &id, 1);
         count_token(w, text, now_ns);
         news.has_logprobs = text->with_logprobs;
         news.token = *output.token;
@@ -238,20 +320,21 @@ static void tell_output(struct sl_worker *w, struct sl_text *text, uint64_t now_
 static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     const bool took_prompt = !text->job.decodes;
-    uint32_t n_left;
 
     atomic_store(&text->ticket->n_part_tokens, 0);
     if (took_prompt)
         atomic_fetch_add(&text->ticket->n_done_tokens,
                          text->session->kv->n_tokens - text->n_step_tokens);
     tell_output(w, text, now_ns);
-    n_left = sl_generation_tokens_left(text->generation);
-    if (n_left == 0) {
+    if (text->session->next_mark > 0 && text->session->next_mark == text->session->kv->n_tokens)
+        sl_session_keep_mark(text->session);
+    set_left(w, text);
+    /* Of a prompt that nobody waits for the last token is left: what follows it is not wanted. */
+    if (sl_generation_tokens_left(text->generation) == 0 ||
+        (text->job.has_no_reader && sl_generation_tokens_left(text->generation) == 1)) {
         end_text(w, text);
         return;
     }
-    sl_scheduler_set_left(&w->scheduler, &text->job, n_left,
-                          text->session->kv->n_tokens >= text->n_tokens);
     text->ticket->notify(text->ticket->owner);
 }
 

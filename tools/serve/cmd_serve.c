@@ -14,6 +14,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/size.h"
+#include "core/text/chat_format.h"
 #include "daemon/http/routes.h"
 #include "daemon/http/listen_socket.h"
 #include "daemon/http/service_manager.h"
@@ -41,7 +42,7 @@ enum {
     OPTION_KEY_FILE,
     OPTION_OTHER_NAME,
     OPTION_PROFILE,
-    OPTION_SESSIONS,
+    OPTION_PARALLEL,
     OPTION_SMALL_STEP,
     OPTION_QUEUE,
     OPTION_MAX_BODY,
@@ -94,8 +95,8 @@ static error_t parse_serving(int key, char *value, struct argp_state *state)
     struct command *command = state->input;
 
     switch (key) {
-    case OPTION_SESSIONS:
-        command->work.n_sessions = sl_parse_count(state, "--sessions", value, 4096);
+    case OPTION_PARALLEL:
+        command->work.n_texts_max = sl_parse_count(state, "--parallel", value, 4096);
         return 0;
     case OPTION_SMALL_STEP:
         command->options.small_step_tokens = sl_parse_count(state, "--small-step", value, 65536);
@@ -182,10 +183,10 @@ static const struct argp_option options[] = {
      "another name of the model, for clients that insist on one; may be given several times", 0},
     {"profile", OPTION_PROFILE, "v4-preview|v4-0731", 0,
      "the chat format (default: what the model's folder says, as inspect shows)", 0},
-    {"sessions", OPTION_SESSIONS, "N", 0, "texts that are made at a time (default 8)", 0},
+    {"parallel", OPTION_PARALLEL, "N", 0, "texts that are made at a time (default 64)", 0},
     {"small-step", OPTION_SMALL_STEP, "TOKENS", 0,
      "most tokens of a step for those who wait for the next one (default 256)", 0},
-    {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for a session (default 64)", 0},
+    {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for their turn (default 64)", 0},
     {"max-body", OPTION_MAX_BODY, "SIZE", 0, "the largest request (default 64M)", 0},
     {"grace", OPTION_GRACE, "SECONDS", 0,
      "that requests under way are given when the server is to end (default 10)", 0},
@@ -263,7 +264,8 @@ static int choose_sizes(struct command *command, struct sl_err *err)
                           o->context_tokens);
     if (o->small_step_tokens == 0)
         o->small_step_tokens = 256;
-    o->n_sequences = command->work.n_sessions;
+    o->n_sequences = command->work.n_texts_max;
+    o->kv_share = o->kv_bytes == 0;
     o->other_bytes = BODY_COPIES * body_bytes + (uint64_t)CONNECTIONS_MAX * CONNECTION_BYTES;
     command->work.context_tokens = o->context_tokens;
     return 0;
@@ -332,6 +334,7 @@ static int open_sockets(struct command *command, struct sl_err *err)
 static int prepare(struct command *command, struct sl_err *err)
 {
     const char *note;
+    uint32_t turn_token;
     int rc;
 
     if ((rc = sl_serve_log_open(&command->log, command->log_json, command->quiet, command->trace,
@@ -345,6 +348,9 @@ static int prepare(struct command *command, struct sl_err *err)
         return rc;
     for (size_t i = 0; (note = sl_tokenizer_note(command->tok, i)); i++)
         fprintf(stderr, "note: %s\n", note);
+    command->work.turn_token = -1;
+    if (sl_tokenizer_find(command->tok, SL_CHAT_USER, &turn_token) == 0)
+        command->work.turn_token = (int32_t)turn_token;
     return open_sockets(command, err);
 }
 
@@ -562,7 +568,7 @@ int sl_cmd_serve(int argc, char **argv)
                "and what goes with them, as OpenAI's clients ask for them.",
         .children = children};
     struct command command = {.grace_s = 10,
-                              .work = {.n_sessions = 8,
+                              .work = {.n_texts_max = 64,
                                        .queue_max = 64,
                                        .keep_prompt_ns = 60 * NS_PER_S,
                                        .with_hot_list = true},
