@@ -9,6 +9,8 @@
 #include "core/base/file.h"
 #include "storage/io/checksum.h"
 
+_Static_assert(SL_EXPERT_FP4 == 0 && SL_EXPERT_FP8 == 1, "written as numbers");
+
 #define VERSION 1u
 #define HEADER_BYTES 40u
 #define END_BYTES 20u
@@ -25,7 +27,8 @@ uint64_t sl_trace_expert_bytes(const struct sl_trace_shape *shape)
 {
     uint64_t weights = 3 * (uint64_t)shape->hidden_size * shape->moe_intermediate_size;
 
-    return weights / 2 + weights / 32;
+    return shape->expert_dtype == SL_EXPERT_FP8 ? weights + weights / (128 * 128) * sizeof(float)
+                                                : weights / 2 + weights / 32;
 }
 
 /* ---- writing -----------------------------------------------------------------------------------
@@ -75,7 +78,7 @@ int sl_trace_writer_create(struct sl_trace_writer **ret_writer, FILE *stream,
     put_number(writer, shape->n_per_token, 4);
     put_number(writer, shape->hidden_size, 4);
     put_number(writer, shape->moe_intermediate_size, 4);
-    put_number(writer, 0, 4);
+    put_number(writer, shape->expert_dtype, 4);
     *ret_writer = writer;
     return 0;
 }
@@ -136,7 +139,7 @@ static uint64_t get_number(struct input *in, uint32_t n_bytes)
 
 static int get_header(struct input *in, struct sl_trace_shape *shape, struct sl_err *err)
 {
-    uint32_t version;
+    uint32_t version, dtype;
 
     if (in->size < HEADER_BYTES + END_BYTES || memcmp(in->bytes, magic, sizeof(magic)) != 0)
         return sl_err_set(err, -SL_EFORMAT, "%s: not a trace", in->where);
@@ -151,7 +154,9 @@ static int get_header(struct input *in, struct sl_trace_shape *shape, struct sl_
     shape->n_per_token = (uint32_t)get_number(in, 4);
     shape->hidden_size = (uint32_t)get_number(in, 4);
     shape->moe_intermediate_size = (uint32_t)get_number(in, 4);
-    if (get_number(in, 4) != 0 || shape->num_hidden_layers == 0 ||
+    dtype = (uint32_t)get_number(in, 4);
+    shape->expert_dtype = dtype == SL_EXPERT_FP8 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+    if (dtype > SL_EXPERT_FP8 || shape->num_hidden_layers == 0 ||
         shape->num_hidden_layers > SL_TRACE_LAYERS_MAX ||
         shape->num_hash_layers > shape->num_hidden_layers || shape->n_routed_experts > 65536 ||
         shape->n_per_token == 0 || shape->n_per_token > SL_TRACE_PER_TOKEN_MAX ||

@@ -4,7 +4,7 @@
  * each token the experts that it was routed to; not what was in the cache. So the same trace can be
  * replayed with any cache, policy and segment (cache/cache_replay.h). Files are little-endian:
  *
- *     header   "SLTRACE" and a zero byte; version, then the sizes below, then zero: 8 x u32
+ *     header   "SLTRACE" and a zero byte; version, then what is below (0: FP4, 1: FP8): 8 x u32
  *     steps    u32 n_tokens, at least 1; (n_layers, n_tokens, n_per_token) experts, ascending for
  *              each token: u8 where the model has no more than 256, else u16
  *     end      u32 zero; u64 tokens of all steps; u64 XXH3 of all bytes before it
@@ -18,6 +18,7 @@
 #include <stdio.h>
 
 #include "core/base/err.h"
+#include "core/model/expert_key.h"
 
 #define SL_TRACE_LAYERS_MAX 1024u
 #define SL_TRACE_PER_TOKEN_MAX 64u
@@ -30,6 +31,7 @@ struct sl_trace_shape {
     uint32_t n_per_token;
     uint32_t hidden_size;
     uint32_t moe_intermediate_size;
+    enum sl_expert_dtype expert_dtype;
 };
 
 /* ---- writing -----------------------------------------------------------------------------------

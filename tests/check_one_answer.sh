@@ -77,4 +77,31 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
         fail "$name: other tokens have another answer"
     fi
 done
+# FP8 experts and float32 scales, from a checkpoint and from stores of it.
+few=("--threads 1 --segment 1 --cache min --prefetch gate" "--threads 3 --segment 7" "--isa ref")
+for isa in avx2 avx512 neon; do
+    if grep -q "$isa" /proc/cpuinfo || [ "$isa $(uname -m)" = "neon aarch64" ]; then
+        few+=("--isa $isa --threads 2")
+    fi
+done
+of_store() { # hash store flags...
+    local want=$1 store=$2
+
+    shift 2
+    "$sluice" logits "$store" --tokens "$case/tokens.txt" --out "$scratch/logits.npy" "$@" \
+        >/dev/null && [ "$(sha256sum <"$scratch/logits.npy")" = "$want" ]
+}
+if case=$("$python" tests/oracle/make_case.py tests/oracle/configs/tiny-flash.json build/oracle \
+    --tokens 100 --format base --scales any --no-expert-dtype) && plain=$(logits "$sluice"); then
+    for variant in "${few[@]}"; do
+        # shellcheck disable=SC2086
+        check "base $variant" same "$plain" "$sluice" $variant
+    done
+    check "base is packed" "$sluice" pack "$case/checkpoint" "$scratch/plain"
+    check "base, a store" of_store "$plain" "$scratch/plain" --cache min --segment 1
+    check "base is packed and compressed" "$sluice" pack --compress "$case/checkpoint" "$scratch/small"
+    check "base, a compressed store" of_store "$plain" "$scratch/small" --segment 7
+else
+    fail "base: a plain run"
+fi
 tap_end

@@ -39,6 +39,10 @@ for config in "$configs"/[!v]*.json; do
         check "$name is a checkpoint" "$python" "$judge" "$scratch/$name" --tokens $tokens
 done
 
+check "tiny-flash is written as a base model" "$sluice" synth "$configs/tiny-flash.json" "$scratch/base" --format base &&
+    check "the base model is a checkpoint" "$python" "$judge" "$scratch/base" --tokens 100
+refuses "a format that there is not" 2 "instruct or base" "$configs/tiny-flash.json" "$scratch/x" --format fp8
+
 "$sluice" synth "$configs/tiny-flash.json" "$scratch/same" >/dev/null
 "$sluice" synth "$configs/tiny-flash.json" "$scratch/other" --seed 2 >/dev/null
 if [ "$(digest "$scratch/tiny-flash")" = "$(digest "$scratch/same")" ]; then

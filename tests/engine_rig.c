@@ -90,6 +90,18 @@ static bool is_in_draft_shard(const struct engine_rig *m, const char *tensor_nam
     return has_dspark(m) && strncmp(tensor_name, "mtp.", 4) == 0;
 }
 
+static void add_experts(const struct engine_rig *m, struct fixture_list *list, const char *block)
+{
+    const struct sl_config *c = &m->config;
+
+    if (c->expert_dtype == SL_EXPERT_FP8)
+        fixture_add_fp8_experts(list, block, c->n_routed_experts, c->hidden_size,
+                                c->moe_intermediate_size, SL_DTYPE_F32);
+    else
+        fixture_add_experts(list, block, c->n_routed_experts, c->hidden_size,
+                            c->moe_intermediate_size);
+}
+
 /* Headers first, with holes for data. */
 static void write_headers(const struct engine_rig *m)
 {
@@ -108,9 +120,7 @@ static void write_headers(const struct engine_rig *m)
     }
     for (uint32_t i = 0; i < n_blocks; i++) {
         block_of(&m->config, i, block);
-        fixture_add_experts(is_in_draft_shard(m, block) ? &draft : &list, block,
-                            m->config.n_routed_experts, m->config.hidden_size,
-                            m->config.moe_intermediate_size);
+        add_experts(m, is_in_draft_shard(m, block) ? &draft : &list, block);
     }
     fixture_write_shard(m->folder, SHARD, &list, true);
     if (draft.count > 0)
@@ -136,12 +146,12 @@ static void write_tensor(const struct sl_checkpoint *checkpoint, int fd, const c
 static void write_expert(const struct engine_rig *m, const struct sl_checkpoint *checkpoint, int fd,
                          struct sl_expert_key key)
 {
-    uint8_t codes[128 * 128 / 2], scales[128 * 128 / 32];
+    uint8_t codes[128 * 128], scales[128 * 128 / 32];
     char block[32], name[96];
 
     sl_assert(m->config.hidden_size == 128 && m->config.moe_intermediate_size == 128);
     for (int matrix = 0; matrix < SL_EXPERT_MATRICES; matrix++) {
-        fixture_experts_raw(&m->experts, &m->config, key, matrix, codes, scales);
+        fixture_experts_raw(&m->experts, key, matrix, codes, scales);
         snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.weight",
                  block_of(&m->config, key.layer_index, block), key.expert_index, matrix + 1);
         write_tensor(checkpoint, fd, name, codes);
@@ -243,13 +253,14 @@ static void answer(struct engine_rig *m)
     sl_pool_destroy(compute.pool);
 }
 
-static int create(void **state, bool dspark)
+static int create(void **state, bool dspark, enum sl_expert_dtype expert_dtype)
 {
     struct engine_rig *m = calloc(1, sizeof(*m));
     uint64_t random = 17;
 
     sl_assert(m);
     fixture_config(&m->config);
+    m->config.expert_dtype = expert_dtype;
     if (dspark)
         fixture_config_dspark(&m->config);
     m->draft = dspark ? NULL : &fixture_mtp;
@@ -259,6 +270,7 @@ static int create(void **state, bool dspark)
         m->tokens[i] = (int32_t)fixture_below(&random, m->config.vocab_size);
     fixture_folder_create(m->folder);
     write_checkpoint(m);
+    m->slot_bytes = sl_packed_expert_bytes(&m->experts.shape);
     m->row_bytes = m->config.vocab_size * sizeof(float);
     m->logits_bytes = TOKENS * m->row_bytes;
     m->logits = calloc(1, m->logits_bytes);
@@ -271,12 +283,17 @@ static int create(void **state, bool dspark)
 
 int engine_rig_create(void **state)
 {
-    return create(state, false);
+    return create(state, false, SL_EXPERT_FP4);
 }
 
 int engine_rig_create_dspark(void **state)
 {
-    return create(state, true);
+    return create(state, true, SL_EXPERT_FP4);
+}
+
+int engine_rig_create_fp8(void **state)
+{
+    return create(state, false, SL_EXPERT_FP8);
 }
 
 int engine_rig_destroy(void **state)

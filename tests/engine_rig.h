@@ -13,9 +13,8 @@
 #include "tests/io_fault.h"
 
 #define ENGINE_RIG_TOKENS 40u
-#define ENGINE_RIG_EXPERTS 40u                      /* the MTP block's included */
-#define ENGINE_RIG_SLOTS_MIN 15u                    /* likewise */
-#define ENGINE_RIG_SLOT_BYTES (3 * UINT64_C(12288)) /* matrices of 8,704 bytes */
+#define ENGINE_RIG_EXPERTS 40u   /* the MTP block's included */
+#define ENGINE_RIG_SLOTS_MIN 15u /* likewise */
 
 struct engine_rig {
     char folder[FIXTURE_PATH_BYTES]; /* the checkpoint; all below it goes with the rig */
@@ -24,6 +23,7 @@ struct engine_rig {
     struct fixture_weights source;
     struct fixture_experts experts;
     int32_t tokens[ENGINE_RIG_TOKENS];
+    uint64_t slot_bytes;
     float *logits, *mtp_logits; /* (ENGINE_RIG_TOKENS, vocab_size) */
     size_t row_bytes, logits_bytes;
 };
@@ -36,6 +36,9 @@ int engine_rig_destroy(void **state);
  * ENGINE_RIG_DRAFT_SHARD; there are no mtp_logits,. */
 #define ENGINE_RIG_DRAFT_SHARD "draft.safetensors"
 int engine_rig_create_dspark(void **state);
+
+/* The same as a base model: FP8 experts and float32 scales, which config.json does not tell. */
+int engine_rig_create_fp8(void **state);
 
 /* The checkpoint at the least cache there is, two sequences, reads through pread threads
  * without a probe of the drive. */

@@ -64,6 +64,23 @@ void fixture_add_experts(struct fixture_list *list, const char *prefix, uint32_t
     }
 }
 
+void fixture_add_fp8_experts(struct fixture_list *list, const char *prefix, uint32_t n_experts,
+                             uint64_t hidden_size, uint64_t moe_intermediate_size,
+                             enum sl_dtype scale_dtype)
+{
+    for (uint32_t e = 0; e < n_experts; e++) {
+        for (uint32_t w = 1; w <= 3; w++) {
+            uint64_t rows = w == 2 ? hidden_size : moe_intermediate_size;
+            uint64_t cols = w == 2 ? moe_intermediate_size : hidden_size;
+
+            fixture_add(list, SL_DTYPE_F8_E4M3, rows, cols, "%s.ffn.experts.%u.w%u.weight", prefix,
+                        e, w);
+            fixture_add(list, scale_dtype, rows / 128, cols / 128, "%s.ffn.experts.%u.w%u.scale",
+                        prefix, e, w);
+        }
+    }
+}
+
 void fixture_fini(struct fixture_list *list)
 {
     free(list->tensors);

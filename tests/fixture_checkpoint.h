@@ -34,6 +34,11 @@ void fixture_add(struct fixture_list *list, enum sl_dtype dtype, uint64_t rows, 
 void fixture_add_experts(struct fixture_list *list, const char *prefix, uint32_t n_experts,
                          uint64_t hidden_size, uint64_t moe_intermediate_size);
 
+/* Likewise of FP8 experts, with scales of this dtype. */
+void fixture_add_fp8_experts(struct fixture_list *list, const char *prefix, uint32_t n_experts,
+                             uint64_t hidden_size, uint64_t moe_intermediate_size,
+                             enum sl_dtype scale_dtype);
+
 /* Empties the list. */
 void fixture_fini(struct fixture_list *list);
 

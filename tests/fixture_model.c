@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/size.h"
 #include "core/kernels/r16.h"
 
 #define WEIGHTS_MAX 512u
@@ -182,8 +183,10 @@ static void add_fp8(struct fixture_weights *weights, uint64_t rows, uint64_t col
                     const char *prefix, const char *name)
 {
     add(weights, (struct range){SL_DTYPE_F8_E4M3, -2, 2}, rows, cols, "%s%s.weight", prefix, name);
-    add(weights, (struct range){SL_DTYPE_F8_E8M0, -4.9f, -2}, (rows + 127) / 128, cols / 128,
-        "%s%s.scale", prefix, name);
+    add(weights,
+        weights->f32_scales ? (struct range){SL_DTYPE_F32, 0x1p-4f, 0x1p-2f}
+                            : (struct range){SL_DTYPE_F8_E8M0, -4.9f, -2},
+        (rows + 127) / 128, cols / 128, "%s%s.scale", prefix, name);
 }
 
 static void add_hc(struct fixture_weights *weights, const struct sl_config *c, uint64_t rows,
@@ -304,7 +307,8 @@ void fixture_weights_init(struct fixture_weights *weights, const struct sl_confi
     const uint64_t hidden = config->hidden_size;
     char prefix[32];
 
-    *weights = (struct fixture_weights){.source = {&ops}, .random = seed};
+    *weights = (struct fixture_weights){
+        .source = {&ops}, .random = seed, .f32_scales = config->expert_dtype == SL_EXPERT_FP8};
     weights->list = allocate(WEIGHTS_MAX, sizeof(*weights->list));
     add(weights, (struct range){SL_DTYPE_BF16, -1, 1}, config->vocab_size, hidden, "embed.weight");
     add(weights, plain, config->vocab_size, hidden, "head.weight");
@@ -356,6 +360,16 @@ static struct fixture_weight *scales_of(struct fixture_weights *weights,
     return fixture_weights_find(weights, name);
 }
 
+static float scale_value(const struct fixture_weight *scales, uint64_t i)
+{
+    float value;
+
+    if (scales->info.dtype == SL_DTYPE_F8_E8M0)
+        return sl_exp2i(scales->data[i] - (int)SL_E8M0_BIAS);
+    memcpy(&value, scales->data + 4 * i, 4);
+    return value;
+}
+
 float fixture_weights_value(struct fixture_weights *weights, const struct fixture_weight *weight,
                             uint64_t i)
 {
@@ -373,9 +387,8 @@ float fixture_weights_value(struct fixture_weights *weights, const struct fixtur
     default:
         sl_assert(weight->info.dtype == SL_DTYPE_F8_E4M3);
         return sl_e4m3_to_f32(weight->data[i]) *
-               sl_exp2i(scales_of(weights, weight)
-                            ->data[i / cols / 128 * (cols / 128) + i % cols / 128] -
-                        (int)SL_E8M0_BIAS);
+               scale_value(scales_of(weights, weight),
+                           i / cols / 128 * (cols / 128) + i % cols / 128);
     }
 }
 
@@ -588,35 +601,44 @@ static void source_forget(struct sl_expert_source *source)
     e->n_forgotten++;
 }
 
-void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
-                         struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales)
+struct sl_expert_rows fixture_experts_raw(const struct fixture_experts *experts,
+                                          struct sl_expert_key key, int matrix, uint8_t *codes,
+                                          uint8_t *scales)
 {
-    const size_t count = (size_t)config->hidden_size * config->moe_intermediate_size;
+    const bool fp8 = experts->shape.expert_dtype == SL_EXPERT_FP8;
+    const struct sl_expert_rows rows = {codes, scales, fp8 ? SL_DTYPE_F32 : SL_DTYPE_F8_E8M0};
+    const size_t n_codes = sl_expert_codes_bytes(&experts->shape, matrix);
+    const size_t n_scales = sl_expert_scales_bytes(&experts->shape, matrix, rows.scale_dtype);
     uint64_t random =
         experts->seed +
         (key.layer_index * experts->n_experts + key.expert_index) * SL_EXPERT_MATRICES +
         (uint64_t)matrix;
 
     random = fixture_random(&random);
-    for (size_t i = 0; i < count / 2; i++)
-        codes[i] = (uint8_t)(fixture_random(&random) >> 32);
-    for (size_t i = 0; i < count / SL_FP4_BLOCK_COLS; i++)
+    for (size_t i = 0; i < n_codes; i++) /* e4m3 below 2 */
+        codes[i] = (uint8_t)(fixture_random(&random) >> 32) & (fp8 ? 0xbf : 0xff);
+    for (size_t i = 0; i < n_scales && !fp8; i++)
         scales[i] = (uint8_t)(SL_E8M0_BIAS - 6 + fixture_below(&random, 3));
+    for (size_t i = 0; i < n_scales && fp8; i += sizeof(float)) {
+        const float scale = between(&random, 0x1p-6f, 0x1p-4f);
+
+        memcpy(scales + i, &scale, sizeof(scale));
+    }
+    return rows;
 }
 
-static void pack_expert(struct fixture_experts *e, const struct sl_config *c, uint32_t index,
-                        uint8_t *codes, uint8_t *scales)
+static void pack_expert(struct fixture_experts *e, uint32_t index, uint8_t *codes, uint8_t *scales)
 {
     const struct sl_expert_key key = {(uint16_t)(index / e->n_experts),
                                       (uint16_t)(index % e->n_experts)};
 
     for (int m = 0; m < SL_EXPERT_MATRICES; m++) {
-        uint32_t rows = m == SL_EXPERT_W2 ? c->hidden_size : c->moe_intermediate_size;
-        uint32_t cols = m == SL_EXPERT_W2 ? c->moe_intermediate_size : c->hidden_size;
+        const struct sl_expert_rows rows = fixture_experts_raw(e, key, m, codes, scales);
+        int rc = sl_expert_pack(&e->shape, m, &rows, 0,
+                                sl_expert_matrix_rows(&e->shape, m) / SL_R16_ROWS,
+                                e->tiles + index * e->offset_bytes[3] + e->offset_bytes[m]);
 
-        fixture_experts_raw(e, c, key, m, codes, scales);
-        sl_assert(sl_r16_pack_fp4(cols, 0, rows / SL_R16_ROWS, codes, scales,
-                                  e->tiles + index * e->offset_bytes[3] + e->offset_bytes[m]) == 0);
+        sl_assert(rc == 0);
     }
 }
 
@@ -640,19 +662,20 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
         .pins_limit = pins_limit,
         .seed = seed,
         .random = seed,
+        .shape = sl_expert_shape_of(config, config->num_nextn_predict_layers),
         .n_layers = config->num_hidden_layers + config->num_nextn_predict_layers,
         .n_experts = config->n_routed_experts,
         .n_hash_layers = config->num_hash_layers,
     };
-    e->offset_bytes[1] = inter / SL_R16_ROWS * sl_r16_fp4_tile_bytes(hidden);
-    e->offset_bytes[2] = e->offset_bytes[1] + hidden / SL_R16_ROWS * sl_r16_fp4_tile_bytes(inter);
-    e->offset_bytes[3] = e->offset_bytes[2] + e->offset_bytes[1];
+    for (int m = 0; m < SL_EXPERT_MATRICES; m++) /* each aligned to 64 bytes */
+        e->offset_bytes[m + 1] =
+            sl_round_up(e->offset_bytes[m] + sl_expert_matrix_bytes(&e->shape, m), 64);
     total = (size_t)e->n_layers * e->n_experts;
     e->tiles = allocate(total, e->offset_bytes[3]);
     codes = allocate(hidden * inter, 1);
     scales = allocate(hidden * inter, 1);
     for (uint32_t i = 0; i < total; i++)
-        pack_expert(e, config, i, codes, scales);
+        pack_expert(e, i, codes, scales);
     free(codes);
     free(scales);
     e->slots = allocate(pins_limit, sizeof(*e->slots));

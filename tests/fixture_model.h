@@ -13,6 +13,7 @@
 
 #include "core/model/config.h"
 #include "core/model/draft.h"
+#include "core/model/expert_pack.h"
 #include "core/model/expert_source.h"
 #include "core/model/weight_source.h"
 
@@ -44,13 +45,15 @@ struct fixture_weights {
     struct fixture_weight *list; /* every dense tensor of the model */
     uint32_t count;
     uint64_t random;
+    bool f32_scales;
 
     uint64_t fail_nth; /* the nth read() from now on fails with -EIO; 0: none */
     uint64_t n_reads;
 };
 
 /* As in the release: FP8 linears, BF16 router, compressors and norms, and the draft that the config
- * tells. Borrows nothing. */
+ * tells. Where its experts are FP8, scales are float32, as the base models have them. Borrows
+ * nothing. */
 void fixture_weights_init(struct fixture_weights *weights, const struct sl_config *config,
                           uint64_t seed);
 void fixture_weights_fini(struct fixture_weights *weights);
@@ -99,6 +102,7 @@ struct fixture_experts {
 
     /* Its own. */
     uint64_t seed;
+    struct sl_expert_shape shape;
     uint32_t n_layers, n_experts, n_hash_layers;
     uint8_t *tiles; /* (layers, n_routed_experts) packed experts */
     uint64_t offset_bytes[SL_EXPERT_MATRICES + 1];
@@ -117,10 +121,11 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
                           uint32_t pins_limit, uint64_t seed);
 void fixture_experts_fini(struct fixture_experts *experts);
 
-/* One matrix of an expert as a checkpoint has it: codes (rows, cols / 2) and scales (rows, cols /
- * 32), of 2^-6 to 2^-4. `matrix` is one of enum sl_expert_matrix. */
-void fixture_experts_raw(const struct fixture_experts *experts, const struct sl_config *config,
-                         struct sl_expert_key key, int matrix, uint8_t *codes, uint8_t *scales);
+/* One matrix of an expert as a checkpoint has it: codes and scales of 2^-6 to 2^-4, E8M0 where the
+ * experts are FP4, and F32 where they are FP8. `matrix` is one of enum sl_expert_matrix. */
+struct sl_expert_rows fixture_experts_raw(const struct fixture_experts *experts,
+                                          struct sl_expert_key key, int matrix, uint8_t *codes,
+                                          uint8_t *scales);
 
 #define FIXTURE_EXPERT_FAILURE "the fixture's expert source failed as told"
 

@@ -50,48 +50,57 @@ static uint8_t value(enum kind kind, uint64_t at, uint64_t random)
     return kind == ZEROS ? 0 : (uint8_t)random;
 }
 
-static uint8_t *filled_record(const struct sl_expert_shape *shape, enum kind kind)
+static void fill_record(const struct fixture *f, enum kind kind)
 {
-    uint64_t random = 11, record_bytes = sl_packed_expert_bytes(shape);
-    uint8_t *record = calloc(1, record_bytes);
+    uint64_t random = 11;
 
-    assert_non_null(record);
     for (int m = 0; m < SL_EXPERT_MATRICES; m++) {
-        uint8_t *tiles = record + sl_expert_matrix_offset_bytes(shape, m);
+        uint8_t *tiles = f->record + sl_expert_matrix_offset_bytes(&f->shape, m);
 
-        for (uint64_t i = 0; i < sl_expert_matrix_bytes(shape, m); i++)
+        for (uint64_t i = 0; i < sl_expert_matrix_bytes(&f->shape, m); i++)
             tiles[i] = value(kind, i, io_fault_random(&random));
     }
-    return record;
 }
 
-static void open_fixture(struct fixture *f, const struct sl_expert_shape *shape, enum kind kind,
-                         struct sl_codec_gain *gain)
+/* With a record of zeros. */
+static void make_fixture(struct fixture *f, const struct sl_expert_shape *shape)
 {
-    struct sl_record_encoder *encoder = sl_record_encoder_create(shape);
-    uint8_t *room;
-
-    assert_non_null(encoder);
     f->shape = *shape;
     f->record_bytes = sl_packed_expert_bytes(shape);
-    f->record = filled_record(shape, kind);
-    room = malloc(f->record_bytes);
+    f->record = calloc(1, f->record_bytes);
     f->unpacked = malloc(f->record_bytes);
     f->marks = malloc(f->record_bytes);
     assert_int_equal(
         posix_memalign((void **)&f->decoder_memory, 64, sl_record_decoder_bytes(shape)), 0);
-    assert_true(room && f->unpacked && f->marks);
+    assert_true(f->record && f->unpacked && f->marks);
     memset(f->marks, MARK, f->record_bytes);
+    f->decoder = sl_record_decoder_init(f->decoder_memory);
+}
+
+static void compress_fixture(struct fixture *f, struct sl_codec_gain *gain)
+{
+    struct sl_record_encoder *encoder = sl_record_encoder_create(&f->shape);
+    uint8_t *room = malloc(f->record_bytes);
+    struct sl_codec_gain again = {0};
+
+    assert_true(encoder && room);
     f->stored_bytes = sl_record_compress(encoder, f->record, room, gain);
     f->stored = malloc(f->stored_bytes + 1);
     assert_non_null(f->stored);
     memcpy(f->stored, room, f->stored_bytes);
     memset(room, MARK, f->record_bytes);
-    assert_int_equal(sl_record_compress(encoder, f->record, room, gain), f->stored_bytes);
+    assert_int_equal(sl_record_compress(encoder, f->record, room, &again), f->stored_bytes);
     assert_memory_equal(f->stored, room, f->stored_bytes); /* the same again */
     free(room);
     sl_record_encoder_destroy(encoder);
-    f->decoder = sl_record_decoder_init(f->decoder_memory);
+}
+
+static void open_fixture(struct fixture *f, const struct sl_expert_shape *shape, enum kind kind,
+                         struct sl_codec_gain *gain)
+{
+    make_fixture(f, shape);
+    fill_record(f, kind);
+    compress_fixture(f, gain);
 }
 
 static void close_fixture(struct fixture *f)
@@ -103,23 +112,51 @@ static void close_fixture(struct fixture *f)
     free(f->decoder_memory);
 }
 
-/* Unpacks a chunk into a record of marks, and looks at the bytes beside its place. */
+/* A run of a record's bytes. */
+struct place {
+    uint64_t offset_bytes, size_bytes;
+};
+
+/* A chunk's two places, in the order in which they lie; FP4 has one, and the other is empty. */
+static void places_of(const struct sl_record_chunk *chunk, struct place ret_places[2])
+{
+    ret_places[0] = (struct place){chunk->codes_offset_bytes, chunk->codes_bytes};
+    ret_places[1] = (struct place){chunk->scales_offset_bytes, chunk->scales_bytes};
+    if (chunk->n_groups > 0) {
+        ret_places[0].size_bytes += chunk->scales_bytes;
+        ret_places[1] = (struct place){chunk->codes_offset_bytes + ret_places[0].size_bytes, 0};
+    }
+}
+
+/* Unpacks a chunk into a record of marks, and looks at the bytes beside its places. */
 static bool unpack_watched(struct fixture *f, const struct sl_record_chunk *chunk)
 {
-    uint64_t end_bytes = chunk->codes_offset_bytes + (uint64_t)chunk->n_groups * SL_FP4_GROUP_BYTES;
+    uint64_t at_bytes = 0;
+    struct place places[2];
     bool ok;
 
     memset(f->unpacked, MARK, f->record_bytes);
     ok = sl_record_unpack(f->decoder, chunk, f->unpacked);
-    assert_memory_equal(f->unpacked, f->marks, chunk->codes_offset_bytes);
-    assert_memory_equal(f->unpacked + end_bytes, f->marks, f->record_bytes - end_bytes);
+    places_of(chunk, places);
+    for (int i = 0; i < 2; i++) {
+        assert_true(places[i].offset_bytes >= at_bytes);
+        assert_memory_equal(f->unpacked + at_bytes, f->marks, places[i].offset_bytes - at_bytes);
+        at_bytes = places[i].offset_bytes + places[i].size_bytes;
+    }
+    assert_memory_equal(f->unpacked + at_bytes, f->marks, f->record_bytes - at_bytes);
     return ok;
 }
 
 static bool is_chunk_right(const struct fixture *f, const struct sl_record_chunk *chunk)
 {
-    return memcmp(f->unpacked + chunk->codes_offset_bytes, f->record + chunk->codes_offset_bytes,
-                  (size_t)chunk->n_groups * SL_FP4_GROUP_BYTES) == 0;
+    struct place places[2];
+
+    places_of(chunk, places);
+    for (int i = 0; i < 2; i++)
+        if (memcmp(f->unpacked + places[i].offset_bytes, f->record + places[i].offset_bytes,
+                   places[i].size_bytes) != 0)
+            return false;
+    return true;
 }
 
 static void test_there_and_back(void **state)
@@ -160,6 +197,54 @@ static void test_there_and_back(void **state)
         assert_int_equal(fault_alloc_total_count(), n_allocations);
         assert_int_equal(n_groups * SL_FP4_GROUP_BYTES,
                          3 * sl_expert_matrix_bytes(&shape, SL_EXPERT_W1));
+        close_fixture(&f);
+    }
+}
+
+/* FP8: codes that become frames and others, scales that do and others, in every mixture; chunks of
+ * one block of rows, of four, and what is left. All parts of all chunks together are the record. */
+static void test_fp8_there_and_back(void **state)
+{
+    static const uint32_t sides[][2] = {{256, 128}, {1152, 640}, {128, 1152}};
+
+    (void)state;
+    for (uint32_t i = 0; i < 12; i++) {
+        struct sl_expert_shape shape = {.num_hidden_layers = 1,
+                                        .n_routed_experts = 1,
+                                        .hidden_size = sides[i / 4][0],
+                                        .moe_intermediate_size = sides[i / 4][1],
+                                        .expert_dtype = SL_EXPERT_FP8};
+        const bool plain_codes = i % 2, plain_scales = i / 2 % 2;
+        uint64_t random = i, n_bytes = 0, wanted_bytes = 0;
+        struct sl_record_index index;
+        struct sl_codec_gain gain = {0};
+        struct fixture f;
+
+        make_fixture(&f, &shape);
+        for (int m = 0; m < SL_EXPERT_MATRICES; m++) {
+            uint8_t *matrix = f.record + sl_expert_matrix_offset_bytes(&shape, m);
+            const uint64_t codes_bytes = sl_expert_tiles_bytes(&shape, m);
+
+            wanted_bytes += sl_expert_matrix_bytes(&shape, m);
+            for (uint64_t k = 0; k < sl_expert_matrix_bytes(&shape, m); k++)
+                matrix[k] = (k < codes_bytes ? plain_codes && m == SL_EXPERT_W3 : plain_scales)
+                                ? (uint8_t)io_fault_random(&random)
+                                : (uint8_t)m;
+        }
+        compress_fixture(&f, &gain);
+        assert_in_range(f.stored_bytes, 1, f.record_bytes - 1);
+        assert_true(sl_record_index_read(&index, &shape, f.stored, f.stored_bytes));
+        for (uint32_t k = index.n_chunks; k-- > 0;) {
+            const struct sl_record_chunk *chunk = &index.chunks[k];
+
+            assert_true(unpack_watched(&f, chunk));
+            assert_true(is_chunk_right(&f, chunk));
+            n_bytes += chunk->codes_bytes + chunk->scales_bytes;
+            assert_int_equal(chunk->codes_stored_bytes < chunk->codes_bytes,
+                             !(plain_codes && chunk->matrix == SL_EXPERT_W3));
+        }
+        assert_int_equal(n_bytes, wanted_bytes);
+        assert_int_equal(gain.codes_bytes + gain.scales_bytes, wanted_bytes);
         close_fixture(&f);
     }
 }
@@ -268,9 +353,9 @@ static void test_record_cut(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_there_and_back),    cmocka_unit_test(test_noise_stays_as_it_is),
-        cmocka_unit_test(test_every_bit_flipped), cmocka_unit_test(test_every_frame_cut),
-        cmocka_unit_test(test_record_cut),
+        cmocka_unit_test(test_there_and_back),       cmocka_unit_test(test_fp8_there_and_back),
+        cmocka_unit_test(test_noise_stays_as_it_is), cmocka_unit_test(test_every_bit_flipped),
+        cmocka_unit_test(test_every_frame_cut),      cmocka_unit_test(test_record_cut),
     };
 
     return cmocka_run_group_tests_name("codec", tests, NULL, NULL);

@@ -71,6 +71,23 @@ static void test_budget(void **state)
     expect_near(cost.drive_bytes, 366 * EXPERT_BYTES_PRO / 4);
 }
 
+/* The base models: twice the bytes, and multiplied as BF16. */
+static void test_fp8_experts(void **state)
+{
+    const struct sl_config pro = config_of("v4-pro"), base = config_of("v4-pro-base");
+    const struct sl_dense_cost none = {0};
+    const struct sl_cost_case one = {1, 1, 0, 0};
+    struct sl_cost cost, fp4;
+
+    (void)state;
+    assert_int_equal(sl_cost_expert_bytes(&base), 66084864);
+    fp4 = predict(&pro, &none, one);
+    cost = predict(&base, &none, one);
+    expect_near(cost.drive_bytes, 366 * 66084864.0); /* 24.2 GB */
+    expect_near(cost.multiplied.bf16 - fp4.multiplied.bf16, 366.0 * 3 * 7168 * 3072);
+    expect_near(fp4.multiplied.int8 - cost.multiplied.int8, 366.0 * 3 * 7168 * 3072);
+}
+
 static void test_distinct_experts(void **state)
 {
     (void)state;
@@ -189,13 +206,10 @@ static void test_head(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_budget),
-        cmocka_unit_test(test_distinct_experts),
-        cmocka_unit_test(test_published_curve),
-        cmocka_unit_test(test_dense_tensors),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_time_and_limit),
-        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_budget),           cmocka_unit_test(test_fp8_experts),
+        cmocka_unit_test(test_distinct_experts), cmocka_unit_test(test_published_curve),
+        cmocka_unit_test(test_dense_tensors),    cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_time_and_limit),   cmocka_unit_test(test_head),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -139,6 +139,87 @@ static void test_bad_experts(void **state)
     sl_checkpoint_close(checkpoint);
 }
 
+/* Writes the model's experts anew: FP8 with scales of these dtypes in the layer and in the MTP
+ * block. SL_DTYPE_I8 leaves FP4 there. */
+static void make_fp8(struct fixture_model *model, enum sl_dtype layer, enum sl_dtype mtp)
+{
+    const enum sl_dtype dtypes[] = {layer, mtp};
+    struct fixture_list *lists[] = {&model->first, &model->second};
+    FILE *index = fixture_index_begin(model->folder);
+
+    for (int i = 0; i < 2; i++) {
+        const char *block = i ? "mtp.0" : "layers.0",
+                   *shard = i ? FIXTURE_SHARD_2 : FIXTURE_SHARD_1;
+
+        fixture_fini(lists[i]);
+        if (dtypes[i] == SL_DTYPE_I8)
+            fixture_add_experts(lists[i], block, FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                                FIXTURE_MODEL_INTER);
+        else
+            fixture_add_fp8_experts(lists[i], block, FIXTURE_MODEL_EXPERTS, FIXTURE_MODEL_HIDDEN,
+                                    FIXTURE_MODEL_INTER, dtypes[i]);
+        fixture_write_shard(model->folder, shard, lists[i], false);
+        fixture_index_add(index, lists[i], shard);
+    }
+    fixture_index_end(index);
+}
+
+/* Whatever the config says, the first expert's tensors settle what all are. */
+static void test_tensors_settle_the_dtype(void **state)
+{
+    static const struct {
+        enum sl_dtype layer, mtp;
+        const char *says;
+    } cases[] = {
+        {SL_DTYPE_F32, SL_DTYPE_F32, NULL},
+        {SL_DTYPE_F8_E8M0, SL_DTYPE_F8_E8M0, NULL},
+        {SL_DTYPE_I8, SL_DTYPE_I8, NULL},
+        {SL_DTYPE_F32, SL_DTYPE_I8,
+         "mtp.0.ffn.experts.0.w1.weight\" is I8 [256, 64], expected F8_E4M3"},
+        {SL_DTYPE_I8, SL_DTYPE_F32,
+         "mtp.0.ffn.experts.0.w1.weight\" is F8_E4M3 [256, 128], expected I8"},
+        {SL_DTYPE_F32, SL_DTYPE_F8_E8M0,
+         "mtp.0.ffn.experts.0.w1.scale\" is F8_E8M0 [2, 1], expected F32"},
+        {SL_DTYPE_F8_E8M0, SL_DTYPE_F32,
+         "mtp.0.ffn.experts.0.w1.scale\" is F32 [2, 1], expected F8_E8M0"},
+        {SL_DTYPE_BF16, SL_DTYPE_BF16,
+         "layers.0.ffn.experts.0.w1.scale\" is BF16 [2, 1], expected F32"},
+    };
+    struct fixture_model *model = *state;
+
+    for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+        struct sl_expert_shape asked = shape;
+        struct sl_checkpoint *checkpoint;
+        struct sl_expert_map *map;
+        struct sl_err err = {0};
+        int rc;
+
+        asked.expert_dtype = i % 2 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+        make_fp8(model, cases[i / 2].layer, cases[i / 2].mtp);
+        assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+        rc = sl_expert_map_of_checkpoint(&map, checkpoint, &asked, &err);
+        if (cases[i / 2].says) {
+            assert_int_equal(rc, -SL_EFORMAT);
+            if (!strstr(err.message, cases[i / 2].says))
+                fail_msg("case %zu: %s", i, err.message);
+        } else {
+            const bool fp4 = cases[i / 2].layer == SL_DTYPE_I8;
+
+            assert_int_equal(rc, 0);
+            assert_int_equal(sl_expert_map_shape(map)->expert_dtype,
+                             fp4 ? SL_EXPERT_FP4 : SL_EXPERT_FP8);
+            assert_int_equal(sl_expert_map_scale_dtype(map),
+                             fp4 ? SL_DTYPE_F8_E8M0 : cases[i / 2].layer);
+            check_extent(
+                checkpoint,
+                &sl_expert_map_find(map, (struct sl_expert_key){1, 2})->scales[SL_EXPERT_W2],
+                "mtp.0.ffn.experts.2.w2.scale");
+            sl_expert_map_close(map);
+        }
+        sl_checkpoint_close(checkpoint);
+    }
+}
+
 /* One scale of one expert: of the wrong dtype, of the wrong shape, absent. */
 static void test_one_bad_expert_tensor(void **state)
 {
@@ -236,8 +317,11 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_MODEL(test_experts),       cmocka_unit_test(test_reads_are_merged_blocks),
-        WITH_MODEL(test_bad_experts),   WITH_MODEL(test_one_bad_expert_tensor),
+        WITH_MODEL(test_experts),
+        cmocka_unit_test(test_reads_are_merged_blocks),
+        WITH_MODEL(test_bad_experts),
+        WITH_MODEL(test_one_bad_expert_tensor),
+        WITH_MODEL(test_tensors_settle_the_dtype),
         WITH_MODEL(test_out_of_memory),
     };
 

@@ -42,7 +42,8 @@ static struct sl_moe *carve(struct rig *rig, struct sl_arena *arena)
 }
 
 /* One layer with router bias, or hash-routed. */
-static void rig_init(struct rig *rig, uint32_t n_experts, uint32_t k, bool hash)
+static void rig_init_dtype(struct rig *rig, uint32_t n_experts, uint32_t k, bool hash,
+                           enum sl_expert_dtype expert_dtype)
 {
     struct sl_arena measure;
 
@@ -53,6 +54,7 @@ static void rig_init(struct rig *rig, uint32_t n_experts, uint32_t k, bool hash)
     rig->config.num_hash_layers = hash;
     rig->config.n_routed_experts = n_experts;
     rig->config.num_experts_per_tok = k;
+    rig->config.expert_dtype = expert_dtype;
     fixture_weights_init(&rig->source, &rig->config, 4);
     fixture_experts_init(&rig->experts, &rig->config, n_experts, 5);
     assert_int_equal(sl_kernels_select(&rig->kernels, NULL, NULL), 0);
@@ -67,6 +69,11 @@ static void rig_init(struct rig *rig, uint32_t n_experts, uint32_t k, bool hash)
     carve(rig, &measure);
     assert_int_equal(sl_arena_init(&rig->arena, measure.used_bytes, "test", NULL), 0);
     rig->moe = carve(rig, &rig->arena);
+}
+
+static void rig_init(struct rig *rig, uint32_t n_experts, uint32_t k, bool hash)
+{
+    rig_init_dtype(rig, n_experts, k, hash, SL_EXPERT_FP4);
 }
 
 static void rig_fini(struct rig *rig)
@@ -238,14 +245,13 @@ static void test_order_in_a_hash_row(void **state)
  */
 
 /* More experts at once than fit a batch, and more tokens; down to as few pins as a token needs. */
-static void test_pins_do_not_show(void **state)
+static void check_pins(enum sl_expert_dtype expert_dtype)
 {
     static const uint32_t counts[] = {1, 2, 21, 255, 257, TOKENS_MAX};
     static const float no_bias[EXPERTS_MAX];
     struct rig rig;
 
-    (void)state;
-    rig_init(&rig, EXPERTS_MAX, 6, false);
+    rig_init_dtype(&rig, EXPERTS_MAX, 6, false, expert_dtype);
     rig.weights.layers[0].gate_bias = no_bias; /* all experts have a chance */
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
         size_t size_bytes = stream_count(&rig, counts[i]) * sizeof(float);
@@ -271,6 +277,18 @@ static void test_pins_do_not_show(void **state)
         free(expected);
     }
     rig_fini(&rig);
+}
+
+static void test_pins_do_not_show(void **state)
+{
+    (void)state;
+    check_pins(SL_EXPERT_FP4);
+}
+
+static void test_pins_of_fp8_do_not_show(void **state)
+{
+    (void)state;
+    check_pins(SL_EXPERT_FP8);
 }
 
 /* An expert of more pairs than a batch holds is in several: whichever of them fails, it is given
@@ -306,6 +324,7 @@ int main(void)
         cmocka_unit_test(test_duplicates_in_a_hash_row),
         cmocka_unit_test(test_order_in_a_hash_row),
         cmocka_unit_test(test_pins_do_not_show),
+        cmocka_unit_test(test_pins_of_fp8_do_not_show),
         cmocka_unit_test(test_failure_leaves_no_pin),
     };
 

@@ -59,7 +59,8 @@ static struct sl_trace_shape shape_of(uint32_t n_experts)
                                    .n_routed_experts = n_experts,
                                    .n_per_token = PER_TOKEN,
                                    .hidden_size = 256,
-                                   .moe_intermediate_size = 128};
+                                   .moe_intermediate_size = 128,
+                                   .expert_dtype = n_experts % 2 ? SL_EXPERT_FP8 : SL_EXPERT_FP4};
 }
 
 /* Writes n_tokens tokens in steps of up to step_max, and returns their experts in token-major
@@ -116,6 +117,8 @@ static void test_what_is_written_is_read(void **state)
 
         assert_int_equal(sl_trace_read(&trace, f->path, NULL), 0);
         assert_memory_equal(&trace.shape, &shape, sizeof(shape));
+        assert_int_equal(sl_trace_expert_bytes(&shape),
+                         3 * (n_experts[i] % 2 ? 32768 + 2 * 4 : 32768 / 2 + 32768 / 32));
         assert_int_equal(trace.n_tokens, TOKENS_MAX);
         for (uint64_t step = 0; step < trace.n_steps; step++)
             n_tokens += trace.step_tokens[step];

@@ -22,16 +22,28 @@ struct rig {
     struct sl_pool *pool;
 };
 
-static int rig_create(void **state)
+static int rig_create_dtype(void **state, enum sl_expert_dtype expert_dtype)
 {
     struct rig *rig = calloc(1, sizeof(*rig));
 
     assert_non_null(rig);
     fixture_config(&rig->config);
+    rig->config.expert_dtype = expert_dtype;
     fixture_weights_init(&rig->source, &rig->config, 21);
     assert_int_equal(sl_pool_create(&rig->pool, 2, NULL), 0);
     *state = rig;
     return 0;
+}
+
+static int rig_create(void **state)
+{
+    return rig_create_dtype(state, SL_EXPERT_FP4);
+}
+
+/* As of a base model: linears with float32 scales. */
+static int rig_create_base(void **state)
+{
+    return rig_create_dtype(state, SL_EXPERT_FP8);
 }
 
 static int rig_destroy(void **state)
@@ -93,6 +105,7 @@ static float packed_value(const struct sl_matrix *m, uint32_t row, uint32_t col)
 
     switch (m->kind) {
     case SL_MATRIX_FP8:
+    case SL_MATRIX_FP8_BLOCK:
         return sl_e4m3_to_f32(m->tiles[tile + pair]) *
                m->scales[row / 128 * (m->cols / 128) + col / 128];
     case SL_MATRIX_BF16:
@@ -154,6 +167,7 @@ static void check_embed(struct rig *rig, const struct sl_matrix *embed)
 static void check_loaded(struct rig *rig, const struct sl_weights *w)
 {
     const struct sl_layer_weights *csa = &w->layers[1];
+    const enum sl_matrix_kind fp8 = rig->source.f32_scales ? SL_MATRIX_FP8_BLOCK : SL_MATRIX_FP8;
 
     check_embed(rig, &w->embed);
     check_vector(rig, w->norm, "norm.weight");
@@ -162,15 +176,15 @@ static void check_loaded(struct rig *rig, const struct sl_weights *w)
     check_vector(rig, w->hc_head.scale, "hc_head_scale");
     check_matrix(rig, &csa->hc_ffn.fn, SL_MATRIX_F32, "layers.1.hc_ffn_fn");
     check_vector(rig, csa->hc_attn.base, "layers.1.hc_attn_base");
-    check_matrix(rig, &csa->wq_b, SL_MATRIX_FP8, "layers.1.attn.wq_b.weight");
-    check_matrix(rig, &csa->wo_b, SL_MATRIX_FP8, "layers.1.attn.wo_b.weight");
+    check_matrix(rig, &csa->wq_b, fp8, "layers.1.attn.wq_b.weight");
+    check_matrix(rig, &csa->wo_b, fp8, "layers.1.attn.wo_b.weight");
     check_vector(rig, csa->attn_sink, "layers.1.attn.attn_sink");
     for (uint32_t i = rig->config.num_attention_heads; i < 16; i++)
         assert_true(csa->attn_sink[i] == 0);
     check_matrix(rig, &csa->compressor.wgate, SL_MATRIX_BF16,
                  "layers.1.attn.compressor.wgate.weight");
     check_vector(rig, csa->compressor.ape, "layers.1.attn.compressor.ape");
-    check_matrix(rig, &csa->index_wq_b, SL_MATRIX_FP8, "layers.1.attn.indexer.wq_b.weight");
+    check_matrix(rig, &csa->index_wq_b, fp8, "layers.1.attn.indexer.wq_b.weight");
     check_matrix(rig, &csa->index_weights, SL_MATRIX_BF16,
                  "layers.1.attn.indexer.weights_proj.weight");
     check_matrix(rig, &csa->index_compressor.wkv, SL_MATRIX_BF16,
@@ -181,10 +195,9 @@ static void check_loaded(struct rig *rig, const struct sl_weights *w)
     assert_null(w->layers[2].tid2eid);
     check_vector(rig, w->layers[2].gate_bias, "layers.2.ffn.gate.bias");
     check_vector(rig, w->layers[3].compressor.ape, "layers.3.attn.compressor.ape");
-    check_matrix(rig, &w->layers[3].shared_w2, SL_MATRIX_FP8,
-                 "layers.3.ffn.shared_experts.w2.weight");
-    check_matrix(rig, &w->layers[4].wkv, SL_MATRIX_FP8, "mtp.0.attn.wkv.weight");
-    check_matrix(rig, &w->mtp.h_proj, SL_MATRIX_FP8, "mtp.0.h_proj.weight");
+    check_matrix(rig, &w->layers[3].shared_w2, fp8, "layers.3.ffn.shared_experts.w2.weight");
+    check_matrix(rig, &w->layers[4].wkv, fp8, "mtp.0.attn.wkv.weight");
+    check_matrix(rig, &w->mtp.h_proj, fp8, "mtp.0.h_proj.weight");
     check_vector(rig, w->mtp.hc_head.base, "mtp.0.hc_head_base");
 }
 
@@ -398,6 +411,41 @@ static void test_scales_at_their_limits(void **state)
     sl_weights_fini(&weights);
 }
 
+/* Float32 scales: those below 2^-32 are zero, and no code is. */
+static void test_f32_scales_at_their_limits(void **state)
+{
+    static const struct {
+        float scale;
+        int rc;
+        float loaded;
+    } cases[] = {{0x1p60f, 0, 0x1p60f},
+                 {0x1.8p60f, -SL_ECORRUPT, 0},
+                 {0x1p-32f, 0, 0x1p-32f},
+                 {0x1.fp-33f, 0, 0},
+                 {0, 0, 0},
+                 {-0x1p-4f, -SL_ECORRUPT, 0},
+                 {0x1.3p-3f, 0, 0x1.3p-3f}};
+    struct rig *rig = *state;
+    struct fixture_weight *scales = fixture_weights_find(&rig->source, "layers.1.attn.wkv.scale");
+    const struct fixture_weight *codes =
+        fixture_weights_find(&rig->source, "layers.1.attn.wkv.weight");
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct sl_weights weights;
+        struct sl_err err = {0};
+
+        memcpy(scales->data, &cases[i].scale, sizeof(float));
+        assert_int_equal(load(rig, &weights, &err), cases[i].rc);
+        if (cases[i].rc < 0) {
+            check_message(&err, cases[i].rc, scales->name);
+            continue;
+        }
+        assert_true(weights.layers[1].wkv.scales[0] == cases[i].loaded);
+        assert_int_equal(weights.layers[1].wkv.tiles[0], codes->data[0]);
+        sl_weights_fini(&weights);
+    }
+}
+
 static void test_experts_out_of_range(void **state)
 {
     static const int64_t bad[] = {-1, 8, INT64_C(1) << 32, INT64_MIN};
@@ -465,6 +513,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_loads_what_it_measured, rig_create, rig_destroy),
+        cmocka_unit_test_setup_teardown(test_loads_what_it_measured, rig_create_base, rig_destroy),
         cmocka_unit_test_setup_teardown(test_other_dtypes_are_the_same_values, rig_create,
                                         rig_destroy),
         cmocka_unit_test_setup_teardown(test_knows_its_mtp_block, rig_create, rig_destroy),
@@ -472,7 +521,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_wrong_dtypes, rig_create, rig_destroy),
         cmocka_unit_test_setup_teardown(test_wrong_shapes, rig_create, rig_destroy),
         cmocka_unit_test_setup_teardown(test_values_that_are_no_numbers, rig_create, rig_destroy),
+        cmocka_unit_test_setup_teardown(test_values_that_are_no_numbers, rig_create_base,
+                                        rig_destroy),
         cmocka_unit_test_setup_teardown(test_scales_at_their_limits, rig_create, rig_destroy),
+        cmocka_unit_test_setup_teardown(test_f32_scales_at_their_limits, rig_create_base,
+                                        rig_destroy),
         cmocka_unit_test_setup_teardown(test_experts_out_of_range, rig_create, rig_destroy),
         cmocka_unit_test_setup_teardown(test_failing_reads, rig_create, rig_destroy),
         cmocka_unit_test_setup_teardown(test_failing_allocations, rig_create, rig_destroy),

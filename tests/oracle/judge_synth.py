@@ -32,7 +32,8 @@ def layout(folder):
     make_checkpoint.quantise_fp8 = empty_codes(1, 128, 128, np.float32)
     make_checkpoint.quantise_fp4 = empty_codes(2, 1, 32, np.uint8)
     cfg = json.load(open(os.path.join(folder, "config.json")))
-    want = {name: (dtype, list(a.shape)) for name, dtype, a in make_checkpoint.build(cfg, 1).tensors}
+    base = cfg.get("expert_dtype") == "fp8"
+    want = {name: (dtype, list(a.shape)) for name, dtype, a in make_checkpoint.build(cfg, 1, base).tensors}
     where = v.Checkpoint(folder).where
     got = {name: (t["dtype"], t["shape"]) for name, (_, _, t) in where.items()}
     for name in want.keys() | got.keys():

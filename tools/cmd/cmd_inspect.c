@@ -111,6 +111,7 @@ static int find_unused(const struct sl_model_files *files, struct summary *s, st
     rc = sl_model_files_experts(files, &shape, &experts, err);
     if (rc < 0)
         return rc;
+    s->config.expert_dtype = sl_expert_map_shape(experts)->expert_dtype;
     sl_expert_map_close(experts);
     rc = sl_dense_list_make(&dense, &s->config, weights, &s->draft, err);
     if (rc < 0)
@@ -193,8 +194,9 @@ static void print_config(const struct sl_config *c)
     printf("  attention        %u head%s of %u, window %u, top %u entries\n",
            c->num_attention_heads, sl_plural(c->num_attention_heads), c->head_dim,
            c->sliding_window, c->index_topk);
-    printf("  experts          %u per layer of width %u, %u for each token\n", c->n_routed_experts,
-           c->moe_intermediate_size, c->num_experts_per_tok);
+    printf("  experts          %u per layer of width %u, %s, %u for each token\n",
+           c->n_routed_experts, c->moe_intermediate_size,
+           c->expert_dtype == SL_EXPERT_FP8 ? "FP8" : "FP4", c->num_experts_per_tok);
     printf("  vocabulary       %u\n", c->vocab_size);
     printf("  longest context  %u tokens\n", c->max_position_embeddings);
     if (!c->model_type[0])
@@ -289,6 +291,7 @@ static json_t *config_json(const struct sl_config *c)
     add(object, "experts_per_layer", c->n_routed_experts);
     add(object, "expert_width", c->moe_intermediate_size);
     add(object, "experts_per_token", c->num_experts_per_tok);
+    json_object_set_new(object, "expert_dtype", json_string(sl_expert_dtype_name(c->expert_dtype)));
     add(object, "vocabulary", c->vocab_size);
     add(object, "context_tokens_max", c->max_position_embeddings);
     json_object_set_new(object, "unknown_keys", json_string(c->unknown_keys));

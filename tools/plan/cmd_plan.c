@@ -16,6 +16,7 @@
 #include "tools/cli/commands.h"
 #include "tools/cli/config_file.h"
 #include "tools/cli/engine_options.h"
+#include "tools/cli/expert_files.h"
 #include "tools/cli/json_lines.h"
 #include "tools/plan/plan_sizes.h"
 #include "tools/plan/plan_probe.h"
@@ -391,6 +392,18 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
     return 0;
 }
 
+/* A folder may have tensors, which know the experts' dtype better than config.json. */
+static void settle_experts(struct command *command)
+{
+    struct sl_expert_files files;
+
+    if (sl_config_file_is(command->model))
+        return;
+    if (sl_expert_files_open(&files, command->model, NULL) == 0)
+        command->config.expert_dtype = files.config.expert_dtype;
+    sl_expert_files_close(&files);
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     static const uint32_t sequences[] = {1, 8, 16, 32, 64, 128, 256, 512};
@@ -400,6 +413,7 @@ static int run(struct command *command, struct sl_err *err)
     rc = sl_config_file_read(command->model, &command->config, NULL, err);
     if (rc < 0)
         return rc;
+    settle_experts(command);
     if (command->context_tokens > command->config.max_position_embeddings)
         return sl_err_set(err, -SL_EBUDGET,
                           "--context %u exceeds the model's max_position_embeddings, %u",

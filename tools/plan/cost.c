@@ -128,6 +128,15 @@ static double dense_work(const struct sl_config *config, const struct sl_dense_c
     return dense->read_bytes + dense->head_bytes + step->n_sequences * last.read_bytes;
 }
 
+static struct sl_multiplications multiply_experts(const struct sl_config *config, double n_tokens)
+{
+    const double n = n_tokens * config->num_hidden_layers * config->num_experts_per_tok * 3.0 *
+                     config->hidden_size * config->moe_intermediate_size;
+
+    return config->expert_dtype == SL_EXPERT_FP8 ? (struct sl_multiplications){.bf16 = n}
+                                                 : (struct sl_multiplications){.int8 = n};
+}
+
 void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost *dense,
                      const struct sl_cost_case *step, const struct sl_machine_speeds *speeds,
                      struct sl_cost *ret_cost)
@@ -140,16 +149,14 @@ void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost 
     const double expert_bytes = n_experts * (double)sl_cost_expert_bytes(config);
     struct sl_multiplications apart;
     const double dense_bytes = dense_work(config, dense, step, &apart);
-    const struct sl_multiplications routed = {
-        .int8 = n_tokens * n_layers * config->num_experts_per_tok * 3.0 * config->hidden_size *
-                config->moe_intermediate_size};
+    const struct sl_multiplications routed = multiply_experts(config, n_tokens);
     const double dense_multiply_ns = multiply_ns(&apart, &speeds->multiply);
     const double expert_multiply_ns = multiply_ns(&routed, &speeds->multiply);
     struct sl_cost cost = {
         .n_experts = n_experts,
         .drive_bytes = expert_bytes * (1 - step->hit_rate),
         .memory_bytes = dense_bytes + expert_bytes,
-        .multiplied = {apart.int8 + routed.int8, apart.bf16, apart.f32},
+        .multiplied = {apart.int8 + routed.int8, apart.bf16 + routed.bf16, apart.f32},
         .multiply_ns = dense_multiply_ns + expert_multiply_ns,
     };
 

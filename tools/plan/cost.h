@@ -22,7 +22,7 @@
 #include "core/model/weight_source.h"
 
 /* Multiplications by the kind of instruction that does them: FP4 experts and the indexer; FP8 and
- * BF16 weights and attention; mHC. */
+ * BF16 weights, FP8 experts and attention; mHC. */
 struct sl_multiplications {
     double int8, bf16, f32;
 };

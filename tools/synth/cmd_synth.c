@@ -15,6 +15,7 @@
 #include "core/base/cpu.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
+#include "core/model/expert_shape.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/config_file.h"
 #include "tools/cli/interrupt.h"
@@ -30,9 +31,17 @@ struct arguments {
     uint32_t layers; /* 0: all */
     struct sl_synth_wishes wishes;
     bool no_mtp;
+    const char *expert_dtype; /* that the format has; NULL: the config's */
 };
 
-enum { OPTION_LAYERS = 0x100, OPTION_SEED, OPTION_SKEW, OPTION_NO_MTP, OPTION_SHARE_LAYERS };
+enum {
+    OPTION_LAYERS = 0x100,
+    OPTION_SEED,
+    OPTION_SKEW,
+    OPTION_NO_MTP,
+    OPTION_SHARE_LAYERS,
+    OPTION_FORMAT
+};
 
 static const struct argp_option options[] = {
     {"layers", OPTION_LAYERS, "N", 0, "Only the first N layers", 0},
@@ -44,6 +53,10 @@ static const struct argp_option options[] = {
     {"share-layers", OPTION_SHARE_LAYERS, "N", 0,
      "Layers after the first N have the FP4 and FP8 weights of one of those, and share its blocks "
      "on disk: V4-Pro takes 35 GB with 2. Needs XFS or Btrfs",
+     0},
+    {"format", OPTION_FORMAT, "instruct|base", 0,
+     "instruct: FP4 experts, scales are powers of two; base: all FP8, scales are float32 (default: "
+     "as the config's expert_dtype says)",
      0},
     {"no-mtp", OPTION_NO_MTP, NULL, 0, "Leave out the MTP blocks that the config announces", 0},
     {0},
@@ -65,6 +78,12 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case OPTION_SHARE_LAYERS:
         arguments->wishes.share_layers = sl_parse_count(state, "--share-layers", text, 1u << 20);
+        return 0;
+    case OPTION_FORMAT:
+        if (strcmp(text, "instruct") != 0 && strcmp(text, "base") != 0)
+            argp_error(state, "--format takes instruct or base, not \"%s\"", text);
+        arguments->expert_dtype =
+            sl_expert_dtype_name(strcmp(text, "base") == 0 ? SL_EXPERT_FP8 : SL_EXPERT_FP4);
         return 0;
     case OPTION_NO_MTP:
         arguments->no_mtp = true;
@@ -131,6 +150,8 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
         return rc;
     rc = sl_json_parse(&root, text, strlen(text), where, err);
     free(text);
+    if (rc == 0 && arguments->expert_dtype)
+        json_object_set_new(root, "expert_dtype", json_string(arguments->expert_dtype));
     if (rc == 0 && arguments->no_mtp)
         json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
     if (rc == 0 && arguments->layers)

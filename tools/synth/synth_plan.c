@@ -119,14 +119,25 @@ static float uneven_spread(uint64_t cols)
     return sqrtf(UNEVEN_MEAN_SQUARE / (float)cols);
 }
 
-/* Adds a quantised linear: codes and scales. `gain` multiplies the usual magnitude. */
+/* Float32 scales lie between a half and three halves of their mean, so that they are no powers of
+ * two; the mean of their squares is `spread`^2. */
+static struct sl_synth_values f32_scales(float spread)
+{
+    const float mean = spread / sqrtf(13.0f / 12);
+
+    return (struct sl_synth_values){.kind = SL_SYNTH_UNIFORM, .mean = mean, .spread = mean / 2};
+}
+
+/* Adds a quantised linear: codes and scales. `gain` multiplies the usual magnitude. The base models
+ * have FP8 alone, and float32 scales. */
 static void add_linear(struct planner *p, const char *prefix, const char *name, bool fp4,
                        uint64_t rows, uint64_t cols, float gain)
 {
-    float rms = fp4 ? p->tables->fp4_rms : p->tables->fp8_rms;
+    const bool base = p->config->expert_dtype == SL_EXPERT_FP8;
+    const float spread =
+        gain * uneven_spread(cols) / (fp4 ? p->tables->fp4_rms : p->tables->fp8_rms);
     struct sl_synth_values codes = {.kind = fp4 ? SL_SYNTH_FP4 : SL_SYNTH_FP8};
-    struct sl_synth_values scales = {.kind = SL_SYNTH_SCALE,
-                                     .spread = gain * uneven_spread(cols) / rms};
+    struct sl_synth_values scales = {.kind = SL_SYNTH_SCALE, .spread = spread};
     char suffix[64];
 
     snprintf(suffix, sizeof(suffix), "%s.weight", name);
@@ -136,8 +147,9 @@ static void add_linear(struct planner *p, const char *prefix, const char *name, 
     if (fp4)
         add_values(p, prefix, suffix, SL_DTYPE_F8_E8M0, rows, cols / SL_FP4_BLOCK_COLS, scales);
     else
-        add_values(p, prefix, suffix, SL_DTYPE_F8_E8M0, (rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK,
-                   (cols + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, scales);
+        add_values(p, prefix, suffix, base ? SL_DTYPE_F32 : SL_DTYPE_F8_E8M0,
+                   (rows + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK,
+                   (cols + SL_FP8_BLOCK - 1) / SL_FP8_BLOCK, base ? f32_scales(spread) : scales);
 }
 
 static void add_hyper(struct planner *p, const char *prefix, const char *name, uint64_t rows,
@@ -291,7 +303,7 @@ static void add_block(struct planner *p, const char *block, uint32_t layer_index
     add_mlp(p, prefix, false);
     for (uint32_t e = 0; e < c->n_routed_experts; e++) {
         snprintf(prefix, sizeof(prefix), "%s.ffn.experts.%u", block, e);
-        add_mlp(p, prefix, true);
+        add_mlp(p, prefix, c->expert_dtype == SL_EXPERT_FP4);
     }
 }
 

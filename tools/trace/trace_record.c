@@ -208,6 +208,9 @@ static int record(struct command *command, struct sl_err *err)
                                    command->prompt_flags, err)) < 0 ||
         (rc = read_text(command, err)) < 0 || (rc = open_output(command, err)) < 0)
         return rc;
+    rc = sl_open_engine(&command->engine, &command->options, err);
+    if (rc < 0)
+        return rc;
     shape = (struct sl_trace_shape){
         .num_hidden_layers = config->num_hidden_layers,
         .num_hash_layers = config->num_hash_layers,
@@ -215,9 +218,9 @@ static int record(struct command *command, struct sl_err *err)
         .n_per_token = config->num_experts_per_tok,
         .hidden_size = config->hidden_size,
         .moe_intermediate_size = config->moe_intermediate_size,
+        .expert_dtype = sl_engine_config(command->engine)->expert_dtype,
     };
-    if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
-        (rc = sl_keep_off_experts(&command->output, command->engine, err)) < 0 ||
+    if ((rc = sl_keep_off_experts(&command->output, command->engine, err)) < 0 ||
         (rc = sl_trace_writer_create(&command->writer, command->output.stream, &shape, err)) < 0)
         return rc;
     rc = run(command, err);

@@ -210,6 +210,7 @@ static int replay(struct command *command, struct sl_err *err)
         .n_routed_experts = command->trace.shape.n_routed_experts,
         .hidden_size = command->trace.shape.hidden_size,
         .moe_intermediate_size = command->trace.shape.moe_intermediate_size,
+        .expert_dtype = command->trace.shape.expert_dtype,
     };
     command->slot_bytes = sl_expert_cache_slot_bytes(&shape);
     for (uint32_t i = 0; i < command->n_sizes && rc == 0; i++)
