@@ -111,6 +111,7 @@ check_fences() {
         pcre2.h) fence='core/text/*.c' ;;
         jansson.h) fence='core/base/json.h' ;;
         numa.h) fence='core/base/topology.c' ;;
+        numaif.h) fence='core/base/nodes.c' ;;
         lmdb.h) fence='storage/store/catalog.c' ;;
         xxhash.h) fence='storage/io/checksum.c' ;;
         zstd.h) fence='storage/store/codec.c' ;;

@@ -388,6 +388,67 @@ static void test_this_machine(void **state)
     assert_true(room.default_bytes < room.total_bytes);
 }
 
+/* ---- memory nodes ------------------------------------------------------------------------------
+ */
+
+static void put_node(uint32_t node, uint64_t total, uint64_t free_bytes, uint64_t cache)
+{
+    char path[64], text[512];
+
+    snprintf(path, sizeof(path), "/sys/devices/system/node/node%u/meminfo", node);
+    snprintf(text, sizeof(text),
+             "Node %u MemTotal:       %llu kB\nNode %u MemFree:        %llu kB\n"
+             "Node %u Active(anon):      77 kB\nNode %u Active(file):    %llu kB\n"
+             "Node %u Inactive(file):  %llu kB\nNode %u SReclaimable:       0 kB\n",
+             node, (unsigned long long)total >> 10, node, (unsigned long long)free_bytes >> 10,
+             node, node, (unsigned long long)cache >> 11, node, (unsigned long long)cache >> 11,
+             node);
+    put(path, text);
+}
+
+static void test_nodes_that_are_allowed(void **state)
+{
+    const struct sl_memory_room whole = {.total_bytes = 12 * GIB,
+                                         .available_bytes = 9 * GIB,
+                                         .default_bytes = 7 * GIB,
+                                         .limit_file = "/somewhere/memory.max"};
+    struct sl_memory_room room = whole;
+    struct sl_node_mask allowed = {0};
+    struct sl_err err;
+
+    (void)state;
+    /* Neither a machine that does not tell, nor one whose nodes are all allowed, is narrowed. */
+    sl_node_mask_add(&allowed, 0);
+    sl_memory_room_keep_to(root, &allowed, &room);
+    assert_memory_equal(&room, &whole, sizeof(room));
+    put_node(0, 4 * GIB, GIB, 2 * GIB);
+    sl_memory_room_keep_to(root, &allowed, &room);
+    assert_memory_equal(&room, &whole, sizeof(room));
+    put_node(3, 8 * GIB, 5 * GIB, GIB);
+    sl_node_mask_add(&allowed, 3);
+    assert_int_equal(sl_node_mask_count(&allowed), 2);
+    sl_memory_room_keep_to(root, &allowed, &room);
+    assert_memory_equal(&room, &whole, sizeof(room));
+    /* Node 0 is not. A quarter of node 3 is left to others. */
+    allowed = (struct sl_node_mask){0};
+    sl_node_mask_add(&allowed, 3);
+    sl_memory_room_keep_to(root, &allowed, &room);
+    assert_int_equal(room.total_bytes, 8 * GIB);
+    assert_int_equal(room.available_bytes, 6 * GIB);
+    assert_int_equal(room.default_bytes, 4 * GIB);
+    assert_true(room.bound_to_nodes);
+    assert_int_equal(sl_memory_room_check(&room, 8 * GIB, 6 * GIB, &err), 0);
+    assert_int_equal(sl_memory_room_check(&room, 8 * GIB + 1, GIB, &err), -SL_EBUDGET);
+    assert_non_null(strstr(err.message, "nodes that this process is bound to"));
+    /* A control group that allows less is still the limit. */
+    room = whole;
+    room.total_bytes = 2 * GIB;
+    sl_memory_room_keep_to(root, &allowed, &room);
+    assert_int_equal(room.total_bytes, 2 * GIB);
+    assert_false(room.bound_to_nodes);
+    assert_string_equal(room.limit_file, whole.limit_file);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_root, remove_root)
@@ -401,6 +462,7 @@ int main(void)
         TEST(test_machines_keep_a_share),
         TEST(test_groups_are_tighter_than_machines),
         TEST(test_what_cannot_be_had_is_refused),
+        TEST(test_nodes_that_are_allowed),
         cmocka_unit_test(test_what_a_process_has),
         cmocka_unit_test(test_this_machine),
     };

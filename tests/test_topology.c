@@ -278,6 +278,47 @@ static void test_places_all_of_it_and_no_more(void **state)
     }
 }
 
+/* Pages that were touched count, and are where they should be, or elsewhere. */
+static void test_looks_where_pages_lie(void **state)
+{
+    static struct sl_topology topology;
+    static struct sl_affinity affinity;
+    struct sl_placement placement = {0};
+    struct sl_node_mask allowed, nodes;
+    struct sl_pool *pool;
+    uint8_t *room =
+        mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    (void)state;
+    assert_true(room != MAP_FAILED);
+    sl_nodes_allowed(&allowed);
+    if (sl_node_mask_count(&allowed) != 1)
+        skip(); /* make check-numa is for machines of several */
+    sl_topology_read(&topology);
+    sl_affinity_choose(&affinity, &topology, 2);
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    sl_pool_look(pool, room, PAGES, PAGE, PAGE, &placement);
+    assert_int_equal(placement.n_pages, 0); /* the threads may be anywhere */
+    if (!affinity.pinned)
+        skip();
+    sl_pool_pin(pool, &affinity);
+    sl_pool_look(pool, room, PAGES, PAGE, PAGE, &placement);
+    assert_int_equal(placement.n_pages, 0); /* untouched */
+    sl_pool_first_touch(pool, room, PAGES / 2, PAGE, 1, 0);
+    sl_pool_look(pool, room, PAGES, PAGE, PAGE, &placement);
+    assert_int_equal(placement.n_pages, PAGES / 2);
+    assert_int_equal(placement.n_elsewhere, 0);
+    /* A page more or less at the ends is no whole frame. */
+    sl_placement_add(&placement, room + 1, 4 * PAGE, PAGE, affinity.cpus[0].node_index + 1);
+    assert_int_equal(placement.n_pages, PAGES / 2 + 3);
+    assert_int_equal(placement.n_elsewhere, 3);
+    nodes = sl_pool_nodes(pool);
+    assert_int_equal(sl_node_mask_count(&nodes), 1);
+    assert_int_equal(sl_pool_threads_on_node(pool, affinity.cpus[0].node_index), 2);
+    sl_pool_destroy(pool);
+    munmap(room, PAGES * PAGE);
+}
+
 static uint64_t huge(const char *text, uint64_t first, uint64_t end)
 {
     FILE *smaps = fmemopen((void *)(uintptr_t)text, strlen(text), "r");
@@ -346,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_this_machine),
         cmocka_unit_test(test_threads_are_tied_and_let_go),
         cmocka_unit_test(test_places_all_of_it_and_no_more),
+        cmocka_unit_test(test_looks_where_pages_lie),
         cmocka_unit_test(test_huge_pages_are_added_up),
         cmocka_unit_test(test_arenas_know_their_huge_pages),
     };

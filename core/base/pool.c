@@ -31,8 +31,8 @@ struct worker {
 struct sl_pool {
     uint32_t n_threads;
     uint32_t n_started;
-    struct worker *workers; /* n_threads - 1 */
-    bool pinned;
+    struct worker *workers;        /* n_threads - 1 */
+    struct sl_affinity affinity;   /* all 0 before sl_pool_pin() */
     struct sl_cpu_mask driver_was; /* what the driver was tied to before */
 
     pthread_mutex_t lock;        /* guards sleeping and waking; the job is published under it */
@@ -58,10 +58,16 @@ struct sl_pool {
     uint64_t wait_ns;  /* the threads' mean wait in jobs since then */
 };
 
+/* The first item of one of n_parts parts, the parts being as equal as they can be. */
+static size_t part_start(size_t n_items, uint32_t n_parts, uint32_t part)
+{
+    return n_items * part / n_parts;
+}
+
 static void run_part(const struct sl_pool *pool, uint32_t part)
 {
-    size_t first = pool->n_items * part / pool->n_parts;
-    size_t end = pool->n_items * (part + 1) / pool->n_parts;
+    size_t first = part_start(pool->n_items, pool->n_parts, part);
+    size_t end = part_start(pool->n_items, pool->n_parts, part + 1);
     uint64_t saved;
 
     if (first == end)
@@ -186,11 +192,11 @@ static void tie(pthread_t thread, const struct sl_cpu *cpu)
 
 void sl_pool_pin(struct sl_pool *pool, const struct sl_affinity *affinity)
 {
-    sl_assert(!pool->pinned && affinity->n_threads == pool->n_threads);
+    sl_assert(!pool->affinity.pinned && affinity->n_threads == pool->n_threads);
     if (!affinity->pinned || pthread_getaffinity_np(pthread_self(), sizeof(pool->driver_was),
                                                     pool->driver_was.sets) != 0)
         return;
-    pool->pinned = true;
+    pool->affinity = *affinity;
     tie(pthread_self(), &affinity->cpus[0]);
     for (uint32_t i = 0; i < pool->n_started; i++)
         tie(pool->workers[i].thread, &affinity->cpus[i + 1]);
@@ -200,7 +206,7 @@ void sl_pool_destroy(struct sl_pool *pool)
 {
     if (!pool)
         return;
-    if (pool->pinned)
+    if (pool->affinity.pinned)
         pthread_setaffinity_np(pthread_self(), sizeof(pool->driver_was), pool->driver_was.sets);
     if (pool->n_started) {
         atomic_store_explicit(&pool->stop, true, memory_order_relaxed);
@@ -291,6 +297,39 @@ uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, s
 
     sl_pool_run(pool, pool->phase, n_items, 1, touch, &job);
     return atomic_load_explicit(&job.taken_ns, memory_order_relaxed);
+}
+
+struct sl_node_mask sl_pool_nodes(const struct sl_pool *pool)
+{
+    struct sl_node_mask nodes = {0};
+
+    for (uint32_t i = 0; pool->affinity.pinned && i < pool->n_threads; i++)
+        sl_node_mask_add(&nodes, pool->affinity.cpus[i].node_index);
+    return nodes;
+}
+
+uint32_t sl_pool_threads_on_node(const struct sl_pool *pool, uint32_t node_index)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; pool->affinity.pinned && i < pool->n_threads; i++)
+        n += pool->affinity.cpus[i].node_index == node_index;
+    return n;
+}
+
+void sl_pool_look(const struct sl_pool *pool, const void *base, size_t n_items, size_t item_bytes,
+                  uint64_t frame_bytes, struct sl_placement *placement)
+{
+    const uint32_t n_parts = n_items < pool->n_threads ? (uint32_t)n_items : pool->n_threads;
+
+    for (uint32_t part = 0; pool->affinity.pinned && part < n_parts; part++) {
+        const size_t first = part_start(n_items, n_parts, part);
+        const size_t end = part_start(n_items, n_parts, part + 1);
+
+        sl_placement_add(placement, (const uint8_t *)base + first * item_bytes,
+                         (end - first) * item_bytes, frame_bytes,
+                         pool->affinity.cpus[part].node_index);
+    }
 }
 
 uint32_t sl_pool_phase(struct sl_pool *pool, uint32_t phase)

@@ -14,6 +14,7 @@
 
 #include "core/base/account.h"
 #include "core/base/err.h"
+#include "core/base/nodes.h"
 #include "core/base/topology.h"
 
 struct sl_pool;
@@ -48,6 +49,17 @@ void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t gr
  * that took, of all threads together, in nanoseconds. */
 uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
                              size_t n_copies, size_t stride_bytes);
+
+/* The memory nodes of the threads' processors; empty where they are not pinned. */
+struct sl_node_mask sl_pool_nodes(const struct sl_pool *pool);
+
+/* How many of the threads are on a node; 0 where they are not pinned. */
+uint32_t sl_pool_threads_on_node(const struct sl_pool *pool, uint32_t node_index);
+
+/* Looks whether memory that sl_pool_first_touch() was called for lies where it should: see
+ * sl_placement_add(). Counts nothing where the threads are not pinned. */
+void sl_pool_look(const struct sl_pool *pool, const void *base, size_t n_items, size_t item_bytes,
+                  uint64_t frame_bytes, struct sl_placement *placement);
 
 /* ---- the account of time: core/base/account.h ---------------------------------------------------
  * Kept by the thread that drives the pool; it alone calls these. Phases are below

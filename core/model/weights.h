@@ -96,4 +96,10 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
 
 void sl_weights_fini(struct sl_weights *weights);
 
+/* Looks whether the linears of n_layers layers, and the head, lie on the nodes of the threads that
+ * multiply with them: see sl_placement_add(). */
+void sl_weights_look(const struct sl_weights *weights, uint32_t n_layers,
+                     const struct sl_pool *pool, uint64_t frame_bytes,
+                     struct sl_placement *placement);
+
 #endif

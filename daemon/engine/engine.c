@@ -12,6 +12,7 @@
 #include "daemon/engine/engine_internal.h"
 #include "daemon/engine/memory_room.h"
 #include "daemon/engine/model_check.h"
+#include "daemon/engine/node_note.h"
 #include "daemon/engine/weight_progress.h"
 #include "storage/io/io_probe.h"
 #include "storage/pack/store_identity.h"
@@ -228,6 +229,18 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
                            err);
 }
 
+/* Adds a note where memory that the threads share out among their nodes does not fit there. */
+static void look_at_nodes(struct sl_engine *e)
+{
+    const uint32_t n_layers = e->config.num_hidden_layers + e->options.with_mtp;
+    struct sl_placement dense = {0};
+    char text[SL_NODE_NOTE_BYTES];
+
+    sl_weights_look(&e->weights, n_layers, e->pool, SL_HUGE_PAGE_BYTES, &dense);
+    if (sl_node_note(e->pool, &dense, e->plan.need_bytes[SL_MEMORY_CACHE], text))
+        add_note(e, "%s", text);
+}
+
 static void choose_io(struct sl_engine *e)
 {
     struct sl_err why;
@@ -303,8 +316,14 @@ struct sl_forward_params sl_engine_forward_params(const struct sl_engine *e, enu
 
 static int start_kv_pool(struct sl_engine *e, struct sl_err *err)
 {
-    return sl_kv_pool_init(&e->kv_pool, &e->config, sl_engine_layer_count(e), e->options.numerics,
-                           e->plan.need_bytes[SL_MEMORY_KV], err);
+    const struct sl_node_mask nodes = sl_pool_nodes(e->pool);
+    int rc = sl_kv_pool_init(&e->kv_pool, &e->config, sl_engine_layer_count(e), e->options.numerics,
+                             e->plan.need_bytes[SL_MEMORY_KV], err);
+
+    /* Which entries a thread reads changes with every token, so no node has a claim to them. */
+    if (rc == 0)
+        sl_nodes_spread(e->kv_pool.arena.base, e->kv_pool.arena.size_bytes, &nodes);
+    return rc;
 }
 
 static int start_forwards(struct sl_engine *e, struct sl_err *err)
@@ -392,6 +411,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if ((rc = start_cache(e, err)) < 0 || (rc = start_kv_pool(e, err)) < 0 ||
         (rc = start_forwards(e, err)) < 0 || (rc = start_sampling(e, err)) < 0)
         goto out;
+    look_at_nodes(e);
     if (!e->weights.arena.locked)
         add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
     *ret_engine = e;

@@ -31,7 +31,35 @@ static uint64_t reserve_of(uint64_t total_bytes)
     return least(least(reserve, RESERVE_MAX_BYTES), total_bytes / RESERVE_SHARE_MAX);
 }
 
-void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room)
+void sl_memory_room_keep_to(const char *root, const struct sl_node_mask *allowed,
+                            struct sl_memory_room *room)
+{
+    uint64_t total = 0, available = 0;
+    bool has_others = false;
+
+    for (uint32_t node = 0; node < SL_NODES_MAX; node++) {
+        const struct sl_node_memory memory = sl_node_memory_read(root, node);
+
+        if (!sl_node_mask_has(allowed, node)) {
+            has_others |= memory.total_bytes > 0;
+            continue;
+        }
+        total += memory.total_bytes;
+        available += memory.available_bytes;
+    }
+    if (!has_others || total == 0)
+        return;
+    if (total < room->total_bytes) {
+        room->total_bytes = total;
+        room->limit_file[0] = '\0';
+        room->bound_to_nodes = true;
+    }
+    room->available_bytes = least(room->available_bytes, available);
+    room->default_bytes = least(room->default_bytes, less(available, reserve_of(total)));
+}
+
+/* Fills in what the machine and the control groups leave. */
+static void read_limits(const char *root, struct sl_memory_room *ret_room)
 {
     struct sl_cgroup_limits limits;
     char path[PATH_MAX];
@@ -55,6 +83,17 @@ void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room)
     snprintf(ret_room->limit_file, sizeof(ret_room->limit_file), "%s", limits.memory_file);
 }
 
+void sl_memory_room_read(const char *root, struct sl_memory_room *ret_room)
+{
+    struct sl_node_mask allowed;
+
+    read_limits(root, ret_room);
+    if (root[0])
+        return;
+    sl_nodes_allowed(&allowed);
+    sl_memory_room_keep_to(root, &allowed, ret_room);
+}
+
 int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_bytes,
                          uint64_t more_bytes, struct sl_err *err)
 {
@@ -70,6 +109,11 @@ int sl_memory_room_check(const struct sl_memory_room *room, uint64_t budget_byte
                           "--ram of %s is more than the %s that the control group allows (%s); "
                           "give less, or raise that limit",
                           budget, total, room->limit_file);
+    if (budget_bytes > room->total_bytes && room->bound_to_nodes)
+        return sl_err_set(err, -SL_EBUDGET,
+                          "--ram of %s is more than the %s of the memory nodes that this process "
+                          "is bound to (a cpuset, or numactl); give less, or allow it more nodes",
+                          budget, total);
     if (budget_bytes > room->total_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "--ram of %s is more than the %s that this machine has; give less",
