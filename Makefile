@@ -79,7 +79,7 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-debian check-tokenizer asan ubsan tsan valgrind lint \
+        check-every-bit check-debian check-tokenizer check-numa asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -155,6 +155,21 @@ valgrind: deps tests ## the C tests under valgrind
 # Outside `check`, since it needs npm. MODEL=FOLDER takes another tokenizer.json for the ids.
 check-tokenizer: $(B)/sluice ## words and ids as Hugging Face's tokenizers give them (npm; minutes)
 	$(Q)SLUICE=$(B)/sluice MODEL=$(MODEL) tests/run.sh tests/tokenizer/check.sh
+
+# Outside `check`, since it boots an emulated machine.
+check-numa: $(B)/sluice $(B)/tests/numa/numa_place ## two memory nodes, in an emulated machine (qemu; a minute)
+	$(Q)tools/install-deps.sh numa
+	$(Q)BUILD=$(B) tests/run.sh tests/numa/check_nodes.sh
+
+$(B)/tests/numa/numa_place $(B)/tests/pro/repeat_records: %: %.o $(TOOL_LIB) $(LIB)
+	$(say) LD $@
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+
+# For measuring the whole V4-Pro on little disk (docs/PRO.md).
+$(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
+	@mkdir -p $(@D)
+	$(say) LD $@
+	$(Q)$(CC) $(filter-out -MMD -MP,$(ALL_CFLAGS)) -fPIC -shared -o $@ $^ -lxxhash
 
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh

@@ -4,6 +4,7 @@
 #   tools/install-deps.sh build         to build
 #   tools/install-deps.sh build test    and to run the tests and checks
 #   tools/install-deps.sh cross         to build for aarch64 and run that
+#   tools/install-deps.sh numa          to emulate a machine of two memory nodes
 #   tools/install-deps.sh train         to make the small model (docs/MODEL.md)
 #   tools/install-deps.sh --list SET... prints the packages instead
 #
@@ -19,6 +20,7 @@ list_only=
 build="gcc libc6-dev make liburing-dev libpcre2-dev libjansson-dev libnuma-dev liblmdb-dev libxxhash-dev libzstd-dev libssl-dev libmicrohttpd-dev libsystemd-dev libcurl4-openssl-dev libedit-dev"
 test="curl libcmocka-dev python3 python3-numpy clang libclang-rt-dev clang-format valgrind mandoc shellcheck fio xfsprogs"
 cross="gcc-aarch64-linux-gnu qemu-user"
+numa="qemu-system-x86 busybox-static numactl"
 train="python3 python3-numpy python3-regex python3-torch python3-matplotlib libjemalloc2 mandoc"
 
 wanted=
@@ -27,15 +29,16 @@ for set in "$@"; do
     build) wanted="$wanted $build" ;;
     test) wanted="$wanted $test" ;;
     cross) wanted="$wanted $cross" ;;
+    numa) wanted="$wanted $numa" ;;
     train) wanted="$wanted $train" ;;
     *)
-        echo "install-deps.sh: unknown set \"$set\" (known: build, test, cross, train)" >&2
+        echo "install-deps.sh: unknown set \"$set\" (known: build, test, cross, numa, train)" >&2
         exit 2
         ;;
     esac
 done
 [ -n "$wanted" ] || {
-    echo "usage: install-deps.sh [--list] build|test|cross|train ..." >&2
+    echo "usage: install-deps.sh [--list] build|test|cross|numa|train ..." >&2
     exit 2
 }
 
