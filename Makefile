@@ -227,6 +227,8 @@ $(TOOL_LIB): $(filter-out $(B)/tools/cli/sluice.o,$(TOOL_OBJ))
 	$(say) AR $@
 	$(Q)rm -f $@ && ar rcs $@ $^
 
+$(B)/daemon/http/status_page.o: $(wildcard daemon/http/page/*)
+
 $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(TOOL_LIBS)

@@ -313,6 +313,21 @@ _Static_assert(sizeof(metrics) / sizeof(metrics[0]) ==
 
 const struct sl_metrics sl_expert_cache_metrics = {metrics, sizeof(metrics) / sizeof(metrics[0])};
 
+void sl_expert_cache_resident(struct sl_expert_cache *cache, uint16_t layer_index,
+                              uint8_t *ret_bits)
+{
+    const uint32_t n_experts = cache->table.n_experts;
+
+    memset(ret_bits, 0, (n_experts + 7) / 8);
+    for (uint32_t i = 0; i < n_experts; i++) {
+        const struct sl_slot *slot =
+            sl_slot_table_find(&cache->table, (struct sl_expert_key){layer_index, (uint16_t)i});
+
+        if (slot && !sl_slot_is_loading(slot))
+            ret_bits[i / 8] |= (uint8_t)(0x80 >> i % 8);
+    }
+}
+
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_counters *slots = &cache->table.counters;

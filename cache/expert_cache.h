@@ -150,6 +150,11 @@ uint32_t sl_expert_cache_slot_count(const struct sl_expert_cache *cache);
 /* The names and meanings of struct sl_expert_cache_counters, for whoever shows them. */
 extern const struct sl_metrics sl_expert_cache_metrics;
 
+/* Sets a bit for each expert of the layer that is resident: expert e's is 0x80 >> e % 8 of byte
+ * e / 8. ret_bits has room for n_experts. */
+void sl_expert_cache_resident(struct sl_expert_cache *cache, uint16_t layer_index,
+                              uint8_t *ret_bits);
+
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache);
 
 #endif

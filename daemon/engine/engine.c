@@ -513,6 +513,11 @@ uint32_t sl_engine_slot_count(const struct sl_engine *engine)
     return sl_expert_cache_slot_count(engine->cache);
 }
 
+void sl_engine_resident(const struct sl_engine *engine, uint16_t layer_index, uint8_t *ret_bits)
+{
+    sl_expert_cache_resident(engine->cache, layer_index, ret_bits);
+}
+
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)
 {
     return sl_expert_cache_counters(engine->cache);

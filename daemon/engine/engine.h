@@ -135,6 +135,9 @@ int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struc
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 
+/* Which experts of a layer are resident: see sl_expert_cache_resident(). */
+void sl_engine_resident(const struct sl_engine *engine, uint16_t layer_index, uint8_t *ret_bits);
+
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine);
 
 /* Returns the paths of the files that experts are read from. The caller frees the list, which is

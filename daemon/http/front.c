@@ -1,5 +1,7 @@
 #include "daemon/http/front.h"
 
+#include <string.h>
+
 #include "core/base/size.h"
 
 void sl_front_log(const struct sl_front *front, struct sl_http_call *call, int status,
@@ -11,6 +13,9 @@ void sl_front_log(const struct sl_front *front, struct sl_http_call *call, int s
                                        .user = sl_http_peer_user(call),
                                        .why = why};
 
+    /* The status page and service managers ask every second, and learn nothing that matters. */
+    if (status < 400 && strcmp(entry.method, "POST") != 0)
+        return;
     if (front->log)
         front->log(front->context, &entry);
 }

@@ -124,6 +124,27 @@ static double mean_s(const struct sl_histogram *histogram)
     return histogram->n > 0 ? (double)histogram->sum_ns / 1e9 / (double)histogram->n : 0;
 }
 
+/* The experts in memory: a string for each layer, of hexadecimal digits with a bit for each
+ * expert. */
+static json_t *resident_experts(const struct sl_front *front)
+{
+    const uint32_t n_bytes = (front->config->n_routed_experts + 7) / 8;
+    json_t *layers = json_array();
+    uint8_t *bits = malloc(n_bytes);
+    char *digits = malloc(2 * (size_t)n_bytes + 1);
+
+    for (uint32_t i = 0; bits && digits && i < front->config->num_hidden_layers; i++) {
+        if (!sl_worker_resident(front->worker, i, bits))
+            break;
+        for (uint32_t b = 0; b < n_bytes; b++)
+            snprintf(digits + 2 * (size_t)b, 3, "%02x", bits[b]);
+        json_array_append_new(layers, json_string(digits));
+    }
+    free(bits);
+    free(digits);
+    return layers;
+}
+
 void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
 {
     json_t *object, *requests = json_object(), *cache = json_object();
@@ -132,14 +153,15 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
     sl_worker_status(front->worker, &status);
     sl_metrics_set_json(requests, &sl_worker_metrics, &status.counters);
     sl_metrics_set_json(cache, &sl_expert_cache_metrics, &status.cache);
-    object = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}", "status",
-                       state_name(status.state), "model", front->model_names[0], "version",
-                       front->version, "chat_format", sl_chat_profile_found_name(&front->profile),
-                       "uptime_s", (json_int_t)time(NULL) - (json_int_t)front->started_s,
-                       "context_tokens", (json_int_t)front->context_tokens, "expert_slots",
-                       (json_int_t)status.slot_count, "tokens_per_s", status.tokens_per_s,
-                       "first_token_s", mean_s(&status.first_token), "next_token_s",
-                       mean_s(&status.next_token), "serving", requests, "experts", cache);
+    object = json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o}", "status",
+        state_name(status.state), "model", front->model_names[0], "version", front->version,
+        "chat_format", sl_chat_profile_found_name(&front->profile), "uptime_s",
+        (json_int_t)time(NULL) - (json_int_t)front->started_s, "context_tokens",
+        (json_int_t)front->context_tokens, "expert_slots", (json_int_t)status.slot_count,
+        "tokens_per_s", status.tokens_per_s, "first_token_s", mean_s(&status.first_token),
+        "next_token_s", mean_s(&status.next_token), "serving", requests, "experts", cache,
+        "resident_experts", resident_experts(front));
     sl_front_answer_json(front, call, 200, object);
 }
 

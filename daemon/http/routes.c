@@ -6,6 +6,7 @@
 #include "core/base/size.h"
 #include "daemon/http/exchange.h"
 #include "daemon/http/pages.h"
+#include "daemon/http/status_page.h"
 
 /* A path, its method, and who answers: an exchange in a protocol, or a page. A path that ends in
  * "/" stands for all that begin so. */
@@ -28,6 +29,8 @@ static const struct route routes[] = {
     {"/v1/models", "GET", NULL, sl_page_models, false},
     {"/models", "GET", NULL, sl_page_models, false},
     {"/v1/models/", "GET", NULL, sl_page_model, false},
+    {"/", "GET", NULL, sl_status_page, true},
+    {"/page.js", "GET", NULL, sl_status_page_script, true},
     {"/health", "GET", NULL, sl_page_health, true},
     {"/health/live", "GET", NULL, sl_page_live, true},
     {"/metrics", "GET", NULL, sl_page_metrics, false},

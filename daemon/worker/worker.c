@@ -119,6 +119,18 @@ void sl_worker_status(struct sl_worker *w, struct sl_worker_status *ret_status)
     pthread_mutex_unlock(&w->lock);
 }
 
+bool sl_worker_resident(struct sl_worker *w, uint32_t layer_index, uint8_t *ret_bits)
+{
+    bool is_known;
+
+    pthread_mutex_lock(&w->lock);
+    is_known = w->resident != NULL && w->status.state != SL_WORKER_LOADING;
+    if (is_known)
+        memcpy(ret_bits, w->resident + (size_t)layer_index * w->layer_bytes, w->layer_bytes);
+    pthread_mutex_unlock(&w->lock);
+    return is_known;
+}
+
 static void set_state(struct sl_worker *w, enum sl_worker_state state)
 {
     pthread_mutex_lock(&w->lock);
@@ -178,11 +190,20 @@ static void read_mail(struct sl_worker *w, uint64_t until_ns)
     }
 }
 
+static void publish_resident(struct sl_worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    for (uint32_t i = 0; i < w->n_layers; i++)
+        sl_engine_resident(w->engine, (uint16_t)i, w->resident + (size_t)i * w->layer_bytes);
+    pthread_mutex_unlock(&w->lock);
+}
+
 static void publish(struct sl_worker *w, uint64_t now_ns)
 {
     const struct sl_scheduler *s = &w->scheduler;
 
     if (now_ns - w->rate_since_ns >= RATE_NS) {
+        publish_resident(w);
         w->tokens_per_s = (double)w->rate_n_tokens * 1e9 / (double)(now_ns - w->rate_since_ns);
         w->rate_n_tokens = 0;
         w->rate_since_ns = now_ns;
@@ -394,6 +415,10 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
     w->n_layers = sl_engine_config(w->engine)->num_hidden_layers;
     limits.spans_max = w->spans_max;
     limits.n_layers = w->n_layers;
+    w->layer_bytes = (sl_engine_config(w->engine)->n_routed_experts + 7) / 8;
+    w->resident = calloc(w->n_layers, w->layer_bytes);
+    if (!w->resident)
+        return sl_err_set(err, -ENOMEM, "worker: out of memory");
     /* Batch leaves a session to those who wait for one. */
     limits.batch_running_max -= limits.batch_running_max > 1;
     for (int size = 0; size < SL_STEP_SIZES; size++)
@@ -476,6 +501,7 @@ int sl_worker_start(struct sl_worker **ret_worker, const struct sl_worker_option
 void sl_worker_join(struct sl_worker *w)
 {
     pthread_join(w->thread, NULL);
+    free(w->resident);
     pthread_cond_destroy(&w->has_mail);
     pthread_mutex_destroy(&w->lock);
     free(w);

@@ -77,4 +77,8 @@ void sl_worker_notice(struct sl_worker *worker, struct sl_ticket *ticket);
 enum sl_worker_state sl_worker_state(struct sl_worker *worker);
 void sl_worker_status(struct sl_worker *worker, struct sl_worker_status *ret_status);
 
+/* Copies which experts of a hidden layer were resident some seconds ago at most, a bit for each as
+ * in sl_expert_cache_resident(). Returns false while the worker is not ready. */
+bool sl_worker_resident(struct sl_worker *worker, uint32_t layer_index, uint8_t *ret_bits);
+
 #endif

@@ -22,7 +22,7 @@ struct sl_worker {
     struct sl_worker_options options;
     pthread_t thread;
 
-    pthread_mutex_t lock; /* guards all up to `status` */
+    pthread_mutex_t lock; /* guards all up to `layer_bytes` */
     pthread_cond_t has_mail;
     struct sl_link submitted, noticed; /* tickets */
     uint32_t n_waiting;                /* tickets that have no session yet, mailed ones included */
@@ -30,6 +30,8 @@ struct sl_worker {
     bool stop_wanted;
     uint64_t stop_deadline_ns;
     struct sl_worker_status status;
+    uint8_t *resident; /* (hidden layers, layer_bytes) as sl_engine_resident() gives it */
+    uint32_t layer_bytes;
 
     atomic_bool stop_now; /* set by any thread: the open steps end at once */
 
