@@ -47,6 +47,14 @@ check "... without a file" [ ! -e "$scratch/trace" ]
 check "synth" stops INT 'writing: ' interrupted \
     synth tests/oracle/configs/v4-flash.json "$scratch/flash" --layers 1
 check "... without a folder" bash -c "! ls -d '$scratch'/flash* 2>/dev/null"
+at_once() { # a second signal comes while the first still stops the work
+    timeout 60 "$python" tests/on_terminal.py --signal SIGINT --then SIGTERM --when 'writing: ' "$sluice" \
+        synth tests/oracle/configs/v4-flash.json "$scratch/flash" --layers 1 >"$scratch/seen" &&
+        "$python" -c 'import json, sys; sys.exit(json.load(sys.stdin)["status"] not in (-2, -15))' \
+            <"$scratch/seen"
+}
+check "synth, with a second signal" at_once
+check "... without a folder too" bash -c "! ls -d '$scratch'/flash* 2>/dev/null"
 check "bench decode" stops INT '[K' '' bench decode "$model" --tokens 10000
 
 goes_on() {

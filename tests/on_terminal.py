@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs a command with its standard error on a pseudo-terminal.
 
-    on_terminal.py [--columns N] [--term NAME] [--signal NAME --when TEXT [--ignored]] COMMAND...
+    on_terminal.py [--columns N] [--term NAME] [--signal NAME [--then NAME] --when TEXT [--ignored]] COMMAND...
 
 Prints as JSON what came out of the terminal, what came on standard output, and how the command
 ended: a negative number is the signal that it died of. With --signal, sends the signal as soon as
-TEXT has appeared on the terminal; with --ignored the command was started so that it ignores it.
+TEXT has appeared on the terminal, and that of --then, another one, right after it; with --ignored
+the command was started so that it ignores it.
 """
 import argparse
 import fcntl
@@ -25,6 +26,7 @@ def main():
     parser.add_argument("--columns", type=int, default=80)
     parser.add_argument("--term", default="xterm")
     parser.add_argument("--signal")
+    parser.add_argument("--then")
     parser.add_argument("--when")
     parser.add_argument("--ignored", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
@@ -52,6 +54,8 @@ def main():
         shown += data
         if not sent and args.when.encode() in shown:
             process.send_signal(getattr(signal, args.signal))
+            if args.then:
+                process.send_signal(getattr(signal, args.then))
             sent = True
     else:
         process.kill()

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define NAMES_TRIED 100u     /* for the temporary file: a crash may have left some */
@@ -21,9 +22,41 @@ static struct {
     atomic_bool unfinished;
 } parts[SL_OUTPUT_FILES_MAX];
 static uint32_t n_parts;
+static const char *_Atomic part_folder; /* written by the command's thread */
+
+#define REMOVALS_TRIED 100 /* other threads may make a file while the folder is emptied */
+
+void sl_output_folder(const char *path)
+{
+    atomic_store(&part_folder, path);
+}
+
+/* Calls nothing but what signal handlers may call, which opendir() is not. */
+static void remove_folder(const char *path)
+{
+    static _Alignas(struct dirent64) char entries[4096];
+
+    for (int i = 0; i < REMOVALS_TRIED && rmdir(path) < 0 && errno == ENOTEMPTY; i++) {
+        int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        long n;
+
+        while ((n = syscall(SYS_getdents64, fd, entries, sizeof(entries))) > 0)
+            for (long at = 0; at < n;) {
+                const struct dirent64 *entry = (const void *)(entries + at);
+
+                unlinkat(fd, entry->d_name, 0); /* refuses "." and ".." */
+                at += entry->d_reclen;
+            }
+        close(fd);
+    }
+}
 
 void sl_output_remove_unfinished(void)
 {
+    const char *folder = atomic_load(&part_folder);
+
+    if (folder)
+        remove_folder(folder);
     for (uint32_t i = 0; i < SL_OUTPUT_FILES_MAX; i++)
         if (atomic_load(&parts[i].unfinished))
             unlink(parts[i].path);

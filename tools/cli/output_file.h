@@ -51,7 +51,13 @@ int sl_output_commit(struct sl_output_file *out, struct sl_err *err);
 /* Closes the output and leaves the existing file as it is. A closed or zeroed output is allowed. */
 void sl_output_discard(struct sl_output_file *out);
 
-/* Removes the temporary files of all that are open, for a signal handler that ends the program. */
+/* Names a temporary folder that is being filled, which is then removed like a temporary file; it
+ * has no folders in it. NULL names none, before the folder gets its name or is removed. The path
+ * must live as long. */
+void sl_output_folder(const char *path);
+
+/* Removes the temporary files of all that are open, and the folder, for a signal handler that ends
+ * the program. */
 void sl_output_remove_unfinished(void);
 
 #endif

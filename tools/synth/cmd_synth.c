@@ -19,6 +19,7 @@
 #include "tools/cli/command_line.h"
 #include "tools/cli/config_file.h"
 #include "tools/cli/interrupt.h"
+#include "tools/cli/output_file.h"
 #include "tools/cli/progress.h"
 #include "tools/synth/synth_plan.h"
 #include "tools/synth/synth_share.h"
@@ -259,6 +260,7 @@ static int write_checkpoint(const struct checkpoint *checkpoint, const char *par
         (rc = write_text(part, "tokenizer.json", checkpoint->tokenizer_text, err)) < 0 ||
         (rc = write_text(part, "config.json", checkpoint->config_text, err)) < 0)
         return rc;
+    sl_output_folder(NULL);
     if (rename(part, folder) < 0)
         return sl_err_set(err, -errno, "%s: cannot rename it to %s: %s", part, folder,
                           sl_strerror(errno));
@@ -309,6 +311,7 @@ static int synth(const struct arguments *arguments, struct sl_err *err)
         rc = sl_err_set(err, -errno, "%s: cannot create: %s", part, sl_strerror(errno));
         goto out;
     }
+    sl_output_folder(part); /* for a second signal */
     rc = check_space(part, folder, checkpoint.plan->write_bytes, err);
     if (rc == 0 && share_layers) {
         rc = sl_synth_check_sharing(part, err);
@@ -319,6 +322,7 @@ static int synth(const struct arguments *arguments, struct sl_err *err)
         rc = write_checkpoint(&checkpoint, part, folder, err);
     if (rc < 0)
         remove_folder(part);
+    sl_output_folder(NULL);
 out:
     sl_synth_plan_destroy(checkpoint.plan);
     free(checkpoint.config_text);
