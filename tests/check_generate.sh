@@ -123,7 +123,7 @@ bad_line() {
     printf '%s\n' '"The river rose"' '{"words": "a"}' >"$scratch/prompts"
     ! "$sluice" generate tests/small --jsonl "$scratch/prompts" >"$scratch/out" \
         2>"$scratch/stderr" && [ ! -s "$scratch/out" ] &&
-        grep -q 'prompts: line 2: expected a JSON string' "$scratch/stderr"
+        grep -q 'prompts: line 2: expected a JSON string, or an object whose "text" or "prompt" is one' "$scratch/stderr"
 }
 check "a bad line is told before anything is made" bad_line
 

@@ -119,14 +119,18 @@ int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, str
     return rc;
 }
 
-int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_length,
-                      struct sl_err *err)
+int sl_json_line_text(const json_t *value, const char *other_key, const char **ret_text,
+                      size_t *ret_length, struct sl_err *err)
 {
-    const json_t *text = json_is_object(value) ? json_object_get(value, "text") : value;
+    const json_t *other = other_key ? json_object_get(value, other_key) : NULL;
+    const json_t *text = other                   ? other
+                         : json_is_object(value) ? json_object_get(value, "text")
+                                                 : value;
 
     if (!json_is_string(text))
-        return sl_err_set(err, -SL_EFORMAT,
-                          "expected a JSON string, or an object whose \"text\" is one");
+        return sl_err_set(
+            err, -SL_EFORMAT, "expected a JSON string, or an object whose \"text\"%s%s%s is one",
+            other_key ? " or \"" : "", other_key ? other_key : "", other_key ? "\"" : "");
     *ret_text = json_string_value(text);
     *ret_length = json_string_length(text);
     return 0;

@@ -12,10 +12,11 @@ typedef int sl_json_line_fn(void *context, const json_t *value, struct sl_err *e
 #define SL_JSON_LINE_BYTES_MAX (UINT64_C(1) << 30)
 int sl_json_lines_each(const char *path, sl_json_line_fn *fn, void *context, struct sl_err *err);
 
-/* Gives the text of a line that is a string, or an object with a string as its "text". The text
- * belongs to the value and may hold zero bytes. Fails with -SL_EFORMAT. */
-int sl_json_line_text(const json_t *value, const char **ret_text, size_t *ret_length,
-                      struct sl_err *err);
+/* Gives the text of a line that is a string, or an object with a string as its "text", or under
+ * `other_key` if that is not NULL. The text belongs to the value and may hold zero bytes. Fails
+ * with -SL_EFORMAT. */
+int sl_json_line_text(const json_t *value, const char *other_key, const char **ret_text,
+                      size_t *ret_length, struct sl_err *err);
 
 /* Prints an object, which it frees, as a line of standard output. NULL prints nothing. */
 void sl_json_line_print(json_t *object);

@@ -19,6 +19,7 @@
 #include "tools/cli/output_file.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
+#include "tools/cli/prompt_options.h"
 
 #define TOKENS_DEFAULT 128u
 
@@ -30,10 +31,7 @@ enum {
     OPTION_SEED,
     OPTION_STOP,
     OPTION_LOGPROBS,
-    OPTION_JSONL,
     OPTION_JSON,
-    OPTION_SPECIAL,
-    OPTION_NO_BOS,
     OPTION_NO_HOT_LIST,
     OPTION_STATS
 };
@@ -41,11 +39,8 @@ enum {
 struct command {
     struct sl_engine_options options;
     struct sl_generation_options making;
-    const char *text;
-    const char *file;
-    const char *jsonl;
+    struct sl_prompt_options prompt;
     const char *stats_path;
-    unsigned prompt_flags; /* enum sl_prompt_flag */
     bool no_hot_list;
     bool json;
     json_t *arguments; /* as they were given */
@@ -111,16 +106,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
-        return 0;
-    case 'p':
-        command->text = value;
-        return 0;
-    case 'f':
-        command->file = value;
-        return 0;
-    case OPTION_JSONL:
-        command->jsonl = value;
-        command->json = true;
+        state->child_inputs[1] = &command->prompt;
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -143,12 +129,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_LOGPROBS:
         set_logprobs(command, value, state);
         return 0;
-    case OPTION_SPECIAL:
-        command->prompt_flags |= SL_PROMPT_SPECIAL;
-        return 0;
-    case OPTION_NO_BOS:
-        command->prompt_flags |= SL_PROMPT_NO_BOS;
-        return 0;
     case OPTION_NO_HOT_LIST:
         command->no_hot_list = true;
         return 0;
@@ -160,8 +140,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
             argp_error(state, "give the text with -p, as in -p \"%s\"", value);
         return ARGP_ERR_UNKNOWN;
     case ARGP_KEY_END:
-        if (!!command->text + !!command->file + !!command->jsonl != 1)
-            argp_error(state, "give the text with -p, the file with -f, or many with --jsonl");
+        command->json |= command->prompt.jsonl != NULL;
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -206,7 +185,6 @@ static void add_text(struct command *command)
 static int add_line(void *context, const json_t *value, struct sl_err *err)
 {
     struct command *command = context;
-    const json_t *prompt = json_object_get(value, "prompt");
     struct sl_prompt *next = next_text(command);
     const char *text;
     size_t length;
@@ -214,7 +192,7 @@ static int add_line(void *context, const json_t *value, struct sl_err *err)
 
     if (!next)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    rc = sl_json_line_text(prompt ? prompt : value, &text, &length, err);
+    rc = sl_json_line_text(value, "prompt", &text, &length, err);
     if (rc == 0)
         rc = sl_prompt_make(&command->prompts, text, length, next, err);
     if (rc == 0 && next->n_tokens == 0) {
@@ -230,15 +208,16 @@ static int read_texts(struct command *command, struct sl_err *err)
 {
     int rc;
 
-    if (command->jsonl) {
-        rc = sl_json_lines_each(command->jsonl, add_line, command, err);
+    if (command->prompt.jsonl) {
+        rc = sl_json_lines_each(command->prompt.jsonl, add_line, command, err);
         if (rc == 0 && command->n_texts == 0)
-            rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no prompt", command->jsonl);
+            rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no prompt", command->prompt.jsonl);
         return rc;
     }
     if (!next_text(command))
         return sl_err_set(err, -ENOMEM, "out of memory");
-    rc = sl_prompt_read(&command->prompts, command->text, command->file, &command->texts[0], err);
+    rc = sl_prompt_read(&command->prompts, command->prompt.text, command->prompt.file,
+                        &command->texts[0], err);
     if (rc == 0)
         add_text(command);
     return rc;
@@ -268,7 +247,8 @@ static int set_context(struct command *command, struct sl_err *err)
 
 static int open_stats(struct command *command, struct sl_err *err)
 {
-    const char *const inputs[] = {command->options.model, command->file, command->jsonl};
+    const char *const inputs[] = {command->options.model, command->prompt.file,
+                                  command->prompt.jsonl};
     int rc;
 
     if (!command->stats_path)
@@ -286,7 +266,7 @@ static int prepare(struct command *command, struct sl_err *err)
 
     if (rc == 0)
         rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
-                                  command->prompt_flags, err);
+                                  command->prompt.flags, err);
     if (rc == 0)
         rc = read_texts(command, err);
     if (rc == 0)
@@ -368,12 +348,6 @@ static int run(struct command *command, struct sl_err *err)
 }
 
 static const struct argp_option options[] = {
-    {"prompt", 'p', "TEXT", 0, "the text to continue", 0},
-    {"file", 'f', "FILE", 0, "the same from a file; - is standard input", 0},
-    {"jsonl", OPTION_JSONL, "FILE", 0,
-     "many texts, each a line with a JSON string or an object with a \"text\" or \"prompt\"; one "
-     "JSON object a line comes out; - is standard input",
-     0},
     {NULL, 'n', "N", 0, "most tokens to make (default 128); -1: until the text or context ends", 0},
     {"stop", OPTION_STOP, "TEXT", 0, "end before this text; may be given several times", 0},
     {"temp", OPTION_TEMP, "T", 0, "temperature; 0 takes the most probable token (default 1)", 0},
@@ -387,8 +361,6 @@ static const struct argp_option options[] = {
      "(--logprobs=K); with --json in the object",
      0},
     {"json", OPTION_JSON, NULL, 0, "print the text as a JSON object, when it is complete", 0},
-    {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
-    {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
     {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
      "begin with an empty cache, and leave the store's hot list as it is", 0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well; - is standard output",
@@ -397,13 +369,16 @@ static const struct argp_option options[] = {
 
 int sl_cmd_generate(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
-                                                 {0}};
+    static const struct argp_child children[] = {
+        {&sl_engine_argp, 0, "Running the model:", 2}, {&sl_prompt_argp, 0, "The text:", 1}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL",
-        .doc = "Continues a text with the model in the checkpoint folder MODEL.",
+        .doc =
+            "Continues a text with the model in the checkpoint folder MODEL. Of many (--jsonl) "
+            "each line is a JSON string or an object with a \"text\" or \"prompt\", and one JSON "
+            "object a line comes out.",
         .children = children};
     struct command command = {
         .making = {.sampler = SL_SAMPLER_DEFAULT, .rules.n_new_max = TOKENS_DEFAULT},

@@ -19,14 +19,13 @@
 #include "tools/cli/json_lines.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
+#include "tools/cli/prompt_options.h"
 #include "tools/cli/version.h"
 
 struct command {
     struct sl_engine_options options;
-    const char *file;  /* -f: one document */
-    const char *jsonl; /* --jsonl: many */
+    struct sl_prompt_options prompt; /* one document, or with --jsonl many */
     uint32_t window_tokens;
-    unsigned prompt_flags; /* enum sl_prompt_flag */
     bool json;
 
     struct sl_config config;
@@ -47,7 +46,7 @@ struct command {
     double seconds;
 };
 
-enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_WINDOW, OPTION_JSON };
+enum { OPTION_WINDOW = 256, OPTION_JSON };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -56,18 +55,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
-        return 0;
-    case 'f':
-        command->file = value;
-        return 0;
-    case OPTION_JSONL:
-        command->jsonl = value;
-        return 0;
-    case OPTION_SPECIAL:
-        command->prompt_flags |= SL_PROMPT_SPECIAL;
-        return 0;
-    case OPTION_NO_BOS:
-        command->prompt_flags |= SL_PROMPT_NO_BOS;
+        state->child_inputs[1] = &command->prompt;
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -76,10 +64,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->window_tokens = sl_parse_count(state, "--window", value, 1u << 24);
         if (command->window_tokens < 2)
             argp_error(state, "--window takes 2 tokens or more");
-        return 0;
-    case ARGP_KEY_END:
-        if (!command->file == !command->jsonl)
-            argp_error(state, "give the text with one of -f and --jsonl");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -119,7 +103,7 @@ static void on_logits(void *context, const struct sl_logits_row *rows, uint32_t 
 /* Returns how many tokens are put before each piece: 1 with a begin-of-sentence token, else 0. */
 static uint32_t n_put_before(const struct command *command)
 {
-    return command->prompt_flags & SL_PROMPT_NO_BOS ? 0 : 1;
+    return command->prompt.flags & SL_PROMPT_NO_BOS ? 0 : 1;
 }
 
 /* Adds the ids of one document. The begin-of-sentence token that each piece gets is not among them.
@@ -152,7 +136,7 @@ static int add_line(void *context, const json_t *value, struct sl_err *err)
 {
     const char *text;
     size_t length;
-    int rc = sl_json_line_text(value, &text, &length, err);
+    int rc = sl_json_line_text(value, NULL, &text, &length, err);
 
     return rc < 0 ? rc : add_document(context, text, length, err);
 }
@@ -161,7 +145,7 @@ static int add_file(struct command *command, struct sl_err *err)
 {
     char *text;
     size_t length;
-    int rc = sl_input_read_all(command->file, SL_ENCODE_BYTES_MAX, &text, &length, err);
+    int rc = sl_input_read_all(command->prompt.file, SL_ENCODE_BYTES_MAX, &text, &length, err);
 
     if (rc < 0)
         return rc;
@@ -188,16 +172,20 @@ static uint32_t longest_piece(const struct command *command)
 
 static int prepare(struct command *command, struct sl_err *err)
 {
-    const char *name = command->file ? command->file : command->jsonl;
+    const struct sl_prompt_options *given = &command->prompt;
+    const char *name = given->text ? "the text of -p" : given->file ? given->file : given->jsonl;
     uint32_t longest;
     int rc;
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
         (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
-                                   command->prompt_flags, err)) < 0)
+                                   command->prompt.flags, err)) < 0)
         return rc;
-    rc = command->file ? add_file(command, err)
-                       : sl_json_lines_each(command->jsonl, add_line, command, err);
+    if (given->text)
+        rc = add_document(command, given->text, strlen(given->text), err);
+    else
+        rc = given->file ? add_file(command, err)
+                         : sl_json_lines_each(given->jsonl, add_line, command, err);
     if (rc < 0)
         return rc;
     if (command->ids.n == 0)
@@ -302,18 +290,12 @@ static int run(struct command *command, struct sl_err *err)
 int sl_cmd_perplexity(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"file", 'f', "FILE", 0, "the text, as one document; - is standard input", 0},
-        {"jsonl", OPTION_JSONL, "FILE", 0,
-         "many documents: one JSON string, or object with a \"text\", a line; - is standard input",
-         0},
-        {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
-        {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
         {"window", OPTION_WINDOW, "TOKENS", 0,
          "cut documents into pieces of so many tokens, each scored by itself", 0},
         {"json", OPTION_JSON, NULL, 0, "print the figures as a JSON object", 0},
         {0}};
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
-                                                 {0}};
+    static const struct argp_child children[] = {
+        {&sl_engine_argp, 0, "Running the model:", 2}, {&sl_prompt_argp, 0, "The text:", 1}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,

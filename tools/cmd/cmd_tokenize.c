@@ -202,7 +202,7 @@ static int encode_value(struct command *command, const json_t *value, struct sl_
     struct sl_prompt prompt;
     const char *text;
     size_t length;
-    int rc = sl_json_line_text(value, &text, &length, err);
+    int rc = sl_json_line_text(value, NULL, &text, &length, err);
 
     if (rc == 0)
         rc = sl_prompt_make(&command->prompts, text, length, &prompt, err);

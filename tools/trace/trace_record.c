@@ -15,16 +15,14 @@
 #include "tools/cli/output_file.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
+#include "tools/cli/prompt_options.h"
 #include "tools/trace/trace_commands.h"
 #include "core/base/size.h"
 
 struct command {
     struct sl_engine_options options;
-    const char *text;  /* -p */
-    const char *file;  /* -f */
-    const char *jsonl; /* --jsonl */
+    struct sl_prompt_options prompt;
     const char *out;
-    unsigned prompt_flags; /* enum sl_prompt_flag */
 
     struct sl_config config;
     struct sl_prompt_maker prompts;
@@ -37,7 +35,7 @@ struct command {
     struct sl_text_progress progress;
 };
 
-enum { OPTION_JSONL = 256, OPTION_SPECIAL, OPTION_NO_BOS, OPTION_OUT };
+enum { OPTION_OUT = 256 };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -46,28 +44,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
-        return 0;
-    case 'p':
-        command->text = value;
-        return 0;
-    case 'f':
-        command->file = value;
-        return 0;
-    case OPTION_JSONL:
-        command->jsonl = value;
-        return 0;
-    case OPTION_SPECIAL:
-        command->prompt_flags |= SL_PROMPT_SPECIAL;
-        return 0;
-    case OPTION_NO_BOS:
-        command->prompt_flags |= SL_PROMPT_NO_BOS;
+        state->child_inputs[1] = &command->prompt;
         return 0;
     case OPTION_OUT:
         command->out = value;
         return 0;
     case ARGP_KEY_END:
-        if (!!command->text + !!command->file + !!command->jsonl != 1)
-            argp_error(state, "give the text with one of -p, -f and --jsonl");
         if (!command->out)
             argp_error(state, "say with --out where the trace goes");
         return 0;
@@ -110,7 +92,7 @@ static int add_line(void *context, const json_t *value, struct sl_err *err)
 
     if (!document)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    rc = sl_json_line_text(value, &text, &length, err);
+    rc = sl_json_line_text(value, NULL, &text, &length, err);
     if (rc == 0)
         rc = sl_prompt_make(&command->prompts, text, length, document, err);
     if (rc == 0)
@@ -123,16 +105,17 @@ static int read_text(struct command *command, struct sl_err *err)
     struct sl_prompt *document;
     int rc;
 
-    if (command->jsonl) {
-        rc = sl_json_lines_each(command->jsonl, add_line, command, err);
+    if (command->prompt.jsonl) {
+        rc = sl_json_lines_each(command->prompt.jsonl, add_line, command, err);
         if (rc == 0 && command->n_documents == 0)
-            rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no text", command->jsonl);
+            rc = sl_err_set(err, -SL_EFORMAT, "%s: holds no text", command->prompt.jsonl);
         return rc;
     }
     document = next_document(command);
     if (!document)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    rc = sl_prompt_read(&command->prompts, command->text, command->file, document, err);
+    rc = sl_prompt_read(&command->prompts, command->prompt.text, command->prompt.file, document,
+                        err);
     if (rc == 0)
         add_document(command);
     return rc;
@@ -188,7 +171,8 @@ static void print_figures(const struct command *command)
 
 static int open_output(struct command *command, struct sl_err *err)
 {
-    const char *const inputs[] = {command->options.model, command->file, command->jsonl};
+    const char *const inputs[] = {command->options.model, command->prompt.file,
+                                  command->prompt.jsonl};
     int rc = sl_output_open(&command->output, command->out, err);
 
     for (uint32_t i = 0; i < SL_ARRAY_LEN(inputs) && rc == 0; i++)
@@ -205,7 +189,7 @@ static int record(struct command *command, struct sl_err *err)
 
     if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
         (rc = sl_prompt_maker_open(&command->prompts, command->options.model, &command->config,
-                                   command->prompt_flags, err)) < 0 ||
+                                   command->prompt.flags, err)) < 0 ||
         (rc = read_text(command, err)) < 0 || (rc = open_output(command, err)) < 0)
         return rc;
     rc = sl_open_engine(&command->engine, &command->options, err);
@@ -236,16 +220,9 @@ static int record(struct command *command, struct sl_err *err)
 int sl_trace_record(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"prompt", 'p', "TEXT", 0, "the text", 0},
-        {"file", 'f', "FILE", 0, "the same from a file; - is standard input", 0},
-        {"jsonl", OPTION_JSONL, "FILE", 0,
-         "many documents: one JSON string, or object with a \"text\", a line", 0},
-        {"special", OPTION_SPECIAL, NULL, 0, "recognise the model's control tokens in the text", 0},
-        {"no-bos", OPTION_NO_BOS, NULL, 0, "put no begin-of-sentence token before the text", 0},
-        {"out", OPTION_OUT, "TRACE", 0, "the file to write; - is standard output", 0},
-        {0}};
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
-                                                 {0}};
+        {"out", OPTION_OUT, "TRACE", 0, "the file to write; - is standard output", 0}, {0}};
+    static const struct argp_child children[] = {
+        {&sl_engine_argp, 0, "Running the model:", 2}, {&sl_prompt_argp, 0, "The text:", 1}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
