@@ -79,7 +79,8 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-debian check-tokenizer check-numa asan ubsan tsan valgrind lint \
+        check-every-bit check-sessions check-debian check-tokenizer check-numa asan ubsan tsan \
+        valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
@@ -135,6 +136,10 @@ check-debian: ## demo and tests on bare Debian releases, with gcc and clang (roo
 
 check-every-bit: $(B)/tests/test_store_faults ## each bit of a store's catalog flipped and repaired (minutes)
 	$(Q)SL_EVERY_BIT=1 $(B)/tests/test_store_faults
+
+check-sessions: $(B)/tests/test_session_lives $(B)/tests/test_long_session ## sessions live, branch and sleep for long (minutes)
+	$(Q)SL_SESSION_EVENTS=100000 $(B)/tests/test_session_lives
+	$(Q)SL_SESSION_TOKENS=40000 $(B)/tests/test_long_session
 
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels

@@ -75,6 +75,7 @@ void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, ui
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
     const uint32_t dim = config->index_head_dim, lane = entry_index % SL_R16_ROWS;
+    const uint32_t cols = sl_index_key_cols(config);
     uint8_t *tile = sl_kv_key_tile(kv, layer_index, entry_index);
     uint8_t codes[SL_FP4_BLOCK_COLS], scale_byte;
 
@@ -83,11 +84,14 @@ void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, ui
         memcpy((float *)(void *)tile + lane * dim, pooled, dim * sizeof(float));
         return;
     }
-    for (uint32_t col = 0; col < dim; col += SL_FP4_BLOCK_COLS) { /* as sl_r16_pack_fp4() does */
+    for (uint32_t col = 0; col < cols; col += SL_FP4_BLOCK_COLS) { /* as sl_r16_pack_fp4() does */
         uint8_t *group = tile + col / SL_FP4_GROUP_COLS * SL_FP4_GROUP_BYTES;
         uint32_t in_group = col % SL_FP4_GROUP_COLS;
 
-        k->index_encode(SL_FP4_BLOCK_COLS, pooled + col, codes, &scale_byte);
+        memset(codes, 0, sizeof(codes)); /* columns beyond dim pad the key */
+        scale_byte = 0;
+        if (col < dim)
+            k->index_encode(SL_FP4_BLOCK_COLS, pooled + col, codes, &scale_byte);
         group[in_group / SL_FP4_BLOCK_COLS * SL_R16_ROWS + lane] = scale_byte;
         for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i += 2)
             group[64 + (in_group + i) / 8 * 64 + lane * 4 + i % 8 / 2] =

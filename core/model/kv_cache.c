@@ -216,8 +216,6 @@ static uint64_t visit_part(const struct sl_kv_cache *kv, uint32_t layer_index, i
             pages[n] = sl_kv_pool_take(kv->pool);
             if (old)
                 memcpy(pages[n], old, (size_t)part->items_per_page * part->item_bytes);
-            else if (p == SL_KV_KEYS) /* columns that pad a key are never written */
-                memset(pages[n], 0, kv->pool->layout.page_bytes);
             sl_kv_pool_release(kv->pool, old);
         }
     return count;

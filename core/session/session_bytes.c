@@ -11,38 +11,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes are as they lie
 /* ---- chunks ------------------------------------------------------------------------------------
  */
 
-static uint32_t greatest_common_divisor(uint32_t a, uint32_t b)
-{
-    while (b > 0) {
-        const uint32_t rest = a % b;
-
-        a = b;
-        b = rest;
-    }
-    return a;
-}
-
 /* Parts that chunks hold. */
 static const enum sl_kv_part chunk_parts[] = {SL_KV_ENTRIES, SL_KV_KEYS};
 
-uint32_t sl_chunk_tokens(const struct sl_kv_layout *layout)
-{
-    uint64_t multiple = 1;
-
-    for (uint32_t i = 0; i < layout->n_layers; i++)
-        for (size_t n = 0; n < SL_ARRAY_LEN(chunk_parts); n++) {
-            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[n]];
-            const uint32_t item_tokens = part->ratio * part->units_per_item;
-
-            if (item_tokens > 0)
-                multiple *= item_tokens / greatest_common_divisor((uint32_t)multiple, item_tokens);
-            if (multiple > UINT32_MAX)
-                return UINT32_MAX; /* longer than any sequence: chunks are whole sequences */
-        }
-    return (uint32_t)multiple;
-}
-
-/* Items of a part that tokens from <= t < to completed or began. */
+/* Items of a part that tokens from <= t < to complete or add to. */
 struct items {
     uint32_t first, end;
 };
@@ -72,9 +44,19 @@ uint64_t sl_chunk_bytes(const struct sl_kv_layout *layout, uint32_t from, uint32
     return bytes;
 }
 
-static void check_chunk(const struct sl_kv_layout *layout, uint32_t from, uint32_t to)
+uint64_t sl_chunk_bytes_max(const struct sl_kv_layout *layout, uint32_t n_tokens)
 {
-    sl_assert(from <= to && from % sl_chunk_tokens(layout) == 0);
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < layout->n_layers; i++)
+        for (size_t n = 0; n < SL_ARRAY_LEN(chunk_parts); n++) {
+            const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[n]];
+
+            if (part->item_bytes > 0) /* two items may be in other chunks, too */
+                bytes += (n_tokens / part->ratio / part->units_per_item + UINT64_C(2)) *
+                         part->item_bytes;
+        }
+    return bytes;
 }
 
 /* Zeroes all keys of a tile but the first n_keys: the others are what lay there before. */
@@ -115,8 +97,7 @@ void sl_session_export_chunk(const struct sl_session *session, uint32_t from, ui
     const struct sl_kv_layout *layout = &session->kv.pool->layout;
     uint32_t n_seen = to;
 
-    check_chunk(layout, from, to);
-    sl_assert(to <= session->kv.n_tokens);
+    sl_assert(from <= to && to <= session->kv.n_tokens);
     for (uint32_t i = 0; i < layout->n_layers; i++) {
         if (i == layout->n_hidden_layers && session->kv.n_mtp_tokens < n_seen)
             n_seen = session->kv.n_mtp_tokens;
@@ -135,8 +116,7 @@ void sl_session_import_chunk(struct sl_session *session, uint32_t from, uint32_t
 {
     const struct sl_kv_layout *layout = &session->kv.pool->layout;
 
-    check_chunk(layout, from, to);
-    sl_assert(session->kv.in_step && to <= session->kv.capacity_tokens);
+    sl_assert(session->kv.in_step && from <= to && to <= session->kv.capacity_tokens);
     for (uint32_t i = 0; i < layout->n_layers; i++)
         for (size_t p = 0; p < SL_ARRAY_LEN(chunk_parts); p++) {
             const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[p]];
@@ -177,6 +157,13 @@ static uint64_t bytes_of(const struct sl_kv_layout *layout, const struct mark_he
 static struct mark_head head_of(const struct sl_mark *mark)
 {
     return (struct mark_head){mark->kv.n_tokens, mark->kv.n_mtp_tokens};
+}
+
+uint64_t sl_mark_bytes_max(const struct sl_kv_layout *layout)
+{
+    const struct mark_head head = {UINT32_MAX, UINT32_MAX};
+
+    return bytes_of(layout, &head);
 }
 
 uint64_t sl_mark_bytes(const struct sl_session *session, const struct sl_mark *mark)

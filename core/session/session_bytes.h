@@ -1,16 +1,17 @@
 /* A session as bytes, for images on disk: chunks of what its tokens appended, and one mark.
  *
- *     tokens   0          c          2c        mark      c = a multiple of sl_chunk_tokens()
- *              ├─ chunk ──┼─ chunk ──┼─ chunk ─┤
- *                                              └ the mark: rings as they were there
+ *     tokens   0          a            b        mark
+ *              ├─ chunk ──┼── chunk ───┼─ chunk ─┤
+ *                                                └ the mark: rings as they were there
  *
- * A chunk from token `from` to token `to` depends on the model and on tokens 0 to `to` alone: not
- * on the session, the steps or the machine. So sessions that begin alike share chunks. It holds,
- * layer by layer, without gaps:
+ * A chunk from token `from` to token `to`, any two positions, depends on the model and on tokens 0
+ * to `to` alone: not on the session, the steps or the machine. So sessions that begin alike share
+ * chunks. It holds, layer by layer, without gaps:
  *
- *     entries    entry_bytes each: those that tokens from <= t < to completed, ascending
- *     keys       in CSA layers: the tiles of these entries' keys, ascending; keys that are not
- *                complete are zero in the last tile
+ *     entries    entry_bytes each: those that tokens from <= t < to complete, ascending
+ *     keys       in CSA layers: the tiles of 16 that these entries' keys are in, ascending. The
+ *                first may have begun in the chunk before, whose keys are in it as well; keys that
+ *                are not complete are zero in the last one
  *
  * A mark holds two uint32_t, its number of tokens and how many of them the MTP block has seen, and
  * then, layer by layer and ring by ring (enum sl_kv_part), the rows of the last tokens before it,
@@ -27,24 +28,22 @@
 
 #include "core/session/session.h"
 
-/* Where chunks can begin and end: at multiples of this, 128 for the released models. The last chunk
- * before a mark ends with the mark, wherever that is. */
-uint32_t sl_chunk_tokens(const struct sl_kv_layout *layout);
-
-/* Bytes of a chunk; `from` is a multiple of sl_chunk_tokens(). */
+/* Bytes of a chunk, and the most that one of n_tokens can have, wherever it begins. */
 uint64_t sl_chunk_bytes(const struct sl_kv_layout *layout, uint32_t from, uint32_t to);
+uint64_t sl_chunk_bytes_max(const struct sl_kv_layout *layout, uint32_t n_tokens);
 
 /* Writes the chunk's bytes; the session has seen `to` tokens or more. Of layers of the MTP block
  * that compress (no released model's does) entries that it has not seen are zero. */
 void sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
                              uint8_t *ret_bytes);
 
-/* Bytes of a mark, and writes them. */
+/* Bytes of a mark, at most and of this one, and writes them. */
+uint64_t sl_mark_bytes_max(const struct sl_kv_layout *layout);
 uint64_t sl_mark_bytes(const struct sl_session *session, const struct sl_mark *mark);
 void sl_session_export_mark(const struct sl_session *session, const struct sl_mark *mark,
                             uint8_t *ret_bytes);
 
-/* The other way: begin(), all chunks up to n_tokens in any order, then end() with the mark's bytes.
+/* The other way: begin(), all chunks up to n_tokens in order, then end() with the mark's bytes.
  * The session is empty before, and has seen `tokens` after; abandon() leaves it empty. Between
  * begin() and end() nothing else may be done with it.
  *
