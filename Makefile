@@ -80,8 +80,7 @@ TOOL_LIB := $(B)/libtools.a
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
         check-every-bit check-sessions check-debian check-tokenizer check-numa asan ubsan tsan \
-        valgrind lint \
-        fuzz-replay fuzz bench install uninstall clean help
+        valgrind lint fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
 
