@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The engine against the oracle: every test config, in one pass and in many, the MTP head too.
+# The engine against the oracle: every test config, in one pass and in many, the MTP head too, and
+# the rotary angles at single positions.
 # `exact` must agree with the oracle's exact logits to 1e-3 on every row; `native` must be as near
 # to the model as stored as the released code's own numerics are (tests/oracle/compare.py).
 #
@@ -26,6 +27,19 @@ agrees() { # case numerics compare-mode flags...
             "$scratch/logits.npy" --against "$mode" --cache "$case" "${heads[@]}" |
         awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
 }
+
+# The rotary angles, to the last token of a context of a million: around what a float32 product still
+# tells apart, the original context, and multiples of both ratios.
+angles_agree() { # config
+    local positions=(0 1 4095 65535 65536 131073 262143 524287 524288 1000003 1048448 1048572 1048575)
+
+    "$(dirname "$sluice")/tests/test_rope" "$1" "${positions[@]}" |
+        "$python" tests/oracle/angles.py "$1" "${positions[@]}" |
+        awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
+}
+for config in tests/oracle/configs/*.json; do
+    check "$(basename "$config" .json): angles" angles_agree "$config"
+done
 
 # Each item is a config and options of make_case.py.
 list=()

@@ -1,10 +1,15 @@
 /* Rotary positions: our own log, exp, sine and cosine against those of libm in double arithmetic,
- * over the released models' parameters, YaRN's extremes and random ones. */
+ * over the released models' parameters, YaRN's extremes and random ones.
+ *
+ * With arguments (a config.json, and positions) it prints the angles' cosines and sines instead,
+ * for tests/oracle/angles.py to compare. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
@@ -200,7 +205,38 @@ static void test_angles_near_quarter_turns(void **state)
     }
 }
 
-int main(void)
+/* A line for each kind of layer, position and pair. */
+static int print_angles(const char *path, char **positions)
+{
+    char text[8192];
+    struct sl_config config;
+    FILE *file = fopen(path, "re");
+    size_t length = file ? fread(text, 1, sizeof(text), file) : 0;
+
+    if (file)
+        fclose(file);
+    if (sl_config_parse(&config, text, length, path, NULL) < 0)
+        return 1;
+    for (unsigned kind = 0; kind < SL_ROPE_KINDS; kind++) {
+        const uint32_t n_pairs = config.qk_rope_head_dim / 2;
+        float frequency[PAIRS_MAX], cosine[PAIRS_MAX], sine[PAIRS_MAX];
+
+        if (n_pairs > PAIRS_MAX)
+            return 1;
+        sl_rope_frequencies(&config, (enum sl_rope_kind)kind, frequency);
+        for (char **at = positions; *at; at++) {
+            const uint32_t position = (uint32_t)strtoul(*at, NULL, 10);
+
+            sl_rope_angles(n_pairs, frequency, position, cosine, sine);
+            for (uint32_t i = 0; i < n_pairs; i++)
+                printf("%u %u %u %.9g %.9g\n", kind, position, i, (double)cosine[i],
+                       (double)sine[i]);
+        }
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_frequencies),   cmocka_unit_test(test_kinds),
@@ -208,5 +244,7 @@ int main(void)
         cmocka_unit_test(test_angles),        cmocka_unit_test(test_angles_near_quarter_turns),
     };
 
+    if (argc > 2)
+        return print_angles(argv[1], argv + 2);
     return cmocka_run_group_tests_name("rope", tests, NULL, NULL);
 }
