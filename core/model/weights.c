@@ -577,7 +577,7 @@ static void load_dspark(struct loader *in, struct sl_dspark_weights *dspark,
     memcpy(in->prefix, last, sizeof(last));
 }
 
-/* Blocks of a draft have no compression, and route by scores. */
+/* Stages of DSpark have no compression, and no block of a draft routes by hashes. */
 static int load_all(struct loader *in, struct sl_weights *weights, const struct sl_draft *draft)
 {
     const struct sl_config *c = in->config;
@@ -592,13 +592,14 @@ static int load_all(struct loader *in, struct sl_weights *weights, const struct 
     weights->norm = load_vector(in, "norm.weight", c->hidden_size);
     weights->hc_head = load_hc(in, "hc_head", c->hc_mult, 1);
     for (uint32_t i = 0; i < n_layers && in->rc == 0; i++) {
+        const bool has_ratio = i < n_hidden || weights->draft == SL_DRAFT_MTP;
         struct sl_layer_weights layer = {0};
 
         if (i < n_hidden)
             snprintf(in->prefix, sizeof(in->prefix), "layers.%u.", i);
         else
             snprintf(in->prefix, sizeof(in->prefix), "mtp.%u.", i - n_hidden);
-        load_layer(in, &layer, i < n_hidden ? c->compress_ratios[i] : 0, i < c->num_hash_layers);
+        load_layer(in, &layer, has_ratio ? c->compress_ratios[i] : 0, i < c->num_hash_layers);
         if (layers)
             layers[i] = layer;
     }
