@@ -5,6 +5,10 @@
  * that of memory. Several tokens: a group of 128 columns at a time, two tiles decoded once for all
  * tokens, and the sums of up to six tokens by two tiles kept in registers: each activation that is
  * loaded serves two products, each weight six. */
+#include <stdbool.h>
+
+#include "core/kernels/formats.h"
+#include "core/kernels/index_scores.h"
 #include "kernels-avx512/avx512.h"
 #include "kernels-avx512/vectors.h"
 
@@ -289,4 +293,167 @@ void sl_matmul_fp4_avx512vnni(size_t tile_count, size_t cols, size_t token_count
     for (size_t t = 0; t < token_count; t += TOKENS_MAX)
         fp4_tokens(tile_count, cols, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX, w,
                    x + t * cols, x_scale + t * n_blocks, y + t * y_stride, y_stride);
+}
+
+/* ---- the indexer -------------------------------------------------------------------------------
+ * The same product of keys of 128 columns and a query's heads, but each head's scores are added to
+ * the keys' totals while they are in registers.
+ *
+ * Where a head's four scales are one power of two, it need not be multiplied with each block's: the
+ * head's weight takes it, exactly, as nothing gets near float32's ends. */
+
+#define INDEX_HEADS_MAX 64u
+#define SCALE_BITS_MIN 0x2b800000u /* 2^-40 */
+#define SCALE_BITS_MAX 0x53800000u /* 2^40 */
+#define WEIGHT_MIN 0x1p-60f
+
+/* Up to 64 heads of a query. */
+struct index_heads {
+    int32_t sums[INDEX_HEADS_MAX * BLOCKS];
+    float weight[INDEX_HEADS_MAX]; /* times the scale, where that can be */
+    bool scaled[INDEX_HEADS_MAX];  /* that it is */
+};
+
+static void prepare_index_heads(size_t n_heads, const int8_t *x, const float *x_scale,
+                                const float *weight, struct index_heads *heads)
+{
+    sum_blocks(n_heads * BLOCKS, x, heads->sums);
+    for (size_t h = 0; h < n_heads; h++, x_scale += BLOCKS) {
+        uint32_t bits = sl_f32_bits(x_scale[0]);
+        float magnitude = weight[h] < 0 ? -weight[h] : weight[h];
+        bool scaled = bits << 9 == 0 && bits >= SCALE_BITS_MIN && bits <= SCALE_BITS_MAX &&
+                      (magnitude >= WEIGHT_MIN || magnitude == 0) && magnitude <= 1.0f / WEIGHT_MIN;
+
+        for (size_t b = 1; b < BLOCKS; b++)
+            scaled &= sl_f32_bits(x_scale[b]) == bits;
+        heads->scaled[h] = scaled;
+        heads->weight[h] = scaled ? weight[h] * x_scale[0] : weight[h];
+    }
+}
+
+/* Adds the scores of n heads (1 to 6) for up to two tiles to total (2, 16). */
+static ALWAYS_INLINE void add_heads(size_t n_tiles, size_t n, bool scaled,
+                                    const struct fp4_group *group, const int8_t *x,
+                                    const float *x_scale, const int32_t *sums, const float *weight,
+                                    float *total)
+{
+    __m512 sum[TOKENS_AT_ONCE][TILES_AT_ONCE];
+
+    for (size_t h = 0; h < n; h++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            sum[h][tile] = _mm512_setzero_ps();
+    for (size_t b = 0; b < BLOCKS; b++) {
+        __m512i dot[TOKENS_AT_ONCE][TILES_AT_ONCE];
+
+        for (size_t h = 0; h < n; h++)
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                dot[h][tile] = _mm512_set1_epi32(sums[h * BLOCKS + b]);
+#pragma GCC unroll 8 /* a loop would move the sums from register to register */
+        for (size_t i = 0; i < 8; i++) {
+            __m512i w[TILES_AT_ONCE];
+
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                w[tile] = group->weights[b][i][tile];
+            for (size_t h = 0; h < n; h++) {
+                __m512i four = broadcast4(x + h * SL_FP4_GROUP_COLS + b * 32 + i * 4);
+
+                for (size_t tile = 0; tile < n_tiles; tile++)
+                    dot[h][tile] = _mm512_dpbusd_epi32(dot[h][tile], w[tile], four);
+            }
+        }
+        for (size_t h = 0; h < n; h++) {
+            for (size_t tile = 0; tile < n_tiles; tile++) {
+                __m512 scale = group->half_scale[b][tile];
+
+                if (!scaled)
+                    scale = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[h * BLOCKS + b]));
+                sum[h][tile] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[h][tile]), scale, sum[h][tile]);
+            }
+        }
+    }
+    for (size_t tile = 0; tile < n_tiles; tile++) {
+        __m512 all = _mm512_loadu_ps(total + tile * ROWS);
+
+        for (size_t h = 0; h < n; h++) /* a NaN is the first operand's and so becomes zero */
+            all =
+                _mm512_add_ps(all, _mm512_mul_ps(_mm512_set1_ps(weight[h]),
+                                                 _mm512_max_ps(sum[h][tile], _mm512_setzero_ps())));
+        _mm512_storeu_ps(total + tile * ROWS, all);
+    }
+}
+
+/* A constant count keeps the sums in registers. */
+static ALWAYS_INLINE void add_some_heads(size_t n_tiles, size_t n, bool scaled,
+                                         const struct fp4_group *group, const int8_t *x,
+                                         const float *x_scale, const int32_t *sums,
+                                         const float *weight, float *total)
+{
+    if (n == TOKENS_AT_ONCE && scaled)
+        add_heads(n_tiles, TOKENS_AT_ONCE, true, group, x, x_scale, sums, weight, total);
+    else if (n == TOKENS_AT_ONCE)
+        add_heads(n_tiles, TOKENS_AT_ONCE, false, group, x, x_scale, sums, weight, total);
+    else if (n == 4 && scaled)
+        add_heads(n_tiles, 4, true, group, x, x_scale, sums, weight, total);
+    else if (scaled)
+        add_heads(n_tiles, 1, true, group, x, x_scale, sums, weight, total);
+    else
+        add_heads(n_tiles, 1, false, group, x, x_scale, sums, weight, total);
+}
+
+/* Not inlined, like add_tiles(). */
+static __attribute__((noinline)) void add_index_tiles(size_t n_tiles, size_t n_heads,
+                                                      const struct fp4_group *group,
+                                                      const struct index_heads *heads,
+                                                      const int8_t *x, const float *x_scale,
+                                                      float *total)
+{
+    for (size_t h = 0, n; h < n_heads; h += n) {
+        const bool scaled = heads->scaled[h];
+        size_t same = 1;
+
+        while (same < TOKENS_AT_ONCE && h + same < n_heads && heads->scaled[h + same] == scaled)
+            same++;
+        n = same == TOKENS_AT_ONCE ? same : same >= 4 && scaled ? 4 : 1;
+        if (n_tiles == 2)
+            add_some_heads(2, n, scaled, group, x + h * SL_FP4_GROUP_COLS, x_scale + h * BLOCKS,
+                           heads->sums + h * BLOCKS, heads->weight + h, total);
+        else
+            add_some_heads(1, n, scaled, group, x + h * SL_FP4_GROUP_COLS, x_scale + h * BLOCKS,
+                           heads->sums + h * BLOCKS, heads->weight + h, total);
+    }
+}
+
+void sl_index_scores_avx512vnni(size_t tile_count, size_t cols, size_t head_count,
+                                const uint8_t *restrict keys, const int8_t *restrict x,
+                                const float *restrict x_scale, const float *restrict weight,
+                                float *restrict total)
+{
+    struct index_heads heads;
+    struct fp4_group group;
+
+    if (cols != SL_FP4_GROUP_COLS) {
+        sl_index_scores_by(sl_matmul_fp4_avx512vnni, tile_count, cols, head_count, keys, x, x_scale,
+                           weight, total);
+        return;
+    }
+    clear_rows(1, tile_count, total, 0);
+    for (size_t head = 0; head < head_count; head += INDEX_HEADS_MAX) {
+        size_t n_heads = head_count - head < INDEX_HEADS_MAX ? head_count - head : INDEX_HEADS_MAX;
+
+        prepare_index_heads(n_heads, x + head * cols, x_scale + head * BLOCKS, weight + head,
+                            &heads);
+        for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE) {
+            size_t n = tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE;
+
+            for (size_t i = 0; i < n; i++) {
+                const uint8_t *codes = keys + (tile + i) * SL_FP4_GROUP_BYTES;
+
+                decode_group(codes, i, &group);
+                prefetch_group(codes + TILES_AT_ONCE * SL_FP4_GROUP_BYTES);
+            }
+            add_index_tiles(n, n_heads, &group, &heads, x + head * cols, x_scale + head * BLOCKS,
+                            total + tile * ROWS);
+        }
+    }
 }

@@ -403,8 +403,6 @@ static const size_t pooled_rows[] = {1, 2, 3, 4, 8, 16, 128, 0};
 static const size_t pooled_cols[] = {1, 31, 63, 64, 65, 128, 192, 512, 0};
 static const size_t entries[] = {1, 2, 3, 4, 5, 16, 127, 128, 129, 640, 1152, 0};
 static const size_t index_counts[] = {32, 64, 128, 256, 512, 1024, 0};
-static const size_t heads[] = {1, 2, 3, 4, 8, 16, 64, 0};
-static const size_t keys[] = {1, 2, 3, 7, 8, 15, 16, 17, 33, 255, 256, 1024, 0};
 
 static void prepare_kv_encode(struct kernel_case *c, const struct sl_kernels *ref)
 {
@@ -514,17 +512,25 @@ static void call_index_encode(struct kernel_case *c, const struct sl_kernels *k)
     k->index_encode(c->dims[0], IN(0), OUT(0), OUT(1));
 }
 
-static void prepare_index_reduce(struct kernel_case *c, const struct sl_kernels *ref)
+/* Of 20 heads 14 have one power of two as scale of all blocks. */
+static void prepare_index_scores(struct kernel_case *c, const struct sl_kernels *ref)
 {
-    (void)ref;
-    place_floats(c, 0, (c->dims[0] - 1) * (c->dims[1] + c->pad) + c->dims[1], 50);
-    place_floats(c, 1, c->dims[0], 50);
-    add_row(c, c->dims[1] * sizeof(float));
+    const size_t n_scales = c->dims[1] / SL_FP4_BLOCK_COLS;
+    float *q_scale;
+
+    prepare_matmul_fp4(c, ref);
+    c->n_outputs = 0;
+    q_scale = (float *)(void *)c->inputs[2].data;
+    for (size_t h = 0; h < c->dims[2]; h++)
+        for (size_t b = 0; h % 20 < 14 && b < n_scales; b++)
+            q_scale[h * n_scales + b] = sl_exp2i((int)(h % 7) - 5);
+    place_floats(c, 3, c->dims[2], 50);
+    add_row(c, c->dims[0] * SL_R16_ROWS * sizeof(float));
 }
 
-static void call_index_reduce(struct kernel_case *c, const struct sl_kernels *k)
+static void call_index_scores(struct kernel_case *c, const struct sl_kernels *k)
 {
-    k->index_reduce(c->dims[0], c->dims[1], IN(0), c->dims[1] + c->pad, IN(1), OUT(0));
+    k->index_scores(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(1), IN(2), IN(3), OUT(0));
 }
 
 /* ---- the table ---------------------------------------------------------------------------------
@@ -562,7 +568,7 @@ const struct kernel_spec kernel_specs[] = {
     PLANE(pool_rows, "rows", pooled_rows, "columns", pooled_cols),
     ROW(attend_softmax, entries),
     ROW(index_encode, index_counts),
-    PLANE(index_reduce, "heads", heads, "keys", keys),
+    LINEAR(index_scores, some_tiles, block_cols),
 };
 const size_t kernel_specs_count = sizeof(kernel_specs) / sizeof(kernel_specs[0]);
 _Static_assert(sizeof(kernel_specs) / sizeof(kernel_specs[0]) ==

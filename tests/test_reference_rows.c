@@ -295,26 +295,6 @@ static void test_index_encode(void **state)
     }
 }
 
-static void test_index_reduce(void **state)
-{
-    enum { HEADS = 9, KEYS = 37, STRIDE = 40 };
-    float scores[HEADS * STRIDE], weight[HEADS], total[KEYS];
-    struct sl_kernels k = reference();
-    struct rng rng = {inputs_seed()};
-
-    (void)state;
-    fill_floats(&rng, INPUT_WIDE, 50, HEADS * STRIDE, scores);
-    fill_floats(&rng, INPUT_PLAIN, 0, HEADS, weight);
-    k.index_reduce(HEADS, KEYS, scores, STRIDE, weight, total);
-    for (size_t n = 0; n < KEYS; n++) {
-        float sum = 0;
-
-        for (size_t h = 0; h < HEADS; h++)
-            sum += weight[h] * fmaxf(scores[h * STRIDE + n], 0);
-        assert_true(total[n] == sum);
-    }
-}
-
 static void test_pool_rows(void **state)
 {
     enum { POOLED = 128, COUNT = 70 };
@@ -396,8 +376,8 @@ int main(void)
         cmocka_unit_test(test_swiglu),           cmocka_unit_test(test_sqrt_softplus),
         cmocka_unit_test(test_rotate),           cmocka_unit_test(test_hadamard),
         cmocka_unit_test(test_hyper_connection), cmocka_unit_test(test_kv_entry),
-        cmocka_unit_test(test_index_encode),     cmocka_unit_test(test_index_reduce),
-        cmocka_unit_test(test_pool_rows),        cmocka_unit_test(test_attend_softmax),
+        cmocka_unit_test(test_index_encode),     cmocka_unit_test(test_pool_rows),
+        cmocka_unit_test(test_attend_softmax),
     };
 
     return cmocka_run_group_tests_name("reference rows", tests, NULL, NULL);

@@ -164,20 +164,6 @@ static void index_encode(size_t count, const float *restrict x, uint8_t *restric
     }
 }
 
-static void index_reduce(size_t head_count, size_t key_count, const float *restrict scores,
-                         size_t score_stride, const float *restrict weight, float *restrict total)
-{
-    for (size_t n = 0; n < key_count; n++)
-        total[n] = 0;
-    for (size_t h = 0; h < head_count; h++) {
-        for (size_t n = 0; n < key_count; n++) {
-            float s = scores[h * score_stride + n];
-
-            total[n] += weight[h] * (s > 0 ? s : 0.0f);
-        }
-    }
-}
-
 void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
 {
     kernels->kv_encode = kv_encode;
@@ -186,5 +172,4 @@ void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
     kernels->pool_rows = pool_rows;
     kernels->attend_softmax = attend_softmax;
     kernels->index_encode = index_encode;
-    kernels->index_reduce = index_reduce;
 }

@@ -144,9 +144,13 @@ typedef void sl_attend_softmax_fn(size_t entry_count, const float *restrict scor
 typedef void sl_index_encode_fn(size_t count, const float *restrict x, uint8_t *restrict codes,
                                 uint8_t *restrict scale_bytes);
 
-/* total[n] = sum over heads ascending of weight[h] * max(scores[h][n], 0). */
-typedef void sl_index_reduce_fn(size_t head_count, size_t key_count, const float *restrict scores,
-                                size_t score_stride, const float *restrict weight,
+/* Scores of the keys that are the rows of FP4 tiles for one query: total[n] = sum over heads
+ * ascending of weight[h] * max(s[h][n], 0), where s is what matmul_fp4 gives for x (head_count,
+ * cols) and x_scale. Fastest where a head's scales are one power of two. total (tile_count * 16).
+ */
+typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_count,
+                                const uint8_t *restrict keys, const int8_t *restrict x,
+                                const float *restrict x_scale, const float *restrict weight,
                                 float *restrict total);
 
 /* ---- probes: what the instruction set can do at most, to compare the kernels with --------------
@@ -188,7 +192,7 @@ struct sl_kernels {
     sl_pool_rows_fn *pool_rows;
     sl_attend_softmax_fn *attend_softmax;
     sl_index_encode_fn *index_encode;
-    sl_index_reduce_fn *index_reduce;
+    sl_index_scores_fn *index_scores;
     struct sl_probes probes;
 };
 

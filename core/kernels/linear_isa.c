@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "core/kernels/formats.h"
+#include "core/kernels/index_scores.h"
 #include "core/kernels/scalar_math.h"
 
 #define ROWS SL_R16_ROWS
@@ -276,6 +277,14 @@ static void matmul_fp4(size_t tile_count, size_t cols, size_t token_count,
     }
 }
 
+static void index_scores(size_t tile_count, size_t cols, size_t head_count,
+                         const uint8_t *restrict keys, const int8_t *restrict x,
+                         const float *restrict x_scale, const float *restrict weight,
+                         float *restrict total)
+{
+    sl_index_scores_by(matmul_fp4, tile_count, cols, head_count, keys, x, x_scale, weight, total);
+}
+
 static void quantise_int8(size_t cols, const float *restrict x, int8_t *restrict q,
                           float *restrict scale)
 {
@@ -311,6 +320,7 @@ static void to_bf16(size_t count, const float *restrict x, uint16_t *restrict y)
 void SL_ISA_NAME(sl_install_linear)(struct sl_kernels *kernels)
 {
     kernels->matmul_fp4 = matmul_fp4;
+    kernels->index_scores = index_scores;
     kernels->matmul_fp8 = matmul_fp8;
     kernels->matmul_fp8_block = matmul_fp8_block;
     kernels->matmul_bf16 = matmul_bf16;

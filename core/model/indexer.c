@@ -10,7 +10,8 @@
 /* Keys scored at a time by one thread: their scores for all heads stay in the second-level cache.
  */
 #define KEYS_AT_ONCE SL_KV_KEYS_TOGETHER
-#define SCORES_STRIDE (KEYS_AT_ONCE + SL_R16_ROWS) /* a power of two would share few cache sets */
+
+#define BLOCKS_MAX 32u /* config.c bounds index_head_dim by 1,024 */
 
 struct query_slot {
     float *q;       /* exact: (index_n_heads, index_head_dim) */
@@ -23,7 +24,6 @@ struct query_slot {
 struct sl_indexer {
     uint32_t queries_max;
     struct query_slot *slots; /* (queries_max) */
-    float **head_scores;      /* per thread (index_n_heads, SCORES_STRIDE) */
     float **rotated;          /* per thread (index_head_dim) */
     uint8_t **codes;          /* per thread (index_head_dim) */
 };
@@ -34,7 +34,6 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
 {
     struct sl_indexer *indexer = sl_arena_take(arena, 1, sizeof(*indexer));
     struct query_slot *slots = sl_arena_take(arena, queries_max, sizeof(*slots));
-    float **head_scores = sl_arena_take(arena, n_threads, sizeof(*head_scores));
     float **rotated = sl_arena_take(arena, n_threads, sizeof(*rotated));
     uint8_t **codes = sl_arena_take(arena, n_threads, sizeof(*codes));
     const uint64_t heads = config->index_n_heads, cols = sl_index_key_cols(config);
@@ -54,18 +53,16 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
             slots[i] = slot;
     }
     for (uint32_t i = 0; i < n_threads; i++) {
-        float *scores = sl_arena_take(arena, heads * SCORES_STRIDE, sizeof(float));
         float *vector = sl_arena_take(arena, config->index_head_dim, sizeof(float));
         uint8_t *bytes = sl_arena_take(arena, config->index_head_dim, 1);
 
         if (slots) {
-            head_scores[i] = scores;
             rotated[i] = vector;
             codes[i] = bytes;
         }
     }
     if (indexer)
-        *indexer = (struct sl_indexer){queries_max, slots, head_scores, rotated, codes};
+        *indexer = (struct sl_indexer){queries_max, slots, rotated, codes};
     return indexer;
 }
 
@@ -102,6 +99,30 @@ void sl_indexer_store_key(const struct sl_step *step, struct sl_kv_cache *kv, ui
 /* ---- scores ------------------------------------------------------------------------------------
  */
 
+/* Where the scales of a head's blocks differ by few powers of two, gives them the smallest one, and
+ * the codes what that takes: the same values, and index_scores multiplies less. A code is 12 at
+ * most. */
+#define SHIFT_MAX 3
+
+static void share_scale(uint32_t n_blocks, const uint8_t *scale_bytes, int8_t *q, float *q_scale)
+{
+    int least = 255, most = 0;
+
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        if (scale_bytes[b] == 0) /* all its codes are zero */
+            continue;
+        least = scale_bytes[b] < least ? scale_bytes[b] : least;
+        most = scale_bytes[b] > most ? scale_bytes[b] : most;
+    }
+    if (most == 0 || most - least > SHIFT_MAX)
+        return;
+    for (uint32_t b = 0; b < n_blocks; b++, q += SL_FP4_BLOCK_COLS) {
+        q_scale[b] = 0.5f * sl_f32_from_bits((uint32_t)least << 23);
+        for (uint32_t i = 0; scale_bytes[b] > least && i < SL_FP4_BLOCK_COLS; i++)
+            q[i] = (int8_t)(q[i] * (1 << (scale_bytes[b] - least)));
+    }
+}
+
 /* Rotates, transforms and rounds one head of a query. */
 static void prepare_head(const struct sl_indexer *indexer, const struct sl_step *step,
                          const struct sl_index_query *query, const struct query_slot *slot,
@@ -112,8 +133,10 @@ static void prepare_head(const struct sl_indexer *indexer, const struct sl_step 
     const uint32_t heads = config->index_n_heads, dim = config->index_head_dim;
     const uint32_t cols = sl_index_key_cols(config), pairs = config->qk_rope_head_dim / 2;
     const float scale = 1.0f / sqrtf((float)dim) / sqrtf((float)heads);
-    float *x = indexer->rotated[thread_index];
-    uint8_t *codes = indexer->codes[thread_index];
+    const uint32_t n_blocks = cols / SL_FP4_BLOCK_COLS;
+    float *x = indexer->rotated[thread_index], *q_scale = slot->q_scale + (size_t)head * n_blocks;
+    uint8_t *codes = indexer->codes[thread_index], scale_bytes[BLOCKS_MAX];
+    int8_t *q = slot->q_int8 + (size_t)head * cols;
 
     memcpy(x, query->q + (size_t)head * dim, dim * sizeof(float));
     k->rotate(pairs, x + dim - 2 * pairs,
@@ -125,19 +148,14 @@ static void prepare_head(const struct sl_indexer *indexer, const struct sl_step 
         memcpy(slot->q + (size_t)head * dim, x, dim * sizeof(float));
         return;
     }
-    for (uint32_t col = 0; col < cols; col += SL_FP4_BLOCK_COLS) {
-        int8_t *q = slot->q_int8 + (size_t)head * cols + col;
-        float *q_scale = slot->q_scale + ((size_t)head * cols + col) / SL_FP4_BLOCK_COLS;
-        uint8_t scale_byte = 0;
-
-        memset(q, 0, SL_FP4_BLOCK_COLS);
-        if (col < dim) {
-            k->index_encode(SL_FP4_BLOCK_COLS, x + col, codes, &scale_byte);
-            for (uint32_t i = 0; i < SL_FP4_BLOCK_COLS; i++) /* quantise_int8()'s order */
-                q[i / 8 * 8 + i % 8 / 2 + i % 2 * 4] = (int8_t)sl_e2m1_twice(codes[i]);
-        }
-        *q_scale = 0.5f * sl_f32_from_bits((uint32_t)scale_byte << 23);
-    }
+    memset(q, 0, cols);
+    memset(scale_bytes, 0, sizeof(scale_bytes));
+    k->index_encode(dim, x, codes, scale_bytes);
+    for (uint32_t i = 0; i < dim; i++) /* quantise_int8()'s order */
+        q[i / 8 * 8 + i % 8 / 2 + i % 2 * 4] = (int8_t)sl_e2m1_twice(codes[i]);
+    for (uint32_t b = 0; b < n_blocks; b++)
+        q_scale[b] = 0.5f * sl_f32_from_bits((uint32_t)scale_bytes[b] << 23);
+    share_scale(n_blocks, scale_bytes, q, q_scale);
 }
 
 static uint32_t part_count(const struct sl_index_query *query)
@@ -146,25 +164,23 @@ static uint32_t part_count(const struct sl_index_query *query)
 }
 
 /* Scores part `part` of the keys that a query sees. */
-static void score_part(const struct sl_indexer *indexer, const struct sl_step *step,
-                       uint32_t layer_index, const struct sl_index_query *query,
-                       const struct query_slot *slot, uint32_t part, uint32_t thread_index)
+static void score_part(const struct sl_step *step, uint32_t layer_index,
+                       const struct sl_index_query *query, const struct query_slot *slot,
+                       uint32_t part)
 {
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
     const uint32_t heads = config->index_n_heads, from = part * KEYS_AT_ONCE;
     const uint32_t left = query->n_visible - from, n = left < KEYS_AT_ONCE ? left : KEYS_AT_ONCE;
     const uint8_t *tiles = sl_kv_key_tile(step->tokens[query->token].kv, layer_index, from);
-    float *head_scores = indexer->head_scores[thread_index];
 
     if (step->compute->numerics == SL_NUMERICS_EXACT) {
         sl_exact_index_scores(heads, config->index_head_dim, n, slot->q, slot->weights,
                               (const float *)(const void *)tiles, slot->scores + from);
         return;
     }
-    k->matmul_fp4(sl_r16_tile_count(n), sl_index_key_cols(config), heads, tiles, slot->q_int8,
-                  slot->q_scale, head_scores, SCORES_STRIDE);
-    k->index_reduce(heads, n, head_scores, SCORES_STRIDE, slot->weights, slot->scores + from);
+    k->index_scores(sl_r16_tile_count(n), sl_index_key_cols(config), heads, tiles, slot->q_int8,
+                    slot->q_scale, slot->weights, slot->scores + from);
 }
 
 /* ---- choice ------------------------------------------------------------------------------------
@@ -178,10 +194,10 @@ static uint32_t ordered(float score)
     return bits ^ ((bits >> 31) * 0x7fffffffu | 0x80000000u);
 }
 
-/* The k-th highest of those of scores[0], scores[step], ... (n of them) that are not below `floor`,
- * of which there are k or more. *ret_ties: how many equal to it belong to the k. */
+/* The k-th highest of scores[0], scores[step], ... (n of them). *ret_ties: how many equal to it
+ * belong to the k. */
 static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint32_t k,
-                            uint32_t floor, uint32_t *ret_ties)
+                            uint32_t *ret_ties)
 {
     uint32_t prefix = 0;
 
@@ -192,7 +208,7 @@ static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint
         for (uint32_t i = 0; i < n; i++) {
             uint32_t key = ordered(scores[(size_t)i * step]);
 
-            if (key >= floor && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)))
+            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8))
                 counts[key >> shift & 255]++;
         }
         while (counts[digit] < k)
@@ -206,36 +222,56 @@ static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint
 /* Every so many scores are a sample of them. */
 #define SAMPLE_STEP 64u
 
-/* A bound that most scores lie below, but not the k highest: found in a sample, so that the search
- * above has few to count. 0 where it would not pay, or if the sample misled. */
+/* A bound that most scores lie below, but not the k highest, unless the sample misled. 0 where it
+ * would not pay. */
 static uint32_t sampled_floor(const float *scores, uint32_t n, uint32_t k)
 {
-    const uint32_t n_sample = n / SAMPLE_STEP, rank = 2 * k / SAMPLE_STEP + 32;
-    uint32_t floor, ties, n_above = 0;
+    const uint32_t n_sample = n / SAMPLE_STEP, rank = k / SAMPLE_STEP + 20;
+    uint32_t ties;
 
-    if (n_sample < 4 * rank)
-        return 0;
-    floor = kth_highest(scores, n_sample, SAMPLE_STEP, rank, 0, &ties);
-    for (uint32_t i = 0; i < n; i++)
-        n_above += ordered(scores[i]) >= floor;
-    return n_above >= k ? floor : 0;
+    return n_sample < 4 * rank ? 0 : kth_highest(scores, n_sample, SAMPLE_STEP, rank, &ties);
 }
 
-void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+/* The k highest of the scores at `places` (ascending, n of them), or with NULL of all. */
+static void take_top(const float *scores, const uint32_t *places, uint32_t n, uint32_t k,
+                     uint32_t lowest, uint32_t ties, uint32_t *ret_chosen)
 {
-    uint32_t lowest, ties, n_chosen = 0;
+    uint32_t n_chosen = 0;
 
-    sl_assert(k >= 1 && k <= n);
-    lowest = kth_highest(scores, n, 1, k, sampled_floor(scores, n, k), &ties);
     for (uint32_t i = 0; i < n && n_chosen < k; i++) {
         uint32_t key = ordered(scores[i]);
 
         if (key > lowest || (key == lowest && ties > 0)) {
             ties -= key == lowest;
-            ret_chosen[n_chosen++] = i;
+            ret_chosen[n_chosen++] = places ? places[i] : i;
         }
     }
     sl_assert(n_chosen == k);
+}
+
+/* Scores above the floor are looked at alone, if they are not too many. */
+#define ABOVE_MAX 3584u
+
+void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+{
+    const uint32_t floor = sampled_floor(scores, n, k);
+    uint32_t lowest, ties, places[ABOVE_MAX], n_above = 0;
+    float above[ABOVE_MAX];
+
+    sl_assert(k >= 1 && k <= n);
+    for (uint32_t i = 0; floor > 0 && i < n && n_above < ABOVE_MAX; i++) {
+        if (ordered(scores[i]) < floor)
+            continue;
+        places[n_above] = i;
+        above[n_above++] = scores[i];
+    }
+    if (n_above >= k && n_above < ABOVE_MAX) {
+        lowest = kth_highest(above, n_above, 1, k, &ties);
+        take_top(above, places, n_above, k, lowest, ties, ret_chosen);
+    } else {
+        lowest = kth_highest(scores, n, 1, k, &ties);
+        take_top(scores, NULL, n, k, lowest, ties, ret_chosen);
+    }
 }
 
 /* ---- queries -----------------------------------------------------------------------------------
@@ -260,7 +296,7 @@ void sl_indexer_select_alone(struct sl_indexer *indexer, const struct sl_step *s
     for (uint32_t h = 0; h < step->config->index_n_heads; h++)
         prepare_head(indexer, step, query, slot, h, thread_index);
     for (uint32_t part = 0; part < part_count(query); part++)
-        score_part(indexer, step, layer_index, query, slot, part, thread_index);
+        score_part(step, layer_index, query, slot, part);
     sl_select_top(slot->scores, query->n_visible, step->config->index_topk, query->ret_chosen);
 }
 
@@ -290,13 +326,14 @@ static void score_parts(void *context, size_t first, size_t end, uint32_t thread
     const struct select *in = context;
     size_t before = 0;
 
+    (void)thread_index;
     for (uint32_t i = 0; i < in->n_queries && before < end; i++) {
         const size_t n = part_count(&in->queries[i]);
 
         for (size_t part = before < first ? first - before : 0; part < n && before + part < end;
              part++)
-            score_part(in->indexer, in->step, in->layer_index, &in->queries[i],
-                       &in->indexer->slots[i], (uint32_t)part, thread_index);
+            score_part(in->step, in->layer_index, &in->queries[i], &in->indexer->slots[i],
+                       (uint32_t)part);
         before += n;
     }
 }

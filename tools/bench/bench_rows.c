@@ -130,11 +130,6 @@ CALL(index_encode)
                         (uint8_t *)b->c + head * 4);
 }
 
-CALL(index_reduce)
-{
-    k->index_reduce(64, n, b->a, n, b->b, b->y);
-}
-
 static const struct row_kernel kernels[] = {
     {"quantise to int8", "%zu values", {4096, 7168}, 5, 0, call_quantise_int8},
     {"round to BF16", "%zu values", {4096, 7168}, 6, 0, call_to_bf16},
@@ -153,7 +148,6 @@ static const struct row_kernel kernels[] = {
     {"compressor pooling", "%zu rows of 512", {8, 128}, 512 * 4 * 2, 0, call_pool_rows},
     {"attention softmax", "16 heads, %zu entries", {640, 1152}, 16 * 6, 0, call_attend_softmax},
     {"indexer encode", "%zu heads of 128", {64}, 128 * 5, 0, call_index_encode},
-    {"indexer sum of heads", "64 heads, %zu keys", {512}, 65 * 4, 0, call_index_reduce},
 };
 
 struct rows {
