@@ -163,7 +163,7 @@ check-tokenizer: $(B)/sluice ## words and ids as Hugging Face's tokenizers give 
 # Outside `check`, since it boots an emulated machine.
 check-numa: $(B)/sluice $(B)/tests/numa/numa_place ## two memory nodes, in an emulated machine (qemu; a minute)
 	$(Q)tools/install-deps.sh numa
-	$(Q)BUILD=$(B) tests/run.sh tests/numa/check_nodes.sh
+	$(Q)BUILD=$(B) TEST_TIMEOUT_S=1800 tests/run.sh tests/numa/check_nodes.sh
 
 $(B)/tests/numa/numa_place $(B)/tests/pro/repeat_records: %: %.o $(TOOL_LIB) $(LIB)
 	$(say) LD $@

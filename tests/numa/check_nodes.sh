@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.." || exit 1
 build=${BUILD:-build/release}
 work=build/numa
 kernel=${KERNEL:-}
-timeout_s=${NUMA_TIMEOUT_S:-550}
+timeout_s=${NUMA_TIMEOUT_S:-1500}
 tokens=8
 
 unpack_kernel() {
