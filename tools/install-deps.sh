@@ -18,7 +18,7 @@ list_only=
 }
 
 build="gcc libc6-dev make liburing-dev libpcre2-dev libjansson-dev libnuma-dev liblmdb-dev libxxhash-dev libzstd-dev libssl-dev libmicrohttpd-dev libsystemd-dev libcurl4-openssl-dev libedit-dev"
-test="curl libcmocka-dev python3 python3-numpy clang libclang-rt-dev clang-format valgrind mandoc shellcheck fio xfsprogs"
+test="curl libcmocka-dev python3 python3-numpy clang libclang-rt-dev clang-format valgrind mandoc shellcheck fio xfsprogs python3-httpx"
 cross="gcc-aarch64-linux-gnu qemu-user"
 numa="qemu-system-x86 busybox-static numactl"
 train="python3 python3-numpy python3-regex python3-torch python3-matplotlib libjemalloc2 mandoc"

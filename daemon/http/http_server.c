@@ -24,6 +24,7 @@
 #define HEADER_BYTES_MAX (64u << 10)
 #define BLOCK_BYTES (16u << 10)
 #define LOOK_MS 100
+#define DISCARD_TIMES 8u
 
 enum call_state {
     CALL_NEW,
@@ -354,7 +355,8 @@ static const char *why_refused(int status)
                          : "no memory is left for another request's body; try again";
 }
 
-/* A body of a length that is told is refused before it comes. */
+/* A body whose length is told is refused before it comes. But most clients send all of it before
+ * they look for an answer, so one that is not many times too large is let come, and thrown away. */
 static void begin_body(struct sl_http_call *call)
 {
     const char *text = sl_http_header(call, "Content-Length");
@@ -362,10 +364,11 @@ static void begin_body(struct sl_http_call *call)
     const struct sl_http_options *options = &call->server->options;
     int status = length > 0 ? reserve_body(call, length) : 0;
 
-    if (status) {
+    if (status && length > DISCARD_TIMES * options->body_bytes_max) {
         refuse(call, status, why_refused(status));
         return;
     }
+    call->refused = status;
     pthread_mutex_lock(&call->server->lock);
     call->state = CALL_RECEIVING;
     call->due_ns = sl_clock_ns() + (options->body_s + (length >> 20)) * NS_PER_S;

@@ -46,6 +46,7 @@ enum {
     OPTION_SMALL_STEP,
     OPTION_QUEUE,
     OPTION_MAX_BODY,
+    OPTION_BODY_TIME,
     OPTION_GRACE,
     OPTION_KEEP_PROMPT,
     OPTION_BATCH_SHARE,
@@ -64,6 +65,7 @@ struct command {
     const char *profile;
     const char *trace;
     bool log_json, quiet;
+    uint32_t body_s;
     double grace_s;
     struct sl_worker_options work;
     const char *names[NAMES_MAX]; /* the model's own is put in front */
@@ -106,6 +108,9 @@ static error_t parse_serving(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_MAX_BODY:
         command->front.body_bytes_max = sl_parse_size(state, "--max-body", value);
+        return 0;
+    case OPTION_BODY_TIME:
+        command->body_s = sl_parse_count(state, "--body-time", value, 86400);
         return 0;
     case OPTION_GRACE:
         command->grace_s = sl_parse_real(state, "--grace", value, 0, 86400);
@@ -188,6 +193,8 @@ static const struct argp_option options[] = {
      "most tokens of a step for those who wait for the next one (default 256)", 0},
     {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for their turn (default 64)", 0},
     {"max-body", OPTION_MAX_BODY, "SIZE", 0, "the largest request (default 64M)", 0},
+    {"body-time", OPTION_BODY_TIME, "SECONDS", 0,
+     "that a request may take to come, and a second more for each MiB (default 60)", 0},
     {"grace", OPTION_GRACE, "SECONDS", 0,
      "that requests under way are given when the server is to end (default 10)", 0},
     {"keep-prompt", OPTION_KEEP_PROMPT, "SECONDS", 0,
@@ -406,7 +413,7 @@ static int start(struct command *command, struct sl_err *err)
                                          .context = &command->front,
                                          .body_bytes_max = command->front.body_bytes_max,
                                          .connections_max = CONNECTIONS_MAX,
-                                         .body_s = 60,
+                                         .body_s = command->body_s,
                                          .idle_s = 120};
     int rc;
 
@@ -567,7 +574,8 @@ int sl_cmd_serve(int argc, char **argv)
         .doc = "Serves the model in the folder MODEL over HTTP on a Unix socket: chat, completions "
                "and what goes with them, as OpenAI's clients ask for them.",
         .children = children};
-    struct command command = {.grace_s = 10,
+    struct command command = {.body_s = 60,
+                              .grace_s = 10,
                               .work = {.n_texts_max = 64,
                                        .queue_max = 64,
                                        .keep_prompt_ns = 60 * NS_PER_S,

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# sluice serve on the trained small model, as httpx and bare sockets see it: texts are what
+# `sluice generate` makes, in any company; conversations go on; bad requests, slow and absent readers
+# and strangers harm nobody; a signal lets what is under way end; what was killed starts again.
+cd "$(dirname "$0")/.." || exit 1
+. tests/tap.sh
+
+sluice=${SLUICE:-build/release/sluice}
+python=${PYTHON:-/usr/bin/python3}
+socket=$scratch/socket
+daemon=
+
+serve() { # option...: in the background; waits until it is ready
+    "$sluice" serve tests/small --socket "$socket" --ram 2G --no-hot-list "$@" \
+        >/dev/null 2>"$scratch/log" &
+    daemon=$!
+    for _ in $(seq 200); do
+        curl -sf --unix-socket "$socket" http://localhost/health >/dev/null && return
+        kill -0 $daemon 2>/dev/null || return
+        sleep 0.05
+    done
+    return 1
+}
+# Like check, in this shell, for what starts and ends servers.
+try() { # name command...
+    if "${@:2}" >"$scratch/out" 2>&1; then
+        ok "$1" "$(tail -n 1 "$scratch/out")"
+    else
+        fail "$1" "$(tail -n 3 "$scratch/out" "$scratch/log")"
+    fi
+}
+ask() { curl -s --unix-socket "$socket" -H Content-Type:application/json "$@"; }
+
+if ! "$python" -c 'import httpx' 2>/dev/null; then
+    skip "sluice serve" "python3-httpx is not installed"
+    tap_end
+fi
+
+port=$("$python" -c 'import socket
+s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+echo "a key of its own" >"$scratch/key"
+serve --listen "127.0.0.1:$port" --api-key-file "$scratch/key" --context 4096 --max-body 2M \
+    --body-time 2 --parallel 16
+timeout 240 "$python" tests/serve_requests.py "$socket" "$sluice" tests/small "$port" \
+    "a key of its own" >"$scratch/tests" 2>&1 || echo "not ok the script: $(tail -n 1 "$scratch/tests")" >>"$scratch/tests"
+while read -r line; do
+    case $line in
+    "ok "*) ok "${line#ok }" ;;
+    "not ok "*) fail "${line#not ok }" ;;
+    *) echo "# $line" ;;
+    esac
+done <"$scratch/tests"
+
+in_use() {
+    ! "$sluice" serve tests/small --socket "$socket" 2>"$scratch/stderr" &&
+        grep -q 'another server listens there' "$scratch/stderr"
+}
+try "a socket in use is refused" in_use
+
+# What is under way when SIGTERM comes is finished, and nothing new is taken.
+ends_well() {
+    ask -N http://localhost/v1/completions -d '{"prompt": "The river rose in the", "max_tokens": 100, "temperature": 0, "stream": true}' \
+        >"$scratch/stream" &
+    local client=$!
+
+    until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
+    kill $daemon
+    wait $client
+    [ "$(grep -c '^data: ' "$scratch/stream")" -gt 50 ] && grep -q '\[DONE\]' "$scratch/stream" &&
+        wait $daemon && [ ! -e "$socket" ] && ! grep -q 'a key of its own' "$scratch/log"
+}
+try "SIGTERM lets a stream end, and leaves no socket" ends_well
+
+# A server that was killed leaves its socket behind; the next one replaces it. Its KV caches have
+# room for one long text: others wait or are told.
+starts_again() {
+    local text
+
+    serve --kv 1300K --context 2048 --queue 2 || return
+    kill -9 $daemon
+    wait $daemon 2>/dev/null
+    [ -S "$socket" ] && serve --kv 1300K --context 2048 --queue 2 --profile v4-preview || return
+    text=$(ask http://localhost/v1/completions -d '{"prompt": "She said", "seed": 8, "max_tokens": 9}' |
+        "$python" -c 'import json, sys; print(json.load(sys.stdin)["choices"][0]["text"])')
+    [ "$text" = "$("$sluice" generate tests/small -p "She said" --seed 8 -n 9 2>/dev/null)" ]
+}
+try "after kill -9 the socket is replaced, and the text is the same" starts_again
+
+crowded() {
+    local i clients=()
+
+    for i in $(seq 30); do
+        ask -o "$scratch/crowd$i" -w '%{http_code} %header{retry-after}\n' \
+            http://localhost/v1/completions -d "{\"prompt\": \"$i\", \"max_tokens\": 60, \"seed\": $i}" \
+            >"$scratch/code$i" &
+        clients+=($!)
+    done
+    wait "${clients[@]}"
+    cat "$scratch"/code* | sort | uniq -c >"$scratch/codes"
+    grep -q ' 200 ' "$scratch/codes" && grep -q ' 429 5' "$scratch/codes" &&
+        [ "$(grep -vcE ' (200|429|503) ' "$scratch/codes")" = 0 ] &&
+        ask http://localhost/status | "$python" -c '
+import json, sys
+s = json.load(sys.stdin)["serving"]
+assert s["texts_running"] == s["texts_waiting"] == 0, s
+print(s["requests_finished"], "answered,", s["requests_refused"], "refused,",
+      s["requests_failed"], "without memory")'
+}
+try "a full queue, and full KV caches" crowded
+kill $daemon
+wait $daemon
+
+serve --listen 0.0.0.0:0
+outside=$(tail -n 1 "$scratch/log")
+if [[ $outside == *--api-key-file* ]]; then
+    ok "an address that others reach needs a key"
+else
+    fail "an address that others reach needs a key" "$outside"
+fi
+tap_end
