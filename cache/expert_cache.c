@@ -331,7 +331,8 @@ void sl_expert_cache_resident(struct sl_expert_cache *cache, uint16_t layer_inde
 struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_cache *cache)
 {
     const struct sl_slot_counters *slots = &cache->table.counters;
-    const struct sl_reader_counters reader = sl_reader_counters(cache->loader.reader);
+    const struct sl_reader_counters reader =
+        sl_reader_counters(cache->loader.reader, SL_READS_OF_EXPERTS);
 
     return (struct sl_expert_cache_counters){
         .n_requests = slots->n_requests,

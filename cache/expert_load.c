@@ -334,9 +334,9 @@ static struct sl_read *reap_read(struct sl_expert_loader *loader, bool wait)
     enum sl_phase phase;
 
     if (!wait)
-        return sl_reader_reap(loader->reader, false);
+        return sl_reader_reap(loader->reader, SL_READS_OF_EXPERTS, false);
     phase = sl_pool_phase(loader->pool, SL_PHASE_DRIVE);
-    read = sl_reader_reap(loader->reader, true);
+    read = sl_reader_reap(loader->reader, SL_READS_OF_EXPERTS, true);
     sl_pool_phase(loader->pool, phase);
     return read;
 }

@@ -142,7 +142,7 @@ static uint64_t random_reads(struct rig *rig, const struct fixture *f, uint64_t 
         rig_queue(rig, f, i, offset, size, io_fault_random(random) % SL_READ_CLASSES);
         expected_bytes += device_bytes(&rig->reads[i]);
     }
-    while ((read = sl_reader_reap(rig->reader, true))) {
+    while ((read = sl_reader_reap(rig->reader, SL_READS_OF_EXPERTS, true))) {
         check_content(f, read);
         n_done++;
     }
@@ -166,7 +166,7 @@ static void test_all_alignments(void **state)
             for (uint32_t k = 0; k < READS; k++)
                 wanted_bytes += rig.reads[k].size_bytes;
         }
-        counters = sl_reader_counters(rig.reader);
+        counters = sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS);
         assert_int_equal(counters.read_bytes, expected_bytes);
         assert_int_equal(counters.read_bytes, io_fault_delivered_bytes(rig.io));
         assert_int_equal(counters.n_reads, io_fault_read_count(rig.io));
@@ -190,7 +190,7 @@ static void test_short_reads_in_any_order(void **state)
         io_fault_set(rig.io, &plan);
         for (uint32_t round = 0; round < 10; round++)
             expected_bytes += random_reads(&rig, f, &random);
-        counters = sl_reader_counters(rig.reader);
+        counters = sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS);
         assert_int_equal(counters.read_bytes, io_fault_delivered_bytes(rig.io));
         assert_true(counters.read_bytes > expected_bytes); /* blocks cut off are read again */
         assert_int_equal(counters.n_retries, 0);
@@ -245,7 +245,7 @@ static void test_nth_read_fails_for_good(void **state)
         io_fault_set(rig.io, &plan);
         for (uint32_t i = 0; i < READS; i++) /* of different blocks: one of them fails */
             rig_queue(&rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % SL_READ_CLASSES);
-        while ((read = sl_reader_reap(rig.reader, true))) {
+        while ((read = sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true))) {
             n_done++;
             if (read->rc == 0) {
                 check_content(f, read);
@@ -279,11 +279,12 @@ static void test_retries_are_counted(void **state)
     rig_init(&rig, f, true, 4);
     io_fault_set(rig.io, &plan);
     read = rig_queue(&rig, f, 0, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), read);
     check_content(f, read);
-    assert_int_equal(sl_reader_counters(rig.reader).n_retries, 1);
-    assert_int_equal(sl_reader_counters(rig.reader).n_reads, 5);
-    assert_int_equal(sl_reader_counters(rig.reader).read_bytes, 4 * PIECE_BYTES);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_retries, 1);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_reads, 5);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).read_bytes,
+                     4 * PIECE_BYTES);
     rig_fini(&rig);
 }
 
@@ -300,17 +301,17 @@ static void test_end_of_file(void **state)
 
         rig_init(&rig, f, uring, 4);
         read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), read);
         check_content(f, read);
 
         read = rig_queue(&rig, f, 0, FILE_BYTES - 9 * BLOCK, 9 * BLOCK + 1, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), read);
         assert_int_equal(sl_reader_explain(rig.reader, read, &err), -SL_ECORRUPT);
         assert_non_null(strstr(err.message, f->path));
         assert_non_null(strstr(err.message, ends_at));
 
         read = rig_queue(&rig, f, 0, FILE_BYTES + 5 * BLOCK, 1, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), read);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), read);
         assert_int_equal(read->rc, -SL_ECORRUPT);
         rig_fini(&rig);
     }
@@ -328,12 +329,12 @@ static void test_order_of_classes(void **state)
     b = rig_queue(&rig, f, 1, 5 * BLOCK, 30 * BLOCK, SL_READ_PREFETCH);
     sl_reader_start(rig.reader); /* the first piece of `a` is under way */
     c = rig_queue(&rig, f, 2, 7 * BLOCK, 30 * BLOCK, SL_READ_DEMAND);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), c);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), c);
     sl_reader_set_class(rig.reader, c, SL_READ_DEMAND); /* harmless: it has ended */
     sl_reader_set_class(rig.reader, b, SL_READ_DEMAND);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), b);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), a);
-    assert_null(sl_reader_reap(rig.reader, true));
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), b);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), a);
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
     check_content(f, a);
     check_content(f, b);
     check_content(f, c);
@@ -342,8 +343,8 @@ static void test_order_of_classes(void **state)
     b = rig_queue(&rig, f, 1, 5 * BLOCK, 30 * BLOCK, SL_READ_DEMAND);
     sl_reader_start(rig.reader);
     sl_reader_set_class(rig.reader, a, SL_READ_PREFETCH); /* with a piece under way */
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), b);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), a);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), b);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), a);
     check_content(f, a);
     check_content(f, b);
     rig_fini(&rig);
@@ -371,12 +372,46 @@ static void test_demand_finds_room(void **state)
     for (uint64_t nth = 5; nth <= 8; nth++)
         assert_int_equal(io_fault_read(rig.io, nth).offset_bytes,
                          60 * BLOCK + (nth - 5) * PIECE_BYTES);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), demand);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), prefetch);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), scrub);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), demand);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), prefetch);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), scrub);
     check_content(f, demand);
     check_content(f, prefetch);
     check_content(f, scrub);
+    rig_fini(&rig);
+}
+
+/* Each user gets its own reads back, whoever waited while they landed, and its own counters.
+ * Reading ahead goes behind what is demanded, and has the whole depth. */
+static void test_users(void **state)
+{
+    static const struct io_fault_plan lazy = {.lazy = true};
+    struct fixture *f = *state;
+    struct sl_read *prefetch, *demand, ahead;
+    struct rig rig;
+
+    rig_init(&rig, f, true, 4);
+    io_fault_set(rig.io, &lazy);
+    prefetch = rig_queue(&rig, f, 0, 0, PIECE_BYTES, SL_READ_PREFETCH);
+    ahead = (struct sl_read){.size_bytes = 5 * PIECE_BYTES,
+                             .dst = f->memory + DST_BYTES,
+                             .read_class = SL_READ_AHEAD,
+                             .user = SL_READS_OF_DENSE};
+    sl_reader_queue(rig.reader, &ahead);
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_DENSE, false));
+    assert_int_equal(io_fault_read_count(rig.io), 4);
+    demand = rig_queue(&rig, f, 2, 60 * BLOCK, PIECE_BYTES, SL_READ_DEMAND);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), demand);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), prefetch);
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
+    assert_int_equal(io_fault_read(rig.io, 5).offset_bytes, 60 * BLOCK);
+    assert_int_equal(io_fault_read(rig.io, 6).offset_bytes, 4 * PIECE_BYTES);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_DENSE, true), &ahead);
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_DENSE, true));
+    check_content(f, &ahead);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_reads, 2);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_DENSE).n_reads, 5);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_DENSE).read_bytes, 5 * PIECE_BYTES);
     rig_fini(&rig);
 }
 
@@ -396,10 +431,10 @@ static void test_promotion_in_flight(void **state)
     prefetch = rig_queue(&rig, f, 1, 0, PIECE_BYTES, SL_READ_PREFETCH);
     sl_reader_set_class(rig.reader, promoted, SL_READ_DEMAND);
     for (uint32_t i = 0; i < 5; i++)
-        assert_null(sl_reader_reap(rig.reader, false));
+        assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, false));
     assert_int_equal(io_fault_read_count(rig.io), 2); /* it waits for the demand's last piece */
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), promoted);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), prefetch);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), promoted);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), prefetch);
     rig_fini(&rig);
 }
 
@@ -420,11 +455,11 @@ static void test_classes_wait_for_each_other(void **state)
         second = rig_queue(&rig, f, 1, 0, PIECE_BYTES, k + 1);
         first = rig_queue(&rig, f, 0, 0, 5 * PIECE_BYTES, k);
         for (uint32_t i = 0; i < 5; i++)
-            assert_null(sl_reader_reap(rig.reader, false));
+            assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, false));
         assert_int_equal(io_fault_read_count(rig.io), 5);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), first);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), first);
         assert_int_equal(io_fault_read_count(rig.io), 6);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), second);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), second);
     }
     rig_fini(&rig);
 }
@@ -440,7 +475,7 @@ static void test_pieces_go_out_in_order(void **state)
     for (uint32_t i = 0; i < 4; i++)
         rig_queue(&rig, f, i, (30 - 9 * i) * BLOCK, 3 * PIECE_BYTES, SL_READ_DEMAND);
     for (uint32_t i = 0; i < 4; i++)
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[i]);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[i]);
     for (uint32_t i = 0; i < 4; i++) {
         for (uint32_t k = 0; k < 3; k++)
             assert_int_equal(io_fault_read(rig.io, ++nth).offset_bytes,
@@ -466,15 +501,16 @@ static void test_cancel(void **state)
     sl_reader_cancel(rig.reader, out);
     sl_reader_cancel(rig.reader, out);
     sl_reader_set_class(rig.reader, out, SL_READ_DEMAND);
-    assert_ptr_equal(sl_reader_reap(rig.reader, false), queued); /* nothing of it was out */
-    assert_null(sl_reader_reap(rig.reader, false));
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), out);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, false),
+                     queued); /* nothing of it was out */
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, false));
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), out);
     assert_int_equal(queued->rc, -ECANCELED);
     assert_int_equal(out->rc, -ECANCELED);
     assert_false(out->late);
     for (uint32_t k = 2 * PIECE_BYTES; k < DST_BYTES; k++)
         assert_int_equal(out->dst[k], 0x5a);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), other);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), other);
     check_content(f, other);
     /* Two pieces of the one that was out, whose rests nobody wanted; the others are the third's. */
     for (uint64_t nth = 3; nth <= io_fault_read_count(rig.io); nth++)
@@ -484,9 +520,9 @@ static void test_cancel(void **state)
     io_fault_set(rig.io, &(struct io_fault_plan){0});
     out = rig_queue(&rig, f, 0, 0, PIECE_BYTES, SL_READ_DEMAND);
     other = rig_queue(&rig, f, 1, 0, PIECE_BYTES, SL_READ_DEMAND);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), out);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), out);
     sl_reader_cancel(rig.reader, other);
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), other);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), other);
     check_content(f, other);
     rig_fini(&rig);
 }
@@ -513,11 +549,12 @@ static void test_slow_is_counted(void **state)
         io_fault_set(rig.io, &plan);
         rig_queue(&rig, f, 0, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
         rig_queue(&rig, f, 1, 0, 4 * PIECE_BYTES, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[1]); /* it does not wait */
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true),
+                         &rig.reads[1]); /* it does not wait */
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[0]);
         check_content(f, &rig.reads[0]);
         check_content(f, &rig.reads[1]);
-        counters = sl_reader_counters(rig.reader);
+        counters = sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS);
         assert_int_equal(counters.n_stalls, i > 0);
         assert_true(counters.longest_ns <= late_ns[i]);
         assert_true(i == 0 || counters.longest_ns > late_ns[i] - SL_READER_STALL_NS / 4);
@@ -550,13 +587,13 @@ static void test_busy_is_not_slow(void **state)
         now_ns += 3 * DEADLINE_NS;
     }
     for (uint32_t i = 0; i < 5; i++) {
-        struct sl_read *read = sl_reader_reap(rig.reader, true);
+        struct sl_read *read = sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true);
 
         assert_non_null(read);
         check_content(f, read);
         now_ns += 3 * DEADLINE_NS;
     }
-    assert_int_equal(sl_reader_counters(rig.reader).n_stalls, 0);
+    assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_stalls, 0);
     rig_fini(&rig);
 }
 
@@ -613,44 +650,44 @@ static void test_dead_drive(void **state)
         rig_init_drives(&rig, f, uring, 1);
         io_fault_set(rig.io, &plan);
         queue_on(&rig, f, 2, 0, 1, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[2]);
         stuck = queue_on(&rig, f, 0, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
         behind = queue_on(&rig, f, 1, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
         for (uint32_t i = 2; i < READS; i++) { /* the other drive goes on */
             queue_on(&rig, f, i, 1, 3 * PIECE_BYTES, SL_READ_DEMAND);
-            assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[i]);
+            assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[i]);
             check_content(f, &rig.reads[i]);
         }
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), stuck);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), stuck);
         assert_true(stuck->late);
         check_timed_out(&rig, f, stuck);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), behind);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), behind);
         assert_false(behind->late);
         check_timed_out(&rig, f, behind);
         assert_true(io_fault_clock_ns(rig.io) > DEADLINE_NS);
         assert_true(io_fault_clock_ns(rig.io) < DEADLINE_NS + SL_READER_STALL_NS);
-        assert_int_equal(sl_reader_counters(rig.reader).n_stalls, 1);
+        assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_stalls, 1);
 
         /* Nothing is waited for any more; the other drive works, and this one fails at once. */
-        assert_null(sl_reader_reap(rig.reader, true));
+        assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
         queue_on(&rig, f, 2, 1, 3 * PIECE_BYTES, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[2]);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[2]);
         later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), later);
         assert_true(io_fault_clock_ns(rig.io) < DEADLINE_NS + SL_READER_STALL_NS);
         assert_int_equal(later->rc, -ETIMEDOUT);
 
         /* It comes back: with what it had, and for more. */
         assert_int_equal(stuck->dst[0], 0x5a);
         io_fault_heal(rig.io);
-        assert_ptr_equal(sl_reader_reap(rig.reader, false), stuck);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, false), stuck);
         assert_false(stuck->late);
         assert_int_equal(stuck->rc, -ETIMEDOUT);
         assert_memory_equal(stuck->dst, f->data, PIECE_BYTES);
         later = queue_on(&rig, f, 3, 0, 3 * PIECE_BYTES, SL_READ_DEMAND);
-        assert_ptr_equal(sl_reader_reap(rig.reader, true), later);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), later);
         check_content(f, later);
-        assert_null(sl_reader_reap(rig.reader, true));
+        assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
         rig_fini(&rig);
     }
 }
@@ -668,7 +705,7 @@ static void test_drain(void **state)
     queue_on(&rig, f, 0, 0, PIECE_BYTES, SL_READ_DEMAND);
     sl_reader_start(rig.reader);
     sl_reader_cancel(rig.reader, &rig.reads[0]); /* also a cancelled read can be late */
-    assert_ptr_equal(sl_reader_reap(rig.reader, true), &rig.reads[0]);
+    assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), &rig.reads[0]);
     assert_int_equal(rig.reads[0].rc, -ECANCELED);
     assert_true(rig.reads[0].late);
     time_ns = io_fault_clock_ns(rig.io);
@@ -679,7 +716,7 @@ static void test_drain(void **state)
     io_fault_heal(rig.io);
     assert_true(sl_reader_drain(rig.reader));
     assert_memory_equal(rig.reads[0].dst, f->data, PIECE_BYTES);
-    assert_null(sl_reader_reap(rig.reader, true));
+    assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
     rig_fini(&rig);
 }
 
@@ -693,7 +730,7 @@ static void nth_run(struct rig *rig, const struct fixture *f, const struct io_fa
     io_fault_set(rig->io, plan);
     for (uint32_t i = 0; i < READS; i++)
         rig_queue(rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % SL_READ_CLASSES);
-    while ((read = sl_reader_reap(rig->reader, true))) {
+    while ((read = sl_reader_reap(rig->reader, SL_READS_OF_EXPERTS, true))) {
         n_done++;
         if (read->rc == 0) {
             check_content(f, read);
@@ -710,7 +747,7 @@ static void nth_run(struct rig *rig, const struct fixture *f, const struct io_fa
     assert_int_equal(n_done, READS);
     assert_int_equal(lost != NULL, never && io_fault_read_count(rig->io) >= plan->fail_nth);
     io_fault_heal(rig->io);
-    assert_ptr_equal(sl_reader_reap(rig->reader, false), lost);
+    assert_ptr_equal(sl_reader_reap(rig->reader, SL_READS_OF_EXPERTS, false), lost);
 }
 
 static void test_nth_read_is_short_or_late(void **state)
@@ -736,7 +773,8 @@ static void test_nth_read_is_short_or_late(void **state)
             n_reads = io_fault_read_count(rig.io);
         } while (n_reads >= n);
         assert_true(n > 40);
-        assert_int_equal(sl_reader_counters(rig.reader).n_stalls, kind >= 2 ? n - 1 : 0);
+        assert_int_equal(sl_reader_counters(rig.reader, SL_READS_OF_EXPERTS).n_stalls,
+                         kind >= 2 ? n - 1 : 0);
         rig_fini(&rig);
     }
 }
@@ -771,7 +809,7 @@ static void storm(struct rig *rig, const struct fixture *f, uint64_t random)
             sl_reader_set_class(rig->reader, &rig->reads[i],
                                 (enum sl_read_class)(io_fault_random(&random) % SL_READ_CLASSES));
         } else {
-            read = sl_reader_reap(rig->reader, dice > 4);
+            read = sl_reader_reap(rig->reader, SL_READS_OF_EXPERTS, dice > 4);
         }
         if (!read)
             continue;
@@ -807,7 +845,7 @@ static void test_storm(void **state)
         rig_init_drives(&rig, f, seed % 2, 1 + seed % 5);
         io_fault_set(rig.io, &plan);
         storm(&rig, f, seed);
-        assert_null(sl_reader_reap(rig.reader, true));
+        assert_null(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true));
         rig_fini(&rig);
     }
 }
@@ -824,6 +862,7 @@ int main(void)
         cmocka_unit_test(test_order_of_classes),
         cmocka_unit_test(test_demand_finds_room),
         cmocka_unit_test(test_classes_wait_for_each_other),
+        cmocka_unit_test(test_users),
         cmocka_unit_test(test_promotion_in_flight),
         cmocka_unit_test(test_pieces_go_out_in_order),
         cmocka_unit_test(test_cancel),

@@ -64,7 +64,7 @@ static void queue_reads(struct group *g, uint32_t k)
 static int wait_for(struct group *g, uint32_t k, struct sl_err *err)
 {
     while (!g->reads[k].owner) {
-        struct sl_read *read = sl_reader_reap(g->reader, true);
+        struct sl_read *read = sl_reader_reap(g->reader, SL_READS_OF_EXPERTS, true);
 
         read->owner = read;
     }
@@ -161,7 +161,7 @@ static bool close_group(struct group *g)
         for (uint32_t k = 0; k < g->n_queued; k++)
             if (!g->reads[k].owner)
                 sl_reader_cancel(g->reader, &g->reads[k]);
-        while (sl_reader_reap(g->reader, true))
+        while (sl_reader_reap(g->reader, SL_READS_OF_EXPERTS, true))
             ;
         is_ours = sl_reader_drain(g->reader);
     }

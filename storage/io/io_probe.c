@@ -44,7 +44,7 @@ static bool is_over(struct run *run)
     if (!run->counts && now_ns - run->start_ns >= run->trial->ramp_ns) {
         run->counts = true;
         run->start_ns = now_ns;
-        run->start_bytes = sl_reader_counters(run->reader).read_bytes;
+        run->start_bytes = sl_reader_counters(run->reader, SL_READS_OF_EXPERTS).read_bytes;
     }
     return run->rc < 0 || (run->counts && now_ns - run->start_ns >= run->trial->ns);
 }
@@ -68,7 +68,7 @@ static void run_reads(struct run *run, struct sl_read *reads, uint32_t n_reads)
     run->counts = run->trial->ramp_ns == 0;
     for (uint32_t i = 0; i < n_reads; i++)
         begin(run, &reads[i]);
-    while ((read = sl_reader_reap(run->reader, true))) {
+    while ((read = sl_reader_reap(run->reader, SL_READS_OF_EXPERTS, true))) {
         if (read->late || (read->rc < 0 && read->rc != -ECANCELED && run->rc == 0))
             run->rc = sl_reader_explain(run->reader, read, run->err);
         if (!is_over(run)) {
@@ -108,7 +108,8 @@ int sl_io_time(struct sl_io *io, const struct sl_io_trial *trial, const struct s
         run_reads(&run, reads, n_reads);
         ret_timing->ns = sl_clock_ns() - run.start_ns;
         ret_timing->next_extent = (trial->first_extent + run.n_begun) % n_extents;
-        ret_timing->read_bytes = sl_reader_counters(run.reader).read_bytes - run.start_bytes;
+        ret_timing->read_bytes =
+            sl_reader_counters(run.reader, SL_READS_OF_EXPERTS).read_bytes - run.start_bytes;
     }
     sl_reader_destroy(run.reader);
     free(reads);

@@ -59,12 +59,12 @@ struct sl_reader {
     uint32_t first_free_piece;
     struct sl_io_read *batch; /* io->reads_max; what the next submit takes */
     uint32_t n_batch;
-    struct sl_link finished; /* reads to be handed back */
-    uint32_t n_live;         /* reads that have not ended */
-    uint32_t n_out;          /* pieces at the back end, or in the batch */
-    uint64_t now_ns;         /* at the last look at the clock */
-    uint64_t check_ns;       /* when to look for stalls next */
-    struct sl_reader_counters counters;
+    struct sl_link finished[SL_READ_USERS]; /* reads to be handed back */
+    uint32_t n_live[SL_READ_USERS];         /* reads that have not ended */
+    uint32_t n_out;                         /* pieces at the back end, or in the batch */
+    uint64_t now_ns;                        /* at the last look at the clock */
+    uint64_t check_ns;                      /* when to look for stalls next */
+    struct sl_reader_counters counters[SL_READ_USERS];
 };
 
 uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes)
@@ -125,7 +125,7 @@ static void batch_add(struct sl_reader *reader, uint32_t piece_index)
         .size_bytes = (uint32_t)(piece->end_bytes - piece->offset_bytes),
         .file_index = read->file_index,
     };
-    reader->counters.n_reads++;
+    reader->counters[read->user].n_reads++;
 }
 
 static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_read *read)
@@ -153,7 +153,7 @@ static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_r
 
 static uint32_t depth_of(const struct sl_reader *reader, int read_class)
 {
-    return read_class == SL_READ_DEMAND ? reader->depth : reader->depth_background;
+    return read_class <= SL_READ_AHEAD ? reader->depth : reader->depth_background;
 }
 
 /* Returns the read to be cut next; NULL if there is none, or none that may start now. */
@@ -190,16 +190,16 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
     sl_assert(read->size_bytes >= 1);
     sl_assert(read->file_index < reader->io->n_files);
     sl_assert((uintptr_t)read->dst % SL_BLOCK_BYTES == 0);
-    sl_assert(read->read_class < SL_READ_CLASSES);
+    sl_assert(read->read_class < SL_READ_CLASSES && read->user < SL_READ_USERS);
     read->rc = 0;
     read->late = read->ended = false;
     read->fail_offset_bytes = 0;
     read->cut_bytes = sl_round_down(read->offset_bytes, SL_BLOCK_BYTES);
     read->n_pieces_out = 0;
     sl_list_append(&drive_of(reader, read)->queues[read->read_class], &read->link);
-    reader->n_live++;
+    reader->n_live[read->user]++;
     count_ahead(reader, read, 1);
-    reader->counters.wanted_bytes += read->size_bytes;
+    reader->counters[read->user].wanted_bytes += read->size_bytes;
 }
 
 void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
@@ -227,8 +227,8 @@ void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
 static void end_read(struct sl_reader *reader, struct sl_read *read)
 {
     read->ended = true;
-    sl_list_append(&reader->finished, &read->link);
-    reader->n_live--;
+    sl_list_append(&reader->finished[read->user], &read->link);
+    reader->n_live[read->user]--;
     count_ahead(reader, read, -1);
 }
 
@@ -291,7 +291,7 @@ static void piece_end(struct sl_reader *reader, struct piece *piece, int rc)
         return;
     if (read->late) {
         read->late = false;
-        sl_list_append(&reader->finished, &read->link);
+        sl_list_append(&reader->finished[read->user], &read->link);
     } else if (!read->ended && (read->rc < 0 || read->cut_bytes == aligned_end(read))) {
         end_read(reader, read);
     }
@@ -324,10 +324,11 @@ static bool take_delivery(struct piece *piece, int32_t result, int *ret_rc)
 static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t result)
 {
     struct piece *piece = &reader->pieces[piece_index];
+    struct sl_reader_counters *counters = &reader->counters[piece->read->user];
     int rc;
 
     if (result > 0)
-        reader->counters.read_bytes += (uint32_t)result;
+        counters->read_bytes += (uint32_t)result;
     if (take_delivery(piece, result, &rc) || piece->read->rc < 0) {
         piece_end(reader, piece, 0); /* complete, or nobody wants the rest */
         return;
@@ -344,7 +345,7 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
     }
     if (rc < 0) {
         piece->failed_once = true;
-        reader->counters.n_retries++;
+        counters->n_retries++;
     }
     batch_add(reader, piece_index);
 }
@@ -374,13 +375,15 @@ static void check_times(struct sl_reader *reader)
     for (uint32_t i = 0; i < reader->io->reads_max; i++) {
         struct piece *piece = &reader->pieces[i];
         uint64_t age_ns = reader->now_ns - piece->start_ns;
+        struct sl_reader_counters *counters;
 
         if (!piece->read || age_ns <= stall_ns)
             continue;
-        reader->counters.n_stalls += !piece->stalled;
+        counters = &reader->counters[piece->read->user];
+        counters->n_stalls += !piece->stalled;
         piece->stalled = true;
-        if (age_ns > reader->counters.longest_ns)
-            reader->counters.longest_ns = age_ns;
+        if (age_ns > counters->longest_ns)
+            counters->longest_ns = age_ns;
         if (age_ns > stall_ns * SL_READER_DEADLINE_STALLS)
             give_up(reader, piece->read, piece->offset_bytes);
     }
@@ -407,23 +410,24 @@ static uint32_t collect(struct sl_reader *reader, bool wait)
     return n;
 }
 
-struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait)
+struct sl_read *sl_reader_reap(struct sl_reader *reader, enum sl_read_user user, bool wait)
 {
+    struct sl_link *finished = &reader->finished[user];
     struct sl_read *read;
     uint64_t start_ns;
 
     sl_reader_start(reader);
-    while (sl_list_is_empty(&reader->finished) && collect(reader, false) > 0)
+    while (sl_list_is_empty(finished) && collect(reader, false) > 0)
         ;
-    if (wait && sl_list_is_empty(&reader->finished) && reader->n_live > 0) {
+    if (wait && sl_list_is_empty(finished) && reader->n_live[user] > 0) {
         start_ns = reader->now_ns;
-        while (sl_list_is_empty(&reader->finished))
+        while (sl_list_is_empty(finished))
             collect(reader, true);
-        reader->counters.wait_ns += reader->now_ns - start_ns;
+        reader->counters[user].wait_ns += reader->now_ns - start_ns;
     }
-    if (sl_list_is_empty(&reader->finished))
+    if (sl_list_is_empty(finished))
         return NULL;
-    read = sl_list_item(sl_list_pop(&reader->finished), struct sl_read, link);
+    read = sl_list_item(sl_list_pop(finished), struct sl_read, link);
     read->late = read->n_pieces_out > 0;
     return read;
 }
@@ -438,11 +442,13 @@ const atomic_uint *sl_reader_ahead(const struct sl_reader *reader, uint64_t devi
 
 bool sl_reader_drain(struct sl_reader *reader)
 {
-    sl_assert(reader->n_live == 0);
+    for (int user = 0; user < SL_READ_USERS; user++)
+        sl_assert(reader->n_live[user] == 0);
     while (reader->n_out > 0 && collect(reader, false) > 0)
         ;
-    while (sl_list_pop(&reader->finished))
-        ;
+    for (int user = 0; user < SL_READ_USERS; user++)
+        while (sl_list_pop(&reader->finished[user]))
+            ;
     return reader->n_out == 0;
 }
 
@@ -530,7 +536,8 @@ int sl_reader_create(struct sl_reader **ret_reader, struct sl_io *io,
         return sl_err_set(err, -ENOMEM, "reader: out of memory");
     reader->io = io;
     set_options(reader, options);
-    sl_list_init(&reader->finished);
+    for (int user = 0; user < SL_READ_USERS; user++)
+        sl_list_init(&reader->finished[user]);
     reader->drives = calloc(io->n_drives, sizeof(*reader->drives));
     reader->pieces = calloc(io->reads_max, sizeof(*reader->pieces));
     reader->batch = calloc(io->reads_max, sizeof(*reader->batch));
@@ -552,11 +559,12 @@ void sl_reader_destroy(struct sl_reader *reader)
 {
     if (!reader)
         return;
-    sl_assert(reader->n_live == 0 && sl_list_is_empty(&reader->finished));
+    for (int user = 0; user < SL_READ_USERS; user++)
+        sl_assert(reader->n_live[user] == 0 && sl_list_is_empty(&reader->finished[user]));
     free_reader(reader);
 }
 
-struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader)
+struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader, enum sl_read_user user)
 {
-    return reader->counters;
+    return reader->counters[user];
 }

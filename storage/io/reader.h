@@ -9,7 +9,11 @@
  * it, queued or in flight; within a class, reads are cut in the order in which they were queued.
  * Prefetch and scrub together have no more than half of the depth in flight (at least one piece),
  * so that a demand that comes then finds room at the device. Under unending demand they stand
- * still.
+ * still. Reading ahead has the whole depth: all of it will be needed, so a demand that waits for
+ * some of it loses nothing.
+ *
+ * Users: the expert cache and the dense weights share a reader, so that the classes hold among all
+ * reads of a drive. Each gets its own reads back, and has its own counters.
  *
  * Time: a piece in flight for longer than stall_ns is counted. After SL_READER_DEADLINE_STALLS
  * times that its read fails with -ETIMEDOUT; all others go on. The device may still write to the
@@ -39,9 +43,16 @@
 
 enum sl_read_class {
     SL_READ_DEMAND,   /* somebody waits for it */
+    SL_READ_AHEAD,    /* dense weights of the next layers: certain, and soon */
     SL_READ_PREFETCH, /* likely to be wanted soon */
     SL_READ_SCRUB,    /* checking what lies on the drive */
     SL_READ_CLASSES,
+};
+
+enum sl_read_user {
+    SL_READS_OF_EXPERTS, /* and of everybody who has a reader to himself */
+    SL_READS_OF_DENSE,
+    SL_READ_USERS,
 };
 
 /* One read. The caller owns it; the reader uses it from sl_reader_queue() until sl_reader_reap()
@@ -57,6 +68,7 @@ struct sl_read {
     uint32_t file_index;
     enum sl_read_class read_class; /* while it is queued, see
                                       sl_reader_set_class() */
+    enum sl_read_user user;
 
     /* Set by the reader. */
     int rc;    /* 0, or negative: -ECANCELED, or what sl_reader_explain() tells about */
@@ -123,9 +135,10 @@ static inline uint64_t sl_read_begun_bytes(const struct sl_read *read)
     return read->cut_bytes - read->offset_bytes / SL_BLOCK_BYTES * SL_BLOCK_BYTES;
 }
 
-/* Returns a read that has ended, successfully or not, in any order. Without `wait`, returns NULL if
- * there is none now; with it, only if none is queued or in flight, late ones not counted. */
-struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
+/* Returns one of the user's reads that has ended, successfully or not, in any order. Without
+ * `wait`, returns NULL if there is none now; with it, only if none of his is queued or in flight,
+ * late ones not counted. */
+struct sl_read *sl_reader_reap(struct sl_reader *reader, enum sl_read_user user, bool wait);
 
 /* Returns how many reads of demand and prefetch are queued or in flight on the drive with this
  * st_dev; NULL if the reader reads from no such drive. Any thread may look at it, as long as the
@@ -133,10 +146,10 @@ struct sl_read *sl_reader_reap(struct sl_reader *reader, bool wait);
 const atomic_uint *sl_reader_ahead(const struct sl_reader *reader, uint64_t device);
 
 /* To be called before memory that reads wrote to is freed; no read but late ones may be queued or
- * in flight. Takes back the late reads that the devices have let go of, without handing them out,
- * and does not wait for the others. Returns whether none is left. Otherwise a device may still
- * write at any time: the memory that reads went to must never be freed or used again, and the
- * reader and its sl_io may only be closed. */
+ * in flight, of any user. Takes back the late reads that the devices have let go of, without
+ * handing them out, and does not wait for the others. Returns whether none is left. Otherwise a
+ * device may still write at any time: the memory that reads went to must never be freed or used
+ * again, and the reader and its sl_io may only be closed. */
 bool sl_reader_drain(struct sl_reader *reader);
 
 /* attach() names memory that most reads will go to; hold() lets the system hold parts of it or let
@@ -153,6 +166,8 @@ int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold);
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
                       struct sl_err *err);
 
-struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader);
+/* Counts the reads of one user. */
+struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader,
+                                             enum sl_read_user user);
 
 #endif

@@ -350,7 +350,7 @@ static void sum_piece(struct verifier *v)
 /* A drive that does not answer ends the work, since its piece's buffer can never be used again. */
 static int reap_piece(struct verifier *v, struct sl_err *err)
 {
-    struct sl_read *read = sl_reader_reap(v->reader, true);
+    struct sl_read *read = sl_reader_reap(v->reader, SL_READS_OF_EXPERTS, true);
 
     sl_assert(read); /* there is one in flight */
     if (read->late)
@@ -437,7 +437,7 @@ int sl_store_verify(const struct sl_store *store, const struct sl_verify_options
     v->o = options;
     rc = verify(v, err);
     if (v->reader) {
-        while (sl_reader_reap(v->reader, true))
+        while (sl_reader_reap(v->reader, SL_READS_OF_EXPERTS, true))
             ; /* if it ended early */
         drained = sl_reader_drain(v->reader);
     }
