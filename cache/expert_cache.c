@@ -39,6 +39,14 @@ uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
     return num_experts_per_tok * (shape->num_hidden_layers + shape->n_mtp_layers);
 }
 
+uint32_t sl_expert_cache_slots_least(const struct sl_expert_shape *shape,
+                                     uint32_t num_experts_per_tok)
+{
+    const uint32_t all = sl_expert_layer_count(shape) * shape->n_routed_experts;
+
+    return 2 * num_experts_per_tok < all ? 2 * num_experts_per_tok : all;
+}
+
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max)
 {
     return inflight_max * sl_expert_load_staging_bytes(store);

@@ -87,6 +87,11 @@ uint64_t sl_expert_cache_slot_bytes(const struct sl_expert_shape *shape);
 uint32_t sl_expert_cache_slots_min(const struct sl_expert_shape *shape,
                                    uint32_t num_experts_per_tok);
 
+/* Slots that a step takes at once: those of one token's experts in a layer, and as many that are
+ * being read meanwhile. With so few, experts are read again for each token. */
+uint32_t sl_expert_cache_slots_least(const struct sl_expert_shape *shape,
+                                     uint32_t num_experts_per_tok);
+
 /* The staging buffers' bytes on top of the slab: none for a packed store, unless it is compressed.
  */
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max);

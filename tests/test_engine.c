@@ -234,6 +234,7 @@ static void test_plan_is_what_it_takes(void **state)
     struct sl_engine_options options = engine_rig_options(m);
     struct sl_memory_plan plan, opened;
     struct sl_engine *engine;
+    struct sl_weight_sizes sizes;
     uint64_t weights_bytes;
     int verdict;
 
@@ -245,8 +246,9 @@ static void test_plan_is_what_it_takes(void **state)
     opened.need_bytes[SL_MEMORY_PROGRAM] = plan.need_bytes[SL_MEMORY_PROGRAM];
     opened.need_bytes[SL_MEMORY_TABLES] = plan.need_bytes[SL_MEMORY_TABLES];
     assert_memory_equal(&plan, &opened, sizeof(plan));
-    assert_int_equal(
-        sl_weights_measure(&m->config, &m->source.source, &fixture_mtp, &weights_bytes, NULL), 0);
+    assert_int_equal(sl_weights_measure(&m->config, &m->source.source, &fixture_mtp, &sizes, NULL),
+                     0);
+    weights_bytes = sl_weights_bytes(&sizes, &sl_weights_all_resident);
     assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], sl_arena_mapped_bytes(weights_bytes));
     assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_engine_kv_pool(engine)->arena.size_bytes);
     assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
@@ -457,6 +459,8 @@ static void test_refusals(void **state)
     options = right;
     options.cache_min = false;
     options.cache_bytes = 1;
+    expect_refusal(&options, -SL_EBUDGET, "what a step takes at once (6 experts", true);
+    options.refuse_slow = true;
     expect_refusal(&options, -SL_EBUDGET, "working set (15 experts", true);
     options = right;
     options.context_tokens = 4097;

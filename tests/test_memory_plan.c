@@ -32,6 +32,7 @@ static struct sl_memory_plan plan_of(uint64_t budget_bytes)
         .table_bytes = MIB,
         .slot_bytes = 4 * MIB,
         .slots_min = 10,
+        .slots_least = 10,
         .slots_max = 100,
         .segment_tokens = 512,
         .context_tokens = 4096,
@@ -184,6 +185,7 @@ static uint64_t mapped(uint64_t bytes)
 /* Steps as long as their share of the memory allows, and not by one token longer. */
 static void test_steps_take_their_share(void **state)
 {
+    const struct sl_weight_sizes dense = {.fixed_bytes = 5 * MIB, .n_layers = 4};
     struct sl_expert_shape experts = {.num_hidden_layers = 4};
     struct sl_config config;
     uint32_t n_given = 0;
@@ -195,7 +197,8 @@ static void test_steps_take_their_share(void **state)
     experts.moe_intermediate_size = config.moe_intermediate_size;
     for (uint64_t ram_mib = 64; ram_mib <= 4096; ram_mib *= 4) {
         struct sl_memory_case what = {.ram_bytes = ram_mib * MIB,
-                                      .dense_bytes = 5 * MIB,
+                                      .dense = &dense,
+                                      .refuse_slow = true,
                                       .staging_bytes = 3 * MIB,
                                       .n_threads = 3,
                                       .context_tokens = 20000,
@@ -204,7 +207,7 @@ static void test_steps_take_their_share(void **state)
         uint64_t left_bytes;
 
         assert_int_equal(sl_memory_plan_make(&plan, &config, &experts, &what, NULL), 0);
-        left_bytes = what.ram_bytes - sl_arena_mapped_bytes(5 * MIB) - 3 * MIB -
+        left_bytes = what.ram_bytes - plan.need_bytes[SL_MEMORY_WEIGHTS] - 3 * MIB -
                      plan.need_bytes[SL_MEMORY_KV];
         assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
                          activations_of(&config, &what, plan.segment_tokens));
@@ -242,8 +245,13 @@ static void test_steps_take_their_share(void **state)
 /* What fits with short steps is not refused for the sake of longer ones. */
 static void test_steps_leave_one_token_its_cache(void **state)
 {
-    struct sl_memory_case what = {
-        .ram_bytes = 1, .n_threads = 3, .context_tokens = 20000, .n_sequences = 1};
+    const struct sl_weight_sizes dense = {.n_layers = 4};
+    struct sl_memory_case what = {.ram_bytes = 1,
+                                  .dense = &dense,
+                                  .refuse_slow = true,
+                                  .n_threads = 3,
+                                  .context_tokens = 20000,
+                                  .n_sequences = 1};
     struct sl_expert_shape experts = {.num_hidden_layers = 4, .moe_intermediate_size = 65536};
     struct sl_memory_plan plan;
     struct sl_config config;
@@ -270,9 +278,11 @@ static void test_steps_leave_one_token_its_cache(void **state)
  * one sequence fits. */
 static void test_kv_caches_take_their_share(void **state)
 {
+    const struct sl_weight_sizes dense = {.fixed_bytes = 5 * MIB, .n_layers = 4};
     struct sl_expert_shape experts = {.num_hidden_layers = 4, .moe_intermediate_size = 64};
     struct sl_memory_case what = {.ram_bytes = UINT64_C(1) << 40,
-                                  .dense_bytes = 5 * MIB,
+                                  .dense = &dense,
+                                  .refuse_slow = true,
                                   .n_threads = 3,
                                   .segment_tokens = 16,
                                   .context_tokens = 20000,

@@ -58,8 +58,8 @@ static int rig_destroy(void **state)
 
 static int load(struct rig *rig, struct sl_weights *weights, struct sl_err *err)
 {
-    return sl_weights_load(weights, &rig->config, &rig->source.source, &fixture_mtp, rig->pool,
-                           err);
+    return sl_weights_load(weights, &rig->config, &rig->source.source, &fixture_mtp,
+                           &sl_weights_all_resident, rig->pool, err);
 }
 
 static void check_message(const struct sl_err *err, int rc, const char *name)
@@ -74,14 +74,13 @@ static void expect_failure(struct rig *rig, int rc, bool measure_too, const char
 {
     struct sl_weights weights;
     struct sl_err err = {0};
-    uint64_t size_bytes = 0;
+    struct sl_weight_sizes sizes = {0};
 
     if (measure_too) {
         assert_int_equal(
-            sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &size_bytes, &err),
-            rc);
+            sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &sizes, &err), rc);
         check_message(&err, rc, name);
-        assert_int_equal(size_bytes, 0);
+        assert_int_equal(sizes.n_layers, 0);
     }
     assert_int_equal(load(rig, &weights, &err), rc);
     check_message(&err, rc, name);
@@ -169,11 +168,11 @@ static void check_loaded(struct rig *rig, const struct sl_weights *w)
     const struct sl_layer_weights *csa = &w->layers[1];
     const enum sl_matrix_kind fp8 = rig->source.f32_scales ? SL_MATRIX_FP8_BLOCK : SL_MATRIX_FP8;
 
-    check_embed(rig, &w->embed);
-    check_vector(rig, w->norm, "norm.weight");
-    check_matrix(rig, &w->head, SL_MATRIX_BF16, "head.weight");
-    check_matrix(rig, &w->hc_head.fn, SL_MATRIX_F32, "hc_head_fn");
-    check_vector(rig, w->hc_head.scale, "hc_head_scale");
+    check_embed(rig, &w->embedding.table);
+    check_vector(rig, w->head.norm, "norm.weight");
+    check_matrix(rig, &w->head.linear, SL_MATRIX_BF16, "head.weight");
+    check_matrix(rig, &w->head.hc.fn, SL_MATRIX_F32, "hc_head_fn");
+    check_vector(rig, w->head.hc.scale, "hc_head_scale");
     check_matrix(rig, &csa->hc_ffn.fn, SL_MATRIX_F32, "layers.1.hc_ffn_fn");
     check_vector(rig, csa->hc_attn.base, "layers.1.hc_attn_base");
     check_matrix(rig, &csa->wq_b, fp8, "layers.1.attn.wq_b.weight");
@@ -204,18 +203,21 @@ static void check_loaded(struct rig *rig, const struct sl_weights *w)
 static void test_loads_what_it_measured(void **state)
 {
     struct rig *rig = *state;
+    struct sl_weight_sizes sizes[2];
     uint64_t measured_bytes[2];
     struct sl_weights weights;
 
     for (int mtp = 0; mtp < 2; mtp++) {
         assert_int_equal(sl_weights_measure(&rig->config, &rig->source.source,
-                                            mtp ? &fixture_mtp : NULL, &measured_bytes[mtp], NULL),
+                                            mtp ? &fixture_mtp : NULL, &sizes[mtp], NULL),
                          0);
+        measured_bytes[mtp] = sl_weights_bytes(&sizes[mtp], &sl_weights_all_resident);
         rig->source.n_reads = 0;
         assert_int_equal(sl_weights_load(&weights, &rig->config, &rig->source.source,
-                                         mtp ? &fixture_mtp : NULL, rig->pool, NULL),
+                                         mtp ? &fixture_mtp : NULL, &sl_weights_all_resident,
+                                         rig->pool, NULL),
                          0);
-        assert_int_equal(weights.arena.used_bytes, measured_bytes[mtp]);
+        assert_in_range(measured_bytes[mtp] - weights.arena.used_bytes, 0, SL_CACHE_LINE_BYTES - 1);
         assert_int_equal(weights.draft, mtp ? SL_DRAFT_MTP : SL_DRAFT_NONE);
         if (mtp) {
             assert_int_equal(rig->source.n_reads, rig->source.count); /* each once */
@@ -232,7 +234,7 @@ static void test_other_dtypes_are_the_same_values(void **state)
 {
     struct rig *rig = *state;
     struct fixture_weight *table;
-    uint64_t measured_bytes;
+    struct sl_weight_sizes sizes;
     struct sl_weights w;
 
     for (uint32_t i = 0; i < rig->source.count; i++) {
@@ -249,12 +251,12 @@ static void test_other_dtypes_are_the_same_values(void **state)
     table->info.dtype = SL_DTYPE_I32;
     table->info.size_bytes /= 2;
     assert_int_equal(
-        sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &measured_bytes, NULL),
-        0);
+        sl_weights_measure(&rig->config, &rig->source.source, &fixture_mtp, &sizes, NULL), 0);
     assert_int_equal(load(rig, &w, NULL), 0);
-    assert_int_equal(w.arena.used_bytes, measured_bytes);
-    check_embed(rig, &w.embed);
-    check_matrix(rig, &w.head, SL_MATRIX_F32, "head.weight");
+    assert_in_range(sl_weights_bytes(&sizes, &sl_weights_all_resident) - w.arena.used_bytes, 0,
+                    SL_CACHE_LINE_BYTES - 1);
+    check_embed(rig, &w.embedding.table);
+    check_matrix(rig, &w.head.linear, SL_MATRIX_F32, "head.weight");
     check_matrix(rig, &w.layers[1].gate, SL_MATRIX_F32, "layers.1.ffn.gate.weight");
     check_matrix(rig, &w.layers[1].wq_b, w.layers[1].wq_b.kind, "layers.1.attn.wq_b.weight");
     check_matrix(rig, &w.layers[1].wo_b, w.layers[1].wo_b.kind, "layers.1.attn.wo_b.weight");
@@ -285,16 +287,15 @@ static void test_knows_its_mtp_block(void **state)
 static void test_missing_tensors(void **state)
 {
     struct rig *rig = *state;
-    uint64_t size_bytes;
+    struct sl_weight_sizes sizes;
 
     for (uint32_t i = 0; i < rig->source.count; i++) {
         struct fixture_weight *weight = &rig->source.list[i];
 
         weight->missing = true;
         expect_failure(rig, -SL_EFORMAT, true, weight->name);
-        assert_int_equal(
-            sl_weights_measure(&rig->config, &rig->source.source, NULL, &size_bytes, NULL),
-            is_mtp(weight) ? 0 : -SL_EFORMAT);
+        assert_int_equal(sl_weights_measure(&rig->config, &rig->source.source, NULL, &sizes, NULL),
+                         is_mtp(weight) ? 0 : -SL_EFORMAT);
         weight->missing = false;
     }
 }
@@ -505,7 +506,7 @@ static void test_failing_allocations(void **state)
         assert_int_equal(fault_alloc_live_count(), live_count);
         assert_true(happened == !weights.arena.base);
     }
-    assert_true(nth > 10);
+    assert_true(nth > 1);
     sl_weights_fini(&weights);
 }
 

@@ -11,8 +11,6 @@
 #include "core/model/config_keys.h"
 #include "core/model/model_folder.h"
 
-/* Columns of a linear: 128 rows of them must fit where weights are packed (weights.c). */
-#define COLS_MAX 65536u
 #define CONFIG_BYTES_MAX (UINT64_C(4) << 20)
 
 /* YaRN divides by the logarithm of theta. With this and a scaling factor of at least 1, frequencies
@@ -263,7 +261,7 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
         return broken(in, "\"q_lora_rank\" must be a multiple of 128", config->q_lora_rank);
     if (config->o_lora_rank % 128 != 0)
         return broken(in, "\"o_lora_rank\" must be a multiple of 128", config->o_lora_rank);
-    if (config->hc_mult * config->hidden_size > COLS_MAX)
+    if (config->hc_mult * config->hidden_size > SL_LINEAR_COLS_MAX)
         return broken(in, "\"hc_mult\" streams of hidden_size exceed 65536 columns",
                       config->hc_mult);
     if (config->num_hash_layers > config->num_hidden_layers)
@@ -277,8 +275,8 @@ static int check_relations(const struct reader *in, const struct sl_config *conf
         return broken(in,
                       "\"o_groups\" must cut num_attention_heads * head_dim into multiples of 128",
                       config->o_groups);
-    if (sl_config_group_cols(config) > COLS_MAX ||
-        config->o_groups * config->o_lora_rank > COLS_MAX)
+    if (sl_config_group_cols(config) > SL_LINEAR_COLS_MAX ||
+        config->o_groups * config->o_lora_rank > SL_LINEAR_COLS_MAX)
         return broken(in, "\"o_groups\" makes an output projection wider than 65536 columns",
                       config->o_groups);
     if (config->num_experts_per_tok > config->n_routed_experts)

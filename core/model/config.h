@@ -14,7 +14,8 @@
 
 #define SL_LAYERS_MAX 256u /* hidden layers and MTP blocks together */
 #define SL_MODEL_TYPE "deepseek_v4"
-#define SL_HC_MULT_MAX 8u /* residual streams */
+#define SL_LINEAR_COLS_MAX 65536u /* of any linear */
+#define SL_HC_MULT_MAX 8u         /* residual streams */
 #define SL_EXPERTS_PER_TOKEN_MAX 16u
 
 /* Attention is CSA (overlapping windows, an indexer that selects) at this ratio, HCA at any other

@@ -74,8 +74,8 @@ int sl_dense_list_make(struct sl_dense_list *ret_list, const struct sl_config *c
     /* Measuring reads nothing. */
     static const struct sl_weight_source_ops ops = {.find = noting_find, .where = noting_where};
     struct noting_source in = {.source = {&ops}, .inner = source};
-    uint64_t size_bytes;
-    int rc = sl_weights_measure(config, &in.source, draft, &size_bytes, err);
+    struct sl_weight_sizes sizes;
+    int rc = sl_weights_measure(config, &in.source, draft, &sizes, err);
 
     if (rc == 0 && in.no_memory)
         rc = sl_err_set(err, -ENOMEM, "list of tensors: out of memory");

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "core/base/assert.h"
-#include "core/kernels/formats.h"
 #include "core/model/forward_internal.h"
 #include "core/model/rope.h"
 
@@ -247,43 +246,23 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
     take_sequences(f);
     set_tokens(f);
     sl_forward_count_rows(f);
-    f->next_layer = part == SL_FORWARD_MTP ? n_hidden : 0;
+    f->first_layer = f->next_layer = part == SL_FORWARD_MTP ? n_hidden : 0;
     f->end_layer = part == SL_FORWARD_MTP ? n_hidden + (f->step.n_tokens > 0) : n_hidden;
     return 0;
 }
 
-void sl_forward_embed(const struct sl_forward *f, int32_t id, float *x)
+/* Every stream of a token begins as its embedding. */
+static int set_streams(struct sl_forward *f, struct sl_err *err)
 {
-    const struct sl_matrix *table = &f->params.weights->embed;
-    const size_t cols = table->cols, at = (size_t)id * cols;
+    const struct sl_config *c = f->params.config;
 
-    if (table->kind == SL_MATRIX_F32) {
-        memcpy(x, (const float *)(const void *)table->tiles + at, cols * sizeof(float));
-        return;
-    }
-    for (size_t c = 0; c < cols; c++)
-        x[c] = sl_bf16_to_f32(((const uint16_t *)(const void *)table->tiles)[at + c]);
-}
-
-static void embed_tokens(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct sl_forward *f = context;
-    const size_t hidden = f->params.config->hidden_size, n = f->params.config->hc_mult;
-
-    (void)thread_index;
-    for (size_t i = first; i < end; i++) {
-        float *streams = f->step.streams + i * n * hidden;
-
-        sl_forward_embed(f, f->tokens[i].id, streams);
-        for (size_t s = 1; s < n; s++)
-            memcpy(streams + s * hidden, streams, hidden * sizeof(float));
-    }
+    return sl_embedding_run(&f->params.weights->embedding, &f->step, 0, f->step.n_tokens,
+                            f->step.streams, (size_t)c->hc_mult * c->hidden_size, c->hc_mult, err);
 }
 
 int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request,
                      struct sl_err *err)
 {
-    const struct sl_compute *compute = f->params.compute;
     int rc;
 
     rc = sl_forward_begin_part(f, request, SL_FORWARD_MAIN, err);
@@ -291,31 +270,47 @@ int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request
         return rc;
     if (f->params.prefetch != SL_PREFETCH_OFF)
         sl_moe_prefetch(f->moe, &f->step, f->params.weights->layers, f->params.source);
-    sl_pool_run(compute->pool, SL_PHASE_REST, f->step.n_tokens, 4, embed_tokens, f);
-    sl_pool_phase(compute->pool, SL_PHASE_OUTSIDE);
+    sl_pool_phase(f->params.compute->pool, SL_PHASE_OUTSIDE);
     return 0;
 }
 
 /* ---- the pass ----------------------------------------------------------------------------------
  */
 
-static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *err)
+static int run_in_layer(struct sl_forward *f, uint32_t layer_index,
+                        const struct sl_layer_weights *layer, struct sl_err *err)
 {
-    const struct sl_layer_weights *layer = &f->params.weights->layers[layer_index];
     const bool predict = f->params.prefetch == SL_PREFETCH_GATE &&
                          layer_index + 1 < f->params.config->num_hidden_layers;
+    /* A layer that streams is predicted for never, though it may happen to be there: what is
+     * prefetched should not depend on how fast the drives are. */
+    const struct sl_layer_weights *next =
+        predict ? sl_weights_resident(f->params.weights, layer_index + 1) : NULL;
     int rc;
 
-    sl_kv_rollback_save(&f->rollback[f->part]);
     rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
     if (rc == 0)
-        rc = sl_moe_run(f->moe, &f->step, layer_index, layer, predict ? layer + 1 : NULL,
-                        f->params.source, err);
+        rc = sl_moe_run(f->moe, &f->step, layer_index, layer, next, f->params.source, err);
     if (rc == -ECANCELED)
         return sl_err_set(err, rc, "stopped in layer %u", layer_index);
     if (rc == 0 && f->request.on_route)
         f->request.on_route(f->request.on_route_context, layer_index, f->step.n_tokens,
                             sl_moe_picked(f->moe));
+    return rc;
+}
+
+static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *err)
+{
+    const struct sl_layer_weights *layer;
+    int rc = 0;
+
+    sl_kv_rollback_save(&f->rollback[f->part]);
+    if (layer_index == f->first_layer)
+        rc = f->part == SL_FORWARD_MTP ? sl_forward_set_mtp_streams(f, err) : set_streams(f, err);
+    if (rc < 0 || (rc = sl_weights_acquire(f->params.weights, layer_index, &layer, err)) < 0)
+        return rc;
+    rc = run_in_layer(f, layer_index, layer, err);
+    sl_weights_release(f->params.weights, layer_index);
     return rc;
 }
 

@@ -43,7 +43,7 @@ enum sl_prefetch {
 
 struct sl_forward_params {
     const struct sl_config *config; /* this and the next three are borrowed */
-    const struct sl_weights *weights;
+    struct sl_weights *weights;
     const struct sl_compute *compute;
     struct sl_expert_source *source;
     uint32_t tokens_max;  /* of one step, all spans together */
@@ -118,9 +118,10 @@ int sl_forward_begin(struct sl_forward *forward, const struct sl_step_request *r
                      struct sl_err *err);
 
 /* Runs the next layer; after the last one, gives the next rows of logits. Returns 1 if there is
- * more to do and 0 if not: then end() follows. Fails as the expert source does, with -SL_ECORRUPT
- * (logits that are not finite, and so not given) or -ECANCELED (stop was set); the step is over
- * then, and all its sequences are where they were before it. */
+ * more to do and 0 if not: then end() follows. Fails as the expert source does and as reads of
+ * weights that stream, with -SL_ECORRUPT (logits that are not finite, and so not given) or
+ * -ECANCELED (stop was set); the step is over then, and all its sequences are where they were
+ * before it. */
 int sl_forward_advance(struct sl_forward *forward, struct sl_err *err);
 
 /* Ends a step that has nothing more to do: the first n_kept[i] tokens of each span i, or with NULL

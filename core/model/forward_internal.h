@@ -35,7 +35,7 @@ struct sl_forward {
     struct sl_step step;
     struct sl_step_token *tokens; /* (tokens_max) */
     struct sl_kv_rollback rollback[SL_FORWARD_PARTS];
-    uint32_t next_layer, end_layer;
+    uint32_t first_layer, next_layer, end_layer;
 
     struct sl_attention *attention;
     struct sl_moe *moe;
@@ -56,13 +56,10 @@ struct sl_forward {
     struct sl_arena arena;        /* owns all memory above; this struct itself is malloc's */
 };
 
-/* Begins a pass through `part`, whose streams are to be set after it. Fails as
+/* Begins a pass through `part`, whose streams are set before its first layer. Fails as
  * sl_forward_begin(). */
 int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *request,
                           enum sl_forward_part part, struct sl_err *err);
-
-/* x = the token's embedding (hidden_size). */
-void sl_forward_embed(const struct sl_forward *f, int32_t id, float *x);
 
 /* Advances to the end of the open pass and ends it. */
 int sl_forward_finish(struct sl_forward *f, struct sl_err *err);
@@ -84,5 +81,8 @@ int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err);
 
 void sl_forward_carve_mtp(struct sl_forward *f, struct sl_arena *arena,
                           const struct sl_config *config, enum sl_numerics numerics);
+
+/* Sets the streams that an MTP pass begins with. Fails as sl_embedding_run(). */
+int sl_forward_set_mtp_streams(struct sl_forward *f, struct sl_err *err);
 
 #endif

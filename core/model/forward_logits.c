@@ -59,8 +59,8 @@ static void set_head_input(void *context, size_t first, size_t end, uint32_t thr
     const size_t hidden = f->params.config->hidden_size;
 
     for (size_t row = first; row < end; row++) {
-        sl_hc_head(&f->step, mtp ? &weights->mtp.hc_head : &weights->hc_head,
-                   mtp ? weights->mtp.norm : weights->norm,
+        sl_hc_head(&f->step, mtp ? &weights->mtp.hc_head : &weights->head.hc,
+                   mtp ? weights->mtp.norm : weights->head.norm,
                    f->step.streams + f->row_tokens[row] * f->params.config->hc_mult * hidden,
                    f->head_x.f32 + row * hidden);
         sl_act_buffer_round(&f->head_x, f->params.compute, thread_index, row);
@@ -94,7 +94,7 @@ int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err)
     struct sl_pool *pool = f->params.compute->pool;
     const uint32_t n_rows = list_rows(f);
     struct sl_linear_job job = {
-        .matrix = &f->params.weights->head,
+        .matrix = &f->params.weights->head.linear,
         .x = sl_act_buffer_rows(&f->head_x, 0),
         .y = f->logits,
         .y_stride = sl_r16_padded_rows(f->params.config->vocab_size),

@@ -70,7 +70,6 @@ static void norm_inputs(void *context, size_t first, size_t end, uint32_t thread
     for (size_t row = first; row < end; row++) {
         float *e = f->mtp_e.f32 + row * hidden;
 
-        sl_forward_embed(f, f->tokens[chunk->first + row].id, e);
         k->rms_norm(hidden, e, mtp->enorm, eps, e);
         sl_act_buffer_round(&f->mtp_e, compute, thread_index, row);
         for (size_t s = row * n; s < (row + 1) * n; s++) {
@@ -95,7 +94,7 @@ static void add_inputs(void *context, size_t first, size_t end, uint32_t thread_
 }
 
 /* streams = e_proj(enorm(embedding of the next token)) + h_proj(hnorm(stream)). */
-static void set_streams(struct sl_forward *f)
+int sl_forward_set_mtp_streams(struct sl_forward *f, struct sl_err *err)
 {
     struct sl_pool *pool = f->params.compute->pool;
     const struct sl_mtp_weights *mtp = &f->params.weights->mtp;
@@ -108,10 +107,16 @@ static void set_streams(struct sl_forward *f)
             {&mtp->e_proj, sl_act_buffer_rows(&f->mtp_e, 0), f->mtp_e_out, hidden, rows, 0},
             {&mtp->h_proj, sl_act_buffer_rows(&f->mtp_h, 0), f->mtp_h_out, hidden, rows * n, 0}};
 
+        int rc = sl_embedding_run(&f->params.weights->embedding, &f->step, first, first + rows,
+                                  f->mtp_e.f32, hidden, 1, err);
+
+        if (rc < 0)
+            return rc;
         sl_pool_run(pool, SL_PHASE_HEAD, rows, 1, norm_inputs, &chunk);
         sl_linear_run(f->params.compute, SL_PHASE_HEAD, jobs, 2);
         sl_pool_run(pool, SL_PHASE_HEAD, rows, 1, add_inputs, &chunk);
     }
+    return 0;
 }
 
 int sl_forward_begin_mtp(struct sl_forward *f, const struct sl_step_request *request,
@@ -125,7 +130,6 @@ int sl_forward_begin_mtp(struct sl_forward *f, const struct sl_step_request *req
         return rc;
     assert_follows_step(f);
     compact_streams(f);
-    set_streams(f);
     sl_pool_phase(f->params.compute->pool, SL_PHASE_OUTSIDE);
     return 0;
 }

@@ -1,10 +1,12 @@
 /* Where core gets tensors from: declared here, implemented by storage, faked by tests.
  *
  * Names, dtypes and shapes are those of the official checkpoint (shapes [out, in], row-major).
- * Dense weights are read through this at start; routed experts come through expert_source.h. */
+ * Dense weights are read through this: those that stay, at start; those that do not, again in each
+ * step. Routed experts come through expert_source.h. */
 #ifndef SL_MODEL_WEIGHT_SOURCE_H
 #define SL_MODEL_WEIGHT_SOURCE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -54,6 +56,52 @@ struct sl_weight_source_ops {
 /* First member of every implementation. */
 struct sl_weight_source {
     const struct sl_weight_source_ops *ops;
+};
+
+/* Reads of the same tensors that go on while others compute: for those that do not stay in memory.
+ *
+ * A reader has a fixed number of slots, each for one read. All calls come from the thread that
+ * drives the forward pass.
+ *
+ *     begin() ──► start() ──► end() ... ──► end()       the slot is free, once is_free() says so
+ */
+struct sl_weight_reader;
+
+struct sl_weight_reader_ops {
+    /* Queues a read into a free slot: bytes offset .. offset + size of a tensor that is there.
+     * `dst` is aligned to SL_BLOCK_BYTES and has room for two blocks more than `size`. Somebody
+     * waits for what is urgent. `name` stays until end(). */
+    void (*begin)(struct sl_weight_reader *reader, uint32_t slot, const char *name,
+                  uint64_t offset_bytes, uint64_t size_bytes, uint8_t *dst, bool urgent);
+
+    /* Sends off what was queued. */
+    void (*start)(struct sl_weight_reader *reader);
+
+    /* Somebody waits for the slot's read now. */
+    void (*hurry)(struct sl_weight_reader *reader, uint32_t slot);
+
+    /* Nobody wants it any more. It still ends, sooner or later. */
+    void (*cancel)(struct sl_weight_reader *reader, uint32_t slot);
+
+    /* Returns 1 with the tensor's bytes, which lie in dst, aligned to nothing; or 0 while the read
+     * is under way, which with `wait` does not happen. Fails with -ECANCELED, or as reads do, and
+     * then `err` names the tensor, its file, drive and offset. */
+    int (*end)(struct sl_weight_reader *reader, uint32_t slot, bool wait, const uint8_t **ret_bytes,
+               struct sl_err *err);
+
+    /* False while a drive that did not answer in time may still write to the dst of a read that
+     * has ended. */
+    bool (*is_free)(struct sl_weight_reader *reader, uint32_t slot);
+
+    /* Is given all of a tensor's bytes in order, and compares them with a checksum where there is
+     * one that is to be looked at. Returns 0 or -SL_ECORRUPT. */
+    int (*check)(struct sl_weight_reader *reader, const char *name, uint64_t offset_bytes,
+                 uint64_t size_bytes, const uint8_t *bytes, struct sl_err *err);
+};
+
+/* First member of every implementation. */
+struct sl_weight_reader {
+    const struct sl_weight_reader_ops *ops;
 };
 
 /* "BF16" and so on, as safetensors spells them. Neither takes SL_DTYPE_OTHER. */

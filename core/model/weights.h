@@ -1,4 +1,10 @@
-/* The dense weights: everything but the routed experts, loaded once and kept in RAM.
+/* The dense weights: everything but the routed experts.
+ *
+ * The caller says how many layers are loaded once and stay. The others stream: each is read again
+ * in every step, when its turn comes or a little before, into one of a few windows
+ * (core/model/weight_stream.h). Head, norms, the tables of hash-routed layers and what the MTP
+ * block has beside its layer always stay; the embedding stays where all layers do, and otherwise
+ * its rows are read as they are needed (core/model/embedding.h).
  *
  * Linears are packed into R16 tiles as they are read. Shapes, dtypes, scales and table entries are
  * checked here; later code trusts them. */
@@ -12,87 +18,86 @@
 #include "core/base/pool.h"
 #include "core/model/config.h"
 #include "core/model/draft.h"
-#include "core/model/linear.h"
+#include "core/model/embedding.h"
+#include "core/model/layer_weights.h"
 #include "core/model/weight_source.h"
+#include "core/model/weight_stream.h"
 
-struct sl_hc_weights {   /* one hyper-connection (mHC) */
-    struct sl_matrix fn; /* F32 (rows, hc_mult * hidden_size) */
-    const float *base;   /* (rows) */
-    const float *scale;  /* (3), or (1) for the head */
+/* Where the weights are. The layers that stream are spread evenly over all: so the drives have
+ * something to read ahead at any time. */
+struct sl_weight_residency {
+    bool embed_stays;
+    uint32_t n_streamed; /* layers */
+    uint32_t n_windows;  /* 2 to SL_WINDOWS_MAX, if any layer streams */
 };
+extern const struct sl_weight_residency sl_weights_all_resident;
 
-struct sl_compressor_weights {
-    struct sl_matrix wkv;   /* (width, hidden_size); width = dim, or 2 * dim for CSA */
-    struct sl_matrix wgate; /* (width, hidden_size) */
-    const float *ape;       /* (ratio, width) */
-    const float *norm;      /* (dim) */
-};
-
-struct sl_layer_weights {
-    uint32_t ratio;
-
-    struct sl_hc_weights hc_attn;
-    struct sl_hc_weights hc_ffn;
-    const float *attn_norm; /* (hidden_size) */
-    const float *ffn_norm;  /* (hidden_size) */
-
-    struct sl_matrix wq_a, wq_b, wkv, wo_a, wo_b;
-    const float *q_norm;    /* (q_lora_rank) */
-    const float *kv_norm;   /* (head_dim) */
-    const float *attn_sink; /* (num_attention_heads rounded up to 16); absent heads 0 */
-    struct sl_compressor_weights compressor;       /* ratio > 0 */
-    struct sl_matrix index_wq_b, index_weights;    /* CSA */
-    struct sl_compressor_weights index_compressor; /* CSA */
-
-    struct sl_matrix gate;   /* (n_routed_experts, hidden_size) */
-    const float *gate_bias;  /* (n_routed_experts), or NULL in hash-routed layers */
-    const uint16_t *tid2eid; /* (vocab_size, num_experts_per_tok), or NULL */
-    struct sl_matrix shared_w1, shared_w2, shared_w3;
-};
-
-struct sl_mtp_weights {
-    struct sl_matrix e_proj, h_proj;
-    const float *enorm, *hnorm, *norm; /* (hidden_size) */
-    struct sl_hc_weights hc_head;
-};
-
-struct sl_dspark_weights {
-    struct sl_matrix main_proj;    /* (hidden_size, targets * hidden_size), of the first stage */
-    const float *main_norm, *norm; /* (hidden_size), of the first stage and of the last */
-    struct sl_hc_weights hc_head;
-    struct sl_matrix markov_w1; /* not packed, as embed: (vocab_size, rank) */
-    struct sl_matrix markov_w2; /* (vocab_size, rank) */
-    const float *confidence;    /* (hidden_size + rank) */
-};
+/* Whether the layer, one of n_layers, streams. */
+bool sl_weights_streams(const struct sl_weight_residency *residency, uint32_t n_layers,
+                        uint32_t layer_index);
 
 struct sl_weights {
-    struct sl_matrix embed; /* not packed: tiles points to (vocab_size, hidden_size), BF16 or F32 */
-    struct sl_matrix head;
-    const float *norm; /* (hidden_size) */
-    struct sl_hc_weights hc_head;
-    struct sl_layer_weights *layers; /* num_hidden_layers, then the blocks of the draft */
+    struct sl_embedding embedding;
+    struct sl_head_weights head;
+    struct sl_layer_weights *layers; /* (n_layers) num_hidden_layers, then the blocks of the draft.
+                                        Of one that streams only ratio and tid2eid are there at any
+                                        time */
+    uint32_t n_layers;
     enum sl_draft_kind draft;
     struct sl_mtp_weights mtp;       /* SL_DRAFT_MTP */
     struct sl_dspark_weights dspark; /* SL_DRAFT_DSPARK */
 
-    struct sl_arena arena; /* owns all of the above */
+    struct sl_weight_residency residency;
+    struct sl_weight_stream *stream; /* NULL if no layer streams */
+    const struct sl_config *config;
+    struct sl_weight_source *source; /* of what streams */
+    struct sl_arena arena;           /* owns all of the above but the last two */
 };
 
-/* Bytes that sl_weights_load() will map, from the tensors' headers alone; fails as it does for
- * missing or misshapen tensors. `draft` is the one that there is, or NULL to leave it. */
+/* The sizes that residencies are chosen by. */
+struct sl_layer_size {
+    uint64_t memory_bytes;            /* where it stays */
+    uint64_t common_bytes, own_bytes; /* in a window: of what all layers have, and the rest */
+    uint64_t table_bytes;             /* of tid2eid, which stays in any case */
+    uint64_t disk_bytes;              /* read each time, where it streams */
+};
+struct sl_weight_sizes {
+    uint64_t fixed_bytes; /* what always stays */
+    uint64_t embed_bytes, embed_row_bytes;
+    uint32_t n_layers;
+    struct sl_layer_size layers[SL_LAYERS_MAX];
+    struct sl_weight_stream_sizes stream; /* but for its windows */
+};
+
+/* Computes the sizes from the tensors' headers alone; fails as sl_weights_load() does for missing
+ * or misshapen tensors. `draft` is the one that there is, or NULL to leave it. */
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
-                       const struct sl_draft *draft, uint64_t *ret_bytes, struct sl_err *err);
+                       const struct sl_draft *draft, struct sl_weight_sizes *ret_sizes,
+                       struct sl_err *err);
+
+/* Returns the bytes that sl_weights_load() will map; and those that each step reads from disk, rows
+ * of the embedding not counted. */
+uint64_t sl_weights_bytes(const struct sl_weight_sizes *sizes,
+                          const struct sl_weight_residency *residency);
+uint64_t sl_weights_streamed_bytes(const struct sl_weight_sizes *sizes,
+                                   const struct sl_weight_residency *residency);
+
+/* Returns how many slots a weight reader needs for a residency. */
+uint32_t sl_weights_slot_count(const struct sl_weight_sizes *sizes,
+                               const struct sl_weight_residency *residency);
 
 /* Bytes that sl_weights_load() takes beside that while it runs, at most. */
 #define SL_WEIGHTS_LOADING_BYTES (UINT64_C(32) << 20)
 
-/* Loads everything; `pool` packs, and each of its threads will find its part of every linear on its
- * own node. On success the caller calls sl_weights_fini(). Fails with
- * -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype or shape) or -SL_ECORRUPT
- * (NaN, absurd scale, table entry out of range), naming file and tensor. */
+/* Loads what stays; `pool` packs, and each of its threads will find its part of every linear on its
+ * own node. `config` is borrowed until fini. On success the caller calls
+ * sl_weights_fini(). Fails with -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype
+ * or shape) or -SL_ECORRUPT (NaN, absurd scale, table entry out of range), naming file and
+ * tensor. */
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
                     struct sl_weight_source *source, const struct sl_draft *draft,
-                    struct sl_pool *pool, struct sl_err *err);
+                    const struct sl_weight_residency *residency, struct sl_pool *pool,
+                    struct sl_err *err);
 
 void sl_weights_fini(struct sl_weights *weights);
 
@@ -101,5 +106,29 @@ void sl_weights_fini(struct sl_weights *weights);
 void sl_weights_look(const struct sl_weights *weights, uint32_t n_layers,
                      const struct sl_pool *pool, uint64_t frame_bytes,
                      struct sl_placement *placement);
+
+/* ---- in steps ----------------------------------------------------------------------------------
+ * One thread makes all calls. Where nothing streams, none of them does or costs anything. */
+
+/* Names where the headers of what streams are found, its reader and the threads that pack, all
+ * borrowed, before the first step; stop() ends all reads that have not landed. */
+void sl_weights_start(struct sl_weights *weights, struct sl_weight_source *source,
+                      struct sl_weight_reader *reader, struct sl_pool *pool);
+void sl_weights_stop(struct sl_weights *weights);
+
+/* Gives a layer's weights, which stay there until release(); one layer at a time. Waits for them if
+ * need be. Fails as reads do, naming layer, tensor, file, drive and offset, or with -SL_ECORRUPT:
+ * read twice, to the same end. */
+int sl_weights_acquire(struct sl_weights *weights, uint32_t layer_index,
+                       const struct sl_layer_weights **ret_layer, struct sl_err *err);
+void sl_weights_release(struct sl_weights *weights, uint32_t layer_index);
+
+/* Returns a layer's weights if they are always there, otherwise NULL. */
+const struct sl_layer_weights *sl_weights_resident(const struct sl_weights *weights,
+                                                   uint32_t layer_index);
+
+/* Packs what has landed and reads on, without waiting: see struct sl_background. `context` is the
+ * struct sl_weights. */
+void sl_weights_background(void *context);
 
 #endif

@@ -34,7 +34,7 @@ void sl_weights_look(const struct sl_weights *weights, uint32_t n_layers,
                      const struct sl_pool *pool, uint64_t frame_bytes,
                      struct sl_placement *placement)
 {
-    look(&weights->head, pool, frame_bytes, placement);
+    look(&weights->head.linear, pool, frame_bytes, placement);
     for (uint32_t i = 0; i < n_layers; i++)
         for (size_t m = 0; m < sizeof(layer_matrices) / sizeof(layer_matrices[0]); m++)
             look((const struct sl_matrix *)(const void *)((const uint8_t *)&weights->layers[i] +

@@ -181,11 +181,15 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     const struct sl_engine_options *o = &e->options;
     const uint32_t inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok);
     struct sl_process_memory process;
+    struct sl_weight_sizes dense;
     struct sl_memory_room room;
     struct sl_memory_case what = {
         .ram_given = o->ram_bytes != 0,
         .cache_bytes = o->cache_bytes,
         .cache_min = o->cache_min,
+        .dense = &dense,
+        .dense_mode = o->dense,
+        .refuse_slow = o->refuse_slow,
         .staging_bytes = sl_expert_cache_staging_bytes(e->store, inflight_max),
         .table_bytes =
             sl_expert_cache_table_bytes(e->store, inflight_max, o->policy, o->affinity.n_threads),
@@ -198,7 +202,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .kv_bytes = o->kv_bytes,
         .kv_share = o->kv_share,
     };
-    int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &what.dense_bytes, err);
+    int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &dense, err);
 
     if (rc < 0)
         return rc;
@@ -206,13 +210,12 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     what.program_bytes = process.bytes + o->affinity.n_threads * STACK_USED_BYTES +
                          SMALL_THINGS_BYTES + sl_arena_mapped_bytes(sampling_bytes(e)) +
                          o->other_bytes;
-    what.loading_bytes =
-        what.dense_bytes < SL_WEIGHTS_LOADING_BYTES ? what.dense_bytes : SL_WEIGHTS_LOADING_BYTES;
     sl_memory_room_read("", &room);
     what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes + process.own_bytes;
     *ret_verdict =
         sl_memory_plan_make(&e->plan, &e->config, sl_expert_map_shape(e->store), &what, err);
     e->plan.total_bytes = room.total_bytes;
+    e->n_weight_slots = sl_weights_slot_count(&dense, &e->plan.dense);
     if (*ret_verdict == 0)
         *ret_verdict = sl_memory_room_check(&room, e->plan.budget_bytes,
                                             sl_memory_plan_bytes(&e->plan) - process.bytes, err);
@@ -225,8 +228,22 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 
     sl_weight_progress_init(&progress, e->source, e->plan.need_bytes[SL_MEMORY_WEIGHTS],
                             e->options.on_load, e->options.on_load_context);
-    return sl_weights_load(&e->weights, &e->config, &progress.source, loaded_draft(e), e->pool,
-                           err);
+    return sl_weights_load(&e->weights, &e->config, &progress.source, loaded_draft(e),
+                           &e->plan.dense, e->pool, err);
+}
+
+/* Sets going what does not stay in memory. */
+static int start_streams(struct sl_engine *e, struct sl_err *err)
+{
+    int rc;
+
+    if (e->n_weight_slots == 0)
+        return 0;
+    rc = sl_dense_reader_create(&e->dense_reader, &e->files, e->reader, e->n_weight_slots,
+                                e->options.verify, err);
+    if (rc == 0)
+        sl_weights_start(&e->weights, e->source, sl_dense_reader_weights(e->dense_reader), e->pool);
+    return rc;
 }
 
 /* Adds a note where memory that the threads share out among their nodes does not fit there. */
@@ -271,11 +288,20 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         return rc;
     if (!e->io->direct)
         add_note(e, "no direct I/O in blocks of 4 KiB here, so the page cache takes part");
-    if (!sl_drive_probe_recall(&e->options.reader, e->io, kept_in)) {
+    if (!sl_drive_probe_recall(&e->options.reader, e->io, kept_in, &e->drive_bytes_per_s)) {
         begin_stage(e, "measuring which reads suit the drive");
-        rc = sl_drive_probe_run(&e->options.reader, e->io, kept_in, err);
+        rc = sl_drive_probe_run(&e->options.reader, e->io, kept_in, &e->drive_bytes_per_s, err);
     }
     return rc < 0 ? rc : sl_reader_create(&e->reader, e->io, &e->options.reader, err);
+}
+
+/* Reads on for experts and dense weights alike, beside the forward pass. */
+static void background(void *context)
+{
+    struct sl_engine *e = context;
+
+    sl_expert_cache_background(e->cache);
+    sl_weights_background(&e->weights);
 }
 
 static int start_cache(struct sl_engine *e, struct sl_err *err)
@@ -283,7 +309,7 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
     struct sl_expert_cache_options options = {
         .slab_bytes = e->plan.need_bytes[SL_MEMORY_CACHE],
         .num_experts_per_tok = e->config.num_experts_per_tok,
-        .slots_min = (uint32_t)e->plan.slots_min,
+        .slots_min = (uint32_t)e->plan.slots_least,
         .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
         .verify = e->options.verify,
         .prefetch_layers = e->options.prefetch != SL_PREFETCH_OFF,
@@ -293,14 +319,14 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
 
     if (rc < 0)
         return rc;
-    e->compute.background = (struct sl_background){sl_expert_cache_background, e->cache};
+    e->compute.background = (struct sl_background){background, e};
     if (!sl_expert_cache_is_attached(e->cache))
         add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
                     "reads cost more processor time");
     return 0;
 }
 
-struct sl_forward_params sl_engine_forward_params(const struct sl_engine *e, enum sl_step_size size)
+struct sl_forward_params sl_engine_forward_params(struct sl_engine *e, enum sl_step_size size)
 {
     return (struct sl_forward_params){
         .config = &e->config,
@@ -379,6 +405,7 @@ static struct sl_engine *create(const struct sl_engine_options *options)
 int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options *options,
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
+    char slow[SL_SLOW_TEXT_BYTES];
     struct sl_engine *e = NULL;
     int rc, verdict;
 
@@ -408,10 +435,13 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if (rc < 0)
         goto out;
     begin_stage(e, "making room for experts, context and activations");
-    if ((rc = start_cache(e, err)) < 0 || (rc = start_kv_pool(e, err)) < 0 ||
-        (rc = start_forwards(e, err)) < 0 || (rc = start_sampling(e, err)) < 0)
+    if ((rc = start_streams(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||
+        (rc = start_kv_pool(e, err)) < 0 || (rc = start_forwards(e, err)) < 0 ||
+        (rc = start_sampling(e, err)) < 0)
         goto out;
     look_at_nodes(e);
+    if (sl_memory_plan_is_slow(&e->plan))
+        add_note(e, "%s", sl_memory_plan_tell_slow(&e->plan, e->drive_bytes_per_s, slow));
     if (!e->weights.arena.locked)
         add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
     *ret_engine = e;
@@ -439,6 +469,8 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
 
 void sl_engine_close(struct sl_engine *engine)
 {
+    bool drained;
+
     if (!engine)
         return;
     for (int size = 0; size < SL_STEP_SIZES; size++)
@@ -447,11 +479,17 @@ void sl_engine_close(struct sl_engine *engine)
         sl_engine_sequence_destroy(engine, &sl_engine_sequence_of(engine->sequences.next)->kv);
     sl_kv_pool_fini(&engine->kv_pool);
     sl_arena_fini(&engine->sampling_arena);
+    if (engine->dense_reader)
+        sl_weights_stop(&engine->weights);
     sl_expert_cache_destroy(engine->cache);
+    /* A drive that never answered may still write to memory, which is then not unmapped. */
+    drained = !engine->dense_reader || sl_reader_drain(engine->reader);
+    sl_dense_reader_destroy(engine->dense_reader);
     sl_reader_destroy(engine->reader);
     if (engine->io)
         engine->io->ops->close(engine->io);
-    sl_weights_fini(&engine->weights); /* zeroed if they were not loaded */
+    if (drained)
+        sl_weights_fini(&engine->weights); /* zeroed if they were not loaded */
     sl_pool_destroy(engine->pool);
     sl_expert_map_close(engine->store);
     sl_model_files_close(&engine->files);
@@ -521,6 +559,17 @@ void sl_engine_resident(const struct sl_engine *engine, uint16_t layer_index, ui
 struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)
 {
     return sl_expert_cache_counters(engine->cache);
+}
+
+struct sl_engine_dense sl_engine_dense(const struct sl_engine *e)
+{
+    struct sl_engine_dense dense = {0};
+
+    if (e->weights.stream)
+        dense.layers = sl_weight_stream_counters(e->weights.stream);
+    if (e->dense_reader)
+        dense.reads = sl_reader_counters(e->reader, SL_READS_OF_DENSE);
+    return dense;
 }
 
 static void add_area(struct sl_engine_area *area, const char *name, const struct sl_arena *arena)

@@ -34,6 +34,9 @@ struct sl_engine_options {
     uint64_t ram_bytes;          /* the whole budget; 0: what is available less a reserve */
     uint64_t cache_bytes;        /* for experts; 0: what the budget leaves */
     bool cache_min;              /* one token's working set instead */
+    enum sl_dense_mode dense;    /* which dense weights stay in memory */
+    bool refuse_slow;            /* fail with -SL_EBUDGET where memory holds too little for speed:
+                                    see sl_memory_plan_is_slow() */
     struct sl_affinity affinity; /* of the compute threads, as sl_affinity_choose() left it */
     uint32_t segment_tokens;     /* most tokens of one step; 0: as many as memory allows */
     uint32_t small_step_tokens;  /* most tokens of a small step; 0: no forward for small steps */
@@ -78,7 +81,7 @@ void sl_engine_close(struct sl_engine *engine);
 
 /* Returns note i: one line about something that was left aside or is not available (MTP blocks of a
  * later generation, locked or registered memory, direct I/O). Returns NULL if there are no more. */
-#define SL_ENGINE_NOTES_MAX 8u
+#define SL_ENGINE_NOTES_MAX 10u
 const char *sl_engine_note(const struct sl_engine *engine, uint32_t note_index);
 
 const struct sl_config *sl_engine_config(const struct sl_engine *engine);
@@ -131,6 +134,13 @@ int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 
 /* Changes the cache's size: see sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
+
+/* The layers that stream: what their reads did, beside the experts'. All 0 if none does. */
+struct sl_engine_dense {
+    struct sl_weight_stream_counters layers;
+    struct sl_reader_counters reads; /* rows of the embedding included */
+};
+struct sl_engine_dense sl_engine_dense(const struct sl_engine *engine);
 
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);

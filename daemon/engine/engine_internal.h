@@ -6,6 +6,7 @@
 #include "core/base/list.h"
 #include "core/text/sampler.h"
 #include "daemon/engine/engine.h"
+#include "storage/experts/dense_reader.h"
 #include "storage/experts/model_files.h"
 
 struct sl_engine {
@@ -21,6 +22,9 @@ struct sl_engine {
     struct sl_weights weights;
     struct sl_io *io;
     struct sl_reader *reader;
+    uint64_t drive_bytes_per_s;           /* as probed; 0: not known */
+    uint32_t n_weight_slots;              /* of the dense reader */
+    struct sl_dense_reader *dense_reader; /* NULL if nothing streams */
     struct sl_expert_cache *cache;
     struct sl_draft draft;                      /* the model's; loaded with options.with_mtp */
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
@@ -54,8 +58,7 @@ static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
 /* Returns the parameters that the engine creates its forwards with. A caller can make another
  * forward with them; it destroys that one before the engine, and the memory (sl_forward_measure())
  * is not in the engine's plan. */
-struct sl_forward_params sl_engine_forward_params(const struct sl_engine *engine,
-                                                  enum sl_step_size size);
+struct sl_forward_params sl_engine_forward_params(struct sl_engine *engine, enum sl_step_size size);
 
 /* Loads every expert of the model and returns 1 if the cache has room for all; otherwise does
  * nothing and returns 0. on_progress, which may be NULL, is told how many experts of how many are

@@ -59,7 +59,7 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
                                const struct sl_memory_case *what)
 {
     const uint64_t tokens_max = (uint64_t)what->context_tokens * what->n_sequences;
-    const uint64_t fixed = fixed_bytes(plan), least = plan->slots_min * plan->slot_bytes;
+    const uint64_t fixed = fixed_bytes(plan), least = plan->slots_least * plan->slot_bytes;
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
     const uint64_t cache = what->cache_bytes && !what->cache_min ? what->cache_bytes : least;
     const uint64_t taken = cache + table_bytes(plan, cache);
@@ -81,32 +81,37 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     return low < tokens_max ? low : (uint32_t)tokens_max;
 }
 
-/* Fills in what the KV caches get; the plan's parts that no option changes must be known. Fails
- * with -ENOMEM. */
-static int plan_kv(struct sl_memory_plan *plan, const struct sl_config *config, uint32_t n_layers,
-                   const struct sl_memory_case *what, struct sl_err *err)
+/* Measures the KV cache of one sequence. Fails with -ENOMEM. */
+static int measure_kv(struct sl_memory_plan *plan, const struct sl_config *config,
+                      uint32_t n_layers, const struct sl_memory_case *what, struct sl_err *err)
 {
-    const uint64_t taken = fixed_bytes(plan) + plan->slots_min * plan->slot_bytes;
-    const uint64_t left = plan->budget_bytes > taken ? plan->budget_bytes - taken : 0;
     struct sl_kv_layout layout;
-    uint64_t one, all, share;
     int rc = sl_kv_layout_init(&layout, config, n_layers, what->numerics, err);
 
     if (rc < 0)
         return rc;
-    one = sl_kv_cache_measure(&layout, what->context_tokens);
+    plan->kv_one_bytes = sl_kv_cache_measure(&layout, what->context_tokens);
     sl_kv_layout_fini(&layout);
-    all = one * what->n_sequences;
-    share = left / SL_KV_SHARE > one ? left / SL_KV_SHARE : one;
+    return 0;
+}
+
+/* Gives the KV caches their share of what dense weights and the least cache leave, as far as what
+ * was asked for does not settle it. */
+static void share_kv(struct sl_memory_plan *plan, const struct sl_memory_case *what)
+{
+    const uint64_t taken = fixed_bytes(plan) + plan->slots_least * plan->slot_bytes;
+    const uint64_t left = plan->budget_bytes > taken ? plan->budget_bytes - taken : 0;
+    const uint64_t one = plan->kv_one_bytes;
+    const uint64_t share = left / SL_KV_SHARE > one ? left / SL_KV_SHARE : one;
+    uint64_t all = one * what->n_sequences;
+
     if (what->kv_bytes)
         all = what->kv_bytes;
     else if (what->kv_share && share < all)
         all = share;
     plan->need_bytes[SL_MEMORY_KV] = sl_arena_mapped_bytes(all);
-    plan->kv_one_bytes = one;
     plan->kv_is_full = all >= one * what->n_sequences;
     plan->kv_given = what->kv_bytes > 0;
-    return 0;
 }
 
 static int check_kv(const struct sl_memory_plan *plan, const struct sl_memory_case *what,
@@ -127,12 +132,97 @@ static int check_kv(const struct sl_memory_plan *plan, const struct sl_memory_ca
  * it takes beyond the least size of these is added to the plan. */
 static uint64_t loading_excess(const struct sl_memory_plan *plan, uint64_t loading_bytes)
 {
-    const uint64_t later = plan->need_bytes[SL_MEMORY_KV] +
-                           plan->need_bytes[SL_MEMORY_ACTIVATIONS] +
-                           plan->need_bytes[SL_MEMORY_SMALL_STEPS] +
-                           plan->need_bytes[SL_MEMORY_STAGING] + plan->slots_min * plan->slot_bytes;
+    const uint64_t later =
+        plan->need_bytes[SL_MEMORY_KV] + plan->need_bytes[SL_MEMORY_ACTIVATIONS] +
+        plan->need_bytes[SL_MEMORY_SMALL_STEPS] + plan->need_bytes[SL_MEMORY_STAGING] +
+        plan->slots_least * plan->slot_bytes;
 
     return loading_bytes > later ? loading_bytes - later : 0;
+}
+
+/* Sets where the dense weights are. */
+static void place(struct sl_memory_plan *plan, const struct sl_memory_case *what,
+                  const struct sl_weight_residency *residency)
+{
+    plan->dense = *residency;
+    plan->streamed_bytes = sl_weights_streamed_bytes(what->dense, residency);
+    plan->need_bytes[SL_MEMORY_WEIGHTS] =
+        sl_arena_mapped_bytes(sl_weights_bytes(what->dense, residency));
+}
+
+/* Fills what comes last: the cache, and what loading takes. */
+static int finish(struct sl_memory_plan *plan, const struct sl_memory_case *what,
+                  struct sl_err *err)
+{
+    const uint64_t dense_bytes = sl_weights_bytes(what->dense, &plan->dense);
+    int rc;
+
+    plan->need_bytes[SL_MEMORY_PROGRAM] =
+        what->program_bytes + loading_excess(plan, dense_bytes < SL_WEIGHTS_LOADING_BYTES
+                                                       ? dense_bytes
+                                                       : SL_WEIGHTS_LOADING_BYTES);
+    rc = sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
+    return rc < 0 ? rc : check_kv(plan, what, err);
+}
+
+/* Fills all that depends on where the dense weights are, and on the least cache. */
+static int fill(struct sl_memory_plan *plan, const struct sl_config *config,
+                const struct sl_memory_case *what, uint64_t slots_least, struct sl_err *err)
+{
+    plan->slots_least = slots_least;
+    plan->need_bytes[SL_MEMORY_PROGRAM] = what->program_bytes;
+    plan->need_bytes[SL_MEMORY_KV] = plan->need_bytes[SL_MEMORY_ACTIVATIONS] =
+        plan->need_bytes[SL_MEMORY_SMALL_STEPS] = 0;
+    share_kv(plan, what);
+    if (what->small_step_tokens > 0)
+        plan->need_bytes[SL_MEMORY_SMALL_STEPS] =
+            activation_bytes(config, what, what->small_step_tokens);
+    plan->segment_tokens = choose_segment(plan, config, what);
+    plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
+    return finish(plan, what, err);
+}
+
+static uint32_t windows_for(uint32_t n_streamed, uint32_t n_max)
+{
+    return n_streamed == 0 ? 0 : n_streamed < n_max ? SL_WINDOWS_MIN : n_max;
+}
+
+/* Lets as many layers stay as a plan leaves room for that has been filled for none; of the others
+ * two are read ahead, or one where two leave no room. */
+static int keep_layers(struct sl_memory_plan *plan, const struct sl_memory_case *what,
+                       struct sl_err *err)
+{
+    const uint32_t n_layers = plan->n_layers, windows_max = plan->dense.n_windows;
+
+    for (uint32_t n = 0; n < n_layers; n++) {
+        const struct sl_weight_residency residency = {.n_streamed = n,
+                                                      .n_windows = windows_for(n, windows_max)};
+
+        place(plan, what, &residency);
+        if (finish(plan, what, NULL) == 0)
+            return 0;
+    }
+    place(plan, what,
+          &(struct sl_weight_residency){.n_streamed = n_layers, .n_windows = windows_max});
+    return finish(plan, what, err);
+}
+
+/* Fills a plan whose weights do not all stay. */
+static int fill_streaming(struct sl_memory_plan *plan, const struct sl_config *config,
+                          const struct sl_memory_case *what, uint64_t slots_least,
+                          struct sl_err *err)
+{
+    struct sl_weight_residency residency = {.n_streamed = plan->n_layers};
+    int rc = -SL_EBUDGET;
+
+    for (uint32_t n = SL_WINDOWS_MAX; rc < 0 && n >= SL_WINDOWS_MIN; n--) {
+        residency.n_windows = windows_for(plan->n_layers, n);
+        place(plan, what, &residency);
+        rc = fill(plan, config, what, slots_least, err);
+    }
+    if (rc < 0 || what->dense_mode == SL_DENSE_STREAM)
+        return rc;
+    return keep_layers(plan, what, err);
 }
 
 int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *config,
@@ -140,14 +230,13 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
                         struct sl_err *err)
 {
     const uint32_t n_layers = experts->num_hidden_layers + experts->n_mtp_layers;
+    uint64_t slots_least;
     int rc;
 
     *plan = (struct sl_memory_plan){
         .budget_bytes = what->ram_bytes,
         .budget_given = what->ram_given,
-        .need_bytes = {[SL_MEMORY_PROGRAM] = what->program_bytes,
-                       [SL_MEMORY_WEIGHTS] = sl_arena_mapped_bytes(what->dense_bytes),
-                       [SL_MEMORY_STAGING] = what->staging_bytes},
+        .need_bytes = {[SL_MEMORY_STAGING] = what->staging_bytes},
         .table_bytes = what->table_bytes,
         .slot_bytes = sl_expert_cache_slot_bytes(experts),
         .slots_min = sl_expert_cache_slots_min(experts, config->num_experts_per_tok),
@@ -155,18 +244,65 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
         .small_step_tokens = what->small_step_tokens,
         .context_tokens = what->context_tokens,
         .n_sequences = what->n_sequences,
+        .n_layers = what->dense->n_layers,
     };
-    rc = plan_kv(plan, config, n_layers, what, err);
+    rc = measure_kv(plan, config, n_layers, what, err);
     if (rc < 0)
         return rc;
-    if (what->small_step_tokens > 0)
-        plan->need_bytes[SL_MEMORY_SMALL_STEPS] =
-            activation_bytes(config, what, what->small_step_tokens);
-    plan->segment_tokens = choose_segment(plan, config, what);
-    plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
-    plan->need_bytes[SL_MEMORY_PROGRAM] += loading_excess(plan, what->loading_bytes);
-    rc = sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
-    return rc < 0 ? rc : check_kv(plan, what, err);
+    slots_least = what->cache_min || what->refuse_slow
+                      ? plan->slots_min
+                      : sl_expert_cache_slots_least(experts, config->num_experts_per_tok);
+    if (what->dense_mode == SL_DENSE_STREAM)
+        return fill_streaming(plan, config, what, slots_least, err);
+    place(plan, what, &sl_weights_all_resident);
+    rc = fill(plan, config, what, what->cache_bytes ? slots_least : plan->slots_min, err);
+    if (rc == 0 || what->refuse_slow)
+        return rc;
+    if (what->dense_mode == SL_DENSE_RESIDENT)
+        return fill(plan, config, what, slots_least, err);
+    return fill_streaming(plan, config, what, slots_least, err);
+}
+
+/* ---- what it costs -----------------------------------------------------------------------------
+ */
+
+static uint64_t slots(const struct sl_memory_plan *plan)
+{
+    return plan->need_bytes[SL_MEMORY_CACHE] / plan->slot_bytes;
+}
+
+bool sl_memory_plan_is_slow(const struct sl_memory_plan *plan)
+{
+    return plan->dense.n_streamed > 0 || slots(plan) < plan->slots_min;
+}
+
+const char *sl_memory_plan_tell_slow(const struct sl_memory_plan *plan, uint64_t bytes_per_s,
+                                     char text[SL_SLOW_TEXT_BYTES])
+{
+    const uint64_t expert_bytes =
+        slots(plan) < plan->slots_min ? plan->slots_min * plan->slot_bytes : 0;
+    const uint64_t bytes = plan->streamed_bytes + expert_bytes;
+    char read[SL_SIZE_TEXT_BYTES];
+    int used = snprintf(text, SL_SLOW_TEXT_BYTES, "memory holds");
+
+    if (plan->dense.n_streamed > 0)
+        used += snprintf(text + used, SL_SLOW_TEXT_BYTES - (size_t)used,
+                         " the dense weights of %u of %u layers",
+                         plan->n_layers - plan->dense.n_streamed, plan->n_layers);
+    if (expert_bytes > 0)
+        used += snprintf(text + used, SL_SLOW_TEXT_BYTES - (size_t)used,
+                         "%s %llu of the %llu experts that a token takes",
+                         plan->dense.n_streamed > 0 ? " and" : "", (unsigned long long)slots(plan),
+                         (unsigned long long)plan->slots_min);
+    used += snprintf(text + used, SL_SLOW_TEXT_BYTES - (size_t)used,
+                     ", so each token, or each step of a prompt, reads the rest again: up to %s a "
+                     "token",
+                     sl_size_format(bytes, read));
+    if (bytes_per_s > 0)
+        snprintf(text + used, SL_SLOW_TEXT_BYTES - (size_t)used,
+                 ", %.3g s at the drives' %.2f GB/s", (double)bytes / (double)bytes_per_s,
+                 (double)bytes_per_s / 1e9);
+    return text;
 }
 
 static const char *budget_source(const struct sl_memory_plan *plan)
@@ -179,7 +315,7 @@ static const char *budget_source(const struct sl_memory_plan *plan)
  * own. */
 static const char *advice(const struct sl_memory_plan *plan, char text[ADVICE_BYTES])
 {
-    const uint64_t cache_min_bytes = plan->slots_min * plan->slot_bytes;
+    const uint64_t cache_min_bytes = plan->slots_least * plan->slot_bytes;
     const uint64_t least_bytes = fixed_bytes(plan) - plan->need_bytes[SL_MEMORY_KV] -
                                  plan->need_bytes[SL_MEMORY_ACTIVATIONS] + cache_min_bytes +
                                  plan->table_bytes;
@@ -205,13 +341,32 @@ static uint64_t slots_that_fit(const struct sl_memory_plan *plan)
 {
     const uint64_t fixed = fixed_bytes(plan);
     const uint64_t left = plan->budget_bytes > fixed ? plan->budget_bytes - fixed : 0;
-    uint64_t slots = left / plan->slot_bytes;
+    uint64_t n = left / plan->slot_bytes;
 
-    slots = slots < plan->slots_max ? slots : plan->slots_max;
-    while (slots > 0 &&
-           slots * plan->slot_bytes + table_bytes(plan, slots * plan->slot_bytes) > left)
-        slots--;
-    return slots;
+    n = n < plan->slots_max ? n : plan->slots_max;
+    while (n > 0 && n * plan->slot_bytes + table_bytes(plan, n * plan->slot_bytes) > left)
+        n--;
+    return n;
+}
+
+/* The cache would have fewer slots than are allowed. */
+static int too_small(const struct sl_memory_plan *plan, uint64_t cache_bytes, struct sl_err *err)
+{
+    const unsigned long long least = plan->slots_least;
+    char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES];
+
+    sl_size_format(plan->slots_least * plan->slot_bytes, need);
+    sl_size_format(cache_bytes, have);
+    if (plan->slots_least == plan->slots_min)
+        return sl_err_set(
+            err, -SL_EBUDGET,
+            "an expert cache of %s is below one token's working set (%llu experts, "
+            "%s), so each expert would be read again for each token; give --cache min, or more",
+            have, least, need);
+    return sl_err_set(err, -SL_EBUDGET,
+                      "an expert cache of %s is below what a step takes at once (%llu experts, "
+                      "%s); give more --cache",
+                      have, least, need);
 }
 
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
@@ -219,24 +374,20 @@ int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool
 {
     char need[SL_SIZE_TEXT_BYTES], have[SL_SIZE_TEXT_BYTES], cache[SL_SIZE_TEXT_BYTES];
     char text[ADVICE_BYTES];
-    uint64_t slots;
+    uint64_t n_slots;
 
     if (cache_min)
-        slots = plan->slots_min;
+        n_slots = plan->slots_min;
     else if (cache_bytes)
-        slots = cache_bytes / plan->slot_bytes;
+        n_slots = cache_bytes / plan->slot_bytes;
     else
-        slots = slots_that_fit(plan) > plan->slots_min ? slots_that_fit(plan) : plan->slots_min;
-    slots = slots < plan->slots_max ? slots : plan->slots_max;
-    plan->need_bytes[SL_MEMORY_CACHE] = slots * plan->slot_bytes;
-    plan->need_bytes[SL_MEMORY_TABLES] = table_bytes(plan, slots * plan->slot_bytes);
-    if (slots < plan->slots_min)
-        return sl_err_set(
-            err, -SL_EBUDGET,
-            "an expert cache of %s is below one token's working set (%llu experts, "
-            "%s), so each expert would be read again for each token; give --cache min, or more",
-            sl_size_format(cache_bytes, have), (unsigned long long)plan->slots_min,
-            sl_size_format(plan->slots_min * plan->slot_bytes, need));
+        n_slots =
+            slots_that_fit(plan) > plan->slots_least ? slots_that_fit(plan) : plan->slots_least;
+    n_slots = n_slots < plan->slots_max ? n_slots : plan->slots_max;
+    plan->need_bytes[SL_MEMORY_CACHE] = n_slots * plan->slot_bytes;
+    plan->need_bytes[SL_MEMORY_TABLES] = table_bytes(plan, n_slots * plan->slot_bytes);
+    if (n_slots < plan->slots_least)
+        return too_small(plan, cache_bytes, err);
     if (sl_memory_plan_bytes(plan) > plan->budget_bytes)
         return sl_err_set(err, -SL_EBUDGET,
                           "needs %s of memory, of which %s for the expert cache, but the budget is "
@@ -282,6 +433,10 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                 sl_size_format(plan->need_bytes[i], text));
         if (i == SL_MEMORY_PROGRAM)
             fprintf(out, "   code, headers, tokenizer, prompt, stacks, buffers");
+        if (i == SL_MEMORY_WEIGHTS && plan->dense.n_streamed > 0)
+            fprintf(out, "   %u of %u layers stay, %s of the others are read for each step",
+                    plan->n_layers - plan->dense.n_streamed, plan->n_layers,
+                    sl_size_format(plan->streamed_bytes, text));
         if (i == SL_MEMORY_KV && plan->kv_is_full)
             fprintf(out, "   %u x %u tokens", plan->n_sequences, plan->context_tokens);
         if (i == SL_MEMORY_KV && !plan->kv_is_full)

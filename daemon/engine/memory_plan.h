@@ -10,6 +10,7 @@
 #include "core/base/err.h"
 #include "core/model/config.h"
 #include "core/model/compute.h"
+#include "core/model/weights.h"
 #include "storage/experts/expert_map.h"
 
 enum sl_memory_user {
@@ -32,6 +33,7 @@ struct sl_memory_plan {
     uint64_t table_bytes;       /* the cache's part of SL_MEMORY_TABLES */
     uint64_t slot_bytes;        /* of one expert in the cache */
     uint64_t slots_min;         /* one token's working set */
+    uint64_t slots_least;       /* fewer are refused */
     uint64_t slots_max;         /* all experts of the model */
     uint32_t segment_tokens;    /* most of one step */
     uint32_t small_step_tokens; /* most of a small one; 0: there are none */
@@ -40,6 +42,17 @@ struct sl_memory_plan {
     uint64_t kv_one_bytes; /* of one sequence as long as that, the least for KV caches */
     bool kv_is_full;       /* they have memory for n_sequences as long as that */
     bool kv_given;         /* by the user */
+    struct sl_weight_residency dense;
+    uint32_t n_layers;
+    uint64_t streamed_bytes; /* of dense weights, that each step reads */
+};
+
+/* Which dense weights stay in memory. */
+enum sl_dense_mode {
+    SL_DENSE_AUTO,     /* as many layers as fit beside the smallest cache: a byte of them is read in
+                        * every step, one of an expert in few */
+    SL_DENSE_RESIDENT, /* all, or the plan does not fit */
+    SL_DENSE_STREAM,   /* no layer, and no embedding */
 };
 
 /* The sizes that a plan depends on beside the model's. */
@@ -52,7 +65,9 @@ struct sl_memory_case {
     uint64_t loading_bytes; /* taken only while weights are read, before anything else */
     uint64_t staging_bytes;
     uint64_t table_bytes; /* of the expert cache */
-    uint64_t dense_bytes;
+    const struct sl_weight_sizes *dense;
+    enum sl_dense_mode dense_mode;
+    bool refuse_slow; /* a plan is to read no dense weights, and to cache one token's working set */
     enum sl_numerics numerics;
     uint32_t n_threads;
     uint32_t segment_tokens;    /* of one step; 0: as many as memory allows */
@@ -63,7 +78,12 @@ struct sl_memory_case {
     bool kv_share;     /* or no more than a share, in which sequences grow as they can */
 };
 
-/* Fills a plan. Each step reads an expert once for all of its tokens, so longer steps read less in
+/* Fills a plan. Where the dense weights fit beside a cache of one token's working set, all of them
+ * stay, and the cache gets what is left. Otherwise, unless it is to be refused, the cache gets what
+ * a step takes at once (sl_expert_cache_slots_least()), as many layers stay as fit then, and the
+ * cache gets what is left after that.
+ *
+ * Each step reads an expert once for all of its tokens, so longer steps read less in
  * total. Where segment_tokens is 0, the activations get one part in SL_SEGMENT_SHARE of the memory
  * that weights and KV cache leave, as far as that leaves room for the cache that is asked for, or
  * the least one; but a step is never longer than what the sequences hold. With kv_share, the KV
@@ -79,9 +99,16 @@ int sl_memory_plan_make(struct sl_memory_plan *plan, const struct sl_config *con
 
 /* Fills need_bytes[SL_MEMORY_CACHE] and [SL_MEMORY_TABLES] from the rest of the budget, cache_bytes
  * and cache_min as in struct sl_memory_case: at most the whole model. Fails with -SL_EBUDGET and
- * the figures when the parts do not fit or the cache would be below one token's working set. */
+ * the figures when the parts do not fit or the cache would have fewer than slots_least. */
 int sl_memory_plan_cache(struct sl_memory_plan *plan, uint64_t cache_bytes, bool cache_min,
                          struct sl_err *err);
+
+/* Whether each token will read dense weights, or experts that a larger cache would still have; and
+ * the line that tells, with the price at bytes_per_s of all drives together, if that is not 0. */
+bool sl_memory_plan_is_slow(const struct sl_memory_plan *plan);
+#define SL_SLOW_TEXT_BYTES 320
+const char *sl_memory_plan_tell_slow(const struct sl_memory_plan *plan, uint64_t bytes_per_s,
+                                     char text[SL_SLOW_TEXT_BYTES]);
 
 /* Sums all needs. */
 uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);

@@ -380,7 +380,7 @@ static void queue_piece(struct worker *w)
 static int wait_for_tail(struct worker *w)
 {
     while (!w->pieces[w->tail % PIECES_MAX].landed) {
-        struct sl_read *read = sl_reader_reap(w->reader, true);
+        struct sl_read *read = sl_reader_reap(w->reader, SL_READS_OF_EXPERTS, true);
 
         sl_assert(read); /* there is one in flight */
         if (read->late)
@@ -443,7 +443,7 @@ static bool close_file(struct worker *w)
     bool drained = true;
 
     if (w->reader) {
-        while (sl_reader_reap(w->reader, true))
+        while (sl_reader_reap(w->reader, SL_READS_OF_EXPERTS, true))
             ; /* if it ended early */
         drained = sl_reader_drain(w->reader);
     }

@@ -64,6 +64,16 @@ const struct sl_store_copied_file *sl_store_copied_file(const struct sl_store *s
  * only n_tensors_done of them. */
 const struct sl_store_tensor *sl_store_tensor(const struct sl_store *store, uint32_t tensor_index);
 
+/* Returns the number of the tensor of that name, or n_tensors_done if there is none. */
+uint32_t sl_store_find_tensor(const struct sl_store *store, const char *name);
+
+/* Follows the bytes of one tensor at a time, which are given in order from the first one, and
+ * compares them with its checksum: returns 1 when the last byte was given and they are the same,
+ * -SL_ECORRUPT if they are not, and 0 before. One that was not followed from the beginning is not
+ * compared. */
+int sl_store_check_tensor(struct sl_store *store, uint32_t tensor_index, uint64_t offset_bytes,
+                          uint64_t size_bytes, const void *bytes, struct sl_err *err);
+
 /* Returns an expert, which the model must have and which must be packed already. */
 const struct sl_packed_expert *sl_store_expert(const struct sl_store *store,
                                                struct sl_expert_key key);
@@ -84,8 +94,9 @@ static inline struct sl_expert_key sl_store_expert_at(const struct sl_expert_sha
 }
 
 /* Returns the dense tensors as core's weight source, which lives as long as the store and is for
- * one thread. With `check`, a tensor that is read from first byte to last, in order, is compared
- * with its checksum: if they differ, the read that completes it fails with -SL_ECORRUPT. */
+ * one thread. One with `check` and one without exist beside each other. With it, a tensor that is
+ * read from first byte to last, in order, is compared with its checksum: if they differ, the read
+ * that completes it fails with -SL_ECORRUPT. */
 struct sl_weight_source *sl_store_weights(struct sl_store *store, bool check);
 
 #endif

@@ -14,19 +14,25 @@
 
 #define COPIED_FILES_MAX 16u
 
-/* The store as a source of dense weights. */
-struct sl_store_weights {
+/* The store as a source of dense weights: one of two, of which one compares what it reads with the
+ * checksums. */
+struct sl_store_source {
     struct sl_weight_source source; /* first: a source is led back to this */
-    const struct sl_store *store;
-    uint32_t *by_name;    /* numbers of the tensors, by name */
-    int fd;               /* of the dense tensors' file; -1 until opened */
-    uint64_t asked_bytes; /* up to there the system has been asked to read ahead */
+    struct sl_store *store;
+    bool checks;
+};
+
+/* The dense tensors. */
+struct sl_store_weights {
+    struct sl_store_source sources[2]; /* the second one checks */
+    uint32_t *by_name;                 /* numbers of the tensors, by name */
+    int fd;                            /* of the dense tensors' file; -1 until opened */
+    uint64_t asked_bytes;              /* up to there the system has been asked to read ahead */
 
     /* The tensor that is being read in order, and how far. */
     struct sl_checksum_stream *stream;
     uint32_t stream_tensor;
     uint64_t stream_bytes;
-    bool check;
 };
 
 struct sl_store {

@@ -16,7 +16,7 @@
 /* How far ahead of the loader the system is told to read: see read_ahead(). */
 #define AHEAD_BYTES (UINT64_C(64) << 20)
 
-#define NO_TENSOR UINT32_MAX
+#define NO_TENSOR UINT32_MAX /* none is followed */
 
 static int compare_names(const void *a, const void *b, void *tensors)
 {
@@ -42,62 +42,73 @@ static int sort_names(const struct sl_store *store, uint32_t *by_name, struct sl
     return 0;
 }
 
-static uint32_t find_tensor(const struct sl_store_weights *weights, const char *name)
+uint32_t sl_store_find_tensor(const struct sl_store *store, const char *name)
 {
-    uint32_t low = 0, high = weights->store->state.n_tensors_done;
+    uint32_t low = 0, high = store->state.n_tensors_done;
 
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        int order = strcmp(name, weights->store->tensors[weights->by_name[middle]].name);
+        uint32_t index = store->weights.by_name[middle];
+        int order = strcmp(name, store->tensors[index].name);
 
         if (order == 0)
-            return weights->by_name[middle];
+            return index;
         if (order < 0)
             high = middle;
         else
             low = middle + 1;
     }
-    return NO_TENSOR;
+    return store->state.n_tensors_done;
+}
+
+static struct sl_store_source *source_of(struct sl_weight_source *source)
+{
+    return (struct sl_store_source *)source;
+}
+
+static const struct sl_store_tensor *find(const struct sl_store *store, const char *name)
+{
+    uint32_t index = sl_store_find_tensor(store, name);
+
+    return index < store->state.n_tensors_done ? &store->tensors[index] : NULL;
 }
 
 static int source_find(struct sl_weight_source *source, const char *name,
                        struct sl_tensor_info *ret_info)
 {
-    const struct sl_store_weights *weights = (struct sl_store_weights *)source;
-    uint32_t index = find_tensor(weights, name);
+    const struct sl_store_tensor *tensor = find(source_of(source)->store, name);
 
-    if (index == NO_TENSOR)
+    if (!tensor)
         return -ENOENT;
-    *ret_info = weights->store->tensors[index].info;
+    *ret_info = tensor->info;
     return 0;
 }
 
-/* Follows the reads of a tensor, and compares the checksum when the last byte has been read. */
-static int check_read(struct sl_store_weights *weights, uint32_t index, uint64_t offset_bytes,
-                      uint64_t size_bytes, const void *data, struct sl_err *err)
+int sl_store_check_tensor(struct sl_store *store, uint32_t tensor_index, uint64_t offset_bytes,
+                          uint64_t size_bytes, const void *bytes, struct sl_err *err)
 {
-    const struct sl_store_tensor *tensor = &weights->store->tensors[index];
+    struct sl_store_weights *weights = &store->weights;
+    const struct sl_store_tensor *tensor = &store->tensors[tensor_index];
 
-    if (!weights->check)
-        return 0;
     if (offset_bytes == 0) {
         sl_checksum_stream_reset(weights->stream);
-        weights->stream_tensor = index;
+        weights->stream_tensor = tensor_index;
         weights->stream_bytes = 0;
     }
-    if (weights->stream_tensor != index || weights->stream_bytes != offset_bytes) {
+    if (weights->stream_tensor != tensor_index || weights->stream_bytes != offset_bytes) {
         weights->stream_tensor = NO_TENSOR;
         return 0;
     }
-    sl_checksum_stream_add(weights->stream, data, size_bytes);
+    sl_checksum_stream_add(weights->stream, bytes, size_bytes);
     weights->stream_bytes += size_bytes;
-    if (weights->stream_bytes < tensor->extent.size_bytes ||
-        sl_checksum_stream_value(weights->stream) == tensor->checksum)
+    if (weights->stream_bytes < tensor->extent.size_bytes)
         return 0;
+    if (sl_checksum_stream_value(weights->stream) == tensor->checksum)
+        return 1;
     return sl_err_set(err, -SL_ECORRUPT,
                       "%s: tensor \"%s\" at offset %llu does not have the checksum that the "
                       "catalog names; sluice verify --repair can repair it",
-                      weights->store->paths[0], tensor->name,
+                      store->paths[0], tensor->name,
                       (unsigned long long)tensor->extent.offset_bytes);
 }
 
@@ -118,34 +129,37 @@ static void read_ahead(struct sl_store_weights *weights, uint64_t from_bytes)
 static int source_read(struct sl_weight_source *source, const char *name, uint64_t offset_bytes,
                        uint64_t size_bytes, void *dst, struct sl_err *err)
 {
-    struct sl_store_weights *weights = (struct sl_store_weights *)source;
-    const struct sl_store *store = weights->store;
-    uint32_t index = find_tensor(weights, name);
+    struct sl_store *store = source_of(source)->store;
+    const struct sl_store_tensor *tensor = find(store, name);
     uint64_t from_bytes;
     int64_t got;
+    int rc;
 
-    if (index == NO_TENSOR)
+    if (!tensor)
         return sl_err_set(err, -ENOENT, "%s: there is no tensor \"%s\"", store->folder, name);
-    sl_assert(offset_bytes <= store->tensors[index].info.size_bytes);
-    sl_assert(size_bytes <= store->tensors[index].info.size_bytes - offset_bytes);
-    from_bytes = store->tensors[index].extent.offset_bytes + offset_bytes;
-    got = sl_file_read_at(weights->fd, dst, size_bytes, from_bytes);
+    sl_assert(offset_bytes <= tensor->info.size_bytes);
+    sl_assert(size_bytes <= tensor->info.size_bytes - offset_bytes);
+    from_bytes = tensor->extent.offset_bytes + offset_bytes;
+    got = sl_file_read_at(store->weights.fd, dst, size_bytes, from_bytes);
     if (got >= 0 && (uint64_t)got < size_bytes)
         got = -EIO; /* cut since it was opened */
     if (got < 0)
         return sl_err_set(err, (int)got, "%s: tensor \"%s\": cannot read %llu bytes at %llu: %s",
                           store->paths[0], name, (unsigned long long)size_bytes,
                           (unsigned long long)from_bytes, sl_strerror((int)got));
-    read_ahead(weights, from_bytes + size_bytes);
-    return check_read(weights, index, offset_bytes, size_bytes, dst, err);
+    read_ahead(&store->weights, from_bytes + size_bytes);
+    if (!source_of(source)->checks)
+        return 0;
+    rc = sl_store_check_tensor(store, (uint32_t)(tensor - store->tensors), offset_bytes, size_bytes,
+                               dst, err);
+    return rc < 0 ? rc : 0;
 }
 
 static const char *source_where(struct sl_weight_source *source, const char *name)
 {
-    const struct sl_store_weights *weights = (struct sl_store_weights *)source;
+    const struct sl_store *store = source_of(source)->store;
 
-    return find_tensor(weights, name) == NO_TENSOR ? weights->store->folder
-                                                   : weights->store->paths[0];
+    return find(store, name) ? store->paths[0] : store->folder;
 }
 
 static const struct sl_weight_source_ops source_ops = {
@@ -156,8 +170,7 @@ static const struct sl_weight_source_ops source_ops = {
 
 void sl_store_weights_init(struct sl_store_weights *weights)
 {
-    *weights =
-        (struct sl_store_weights){.source.ops = &source_ops, .fd = -1, .stream_tensor = NO_TENSOR};
+    *weights = (struct sl_store_weights){.fd = -1, .stream_tensor = NO_TENSOR};
 }
 
 int sl_store_weights_open(struct sl_store *store, struct sl_err *err)
@@ -166,7 +179,8 @@ int sl_store_weights_open(struct sl_store *store, struct sl_err *err)
     struct stat status;
     int rc;
 
-    weights->store = store;
+    for (int checks = 0; checks < 2; checks++)
+        weights->sources[checks] = (struct sl_store_source){{&source_ops}, store, checks};
     weights->by_name = calloc(store->state.n_tensors_done + 1, sizeof(*weights->by_name));
     weights->stream = sl_checksum_stream_create();
     if (!weights->by_name || !weights->stream)
@@ -191,6 +205,5 @@ void sl_store_weights_fini(struct sl_store_weights *weights)
 
 struct sl_weight_source *sl_store_weights(struct sl_store *store, bool check)
 {
-    store->weights.check = check;
-    return &store->weights.source;
+    return &store->weights.sources[check].source;
 }

@@ -60,7 +60,7 @@ static void print_weights(struct sl_engine *engine, uint64_t frame_bytes)
 {
     struct look look = {.frame_bytes = frame_bytes};
 
-    look_at(engine, &look, &engine->weights.head);
+    look_at(engine, &look, &engine->weights.head.linear);
     for (uint32_t i = 0; i < engine->config.num_hidden_layers; i++) {
         const struct sl_layer_weights *w = &engine->weights.layers[i];
         const struct sl_matrix *const linears[] = {

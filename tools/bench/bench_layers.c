@@ -177,7 +177,8 @@ static void carve(struct layer *in)
     in->pin.w[SL_EXPERT_W2] = take_matrix(in, SL_MATRIX_FP4, hidden, inner).tiles;
     in->pin.w[SL_EXPERT_W3] = take_matrix(in, SL_MATRIX_FP4, inner, hidden).tiles;
     in->all.layers = w;
-    in->all.embed = take_matrix(in, SL_MATRIX_BF16, c->vocab_size, hidden);
+    in->all.n_layers = 1;
+    in->all.embedding.table = take_matrix(in, SL_MATRIX_BF16, c->vocab_size, hidden);
 }
 
 static int make_weights(struct layer *in, struct sl_err *err)

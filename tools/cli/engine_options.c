@@ -15,6 +15,8 @@
 enum {
     OPTION_RAM = 512, /* apart from the commands' own */
     OPTION_CACHE,
+    OPTION_DENSE,
+    OPTION_REFUSE_SLOW,
     OPTION_THREADS,
     OPTION_SEGMENT,
     OPTION_CONTEXT,
@@ -36,6 +38,12 @@ static const struct argp_option options[] = {
      0},
     {"cache", OPTION_CACHE, "SIZE|min", 0,
      "memory for experts (default: what is left; min: one token's working set)", 0},
+    {"dense", OPTION_DENSE, "resident|stream|auto", 0,
+     "dense weights: all stay in memory, or each layer is read again in each step, or as many stay "
+     "as fit (default auto)",
+     0},
+    {"refuse-slow", OPTION_REFUSE_SLOW, NULL, 0,
+     "refuse to run where memory does not hold all dense weights and one token's experts", 0},
     {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
     {"segment", OPTION_SEGMENT, "TOKENS", 0,
      "most tokens of one pass (default: as many as memory allows)", 0},
@@ -142,10 +150,34 @@ static void set_isa(struct argp_state *state, const char *source, const char *na
 
 static const struct sl_word verify_words[] = {
     {"first", SL_VERIFY_FIRST}, {"always", SL_VERIFY_ALWAYS}, {"never", SL_VERIFY_NEVER}, {0}};
+static const struct sl_word dense_words[] = {
+    {"resident", SL_DENSE_RESIDENT}, {"stream", SL_DENSE_STREAM}, {"auto", SL_DENSE_AUTO}, {0}};
 static const struct sl_word prefetch_words[] = {
     {"off", SL_PREFETCH_OFF}, {"hash", SL_PREFETCH_HASH}, {"gate", SL_PREFETCH_GATE}, {0}};
 static const struct sl_word numerics_words[] = {
     {"native", SL_NUMERICS_NATIVE}, {"exact", SL_NUMERICS_EXACT}, {0}};
+
+static error_t parse_word(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    switch (key) {
+    case OPTION_DENSE:
+        o->dense = (enum sl_dense_mode)sl_parse_word(state, "--dense", value, dense_words);
+        return 0;
+    case OPTION_VERIFY:
+        o->verify = (enum sl_verify)sl_parse_word(state, "--verify", value, verify_words);
+        return 0;
+    case OPTION_PREFETCH:
+        o->prefetch = (enum sl_prefetch)sl_parse_word(state, "--prefetch", value, prefetch_words);
+        return 0;
+    case OPTION_NUMERICS:
+        o->numerics = (enum sl_numerics)sl_parse_word(state, "--numerics", value, numerics_words);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
 
 /* ---- all options -------------------------------------------------------------------------------
  */
@@ -171,8 +203,11 @@ static error_t parse_memory_option(int key, char *value, struct argp_state *stat
     case OPTION_KV:
         o->kv_bytes = sl_parse_size(state, "--kv", value);
         return 0;
+    case OPTION_REFUSE_SLOW:
+        o->refuse_slow = true;
+        return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_word(key, value, state);
     }
 }
 
@@ -201,21 +236,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_IO_STALL:
         set_stall(state, value);
         return 0;
-    case OPTION_VERIFY:
-        o->verify = (enum sl_verify)sl_parse_word(state, "--verify", value, verify_words);
-        return 0;
     case OPTION_POLICY:
         if (sl_policy_find(&o->policy, value, NULL) < 0)
             argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
         return 0;
-    case OPTION_PREFETCH:
-        o->prefetch = (enum sl_prefetch)sl_parse_word(state, "--prefetch", value, prefetch_words);
-        return 0;
     case OPTION_ISA:
         set_isa(state, "--isa", value);
-        return 0;
-    case OPTION_NUMERICS:
-        o->numerics = (enum sl_numerics)sl_parse_word(state, "--numerics", value, numerics_words);
         return 0;
     case OPTION_ANY_MODEL_TYPE:
         o->any_model_type = true;
@@ -228,6 +254,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (!o->model)
             argp_error(state, "MODEL is missing");
+        if (o->refuse_slow && o->dense == SL_DENSE_STREAM)
+            argp_error(state, "--refuse-slow and --dense stream exclude each other");
         if (!o->isa && isa && *isa)
             set_isa(state, "SLUICE_ISA", isa);
         return 0;

@@ -144,6 +144,8 @@ static int summarize_config(const struct sl_engine_options *options, struct summ
         .ram_bytes = options->ram_bytes,
         .cache_bytes = options->cache_bytes,
         .cache_min = options->cache_min,
+        .dense_mode = options->dense,
+        .refuse_slow = options->refuse_slow,
         .numerics = options->numerics,
         .n_threads = options->affinity.n_threads,
         .segment_tokens = options->segment_tokens,
@@ -151,11 +153,13 @@ static int summarize_config(const struct sl_engine_options *options, struct summ
         .n_sequences = options->n_sequences,
         .kv_bytes = options->kv_bytes,
     };
+    struct sl_weight_sizes dense;
     struct sl_dense_cost cost;
     int rc;
 
     s->kind = "config";
-    if ((rc = sl_plan_dense(&s->config, &cost, &what.dense_bytes, err)) < 0 ||
+    what.dense = &dense;
+    if ((rc = sl_plan_dense(&s->config, &cost, &dense, err)) < 0 ||
         (rc = sl_plan_disk(&s->config, &s->disk, err)) < 0)
         return rc;
     s->verdict = sl_plan_memory(&s->config, &what, &s->plan, &s->why);

@@ -40,7 +40,9 @@ struct command {
 
     struct sl_config config;
     struct sl_dense_cost dense;
-    uint64_t dense_bytes;
+    struct sl_weight_sizes dense_sizes;
+    enum sl_dense_mode dense_mode;
+    bool refuse_slow;
     struct sl_trace replayed;
     struct sl_replay_plan *replay; /* NULL without --trace */
 };
@@ -217,7 +219,9 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
     const struct sl_memory_case what = {
         .ram_bytes = command->ram_bytes,
         .cache_bytes = command->cache_bytes,
-        .dense_bytes = command->dense_bytes,
+        .dense = &command->dense_sizes,
+        .dense_mode = command->dense_mode,
+        .refuse_slow = command->refuse_slow,
         .n_threads = command->n_cores,
         .segment_tokens = command->segment_tokens,
         .context_tokens = context_tokens,
@@ -423,7 +427,7 @@ static int run(struct command *command, struct sl_err *err)
                                       ? command->config.max_position_embeddings
                                       : longest;
     if ((rc = read_trace(command, err)) < 0 ||
-        (rc = sl_plan_dense(&command->config, &command->dense, &command->dense_bytes, err)) < 0 ||
+        (rc = sl_plan_dense(&command->config, &command->dense, &command->dense_sizes, err)) < 0 ||
         (rc = find_speeds(command, err)) < 0)
         return rc;
     /* Larger numbers of sequences are tried only while they fit. */

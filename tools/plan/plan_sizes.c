@@ -65,7 +65,7 @@ static int list_tensors(const struct sl_config *config, struct sl_synth_plan **r
 }
 
 int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
-                  uint64_t *ret_bytes, struct sl_err *err)
+                  struct sl_weight_sizes *ret_sizes, struct sl_err *err)
 {
     /* There is no read, since measuring reads nothing. */
     static const struct sl_weight_source_ops ops = {.find = listed_find, .where = listed_where};
@@ -78,7 +78,7 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     rc = list_tensors(&body, &plan, err);
     if (rc == 0) {
         in.plan = plan;
-        rc = sl_weights_measure(&body, &in.source, NULL, ret_bytes, err);
+        rc = sl_weights_measure(&body, &in.source, NULL, ret_sizes, err);
     }
     if (rc == 0)
         *ret_cost = in.cost;

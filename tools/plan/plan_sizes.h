@@ -10,10 +10,9 @@
 #include "daemon/engine/memory_plan.h"
 #include "tools/plan/cost.h"
 
-/* Computes the cost of the dense weights. *ret_bytes is the memory that loading them maps, without
- * MTP blocks. Fails with -ENOMEM. */
+/* Computes the cost and the sizes of the dense weights, without MTP blocks. Fails with -ENOMEM. */
 int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
-                  uint64_t *ret_bytes, struct sl_err *err);
+                  struct sl_weight_sizes *ret_sizes, struct sl_err *err);
 
 /* The sizes of a checkpoint in the official layout: all tensors, MTP blocks included. Computing
  * them fails with -ENOMEM. */
