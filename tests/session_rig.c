@@ -163,7 +163,7 @@ int session_rig_create(void **state)
     m->compute = (struct sl_compute){.kernels = &m->kernels, .numerics = SL_NUMERICS_NATIVE};
     assert_int_equal(sl_pool_create(&m->compute.pool, 1, NULL), 0);
     assert_int_equal(sl_weights_load(&m->weights, &m->config, &m->source.source, &fixture_mtp,
-                                     m->compute.pool, NULL),
+                                     &sl_weights_all_resident, m->compute.pool, NULL),
                      0);
     params.config = &m->config;
     params.weights = &m->weights;
