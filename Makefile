@@ -79,8 +79,8 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-sessions check-debian check-tokenizer check-numa asan ubsan tsan \
-        valgrind lint fuzz-replay fuzz bench install uninstall clean help
+        check-every-bit check-images check-sessions check-debian check-tokenizer check-numa asan \
+        ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
 
@@ -124,7 +124,7 @@ check-fast: tests ## the C tests alone (of this CONFIG)
 # Where threads meet: the pool and what runs on it, reads, the cache, whole engines, packing.
 THREADED := base phases forward attend indexer moe weights io io_probe reader expert_cache prefetch \
             packed_experts cache_simulation engine one_answer engine_faults soak store store_crash \
-            slab start_report generation checkpoint_verify
+            slab start_report generation checkpoint_verify images images_crash engine_images
 THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)
 check-threads: ## the tests that have threads, under ThreadSanitizer
 	$(Q)$(MAKE) CONFIG=tsan $(THREADED_BIN)
@@ -139,6 +139,9 @@ check-every-bit: $(B)/tests/test_store_faults ## each bit of a store's catalog f
 check-sessions: $(B)/tests/test_session_lives $(B)/tests/test_long_session ## sessions live, branch and sleep for long (minutes)
 	$(Q)SL_SESSION_EVENTS=100000 $(B)/tests/test_session_lives
 	$(Q)SL_SESSION_TOKENS=40000 $(B)/tests/test_long_session
+
+check-images: $(B)/tests/test_engine_images ## sessions from disk, up to 40,000 tokens of the small model (minutes)
+	$(Q)SL_LONG=1 $(B)/tests/test_engine_images
 
 check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 	$(B)/tests/test_kernels

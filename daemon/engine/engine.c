@@ -201,6 +201,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .n_sequences = o->n_sequences,
         .kv_bytes = o->kv_bytes,
         .kv_share = o->kv_share,
+        .with_images = o->images != NULL,
     };
     int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &dense, err);
 
@@ -422,9 +423,10 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     rc = verdict;
     if (ret_plan)
         *ret_plan = e->plan;
-    /* The reader starts before this thread is tied to a processor, since its threads inherit
-     * that. */
+    /* Reader and images start before this thread is tied to a processor, since their threads
+     * inherit that. */
     if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
+        (options->images && (rc = sl_engine_images_open(e, err)) < 0) ||
         (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;
     sl_pool_pin(e->pool, &options->affinity);
@@ -473,6 +475,8 @@ void sl_engine_close(struct sl_engine *engine)
 
     if (!engine)
         return;
+    sl_images_close(engine->images); /* while the reader, which it watches, is there */
+    sl_arena_fini(&engine->image_ids);
     for (int size = 0; size < SL_STEP_SIZES; size++)
         sl_forward_destroy(engine->forwards[size]);
     while (!sl_list_is_empty(&engine->sequences))

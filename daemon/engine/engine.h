@@ -28,6 +28,9 @@
 typedef void sl_stage_fn(void *context, const char *doing);
 #define SL_STAGE_WEIGHTS "loading dense weights"
 
+/* Is told in one line, between steps, of something that works less well than it could. */
+typedef void sl_note_fn(void *context, const char *line);
+
 struct sl_engine_options {
     const char *model;           /* a checkpoint folder, or a store */
     bool any_model_type;         /* run it also where config.json names another kind of model */
@@ -57,6 +60,11 @@ struct sl_engine_options {
     enum sl_numerics numerics;
     bool with_mtp; /* load the MTP block; an error when the model has none that we know */
 
+    const char *images;        /* a folder for images of sessions; NULL: none are kept */
+    uint64_t images_bytes_max; /* of all files in it */
+
+    sl_note_fn *on_note; /* NULL, or told of images that were dropped or not kept */
+    void *on_note_context;
     sl_stage_fn *on_stage; /* NULL, or told what is begun next */
     void *on_stage_context;
     sl_progress_fn *on_load; /* NULL, or told how many bytes of the dense weights have been read */

@@ -8,6 +8,7 @@
 #include "daemon/engine/engine.h"
 #include "storage/experts/dense_reader.h"
 #include "storage/experts/model_files.h"
+#include "storage/images/images.h"
 
 struct sl_engine {
     struct sl_engine_options options; /* a reader's piece and depth as they were chosen */
@@ -31,6 +32,9 @@ struct sl_engine {
 
     struct sl_kv_pool kv_pool;
     struct sl_link sequences; /* of struct sl_engine_sequence */
+
+    struct sl_images *images;  /* NULL: none are kept */
+    struct sl_arena image_ids; /* of the session that is saved: (context_tokens) */
 
     struct sl_arena sampling_arena;
     struct sl_candidate **sampling; /* (compute threads) scratch of each */
@@ -59,6 +63,11 @@ static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
  * forward with them; it destroys that one before the engine, and the memory (sl_forward_measure())
  * is not in the engine's plan. */
 struct sl_forward_params sl_engine_forward_params(struct sl_engine *engine, enum sl_step_size size);
+
+/* Opens the folder of images that the options name: before the thread that calls is tied to a
+ * processor, since the one that writes inherits that. Fails as sl_model_identity() and
+ * sl_images_open(). */
+int sl_engine_images_open(struct sl_engine *engine, struct sl_err *err);
 
 /* Loads every expert of the model and returns 1 if the cache has room for all; otherwise does
  * nothing and returns 0. on_progress, which may be NULL, is told how many experts of how many are

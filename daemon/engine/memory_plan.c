@@ -5,6 +5,8 @@
 #include "core/base/size.h"
 #include "core/model/forward.h"
 #include "core/model/kv_cache.h"
+#include "core/model/kv_mark.h"
+#include "daemon/engine/image_sizes.h"
 
 /* Bounds of the segment that is chosen without --segment. With fewer tokens, each expert would be
  * read for too few of them to be worth a larger cache; with more, multiplying takes longer than
@@ -81,7 +83,7 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
     return low < tokens_max ? low : (uint32_t)tokens_max;
 }
 
-/* Measures the KV cache of one sequence. Fails with -ENOMEM. */
+/* Measures the KV cache of one sequence, and what images take. Fails with -ENOMEM. */
 static int measure_kv(struct sl_memory_plan *plan, const struct sl_config *config,
                       uint32_t n_layers, const struct sl_memory_case *what, struct sl_err *err)
 {
@@ -91,6 +93,10 @@ static int measure_kv(struct sl_memory_plan *plan, const struct sl_config *confi
     if (rc < 0)
         return rc;
     plan->kv_one_bytes = sl_kv_cache_measure(&layout, what->context_tokens);
+    if (what->with_images) { /* each image is of a mark */
+        plan->kv_one_bytes += sl_kv_mark_measure(&layout);
+        plan->need_bytes[SL_MEMORY_IMAGES] = sl_image_memory_bytes(&layout, what->context_tokens);
+    }
     sl_kv_layout_fini(&layout);
     return 0;
 }
@@ -413,6 +419,7 @@ const char *sl_memory_user_name(enum sl_memory_user user)
         [SL_MEMORY_KV] = "KV cache",
         [SL_MEMORY_ACTIVATIONS] = "activations",
         [SL_MEMORY_SMALL_STEPS] = "small steps",
+        [SL_MEMORY_IMAGES] = "images",
         [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
         [SL_MEMORY_TABLES] = "tables",
@@ -427,7 +434,7 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
-        if (i == SL_MEMORY_SMALL_STEPS && plan->small_step_tokens == 0)
+        if ((i == SL_MEMORY_SMALL_STEPS || i == SL_MEMORY_IMAGES) && plan->need_bytes[i] == 0)
             continue;
         fprintf(out, "  %-16s %10s", sl_memory_user_name((enum sl_memory_user)i),
                 sl_size_format(plan->need_bytes[i], text));
@@ -446,6 +453,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
             fprintf(out, "   %u tokens at once", plan->segment_tokens);
         if (i == SL_MEMORY_SMALL_STEPS)
             fprintf(out, "   %u tokens at once", plan->small_step_tokens);
+        if (i == SL_MEMORY_IMAGES)
+            fprintf(out, "   one as it goes to disk or comes from there");
         if (i == SL_MEMORY_CACHE)
             fprintf(out, "   %llu of %llu experts, %s each; one token needs %llu",
                     (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),

@@ -22,6 +22,7 @@
 #include "tools/cli/prompt_options.h"
 
 #define TOKENS_DEFAULT 128u
+#define IMAGES_BYTES_DEFAULT (UINT64_C(32) << 30)
 
 enum {
     OPTION_TEMP = 256,
@@ -33,6 +34,8 @@ enum {
     OPTION_LOGPROBS,
     OPTION_JSON,
     OPTION_NO_HOT_LIST,
+    OPTION_IMAGES,
+    OPTION_IMAGES_MAX,
     OPTION_STATS
 };
 
@@ -132,6 +135,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_NO_HOT_LIST:
         command->no_hot_list = true;
         return 0;
+    case OPTION_IMAGES:
+        command->options.images = value;
+        return 0;
+    case OPTION_IMAGES_MAX:
+        command->options.images_bytes_max = sl_parse_size(state, "--images-max", value);
+        return 0;
     case OPTION_STATS:
         command->stats_path = value;
         return 0;
@@ -141,6 +150,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return ARGP_ERR_UNKNOWN;
     case ARGP_KEY_END:
         command->json |= command->prompt.jsonl != NULL;
+        if (command->options.images_bytes_max > 0 && !command->options.images)
+            argp_error(state, "--images-max needs --images");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -306,6 +317,13 @@ static void save_hot_list(struct command *command)
         fprintf(stderr, "note: the hot list is not saved for the next run: %s\n", err.message);
 }
 
+/* An sl_note_fn. */
+static void print_note(void *context, const char *line)
+{
+    (void)context;
+    fprintf(stderr, "note: %s\n", line);
+}
+
 /* Every text of a file has a seed of its own, so that a prompt given twice makes two different
  * texts. */
 static int make_text(struct command *command, size_t index, struct sl_err *err)
@@ -338,6 +356,8 @@ static int run(struct command *command, struct sl_err *err)
         rc = make_text(command, i, err);
     if (rc == 0 && !command->no_hot_list)
         save_hot_list(command);
+    if (sl_engine_images(command->engine))
+        sl_images_wait(sl_engine_images(command->engine)); /* so that figures count the last one */
     sl_generate_print_figures(&command->writer, &command->options);
     if (rc == 0 && command->stats_path) {
         sl_generate_write_stats(&command->writer, &command->options, command->arguments,
@@ -363,6 +383,12 @@ static const struct argp_option options[] = {
     {"json", OPTION_JSON, NULL, 0, "print the text as a JSON object, when it is complete", 0},
     {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
      "begin with an empty cache, and leave the store's hot list as it is", 0},
+    {"images", OPTION_IMAGES, "DIR", 0,
+     "keep what the model has seen in DIR, and begin with the longest part of a text that is there",
+     0},
+    {"images-max", OPTION_IMAGES_MAX, "SIZE", 0,
+     "most bytes of all images in DIR, of which those unused the longest go first (default 32G)",
+     0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well; - is standard output",
      0},
     {0}};
@@ -387,6 +413,9 @@ int sl_cmd_generate(int argc, char **argv)
     int rc;
 
     sl_command_parse(&argp, argc, argv, &command);
+    command.options.on_note = print_note;
+    if (command.options.images_bytes_max == 0)
+        command.options.images_bytes_max = IMAGES_BYTES_DEFAULT;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

@@ -46,6 +46,17 @@ static void print_finish(const struct sl_generate_text *g)
     }
 }
 
+static void print_images(const struct sl_generate_text *g)
+{
+    const struct sl_images_counters c = sl_images_counters(sl_engine_images(g->engine));
+    char loaded[SL_SIZE_TEXT_BYTES], saved[SL_SIZE_TEXT_BYTES];
+
+    fprintf(stderr, "images   %llu token%s of prompts found, %s loaded in %.2f s; %llu kept, %s\n",
+            (unsigned long long)g->totals.n_resumed_tokens, sl_plural(g->totals.n_resumed_tokens),
+            sl_size_format(c.loaded_bytes, loaded), (double)g->totals.resume_ns / 1e9,
+            (unsigned long long)c.n_saved, sl_size_format(c.saved_bytes, saved));
+}
+
 static void print_text_figures(const struct sl_generate_text *g)
 {
     const struct sl_generate_totals *t = &g->totals;
@@ -53,6 +64,8 @@ static void print_text_figures(const struct sl_generate_text *g)
     fprintf(stderr, "\nprompt   %llu token%s in %.2f s (%.2f tokens/s)\n",
             (unsigned long long)t->n_prompt_tokens, sl_plural(t->n_prompt_tokens),
             (double)t->prefill_ns / 1e9, per_second(t->n_prompt_tokens, t->prefill_ns));
+    if (sl_engine_images(g->engine))
+        print_images(g);
     fprintf(stderr, "text     %llu token%s", (unsigned long long)t->n_new_tokens,
             sl_plural(t->n_new_tokens));
     if (t->n_texts != 1)
@@ -139,12 +152,14 @@ static void set_text_figures(json_t *object, const struct sl_generate_text *g)
     if (t->n_texts == 1)
         set(object, "stop", json_string(sl_finish_name(sl_generation_finish(g->generation))));
     set(object, "prompt_tokens", json_integer((json_int_t)t->n_prompt_tokens));
+    set(object, "resumed_tokens", json_integer((json_int_t)t->n_resumed_tokens));
     set(object, "new_tokens", json_integer((json_int_t)t->n_new_tokens));
     set(object, "prefill_seconds", json_real((double)t->prefill_ns / 1e9));
     set(object, "prefill_tokens_per_second",
         json_real(per_second(t->n_prompt_tokens, t->prefill_ns)));
     set(object, "decode_seconds", json_real((double)t->decode_ns / 1e9));
     set(object, "decode_tokens_per_second", json_real(per_second(t->n_decoded, t->decode_ns)));
+    set(object, "resume_seconds", json_real((double)t->resume_ns / 1e9));
     set(object, "decode_expert_requests", json_integer((json_int_t)t->n_decode_requests));
     set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
 }

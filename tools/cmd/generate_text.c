@@ -1,6 +1,7 @@
 #include "tools/cmd/generate_text.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #include "core/base/clock.h"
 #include "tools/cli/interrupt.h"
@@ -18,7 +19,8 @@ int sl_generate_text_check(struct sl_generate_text *text,
 int sl_generate_text_open(struct sl_generate_text *text, struct sl_engine *engine,
                           struct sl_err *err)
 {
-    int rc = sl_engine_sequence_create(engine, text->options.rules.context_tokens, &text->kv, err);
+    int rc = sl_session_create(&text->session, sl_engine_kv_pool(engine),
+                               text->options.rules.context_tokens, err);
 
     text->engine = engine;
     return rc < 0 ? rc : sl_shared_step_create(&text->step, engine, SL_STEP_LARGE, err);
@@ -27,8 +29,7 @@ int sl_generate_text_open(struct sl_generate_text *text, struct sl_engine *engin
 void sl_generate_text_fini(struct sl_generate_text *text)
 {
     sl_shared_step_destroy(text->step);
-    if (text->engine)
-        sl_engine_sequence_destroy(text->engine, text->kv);
+    sl_session_destroy(text->session);
     sl_generation_destroy(text->generation);
 }
 
@@ -39,7 +40,13 @@ static int step(struct sl_generate_text *text, struct sl_err *err)
                                           .on_route = sl_text_progress_route,
                                           .on_route_context = &text->progress};
 
-    return sl_shared_step_run(text->step, &text->generation, 1, &hooks, err);
+    int rc;
+
+    sl_generation_end_step_at(text->generation, sl_generate_images_stop(&text->images));
+    rc = sl_shared_step_run(text->step, &text->generation, 1, &hooks, err);
+    if (rc == 0)
+        sl_generate_images_step(&text->images);
+    return rc;
 }
 
 static int show(const struct sl_generate_text *text, struct sl_err *err)
@@ -54,19 +61,22 @@ static int prefill(struct sl_generate_text *text, const struct sl_prompt *prompt
                    struct sl_err *err)
 {
     struct sl_text_progress *progress = &text->progress;
-    uint32_t n_done = 0;
+    const uint32_t n_resumed = text->images.resumed.n_tokens;
+    uint32_t n_done = n_resumed;
     int rc = 0;
 
     *progress =
         (struct sl_text_progress){sl_progress_start(stderr, "prompt", "tokens"), prompt->n_tokens,
-                                  0, sl_engine_config(text->engine)->num_hidden_layers};
+                                  n_resumed, sl_engine_config(text->engine)->num_hidden_layers};
+    sl_progress_skip(&progress->progress, n_resumed);
     while (rc == 0 && n_done < prompt->n_tokens) {
         rc = step(text, err);
-        n_done = sl_generation_prompt_count(text->generation);
+        n_done = n_resumed + sl_generation_prompt_count(text->generation);
     }
     sl_progress_end(&progress->progress);
     progress->n_tokens = 0; /* decoding needs no progress, since its text is shown */
-    text->totals.n_prompt_tokens += n_done;
+    text->totals.n_prompt_tokens += n_done - n_resumed;
+    text->totals.n_resumed_tokens += n_resumed;
     text->totals.prefill_ns += sl_clock_ns() - progress->progress.start_ns;
     return rc;
 }
@@ -91,14 +101,33 @@ static int decode(struct sl_generate_text *text, struct sl_err *err)
     return rc;
 }
 
+/* Ends the text's images, and says how to go on with a prompt that is not through. */
+static void keep(struct sl_generate_text *text, const struct sl_prompt *prompt)
+{
+    const bool is_kept = sl_generate_images_end(&text->images);
+    const uint32_t n_seen = sl_session_token_count(text->session);
+
+    if (is_kept && n_seen > 0 && n_seen < prompt->n_tokens)
+        fprintf(stderr,
+                "prompt: %u of %u tokens are done and kept; the same command goes on from there\n",
+                n_seen, prompt->n_tokens);
+}
+
 int sl_generate_text_run(struct sl_generate_text *text, const struct sl_prompt *prompt,
                          uint64_t seed, struct sl_err *err)
 {
-    uint32_t n_new;
+    const uint64_t start_ns = sl_clock_ns();
+    uint32_t n_new, n_resumed;
     int rc;
 
-    sl_kv_cache_clear(text->kv);
-    sl_generation_begin(text->generation, text->kv, prompt->tokens, prompt->n_tokens, seed);
+    sl_session_rewind(text->session, NULL);
+    rc = sl_generate_images_begin(&text->images, text->engine, text->session, prompt, err);
+    if (rc < 0)
+        return rc;
+    n_resumed = text->images.resumed.n_tokens;
+    text->totals.resume_ns += sl_clock_ns() - start_ns;
+    sl_generation_begin(text->generation, sl_session_kv(text->session), prompt->tokens + n_resumed,
+                        prompt->n_tokens - n_resumed, seed);
     rc = prefill(text, prompt, err);
     if (rc == 0)
         rc = decode(text, err);
@@ -106,6 +135,7 @@ int sl_generate_text_run(struct sl_generate_text *text, const struct sl_prompt *
         sl_generation_cancel(text->generation);
         rc = show(text, err);
     }
+    keep(text, prompt);
     n_new = sl_generation_token_count(text->generation);
     text->totals.n_texts++;
     text->totals.n_new_tokens += n_new;

@@ -10,12 +10,15 @@
 #include "daemon/engine/shared_step.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
+#include "tools/cmd/generate_images.h"
 #include "tools/cmd/generate_output.h"
 
 /* Sums over all texts so far. */
 struct sl_generate_totals {
     uint32_t n_texts;
-    uint64_t n_prompt_tokens; /* that went into the model */
+    uint64_t n_prompt_tokens;  /* that went into the model, */
+    uint64_t n_resumed_tokens; /* and those that images had */
+    uint64_t resume_ns;
     uint64_t n_new_tokens;
     uint64_t n_decoded; /* new tokens but the first of each text, which its prompt's pass gives */
     uint64_t prefill_ns, decode_ns;
@@ -28,7 +31,8 @@ struct sl_generate_text {
     struct sl_generation *generation; /* after check() */
     struct sl_generate_output *output;
     struct sl_engine *engine; /* after open(), and below */
-    struct sl_kv_cache *kv;
+    struct sl_session *session;
+    struct sl_generate_images images;
     struct sl_shared_step *step;
     struct sl_generate_totals totals;
     struct sl_text_progress progress;
