@@ -79,6 +79,15 @@ static ALWAYS_INLINE __m512 dot_bf16(__m512 acc, __m512i w, __m512i x)
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
 }
 
+/* FP8 weights are asked for this far ahead, since the processor's own prefetching ends with each
+ * page. What lies beyond a matrix is asked for too, which has no effect. */
+#define AHEAD_BYTES 2048u
+
+static ALWAYS_INLINE void ask_for(const uint8_t *weights)
+{
+    _mm_prefetch((const char *)weights, _MM_HINT_T0);
+}
+
 /* How FP8 weights are scaled: each as it is decoded, or the sum of each block of columns. */
 enum fp8_scaling { SCALE_WEIGHTS, SCALE_BLOCKS };
 
@@ -100,9 +109,11 @@ static ALWAYS_INLINE void fp8_tiles_one(enum fp8_scaling scaling, size_t n, size
             __m512i first = broadcast4(x + 2 * pair), second = broadcast4(x + 2 * pair + 2);
 
             for (size_t i = 0; i < n; i++) {
+                const uint8_t *codes = w + i * tile_bytes + pair * 32;
                 __m512i weights[2];
 
-                fp8_decode(decoder, w + i * tile_bytes + pair * 32, weights);
+                ask_for(codes + AHEAD_BYTES);
+                fp8_decode(decoder, codes, weights);
                 acc[i] = dot_bf16(dot_bf16(acc[i], weights[0], first), weights[1], second);
             }
         }
@@ -240,10 +251,14 @@ static ALWAYS_INLINE void fp8_tokens(enum fp8_scaling scaling, size_t tile_count
         for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE) {
             size_t n = tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE;
 
-            for (size_t i = 0; i < n; i++)
-                for (size_t pair = 0; pair < BLOCK_PAIRS; pair += 2)
-                    fp8_decode(decoder, w + (tile + i) * tile_bytes + c * ROWS + pair * 32,
-                               &weights[i][pair]);
+            for (size_t i = 0; i < n; i++) {
+                const uint8_t *codes = w + (tile + i) * tile_bytes + c * ROWS;
+
+                for (size_t pair = 0; pair < BLOCK_PAIRS; pair += 2) {
+                    ask_for(codes + TILES_AT_ONCE * tile_bytes + pair * 32);
+                    fp8_decode(decoder, codes + pair * 32, &weights[i][pair]);
+                }
+            }
             if (scaling == SCALE_BLOCKS)
                 add_tiles_scaled(n, n_tokens, (const uint8_t *)weights, scale[c / BLOCK_COLS],
                                  x_block, y + tile * ROWS, y_stride);
