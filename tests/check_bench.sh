@@ -37,7 +37,7 @@ kernels() {
     "$sluice" bench kernels --seconds 0.001 --json >"$scratch/kernels" &&
         figures "$scratch/kernels" "read bandwidth" "float32 multiply peak" "BF16 multiply peak" \
             "int8 multiply peak" "FP4 expert w1, Flash" "FP4 expert w2, Pro" "FP8 wq_b, Flash" \
-            "FP8 wo_b, Pro" "BF16 compressor, Flash" "F32 mHC, Pro" "R16 repack, FP4" \
+            "FP8 wo_b, Pro" "BF16 compressor, Flash" "F32 mHC, Pro" "R16 repack, FP4" "R16 repack, FP8" \
             "quantise to int8" "RMS norm" "rope" "SwiGLU" "attention softmax" "KV encode" \
             "KV decode" "compressor pooling" "Sinkhorn" "attention" "indexer" "router" "mHC"
 }

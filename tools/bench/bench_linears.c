@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/size.h"
+#include "core/model/expert_pack.h"
 #include "tools/bench/bench.h"
 
 #define TOKENS_MAX 64u
@@ -164,24 +165,27 @@ static void bench_linear(const struct sl_bench *bench, struct shared_area *area,
 /* ---- packing -----------------------------------------------------------------------------------
  */
 
-/* Copies of one matrix of an expert as a checkpoint has it, and room for as many packed ones. */
+/* Copies of one matrix of an expert, w1, as a checkpoint has it, and room for as many packed ones.
+ */
 struct repack {
     struct sl_pool *pool;
-    uint32_t rows, cols;
-    size_t code_bytes, scale_bytes, tile_bytes; /* of one copy */
-    uint8_t *codes, *scales, *tiles;
+    struct sl_expert_shape shape;
+    enum sl_dtype scale_dtype;
+    size_t code_bytes, scale_bytes, packed_bytes; /* of one copy */
+    uint8_t *codes, *scales, *packed;
     uint32_t n_copies, next;
 };
 
 static void pack_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     struct repack *in = context;
+    const struct sl_expert_rows rows = {in->codes + in->next * in->code_bytes,
+                                        in->scales + in->next * in->scale_bytes, in->scale_dtype};
 
     (void)thread_index;
-    /* The scales are sound, so packing cannot fail. */
-    (void)sl_r16_pack_fp4(in->cols, first, end, in->codes + in->next * in->code_bytes,
-                          in->scales + in->next * in->scale_bytes,
-                          in->tiles + in->next * in->tile_bytes);
+    /* Codes and scales are sound, so packing cannot fail. */
+    (void)sl_expert_pack(&in->shape, SL_EXPERT_W1, &rows, first, end,
+                         in->packed + in->next * in->packed_bytes);
 }
 
 static uint64_t run_repack(void *context)
@@ -190,48 +194,51 @@ static uint64_t run_repack(void *context)
     uint64_t start_ns = sl_clock_ns();
 
     in->next = (in->next + 1) % in->n_copies;
-    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, sl_r16_tile_count(in->rows), 1, pack_tiles, in);
+    sl_pool_run(in->pool, SL_PHASE_OUTSIDE, sl_r16_tile_count(in->shape.moe_intermediate_size), 1,
+                pack_tiles, in);
     return sl_clock_ns() - start_ns;
 }
 
 /* The expert with the larger matrices, with room to align three arrays. */
 static uint64_t repack_bytes(const struct sl_bench *bench)
 {
-    return sl_bench_area_bytes(bench) + UINT64_C(7168) * 3072 * 2 + 3 * SL_CACHE_LINE_BYTES;
+    return sl_bench_area_bytes(bench) + UINT64_C(7168) * 3072 * 4 + 3 * SL_CACHE_LINE_BYTES;
 }
 
-static void bench_repack(const struct sl_bench *bench, struct shared_area *area, uint32_t rows,
-                         uint32_t cols)
+static void bench_repack(const struct sl_bench *bench, struct shared_area *area, const char *what,
+                         enum sl_expert_dtype dtype, uint32_t rows, uint32_t cols)
 {
     struct repack in = {
         .pool = bench->compute.pool,
-        .rows = rows,
-        .cols = cols,
-        .code_bytes = (size_t)rows * cols / 2,
-        .scale_bytes = (size_t)rows * cols / SL_FP4_BLOCK_COLS,
-        .tile_bytes = sl_r16_tile_count(rows) * sl_r16_fp4_tile_bytes(cols),
+        .shape = {.hidden_size = cols, .moe_intermediate_size = rows, .expert_dtype = dtype},
+        .scale_dtype = dtype == SL_EXPERT_FP8 ? SL_DTYPE_F32 : SL_DTYPE_F8_E8M0,
     };
     char shape[64];
     struct sl_bench_work work = {
-        .what = "R16 repack, FP4",
+        .what = what,
         .shape = shape,
         .run = run_repack,
         .context = &in,
-        .bytes = in.code_bytes + in.scale_bytes + in.tile_bytes,
         .in_bytes = true,
     };
     struct sl_arena *arena;
 
     if (!sl_bench_wants(bench, work.what))
         return;
+    in.code_bytes = sl_expert_codes_bytes(&in.shape, SL_EXPERT_W1);
+    in.scale_bytes = sl_expert_scales_bytes(&in.shape, SL_EXPERT_W1, in.scale_dtype);
+    in.packed_bytes =
+        sl_round_up(sl_expert_matrix_bytes(&in.shape, SL_EXPERT_W1), SL_CACHE_LINE_BYTES);
+    work.bytes = in.code_bytes + in.scale_bytes + in.packed_bytes;
     in.n_copies = (uint32_t)(sl_bench_area_bytes(bench) / work.bytes) + 1;
     arena = area_emptied(area);
     in.codes = sl_arena_take(arena, in.n_copies, in.code_bytes);
     in.scales = sl_arena_take(arena, in.n_copies, in.scale_bytes);
-    in.tiles = sl_arena_take(arena, in.n_copies, in.tile_bytes);
+    in.packed = sl_arena_take(arena, in.n_copies, in.packed_bytes);
     sl_pool_first_touch(in.pool, in.codes, in.n_copies, in.code_bytes, 1, 0);
-    memset(in.scales, SL_E8M0_BIAS, in.n_copies * in.scale_bytes);
-    sl_pool_first_touch(in.pool, in.tiles, in.n_copies, in.tile_bytes, 1, 0);
+    memset(in.codes, 0x11, in.n_copies * in.code_bytes); /* what lay there may be no numbers */
+    memset(in.scales, dtype == SL_EXPERT_FP8 ? 0 : SL_E8M0_BIAS, in.n_copies * in.scale_bytes);
+    sl_pool_first_touch(in.pool, in.packed, in.n_copies, in.packed_bytes, 1, 0);
     snprintf(shape, sizeof(shape), "%u x %u, in and out", rows, cols);
     sl_bench_measure(bench, &work);
 }
@@ -277,8 +284,10 @@ int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
     for (size_t i = 0; i < SL_ARRAY_LEN(linears); i++)
         bench_linear(bench, &area, linears[i].what, linears[i].kind, linears[i].rows,
                      linears[i].cols);
-    bench_repack(bench, &area, 2048, 4096);
-    bench_repack(bench, &area, 3072, 7168);
+    bench_repack(bench, &area, "R16 repack, FP4", SL_EXPERT_FP4, 2048, 4096);
+    bench_repack(bench, &area, "R16 repack, FP4", SL_EXPERT_FP4, 3072, 7168);
+    bench_repack(bench, &area, "R16 repack, FP8", SL_EXPERT_FP8, 2048, 4096);
+    bench_repack(bench, &area, "R16 repack, FP8", SL_EXPERT_FP8, 3072, 7168);
     sl_arena_fini(&area.arena);
     return 0;
 }
