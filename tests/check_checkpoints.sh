@@ -25,22 +25,24 @@ logits "$plain" && mv "$scratch/logits.npy" "$scratch/plain.npy"
 same() { # model arguments...
     logits "$@" && cmp "$scratch/logits.npy" "$scratch/plain.npy"
 }
-# It runs as ever, and says one line, which matches.
+# It runs as ever, and has one note, which matches. (A slow start may be told as well.)
 same_with_note() { # pattern model arguments...
     local pattern=$1
 
     shift
-    same "$@" && [ "$(wc -l <"$scratch/notes")" = 1 ] && grep -e "note: .*$pattern" "$scratch/notes"
+    same "$@" && [ "$(grep -c '^note: ' "$scratch/notes")" = 1 ] &&
+        grep -e "^note: .*$pattern" "$scratch/notes"
 }
 same_in_silence() { # model
-    same "$@" && [ ! -s "$scratch/notes" ]
+    same "$@" && ! grep '^note: ' "$scratch/notes"
 }
 refused() { # name pattern command...: status 1 and one line
     local name=$1 pattern=$2
 
     shift 2
     "$sluice" "$@" >"$scratch/stdout" 2>"$scratch/stderr"
-    if [ $? = 1 ] && [ "$(wc -l <"$scratch/stderr")" = 1 ] && grep -q -e "$pattern" "$scratch/stderr"; then
+    if [ $? = 1 ] && [ "$(grep -c '^sluice: ' "$scratch/stderr")" = 1 ] &&
+        grep -q -e "^sluice: .*$pattern" "$scratch/stderr"; then
         ok "$name" "$(cat "$scratch/stderr")"
     else
         fail "$name" "$(cat "$scratch/stderr")"
