@@ -81,8 +81,8 @@ TOOL_LIB := $(B)/libtools.a
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
         check-every-bit check-images check-sessions check-debian check-tokenizer check-numa asan \
         ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
-all: $(B)/sluice ## build the sluice command (build/release/sluice)
-tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice
+all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
+tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -240,6 +240,10 @@ $(B)/sluice: $(TOOL_OBJ) $(LIB)
 	$(say) LD $@
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(TOOL_LIBS)
 
+# The server is the same program under another name.
+$(B)/sluiced: $(B)/sluice
+	$(Q)ln -sf sluice $@
+
 # A fuzz harness gets its main() from libFuzzer in CONFIG=fuzz and from replay.c otherwise.
 FUZZ_OBJ := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
 $(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ) $(LIB)
@@ -275,16 +279,24 @@ STRIP ?= $(if $(filter aarch64,$(CONFIG)),aarch64-linux-gnu-)strip
 quoted = '$(subst ','\'',$(1))'
 BIN_FILE = $(call quoted,$(DESTDIR)$(prefix)/bin/sluice)
 MAN_FILE = $(call quoted,$(DESTDIR)$(prefix)/share/man/man1/sluice.1)
+SERVER_FILE = $(call quoted,$(DESTDIR)$(prefix)/bin/sluiced)
+SERVER_MAN_FILE = $(call quoted,$(DESTDIR)$(prefix)/share/man/man8/sluiced.8)
 SHARE = $(call quoted,$(DESTDIR)$(prefix)/share/sluice)
+UNITS = $(call quoted,$(DESTDIR)$(prefix)/lib/systemd/system)
 
-install: all ## install sluice, its man page and configs under prefix (/usr/local), below DESTDIR
+install: all ## install sluice, sluiced, manuals, configs and units under prefix (/usr/local), below DESTDIR
 	install -D -m 755 $(B)/sluice $(BIN_FILE)
 	$(STRIP) $(BIN_FILE)
+	ln -sf sluice $(SERVER_FILE)
 	install -D -m 644 docs/man/sluice.1 $(MAN_FILE)
+	install -D -m 644 docs/man/sluiced.8 $(SERVER_MAN_FILE)
+	install -D -m 644 -t $(UNITS) tools/serve/sluiced.socket tools/serve/sluiced.service
+	sed -i 's|@bindir@|'$(call quoted,$(prefix)/bin)'|' $(UNITS)/sluiced.service
 	install -D -m 644 -t $(SHARE)/configs tools/configs/*.json
 
 uninstall: ## remove what install put there
-	rm -f $(BIN_FILE) $(MAN_FILE)
+	rm -f $(BIN_FILE) $(MAN_FILE) $(SERVER_FILE) $(SERVER_MAN_FILE) $(UNITS)/sluiced.socket \
+	    $(UNITS)/sluiced.service
 	rm -rf $(SHARE)
 
 clean: ## remove everything built

@@ -11,7 +11,9 @@ root="$scratch/a root's name"
 installed() {
     make install DESTDIR="$root" prefix="/opt/my sluice" &&
         [ "$("$root/opt/my sluice/bin/sluice" --version)" = "$(build/release/sluice --version)" ] &&
-        cmp docs/man/sluice.1 "$root/opt/my sluice/share/man/man1/sluice.1"
+        cmp docs/man/sluice.1 "$root/opt/my sluice/share/man/man1/sluice.1" &&
+        "$root/opt/my sluice/bin/sluiced" --help | grep -q '^Usage: sluiced' &&
+        grep -q '^ExecStart=/opt/my sluice/bin/sluiced ' "$root/opt/my sluice/lib/systemd/system/sluiced.service"
 }
 stripped() {
     readelf -S --wide build/release/sluice >"$scratch/built" &&

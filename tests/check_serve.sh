@@ -14,9 +14,9 @@ serve() { # option...: in the background; waits until it is ready
     "$sluice" serve tests/small --socket "$socket" --ram 2G --no-hot-list "$@" \
         >/dev/null 2>"$scratch/log" &
     daemon=$!
-    for _ in $(seq 200); do
+    for _ in $(seq 400); do
         curl -sf --unix-socket "$socket" http://localhost/health >/dev/null && return
-        kill -0 $daemon 2>/dev/null || return
+        kill -0 "$daemon" 2>/dev/null || return
         sleep 0.05
     done
     return 1
@@ -64,10 +64,10 @@ ends_well() {
     local client=$!
 
     until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
-    kill $daemon
-    wait $client
+    kill "$daemon"
+    wait "$client"
     [ "$(grep -c '^data: ' "$scratch/stream")" -gt 50 ] && grep -q '\[DONE\]' "$scratch/stream" &&
-        wait $daemon && [ ! -e "$socket" ] && ! grep -q 'a key of its own' "$scratch/log"
+        wait "$daemon" && [ ! -e "$socket" ] && ! grep -q 'a key of its own' "$scratch/log"
 }
 try "SIGTERM lets a stream end, and leaves no socket" ends_well
 
@@ -77,8 +77,8 @@ starts_again() {
     local text
 
     serve --kv 1300K --context 2048 --queue 2 || return
-    kill -9 $daemon
-    wait $daemon 2>/dev/null
+    kill -9 "$daemon"
+    wait "$daemon" 2>/dev/null
     [ -S "$socket" ] && serve --kv 1300K --context 2048 --queue 2 --profile v4-preview || return
     text=$(ask http://localhost/v1/completions -d '{"prompt": "She said", "seed": 8, "max_tokens": 9}' |
         "$python" -c 'import json, sys; print(json.load(sys.stdin)["choices"][0]["text"])')
@@ -107,8 +107,8 @@ print(s["requests_finished"], "answered,", s["requests_refused"], "refused,",
       s["requests_failed"], "without memory")'
 }
 try "a full queue, and full KV caches" crowded
-kill $daemon
-wait $daemon
+kill "$daemon"
+wait "$daemon"
 
 serve --listen 0.0.0.0:0
 outside=$(tail -n 1 "$scratch/log")

@@ -27,9 +27,8 @@
 #define DISCARD_TIMES 8u
 
 enum call_state {
-    CALL_NEW,
-    CALL_RECEIVING, /* its body */
-    CALL_HANDLED,   /* waits for an answer */
+    CALL_NEW,     /* its body comes */
+    CALL_HANDLED, /* waits for an answer */
     CALL_ANSWERED,
 };
 
@@ -49,6 +48,7 @@ struct sl_http_call {
 
     /* Under the server's lock. */
     struct sl_link link; /* in `calls` */
+    bool is_receiving;   /* its body */
     bool is_suspended;
     bool is_woken;   /* while it was not suspended */
     bool has_gone;   /* the client has */
@@ -218,7 +218,7 @@ static void look_at_calls(struct sl_http_server *server, uint64_t now_ns)
                 call->has_gone = true;
             if (call->has_gone || now_ns >= call->due_ns)
                 wake(call);
-        } else if (call->state == CALL_RECEIVING && now_ns >= call->due_ns) {
+        } else if (call->is_receiving && now_ns >= call->due_ns) {
             call->due_ns = UINT64_MAX;
             end_receiving(call);
         }
@@ -370,7 +370,7 @@ static void begin_body(struct sl_http_call *call)
     }
     call->refused = status;
     pthread_mutex_lock(&call->server->lock);
-    call->state = CALL_RECEIVING;
+    call->is_receiving = true;
     call->due_ns = sl_clock_ns() + (options->body_s + (length >> 20)) * NS_PER_S;
     pthread_mutex_unlock(&call->server->lock);
 }
@@ -392,8 +392,9 @@ static void take_body(struct sl_http_call *call, const char *data, size_t length
 static void handle(struct sl_http_call *call)
 {
     pthread_mutex_lock(&call->server->lock);
-    call->state = CALL_HANDLED;
+    call->is_receiving = false;
     pthread_mutex_unlock(&call->server->lock);
+    call->state = CALL_HANDLED;
     if (call->refused)
         refuse(call, call->refused, why_refused(call->refused));
     else
@@ -441,7 +442,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         *length = 0;
         return MHD_YES;
     }
-    if (call->state == CALL_NEW || call->state == CALL_RECEIVING)
+    if (call->state == CALL_NEW)
         handle(call);
     else if (call->state == CALL_HANDLED)
         call->source.ready(call->source.context, call);

@@ -329,7 +329,7 @@ static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     if (text->session->next_mark > 0 && text->session->next_mark == text->session->kv->n_tokens)
         sl_session_keep_mark(text->session);
     set_left(w, text);
-    /* Of a prompt that nobody waits for the last token is left: what follows it is not wanted. */
+    /* The last token of a prompt that nobody waits for is left: what follows it is not wanted. */
     if (sl_generation_tokens_left(text->generation) == 0 ||
         (text->job.has_no_reader && sl_generation_tokens_left(text->generation) == 1)) {
         end_text(w, text);

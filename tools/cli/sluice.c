@@ -130,6 +130,8 @@ static int run(int argc, char **argv)
 
     argp_err_exit_status = 2; /* misuse, in every command */
     argp_program_version = sl_version_line;
+    if (strcmp(program_invocation_short_name, "sluiced") == 0) /* a link to this program */
+        return sl_interrupt_finish(sl_cmd_serve(argc, argv));
     if (argc < 2) {
         print_usage(stderr);
         return 2;
