@@ -21,7 +21,7 @@
 /* The groups that threads take alone come in slices, between which the drives are looked after and
  * a step can be stopped: each of at least so much work for a thread, but no more than some slices.
  */
-#define SLICES_MAX 8u
+#define SLICES_MAX 4u
 #define SLICE_COST (UINT64_C(1) << 31) /* multiplications, some 40 ms */
 
 struct sl_attend {
