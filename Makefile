@@ -79,7 +79,7 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-images check-sessions check-debian check-tokenizer check-numa asan \
+        check-every-bit check-images check-sessions check-clients check-debian check-tokenizer check-numa asan \
         ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
@@ -158,6 +158,10 @@ tsan: ## the tests under ThreadSanitizer
 valgrind: deps tests ## the C tests under valgrind
 	$(Q)SL_SLOW=1 TEST_WRAPPER="valgrind -q --error-exitcode=99 --leak-check=full" \
 	    tests/run.sh $(TEST_BIN)
+
+# A gigabyte from npm, and six minutes, since it looks whether agents wait for a slow prompt.
+check-clients: $(B)/tests/clients/scripted_serve ## Claude Code, Codex and opencode with the daemon (npm; minutes)
+	$(Q)tests/run.sh tests/clients/agents.sh
 
 # Outside `check`, since it needs npm. MODEL=FOLDER takes another tokenizer.json for the ids.
 check-tokenizer: $(B)/sluice ## words and ids as Hugging Face's tokenizers give them (npm; minutes)
@@ -244,6 +248,11 @@ $(B)/sluice: $(TOOL_OBJ) $(LIB)
 $(B)/sluiced: $(B)/sluice
 	$(Q)ln -sf sluice $@
 
+# The real server, but for its worker: what the linker finds first it takes.
+$(B)/tests/clients/scripted_serve: $(B)/tests/clients/scripted_serve.o $(B)/tests/clients/scripted_worker.o $(TOOL_LIB) $(LIB)
+	$(say) LD $@
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS) $(TOOL_LIBS)
+
 # A fuzz harness gets its main() from libFuzzer in CONFIG=fuzz and from replay.c otherwise.
 FUZZ_OBJ := $(if $(filter fuzz,$(CONFIG)),,$(B)/tests/fuzz/replay.o)
 $(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ) $(LIB)
@@ -277,27 +286,28 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT_OBJ) $(TOOL_LIB) $(LIB)
 # Quoted for the shell: these folders may have blanks in their names. STRIP=: keeps the symbols.
 STRIP ?= $(if $(filter aarch64,$(CONFIG)),aarch64-linux-gnu-)strip
 quoted = '$(subst ','\'',$(1))'
-BIN_FILE = $(call quoted,$(DESTDIR)$(prefix)/bin/sluice)
-MAN_FILE = $(call quoted,$(DESTDIR)$(prefix)/share/man/man1/sluice.1)
-SERVER_FILE = $(call quoted,$(DESTDIR)$(prefix)/bin/sluiced)
-SERVER_MAN_FILE = $(call quoted,$(DESTDIR)$(prefix)/share/man/man8/sluiced.8)
-SHARE = $(call quoted,$(DESTDIR)$(prefix)/share/sluice)
-UNITS = $(call quoted,$(DESTDIR)$(prefix)/lib/systemd/system)
+at = $(call quoted,$(DESTDIR)$(prefix)/$(1))
+UNITS := lib/systemd/system
+COMPLETIONS := share/bash-completion/completions
 
 install: all ## install sluice, sluiced, manuals, configs and units under prefix (/usr/local), below DESTDIR
-	install -D -m 755 $(B)/sluice $(BIN_FILE)
-	$(STRIP) $(BIN_FILE)
-	ln -sf sluice $(SERVER_FILE)
-	install -D -m 644 docs/man/sluice.1 $(MAN_FILE)
-	install -D -m 644 docs/man/sluiced.8 $(SERVER_MAN_FILE)
-	install -D -m 644 -t $(UNITS) tools/serve/sluiced.socket tools/serve/sluiced.service
-	sed -i 's|@bindir@|'$(call quoted,$(prefix)/bin)'|' $(UNITS)/sluiced.service
-	install -D -m 644 -t $(SHARE)/configs tools/configs/*.json
+	install -D -m 755 $(B)/sluice $(call at,bin/sluice)
+	$(STRIP) $(call at,bin/sluice)
+	ln -sf sluice $(call at,bin/sluiced)
+	install -D -m 644 docs/man/sluice.1 $(call at,share/man/man1/sluice.1)
+	install -D -m 644 docs/man/sluiced.8 $(call at,share/man/man8/sluiced.8)
+	install -D -m 644 -t $(call at,$(UNITS)) tools/serve/sluiced.socket tools/serve/sluiced.service
+	sed -i 's|@bindir@|'$(call quoted,$(prefix)/bin)'|' $(call at,$(UNITS)/sluiced.service)
+	install -D -m 644 -t $(call at,share/sluice/configs) tools/configs/*.json
+	install -D -m 644 tools/cli/sluice.bash $(call at,$(COMPLETIONS)/sluice)
+	ln -sf sluice $(call at,$(COMPLETIONS)/sluiced)
 
 uninstall: ## remove what install put there
-	rm -f $(BIN_FILE) $(MAN_FILE) $(SERVER_FILE) $(SERVER_MAN_FILE) $(UNITS)/sluiced.socket \
-	    $(UNITS)/sluiced.service
-	rm -rf $(SHARE)
+	rm -f $(call at,bin/sluice) $(call at,bin/sluiced) $(call at,share/man/man1/sluice.1) \
+	    $(call at,share/man/man8/sluiced.8) $(call at,$(UNITS)/sluiced.service) \
+	    $(call at,$(UNITS)/sluiced.socket) $(call at,$(COMPLETIONS)/sluice) \
+	    $(call at,$(COMPLETIONS)/sluiced)
+	rm -rf $(call at,share/sluice)
 
 clean: ## remove everything built
 	rm -rf build

@@ -13,12 +13,17 @@ installed() {
         [ "$("$root/opt/my sluice/bin/sluice" --version)" = "$(build/release/sluice --version)" ] &&
         cmp docs/man/sluice.1 "$root/opt/my sluice/share/man/man1/sluice.1" &&
         "$root/opt/my sluice/bin/sluiced" --help | grep -q '^Usage: sluiced' &&
-        grep -q '^ExecStart=/opt/my sluice/bin/sluiced ' "$root/opt/my sluice/lib/systemd/system/sluiced.service"
+        grep -q '^ExecStart="/opt/my sluice/bin/sluiced" ' "$root/opt/my sluice/lib/systemd/system/sluiced.service"
 }
 stripped() {
     readelf -S --wide build/release/sluice >"$scratch/built" &&
         readelf -S --wide "$root/opt/my sluice/bin/sluice" >"$scratch/installed" &&
         grep -q '\.symtab' "$scratch/built" && ! grep '\.symtab' "$scratch/installed"
+}
+completes() { # WORDS EXPECTED: what bash offers behind the words
+    bash -c '. "$1/opt/my sluice/share/bash-completion/completions/sluice"
+        PATH=$PWD/build/release:$PATH COMP_WORDS=($2) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _sluice && printf "%s\n" "${COMPREPLY[@]}"' - "$root" "$1" | grep -qxe "$2"
 }
 plans_by_name() {
     local sluice="$root/opt/my sluice/bin/sluice"
@@ -38,6 +43,8 @@ keeps_symbols() {
 check "installs below folders with blanks and quotes" installed
 check "... without symbols" stripped
 check "... with configs that are found by name" plans_by_name
+check "... and commands that bash completes" completes "sluice gen" generate
+check "... and their options" completes "sluice generate --st" --stats
 check "... and takes it away again" uninstalled
 check "STRIP=: leaves the symbols" keeps_symbols
 

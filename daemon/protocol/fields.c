@@ -173,6 +173,9 @@ int sl_set_effort(struct sl_chat_options *chat, const char *word, const char *pa
     for (size_t i = 0; i < SL_ARRAY_LEN(words); i++)
         if (strcmp(words[i].word, word) == 0) {
             chat->effort = words[i].effort;
+            /* The preview has no word for less than its default. */
+            if (chat->profile == SL_CHAT_V4_PREVIEW && chat->effort == SL_CHAT_LOW)
+                chat->effort = SL_CHAT_EFFORT_DEFAULT;
             return 0;
         }
     return sl_refuse(refusal, 400, param,
