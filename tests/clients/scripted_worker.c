@@ -2,9 +2,9 @@
  * be led through a call of a tool. It stands in for daemon/worker/worker.c in a server that is
  * otherwise whole.
  *
- * The file $SLUICE_SCRIPT holds a JSON list of {"if": TEXT, "answer": TEXT, "delay_s": N}: the first
- * whose "if" is in the prompt answers, a few characters at a time, after the delay. $SLUICE_MODEL is
- * the model's folder, for its tokenizer. */
+ * The file $SLUICE_SCRIPT holds a JSON list of {"if": TEXT, "answer": TEXT, "delay_s": N}: the
+ * first whose "if" is in the prompt answers, a few characters at a time, after the delay.
+ * $SLUICE_MODEL is the model's folder, for its tokenizer. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
