@@ -185,8 +185,8 @@ $(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh
 
-bench: tests ## speed of tokenizer, checkpoint reader and kernels
-	$(Q)for t in tokenizer checkpoint_pro; do \
+bench: tests ## speed of tokenizer, checkpoint reader, images and kernels
+	$(Q)for t in tokenizer checkpoint_pro images_speed; do \
 	    SL_BENCH=1 $(B)/tests/test_$$t 2>&1 | grep -v '^\[' || exit 1; done
 	$(Q)$(B)/sluice bench kernels
 

@@ -116,7 +116,7 @@ static void test_long_sequences_are_cut(void **state)
     struct sl_images_match match;
 
     assert_true(image_rig_save(rig, f->a, 38000));
-    assert_int_equal(image_rig_file_count(rig), 3);
+    assert_int_equal(image_rig_file_count(rig), 38000 / SL_IMAGE_TOKENS + 1);
     assert_int_equal(image_rig_load(rig, f->a, 38000), 38000);
     match = sl_images_find(rig->images, f->a, 37999);
     assert_int_equal(match.n_tokens, 0);
@@ -124,7 +124,7 @@ static void test_long_sequences_are_cut(void **state)
     assert_true(image_rig_save(rig, f->a, SL_IMAGE_TOKENS)); /* now with a mark, in its place */
     assert_true(image_rig_save(rig, f->a, SL_IMAGE_TOKENS + 1));
     for (int again = 0; again < 2; again++) {
-        assert_int_equal(image_rig_file_count(rig), 4);
+        assert_int_equal(image_rig_file_count(rig), 38000 / SL_IMAGE_TOKENS + 2);
         assert_int_equal(image_rig_load(rig, f->a, 37999), SL_IMAGE_TOKENS + 1);
         assert_int_equal(image_rig_load(rig, f->a, SL_IMAGE_TOKENS), SL_IMAGE_TOKENS);
         assert_int_equal(image_rig_load(rig, f->a, N_TOKENS), 38000);
@@ -557,7 +557,7 @@ static void test_what_is_needed_stays(void **state)
     assert_true(image_rig_save(rig, c, 500));
     assert_int_equal(image_rig_load(rig, f->a, 950), 500);
     /* What is larger than the limit takes nothing else with it. */
-    assert_false(image_rig_save(rig, f->b, 16000));
+    assert_false(image_rig_save(rig, f->b, 8100));
     assert_int_equal(image_rig_load(rig, c, 500), 500);
     assert_int_equal(image_rig_file_count(rig), 2);
 }

@@ -153,9 +153,14 @@ static uint64_t file_bytes_max(uint64_t entries_bytes_max, uint64_t mark_bytes_m
     return sl_image_file_bytes(&largest);
 }
 
+static uint64_t memory_bytes(uint64_t entries_bytes_max, uint64_t mark_bytes_max)
+{
+    return file_bytes_max(entries_bytes_max, 0) + file_bytes_max(entries_bytes_max, mark_bytes_max);
+}
+
 uint64_t sl_images_memory_bytes(uint64_t entries_bytes_max, uint64_t mark_bytes_max)
 {
-    return sl_arena_mapped_bytes(file_bytes_max(entries_bytes_max, mark_bytes_max));
+    return sl_arena_mapped_bytes(memory_bytes(entries_bytes_max, mark_bytes_max));
 }
 
 int sl_images_lock(const char *folder, struct sl_err *err)
@@ -201,7 +206,7 @@ static int take_memory(struct sl_images *images, struct sl_err *err)
     const struct sl_images_options *o = &images->options;
     int rc;
 
-    images->memory_bytes = file_bytes_max(o->entries_bytes_max, o->mark_bytes_max);
+    images->memory_bytes = memory_bytes(o->entries_bytes_max, o->mark_bytes_max);
     rc = sl_arena_reserve(&images->arena, images->memory_bytes, "images", err);
     if (rc == 0)
         images->memory =

@@ -28,7 +28,7 @@
 
 /* An image has at most so many tokens: a longer piece is cut into several, where positions are
  * multiples of this, and only the last of them has a mark. */
-#define SL_IMAGE_TOKENS 16384u
+#define SL_IMAGE_TOKENS 8192u
 
 struct sl_images;
 
@@ -39,7 +39,7 @@ struct sl_images_options {
     const char *folder; /* made, readable for its owner alone, if it is not there */
     uint64_t bytes_max; /* of all images in the folder */
     struct sl_image_owner owner;
-    uint64_t entries_bytes_max, mark_bytes_max; /* of one image: what its memory is for */
+    uint64_t entries_bytes_max, mark_bytes_max; /* of one image: what the memory is for */
     struct sl_file_writer *writer;
     sl_io_open_fn *open_io;          /* reads go through it, */
     struct sl_reader_options reader; /* and with these options */
@@ -48,7 +48,8 @@ struct sl_images_options {
     void *note_context;
 };
 
-/* Bytes of memory that are mapped for images of these sizes. */
+/* Bytes of memory that are mapped for images of these sizes: one that is written, or two that are
+ * read, of which the second has no use for its mark. */
 uint64_t sl_images_memory_bytes(uint64_t entries_bytes_max, uint64_t mark_bytes_max);
 
 /* Makes the folder if it is not there, as sl_images_open() does: for who must know its drive before
