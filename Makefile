@@ -104,6 +104,9 @@ demo: deps-build ## build, generate text with the small model that is here
 
 check check-fast check-threads aarch64 asan ubsan tsan valgrind fuzz-replay: export WERROR := 1
 
+# Many tests have one thread, so that two at a time are done sooner.
+check check-fast check-threads asan ubsan tsan: export TEST_JOBS ?= 2
+
 # Three configurations are built, since one answer holds across compilers and processors as well.
 check: deps ## build and run all tests
 	$(Q)$(MAKE) tests

@@ -44,6 +44,10 @@ expect "an exit status without a failed test" 1 "1 passed, 1 failed, 0 skipped" 
 expect "a program that skips itself" 0 "2 passed, 0 failed, 1 skipped" good away
 expect "nothing but skips" 1 "0 passed, 0 failed, 1 skipped" away
 expect "two groups in one program" 0 "2 passed, 0 failed, 0 skipped" groups
+export TEST_JOBS=3
+expect "several at a time" 1 "5 passed, 2 failed, 1 skipped" good bad crash away
+expect "several at a time, all pass" 0 "4 passed, 0 failed, 0 skipped" good groups
+unset TEST_JOBS
 expect "a program that is not there" 1 "0 passed, 1 failed, 0 skipped" missing
 expect "skipped as scripts do" 0 "1 passed, 0 failed, 1 skipped" reasons
 why=$(tests/run.sh "$scratch/reasons" | sed -n 's/.*| skipped: //p')

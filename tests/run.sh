@@ -12,6 +12,7 @@
 # as a failed test; one that exits with 77 as a skipped one.
 #
 #   TEST_TIMEOUT_S   time for one program, 600 by default
+#   TEST_JOBS        programs that run at a time, 1 by default
 #   TEST_WRAPPER     a command put before the binaries, as in "valgrind -q --error-exitcode=99"
 set -u
 
@@ -49,6 +50,18 @@ trouble() { # rc planned reported failed
         echo "exit status $1, though no test failed"
     fi
 }
+
+# Several at a time: each by a run.sh of its own, whose output is shown when it is complete.
+if [ "${TEST_JOBS:-1}" -gt 1 ] && [ $# -gt 1 ]; then
+    # shellcheck disable=SC2016 # for the shell that xargs starts
+    printf '%s\0' "$@" | xargs -0 -n 1 -P "$TEST_JOBS" bash -c \
+        'output=$(TEST_JOBS=1 "$0" "$1"); flock 9; echo "$output" | sed \$d; echo "$output" |
+            tail -n 1 >&9; exit 0' "$0" 9>>"$scratch/sums"
+    awk '{ passed += $1; failed += $3; skipped += $5 }
+         END { print passed + 0 " passed, " failed + 0 " failed, " skipped + 0 " skipped"
+               exit failed > 0 || passed + 0 == 0 }' "$scratch/sums"
+    exit
+fi
 
 all_passed=0 all_failed=0 all_skipped=0
 for program in "$@"; do
