@@ -203,6 +203,7 @@ static void rig_init(struct rig *rig, const struct shape *shape, uint64_t *rando
     rig->config.index_head_dim = shape->dim;
     rig->config.index_n_heads = HEADS;
     rig->config.compress_ratios[0] = SL_CSA_RATIO;
+    rig->config.index_topk = shape->n_entries; /* the most that will be chosen */
     assert_int_equal(sl_kernels_select(&rig->kernels, NULL, NULL), 0);
     rig->compute = (struct sl_compute){.kernels = &rig->kernels, .numerics = shape->numerics};
     assert_int_equal(sl_pool_create(&rig->compute.pool, shape->n_threads, NULL), 0);
@@ -409,6 +410,8 @@ static void test_selection_is_by_the_codes(void **state)
         check_selections(&(struct shape){dim, 61, 2, SL_NUMERICS_EXACT}, 1, &random);
     }
     check_selections(&(struct shape){64, 1100, 5, SL_NUMERICS_NATIVE}, 61, &random);
+    /* Threads share the choice, in up to 16 ranges. */
+    check_selections(&(struct shape){64, 2900, 33, SL_NUMERICS_NATIVE}, 9, &random);
 }
 
 int main(void)

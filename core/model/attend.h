@@ -16,7 +16,7 @@
 struct sl_attend;
 
 /* A chunk takes at most so many jobs of the pool. */
-#define SL_ATTEND_JOBS_MAX 24u
+#define SL_ATTEND_JOBS_MAX 26u
 
 /* Memory for sequences of up to `context_max` tokens, from an arena (measuring: returns NULL). */
 struct sl_attend *sl_attend_carve(struct sl_arena *arena, const struct sl_config *config,

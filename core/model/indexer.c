@@ -11,6 +11,11 @@
  */
 #define KEYS_AT_ONCE SL_KV_KEYS_TOGETHER
 
+/* Ranges that a query's entries are cut into, where threads share the choice: as long as each has
+ * several times what is chosen. */
+#define RANGES_MAX 16u
+#define RANGE_TIMES 4u
+
 #define BLOCKS_MAX 32u /* config.c bounds index_head_dim by 1,024 */
 
 struct query_slot {
@@ -19,6 +24,10 @@ struct query_slot {
     float *q_scale; /* native: (index_n_heads, key_cols / 32) */
     float *weights; /* (index_n_heads), scaled */
     float *scores;  /* (entries_max rounded up to 16) */
+
+    /* The best of each range of the entries, range after range: (RANGES_MAX * index_topk). */
+    uint32_t *best;
+    float *best_scores;
 };
 
 struct sl_indexer {
@@ -49,6 +58,10 @@ struct sl_indexer *sl_indexer_carve(struct sl_arena *arena, const struct sl_conf
         }
         slot.weights = sl_arena_take(arena, heads, sizeof(float));
         slot.scores = sl_arena_take(arena, sl_r16_padded_rows(entries_max), sizeof(float));
+        slot.best =
+            sl_arena_take(arena, (uint64_t)RANGES_MAX * config->index_topk, sizeof(*slot.best));
+        slot.best_scores =
+            sl_arena_take(arena, (uint64_t)RANGES_MAX * config->index_topk, sizeof(float));
         if (slots)
             slots[i] = slot;
     }
@@ -307,7 +320,15 @@ struct select {
     uint32_t layer_index;
     const struct sl_index_query *queries;
     uint32_t n_queries;
+    uint32_t n_ranges; /* of each query that is long enough; 1: the choice is one thread's */
 };
+
+static uint32_t range_count(const struct select *in, const struct sl_index_query *query)
+{
+    const uint32_t most = query->n_visible / (RANGE_TIMES * in->step->config->index_topk);
+
+    return most < 2 ? 1 : most < in->n_ranges ? most : in->n_ranges;
+}
 
 /* Items are (query, head). */
 static void prepare_heads(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -338,30 +359,74 @@ static void score_parts(void *context, size_t first, size_t end, uint32_t thread
     }
 }
 
+/* Chooses in each range as if it were all: the best of all are among these, in the same order.
+ * Items are (query, range). */
+static void choose_in_ranges(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct select *in = context;
+    const uint32_t k = in->step->config->index_topk;
+
+    (void)thread_index;
+    for (size_t item = first; item < end; item++) {
+        const struct sl_index_query *query = &in->queries[item / in->n_ranges];
+        const struct query_slot *slot = &in->indexer->slots[item / in->n_ranges];
+        const uint32_t n = range_count(in, query), range = (uint32_t)(item % in->n_ranges);
+        const uint32_t from = (uint32_t)((uint64_t)query->n_visible * range / n);
+        const uint32_t to = (uint32_t)((uint64_t)query->n_visible * (range + 1) / n);
+        uint32_t *best = slot->best + (size_t)range * k;
+
+        if (n == 1 || range >= n)
+            continue;
+        sl_select_top(slot->scores + from, to - from, k, best);
+        for (uint32_t i = 0; i < k; i++) {
+            best[i] += from;
+            slot->best_scores[(size_t)range * k + i] = slot->scores[best[i]];
+        }
+    }
+}
+
+/* Items are queries. */
 static void choose(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct select *in = context;
+    const uint32_t k = in->step->config->index_topk;
 
     (void)thread_index;
-    for (size_t i = first; i < end; i++)
-        sl_select_top(in->indexer->slots[i].scores, in->queries[i].n_visible,
-                      in->step->config->index_topk, in->queries[i].ret_chosen);
+    for (size_t i = first; i < end; i++) {
+        const struct sl_index_query *query = &in->queries[i];
+        const struct query_slot *slot = &in->indexer->slots[i];
+        const uint32_t n = range_count(in, query);
+
+        if (n == 1) {
+            sl_select_top(slot->scores, query->n_visible, k, query->ret_chosen);
+            continue;
+        }
+        sl_select_top(slot->best_scores, n * k, k, query->ret_chosen);
+        for (uint32_t c = 0; c < k; c++)
+            query->ret_chosen[c] = slot->best[query->ret_chosen[c]];
+    }
 }
 
 void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, uint32_t layer_index,
                        const struct sl_index_query *queries, uint32_t n_queries)
 {
-    struct select in = {indexer, step, layer_index, queries, n_queries};
     struct sl_pool *pool = step->compute->pool;
+    const uint32_t n_ranges = sl_pool_thread_count(pool) / n_queries;
+    struct select in = {indexer, step, layer_index, queries, n_queries, 1};
     size_t n_parts = 0;
 
     sl_assert(n_queries <= indexer->queries_max);
+    if (n_ranges > 1)
+        in.n_ranges = n_ranges < RANGES_MAX ? n_ranges : RANGES_MAX;
     for (uint32_t i = 0; i < n_queries; i++)
         n_parts += part_count(&queries[i]);
     sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * step->config->index_n_heads, 8,
                 prepare_heads, &in);
     sl_pool_run(pool, SL_PHASE_INDEXER, n_parts, 1, score_parts, &in);
     sl_compute_background(step->compute);
+    if (in.n_ranges > 1)
+        sl_pool_run(pool, SL_PHASE_INDEXER, (size_t)n_queries * in.n_ranges, 1, choose_in_ranges,
+                    &in);
     sl_pool_run(pool, SL_PHASE_INDEXER, n_queries, 1, choose, &in);
     sl_compute_background(step->compute);
 }
