@@ -56,17 +56,34 @@ static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *sp
     return false;
 }
 
-bool sl_session_make_room(struct sl_session_pool *pool, uint64_t bytes)
+bool sl_session_give_up(struct sl_session_pool *pool)
 {
-    while (sl_kv_pool_left_bytes(pool->kv_pool) < bytes)
-        if (!evict(pool, NULL))
-            return false;
-    return true;
+    if (evict(pool, NULL))
+        return true;
+    for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
+        struct sl_kept_session *kept = kept_of(at);
+        struct sl_mark *mark =
+            kept->kv->in_step ? NULL : sl_session_find_mark(kept->session, kept->kv->n_tokens);
+
+        if (!mark)
+            continue;
+        sl_session_drop_mark(kept->session, mark);
+        return true;
+    }
+    return false;
 }
 
 static uint64_t need(const struct sl_kept_session *kept, uint32_t n_tokens)
 {
     return kept->kv->n_tokens < n_tokens ? sl_kv_cache_need(kept->kv, n_tokens) : 0;
+}
+
+/* Bytes that a session takes on its way to n_tokens, with the marks of a prompt. */
+static uint64_t way(const struct sl_kept_session *kept, uint32_t n_tokens, bool with_marks)
+{
+    const uint64_t mark_bytes = sl_kv_mark_measure(&kept->kv->pool->layout);
+
+    return need(kept, n_tokens) + (with_marks ? SL_PROMPT_MARKS * mark_bytes : 0);
 }
 
 /* Bytes that those who use sessions will still take, up to their targets. */
@@ -76,7 +93,7 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 
     for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next)
         if (kept_of(at)->user)
-            bytes += need(kept_of(at), kept_of(at)->target_tokens);
+            bytes += way(kept_of(at), kept_of(at)->target_tokens, kept_of(at)->next_mark > 0);
     return bytes;
 }
 
@@ -85,7 +102,7 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept, uint32_t n_tokens,
                       uint32_t target_tokens, struct sl_err *err)
 {
-    const uint64_t needed = need(kept, target_tokens) + promised_bytes(pool);
+    const uint64_t needed = way(kept, target_tokens, true) + promised_bytes(pool);
 
     while (sl_kv_pool_left_bytes(pool->kv_pool) < needed)
         if (!evict(pool, kept))

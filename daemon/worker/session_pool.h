@@ -16,6 +16,9 @@
 #define SL_SESSIONS_IDLE_MAX 256u
 #define SL_SESSION_MARKS_MAX 6u
 
+/* Marks that a prompt gets: where its first turn begins, and before its last token. */
+#define SL_PROMPT_MARKS 2u
+
 struct sl_text;
 
 struct sl_kept_session {
@@ -63,7 +66,8 @@ void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept);
 /* Takes a mark where the session is. Where there is no memory for it, there is none. */
 void sl_session_keep_mark(struct sl_kept_session *kept);
 
-/* Makes room for `bytes` by ending sessions that nobody uses. Returns whether there is. */
-bool sl_session_make_room(struct sl_session_pool *pool, uint64_t bytes);
+/* Gives up what is worth least: a session that nobody uses, else a mark of one that is in use.
+ * Returns false if there is neither. */
+bool sl_session_give_up(struct sl_session_pool *pool);
 
 #endif

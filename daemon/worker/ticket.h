@@ -27,9 +27,6 @@
  * step adds then: a piece of text for each choice, and the ends. */
 #define SL_TICKET_NEWS_BYTES (32u << 10)
 
-/* Marks that a prompt gets: where its first turn begins, and before its last token. */
-#define SL_TEXT_MARKS 2u
-
 /* One text of a request. */
 struct sl_text {
     /* Set before the ticket is submitted. */
@@ -48,7 +45,7 @@ struct sl_text {
     uint32_t choice_index;
     struct sl_kept_session *session; /* NULL while it waits */
     uint32_t n_cached;               /* tokens of the prompt that the session had seen before */
-    uint32_t marks[SL_TEXT_MARKS];   /* places in the prompt, ascending, where a mark is to be */
+    uint32_t marks[SL_PROMPT_MARKS]; /* places in the prompt, ascending, where a mark is to be */
     uint32_t n_marks;
     uint32_t n_step_tokens; /* of the sequence before the open step */
     uint64_t admitted_ns, first_token_ns, last_token_ns;

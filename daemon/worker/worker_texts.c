@@ -208,24 +208,35 @@ void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
         sl_worker_fail(w, text->ticket, 503, err.message);
 }
 
-int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
+/* Bytes that a step takes; *ret_last is the text of it that came last. */
+static uint64_t step_bytes(const struct sl_open_step *step, struct sl_text **ret_last)
 {
-    struct sl_text *last = NULL;
-    uint64_t needed_bytes = 0;
-    struct sl_err err;
-    int rc;
+    uint64_t bytes = 0;
 
+    *ret_last = NULL;
     for (uint32_t i = 0; i < step->n_parts; i++) {
         struct sl_text *text = sl_text_of(step->parts[i].job);
         const struct sl_kv_cache *kv = text->session->kv;
 
-        needed_bytes += sl_kv_cache_need(kv, kv->n_tokens + step->parts[i].n_tokens);
-        if (!last || text->job.arrival > last->job.arrival)
-            last = text;
+        bytes += sl_kv_cache_need(kv, kv->n_tokens + step->parts[i].n_tokens);
+        if (!*ret_last || text->job.arrival > (*ret_last)->job.arrival)
+            *ret_last = text;
     }
-    if (sl_session_make_room(&w->sessions, needed_bytes))
-        return 0;
-    rc = sl_kv_pool_check(w->sessions.kv_pool, needed_bytes, "the next tokens", &err);
+    return bytes;
+}
+
+int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
+{
+    const struct sl_kv_pool *kv_pool = w->sessions.kv_pool;
+    struct sl_text *last;
+    struct sl_err err;
+    int rc;
+
+    /* Without a mark fewer pages are shared, so that fewer have to be copied. */
+    while (step_bytes(step, &last) > sl_kv_pool_left_bytes(kv_pool))
+        if (!sl_session_give_up(&w->sessions))
+            break;
+    rc = sl_kv_pool_check(kv_pool, step_bytes(step, &last), "the next step", &err);
     if (rc < 0)
         sl_worker_fail(w, last->ticket, 503, err.message);
     return rc;
