@@ -56,18 +56,18 @@ static void test_budget(void **state)
     (void)state;
     assert_int_equal(sl_cost_expert_bytes(&pro), 35094528);
     assert_int_equal(sl_cost_expert_bytes(&flash), 13369344);
-    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0});
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0, 0});
     expect_near(cost.n_experts, 366);
     expect_near(cost.drive_bytes, 366 * EXPERT_BYTES_PRO); /* 12.84 GB */
     expect_near(cost.drive_ns, 366 * EXPERT_BYTES_PRO / 10);
     assert_int_equal(cost.limit, SL_COST_DRIVE);
-    cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 0, 0});
+    cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 0, 0, 0});
     expect_near(cost.drive_bytes, 258 * EXPERT_BYTES_FLASH); /* 3.45 GB */
     /* One sweep: 822 GB, nobody leaves an expert out. */
-    cost = predict(&pro, &none, (struct sl_cost_case){1, 16384, 0, 0});
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 16384, 0, 0, 0});
     expect_near(cost.drive_bytes, 61 * 384 * EXPERT_BYTES_PRO);
     /* With 3/4 of it found. */
-    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0.75});
+    cost = predict(&pro, &none, (struct sl_cost_case){1, 1, 0, 0.75, 0});
     expect_near(cost.drive_bytes, 366 * EXPERT_BYTES_PRO / 4);
 }
 
@@ -76,7 +76,7 @@ static void test_fp8_experts(void **state)
 {
     const struct sl_config pro = config_of("v4-pro"), base = config_of("v4-pro-base");
     const struct sl_dense_cost none = {0};
-    const struct sl_cost_case one = {1, 1, 0, 0};
+    const struct sl_cost_case one = {1, 1, 0, 0, 0};
     struct sl_cost cost, fp4;
 
     (void)state;
@@ -148,14 +148,14 @@ static void test_attention(void **state)
     const struct sl_dense_cost none = {0};
     const double entries = 43 * 128 + 21 * 512 + 20 * 32, keys = 21 * 1024;
     const double experts = 258 * EXPERT_BYTES_FLASH;
-    struct sl_cost cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 4095, 1});
+    struct sl_cost cost = predict(&flash, &none, (struct sl_cost_case){1, 1, 4095, 1, 0});
 
     (void)state;
     expect_near(cost.memory_bytes, experts + entries * 583 + keys * 68);
     expect_near(cost.multiplied.bf16, entries * 2 * 64 * 512);
     expect_near(cost.multiplied.int8, 258.0 * 3 * 4096 * 2048 + keys * 64 * 128);
     /* Three sequences have three caches, one set of experts each token, shared as chance has it. */
-    cost = predict(&flash, &none, (struct sl_cost_case){3, 1, 4095, 1});
+    cost = predict(&flash, &none, (struct sl_cost_case){3, 1, 4095, 1, 0});
     expect_near(cost.multiplied.bf16, 3 * entries * 2 * 64 * 512);
     expect_near(cost.memory_bytes,
                 cost.n_experts * EXPERT_BYTES_FLASH + 3 * (entries * 583 + keys * 68));
@@ -168,20 +168,20 @@ static void test_time_and_limit(void **state)
     struct sl_dense_cost dense = {.read_bytes = 20e9, .head_bytes = 4e9};
     const double experts = 366 * EXPERT_BYTES_PRO;
     const double attended = 61 * 583.0; /* the token itself */
-    struct sl_cost cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 1});
+    struct sl_cost cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 1, 0});
 
     (void)state;
     expect_near(cost.memory_ns, (24e9 + experts + attended) / 100);
     expect_near(cost.step_ns, cost.memory_ns);
     assert_int_equal(cost.limit, SL_COST_MEMORY);
-    cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 0.5});
+    cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 0.5, 0});
     expect_near(cost.step_ns, (24e9 + attended) / 100 + experts / 2 / 10);
     assert_int_equal(cost.limit, SL_COST_DRIVE);
 
     /* 16,384 tokens, all found: 822 GB are read once for 36 million multiplications by an expert.
      */
     dense.multiplied = (struct sl_multiplications){.bf16 = 3e9, .f32 = 6e6};
-    cost = predict(&pro, &dense, (struct sl_cost_case){1, 16384, 0, 1});
+    cost = predict(&pro, &dense, (struct sl_cost_case){1, 16384, 0, 1, 0});
     assert_int_equal(cost.limit, SL_COST_MULTIPLY);
     expect_near(cost.step_ns, cost.multiply_ns);
     expect_near(cost.multiply_ns,
@@ -189,12 +189,30 @@ static void test_time_and_limit(void **state)
     expect_near(cost.multiplied.f32, 16384 * 6e6);
 }
 
+/* Dense weights that stream are read beside dense work, but not beside experts. */
+static void test_streamed(void **state)
+{
+    const struct sl_config pro = config_of("v4-pro");
+    const struct sl_dense_cost dense = {.read_bytes = 20e9, .head_bytes = 4e9};
+    const double experts = 366 * EXPERT_BYTES_PRO;
+    const double dense_ns = (24e9 + 61 * 583.0) / 100;
+    struct sl_cost cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 0, 1000000000});
+
+    (void)state;
+    expect_near(cost.drive_bytes, experts + 1e9);
+    expect_near(cost.step_ns, dense_ns + experts / 10); /* hidden behind the dense work */
+    cost = predict(&pro, &dense, (struct sl_cost_case){1, 1, 0, 0, 20000000000});
+    expect_near(cost.drive_ns, (experts + 20e9) / 10);
+    expect_near(cost.step_ns, cost.drive_ns);
+    assert_int_equal(cost.limit, SL_COST_DRIVE);
+}
+
 /* The head is for the last token of each sequence. */
 static void test_head(void **state)
 {
     const struct sl_config flash = config_of("v4-flash");
     const struct sl_dense_cost with = {.head_bytes = 1e9, .head_multiplied = 5e8}, none = {0};
-    const struct sl_cost_case step = {4, 32, 100, 0.5};
+    const struct sl_cost_case step = {4, 32, 100, 0.5, 0};
     struct sl_cost a = predict(&flash, &with, step), b = predict(&flash, &none, step);
 
     (void)state;
@@ -206,10 +224,15 @@ static void test_head(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_budget),           cmocka_unit_test(test_fp8_experts),
-        cmocka_unit_test(test_distinct_experts), cmocka_unit_test(test_published_curve),
-        cmocka_unit_test(test_dense_tensors),    cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_time_and_limit),   cmocka_unit_test(test_head),
+        cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_fp8_experts),
+        cmocka_unit_test(test_distinct_experts),
+        cmocka_unit_test(test_published_curve),
+        cmocka_unit_test(test_dense_tensors),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_time_and_limit),
+        cmocka_unit_test(test_streamed),
+        cmocka_unit_test(test_head),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

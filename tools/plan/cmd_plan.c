@@ -355,7 +355,8 @@ static void print_cost(const struct command *command, const char *what,
  * sequences do not fit. */
 static int plan_decode(const struct command *command, uint32_t n_sequences, struct sl_err *err)
 {
-    struct sl_cost_case step = {n_sequences, 1, command->context_tokens - 1, 0};
+    struct sl_cost_case step = {
+        .n_sequences = n_sequences, .n_tokens = 1, .past_tokens = command->context_tokens - 1};
     struct sl_memory_plan plan;
     struct sl_cost cost;
     struct sl_err misfit;
@@ -371,6 +372,7 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
     rc = find_hit_rate(command, &plan, n_sequences == 1, &step.hit_rate, err);
     if (rc < 0)
         return rc;
+    step.streamed_bytes = plan.streamed_bytes;
     sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "decode", &plan, &step, &cost);
     return 1;
@@ -379,7 +381,7 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
 /* Plans prefill of one document that is as long as a step. */
 static int plan_prefill(const struct command *command, struct sl_err *err)
 {
-    struct sl_cost_case step = {1, longest_segment(command), 0, 0};
+    struct sl_cost_case step = {.n_sequences = 1, .n_tokens = longest_segment(command)};
     struct sl_memory_plan plan;
     struct sl_cost cost;
     int rc;
@@ -391,6 +393,7 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
     if ((rc = plan_memory(command, 1, step.n_tokens, &plan, err)) < 0 ||
         (rc = find_hit_rate(command, &plan, false, &step.hit_rate, err)) < 0)
         return rc;
+    step.streamed_bytes = plan.streamed_bytes;
     sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "prefill", &plan, &step, &cost);
     return 0;

@@ -147,6 +147,7 @@ void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost 
         n_layers * sl_cost_distinct_experts(config->n_routed_experts, config->num_experts_per_tok,
                                             (uint64_t)step->n_sequences * step->n_tokens);
     const double expert_bytes = n_experts * (double)sl_cost_expert_bytes(config);
+    const double missing_bytes = expert_bytes * (1 - step->hit_rate);
     struct sl_multiplications apart;
     const double dense_bytes = dense_work(config, dense, step, &apart);
     const struct sl_multiplications routed = multiply_experts(config, n_tokens);
@@ -154,7 +155,7 @@ void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost 
     const double expert_multiply_ns = multiply_ns(&routed, &speeds->multiply);
     struct sl_cost cost = {
         .n_experts = n_experts,
-        .drive_bytes = expert_bytes * (1 - step->hit_rate),
+        .drive_bytes = missing_bytes + (double)step->streamed_bytes,
         .memory_bytes = dense_bytes + expert_bytes,
         .multiplied = {apart.int8 + routed.int8, apart.bf16 + routed.bf16, apart.f32},
         .multiply_ns = dense_multiply_ns + expert_multiply_ns,
@@ -163,7 +164,9 @@ void sl_cost_predict(const struct sl_config *config, const struct sl_dense_cost 
     cost.drive_ns = cost.drive_bytes / speeds->drive;
     cost.memory_ns = cost.memory_bytes / speeds->memory;
     cost.step_ns = larger(dense_bytes / speeds->memory, dense_multiply_ns) +
-                   larger(cost.drive_ns, larger(expert_bytes / speeds->memory, expert_multiply_ns));
+                   larger(missing_bytes / speeds->drive,
+                          larger(expert_bytes / speeds->memory, expert_multiply_ns));
+    cost.step_ns = larger(cost.step_ns, cost.drive_ns);
     cost.limit = cost.memory_ns > cost.multiply_ns ? SL_COST_MEMORY : SL_COST_MULTIPLY;
     if (cost.drive_ns > larger(cost.memory_ns, cost.multiply_ns))
         cost.limit = SL_COST_DRIVE;

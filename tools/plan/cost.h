@@ -5,8 +5,10 @@
  * engine: in each layer, missing experts are read after the router has chosen, while resident ones
  * are multiplied; attention, shared experts and head come before or after that. So
  *
- *     step = dense work + max(reading from the drive, work on experts)
+ *     step = max(all that the drive reads, dense work + max(reading experts, work on experts))
  *     work = max(reading from RAM, multiplying)
+ *
+ * Dense weights that stream are read ahead, also while there is dense work.
  *
  * Experts are chosen evenly, each token for itself: of n experts a step of t tokens asks for
  * n (1 - (1 - k/n)^t) in each layer, and each is read at most once. Real tokens agree more, and so
@@ -50,16 +52,17 @@ void sl_cost_add_dense(struct sl_dense_cost *cost, const char *name,
 
 struct sl_cost_case {
     uint32_t n_sequences;
-    uint32_t n_tokens;    /* of each */
-    uint32_t past_tokens; /* of each, before the step */
-    double hit_rate;      /* of distinct experts: found in the cache */
+    uint32_t n_tokens;       /* of each */
+    uint32_t past_tokens;    /* of each, before the step */
+    double hit_rate;         /* of distinct experts: found in the cache */
+    uint64_t streamed_bytes; /* of dense weights, that the step reads from the drive */
 };
 
 enum sl_cost_limit { SL_COST_DRIVE, SL_COST_MEMORY, SL_COST_MULTIPLY };
 
 struct sl_cost {
     double n_experts;   /* distinct, over all layers */
-    double drive_bytes; /* read from the drive */
+    double drive_bytes; /* read from the drive: experts, and dense weights that stream */
     double memory_bytes;
     struct sl_multiplications multiplied;
     double drive_ns, memory_ns, multiply_ns; /* what each would take on its own */
