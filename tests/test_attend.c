@@ -238,6 +238,30 @@ static void test_bits_do_not_depend_on_the_company(void **state)
     }
 }
 
+/* More threads than the pool of entries has room for the largest group of, and a crowd of such
+ * groups that cost less than others that are smaller. */
+static void test_large_groups_need_not_cost_most(void **state)
+{
+    enum { CROWD = 80, PROMPTS = 3 };
+    struct model *m = *state;
+    const size_t count = (PROMPTS + CROWD) * (size_t)m->config.vocab_size;
+    float *expected = calloc(count, sizeof(float));
+    static struct rig rig;
+
+    assert_non_null(expected);
+    for (uint32_t n_threads = 1; n_threads <= 17; n_threads += 16) {
+        rig_init(&rig, m, n_threads, SL_NUMERICS_NATIVE);
+        for (uint32_t i = 0; i < PROMPTS + CROWD; i++)
+            add_sequence(&rig, i < PROMPTS ? 3000 : CONTEXT_MAX - 1, i < PROMPTS ? 16 : 1, i);
+        step(&rig);
+        if (n_threads == 1)
+            memcpy(expected, rig.logits, count * sizeof(float));
+        assert_memory_equal(rig.logits, expected, count * sizeof(float));
+        rig_fini(&rig);
+    }
+    free(expected);
+}
+
 /* ---- the model ---------------------------------------------------------------------------------
  */
 
@@ -275,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_barriers_are_of_chunks_not_of_tokens),
         cmocka_unit_test(test_bits_do_not_depend_on_the_company),
+        cmocka_unit_test(test_large_groups_need_not_cost_most),
     };
 
     return cmocka_run_group_tests_name("attend", tests, set_up, tear_down);

@@ -35,7 +35,8 @@ struct sl_attend {
     struct sl_attend_bundle *bundles; /* one for each thread */
     struct sl_indexer *indexer;
 
-    /* The chunk's groups, and their order: ascending cost. */
+    /* The chunk's groups, and their order: those that a thread's share of the pool has room for
+     * before the others, and cheap before expensive. */
     struct sl_attend_group *groups; /* (SL_CHUNK_TOKENS) */
     uint64_t *costs;                /* likewise */
     uint16_t *order;                /* likewise */
@@ -133,6 +134,19 @@ static void count(const struct sl_attend_run *run, const struct sl_attend_group 
         sl_indexer_count(run->step, sl_attend_visible(run->step, run->weights, group->first));
 }
 
+/* Whether a thread can take the group alone. */
+static bool has_room(const struct sl_attend *a, uint32_t group)
+{
+    return a->groups[group].n_entries <= a->pool_entries / a->n_threads;
+}
+
+static bool comes_after(const struct sl_attend *a, uint32_t group, uint32_t other)
+{
+    if (has_room(a, group) != has_room(a, other))
+        return !has_room(a, group);
+    return a->costs[group] > a->costs[other];
+}
+
 /* Cuts the chunk into groups and puts them in order. Later queries of a text cost more, so that
  * there is hardly anything to be moved. Returns how many there are. */
 static uint32_t set_up_groups(struct sl_attend *a, const struct sl_attend_run *run,
@@ -151,7 +165,7 @@ static uint32_t set_up_groups(struct sl_attend *a, const struct sl_attend_run *r
         next += a->groups[n].n_queries;
         sl_assert(a->groups[n].n_entries <= a->entries_max);
         count(run, &a->groups[n]);
-        for (; at > 0 && a->costs[a->order[at - 1]] > a->costs[n]; at--)
+        for (; at > 0 && comes_after(a, a->order[at - 1], n); at--)
             a->order[at] = a->order[at - 1];
         a->order[at] = (uint16_t)n;
     }
@@ -161,6 +175,7 @@ static uint32_t set_up_groups(struct sl_attend *a, const struct sl_attend_run *r
 static void lend(const struct sl_attend *a, const struct sl_config *c, uint32_t place,
                  uint32_t entry, struct sl_attend_group *group)
 {
+    sl_assert(place < a->n_places); /* a chunk has groups for two rounds of 64 threads at most */
     group->chosen = a->chosen + (size_t)place * c->index_topk;
     if (!a->rows)
         return;
@@ -459,13 +474,10 @@ static int run_together(struct work *in, uint32_t first, uint32_t end)
  */
 
 /* Whether one thread would be at the group for longer than the others have work, `cost` being that
- * of all groups left, this one among them; or has no room for it. */
-static bool is_large(const struct sl_attend *a, uint32_t place, uint64_t cost)
+ * of all groups left, this one among them. */
+static bool is_large(const struct sl_attend *a, uint32_t group, uint64_t cost)
 {
-    const uint32_t g = a->order[place];
-
-    return a->costs[g] * 2 * a->n_threads > cost ||
-           a->groups[g].n_entries > a->pool_entries / a->n_threads;
+    return a->costs[group] * 2 * a->n_threads > cost;
 }
 
 int sl_attend_run(struct sl_attend *a, const struct sl_attend_run *run)
@@ -477,7 +489,8 @@ int sl_attend_run(struct sl_attend *a, const struct sl_attend_run *run)
     int rc = 0;
 
     /* Places first to end of the order are for one thread each, the others for all. */
-    while (end > 0 && n - end < a->n_places && is_large(a, end - 1, cost))
+    while (end > 0 && (!has_room(a, a->order[end - 1]) ||
+                       (n - end < a->n_places && is_large(a, a->order[end - 1], cost))))
         cost -= a->costs[a->order[--end]];
     if (end < 2 * a->n_threads)
         first = end;

@@ -15,7 +15,8 @@
 
 struct sl_attend;
 
-/* A chunk takes at most so many jobs of the pool. */
+/* A chunk takes at most so many jobs of the pool; beyond 16 threads more, where most of its groups
+ * have the most entries that the context allows. */
 #define SL_ATTEND_JOBS_MAX 26u
 
 /* Memory for sequences of up to `context_max` tokens, from an arena (measuring: returns NULL). */
