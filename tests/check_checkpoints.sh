@@ -205,4 +205,17 @@ for type in deepseek_v41 deepseek_v4_1; do
 done
 printf '{"model_type": "deepseek_v41", "text_config": {}}' >"$scratch/cut/config.json"
 refused "also where its config is of another form" 'DeepSeek-V4\.1.*another architecture' inspect "$scratch/cut"
+# ---- FP8 experts ------------------------------------------------------------------------------------
+base=$scratch/base
+check "a base model" make_checkpoint "$base" --draft none --format base --scales any
+logits "$base" && mv "$scratch/logits.npy" "$scratch/plain.npy"
+check "runs in silence" same_in_silence "$base"
+check "inspect tells its experts" tells '  experts .* FP8, .*' inspect "$base"
+damage "$base" config expert_dtype '"fp4"'
+check "the tensors decide" same_with_note '"expert_dtype" in config.json is "fp4"; .*, FP8$' "$base"
+check "pack says so too" tells 'note: "expert_dtype" .*, FP8' pack "$base" "$scratch/base-store"
+check "and the store" same_with_note 'FP8$' "$scratch/base-store" --cache min
+check "inspect goes by them" tells '  experts .* FP8, .*' inspect "$base"
+damage "$base" respell
+check "without it, and spelled as repacks do" same_in_silence "$base"
 tap_end

@@ -220,6 +220,25 @@ static void test_tensors_settle_the_dtype(void **state)
     }
 }
 
+/* Experts that are neither, such as those of a copy in BF16. */
+static void test_experts_of_another_kind(void **state)
+{
+    struct fixture_model *model = *state;
+    struct sl_checkpoint *checkpoint;
+    struct sl_expert_map *map;
+    struct sl_err err = {0};
+
+    for (uint32_t i = 0; i < model->first.count; i++)
+        if (strstr(model->first.tensors[i].name, "experts.0.w1.weight"))
+            model->first.tensors[i].dtype = SL_DTYPE_BF16;
+    fixture_write_shard(model->folder, FIXTURE_SHARD_1, &model->first, false);
+    assert_int_equal(sl_checkpoint_open(&checkpoint, model->folder, NULL), 0);
+    assert_int_equal(sl_expert_map_of_checkpoint(&map, checkpoint, &shape, &err), -SL_EUNSUPPORTED);
+    assert_non_null(
+        strstr(err.message, "experts.0.w1.weight\" is BF16 [256, 64]; this engine runs"));
+    sl_checkpoint_close(checkpoint);
+}
+
 /* One scale of one expert: of the wrong dtype, of the wrong shape, absent. */
 static void test_one_bad_expert_tensor(void **state)
 {
@@ -322,6 +341,7 @@ int main(void)
         WITH_MODEL(test_bad_experts),
         WITH_MODEL(test_one_bad_expert_tensor),
         WITH_MODEL(test_tensors_settle_the_dtype),
+        WITH_MODEL(test_experts_of_another_kind),
         WITH_MODEL(test_out_of_memory),
     };
 

@@ -347,6 +347,33 @@ static void test_truncated_files(void **state)
     store_rig_assert_refused(f->rig.store_folder, -ENOENT, "dense.bin: cannot open");
 }
 
+/* The layout says what the experts are; no other does than the four. */
+static void test_layouts(void **state)
+{
+    (void)state;
+    for (uint32_t layout = 0; layout < 7; layout++) {
+        const bool known = layout >= 1 && layout <= 4, fp8 = layout >= 3;
+        struct sl_store_model model = {.format_version = SL_STORE_VERSION,
+                                       .layout = known ? layout : SL_STORE_LAYOUT_FP8,
+                                       .shape = store_rig_shape,
+                                       .n_files = 2,
+                                       .n_tensors = 1};
+        uint8_t value[SL_STORE_VALUE_BYTES_MAX];
+        struct sl_store_model read;
+        size_t size_bytes;
+
+        model.shape.expert_dtype = fp8 || !known ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+        size_bytes = sl_store_model_encode(&model, value);
+        value[4] = (uint8_t)layout;
+        assert_int_equal(sl_store_model_decode(&read, value, size_bytes), known);
+        if (!known)
+            continue;
+        assert_int_equal(read.shape.expert_dtype, fp8 ? SL_EXPERT_FP8 : SL_EXPERT_FP4);
+        assert_int_equal(sl_store_layout_compresses(read.layout), layout % 2 == 0);
+        assert_int_equal(sl_store_layout_of(read.shape.expert_dtype, layout % 2 == 0), layout);
+    }
+}
+
 static void test_another_models_config(void **state)
 {
     const struct store_fixture *f = *state;
@@ -697,6 +724,7 @@ int main(void)
         WITH_STORE(test_other_versions),
         WITH_STORE(test_truncated_files),
         WITH_STORE(test_another_models_config),
+        cmocka_unit_test(test_layouts),
         WITH_STORE(test_damage_is_named_and_repaired),
         WITH_STORE(test_other_weights_repair_nothing),
         WITH_STORE(test_striped),

@@ -131,7 +131,8 @@ static void read_expert_dtype(const struct reader *in, struct sl_config *config)
     const char *name = json_string_value(json_object_get(in->root, "expert_dtype"));
 
     config->names_expert_dtype = name;
-    config->expert_dtype = name && strcmp(name, "fp8") == 0 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+    config->named_expert_dtype = name && strcmp(name, "fp8") == 0 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+    config->expert_dtype = config->named_expert_dtype;
 }
 
 static int read_rope_scaling(const struct reader *in, struct sl_config *config)
@@ -400,6 +401,13 @@ const char *sl_config_note(const struct sl_config *config, uint32_t note_index,
     if (!config->model_type[0] && note_index-- == 0)
         snprintf(buffer, SL_CONFIG_NOTE_BYTES,
                  "config.json has no \"model_type\"; the model is taken for " SL_MODEL_TYPE);
+    else if (config->names_expert_dtype && config->named_expert_dtype != config->expert_dtype &&
+             note_index-- == 0)
+        snprintf(buffer, SL_CONFIG_NOTE_BYTES,
+                 "\"expert_dtype\" in config.json is \"%s\"; the experts are taken for what their "
+                 "tensors are, %s",
+                 sl_expert_dtype_name(config->named_expert_dtype),
+                 config->expert_dtype == SL_EXPERT_FP8 ? "FP8" : "FP4");
     else if (config->unknown_keys[0] && note_index == 0)
         snprintf(buffer, SL_CONFIG_NOTE_BYTES,
                  "config.json has keys that are not known and have no effect: %s",

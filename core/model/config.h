@@ -76,7 +76,8 @@ struct sl_config {
     struct sl_dspark_config dspark;
 
     enum sl_expert_dtype expert_dtype; /* the file's, or FP4; where there are tensors, theirs */
-    bool names_expert_dtype;           /* the file does */
+    bool names_expert_dtype;           /* the file does: */
+    enum sl_expert_dtype named_expert_dtype;
 
     char model_type[64];    /* "" where the file gives none; see sl_config_check_model_type() */
     char unknown_keys[256]; /* keys that this engine does not know, as a list to print; "": none */

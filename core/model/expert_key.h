@@ -18,4 +18,10 @@ enum sl_expert_dtype {
     SL_EXPERT_FP8, /* e4m3 with a scale for each 128 x 128, float32 in memory */
 };
 
+/* "fp4" or "fp8", as config.json spells it. */
+static inline const char *sl_expert_dtype_name(enum sl_expert_dtype dtype)
+{
+    return dtype == SL_EXPERT_FP8 ? "fp8" : "fp4";
+}
+
 #endif

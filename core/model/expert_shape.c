@@ -93,11 +93,6 @@ const char *sl_expert_matrix_name(int matrix)
     return matrix_names[matrix];
 }
 
-const char *sl_expert_dtype_name(enum sl_expert_dtype dtype)
-{
-    return dtype == SL_EXPERT_FP8 ? "fp8" : "fp4";
-}
-
 const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expert_key key,
                              char buffer[SL_EXPERT_TEXT_BYTES])
 {

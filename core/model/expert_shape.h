@@ -71,9 +71,6 @@ uint64_t sl_packed_expert_bytes(const struct sl_expert_shape *shape);
 /* "w1" and so on. */
 const char *sl_expert_matrix_name(int matrix);
 
-/* "fp4" or "fp8", as config.json spells it. */
-const char *sl_expert_dtype_name(enum sl_expert_dtype dtype);
-
 /* "layer 3, expert 17" or "MTP block 0, expert 17". Returns `buffer`. */
 #define SL_EXPERT_TEXT_BYTES 48
 const char *sl_expert_format(const struct sl_expert_shape *shape, struct sl_expert_key key,

@@ -45,13 +45,10 @@ const char *sl_engine_note(const struct sl_engine *e, uint32_t note_index)
 
 static int read_config(struct sl_engine *e, struct sl_err *err)
 {
-    char note[SL_CONFIG_NOTE_BYTES];
     int rc = sl_config_read(&e->config, e->options.model, err);
 
     if (rc == 0 && !e->options.any_model_type)
         rc = sl_config_check_model_type(&e->config, e->options.model, err);
-    for (uint32_t i = 0; rc == 0 && sl_config_note(&e->config, i, note); i++)
-        add_note(e, "%s", note);
     return rc;
 }
 
@@ -113,19 +110,18 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
 }
 
 /* Finds the experts, whose tensors settle their dtype: some copies of config.json lack it, or say
- * another. */
+ * another. Then it is known what is to be told of the config. */
 static int open_experts(struct sl_engine *e, struct sl_err *err)
 {
     const struct sl_expert_shape shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
+    char note[SL_CONFIG_NOTE_BYTES];
     int rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
 
     if (rc < 0)
         return rc;
     e->config.expert_dtype = sl_expert_map_shape(e->store)->expert_dtype;
-    if (e->config.expert_dtype != shape.expert_dtype && e->config.names_expert_dtype)
-        add_note(
-            e, "\"expert_dtype\" in config.json is %s, but the experts are %s, and run as that",
-            sl_expert_dtype_name(shape.expert_dtype), sl_expert_dtype_name(e->config.expert_dtype));
+    for (uint32_t i = 0; sl_config_note(&e->config, i, note); i++)
+        add_note(e, "%s", note);
     return 0;
 }
 

@@ -92,35 +92,33 @@ static int find_expert(const struct sl_expert_map *map, struct sl_expert_key key
     return 0;
 }
 
-static enum sl_dtype dtype_of(struct sl_checkpoint *checkpoint, const char *name)
-{
-    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
-
-    return tensor ? tensor->info.dtype : SL_DTYPE_OTHER;
-}
-
-/* The first expert's tensors say what all have to be. */
-static void settle_dtypes(struct sl_expert_map *map)
+/* The first expert's tensors say what all have to be. What is missing there find_expert() will
+ * name, with what the config leads to expect. */
+static int settle_dtypes(struct sl_expert_map *map, struct sl_err *err)
 {
     const struct sl_expert_key first = {0, 0};
-    char name[NAME_BYTES];
+    const struct sl_checkpoint_tensor *codes, *scales;
+    char name[NAME_BYTES], text[SL_TENSOR_TEXT_BYTES];
 
-    switch (
-        dtype_of(map->checkpoint, tensor_name(&map->shape, first, SL_EXPERT_W1, "weight", name))) {
-    case SL_DTYPE_F8_E4M3:
-        map->shape.expert_dtype = SL_EXPERT_FP8;
-        break;
-    case SL_DTYPE_I8:
-        map->shape.expert_dtype = SL_EXPERT_FP4;
-        break;
-    default: /* find_expert() will name it, and what the config leads to expect */
-        break;
-    }
-    map->scale_dtype = SL_DTYPE_F8_E8M0;
-    if (map->shape.expert_dtype == SL_EXPERT_FP8 &&
-        dtype_of(map->checkpoint, tensor_name(&map->shape, first, SL_EXPERT_W1, "scale", name)) !=
-            SL_DTYPE_F8_E8M0)
-        map->scale_dtype = SL_DTYPE_F32;
+    codes = sl_checkpoint_find(map->checkpoint,
+                               tensor_name(&map->shape, first, SL_EXPERT_W1, "weight", name));
+    if (codes && codes->info.dtype != SL_DTYPE_I8 && codes->info.dtype != SL_DTYPE_F8_E4M3)
+        return sl_err_set(
+            err, -SL_EUNSUPPORTED,
+            "%s: tensor \"%s\" is %s; this engine runs experts of FP4 (I8) and of FP8 "
+            "(F8_E4M3)",
+            sl_checkpoint_file_path(map->checkpoint, codes->file_index), name,
+            sl_tensor_format(&codes->info, text));
+    if (codes)
+        map->shape.expert_dtype =
+            codes->info.dtype == SL_DTYPE_F8_E4M3 ? SL_EXPERT_FP8 : SL_EXPERT_FP4;
+    scales = sl_checkpoint_find(map->checkpoint,
+                                tensor_name(&map->shape, first, SL_EXPERT_W1, "scale", name));
+    map->scale_dtype = map->shape.expert_dtype == SL_EXPERT_FP8 &&
+                               !(scales && scales->info.dtype == SL_DTYPE_F8_E8M0)
+                           ? SL_DTYPE_F32
+                           : SL_DTYPE_F8_E8M0;
+    return 0;
 }
 
 static int compare_extents(const void *a, const void *b)
@@ -209,7 +207,8 @@ int sl_expert_map_of_checkpoint(struct sl_expert_map **ret_map, struct sl_checkp
     positions = calloc(shape->n_routed_experts, sizeof(*positions));
     if (!map->experts || !map->in_order || !positions)
         rc = sl_err_set(err, -ENOMEM, "table of experts: out of memory");
-    settle_dtypes(map);
+    else
+        rc = settle_dtypes(map, err);
     for (uint32_t i = 0; rc == 0 && i < sl_expert_layer_count(shape); i++) {
         for (uint32_t e = 0; rc == 0 && e < shape->n_routed_experts; e++)
             rc = find_expert(map, (struct sl_expert_key){(uint16_t)i, (uint16_t)e}, err);

@@ -15,7 +15,7 @@
 #include "core/base/cpu.h"
 #include "core/base/json.h"
 #include "core/base/size.h"
-#include "core/model/expert_shape.h"
+#include "core/model/expert_key.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/config_file.h"
 #include "tools/cli/interrupt.h"
