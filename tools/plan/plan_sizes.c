@@ -50,16 +50,17 @@ static const char *listed_where(struct sl_weight_source *source, const char *nam
     return "the official layout";
 }
 
-static int list_tensors(const struct sl_config *config, struct sl_synth_plan **ret_plan,
-                        struct sl_err *err)
+static int list_tensors(const struct sl_config *config, bool without_experts,
+                        struct sl_synth_plan **ret_plan, struct sl_err *err)
 {
+    const struct sl_synth_wishes wishes = {.sizes_of_dense = without_experts};
     struct sl_synth_tables *tables = malloc(sizeof(*tables));
     int rc;
 
     if (!tables)
         return sl_err_set(err, -ENOMEM, "list of tensors: out of memory");
     sl_synth_tables_init(tables);
-    rc = sl_synth_plan_create(ret_plan, config, tables, &(struct sl_synth_wishes){0}, err);
+    rc = sl_synth_plan_create(ret_plan, config, tables, &wishes, err);
     free(tables);
     return rc;
 }
@@ -75,7 +76,7 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     int rc;
 
     body.num_nextn_predict_layers = 0;
-    rc = list_tensors(&body, &plan, err);
+    rc = list_tensors(&body, true, &plan, err);
     if (rc == 0) {
         in.plan = plan;
         rc = sl_weights_measure(&body, &in.source, NULL, ret_sizes, err);
@@ -90,7 +91,7 @@ int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes
                  struct sl_err *err)
 {
     struct sl_synth_plan *plan;
-    int rc = list_tensors(config, &plan, err);
+    int rc = list_tensors(config, false, &plan, err);
 
     if (rc < 0)
         return rc;

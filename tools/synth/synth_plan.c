@@ -253,6 +253,10 @@ static void add_hash_table(struct planner *p, const char *prefix)
     int64_t *table = calloc((size_t)c->vocab_size * c->num_experts_per_tok, sizeof(*table));
 
     values = add(p, prefix, ".gate.tid2eid", SL_DTYPE_I64, c->vocab_size, c->num_experts_per_tok);
+    if (p->wishes->sizes_of_dense) {
+        free(table);
+        goto out;
+    }
     if (!popularity || !table || !values) {
         p->out_of_memory = true;
         free(table);
@@ -301,7 +305,7 @@ static void add_block(struct planner *p, const char *block, uint32_t layer_index
         add_f32(p, prefix, ".gate.bias", c->n_routed_experts, 0, p->wishes->skew);
     snprintf(prefix, sizeof(prefix), "%s.ffn.shared_experts", block);
     add_mlp(p, prefix, false);
-    for (uint32_t e = 0; e < c->n_routed_experts; e++) {
+    for (uint32_t e = 0; e < c->n_routed_experts && !p->wishes->sizes_of_dense; e++) {
         snprintf(prefix, sizeof(prefix), "%s.ffn.experts.%u", block, e);
         add_mlp(p, prefix, c->expert_dtype == SL_EXPERT_FP4);
     }

@@ -3,6 +3,7 @@
 #ifndef SL_TOOLS_SYNTH_SYNTH_PLAN_H
 #define SL_TOOLS_SYNTH_SYNTH_PLAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -55,6 +56,7 @@ struct sl_synth_wishes {
     uint64_t seed;
     float skew;
     uint32_t share_layers; /* 0: each layer has values of its own */
+    bool sizes_of_dense;   /* for their names and sizes: without experts, and no values are drawn */
 };
 
 /* `skew` is the standard deviation of the experts' popularity, in units of the router's scores:
