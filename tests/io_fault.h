@@ -63,7 +63,7 @@ uint64_t io_fault_read_count(const struct sl_io *io);
 uint64_t io_fault_gap_count(const struct sl_io *io, uint32_t kind);
 
 /* The nth read (1: the first) of those, if it is one of the last IO_FAULT_LOG. */
-#define IO_FAULT_LOG 256u
+#define IO_FAULT_LOG 1024u
 struct sl_io_read io_fault_read(const struct sl_io *io, uint64_t nth);
 uint64_t io_fault_delivered_bytes(const struct sl_io *io);
 

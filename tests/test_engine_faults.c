@@ -2,8 +2,8 @@
  * short, late, wrong or never comes, for each n in turn, once and for good, of a checkpoint, a
  * store, a store on three drives and a compressed one. Once, the logits are those of a run without
  * faults; for good, the step fails with one line that says where, and all its sessions go on from
- * where they were, to the logits of a run without faults. SL_SLOW=1, and sanitizers, leave some n
- * out. */
+ * where they were, to the logits of a run without faults. Then the same, for some n, with dense
+ * weights that stream and the least cache. SL_SLOW=1, and sanitizers, leave some n out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -58,6 +58,9 @@ static int code_of(const struct io_fault_plan *plan, uint32_t size_bytes)
     return plan->fail_code < 0 ? plan->fail_code : -SL_ECORRUPT;
 }
 
+/* From one n to the next where dense weights stream: there are many reads of a kind. */
+#define STREAM_STRIDE 61u
+
 struct check {
     const struct engine_rig *m;
     struct sl_span spans[SESSIONS];
@@ -108,6 +111,7 @@ static int step(const struct engine_rig *m, struct sl_engine *engine, uint32_t f
 static void check_line(const struct engine_rig *m, const struct io_fault_plan *plan,
                        const struct sl_err *err)
 {
+    const bool dense = strstr(err->message, "tensor ");
     const struct sl_io_read read = io_fault_read(engine_rig_faulty(), plan->fail_nth);
     const char *path = engine_rig_faulty()->files[read.file_index].path;
     struct stat status;
@@ -115,14 +119,19 @@ static void check_line(const struct engine_rig *m, const struct io_fault_plan *p
 
     assert_int_equal(stat(path, &status), 0);
     snprintf(drive, sizeof(drive), "drive %u:%u", major(status.st_dev), minor(status.st_dev));
-    if (!strstr(err->message, "layer ") || !strstr(err->message, ", expert ") ||
+    if (dense && delivers_wrong_bytes(plan)) {
+        assert_non_null(strstr(err->message, m->folder));
+        return;
+    }
+    if (!strstr(err->message, dense ? "" : "layer ") ||
+        !strstr(err->message, dense ? "" : ", expert ") ||
         !strstr(err->message, delivers_wrong_bytes(plan) ? m->folder : path) ||
         !strstr(err->message, "at offset ") ||
         !(delivers_wrong_bytes(plan) || strstr(err->message, drive)) || strchr(err->message, '\n'))
         fail_msg("%s", err->message);
 }
 
-static struct sl_engine *open_engine(const struct engine_rig *m, const char *model)
+static struct sl_engine *open_engine(const struct engine_rig *m, const char *model, bool streams)
 {
     struct sl_engine_options options = engine_rig_options(m);
     struct sl_engine *engine;
@@ -132,6 +141,11 @@ static struct sl_engine *open_engine(const struct engine_rig *m, const char *mod
     options.verify = SL_VERIFY_ALWAYS; /* the sessions' pasts have brought in some before */
     options.n_sequences = SESSIONS;
     options.segment_tokens = 16;
+    if (streams) {
+        options.dense = SL_DENSE_STREAM;
+        options.cache_min = false;
+        options.cache_bytes = 2 * m->config.num_experts_per_tok * m->slot_bytes;
+    }
     engine_rig_make_faulty(&options);
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
     assert_int_equal(step(m, engine, 0, SESSIONS, n_before, NULL), 0);
@@ -139,11 +153,11 @@ static struct sl_engine *open_engine(const struct engine_rig *m, const char *mod
 }
 
 /* How large the reads of the step are that nth_read() makes. Returns how many there are. */
-static uint32_t measure_reads(const struct engine_rig *m, const char *model,
+static uint32_t measure_reads(const struct engine_rig *m, const char *model, bool streams,
                               uint32_t sizes_bytes[IO_FAULT_LOG])
 {
     static const struct io_fault_plan none;
-    struct sl_engine *engine = open_engine(m, model);
+    struct sl_engine *engine = open_engine(m, model, streams);
     uint64_t n;
 
     io_fault_set(engine_rig_faulty(), &none);
@@ -157,17 +171,20 @@ static uint32_t measure_reads(const struct engine_rig *m, const char *model,
 }
 
 /* The nth read of the step goes wrong. Returns what the step says. */
-static int nth_read(const struct engine_rig *m, const char *model, const struct io_fault_plan *plan)
+static int nth_read(const struct engine_rig *m, const char *model, bool streams,
+                    const struct io_fault_plan *plan)
 {
-    struct sl_engine *engine = open_engine(m, model);
+    struct sl_engine *engine = open_engine(m, model, streams);
     struct sl_err err = {0};
+    uint64_t n_stalls;
     int rc;
 
     io_fault_set(engine_rig_faulty(), plan);
     rc = step(m, engine, 0, SESSIONS, n_tokens, &err);
     if (rc < 0)
         check_line(m, plan, &err);
-    assert_int_equal(sl_engine_counters(engine).n_stalls, plan->late_ns > 0);
+    n_stalls = sl_engine_counters(engine).n_stalls + sl_engine_dense(engine).reads.n_stalls;
+    assert_true(n_stalls == (plan->late_ns > 0) || (streams && n_stalls == 0));
     io_fault_heal(engine_rig_faulty());
     for (uint32_t i = 0; i < SESSIONS; i++)
         assert_int_equal(engine_rig_kv(engine, i)->n_tokens,
@@ -188,31 +205,33 @@ static uint32_t stride(void)
 #endif
 }
 
-static void each_read(const struct engine_rig *m, const char *model, bool packed)
+static void each_read(const struct engine_rig *m, const char *model, bool packed, bool streams)
 {
     uint32_t sizes_bytes[IO_FAULT_LOG];
-    const uint32_t n_files = engine_rig_open_file_count(), n = measure_reads(m, model, sizes_bytes);
+    const uint32_t n_files = engine_rig_open_file_count(),
+                   n = measure_reads(m, model, streams, sizes_bytes);
 
     for (uint32_t i = 0; i < sizeof(plans) / sizeof(plans[0]); i++) {
         struct io_fault_plan plan = plans[i];
         uint32_t n_failed = 0, n_tried = 0;
 
-        for (plan.fail_nth = 1; plan.fail_nth <= n; plan.fail_nth += stride()) {
+        for (plan.fail_nth = 1; plan.fail_nth <= n;
+             plan.fail_nth += streams ? STREAM_STRIDE : stride()) {
             int code, rc;
 
             if (!packed && delivers_wrong_bytes(&plan) &&
                 sizes_bytes[plan.fail_nth - 1] > SCALES_BYTES_MAX)
                 continue;
             code = code_of(&plan, sizes_bytes[plan.fail_nth - 1]);
-            rc = nth_read(m, model, &plan);
+            rc = nth_read(m, model, streams, &plan);
             /* A prefetch that failed for good is tried anew by its demand, and fails that; one that
              * never lands keeps its slot, and its demand reads the expert into another. */
-            assert_true(rc == code || (rc == 0 && plan.late_ns == IO_FAULT_NEVER));
+            assert_true(rc == code || (rc == 0 && (streams || plan.late_ns == IO_FAULT_NEVER)));
             n_tried++;
             n_failed += rc < 0;
         }
         assert_true(n_tried > 0);
-        if (plan.late_ns == IO_FAULT_NEVER)
+        if (plan.late_ns == IO_FAULT_NEVER && !streams)
             assert_in_range(n_failed, n_tried / 4, n_tried);
     }
     assert_int_equal(engine_rig_open_file_count(), n_files);
@@ -222,7 +241,14 @@ static void test_checkpoint(void **state)
 {
     const struct engine_rig *m = *state;
 
-    each_read(m, m->folder, false);
+    each_read(m, m->folder, false, false);
+}
+
+static void test_streaming_checkpoint(void **state)
+{
+    const struct engine_rig *m = *state;
+
+    each_read(m, m->folder, false, true);
 }
 
 static void test_store(void **state)
@@ -230,7 +256,8 @@ static void test_store(void **state)
     char store_folder[FIXTURE_PATH_BYTES];
 
     engine_rig_pack(*state, "store", 0, false, store_folder);
-    each_read(*state, store_folder, true);
+    each_read(*state, store_folder, true, false);
+    each_read(*state, store_folder, true, true);
 }
 
 static void test_striped_store(void **state)
@@ -238,7 +265,7 @@ static void test_striped_store(void **state)
     char store_folder[FIXTURE_PATH_BYTES];
 
     engine_rig_pack(*state, "striped", 2, false, store_folder);
-    each_read(*state, store_folder, true);
+    each_read(*state, store_folder, true, false);
 }
 
 static void test_compressed_store(void **state)
@@ -246,13 +273,14 @@ static void test_compressed_store(void **state)
     char store_folder[FIXTURE_PATH_BYTES];
 
     engine_rig_pack(*state, "compressed", 0, true, store_folder);
-    each_read(*state, store_folder, true);
+    each_read(*state, store_folder, true, false);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_checkpoint),
+        cmocka_unit_test(test_streaming_checkpoint),
         cmocka_unit_test(test_store),
         cmocka_unit_test(test_striped_store),
         cmocka_unit_test(test_compressed_store),

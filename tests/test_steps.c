@@ -298,6 +298,7 @@ static void create_world(struct world *w, const struct engine_rig *m, const char
     options.model = model;
     options.prefetch = SL_PREFETCH_GATE;
     options.verify = SL_VERIFY_ALWAYS;
+    options.dense = with_mtp ? SL_DENSE_STREAM : SL_DENSE_AUTO;
     options.n_sequences = SEQUENCES;
     options.segment_tokens = tokens_max[0];
     engine_rig_make_faulty(&options);

@@ -90,15 +90,24 @@ static bool is_finite(const struct sl_matrix *table, const uint8_t *row)
     return finite;
 }
 
-/* Waits for a row's read. */
+static void begin_row(struct sl_embedding *in, uint32_t i, uint32_t slot)
+{
+    in->reader->ops->begin(in->reader, in->first_slot + slot, SL_EMBED_TENSOR,
+                           (uint64_t)in->ids[i] * in->row_bytes, in->row_bytes,
+                           in->memory + slot * slot_bytes(in->row_bytes), true);
+}
+
+/* Waits for a row's read. A row that is corrupt is read again once. */
 static int end_row(struct sl_embedding *in, uint32_t i, uint32_t slot, struct sl_err *err)
 {
-    int rc = in->reader->ops->end(in->reader, in->first_slot + slot, true, &in->rows[i], err);
+    for (int tries = 0; tries < 2; tries++) {
+        int rc = in->reader->ops->end(in->reader, in->first_slot + slot, true, &in->rows[i], err);
 
-    if (rc < 0)
-        return rc;
-    if (is_finite(&in->table, in->rows[i]))
-        return 0;
+        if (rc < 0 || is_finite(&in->table, in->rows[i]))
+            return rc < 0 ? rc : 0;
+        if (tries == 0)
+            begin_row(in, i, slot);
+    }
     return sl_err_set(
         err, -SL_ECORRUPT, "%s: tensor %s holds a value that is not finite, for token %d",
         in->source->ops->where(in->source, SL_EMBED_TENSOR), SL_EMBED_TENSOR, in->ids[i]);
@@ -117,9 +126,7 @@ static int read_rows(struct sl_embedding *in, const struct sl_step *step, uint32
 
     in->n_rows = n_free ? list_ids(step, first, end, above, in->ids, n_free) : 0;
     for (uint32_t i = 0; i < in->n_rows; i++)
-        reader->ops->begin(reader, in->first_slot + slots[i], SL_EMBED_TENSOR,
-                           (uint64_t)in->ids[i] * in->row_bytes, in->row_bytes,
-                           in->memory + slots[i] * slot_bytes(in->row_bytes), true);
+        begin_row(in, i, slots[i]);
     reader->ops->start(reader);
     for (uint32_t i = 0; i < in->n_rows; i++) { /* all of them, also after a failure */
         struct sl_err one = {0};

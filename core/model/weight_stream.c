@@ -14,6 +14,7 @@
 #define CHUNKS_MAX 32u
 
 #define NO_LAYER UINT32_MAX
+#define NO_TENSOR UINT32_MAX
 
 enum window_state { EMPTY, LOADING, READY, FAILED };
 
@@ -24,7 +25,7 @@ struct window {
     uint32_t layer_index; /* NO_LAYER if empty */
     bool in_use;
     bool urgent;                    /* somebody waits for it */
-    bool reread;                    /* data were corrupt once */
+    uint32_t reread;                /* the tensor that was corrupt and is read again; NO_TENSOR */
     uint64_t serial;                /* of this load; chunks of others are of no use */
     struct sl_tensor_load *tensors; /* (SL_LAYER_TENSORS_MAX) of the layer */
     uint32_t n_tensors;
@@ -169,6 +170,7 @@ static void begin_load(struct sl_weight_stream *stream, struct window *window, u
     window->state = LOADING;
     window->layer_index = layer_index;
     window->urgent = false;
+    window->reread = NO_TENSOR;
     window->serial = ++stream->serial;
     window->n_tensors = window->next_tensor = 0;
     window->next_offset_bytes = 0;
@@ -281,13 +283,12 @@ static void took_chunk(struct sl_weight_stream *stream, const struct chunk *chun
     struct window *window = chunk->window;
     const struct sl_tensor_load *tensor = &window->tensors[chunk->tensor_index];
 
-    if (rc == -SL_ECORRUPT && !window->reread) {
-        const bool urgent = window->urgent;
-
+    if (rc == -SL_ECORRUPT && window->reread != chunk->tensor_index) {
         stream->counters.n_rereads++;
-        begin_load(stream, window, window->layer_index);
-        window->reread = true;
-        window->urgent = urgent;
+        drop_chunks(stream, window);
+        window->serial = ++stream->serial;
+        window->reread = window->next_tensor = chunk->tensor_index;
+        window->next_offset_bytes = 0;
     } else if (rc < 0) {
         fail(stream, window, err);
     } else if (chunk->tensor_index + 1 == window->n_tensors &&
@@ -422,7 +423,6 @@ static void read_ahead(struct sl_weight_stream *stream, uint32_t from)
         if (!room || (room->layer_index != NO_LAYER && room->state != FAILED &&
                       turns_until(stream, from, room->layer_index) <= turn))
             break;
-        room->reread = false;
         begin_load(stream, room, layer_index);
     }
     read_on(stream);
@@ -465,10 +465,8 @@ int sl_weight_stream_acquire(struct sl_weight_stream *stream, uint32_t layer_ind
     stream->counters.n_ready += window && window->state == READY;
     if (!window)
         window = find_room(stream, layer_index);
-    if (window->layer_index != layer_index || window->state == FAILED) {
-        window->reread = false;
+    if (window->layer_index != layer_index || window->state == FAILED)
         begin_load(stream, window, layer_index);
-    }
     sl_assert(!window->in_use);
     window->in_use = true;
     hurry(stream, window);

@@ -13,7 +13,7 @@
  *
  * A layer that somebody waits for is read in the class of demands, others ahead of it in a class of
  * their own (storage/io/reader.h). What fails while it is read ahead is read again when its turn
- * comes, and reported if it fails then. Corrupt data are read again once.
+ * comes, and reported if it fails then. A tensor that is corrupt is read again once.
  *
  * Several forwards may take turns between layers: a layer that is not in a window when it is asked
  * for is read into the one whose layer is the furthest away. Nothing is allocated after carving.
@@ -91,7 +91,7 @@ struct sl_weight_stream_counters {
     uint64_t n_acquired; /* layers */
     uint64_t n_ready;    /* of these, when they were asked for */
     uint64_t n_loads;    /* layers that were begun to be read */
-    uint64_t n_rereads;  /* of these, because data were corrupt */
+    uint64_t n_rereads;  /* tensors that were corrupt and so read again */
     uint64_t pack_ns;    /* spent on converting what had landed */
 };
 struct sl_weight_stream_counters sl_weight_stream_counters(const struct sl_weight_stream *stream);
