@@ -144,15 +144,13 @@ static uint32_t blocks_of(const struct sl_compressor_run *run)
 static void pool_blocks(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct add *in = context;
+    size_t before = 0;
 
-    for (size_t item = first; item < end; item++) {
-        uint32_t r = 0;
-        size_t at = item;
+    for (uint32_t r = 0; r < in->n_runs; r++) {
+        const struct sl_compressor_run *run = &in->runs[r];
+        const size_t n = (size_t)in->n_windows * blocks_of(run);
 
-        for (; at >= (size_t)in->n_windows * blocks_of(&in->runs[r]); r++)
-            at -= (size_t)in->n_windows * blocks_of(&in->runs[r]);
-        {
-            const struct sl_compressor_run *run = &in->runs[r];
+        for (size_t at = before < first ? first - before : 0; at < n && before + at < end; at++) {
             const size_t window = at / blocks_of(run);
             const uint32_t channel = (uint32_t)(at % blocks_of(run)) * CHANNELS_AT_ONCE;
             const uint32_t left = run->dim - channel;
@@ -161,6 +159,7 @@ static void pool_blocks(void *context, size_t first, size_t end, uint32_t thread
                           left < CHANNELS_AT_ONCE ? left : CHANNELS_AT_ONCE,
                           &in->c->threads[thread_index], in->c->pooled[r] + window * run->dim);
         }
+        before += n;
     }
 }
 
