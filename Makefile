@@ -139,7 +139,8 @@ check-debian: ## demo and tests on bare Debian releases, with gcc and clang (roo
 check-every-bit: $(B)/tests/test_store_faults ## each bit of a store's catalog flipped and repaired (minutes)
 	$(Q)SL_EVERY_BIT=1 $(B)/tests/test_store_faults
 
-check-sessions: $(B)/tests/test_session_lives $(B)/tests/test_long_session ## sessions live, branch and sleep for long (minutes)
+check-sessions: $(addprefix $(B)/tests/,test_kv_cache test_session_lives test_long_session) ## sessions live, branch and sleep for long; 6 GB (minutes)
+	$(Q)SL_KV_TOKENS=1048576 $(B)/tests/test_kv_cache
 	$(Q)SL_SESSION_EVENTS=100000 $(B)/tests/test_session_lives
 	$(Q)SL_SESSION_TOKENS=40000 $(B)/tests/test_long_session
 

@@ -228,6 +228,9 @@ refused() { # name pattern arguments...: exit status 1, and the last line of std
         fail "$name" "exit status $rc, $(cat "$scratch/stderr")"
     fi
 }
+# What one sequence of 64 tokens takes, in KiB and rounded up.
+kv_of_one=$("$sluice" inspect "$model" --context 64 |
+    awk '/^  KV cache/ { print int($4 == "MiB" ? $3 * 1024 + 12 : $3 + 2) "K" }')
 refused "a prompt longer than the context" "do not fit --context 8" \
     generate "$model" -p "The river rose in the night" -n 4 --context 8
 refused "a list longer than the context" "$scratch/ids: .* do not fit --context 8" \
@@ -239,6 +242,15 @@ refused "a context longer than the model's" "max_position_embeddings" \
 refused "a cache below one token's working set" "give --cache min, or more" \
     generate "$model" -p a --cache 1M
 check "... with the table" grep -q 'dense weights' "$scratch/stderr"
+refused "memory for KV caches that holds no sequence" "one sequence of 64 tokens takes .* than --kv 64.0 KiB" \
+    generate "$model" -p a -n 4 --context 64 --kv 64K
+refused "KV caches that grow beyond their memory" "needs .* more for KV caches, but .* (--kv) are left" \
+    logits "$model" --tokens "$scratch/ids" --out "$scratch/logits.npy" \
+    --tokens "$scratch/ids" --out "$scratch/logits2.npy" --context 64 --kv "$kv_of_one"
+check "a sequence that fits into its memory gives the same" bash -c "
+    '$sluice' logits '$model' --tokens '$scratch/ids' --out '$scratch/logits.npy' &&
+    '$sluice' logits '$model' --tokens '$scratch/ids' --out '$scratch/logits2.npy' --context 64 --kv $kv_of_one &&
+    cmp '$scratch/logits.npy' '$scratch/logits2.npy'"
 refused "a budget that is too small" "the budget is 8.00 MiB (--ram)" \
     generate "$model" -p a --ram 8M
 check "... with the table" grep -q 'KV cache' "$scratch/stderr"

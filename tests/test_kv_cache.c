@@ -51,6 +51,7 @@ static void make_config(struct sl_config *config)
 {
     fixture_config(config);
     config->sliding_window = 400;
+    config->compress_ratios[4] = 4;
 }
 
 /* ---- what steps write --------------------------------------------------------------------------
@@ -351,6 +352,16 @@ static void test_everybody_sees_their_own(void **state)
 #define HCA_PAGES (2 /* window */ + 6 + 6 /* rows */)
 #define PRO_PAGES (30u * CSA_PAGES + 31u * HCA_PAGES + 1u /* ids */)
 
+static void read_pro(struct sl_config *config)
+{
+    size_t length;
+    char *text;
+
+    assert_int_equal(sl_file_read_all(PRO, 1 << 16, &text, &length, NULL), 0);
+    assert_int_equal(sl_config_parse(config, text, length, PRO, NULL), 0);
+    free(text);
+}
+
 static void test_500_sessions_of_pro(void **state)
 {
     static struct sl_kv_cache kv[500];
@@ -359,14 +370,10 @@ static void test_500_sessions_of_pro(void **state)
     struct sl_config config;
     struct sl_kv_pool pool;
     uint64_t each_bytes;
-    size_t length;
-    char *text;
     struct sl_err err;
 
     (void)state;
-    assert_int_equal(sl_file_read_all(PRO, 1 << 16, &text, &length, &err), 0);
-    assert_int_equal(sl_config_parse(&config, text, length, PRO, &err), 0);
-    free(text);
+    read_pro(&config);
     assert_int_equal(sl_kv_layout_init(&layout, &config, 61, SL_NUMERICS_NATIVE, NULL), 0);
     assert_int_equal(layout.page_bytes, 34816);
     assert_int_equal(sl_kv_layout_pages(&layout, 100), PRO_PAGES);
@@ -391,6 +398,44 @@ static void test_500_sessions_of_pro(void **state)
     for (uint32_t i = 0; i < 500; i++)
         sl_kv_cache_fini(&kv[i]);
     assert_int_equal(sl_kv_pool_used_bytes(&pool), 0);
+    sl_kv_pool_fini(&pool);
+}
+
+/* A session of V4-Pro that grew by steps of all sizes and was written to everywhere: what it has of
+ * the machine's memory is what is counted, and at a million tokens no more than 5.5 GB. */
+static void test_a_filled_session_of_pro(void **state)
+{
+    const char *given = getenv("SL_KV_TOKENS");
+    const uint32_t n_tokens = given ? (uint32_t)atoi(given) : 8000;
+    struct sl_kv_layout layout;
+    struct sl_config config;
+    struct sl_kv_pool pool;
+    struct sl_kv_cache kv;
+    uint64_t bytes;
+
+    (void)state;
+    read_pro(&config);
+    assert_int_equal(sl_kv_layout_init(&layout, &config, 61, SL_NUMERICS_NATIVE, NULL), 0);
+    bytes = sl_kv_cache_measure(&layout, n_tokens);
+    sl_kv_layout_fini(&layout);
+    assert_int_equal(sl_kv_pool_init(&pool, &config, 61, SL_NUMERICS_NATIVE, bytes, NULL), 0);
+    assert_int_equal(sl_kv_cache_init(&kv, &pool, n_tokens, NULL), 0);
+    for (uint32_t n = 1; kv.n_tokens < n_tokens; n = n % 4096 * 2 + 1) {
+        const uint32_t left = n_tokens - kv.n_tokens, end = kv.n_tokens + (n < left ? n : left);
+
+        assert_int_equal(sl_kv_pool_check(&pool, sl_kv_cache_need(&kv, end), "t", NULL), 0);
+        assert_int_equal(sl_kv_cache_grow(&kv, end, NULL), 0);
+        kv.n_tokens = end;
+    }
+    assert_int_equal(pool.n_touched, pool.n_held);
+    memset(pool.pages, 1, (size_t)pool.n_touched * pool.layout.page_bytes);
+    bytes = sl_arena_pages(&pool.arena).resident_bytes + pool.table_bytes;
+    assert_in_range(bytes, sl_kv_pool_used_bytes(&pool),
+                    sl_kv_pool_used_bytes(&pool) + 2 * SL_HUGE_PAGE_BYTES);
+    assert_true(bytes <= UINT64_C(5500000000));
+    print_message("# %u tokens: %.3f GB, of which %.3f MB tables\n", n_tokens, (double)bytes * 1e-9,
+                  (double)pool.table_bytes * 1e-6);
+    sl_kv_cache_fini(&kv);
     sl_kv_pool_fini(&pool);
 }
 
@@ -491,9 +536,8 @@ static void test_memory_runs_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_everybody_sees_their_own),
-        cmocka_unit_test(test_500_sessions_of_pro),
-        cmocka_unit_test(test_measures_hold),
+        cmocka_unit_test(test_everybody_sees_their_own), cmocka_unit_test(test_500_sessions_of_pro),
+        cmocka_unit_test(test_a_filled_session_of_pro),  cmocka_unit_test(test_measures_hold),
         cmocka_unit_test(test_memory_runs_out),
     };
 
