@@ -250,6 +250,7 @@ static void print_disk(const struct summary *s)
 static void print_text(const struct arguments *arguments, const struct summary *s)
 {
     const double huge_share = sl_huge_pages_share();
+    char slow[SL_SLOW_TEXT_BYTES];
     char text[SL_SIZE_TEXT_BYTES];
 
     print_config(&s->config);
@@ -265,6 +266,8 @@ static void print_text(const struct arguments *arguments, const struct summary *
     if (huge_share >= 0)
         printf("  huge pages: %.0f %% of %s tried\n", 100 * huge_share,
                sl_size_format(SL_HUGE_TRIAL_BYTES, text));
+    if (s->verdict == 0 && sl_memory_plan_is_slow(&s->plan))
+        printf("slow: %s\n", sl_memory_plan_tell_slow(&s->plan, 0, slow));
     if (s->verdict < 0)
         printf("does not fit: %s\n", s->why.message);
 }
@@ -335,6 +338,8 @@ static json_t *plan_json(const struct summary *s)
     add(object, "slots_max", plan->slots_max);
     add(object, "context_tokens", plan->context_tokens);
     add(object, "segment_tokens", plan->segment_tokens);
+    add(object, "layers_streamed", plan->dense.n_streamed);
+    add(object, "streamed_bytes", plan->streamed_bytes);
     json_object_set_new(object, "fits", json_boolean(s->verdict == 0));
     if (s->verdict < 0)
         json_object_set_new(object, "why", json_string(s->why.message));

@@ -41,8 +41,6 @@ struct command {
     struct sl_config config;
     struct sl_dense_cost dense;
     struct sl_weight_sizes dense_sizes;
-    enum sl_dense_mode dense_mode;
-    bool refuse_slow;
     struct sl_trace replayed;
     struct sl_replay_plan *replay; /* NULL without --trace */
 };
@@ -220,8 +218,6 @@ static int plan_memory(const struct command *command, uint32_t n_sequences, uint
         .ram_bytes = command->ram_bytes,
         .cache_bytes = command->cache_bytes,
         .dense = &command->dense_sizes,
-        .dense_mode = command->dense_mode,
-        .refuse_slow = command->refuse_slow,
         .n_threads = command->n_cores,
         .segment_tokens = command->segment_tokens,
         .context_tokens = context_tokens,
@@ -281,10 +277,14 @@ static int find_hit_rate(const struct command *command, const struct sl_memory_p
 static void print_memory(const struct command *command, const struct sl_memory_plan *plan)
 {
     const struct sl_machine_speeds *s = &command->speeds;
+    char slow[SL_SLOW_TEXT_BYTES];
     json_t *object;
 
     if (!command->json) {
         sl_memory_plan_print(plan, stdout);
+        if (sl_memory_plan_is_slow(plan))
+            printf("  slow: %s\n",
+                   sl_memory_plan_tell_slow(plan, (uint64_t)(s->drive * 1e9), slow));
         printf("machine%s\n  drive %.2f GB/s, memory %.1f GB/s, %u core%s: %.0f int8, %.0f BF16, "
                "%.0f float32 10^9 multiplications a second\n",
                command->probe ? " (measured but for what was given)" : "", s->drive, s->memory,
