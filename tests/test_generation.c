@@ -39,6 +39,8 @@ struct text {
     uint32_t begun_with;    /* tokens of the sequence when its present step began */
     char tokens[32768], shown[4096];
     size_t n_tokens, n_shown;
+    uint32_t step_end;    /* a step of the prompt ends at this length, */
+    bool has_ended_there; /* and did */
 };
 
 struct result {
@@ -104,12 +106,16 @@ static void begin(struct world *w, uint32_t i)
 
     assert_int_equal(sl_engine_sequence_create(w->engine, CONTEXT_TOKENS, &text->kv, NULL), 0);
     sl_generation_begin(text->generation, text->kv, text->prompt, text->n_prompt, 100 + i);
+    text->step_end = 1 + fixture_below(&w->random, text->n_prompt);
+    text->has_ended_there = false;
+    sl_generation_end_step_at(text->generation, text->step_end);
     text->n_tokens = text->n_shown = 0;
     text->tokens[0] = text->shown[0] = '\0';
 }
 
 static void end(struct world *w, struct text *text)
 {
+    assert_true(text->has_ended_there || text->kv->n_tokens < text->step_end);
     sl_engine_sequence_destroy(w->engine, text->kv);
     text->kv = NULL;
 }
@@ -119,6 +125,7 @@ static void take_output(struct text *text)
     const struct sl_generation_output output = sl_generation_output(text->generation);
     const size_t size = sizeof(text->tokens);
 
+    text->has_ended_there |= text->kv->n_tokens == text->step_end;
     assert_true(text->n_shown + output.length < sizeof(text->shown));
     if (output.length > 0)
         memcpy(text->shown + text->n_shown, output.text, output.length);
