@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -404,13 +405,58 @@ static void test_responses_replies(void **state)
     expect_responses("unknown", "{}", "function_call", "unknown", NULL, "{}");
 }
 
+/* ---- long conversations ------------------------------------------------------------------------
+ */
+
+#define N_MANY 20000
+
+static json_t *message(const char *role, const char *content)
+{
+    return json_pack("{s:s, s:s}", "role", role, "content", content);
+}
+
+/* What grows with the square of the messages does not end. The results come in the opposite order
+ * of their calls. */
+static void test_many_messages(void **state)
+{
+    json_t *messages = json_array(), *calls = json_array(), *asks = message("assistant", "");
+    struct sl_request request = {.body = json_pack("{s:o}", "messages", messages)};
+    struct sl_chat_prompt prompt = {0};
+    struct sl_refusal refusal;
+    struct sl_err err;
+    char id[16];
+
+    (void)state;
+    for (int i = 0; i < N_MANY; i++)
+        json_array_append_new(messages, message("system", "s"));
+    json_object_set_new(asks, "tool_calls", calls);
+    json_array_append_new(messages, asks);
+    for (int i = 0; i < N_MANY; i++) {
+        snprintf(id, sizeof(id), "<%d>", i);
+        json_array_append_new(calls, json_pack("{s:s, s:{s:s, s:s}}", "id", id, "function", "name",
+                                               "f", "arguments", "{}"));
+        snprintf(id, sizeof(id), "<%d>", N_MANY - 1 - i);
+        json_array_append_new(messages, message("tool", id));
+        json_object_set_new(json_array_get(messages, json_array_size(messages) - 1), "tool_call_id",
+                            json_string(id));
+    }
+    assert_int_equal(sl_protocol_chat.read(&request, &refusal), 0);
+    assert_int_equal(json_array_size(request.messages), 2 + N_MANY);
+    assert_int_equal(sl_chat_render(&prompt, request.messages, &request.chat, &err), 0);
+    sl_chat_prompt_add(&prompt, "", 1);
+    assert_non_null(strstr(prompt.bytes, "s\n\ns\n\ns"));
+    assert_non_null(strstr(prompt.bytes, "<tool_result><0></tool_result>\n\n<tool_result><1>"));
+    sl_chat_prompt_fini(&prompt);
+    sl_request_fini(&request);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_messages_conversation),  TEST(test_messages_settings),
         TEST(test_messages_refusals),      TEST(test_messages_replies),
         TEST(test_responses_conversation), TEST(test_responses_refusals),
-        TEST(test_responses_replies),
+        TEST(test_responses_replies),      TEST(test_many_messages),
     };
 
     return cmocka_run_group_tests_name("agent_protocols", tests, NULL, NULL);

@@ -148,58 +148,90 @@ static int add_message(struct renderer *r, const json_t *message, size_t index)
     return 0;
 }
 
-/* The place of a result among the calls that it answers; an unknown one counts as the first. */
-static size_t call_place(const json_t *calls, const char *id)
+/* Maps the ids of calls to their places; the first that has an id keeps it. Returns a new object,
+ * or NULL when out of memory. */
+static json_t *map_calls(const json_t *calls)
 {
-    for (size_t i = 0; i < json_array_size(calls); i++) {
+    json_t *places = json_object();
+
+    for (size_t i = 0; places && i < json_array_size(calls); i++) {
         const json_t *call = json_array_get(calls, i);
-        const char *call_id = json_string_value(json_object_get(call, "id"));
+        const char *id = json_string_value(json_object_get(call, "id"));
 
-        if (!call_id)
-            call_id = json_string_value(json_object_get(json_object_get(call, "function"), "id"));
-        if (call_id && strcmp(call_id, id) == 0)
-            return i;
-    }
-    return 0;
-}
-
-/* Puts a turn's results into the order of the calls; texts stay where they are. */
-static void sort_results(struct renderer *r, const struct turn *turn, const json_t *calls)
-{
-    struct block *blocks = r->blocks + turn->first_block;
-
-    /* Insertion sort is stable, and there are few. */
-    for (size_t i = 0; i < turn->n_blocks; i++) {
-        if (!blocks[i].result_id)
+        if (!id)
+            id = json_string_value(json_object_get(json_object_get(call, "function"), "id"));
+        if (!id || json_object_get(places, id))
             continue;
-        for (size_t at = i, before = i; before-- > 0;) {
-            struct block moved;
-
-            if (!blocks[before].result_id)
-                continue;
-            if (call_place(calls, blocks[before].result_id) <=
-                call_place(calls, blocks[at].result_id))
-                break;
-            moved = blocks[at];
-            blocks[at] = blocks[before];
-            blocks[before] = moved;
-            at = before;
+        if (json_object_set_new(places, id, json_integer((json_int_t)i)) < 0) {
+            json_decref(places);
+            return NULL;
         }
     }
+    return places;
 }
 
-static void sort_all_results(struct renderer *r)
-{
-    const json_t *calls = NULL;
+struct result {
+    struct block block;
+    json_int_t place; /* of its call; an unknown one counts as the first */
+    size_t order;     /* in which it came */
+};
 
-    for (size_t i = 0; i < r->n_turns; i++) {
+static int compare_results(const void *a, const void *b)
+{
+    const struct result *left = a, *right = b;
+
+    if (left->place != right->place)
+        return left->place < right->place ? -1 : 1;
+    return left->order < right->order ? -1 : 1;
+}
+
+/* Puts a turn's results into the order of the calls; texts stay where they are. `results` has room
+ * for all of them. */
+static void sort_results(struct renderer *r, const struct turn *turn, const json_t *places,
+                         struct result *results)
+{
+    struct block *blocks = r->blocks + turn->first_block;
+    size_t n = 0;
+
+    for (size_t i = 0; i < turn->n_blocks; i++)
+        if (blocks[i].result_id) {
+            results[n] = (struct result){
+                blocks[i], json_integer_value(json_object_get(places, blocks[i].result_id)), n};
+            n++;
+        }
+    qsort(results, n, sizeof(*results), compare_results);
+    for (size_t i = turn->n_blocks; i-- > 0;)
+        if (blocks[i].result_id)
+            blocks[i] = results[--n].block;
+}
+
+/* The results of a turn answer the last calls before it. */
+static int sort_all_results(struct renderer *r)
+{
+    struct result *results = calloc(r->n_blocks + 1, sizeof(*results));
+    const json_t *calls = NULL;
+    json_t *places = NULL;
+    bool is_done = results != NULL;
+
+    for (size_t i = 0; is_done && i < r->n_turns; i++) {
         const json_t *own = json_object_get(r->turns[i].message, "tool_calls");
 
-        if (r->turns[i].role == ASSISTANT && own && !json_is_null(own))
+        if (r->turns[i].role == ASSISTANT && own && !json_is_null(own)) {
             calls = own;
-        else if (r->turns[i].role == USER && json_array_size(calls) > 0)
-            sort_results(r, &r->turns[i], calls);
+            json_decref(places);
+            places = NULL;
+        } else if (r->turns[i].role == USER && r->turns[i].n_blocks > 1 &&
+                   json_array_size(calls) > 0) {
+            if (!places)
+                places = map_calls(calls);
+            is_done = places != NULL;
+            if (is_done)
+                sort_results(r, &r->turns[i], places, results);
+        }
     }
+    json_decref(places);
+    free(results);
+    return is_done ? 0 : sl_err_set(r->err, -ENOMEM, "messages: out of memory");
 }
 
 static int64_t find_last_user(const struct renderer *r)
@@ -540,8 +572,9 @@ int sl_chat_render(struct sl_chat_prompt *prompt, const json_t *messages,
         rc = sl_err_set(err, -ENOMEM, "messages: out of memory");
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = add_message(&r, json_array_get(messages, i), i);
+    if (rc == 0)
+        rc = sort_all_results(&r);
     if (rc == 0) {
-        sort_all_results(&r);
         drop_thinking(&r);
         rc = put_all(&r);
     }

@@ -249,47 +249,55 @@ int sl_messages_add_tools(json_t *messages, json_t *tools, json_t *response_form
     return rc < 0 ? no_memory(refusal) : 0;
 }
 
-/* Content as a list of text parts, so that two can be joined. Returns NULL when out of memory. */
-static json_t *content_parts(const json_t *message)
+/* Adds a message's content to a list of parts. */
+static int add_parts(json_t *parts, const json_t *message)
 {
     json_t *content = json_object_get(message, "content");
 
     if (json_is_array(content))
-        return json_deep_copy(content);
+        return json_array_extend(parts, content);
     if (!content || json_is_null(content))
-        return json_array();
-    return json_pack("[{s:s, s:O}]", "type", "text", "text", content);
+        return 0;
+    return json_array_append_new(parts, json_pack("{s:s, s:O}", "type", "text", "text", content));
 }
 
-/* Joins message `index` to the system message at the beginning, behind a blank line. */
-static int join_system(json_t *messages, size_t index)
+/* Makes one of the first `n` messages, with blank lines between what they say. */
+static int join_systems(json_t *messages, size_t n)
 {
-    json_t *first = json_array_get(messages, 0);
-    json_t *parts = content_parts(first), *more = content_parts(json_array_get(messages, index));
-    int rc = parts && more ? 0 : -1;
+    json_t *first = json_array_get(messages, 0), *parts = json_array(), *kept = json_array();
+    int rc = parts ? json_array_append(kept, first) : -1;
 
-    if (rc == 0 && json_array_size(parts) > 0)
-        rc = json_array_append_new(parts, json_pack("{s:s, s:s}", "type", "text", "text", "\n\n"));
-    if (rc == 0)
-        rc = json_array_extend(parts, more);
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        if (i > 0 && json_array_size(parts) > 0)
+            rc = json_array_append_new(parts,
+                                       json_pack("{s:s, s:s}", "type", "text", "text", "\n\n"));
+        if (rc == 0)
+            rc = add_parts(parts, json_array_get(messages, i));
+    }
+    for (size_t i = n; rc == 0 && i < json_array_size(messages); i++)
+        rc = json_array_append(kept, json_array_get(messages, i));
     if (rc == 0)
         rc = json_object_set(first, "content", parts);
     if (rc == 0)
-        rc = json_array_remove(messages, index);
+        rc = json_array_clear(messages);
+    if (rc == 0)
+        rc = json_array_extend(messages, kept);
     json_decref(parts);
-    json_decref(more);
+    json_decref(kept);
     return rc;
 }
 
 static int settle_systems(json_t *messages)
 {
+    size_t n_systems = 0;
     int rc = 0;
 
-    if (is_system(json_array_get(messages, 0)))
+    while (is_system(json_array_get(messages, n_systems)))
+        n_systems++;
+    if (n_systems > 0)
         rc = json_object_set_new(json_array_get(messages, 0), "role", json_string("system"));
-    while (rc == 0 && json_array_size(messages) > 1 && is_system(json_array_get(messages, 0)) &&
-           is_system(json_array_get(messages, 1)))
-        rc = join_system(messages, 1);
+    if (rc == 0 && n_systems > 1)
+        rc = join_systems(messages, n_systems);
     for (size_t i = 1; rc == 0 && i < json_array_size(messages); i++)
         if (is_system(json_array_get(messages, i)))
             rc = json_object_set_new(json_array_get(messages, i), "role", json_string("user"));
