@@ -71,6 +71,22 @@ ends_well() {
 }
 try "SIGTERM lets a stream end, and leaves no socket" ends_well
 
+# One that ends makes room for the next at once, and leaves its socket alone.
+takes_over() {
+    local first client
+
+    serve --context 4096 --grace 1 || return
+    first=$daemon
+    ask -N http://localhost/v1/completions -d '{"prompt": "She said", "max_tokens": 4000, "stream": true}' \
+        >"$scratch/stream" &
+    client=$!
+    until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
+    kill "$first"
+    serve && wait "$first" && wait "$client" && ask http://localhost/health | grep -q ok &&
+        kill "$daemon" && wait "$daemon" && [ ! -e "$socket" ]
+}
+try "another server takes the place of one that ends" takes_over
+
 # A server that was killed leaves its socket behind; the next one replaces it. Its KV caches have
 # room for one long text: others wait or are told.
 starts_again() {

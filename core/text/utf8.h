@@ -1,9 +1,11 @@
-/* One UTF-8 character, or what stands in its place. */
+/* UTF-8, character by character, and what stands in the place of what is none. */
 #ifndef SL_TEXT_UTF8_H
 #define SL_TEXT_UTF8_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Looks at the start of bytes[0..n), n at least 1. Returns
  *   k > 0  the first k bytes are a well-formed character,
@@ -38,6 +40,26 @@ static inline int sl_utf8_scan(const uint8_t *bytes, size_t n)
         high = 0xBF;
     }
     return length;
+}
+
+/* Puts "?" in the place of every byte of a terminated text that is no part of a character, as where
+ * one was cut. Returns whether there was any. */
+static inline bool sl_utf8_mend(char *text)
+{
+    const size_t length = strlen(text);
+    bool was_broken = false;
+
+    for (size_t at = 0; at < length;) {
+        const int scanned = sl_utf8_scan((const uint8_t *)text + at, length - at);
+        const size_t n = scanned == 0 ? length - at : (size_t)(scanned < 0 ? -scanned : scanned);
+
+        if (scanned <= 0) {
+            memset(text + at, '?', n);
+            was_broken = true;
+        }
+        at += n;
+    }
+    return was_broken;
 }
 
 #endif

@@ -1,17 +1,22 @@
 #include "daemon/http/listen_socket.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define BACKLOG 128
+#define LOCK_TRIES 50
+#define LOCK_PAUSE_NS 20000000L
 
 static int fail(int fd, struct sl_err *err, const char *what, const char *where)
 {
@@ -24,6 +29,35 @@ static int fail(int fd, struct sl_err *err, const char *what, const char *where)
 
 /* ---- Unix --------------------------------------------------------------------------------------
  */
+
+/* Between looking for a socket, removing it and listening on another, no other server may do the
+ * same: they lock the folder. Returns a descriptor that holds the lock, or -1 where the folder
+ * cannot be read or somebody keeps it locked; a lock that anybody could take must not stop us. */
+static int lock_folder(const char *path)
+{
+    const struct timespec pause = {0, LOCK_PAUSE_NS};
+    const char *slash = strrchr(path, '/');
+    char folder[sizeof(((struct sockaddr_un *)NULL)->sun_path)] = ".";
+    int fd, rc = -1;
+
+    if (slash == path)
+        strcpy(folder, "/");
+    else if (slash)
+        stpncpy(folder, path, (size_t)(slash - path))[0] = '\0';
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; fd >= 0 && rc < 0 && i < LOCK_TRIES; i++) {
+        rc = flock(fd, LOCK_EX | LOCK_NB);
+        if (rc < 0)
+            nanosleep(&pause, NULL);
+    }
+    return fd;
+}
+
+static void unlock_folder(int lock)
+{
+    if (lock >= 0)
+        close(lock);
+}
 
 /* Removes a socket that is left from before. */
 static int remove_stale(const struct sockaddr_un *address, struct sl_err *err)
@@ -61,36 +95,61 @@ static int give_to_group(const char *path, const char *group, struct sl_err *err
     return 0;
 }
 
-int sl_listen_unix(const char *path, const char *group, struct sl_err *err)
+static int listen_unix(const struct sockaddr_un *address, const char *group, struct sl_err *err)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const char *path = address->sun_path;
+    int rc = remove_stale(address, err), fd;
     mode_t before;
-    int fd, rc;
 
-    if (strlen(path) >= sizeof(address.sun_path))
-        return sl_err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
-                          sizeof(address.sun_path) - 1);
-    strcpy(address.sun_path, path);
-    rc = remove_stale(&address, err);
     if (rc < 0)
         return rc;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return fail(fd, err, "no socket to be had", path);
     before = umask(0177); /* there is no moment at which others could open it */
-    rc = bind(fd, (const struct sockaddr *)&address, sizeof(address));
+    rc = bind(fd, (const struct sockaddr *)address, sizeof(*address));
     umask(before);
     if (rc < 0)
         return fail(fd, err, "cannot be made", path);
     rc = group ? give_to_group(path, group, err) : 0;
     if (rc == 0 && listen(fd, BACKLOG) < 0)
-        return fail(fd, err, "cannot be listened on", path);
+        rc = fail(-1, err, "cannot be listened on", path);
     if (rc < 0) {
         close(fd);
         unlink(path);
         return rc;
     }
     return fd;
+}
+
+int sl_listen_unix(const char *path, const char *group, struct sl_socket_file *file,
+                   struct sl_err *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat status;
+    int lock, fd;
+
+    if (strlen(path) >= sizeof(address.sun_path))
+        return sl_err_set(err, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
+                          sizeof(address.sun_path) - 1);
+    strcpy(address.sun_path, path);
+    lock = lock_folder(path);
+    fd = listen_unix(&address, group, err);
+    *file = (struct sl_socket_file){0};
+    if (fd >= 0 && lstat(path, &status) == 0)
+        *file = (struct sl_socket_file){status.st_dev, status.st_ino};
+    unlock_folder(lock);
+    return fd;
+}
+
+void sl_remove_unix(const char *path, const struct sl_socket_file *file)
+{
+    const int lock = lock_folder(path);
+    struct stat status;
+
+    if (lstat(path, &status) == 0 && status.st_dev == file->device && status.st_ino == file->inode)
+        unlink(path);
+    unlock_folder(lock);
 }
 
 /* ---- TCP ---------------------------------------------------------------------------------------

@@ -7,10 +7,20 @@
 
 #include "core/base/err.h"
 
+/* A socket's file, which others may replace once nobody listens on it. */
+struct sl_socket_file {
+    uint64_t device, inode;
+};
+
 /* A Unix socket that only this user can open, or with `group`, a name, the group's users too. A
  * socket that nobody listens on any more is replaced; one that is in use is refused with
- * -EADDRINUSE, and so is a file that is no socket. */
-int sl_listen_unix(const char *path, const char *group, struct sl_err *err);
+ * -EADDRINUSE, and so is a file that is no socket. *file tells which file it became. */
+int sl_listen_unix(const char *path, const char *group, struct sl_socket_file *file,
+                   struct sl_err *err);
+
+/* Removes a socket's file, unless another server's has taken its place: while the socket is open,
+ * no other file has its number. */
+void sl_remove_unix(const char *path, const struct sl_socket_file *file);
 
 /* "127.0.0.1:8080", "[::1]:8080". *ret_is_local says whether only this machine can reach it;
  * *ret_host is the address without the port, for the caller to free. */

@@ -15,6 +15,7 @@
 #include "core/base/file.h"
 #include "core/base/size.h"
 #include "core/text/chat_format.h"
+#include "core/text/utf8.h"
 #include "daemon/http/routes.h"
 #include "daemon/http/listen_socket.h"
 #include "daemon/http/service_manager.h"
@@ -77,6 +78,7 @@ struct command {
     struct sl_tokenizer *tok;
     char *name, *socket_path, *tcp_host, *key;
     bool made_socket; /* it goes when the server ends */
+    struct sl_socket_file socket_file;
     struct {
         int fd;
         bool is_tcp;
@@ -154,6 +156,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_OTHER_NAME:
         if (command->n_names == NAMES_MAX - 1)
             argp_error(state, "--alias can be given %u times", NAMES_MAX - 1);
+        if (sl_utf8_mend(value))
+            argp_error(state, "--alias takes UTF-8, not \"%s\"", value);
         command->names[++command->n_names] = value;
         return 0;
     case OPTION_PROFILE:
@@ -253,6 +257,7 @@ static int choose_name(struct command *command, struct sl_err *err)
     free(path);
     if (!command->name)
         return sl_err_set(err, -errno, "%s: %s", command->options.model, sl_strerror(errno));
+    sl_utf8_mend(command->name); /* replies hold it */
     command->names[0] = command->name;
     command->n_names++;
     return 0;
@@ -299,12 +304,20 @@ static int open_unix(struct command *command, struct sl_err *err)
         command->socket_path = NULL;
     if (!command->socket_path)
         return sl_err_set(err, -ENOMEM, "out of memory");
-    fd = sl_listen_unix(command->socket_path, command->socket_group, err);
+    fd = sl_listen_unix(command->socket_path, command->socket_group, &command->socket_file, err);
     if (fd < 0)
         return fd;
     command->made_socket = true;
     add_socket(command, fd, false);
     return 0;
+}
+
+/* Before it is closed: from then on another server may put its own there. */
+static void remove_socket(struct command *command)
+{
+    if (command->made_socket)
+        sl_remove_unix(command->socket_path, &command->socket_file);
+    command->made_socket = false;
 }
 
 static int open_tcp(struct command *command, struct sl_err *err)
@@ -459,6 +472,7 @@ static void on_signal(struct command *command, uint32_t n_signals, uint64_t *dea
     sl_service_notify("STOPPING=1\nSTATUS=ending what is under way");
     if (!command->quiet)
         sl_serve_log_line(&command->log, "ending; what is under way has %g s", command->grace_s);
+    remove_socket(command);
     sl_http_server_quiesce(command->server);
     *deadline_ns = sl_clock_ns() + (uint64_t)(command->grace_s * 1e9);
     sl_worker_stop(command->worker, (uint64_t)(command->grace_s * 1e9));
@@ -467,8 +481,7 @@ static void on_signal(struct command *command, uint32_t n_signals, uint64_t *dea
 /* A model that is still being loaded cannot be stopped, but nothing is lost by leaving it. */
 static void leave_loading(struct command *command)
 {
-    if (command->made_socket)
-        unlink(command->socket_path);
+    remove_socket(command);
     fflush(NULL);
     _exit(0);
 }
@@ -541,6 +554,7 @@ static int serve(struct command *command, struct sl_err *err)
             rc = status.err.code;
         }
     }
+    remove_socket(command);
     sl_http_server_destroy(command->server);
     if (command->worker)
         sl_worker_join(command->worker);
@@ -549,11 +563,10 @@ static int serve(struct command *command, struct sl_err *err)
 
 static void finish(struct command *command)
 {
+    remove_socket(command);
     for (uint32_t i = 0; i < command->n_sockets; i++)
         if (command->sockets[i].fd >= 0)
             close(command->sockets[i].fd);
-    if (command->made_socket)
-        unlink(command->socket_path);
     sl_tokenizer_close(command->tok);
     if (command->has_log)
         sl_serve_log_close(&command->log);
