@@ -144,6 +144,7 @@ def bad_requests():
         ('{"prompt": "a", "n": 65}', 400, "n"), ('{"prompt": [999999999]}', 400, "prompt"),
         ('{"prompt": "a", "stop": [""]}', 400, "stop"),
         ('{"prompt": "a", "model": "another"}', 404, "model"),
+        (json.dumps({"prompt": "a", "model": "日" * 400}), 404, "model"), # quoted in part
         ('{"prompt": "a", "seed": 1.5}', 400, "seed"),
         (json.dumps({"prompt": "and on it went " * 4000}), 400, "prompt"),
     ]

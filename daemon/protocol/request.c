@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/text/utf8.h"
+
 int sl_refuse(struct sl_refusal *refusal, int status, const char *param, const char *format, ...)
 {
     va_list args;
@@ -13,6 +15,7 @@ int sl_refuse(struct sl_refusal *refusal, int status, const char *param, const c
     va_start(args, format);
     vsnprintf(refusal->message, sizeof(refusal->message), format, args);
     va_end(args);
+    sl_utf8_mend(refusal->message); /* what it quotes may be cut, and no JSON holds that */
     return -1;
 }
 
