@@ -76,6 +76,24 @@ static void print_text_figures(const struct sl_generate_text *g)
     fputc('\n', stderr);
 }
 
+/* The layers that streamed, if any did. */
+static void print_dense(const struct sl_engine *engine)
+{
+    const struct sl_engine_dense dense = sl_engine_dense(engine);
+    char read[SL_SIZE_TEXT_BYTES];
+
+    if (dense.reads.read_bytes == 0)
+        return;
+    fprintf(stderr,
+            "dense    %llu times a layer that streams, %.1f %% read ahead in time; %s read, %.2f s "
+            "waited for\n",
+            (unsigned long long)dense.layers.n_acquired,
+            dense.layers.n_acquired
+                ? 100 * (double)dense.layers.n_ready / (double)dense.layers.n_acquired
+                : 0,
+            sl_size_format(dense.reads.read_bytes, read), (double)dense.reads.wait_ns / 1e9);
+}
+
 void sl_generate_print_figures(const struct sl_generate_text *g,
                                const struct sl_engine_options *options)
 {
@@ -104,6 +122,7 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
     fprintf(stderr, "disk     %s wanted, %s read, %.2f s waited for\n",
             sl_size_format(c.wanted_bytes, wanted), sl_size_format(c.read_bytes, read),
             (double)c.wait_ns / 1e9);
+    print_dense(g->engine);
     if (c.n_stalls > 0)
         fprintf(stderr, "stalls   %llu read%s took longer than --io-stall, the longest %.0f s\n",
                 (unsigned long long)c.n_stalls, sl_plural(c.n_stalls), (double)c.longest_ns / 1e9);
@@ -176,6 +195,7 @@ void sl_generate_write_stats(const struct sl_generate_text *g,
                              const struct sl_engine_options *options, json_t *arguments,
                              struct sl_output_file *out)
 {
+    const struct sl_engine_dense dense = sl_engine_dense(g->engine);
     struct sl_expert_cache_counters counters;
     json_t *object = json_object();
 
@@ -187,6 +207,8 @@ void sl_generate_write_stats(const struct sl_generate_text *g,
     set_text_figures(object, g);
     counters = sl_engine_counters(g->engine);
     sl_metrics_set_json(object, &sl_expert_cache_metrics, &counters);
+    set(object, "dense_read_bytes", json_integer((json_int_t)dense.reads.read_bytes));
+    set(object, "dense_wait_seconds", json_real((double)dense.reads.wait_ns / 1e9));
     json_dumpf(object, out->stream, JSON_INDENT(2));
     fputc('\n', out->stream);
     json_decref(object);
