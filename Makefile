@@ -79,7 +79,7 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-images check-sessions check-clients check-debian check-tokenizer check-numa asan \
+        check-every-bit check-images check-sessions check-clients check-debian check-load check-tokenizer check-numa asan \
         ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
@@ -185,6 +185,11 @@ $(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
 	@mkdir -p $(@D)
 	$(say) LD $@
 	$(Q)$(CC) $(filter-out -MMD -MP,$(ALL_CFLAGS)) -fPIC -shared -o $@ $^ -lxxhash
+
+# 64 clients; REQUESTS=10000 for a long run. Texts are compared, and memory must not grow.
+REQUESTS ?= 1000
+check-load: $(B)/sluice ## sluice serve under load: clients that ask, hang up, read slowly (minutes)
+	$(Q)tests/measure_load.sh $(REQUESTS)
 
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh

@@ -352,6 +352,7 @@ static bool goes_on(struct sl_worker *w, uint64_t now_ns, uint64_t *until_ns)
         return true;
     if (!w->is_stopping) {
         w->is_stopping = true;
+        sl_worker_end_abandoned(w);
         set_state(w, SL_WORKER_STOPPING);
     }
     if (sl_list_is_empty(&w->live) || now_ns >= deadline_ns)

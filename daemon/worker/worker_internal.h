@@ -66,6 +66,9 @@ void sl_worker_drop(struct sl_worker *w, struct sl_text *text);
 /* Ends a request with an error, and all of its texts. */
 void sl_worker_fail(struct sl_worker *w, struct sl_ticket *ticket, int status, const char *message);
 
+/* Ends the texts of all whose client has gone, prompts that were kept for them included. */
+void sl_worker_end_abandoned(struct sl_worker *w);
+
 /* The step of that size is over: its texts have something new to tell (rc 0), have failed with
  * `rc`, or are where they were, since it was abandoned (1). */
 void sl_worker_step_over(struct sl_worker *w, enum sl_step_size size, int rc,

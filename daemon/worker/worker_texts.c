@@ -93,12 +93,23 @@ void sl_worker_fail(struct sl_worker *w, struct sl_ticket *ticket, int status, c
     const struct sl_news news = {
         .kind = SL_NEWS_FAILED, .status = status, .text = message, .length = strlen(message)};
 
-    if (ticket->is_over)
-        return;
-    ticket->is_over = true;
-    w->counters.n_failed++;
-    tell(w, ticket, &news);
+    if (!ticket->is_over) { /* else nobody is left to tell, but there may be texts */
+        ticket->is_over = true;
+        w->counters.n_failed++;
+        tell(w, ticket, &news);
+    }
     end_all_texts(w, ticket);
+}
+
+void sl_worker_end_abandoned(struct sl_worker *w)
+{
+    for (struct sl_link *at = w->live.next, *next; at != &w->live; at = next) {
+        struct sl_ticket *ticket = sl_list_item(at, struct sl_ticket, live);
+
+        next = at->next;
+        if (atomic_load(&ticket->is_abandoned))
+            end_all_texts(w, ticket);
+    }
 }
 
 /* ---- beginnings --------------------------------------------------------------------------------
