@@ -101,9 +101,11 @@ int sl_engine_resume(struct sl_engine *e, struct sl_session *session, const int3
         if (rc < 0)
             return rc;
         loading.is_open = true;
-        if (sl_images_load(e->images, tokens, match.n_tokens, take_content, &loading) < 0 &&
-            loading.is_open)
+        rc = sl_images_load(e->images, tokens, match.n_tokens, take_content, &loading);
+        if (rc < 0 && loading.is_open)
             sl_session_import_abandon(session);
+        if (rc == -ENOMEM)
+            return sl_err_set(err, rc, "images: out of memory");
     } while (sl_session_token_count(session) == 0);
     *ret_resumed = (struct sl_resumed){match.n_tokens, match.n_shared, match.prefix};
     return 0;

@@ -18,7 +18,7 @@
 #include "storage/images/image_write.h"
 
 struct sl_images {
-    struct sl_images_options options; /* its folder is not used after open() */
+    struct sl_images_options options; /* the caller's strings in it are not used after open() */
     int lock_fd;
     struct sl_image_folder folder;
     struct sl_image_writer *writer;
@@ -43,7 +43,8 @@ __attribute__((format(printf, 2, 3))) static void note(const struct sl_images *i
     va_start(arguments, format);
     vsnprintf(line, sizeof(line), format, arguments);
     va_end(arguments);
-    images->options.on_note(images->options.note_context, line);
+    if (images->options.on_note)
+        images->options.on_note(images->options.note_context, line);
 }
 
 /* ---- use ---------------------------------------------------------------------------------------

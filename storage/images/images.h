@@ -44,7 +44,7 @@ struct sl_images_options {
     sl_io_open_fn *open_io;          /* reads go through it, */
     struct sl_reader_options reader; /* and with these options */
     const atomic_uint *n_ahead;      /* see storage/images/image_write.h */
-    sl_images_note_fn *on_note;
+    sl_images_note_fn *on_note;      /* may be NULL */
     void *note_context;
 };
 
@@ -81,8 +81,9 @@ struct sl_images_match sl_images_find(struct sl_images *images, const int32_t *t
                                       uint32_t n_tokens);
 
 /* Reads the images of a prefix that was found, from the first on, and lets `take` have them: the
- * last one brings the mark. Returns 0 or a negative code. Then an image was bad, which has been
- * noted and dropped, and what has been taken is of no use: find() tells what is left. */
+ * last one brings the mark. Returns 0 or a negative code; then what has been taken is of no use.
+ * But for -ENOMEM, an image was bad, which has been noted and dropped: find() tells what is left.
+ */
 int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
                    sl_image_take_fn *take, void *context);
 
