@@ -87,6 +87,24 @@ takes_over() {
 }
 try "another server takes the place of one that ends" takes_over
 
+# A full disk costs the trace, and who reads the log may go: neither costs an answer.
+without_trace_and_log() {
+    "$sluice" serve tests/small --socket "$socket" --ram 2G --no-hot-list --trace /dev/full \
+        >/dev/null 2> >(grep -m 1 'trace cannot be written: No space' >"$scratch/log") &
+    daemon=$!
+    until curl -sf --unix-socket "$socket" http://localhost/health >/dev/null; do
+        kill -0 "$daemon" || return
+        sleep 0.05
+    done
+    for i in 1 2 3; do
+        ask http://localhost/v1/completions -d '{"prompt": "a", "max_tokens": 1}' |
+            grep -q '"finish_reason":"length"' || return
+    done
+    kill "$daemon"
+    wait "$daemon" && [ -s "$scratch/log" ]
+}
+try "a trace on a full disk, a log that nobody reads" without_trace_and_log
+
 # A server that was killed leaves its socket behind; the next one replaces it. Its KV caches have
 # room for one long text: others wait or are told.
 starts_again() {

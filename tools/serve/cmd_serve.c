@@ -415,7 +415,7 @@ static void fill_front(struct command *command)
     front->api_key = command->key;
     front->tcp_host = command->tcp_host;
     front->log = sl_serve_log_request;
-    front->trace = command->log.trace ? sl_serve_log_trace : NULL;
+    front->trace = command->log.trace >= 0 ? sl_serve_log_trace : NULL;
     front->context = &command->log;
 }
 
@@ -539,6 +539,7 @@ static int serve(struct command *command, struct sl_err *err)
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    signal(SIGPIPE, SIG_IGN); /* whoever reads the log may go */
     command->signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     command->state_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (command->signals < 0 || command->state_event < 0)

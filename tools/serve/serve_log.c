@@ -4,31 +4,31 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/bytes.h"
+
 int sl_serve_log_open(struct sl_serve_log *log, bool json, bool is_quiet, const char *trace,
                       struct sl_err *err)
 {
-    int fd;
-
     *log = (struct sl_serve_log){
-        .json = json, .is_quiet = is_quiet, .with_time = !getenv("JOURNAL_STREAM")};
+        .json = json, .is_quiet = is_quiet, .with_time = !getenv("JOURNAL_STREAM"), .trace = -1};
     pthread_mutex_init(&log->lock, NULL);
     if (!trace)
         return 0;
-    fd = open(trace, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    log->trace = fd >= 0 ? fdopen(fd, "a") : NULL;
-    if (!log->trace)
+    log->trace = open(trace, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (log->trace < 0)
         return sl_err_set(err, -errno, "%s: cannot be written: %s", trace, sl_strerror(errno));
     return 0;
 }
 
 void sl_serve_log_close(struct sl_serve_log *log)
 {
-    if (log->trace)
-        fclose(log->trace);
+    if (log->trace >= 0)
+        close(log->trace);
     pthread_mutex_destroy(&log->lock);
 }
 
@@ -164,19 +164,51 @@ void sl_serve_log_request(void *context, const struct sl_log_entry *e)
     free(text);
 }
 
+/* Writes a line of the trace; one that was cut before, as by a full disk, stays a line of its own.
+ * Returns 0, or -errno. */
+static int write_trace(struct sl_serve_log *log, const json_t *object)
+{
+    struct sl_bytes line = {0};
+    size_t at = 0;
+    ssize_t n = 0;
+    int rc = 0;
+
+    if (log->is_trace_cut)
+        sl_bytes_add_text(&line, "\n");
+    sl_bytes_add_json(&line, object);
+    sl_bytes_add_text(&line, "\n");
+    if (line.out_of_memory)
+        rc = -ENOMEM;
+    while (rc == 0 && at < line.length) {
+        n = write(log->trace, line.data + at, line.length - at);
+        if (n >= 0)
+            at += (size_t)n;
+        else if (errno != EINTR)
+            rc = -errno;
+    }
+    if (at > 0)
+        log->is_trace_cut = at < line.length;
+    log->has_trace_failed = rc < 0;
+    sl_bytes_fini(&line);
+    return rc;
+}
+
 void sl_serve_log_trace(void *context, const char *id, const char *what, const char *text,
                         size_t length)
 {
     struct sl_serve_log *log = context;
+    bool had_failed;
     json_t *object;
     char now[32];
+    int rc;
 
     now_text(now, sizeof(now));
     object = json_pack("{s:s, s:s, s:s%}", "time", now, "id", id, what, text, length);
     pthread_mutex_lock(&log->lock);
-    if (object && json_dumpf(object, log->trace, JSON_COMPACT) == 0)
-        fputc('\n', log->trace);
-    fflush(log->trace);
+    had_failed = log->has_trace_failed;
+    rc = write_trace(log, object);
     pthread_mutex_unlock(&log->lock);
     json_decref(object);
+    if (rc < 0 && !had_failed)
+        sl_serve_log_line(log, "the trace cannot be written: %s", sl_strerror(-rc));
 }

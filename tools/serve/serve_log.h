@@ -5,16 +5,17 @@
 
 #include <pthread.h>
 #include <stdbool.h>
-#include <stdio.h>
 
 #include "daemon/http/front.h"
 
 struct sl_serve_log {
     bool json;
-    bool is_quiet;        /* requests are not told */
-    bool with_time;       /* who keeps the lines does not add it */
-    pthread_mutex_t lock; /* guards the trace, and keeps lines whole */
-    FILE *trace;          /* NULL: none is kept */
+    bool is_quiet;         /* requests are not told */
+    bool with_time;        /* who keeps the lines does not add it */
+    pthread_mutex_t lock;  /* guards the trace, and keeps lines whole */
+    int trace;             /* a descriptor; -1: none is kept */
+    bool is_trace_cut;     /* its last line is not complete */
+    bool has_trace_failed; /* at the last line, which is told once */
 };
 
 /* Opens the trace, with mode 0600, unless `trace` is NULL. Fails with -errno. */
