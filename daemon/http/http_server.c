@@ -72,7 +72,6 @@ struct sl_http_server {
     pthread_cond_t closing;
     struct sl_link calls;
     uint64_t body_bytes; /* of all bodies */
-    uint32_t n_calls;
     bool is_closing;
 };
 
@@ -415,7 +414,6 @@ static struct sl_http_call *new_call(struct listener *listener, struct MHD_Conne
                                   .is_tcp = listener->is_tcp};
     pthread_mutex_lock(&listener->server->lock);
     sl_list_append(&listener->server->calls, &call->link);
-    listener->server->n_calls++;
     pthread_mutex_unlock(&listener->server->lock);
     return call;
 }
@@ -472,7 +470,6 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     sl_http_drop_body(call);
     pthread_mutex_lock(&call->server->lock);
     sl_list_remove(&call->link);
-    call->server->n_calls--;
     pthread_mutex_unlock(&call->server->lock);
     free(call);
 }
@@ -543,16 +540,6 @@ void sl_http_server_quiesce(struct sl_http_server *server)
         if (fd != MHD_INVALID_SOCKET)
             close(fd);
     }
-}
-
-uint32_t sl_http_server_connections(struct sl_http_server *server)
-{
-    uint32_t n;
-
-    pthread_mutex_lock(&server->lock);
-    n = server->n_calls;
-    pthread_mutex_unlock(&server->lock);
-    return n;
 }
 
 void sl_http_server_destroy(struct sl_http_server *server)

@@ -72,8 +72,6 @@ void sl_http_server_quiesce(struct sl_http_server *server);
 /* Ends all calls. NULL is allowed. */
 void sl_http_server_destroy(struct sl_http_server *server);
 
-uint32_t sl_http_server_connections(struct sl_http_server *server);
-
 /* ---- calls -------------------------------------------------------------------------------------
  */
 
