@@ -239,9 +239,9 @@ refused "a text longer than the context" "$scratch/text: .* do not fit --context
     perplexity "$model" -f "$scratch/text" --context 8
 refused "a context longer than the model's" "max_position_embeddings" \
     generate "$model" -p a -n 4 --context 2000000
-refused "a cache below one token's working set" "give --cache min, or more" \
-    generate "$model" -p a --cache 1M
-check "... with the table" grep -q 'dense weights' "$scratch/stderr"
+check "a cache below one token's working set is told, with the price" bash -c "
+    '$sluice' generate '$model' -p a -n 2 --cache 1M 2>&1 >/dev/null |
+    grep -q 'note: memory holds .* experts that a token takes, .* a token'"
 refused "memory for KV caches that holds no sequence" "one sequence of 64 tokens takes .* than --kv 64.0 KiB" \
     generate "$model" -p a -n 4 --context 64 --kv 64K
 refused "KV caches that grow beyond their memory" "needs .* more for KV caches, but .* (--kv) are left" \
