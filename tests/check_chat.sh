@@ -51,6 +51,18 @@ echo "some text" >"$scratch/text"
 printf '%s\n' "/file $scratch/text" 'Sum it up.' "/save $scratch/four.json" | talk --tokens 4
 check "a file goes in front of the next message" grep -q 'some text\\n\\n\\nSum it up' "$scratch/four.json"
 
+# Nobody reads the answer: chat is killed as other commands are, and its daemon clears up.
+leaves_nothing() {
+    local n=0
+
+    mkdir "$scratch/run"
+    printf '%s\n' One Two | XDG_RUNTIME_DIR=$scratch/run "$sluice" chat "$model" --ram 2G \
+        --effort none --tokens 500 2>/dev/null | head -c 5 >/dev/null
+    while [ -n "$(ls "$scratch/run")" ] && [ $((n++)) -lt 200 ]; do sleep 0.05; done
+    [ -z "$(ls "$scratch/run")" ]
+}
+check "a pipe that breaks leaves no daemon and no folder" leaves_nothing
+
 refused() { # LINE WORDS
     printf '%s\n' "$1" | talk
     [ $? = 1 ] && [ "$(tail -n 1 "$scratch/notes" | cut -c -8)" = "sluice: " ] &&

@@ -44,6 +44,7 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
 {
     char **arguments = calloc((size_t)argc + 4, sizeof(*arguments));
     static char quiet[] = "--quiet", socket_option[] = "--socket";
+    int status;
 
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (!arguments || getppid() != parent)
@@ -53,7 +54,9 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
     arguments[argc++] = quiet;
     arguments[argc++] = socket_option;
     arguments[argc++] = daemon->socket_path;
-    exit(sl_cmd_serve(argc, arguments));
+    status = sl_cmd_serve(argc, arguments);
+    rmdir(daemon->folder); /* a parent that was killed does not */
+    exit(status);
 }
 
 int sl_own_daemon_start(struct sl_own_daemon *daemon, int argc, char *const *argv,
