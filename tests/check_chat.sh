@@ -87,7 +87,8 @@ check "an option that serve does not know" fails 2 frob "$model" --frob
 check "no model in a folder" fails 1 "$scratch" "$scratch"
 check "help" sh -c "'$sluice' chat --help | grep -q -- --socket"
 
-# On a terminal: the first answer is stopped, and the talk goes on.
+# On a terminal: the first answer is stopped, and the talk goes on. What is typed before the prompt is
+# there must be lines: Ctrl-D would be lost when the terminal changes its mode.
 say() { # SCRIPT options...
     local script=$1
 
@@ -95,8 +96,8 @@ say() { # SCRIPT options...
     "$python" tests/talk_on_terminal.py "$script" "$sluice" chat "$model" --ram 2G --seed 1 "$@"
 }
 check "Ctrl-C stops an answer, not the program" \
-    say '[["> ", "Go on and on.\n"], ["\u001b[2m", "^C"], ["(stopped", "/undo\n"], ["> ", "^D"]]'
-check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "/quit\n"]]'
+    say '[["> ", "Go on and on.\n"], ["\u001b[2m", "^C"], ["(stopped", "/undo\n"], ["> ", "/quit\n"]]'
+check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "^D"]]'
 check "the history is the user's alone" \
     [ "$(stat -c %a "$XDG_STATE_HOME/sluice/chat_history")" = 600 ]
 check "no folder is left behind" sh -c "! ls -d /tmp/sluice-chat-* 2>/dev/null | grep ."
