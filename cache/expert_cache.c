@@ -52,6 +52,14 @@ uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32
     return inflight_max * sl_expert_load_staging_bytes(store);
 }
 
+uint64_t sl_expert_cache_checkpoint_staging_bytes(const struct sl_expert_shape *shape,
+                                                  uint32_t inflight_max)
+{
+    return inflight_max *
+           sl_expert_load_checkpoint_bytes(
+               shape, shape->expert_dtype == SL_EXPERT_FP8 ? SL_DTYPE_F32 : SL_DTYPE_F8_E8M0);
+}
+
 static void carve(struct sl_expert_cache *cache, struct sl_arena *arena,
                   const struct sl_policy_ops *policy)
 {

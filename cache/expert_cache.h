@@ -96,6 +96,11 @@ uint32_t sl_expert_cache_slots_least(const struct sl_expert_shape *shape,
  */
 uint64_t sl_expert_cache_staging_bytes(const struct sl_expert_map *store, uint32_t inflight_max);
 
+/* Returns them for a checkpoint of that shape that is not there, with scales as its kind has them.
+ */
+uint64_t sl_expert_cache_checkpoint_staging_bytes(const struct sl_expert_shape *shape,
+                                                  uint32_t inflight_max);
+
 /* At most so many bytes go to tables beside slab and staging buffers: with the whole model cached.
  */
 uint64_t sl_expert_cache_table_bytes(const struct sl_expert_map *store, uint32_t inflight_max,

@@ -11,20 +11,26 @@
 
 /* An extent that begins and ends inside blocks takes up to one block more than its own size rounded
  * up; merging only makes it less. */
-uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store)
+uint64_t sl_expert_load_checkpoint_bytes(const struct sl_expert_shape *shape,
+                                         enum sl_dtype scale_dtype)
 {
-    const struct sl_expert_shape *shape = sl_expert_map_shape(store);
     uint64_t bytes = 0;
 
-    if (sl_expert_map_is_packed(store))
-        return sl_expert_map_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
     for (int i = 0; i < SL_EXPERT_MATRICES; i++) {
         bytes += sl_round_up(sl_expert_codes_bytes(shape, i), SL_BLOCK_BYTES) + SL_BLOCK_BYTES;
-        bytes += sl_round_up(sl_expert_scales_bytes(shape, i, sl_expert_map_scale_dtype(store)),
-                             SL_BLOCK_BYTES) +
+        bytes += sl_round_up(sl_expert_scales_bytes(shape, i, scale_dtype), SL_BLOCK_BYTES) +
                  SL_BLOCK_BYTES;
     }
     return bytes;
+}
+
+uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store)
+{
+    const struct sl_expert_shape *shape = sl_expert_map_shape(store);
+
+    if (sl_expert_map_is_packed(store))
+        return sl_expert_map_is_compressed(store) ? sl_packed_expert_bytes(shape) : 0;
+    return sl_expert_load_checkpoint_bytes(shape, sl_expert_map_scale_dtype(store));
 }
 
 void sl_expert_loader_init(struct sl_expert_loader *loader, const struct sl_expert_map *store,

@@ -72,6 +72,10 @@ struct sl_expert_load_end {
  * in which none is compressed. */
 uint64_t sl_expert_load_staging_bytes(const struct sl_expert_map *store);
 
+/* Returns it for a checkpoint that is not there. */
+uint64_t sl_expert_load_checkpoint_bytes(const struct sl_expert_shape *shape,
+                                         enum sl_dtype scale_dtype);
+
 /* Borrows all three; to measure, reader and pool may be NULL, and the caller sets
  * preparer.n_threads.
  * sl_expert_loader_carve() takes what memory it needs from a zeroed arena. */

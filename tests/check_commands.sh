@@ -242,6 +242,9 @@ refused "a context longer than the model's" "max_position_embeddings" \
 check "a cache below one token's working set is told, with the price" bash -c "
     '$sluice' generate '$model' -p a -n 2 --cache 1M 2>&1 >/dev/null |
     grep -q 'note: memory holds .* experts that a token takes, .* a token'"
+refused "... and refused with --refuse-slow" "give --cache min, or more" \
+    generate "$model" -p a --cache 1M --refuse-slow
+check "... with the table" grep -q 'dense weights' "$scratch/stderr"
 refused "memory for KV caches that holds no sequence" "one sequence of 64 tokens takes .* than --kv 64.0 KiB" \
     generate "$model" -p a -n 4 --context 64 --kv 64K
 refused "KV caches that grow beyond their memory" "needs .* more for KV caches, but .* (--kv) are left" \
@@ -274,14 +277,15 @@ inspects_configs() {
         "$python" - "$scratch/inspected" "$scratch/plan" "$scratch/by-path" <<'PYTHON'
 import json, sys
 m, by_path = json.load(open(sys.argv[1])), json.load(open(sys.argv[3]))
-assert all(m[k] == by_path[k] for k in m if k not in ("model", "huge_page_share")), by_path
+assert all(m[k] == by_path[k] for k in m if k not in ("model", "huge_page_share", "memory")), by_path
 machine, alone = list(map(json.loads, open(sys.argv[2])))[:2]
 assert m["kind"] == "config" and m["tensors"] == 145116 and m["files"] == 64, m
 assert 864e9 < m["disk_bytes"] < 866e9, m
 memory = m["memory"]
 assert memory["fits"] and memory["slots_max"] == 61 * 384 and memory["slots_min"] == 366, m
 assert memory["bytes"]["dense weights"] == machine["dense_bytes"], (m, machine)
-assert memory["bytes"]["expert cache"] == alone["cache_bytes"], (m, alone)
+# What the program itself has taken differs from one run to the next.
+assert abs(memory["bytes"]["expert cache"] - alone["cache_bytes"]) <= memory["slot_bytes"], (m, alone)
 assert sum(memory["bytes"].values()) == memory["together_bytes"] <= memory["budget_bytes"], m
 PYTHON
 }

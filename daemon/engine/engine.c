@@ -165,12 +165,6 @@ static uint64_t sampling_bytes(struct sl_engine *e)
     return measure.used_bytes;
 }
 
-/* A run takes this much memory on top of what the process has before the weights are read: for the
- * used part of its stacks, and for rings, lists and figures, which came to a third of this with the
- * larger of both back ends. */
-#define STACK_USED_BYTES (UINT64_C(448) << 10)
-#define SMALL_THINGS_BYTES (UINT64_C(3) << 20)
-
 /* *ret_verdict, with its line in `err`, says whether it fits. */
 static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err)
 {
@@ -204,8 +198,8 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     if (rc < 0)
         return rc;
     process = sl_process_memory();
-    what.program_bytes = process.bytes + o->affinity.n_threads * STACK_USED_BYTES +
-                         SMALL_THINGS_BYTES + sl_arena_mapped_bytes(sampling_bytes(e)) +
+    what.program_bytes = process.bytes +
+                         sl_memory_run_bytes(o->affinity.n_threads, sampling_bytes(e)) +
                          o->other_bytes;
     sl_memory_room_read("", &room);
     what.ram_bytes = what.ram_given ? o->ram_bytes : room.default_bytes + process.own_bytes;

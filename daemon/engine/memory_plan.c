@@ -20,7 +20,19 @@
 #define MAP_ENTRY_BYTES 8u
 #define HOLD_ENTRY_BYTES 16u
 
+/* A run takes this much memory on top of what the process has before the weights are read: for the
+ * used part of its stacks, and for rings, lists and figures, which came to a third of this with the
+ * larger of both back ends. */
+#define STACK_USED_BYTES (UINT64_C(448) << 10)
+#define SMALL_THINGS_BYTES (UINT64_C(3) << 20)
+
 #define ADVICE_BYTES 80
+
+uint64_t sl_memory_run_bytes(uint32_t n_threads, uint64_t sampling_bytes)
+{
+    return n_threads * STACK_USED_BYTES + SMALL_THINGS_BYTES +
+           sl_arena_mapped_bytes(sampling_bytes);
+}
 
 /* Sums all needs but the cache's and those that depend on its size. */
 static uint64_t fixed_bytes(const struct sl_memory_plan *plan)

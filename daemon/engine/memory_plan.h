@@ -112,6 +112,10 @@ bool sl_memory_plan_is_slow(const struct sl_memory_plan *plan);
 const char *sl_memory_plan_tell_slow(const struct sl_memory_plan *plan, uint64_t bytes_per_s,
                                      char text[SL_SLOW_TEXT_BYTES]);
 
+/* Returns the part of the program's bytes that a run adds to what the process has before: stacks,
+ * the samplers' scratch and small things. */
+uint64_t sl_memory_run_bytes(uint32_t n_threads, uint64_t sampling_bytes);
+
 /* Sums all needs. */
 uint64_t sl_memory_plan_bytes(const struct sl_memory_plan *plan);
 

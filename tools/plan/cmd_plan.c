@@ -209,8 +209,7 @@ static int read_trace(struct command *command, struct sl_err *err)
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
-/* Makes the plan that an engine would make for a store that is not compressed, which needs no
- * staging buffers. */
+/* Makes the plan that an engine would make for a checkpoint. */
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
                        struct sl_memory_plan *ret_plan, struct sl_err *err)
 {

@@ -7,8 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache/expert_cache.h"
+#include "core/base/process.h"
 #include "core/model/weights.h"
+#include "core/text/sampler.h"
 #include "daemon/engine/memory_room.h"
+#include "storage/checkpoint/checkpoint.h"
 #include "tools/synth/synth_plan.h"
 
 struct listed_source {
@@ -102,12 +106,31 @@ int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes
     return 0;
 }
 
+/* A checkpoint's headers, and the table of its experts, as far as they do not depend on names. */
+static uint64_t headers_bytes(const struct sl_config *config)
+{
+    const uint64_t n_experts = (uint64_t)config->num_hidden_layers * config->n_routed_experts;
+
+    return n_experts * (sizeof(struct sl_checkpoint_expert) +
+                        2 * SL_EXPERT_MATRICES * sizeof(struct sl_checkpoint_tensor));
+}
+
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
     const struct sl_expert_shape shape = sl_expert_shape_of(config, 0);
+    const uint32_t inflight_max = sl_expert_cache_inflight_default(config->num_experts_per_tok);
+    const struct sl_process_memory process = sl_process_memory();
     struct sl_memory_case with_budget = *what;
     struct sl_memory_room room;
+    struct sl_arena sampling;
+
+    sl_arena_init_measure(&sampling);
+    for (uint32_t i = 0; i < what->n_threads; i++)
+        sl_sampler_carve_scratch(&sampling, config->vocab_size);
+    with_budget.program_bytes = process.bytes + headers_bytes(config) +
+                                sl_memory_run_bytes(what->n_threads, sampling.used_bytes);
+    with_budget.staging_bytes = sl_expert_cache_checkpoint_staging_bytes(&shape, inflight_max);
 
     with_budget.ram_given = what->ram_bytes != 0;
     if (!with_budget.ram_given) {

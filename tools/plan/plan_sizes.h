@@ -24,8 +24,9 @@ struct sl_disk_sizes {
 int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes,
                  struct sl_err *err);
 
-/* Calls sl_memory_plan_make() for a run without MTP blocks. Where no budget is given, takes the one
- * that a run on this machine would choose. */
+/* Calls sl_memory_plan_make() for a run without MTP blocks, of a checkpoint as it is: a store that
+ * is not compressed takes no memory for reads in flight. The program's bytes and theirs are filled
+ * in. Where no budget is given, takes the one that a run on this machine would choose. */
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err);
 
