@@ -97,7 +97,8 @@ say() { # SCRIPT options...
 }
 check "Ctrl-C stops an answer, not the program" \
     say '[["> ", "Go on and on.\n"], ["\u001b[2m", "^C"], ["(stopped", "/undo\n"], ["> ", "/quit\n"]]'
-check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "^D"]]'
+check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "/quit\n"]]'
+check "Ctrl-D ends the program" say '[["> ", "^D"]]'
 check "the history is the user's alone" \
     [ "$(stat -c %a "$XDG_STATE_HOME/sluice/chat_history")" = 600 ]
 check "no folder is left behind" sh -c "! ls -d /tmp/sluice-chat-* 2>/dev/null | grep ."
