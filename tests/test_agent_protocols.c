@@ -327,6 +327,9 @@ static void test_responses_refusals(void **state)
     expect_refusal(&sl_protocol_responses, "{}", "input");
     expect_refusal(&sl_protocol_responses,
                    "{'input': [{'role': 'user', 'content': [{'type': 'input_image'}]}]}", "input");
+    expect_refusal(&sl_protocol_responses, "{'input': [{'role': 'user', 'content': 7}]}", "input");
+    expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'instructions': 7}", "instructions");
+    expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'tools': 'f'}", "tools");
     expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'background': true}", "background");
     expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'reasoning': {'effort': 'some'}}",
                    "reasoning.effort");

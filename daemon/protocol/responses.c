@@ -130,6 +130,10 @@ static json_t *read_text(const json_t *content, struct sl_refusal *refusal)
 
     if (json_is_string(content))
         return json_string(json_string_value(content));
+    if (content && !json_is_null(content) && !json_is_array(content)) {
+        sl_refuse(refusal, 400, "input", "an item's text is neither a string nor a list of parts");
+        return NULL;
+    }
     for (size_t i = 0; i < json_array_size(content); i++) {
         const json_t *part = json_array_get(content, i);
         size_t t = 0;
@@ -283,13 +287,17 @@ static int read_conversation(struct sl_request *request, struct sl_refusal *refu
 {
     const json_t *input = json_object_get(request->body, "input");
     const json_t *instructions = sl_field(request->body, "instructions");
+    const json_t *tools = sl_field(request->body, "tools");
     json_t *functions, *format = json_object_get(json_object_get(request->body, "text"), "format");
     json_t *response_format = NULL;
     int rc, with_tools = read_tool_choice(request, refusal);
 
     request->messages = json_array();
-    if (with_tools < 0 ||
-        (json_is_string(instructions) && add_text(request, "system", instructions, refusal) < 0))
+    if (instructions && !json_is_string(instructions))
+        return sl_refuse(refusal, 400, "instructions", "\"instructions\" is no string");
+    if (tools && !json_is_array(tools))
+        return sl_refuse(refusal, 400, "tools", "\"tools\" is no list");
+    if (with_tools < 0 || (instructions && add_text(request, "system", instructions, refusal) < 0))
         return -1;
     if (!json_is_string(input) && !json_is_array(input))
         return sl_refuse(refusal, 400, "input", "\"input\" is neither a string nor a list");
@@ -302,8 +310,7 @@ static int read_conversation(struct sl_request *request, struct sl_refusal *refu
         response_format = json_pack("{s:s, s:{s:O*}}", "type", sl_text_in(format, "type"),
                                     "json_schema", "schema", json_object_get(format, "schema"));
     functions = json_array();
-    rc = with_tools ? read_tools(json_object_get(request->body, "tools"), NULL, functions, refusal)
-                    : 0;
+    rc = with_tools ? read_tools(tools, NULL, functions, refusal) : 0;
     if (rc == 0)
         rc = sl_messages_settle(request, refusal);
     if (rc == 0)
