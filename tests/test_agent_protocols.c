@@ -190,6 +190,15 @@ static void test_messages_refusals(void **state)
     expect_refusal(&sl_protocol_messages,
                    "{'max_tokens': 1, 'messages': [{'role': 'judge', 'content': 'Q'}]}",
                    "messages");
+    expect_refusal(&sl_protocol_messages,
+                   "{'max_tokens': 1, 'output_config': 'much',"
+                   " 'messages': [{'role': 'user', 'content': 'Q'}]}",
+                   "output_config");
+    expect_refusal(&sl_protocol_messages,
+                   "{'max_tokens': 1, 'tools': [{'name': 'f'}],"
+                   " 'tool_choice': {'type': 'tool', 'name': 'g'},"
+                   " 'messages': [{'role': 'user', 'content': 'Q'}]}",
+                   "tool_choice");
     sl_refuse(&refusal, 429, NULL, "full");
     sl_protocol_messages.refuse(&refusal, &out);
     assert_memory_equal(out.data,
@@ -323,6 +332,10 @@ static void test_responses_refusals(void **state)
     (void)state;
     expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'previous_response_id': 'resp_1'}",
                    "previous_response_id");
+    expect_refusal(&sl_protocol_responses, "{'input': 'Q', 'text': 'json'}", "text");
+    expect_refusal(&sl_protocol_responses,
+                   "{'input': 'Q', " TOOLS ", 'tool_choice': {'type': 'function', 'name': 'h'}}",
+                   "tool_choice");
     expect_refusal(&sl_protocol_responses, "{'input': 7}", "input");
     expect_refusal(&sl_protocol_responses, "{}", "input");
     expect_refusal(&sl_protocol_responses,

@@ -115,7 +115,7 @@ static int read_messages(struct sl_request *request, struct sl_refusal *refusal)
         return sl_refuse(refusal, 500, NULL, "out of memory");
     if (read_tools(request, &tools, refusal) < 0 || read_format(request, &format, refusal) < 0 ||
         sl_messages_settle(request, refusal) < 0 ||
-        sl_messages_add_tools(messages, tools, format, refusal) < 0)
+        sl_messages_add_tools(request, tools, format, refusal) < 0)
         return -1;
     if (request->must_call)
         request->chat.thinking = false;

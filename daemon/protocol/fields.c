@@ -32,6 +32,17 @@ bool sl_has_type(const json_t *object, const char *type)
     return strcmp(sl_text_in(object, "type"), type) == 0;
 }
 
+int sl_field_objects(const json_t *object, const char *const *names, struct sl_refusal *refusal)
+{
+    for (; *names; names++) {
+        const json_t *field = sl_field(object, *names);
+
+        if (field && !json_is_object(field))
+            return sl_refuse(refusal, 400, *names, "\"%s\" is no object", *names);
+    }
+    return 0;
+}
+
 int sl_field_bool(const json_t *object, const char *name, bool *value, struct sl_refusal *refusal)
 {
     const json_t *field = sl_field(object, name);
@@ -229,12 +240,26 @@ static bool is_system(const json_t *message)
     return strcmp(role, "system") == 0 || strcmp(role, "developer") == 0;
 }
 
-int sl_messages_add_tools(json_t *messages, json_t *tools, json_t *response_format,
+static bool has_tool(const json_t *tools, const char *name)
+{
+    for (size_t i = 0; i < json_array_size(tools); i++) {
+        const json_t *function = json_object_get(json_array_get(tools, i), "function");
+
+        if (strcmp(sl_text_in(function, "name"), name) == 0)
+            return true;
+    }
+    return false;
+}
+
+int sl_messages_add_tools(struct sl_request *request, json_t *tools, json_t *response_format,
                           struct sl_refusal *refusal)
 {
-    json_t *first = json_array_get(messages, 0);
+    json_t *messages = request->messages, *first = json_array_get(messages, 0);
     int rc = 0;
 
+    if (request->must_call_name && !has_tool(tools, request->must_call_name))
+        return sl_refuse(refusal, 400, "tool_choice",
+                         "\"tool_choice\" names no tool of this request");
     if (json_array_size(tools) == 0 && !response_format)
         return 0;
     if (!is_system(first)) {

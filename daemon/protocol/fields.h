@@ -12,6 +12,9 @@ const json_t *sl_field(const json_t *object, const char *name);
 const char *sl_text_in(const json_t *object, const char *name);
 bool sl_has_type(const json_t *object, const char *type);
 
+/* Checks that these fields, a list that NULL ends, are objects where they are there. */
+int sl_field_objects(const json_t *object, const char *const *names, struct sl_refusal *refusal);
+
 int sl_field_bool(const json_t *object, const char *name, bool *value, struct sl_refusal *refusal);
 int sl_field_string(const json_t *object, const char *name, const char **value,
                     struct sl_refusal *refusal);
@@ -41,8 +44,8 @@ int sl_field_refuse_unsupported(const struct sl_request *request, struct sl_refu
 
 /* Gives the conversation its tools, a list of {"type": "function", "function": {...}}, and the
  * format that the answer is to have; each may be NULL. They go to the leading system message, which
- * is put there if need be. Returns 0, or -1 when out of memory. */
-int sl_messages_add_tools(json_t *messages, json_t *tools, json_t *response_format,
+ * is put there if need be. Refuses a request that must call a tool which is not among them. */
+int sl_messages_add_tools(struct sl_request *request, json_t *tools, json_t *response_format,
                           struct sl_refusal *refusal);
 
 /* Brings a conversation into the form that the model knows: system messages (and developer's, which

@@ -241,7 +241,7 @@ static int read_extras(struct sl_request *request, struct sl_refusal *refusal)
     functions = json_array();
     rc = with_tools ? read_tools(tools, functions, refusal) : 0;
     if (rc == 0)
-        rc = sl_messages_add_tools(request->messages, functions, response_format, refusal);
+        rc = sl_messages_add_tools(request, functions, response_format, refusal);
     if (json_array_size(functions) == 0)
         request->must_call = false;
     json_decref(functions);
@@ -251,10 +251,13 @@ static int read_extras(struct sl_request *request, struct sl_refusal *refusal)
 
 static int read_thinking(struct sl_request *request, struct sl_refusal *refusal)
 {
+    static const char *const objects[] = {"thinking", "output_config", "tool_choice", NULL};
     const json_t *thinking = sl_field(request->body, "thinking");
     const json_t *output = sl_field(request->body, "output_config");
     const char *effort = NULL;
 
+    if (sl_field_objects(request->body, objects, refusal) < 0)
+        return -1;
     /* Who does not ask for thinking does not expect its blocks. */
     request->chat.thinking = sl_has_type(thinking, "enabled") || sl_has_type(thinking, "adaptive");
     if (thinking && !request->chat.thinking && !sl_has_type(thinking, "disabled"))

@@ -7,10 +7,12 @@
 
 int sl_openai_read(struct sl_request *request, struct sl_refusal *refusal)
 {
+    static const char *const objects[] = {"stream_options", "thinking", "response_format", NULL};
     const json_t *options = sl_field(request->body, "stream_options");
 
     request->n = 1;
-    if (sl_field_string(request->body, "model", &request->model, refusal) < 0 ||
+    if (sl_field_objects(request->body, objects, refusal) < 0 ||
+        sl_field_string(request->body, "model", &request->model, refusal) < 0 ||
         sl_field_bool(request->body, "stream", &request->stream, refusal) < 0 ||
         sl_field_bool(options, "include_usage", &request->include_usage, refusal) < 0 ||
         sl_field_bool(request->body, "return_progress", &request->return_progress, refusal) < 0 ||

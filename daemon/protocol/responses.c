@@ -314,7 +314,7 @@ static int read_conversation(struct sl_request *request, struct sl_refusal *refu
     if (rc == 0)
         rc = sl_messages_settle(request, refusal);
     if (rc == 0)
-        rc = sl_messages_add_tools(request->messages, functions, response_format, refusal);
+        rc = sl_messages_add_tools(request, functions, response_format, refusal);
     if (json_array_size(functions) == 0)
         request->must_call = false;
     if (request->must_call)
@@ -326,6 +326,7 @@ static int read_conversation(struct sl_request *request, struct sl_refusal *refu
 
 static int responses_read(struct sl_request *request, struct sl_refusal *refusal)
 {
+    static const char *const objects[] = {"reasoning", "text", NULL};
     const json_t *reasoning = sl_field(request->body, "reasoning");
     const char *effort = NULL;
     bool in_background = false;
@@ -335,7 +336,8 @@ static int responses_read(struct sl_request *request, struct sl_refusal *refusal
     if (sl_field(request->body, "previous_response_id") || sl_field(request->body, "conversation"))
         return sl_refuse(refusal, 400, "previous_response_id",
                          "responses are not kept: send the whole conversation as \"input\"");
-    if (sl_field_string(request->body, "model", &request->model, refusal) < 0 ||
+    if (sl_field_objects(request->body, objects, refusal) < 0 ||
+        sl_field_string(request->body, "model", &request->model, refusal) < 0 ||
         sl_field_bool(request->body, "stream", &request->stream, refusal) < 0 ||
         sl_field_bool(request->body, "background", &in_background, refusal) < 0 ||
         sl_field_u32(request->body, "max_output_tokens", 1, 1u << 24, &request->n_new_max,
