@@ -55,7 +55,7 @@ at_once() { # a second signal comes while the first still stops the work
 }
 check "synth, with a second signal" at_once
 check "... without a folder too" bash -c "! ls -d '$scratch'/flash* 2>/dev/null"
-check "bench decode" stops INT '[K' '' bench decode "$model" --tokens 10000
+check "bench decode" stops INT '\[K' '' bench decode "$model" --tokens 10000
 
 goes_on() {
     head -c 3000 "$scratch/text" >"$scratch/short"

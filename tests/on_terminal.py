@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Runs a command with its standard error on a pseudo-terminal.
 
-    on_terminal.py [--columns N] [--term NAME] [--signal NAME [--then NAME] --when TEXT [--ignored]] COMMAND...
+    on_terminal.py [--columns N] [--term NAME] [--signal NAME [--then NAME] --when REGEX [--ignored]]
+        COMMAND...
 
 Prints as JSON what came out of the terminal, what came on standard output, and how the command
 ended: a negative number is the signal that it died of. With --signal, sends the signal as soon as
-TEXT has appeared on the terminal, and that of --then, another one, right after it; with --ignored
-the command was started so that it ignores it.
+what REGEX describes has appeared on the terminal, and that of --then, another one, right after it;
+with --ignored the command was started so that it ignores it.
 """
 import argparse
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import struct
@@ -52,7 +54,7 @@ def main():
         if not data:
             break
         shown += data
-        if not sent and args.when.encode() in shown:
+        if not sent and re.search(args.when.encode(), shown):
             process.send_signal(getattr(signal, args.signal))
             if args.then:
                 process.send_signal(getattr(signal, args.then))
