@@ -3,7 +3,7 @@
 # an XFS in a file, read past the page cache, and in it a checkpoint whose layers share their
 # blocks, and a store of it that shares them too. Root only.
 #
-#   tests/pro/make_pro.sh FOLDER     FOLDER/drive has pro (checkpoint) and store; some 5 minutes
+#   tests/pro/make_pro.sh FOLDER     FOLDER/drive has pro (checkpoint) and store; some two minutes
 #   tests/pro/make_pro.sh --drop FOLDER
 set -eu
 cd "$(dirname "$0")/../.."
