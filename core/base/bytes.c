@@ -80,3 +80,8 @@ void sl_bytes_add_json(struct sl_bytes *bytes, const json_t *value)
     if (!value || json_dump_callback(value, add_dumped, bytes, JSON_COMPACT | JSON_ENCODE_ANY) < 0)
         bytes->out_of_memory = true;
 }
+
+json_t *sl_bytes_string(const struct sl_bytes *bytes)
+{
+    return json_stringn(bytes->length ? bytes->data : "", bytes->length);
+}

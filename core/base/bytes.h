@@ -27,4 +27,7 @@ void sl_bytes_add_format(struct sl_bytes *bytes, const char *format, ...)
 /* Adds a value in JSON without blanks; one that is NULL counts as out of memory. */
 void sl_bytes_add_json(struct sl_bytes *bytes, const json_t *value);
 
+/* Returns the bytes as a new JSON string; NULL if they are no UTF-8, or when out of memory. */
+json_t *sl_bytes_string(const struct sl_bytes *bytes);
+
 #endif

@@ -5,6 +5,7 @@
 #include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -120,6 +121,16 @@ static int listen_unix(const struct sockaddr_un *address, const char *group, str
         return rc;
     }
     return fd;
+}
+
+char *sl_default_socket_path(void)
+{
+    const char *folder = getenv("XDG_RUNTIME_DIR");
+    char *path;
+
+    if (asprintf(&path, "%s/sluice.sock", folder && *folder ? folder : "/run/sluice") < 0)
+        return NULL;
+    return path;
 }
 
 int sl_listen_unix(const char *path, const char *group, struct sl_socket_file *file,

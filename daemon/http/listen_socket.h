@@ -12,6 +12,10 @@ struct sl_socket_file {
     uint64_t device, inode;
 };
 
+/* Returns where a daemon listens, and its clients look, if nothing else is said; the caller frees
+ * it. NULL when out of memory. */
+char *sl_default_socket_path(void);
+
 /* A Unix socket that only this user can open, or with `group`, a name, the group's users too. A
  * socket that nobody listens on any more is replaced; one that is in use is refused with
  * -EADDRINUSE, and so is a file that is no socket. *file tells which file it became. */

@@ -338,21 +338,17 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
 /* ---- replies that are given whole --------------------------------------------------------------
  */
 
-static json_t *string_of(const struct sl_bytes *bytes)
-{
-    return json_stringn(bytes->length ? bytes->data : "", bytes->length);
-}
-
 static json_t *whole_choice(struct reply *reply, uint32_t index)
 {
     struct choice *choice = &reply->choices[index];
     json_t *message = json_pack("{s:s}", "role", "assistant");
 
     json_object_set_new(message, "content",
-                        choice->calls && choice->content.length == 0 ? json_null()
-                                                                     : string_of(&choice->content));
+                        choice->calls && choice->content.length == 0
+                            ? json_null()
+                            : sl_bytes_string(&choice->content));
     if (choice->reasoning.length > 0)
-        json_object_set_new(message, "reasoning_content", string_of(&choice->reasoning));
+        json_object_set_new(message, "reasoning_content", sl_bytes_string(&choice->reasoning));
     if (choice->calls)
         json_object_set(message, "tool_calls", choice->calls);
     return json_pack("{s:I, s:o, s:o, s:s}", "index", (json_int_t)index, "message", message,

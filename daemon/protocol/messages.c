@@ -122,11 +122,6 @@ static int read_model_block(const json_t *block, struct sl_bytes *reasoning, str
     return rc < 0 ? sl_refuse(refusal, 500, NULL, "out of memory") : 0;
 }
 
-static json_t *string_of(const struct sl_bytes *bytes)
-{
-    return json_stringn(bytes->length ? bytes->data : "", bytes->length);
-}
-
 static int read_model(struct sl_request *request, json_t *content, struct sl_refusal *refusal)
 {
     struct sl_bytes reasoning = {0}, text = {0};
@@ -138,9 +133,9 @@ static int read_model(struct sl_request *request, json_t *content, struct sl_ref
     for (size_t i = 0; rc == 0 && i < json_array_size(content); i++)
         rc = read_model_block(json_array_get(content, i), &reasoning, &text, calls, refusal);
     if (rc == 0) {
-        message = json_pack("{s:s, s:o}", "role", "assistant", "content", string_of(&text));
+        message = json_pack("{s:s, s:o}", "role", "assistant", "content", sl_bytes_string(&text));
         if (reasoning.length > 0)
-            json_object_set_new(message, "reasoning_content", string_of(&reasoning));
+            json_object_set_new(message, "reasoning_content", sl_bytes_string(&reasoning));
         if (json_array_size(calls) > 0)
             json_object_set(message, "tool_calls", calls);
         rc = add_message(request, message, refusal);
@@ -476,7 +471,8 @@ static void close_block(struct reply *reply, struct sl_bytes *out)
         send_block_stop(reply, out);
     } else {
         out->out_of_memory |= reply->text.out_of_memory;
-        json_array_append_new(reply->content, block_object(reply->open, string_of(&reply->text)));
+        json_array_append_new(reply->content,
+                              block_object(reply->open, sl_bytes_string(&reply->text)));
         sl_bytes_clear(&reply->text);
     }
     reply->open = NO_BLOCK;

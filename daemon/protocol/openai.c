@@ -117,7 +117,7 @@ json_t *sl_openai_token_text(const struct sl_tokenizer *tok, uint32_t id)
             sl_bytes_add_text(&text, "\xEF\xBF\xBD");
         at += n;
     }
-    string = json_stringn(text.length ? text.data : "", text.length);
+    string = sl_bytes_string(&text);
     sl_bytes_fini(&text);
     return string;
 }

@@ -150,7 +150,7 @@ static json_t *read_text(const json_t *content, struct sl_refusal *refusal)
                           sl_text_in(part, sl_has_type(part, "refusal") ? "refusal" : "text"));
     }
     if (!text.out_of_memory)
-        string = json_stringn(text.length ? text.data : "", text.length);
+        string = sl_bytes_string(&text);
     if (!string)
         no_memory(refusal);
     sl_bytes_fini(&text);
@@ -497,11 +497,6 @@ static void send_part(struct reply *reply, const char *type, const char *key, js
          out);
 }
 
-static json_t *text_of(const struct reply *reply)
-{
-    return json_stringn(reply->text.length ? reply->text.data : "", reply->text.length);
-}
-
 static void begin_item(struct reply *reply, enum item item, struct sl_bytes *out)
 {
     reply->open = item;
@@ -520,9 +515,11 @@ static void close_item(struct reply *reply, struct sl_bytes *out)
     send_part(reply,
               reply->open == REASONING ? "response.reasoning_text.done"
                                        : "response.output_text.done",
-              "text", text_of(reply), out);
-    send_part(reply, "response.content_part.done", "part", open_part(reply, text_of(reply)), out);
-    item = open_item(reply, json_pack("[o]", open_part(reply, text_of(reply))), "completed");
+              "text", sl_bytes_string(&reply->text), out);
+    send_part(reply, "response.content_part.done", "part",
+              open_part(reply, sl_bytes_string(&reply->text)), out);
+    item = open_item(reply, json_pack("[o]", open_part(reply, sl_bytes_string(&reply->text))),
+                     "completed");
     send_item(reply, "response.output_item.done", json_incref(item), out);
     json_array_append_new(reply->output, item);
     sl_bytes_clear(&reply->text);

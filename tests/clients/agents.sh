@@ -52,7 +52,7 @@ build/release/tests/clients/scripted_serve tests/small --socket "$scratch/socket
     --listen 127.0.0.1:$port --alias deepseek-v4-pro 2>"$scratch/log" &
 daemon=$!
 export HOME=$scratch/home
-mkdir -p "$HOME/.codex" "$HOME/work"
+mkdir -p "$HOME/.codex" "$HOME/project"
 : >"$HOME/work/treasure.txt"
 cat >"$HOME/.codex/config.toml" <<END
 model = "deepseek-v4-pro"
@@ -83,7 +83,7 @@ opencode() {
     "$folder/node_modules/opencode-linux-x64/bin/opencode" run "$1"
 }
 turn() { # AGENT WHAT WORDS
-    (cd "$HOME/work" && "$1" "$2" </dev/null) \
+    (cd "$HOME/project" && "$1" "$2" </dev/null) \
         >"$scratch/$1-out" 2>&1
     grep -q "$3" "$scratch/$1-out" || {
         tail -n 20 "$scratch/$1-out"

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/size.h"
+#include "daemon/http/listen_socket.h"
 #include "tools/chat/chat_talk.h"
 #include "tools/chat/own_daemon.h"
 #include "tools/cli/command_line.h"
@@ -54,6 +55,7 @@ struct command {
     bool no_history;
     char **serve_argv; /* (serve_argc) the command's name, MODEL, and options of `sluice serve` */
     int serve_argc;
+    char *default_socket;
     struct sl_own_daemon daemon;
     struct sl_chat_talk talk;
 };
@@ -175,8 +177,7 @@ static char *history_path(void)
 /* Finds a daemon, or starts one. Returns an exit status, or below 0. */
 static int connect_to_daemon(struct command *command, struct sl_err *err)
 {
-    char default_socket[108];
-    const char *runtime = getenv("XDG_RUNTIME_DIR"), *path = command->socket;
+    const char *path = command->socket;
     const bool own = command->serve_argc > 1;
     int rc = 0;
 
@@ -188,9 +189,8 @@ static int connect_to_daemon(struct command *command, struct sl_err *err)
         rc = sl_own_daemon_start(&command->daemon, command->serve_argc, command->serve_argv, err);
         path = command->daemon.socket_path;
     } else if (!path) {
-        snprintf(default_socket, sizeof(default_socket), "%s/sluice.sock",
-                 runtime && *runtime ? runtime : "/run/sluice");
-        path = default_socket;
+        path = command->default_socket = sl_default_socket_path();
+        rc = path ? 0 : sl_err_set(err, -ENOMEM, "chat: out of memory");
     }
     if (rc == 0)
         rc = sl_chat_client_create(&command->talk.client, path, err);
@@ -245,6 +245,7 @@ int sl_cmd_chat(int argc, char **argv)
     sl_chat_client_destroy(command.talk.client);
     sl_own_daemon_stop(&command.daemon);
     sl_chat_talk_fini(&command.talk);
+    free(command.default_socket);
     free(command.serve_argv);
     free(own_argv);
     return rc > 0 ? rc : sl_command_status(rc, &err);

@@ -294,14 +294,9 @@ static void add_socket(struct command *command, int fd, bool is_tcp)
 
 static int open_unix(struct command *command, struct sl_err *err)
 {
-    const char *folder = getenv("XDG_RUNTIME_DIR");
     int fd;
 
-    if (command->socket)
-        command->socket_path = strdup(command->socket);
-    else if (asprintf(&command->socket_path, "%s/sluice.sock",
-                      folder && *folder ? folder : "/run/sluice") < 0)
-        command->socket_path = NULL;
+    command->socket_path = command->socket ? strdup(command->socket) : sl_default_socket_path();
     if (!command->socket_path)
         return sl_err_set(err, -ENOMEM, "out of memory");
     fd = sl_listen_unix(command->socket_path, command->socket_group, &command->socket_file, err);
