@@ -38,12 +38,13 @@ static uint32_t below(struct world *w, uint32_t limit)
     return fixture_below(&w->random, limit);
 }
 
-/* Another text that begins with the n tokens that `text` begins with, or the same one. */
-static uint32_t other_text(struct world *w, uint32_t text, uint32_t n)
+/* Another text that a session of n tokens may follow from there, or the one that it follows. The
+ * MTP block has seen one token more: what came after the last one. */
+static uint32_t other_text(struct world *w, const struct session_follower *life, uint32_t n)
 {
-    const uint32_t other = below(w, TEXTS);
+    const uint32_t other = below(w, TEXTS), n_alike = n + (life->with_mtp && n > 0);
 
-    return n <= w->m->alike[text] && n <= w->m->alike[other] ? other : text;
+    return n_alike <= w->m->alike[life->text] && n_alike <= w->m->alike[other] ? other : life->text;
 }
 
 static void end_life(struct world *w, struct session_follower *life)
@@ -84,7 +85,7 @@ static void begin_life(struct world *w)
         if (!mark)
             return;
         life.with_mtp = parent->with_mtp;
-        life.text = other_text(w, parent->text, sl_mark_token_count(mark));
+        life.text = other_text(w, parent, sl_mark_token_count(mark));
         rc = sl_session_fork(&life.session, parent->session, mark, LONG, NULL);
         w->n_forks += rc == 0;
     } else {
@@ -194,7 +195,7 @@ static void rewind_life(struct world *w, struct session_follower *life)
 {
     struct sl_mark *mark = below(w, 8) ? any_mark(w, life) : NULL;
 
-    life->text = other_text(w, life->text, mark ? sl_mark_token_count(mark) : 0);
+    life->text = other_text(w, life, mark ? sl_mark_token_count(mark) : 0);
     sl_session_rewind(life->session, mark);
     w->n_rewinds++;
 }

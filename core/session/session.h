@@ -5,7 +5,9 @@
  *
  * Steps are the forward pass's: their spans name sl_session_kv(), which grows by them. A session
  * that was rewound, forked off or read from bytes (core/session/session_bytes.h) gives the same
- * logits, bit for bit, as one that was never disturbed.
+ * logits, bit for bit, as one that was never disturbed. That holds for the MTP block, too, where
+ * the session goes on with the token that came next before: the block has seen that one already.
+ * With another one only the block's own logits differ, which are guesses anyway.
  *
  * All memory comes from the pool: what is left of its budget decides which steps can be taken, and
  * sl_kv_cache_need() tells what the next one takes. Marks cost what sl_session_mark() says; to have
