@@ -322,7 +322,7 @@ struct sl_engine_options engine_rig_options(const struct engine_rig *m)
         .n_sequences = 2,
         .io = sl_io_threads_open,
         .reader = {.piece_bytes = 1 << 20, .depth = 4}, /* a thread for each of these */
-        .with_mtp = m->draft != NULL,
+        .draft = m->draft ? m->draft->kind : SL_DRAFT_NONE,
     };
 }
 

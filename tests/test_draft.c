@@ -89,7 +89,7 @@ static void test_running_reads_nothing_of_it(void **state)
         assert_true(n_reads > ENGINE_RIG_TOKENS);
         assert_int_equal(n_watched_reads, 0);
     }
-    options.with_mtp = true;
+    options.draft = SL_DRAFT_MTP;
     assert_int_equal(sl_engine_open(&engine, &options, NULL, &err), -SL_EUNSUPPORTED);
     assert_non_null(strstr(err.message, "no MTP block of a kind"));
     free(logits);

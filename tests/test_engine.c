@@ -259,7 +259,7 @@ static void test_plan_is_what_it_takes(void **state)
     assert_int_equal(plan.need_bytes[SL_MEMORY_CACHE], 15 * plan.slot_bytes);
     sl_engine_close(engine);
     /* Without the MTP block all of it is less. */
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     assert_int_equal(sl_engine_plan(&options, &opened, &verdict, NULL), 0);
     assert_int_equal(opened.slots_max, 4 * 8);
     assert_true(opened.need_bytes[SL_MEMORY_WEIGHTS] < weights_bytes);
@@ -306,7 +306,7 @@ static void test_sequences_come_and_go(void **state)
     uint32_t n = 0;
 
     assert_non_null(logits);
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.n_sequences = 1;
     options.kv_bytes = 8 << 20;
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
@@ -344,7 +344,7 @@ static void test_two_sizes_of_steps(void **state)
 
     assert_non_null(logits);
     assert_non_null(small);
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     assert_int_equal(sl_engine_open(&engine, &options, &plan, NULL), 0);
     assert_null(sl_engine_forward(engine, SL_STEP_SMALL));
     assert_int_equal(sl_engine_step_tokens_max(engine, SL_STEP_SMALL), 0);

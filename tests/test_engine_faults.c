@@ -137,7 +137,7 @@ static struct sl_engine *open_engine(const struct engine_rig *m, const char *mod
     struct sl_engine *engine;
 
     options.model = model;
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.verify = SL_VERIFY_ALWAYS; /* the sessions' pasts have brought in some before */
     options.n_sequences = SESSIONS;
     options.segment_tokens = 16;

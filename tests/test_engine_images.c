@@ -275,7 +275,7 @@ static void test_small_model(void **state)
     begin(&w, &m, L(lengths));
     w.options.model = "tests/small";
     w.options.cache_min = false;
-    w.options.with_mtp = false;
+    w.options.draft = SL_DRAFT_NONE;
     w.options.segment_tokens = 4096;
     run_all(&w);
     end(&w);

@@ -160,7 +160,7 @@ static void open_engine(struct world *w, const char *store_folder, bool faulty)
     struct sl_engine_options options = engine_rig_options(w->m);
 
     options.model = store_folder;
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.verify = SL_VERIFY_ALWAYS;
     options.cache_min = faulty;
     options.n_sequences = SEQUENCES;
@@ -430,7 +430,7 @@ static void test_logits_that_allow_no_choice(void **state)
 
     assert_non_null(broken);
     broken[3] = NAN;
-    engine_options.with_mtp = false;
+    engine_options.draft = SL_DRAFT_NONE;
     assert_int_equal(sl_engine_open(&engine, &engine_options, NULL, NULL), 0);
     assert_int_equal(sl_tokenizer_open(&tok, "tests/data/tokenizer.json", NULL), 0);
     assert_int_equal(sl_generation_create(&generation, &options, tok, n_vocab, NULL), 0);

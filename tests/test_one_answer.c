@@ -168,7 +168,7 @@ static void check_replay(const struct engine_rig *m, const struct sl_policy_ops 
     file = fopen(path, "wb");
     assert_non_null(file);
     assert_int_equal(sl_trace_writer_create(&writer, file, &shape, NULL), 0);
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.cache_min = false;
     options.cache_bytes = n_slots * m->slot_bytes;
     options.policy = policy;

@@ -123,7 +123,8 @@ static uint64_t *clean_hashes(struct soak *soak, uint32_t n_rounds)
     uint64_t *hashes = calloc(n_rounds, sizeof(soak->hashes));
 
     assert_non_null(hashes);
-    options.cache_min = options.with_mtp = false;
+    options.cache_min = false;
+    options.draft = SL_DRAFT_NONE;
     options.n_sequences = SEQUENCES;
     options.context_tokens = SEQUENCE_TOKENS;
     options.segment_tokens = SEQUENCES * SEQUENCE_TOKENS;
@@ -175,7 +176,7 @@ static void open_soak(struct soak *soak, const char *store_folder)
     struct sl_engine_options options = engine_rig_options(soak->m);
 
     options.model = store_folder;
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.verify = SL_VERIFY_ALWAYS;
     options.prefetch = SL_PREFETCH_GATE;
     options.n_sequences = SEQUENCES;

@@ -374,7 +374,8 @@ static void test_what_is_not_kept_leaves_no_trace(void **state)
     struct player *p = &w.players[0];
 
     w = (struct world){.m = m, .random = 3};
-    options.cache_min = options.with_mtp = false;
+    options.cache_min = false;
+    options.draft = SL_DRAFT_NONE;
     assert_int_equal(sl_engine_open(&w.engine, &options, NULL, NULL), 0);
     p->world = &w;
     p->forward = sl_engine_forward(w.engine, SL_STEP_LARGE);

@@ -65,7 +65,7 @@ static struct sl_engine_options engine_options(const struct world *w)
 {
     struct sl_engine_options options = engine_rig_options(w->m);
 
-    options.with_mtp = false;
+    options.draft = SL_DRAFT_NONE;
     options.n_sequences = 6;
     options.context_tokens = CONTEXT_TOKENS;
     options.segment_tokens = 48;

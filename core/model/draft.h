@@ -13,7 +13,8 @@
 enum sl_draft_kind {
     SL_DRAFT_NONE,
     SL_DRAFT_MTP,    /* one block, of the first checkpoints */
-    SL_DRAFT_DSPARK, /* stages that guess a block of tokens at once; not run yet */
+    SL_DRAFT_DSPARK, /* stages that guess a block of tokens at once */
+    SL_DRAFT_ANY,    /* where one is asked for: whichever there is */
 };
 
 struct sl_draft {

@@ -55,17 +55,21 @@ static int read_config(struct sl_engine *e, struct sl_err *err)
 /* Returns NULL if the draft is left aside. */
 static const struct sl_draft *loaded_draft(const struct sl_engine *e)
 {
-    return e->options.with_mtp ? &e->draft : NULL;
+    return e->options.draft != SL_DRAFT_NONE ? &e->draft : NULL;
 }
 
-/* A draft that is not run is told, but for the MTP block, whose logits can be had. */
+/* Finds the draft, which must be the one that was asked for. One that is left aside is told where it
+ * would be of use. */
 static int check_draft(struct sl_engine *e, struct sl_err *err)
 {
+    const enum sl_draft_kind wanted = e->options.draft;
+
     e->draft = sl_draft_find(&e->config, e->source);
-    if (e->options.with_mtp && e->draft.kind != SL_DRAFT_MTP)
-        return sl_err_set(err, -SL_EUNSUPPORTED,
-                          "%s: no MTP block of a kind that this engine knows", e->options.model);
-    if (e->draft.kind == SL_DRAFT_DSPARK)
+    if (wanted != SL_DRAFT_NONE &&
+        (wanted == SL_DRAFT_ANY ? e->draft.kind == SL_DRAFT_NONE : e->draft.kind != wanted))
+        return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no %s of a kind that this engine knows",
+                          e->options.model, wanted == SL_DRAFT_MTP ? "MTP block" : "draft");
+    if (wanted == SL_DRAFT_NONE && e->draft.kind == SL_DRAFT_DSPARK)
         add_note(e,
                  "the model's draft, %u stages of DSpark, is not run; it would change the speed "
                  "alone",
@@ -113,7 +117,7 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
  * another. Then it is known what is to be told of the config. */
 static int open_experts(struct sl_engine *e, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = sl_expert_shape_of(&e->config, e->options.with_mtp);
+    const struct sl_expert_shape shape = sl_expert_shape_of(&e->config, sl_engine_draft_block_count(e));
     char note[SL_CONFIG_NOTE_BYTES];
     int rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
 
@@ -240,7 +244,7 @@ static int start_streams(struct sl_engine *e, struct sl_err *err)
 /* Adds a note where memory that the threads share out among their nodes does not fit there. */
 static void look_at_nodes(struct sl_engine *e)
 {
-    const uint32_t n_layers = e->config.num_hidden_layers + e->options.with_mtp;
+    const uint32_t n_layers = sl_engine_layer_count(e);
     struct sl_placement dense = {0};
     char text[SL_NODE_NOTE_BYTES];
 

@@ -58,7 +58,8 @@ struct sl_engine_options {
     enum sl_prefetch prefetch;
     const char *isa; /* NULL: the best there is */
     enum sl_numerics numerics;
-    bool with_mtp; /* load the MTP block; an error when the model has none that we know */
+    /* The draft to load, an error where the model's is another; SL_DRAFT_NONE: it is left aside. */
+    enum sl_draft_kind draft;
 
     const char *images;        /* a folder for images of sessions; NULL: none are kept */
     uint64_t images_bytes_max; /* of all files in it */

@@ -33,7 +33,7 @@ int sl_engine_images_open(struct sl_engine *e, struct sl_err *err)
         .folder = e->options.images,
         .bytes_max = e->options.images_bytes_max,
         .owner = {.exact = e->options.numerics == SL_NUMERICS_EXACT,
-                  .with_mtp = e->options.with_mtp},
+                  .with_mtp = e->options.draft != SL_DRAFT_NONE},
         .writer = sl_file_writer_private(),
         .open_io = e->options.io,
         .reader = e->options.reader,

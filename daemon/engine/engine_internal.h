@@ -27,7 +27,7 @@ struct sl_engine {
     uint32_t n_weight_slots;              /* of the dense reader */
     struct sl_dense_reader *dense_reader; /* NULL if nothing streams */
     struct sl_expert_cache *cache;
-    struct sl_draft draft;                      /* the model's; loaded with options.with_mtp */
+    struct sl_draft draft; /* the model's; loaded if options.draft asks for it */
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
 
     struct sl_kv_pool kv_pool;
@@ -53,10 +53,16 @@ static inline struct sl_engine_sequence *sl_engine_sequence_of(const struct sl_l
     return sl_list_item(link, struct sl_engine_sequence, link);
 }
 
-/* Returns how many layers have a KV cache and experts. A loaded MTP block is one of them. */
+/* Returns how many blocks of the draft are loaded, and how many layers have a KV cache and experts,
+ * of which they are the last. */
+static inline uint32_t sl_engine_draft_block_count(const struct sl_engine *engine)
+{
+    return engine->options.draft != SL_DRAFT_NONE ? engine->draft.n_blocks : 0;
+}
+
 static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
 {
-    return engine->config.num_hidden_layers + engine->options.with_mtp;
+    return engine->config.num_hidden_layers + sl_engine_draft_block_count(engine);
 }
 
 /* Returns the parameters that the engine creates its forwards with. A caller can make another

@@ -59,7 +59,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     }
     case OPTION_MTP:
-        command->options.with_mtp = true;
+        command->options.draft = SL_DRAFT_MTP;
         return 0;
     case ARGP_KEY_END:
         if (command->n_tokens_given == 0 || command->n_tokens_given != command->n_out_given)
@@ -208,8 +208,9 @@ static int feed_lists(struct command *command, struct sl_err *err)
     if (rc < 0)
         return rc;
     do
-        rc = command->options.with_mtp ? sl_feed_mtp_step(command->engine, feeds, n, &hooks, err)
-                                       : sl_feed_step(command->engine, feeds, n, &hooks, err);
+        rc = command->options.draft == SL_DRAFT_MTP
+                 ? sl_feed_mtp_step(command->engine, feeds, n, &hooks, err)
+                 : sl_feed_step(command->engine, feeds, n, &hooks, err);
     while (rc > 0 && !command->write_failed);
     return rc < 0 ? rc : 0;
 }
@@ -227,7 +228,8 @@ static int run(struct command *command, struct sl_err *err)
         text->n_tokens += command->lists[i].n_tokens;
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = sl_keep_off_experts(&command->lists[i].out, command->engine, err);
-        start_npy(&command->lists[i], command->lists[i].n_tokens - command->options.with_mtp,
+        start_npy(&command->lists[i],
+                  command->lists[i].n_tokens - (command->options.draft == SL_DRAFT_MTP),
                   vocab_size);
     }
     if (rc == 0)
