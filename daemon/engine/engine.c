@@ -58,8 +58,8 @@ static const struct sl_draft *loaded_draft(const struct sl_engine *e)
     return e->options.draft != SL_DRAFT_NONE ? &e->draft : NULL;
 }
 
-/* Finds the draft, which must be the one that was asked for. One that is left aside is told where it
- * would be of use. */
+/* Finds the draft, which must be the one that was asked for. One that is left aside is told where
+ * it would be of use. */
 static int check_draft(struct sl_engine *e, struct sl_err *err)
 {
     const enum sl_draft_kind wanted = e->options.draft;
@@ -117,7 +117,8 @@ static void begin_stage(const struct sl_engine *e, const char *doing)
  * another. Then it is known what is to be told of the config. */
 static int open_experts(struct sl_engine *e, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = sl_expert_shape_of(&e->config, sl_engine_draft_block_count(e));
+    const struct sl_expert_shape shape =
+        sl_expert_shape_of(&e->config, sl_engine_draft_block_count(e));
     char note[SL_CONFIG_NOTE_BYTES];
     int rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
 
