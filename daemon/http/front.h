@@ -4,9 +4,7 @@
 
 #include <stdio.h>
 
-#include "core/model/config.h"
-#include "core/text/chat_profile.h"
-#include "core/text/tokenizer.h"
+#include "daemon/answer/answer.h"
 #include "daemon/http/http_server.h"
 #include "daemon/protocol/protocol.h"
 #include "daemon/worker/worker.h"
@@ -25,12 +23,7 @@ struct sl_log_entry {
 /* Borrowed by everything in daemon/http; nothing of it changes while the server runs. */
 struct sl_front {
     struct sl_worker *worker;
-    const struct sl_tokenizer *tok;
-    const struct sl_config *config;
-    struct sl_chat_profile_found profile;
-    uint32_t context_tokens;
-    const char *const *model_names; /* (n_model_names) the first is the model's own */
-    uint32_t n_model_names;
+    struct sl_answer_model model;
     int64_t started_s; /* since 1970 */
     const char *version;
     const char *api_key;  /* that TCP asks for; NULL: none */

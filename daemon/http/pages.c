@@ -35,19 +35,19 @@ static json_t *model_object(const struct sl_front *front, const char *name)
     return json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:I}", "id", name, "object", "model",
                      "type", "model", "created", (json_int_t)front->started_s, "created_at", text,
                      "owned_by", "local", "display_name", name, "context_length",
-                     (json_int_t)front->context_tokens);
+                     (json_int_t)front->model.context_tokens);
 }
 
 void sl_page_models(const struct sl_front *front, struct sl_http_call *call)
 {
-    const char *last = front->model_names[front->n_model_names - 1];
+    const char *last = front->model.names[front->model.n_names - 1];
     json_t *list = json_array();
 
-    for (uint32_t i = 0; i < front->n_model_names; i++)
-        json_array_append_new(list, model_object(front, front->model_names[i]));
+    for (uint32_t i = 0; i < front->model.n_names; i++)
+        json_array_append_new(list, model_object(front, front->model.names[i]));
     sl_front_answer_json(front, call, 200,
                          json_pack("{s:s, s:o, s:b, s:s, s:s}", "object", "list", "data", list,
-                                   "has_more", 0, "first_id", front->model_names[0], "last_id",
+                                   "has_more", 0, "first_id", front->model.names[0], "last_id",
                                    last));
 }
 
@@ -55,8 +55,8 @@ void sl_page_model(const struct sl_front *front, struct sl_http_call *call)
 {
     const char *name = sl_http_path(call) + strlen(MODELS_PATH);
 
-    for (uint32_t i = 0; i < front->n_model_names; i++)
-        if (strcmp(name, front->model_names[i]) == 0) {
+    for (uint32_t i = 0; i < front->model.n_names; i++)
+        if (strcmp(name, front->model.names[i]) == 0) {
             sl_front_answer_json(front, call, 200, model_object(front, name));
             return;
         }
@@ -128,12 +128,12 @@ static double mean_s(const struct sl_histogram *histogram)
  * expert. */
 static json_t *resident_experts(const struct sl_front *front)
 {
-    const uint32_t n_bytes = (front->config->n_routed_experts + 7) / 8;
+    const uint32_t n_bytes = (front->model.config->n_routed_experts + 7) / 8;
     json_t *layers = json_array();
     uint8_t *bits = malloc(n_bytes);
     char *digits = malloc(2 * (size_t)n_bytes + 1);
 
-    for (uint32_t i = 0; bits && digits && i < front->config->num_hidden_layers; i++) {
+    for (uint32_t i = 0; bits && digits && i < front->model.config->num_hidden_layers; i++) {
         if (!sl_worker_resident(front->worker, i, bits))
             break;
         for (uint32_t b = 0; b < n_bytes; b++)
@@ -155,10 +155,10 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
     sl_metrics_set_json(cache, &sl_expert_cache_metrics, &status.cache);
     object = json_pack(
         "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o}", "status",
-        state_name(status.state), "model", front->model_names[0], "version", front->version,
-        "chat_format", sl_chat_profile_found_name(&front->profile), "uptime_s",
+        state_name(status.state), "model", front->model.names[0], "version", front->version,
+        "chat_format", sl_chat_profile_found_name(&front->model.profile), "uptime_s",
         (json_int_t)time(NULL) - (json_int_t)front->started_s, "context_tokens",
-        (json_int_t)front->context_tokens, "expert_slots", (json_int_t)status.slot_count,
+        (json_int_t)front->model.context_tokens, "expert_slots", (json_int_t)status.slot_count,
         "tokens_per_s", status.tokens_per_s, "first_token_s", mean_s(&status.first_token),
         "next_token_s", mean_s(&status.next_token), "serving", requests, "experts", cache,
         "resident_experts", resident_experts(front));
@@ -210,9 +210,9 @@ static int tokenize(const struct sl_front *front, const json_t *body, struct sl_
     if (sl_field_bool(body, "add_special", &add_special, refusal) < 0 ||
         sl_field_bool(body, "parse_special", &parse_special, refusal) < 0)
         return -1;
-    rc = sl_encoder_create(&encoder, front->tok, &err);
+    rc = sl_encoder_create(&encoder, front->model.tok, &err);
     if (rc == 0 && add_special)
-        rc = sl_token_list_push(list, front->config->bos_token_id);
+        rc = sl_token_list_push(list, front->model.config->bos_token_id);
     if (rc == 0)
         rc = sl_encode(encoder, json_string_value(content), json_string_length(content),
                        parse_special ? SL_ENCODE_ADDED : 0, list, &err);
@@ -250,10 +250,10 @@ static int detokenize(const struct sl_front *front, const json_t *body, struct s
         const json_t *id = json_array_get(tokens, i);
 
         if (!json_is_integer(id) || json_integer_value(id) < 0 ||
-            json_integer_value(id) >= (json_int_t)sl_tokenizer_id_count(front->tok))
+            json_integer_value(id) >= (json_int_t)sl_tokenizer_id_count(front->model.tok))
             return sl_refuse(refusal, 400, "tokens", "token %zu is no id of this model", i);
     }
-    if (sl_detokenizer_create(&detok, front->tok, true, NULL) < 0)
+    if (sl_detokenizer_create(&detok, front->model.tok, true, NULL) < 0)
         return sl_refuse(refusal, 500, NULL, "out of memory");
     for (size_t i = 0; i < json_array_size(tokens); i++) {
         piece = sl_detokenizer_push(detok, (uint32_t)json_integer_value(json_array_get(tokens, i)),

@@ -366,7 +366,8 @@ static void write_whole(struct reply *reply, const struct sl_usage *usage, struc
     }
     object = sl_openai_object(reply->identity, "chatcmpl-", "chat.completion", choices);
     json_object_set_new(object, "usage", sl_openai_usage(usage));
-    json_object_set_new(object, "timings", sl_openai_timings(usage));
+    if (!reply->identity->is_repeatable)
+        json_object_set_new(object, "timings", sl_openai_timings(usage));
     json_object_set_new(object, "seed", json_integer((json_int_t)usage->seed));
     sl_bytes_add_json(out, object);
     json_decref(object);

@@ -73,6 +73,8 @@ struct sl_reply_identity {
     int64_t created_s; /* since 1970 */
     const char *model;
     const struct sl_tokenizer *tok; /* for the text of tokens */
+    /* The reply is to be the same bytes whenever it is made, so it tells nothing of how it was. */
+    bool is_repeatable;
 };
 
 #endif

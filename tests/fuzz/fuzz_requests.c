@@ -8,7 +8,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
-#include "daemon/http/prompt_ids.h"
+#include "daemon/answer/prompt_ids.h"
 #include "daemon/protocol/protocol.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -162,7 +162,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_PROFILE:
         command->profile = value;
-        if (sl_chat_profile_find(&command->front.profile.profile, value, NULL) < 0)
+        if (sl_chat_profile_find(&command->front.model.profile.profile, value, NULL) < 0)
             argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
         return 0;
     case OPTION_QUIET:
@@ -237,7 +237,7 @@ static int read_key(struct command *command, struct sl_err *err)
 
 static int choose_profile(struct command *command, struct sl_err *err)
 {
-    struct sl_chat_profile_found *found = &command->front.profile;
+    struct sl_chat_profile_found *found = &command->front.model.profile;
 
     if (!command->profile)
         return sl_chat_profile_detect(command->options.model, found, err);
@@ -400,11 +400,11 @@ static void fill_front(struct command *command)
 {
     struct sl_front *front = &command->front;
 
-    front->tok = command->tok;
-    front->config = &command->config;
-    front->context_tokens = command->options.context_tokens;
-    front->model_names = command->names;
-    front->n_model_names = command->n_names;
+    front->model.tok = command->tok;
+    front->model.config = &command->config;
+    front->model.context_tokens = command->options.context_tokens;
+    front->model.names = command->names;
+    front->model.n_names = command->n_names;
     front->started_s = (int64_t)time(NULL);
     front->version = sl_version_line;
     front->api_key = command->key;
@@ -451,7 +451,7 @@ static void tell_ready(struct command *command)
     if (command->quiet)
         return;
     sl_serve_log_line(&command->log, "serving %s (chat format %s)%s%s%s%s", command->name,
-                      sl_chat_profile_found_name(&command->front.profile),
+                      sl_chat_profile_found_name(&command->front.model.profile),
                       command->socket_path ? " on " : "",
                       command->socket_path ? command->socket_path : "",
                       command->listen ? " and " : "", command->listen ? command->listen : "");

@@ -1,6 +1,6 @@
 /* From a request's conversation or prompts to token ids. */
-#ifndef SL_DAEMON_HTTP_PROMPT_IDS_H
-#define SL_DAEMON_HTTP_PROMPT_IDS_H
+#ifndef SL_DAEMON_ANSWER_PROMPT_IDS_H
+#define SL_DAEMON_ANSWER_PROMPT_IDS_H
 
 #include "core/base/bytes.h"
 #include "core/model/config.h"

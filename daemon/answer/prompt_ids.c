@@ -1,4 +1,4 @@
-#include "daemon/http/prompt_ids.h"
+#include "daemon/answer/prompt_ids.h"
 
 #include <errno.h>
 #include <stdlib.h>
