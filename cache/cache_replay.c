@@ -11,6 +11,7 @@
 
 struct sl_replay_plan {
     struct sl_trace_shape shape;
+    uint64_t n_tokens;
     uint64_t n_demands; /* demand i is of layer i % num_hidden_layers */
     uint64_t *first;    /* (n_demands + 1) first of its experts */
     uint16_t *experts;  /* ascending inside a demand */
@@ -133,15 +134,37 @@ static uint32_t *look_ahead(const struct sl_replay_plan *plan)
 /* ---- the plan ----------------------------------------------------------------------------------
  */
 
-static uint64_t count_steps(const struct sl_trace *trace, uint32_t segment_tokens)
+static uint64_t count_steps(const struct sl_trace *trace, const struct sl_replay_steps *steps)
 {
-    return segment_tokens ? (trace->n_tokens + segment_tokens - 1) / segment_tokens
-                          : trace->n_steps;
+    const uint32_t segment = steps->segment_tokens;
+
+    if (steps->n_sequences)
+        return trace->n_tokens / steps->n_sequences;
+    return segment ? (trace->n_tokens + segment - 1) / segment : trace->n_steps;
 }
 
-/* The distinct experts of tokens first .. end - 1 in each layer, as the step's demands. */
-static void add_step(struct sl_replay_plan *plan, const struct sl_trace *trace, uint64_t first,
-                     uint64_t end, uint8_t *wanted)
+/* A step's tokens: `n` of them, from `first`, `stride` apart. */
+struct step_tokens {
+    uint64_t first, n, stride;
+};
+
+static struct step_tokens step_tokens(const struct sl_trace *trace,
+                                      const struct sl_replay_steps *steps, uint64_t step,
+                                      uint64_t first)
+{
+    const uint64_t left = trace->n_tokens - first;
+    uint64_t n = steps->segment_tokens;
+
+    if (steps->n_sequences)
+        return (struct step_tokens){step, steps->n_sequences, count_steps(trace, steps)};
+    if (n == 0)
+        n = trace->step_tokens[step];
+    return (struct step_tokens){first, n < left ? n : left, 1};
+}
+
+/* The distinct experts of the tokens in each layer, as the step's demands. */
+static void add_step(struct sl_replay_plan *plan, const struct sl_trace *trace,
+                     const struct step_tokens *tokens, uint8_t *wanted)
 {
     const uint32_t layers = trace->shape.num_hidden_layers, k = trace->shape.n_per_token;
     const uint32_t experts = trace->shape.n_routed_experts;
@@ -150,26 +173,34 @@ static void add_step(struct sl_replay_plan *plan, const struct sl_trace *trace, 
         uint64_t use = plan->first[plan->n_demands];
 
         memset(wanted, 0, experts);
-        for (uint64_t token = first; token < end; token++)
+        for (uint64_t i = 0; i < tokens->n; i++) {
+            const uint64_t token = tokens->first + i * tokens->stride;
+
             for (uint32_t s = 0; s < k; s++)
                 wanted[trace->experts[(token * layers + layer) * k + s]] = 1;
+        }
         for (uint32_t e = 0; e < experts; e++)
             if (wanted[e])
                 plan->experts[use++] = (uint16_t)e;
         plan->first[++plan->n_demands] = use;
     }
+    plan->n_tokens += tokens->n;
 }
 
 int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trace *trace,
-                          uint32_t segment_tokens, struct sl_err *err)
+                          const struct sl_replay_steps *steps, struct sl_err *err)
 {
-    const uint64_t n_steps = count_steps(trace, segment_tokens);
+    const uint64_t n_steps = count_steps(trace, steps);
     const uint64_t n_demands = n_steps * trace->shape.num_hidden_layers;
-    struct sl_replay_plan *plan = calloc(1, sizeof(*plan));
-    uint8_t *wanted = malloc(trace->shape.n_routed_experts);
-    uint64_t token = 0;
+    struct sl_replay_plan *plan;
+    uint8_t *wanted;
     int rc = 0;
 
+    if (n_steps == 0)
+        return sl_err_set(err, -SL_EFORMAT, "a trace of %llu tokens is none of %u sequences",
+                          (unsigned long long)trace->n_tokens, steps->n_sequences);
+    plan = calloc(1, sizeof(*plan));
+    wanted = malloc(trace->shape.n_routed_experts);
     if (plan) {
         plan->shape = trace->shape;
         plan->first = calloc(n_demands + 1, sizeof(*plan->first));
@@ -180,11 +211,9 @@ int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trac
     if (!plan || !wanted || !plan->first || !plan->experts || n_demands >= NEVER)
         rc = sl_err_set(err, -ENOMEM, "replay: out of memory");
     for (uint64_t step = 0; step < n_steps && rc == 0; step++) {
-        uint64_t end = token + (segment_tokens ? segment_tokens : trace->step_tokens[step]);
+        const struct step_tokens tokens = step_tokens(trace, steps, step, plan->n_tokens);
 
-        end = end < trace->n_tokens ? end : trace->n_tokens;
-        add_step(plan, trace, token, end, wanted);
-        token = end;
+        add_step(plan, trace, &tokens, wanted);
     }
     free(wanted);
     if (rc == 0)
@@ -192,6 +221,11 @@ int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trac
     else
         sl_replay_plan_destroy(plan);
     return rc;
+}
+
+uint64_t sl_replay_plan_tokens(const struct sl_replay_plan *plan)
+{
+    return plan->n_tokens;
 }
 
 void sl_replay_plan_destroy(struct sl_replay_plan *plan)
@@ -232,7 +266,8 @@ static void run_demand(struct replay *replay, uint64_t demand)
     struct sl_slot_table *table = &replay->table;
     uint32_t n_missing = 0;
 
-    table->policy->ops->visit(table->policy, key_of(plan, demand, 0).layer_index);
+    sl_slot_table_open(table, (uint32_t)(plan->first[demand + 1] - plan->first[demand]));
+    sl_slot_table_visit(table, key_of(plan, demand, 0).layer_index);
     for (uint64_t use = plan->first[demand]; use < plan->first[demand + 1]; use++) {
         struct sl_slot *slot = sl_slot_table_claim(table, key_of(plan, demand, use));
 
@@ -295,6 +330,9 @@ int sl_replay_run(const struct sl_replay_plan *plan, const struct sl_policy_ops 
     replay.table.n_layers = plan->shape.num_hidden_layers;
     replay.table.n_experts = plan->shape.n_routed_experts;
     replay.table.n_slots_max = n_slots;
+    replay.table.sweep_experts_min =
+        policy ? sl_sweep_experts_min(plan->shape.n_routed_experts, plan->shape.n_per_token)
+               : UINT32_MAX; /* who knows the future pins nothing */
     sl_arena_init_measure(&measure);
     carve(&replay, &measure, ops);
     rc = sl_arena_map(&arena, measure.used_bytes, "replay", err);

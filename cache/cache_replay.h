@@ -1,7 +1,8 @@
 /* Replay of a trace: what a cache of so many slots would have had to load.
  *
  * A plan lays the trace's tokens out in steps: as in the run that was recorded, or so many tokens
- * at a time, from the first to the last, whatever text they belonged to. A replay takes a plan's
+ * at a time, from the first to the last, whatever text they belonged to; or as if the trace were
+ * of so many texts, each as long, of which each step takes a token. A replay takes a plan's
  * demands and prefetches through the slot table and the policy that the cache itself uses; loads
  * take no time. What it counts is what a cache counts in a run of the same steps, as long as no
  * demand names more experts than there are slots: then it depends on the drives which of them are
@@ -22,10 +23,20 @@
 
 struct sl_replay_plan;
 
-/* segment_tokens 0: the steps that were recorded. The trace may go afterwards. Fails with -ENOMEM.
- * The caller destroys *ret_plan. */
+/* How the tokens are laid out. */
+struct sl_replay_steps {
+    uint32_t segment_tokens; /* 0: the steps that were recorded */
+    uint32_t n_sequences; /* or, where this is not 0, a token of each in a step; what is left over
+                           * at the trace's end is not taken */
+};
+
+/* The trace may go afterwards. Fails with -ENOMEM, or with -SL_EFORMAT where there are fewer tokens
+ * than sequences. The caller destroys *ret_plan. */
 int sl_replay_plan_create(struct sl_replay_plan **ret_plan, const struct sl_trace *trace,
-                          uint32_t segment_tokens, struct sl_err *err);
+                          const struct sl_replay_steps *steps, struct sl_err *err);
+
+/* Returns how many tokens the steps of a plan take. */
+uint64_t sl_replay_plan_tokens(const struct sl_replay_plan *plan);
 
 /* NULL is allowed. */
 void sl_replay_plan_destroy(struct sl_replay_plan *plan);

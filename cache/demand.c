@@ -100,6 +100,7 @@ int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const 
     demand->open = true;
     demand->layer_index = layer_index;
     demand->n_left = n_experts;
+    sl_slot_table_open(&cache->table, n_experts);
     sl_prefetch_demand_opens(cache, layer_index);
     /* All resident experts are claimed before any is evicted. */
     for (uint32_t i = 0; i < n_experts; i++) {

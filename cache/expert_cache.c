@@ -160,6 +160,8 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     }
     cache->num_experts_per_tok = options->num_experts_per_tok;
     cache->prefetch_layers = options->prefetch_layers;
+    cache->table.sweep_experts_min =
+        sl_sweep_experts_min(cache->table.n_experts, options->num_experts_per_tok);
     cache->n_slots_min = options->slots_min > options->num_experts_per_tok
                              ? options->slots_min
                              : options->num_experts_per_tok;
@@ -293,6 +295,11 @@ static const struct sl_metric metrics[] = {
            "Demanded experts that were resident or landing from an earlier demand or a preload"),
     METRIC("expert_prefetch_hits", COUNT, n_prefetch_hits,
            "Demanded experts that a prefetch had brought, for the first time"),
+    METRIC("sweep_requests", COUNT, n_sweep_requests,
+           "Demanded experts of sweeps, which pin an equal share of each layer"),
+    METRIC("sweep_hits", COUNT, n_sweep_hits, "Hits of either kind among the requests of sweeps"),
+    {"sweep_pinned", SL_METRIC_COUNT, "Experts of each layer that stay through a sweep",
+     offsetof(struct sl_expert_cache_counters, n_pinned), true},
     METRIC("expert_loads", COUNT, n_loads,
            "Loads of an expert that were begun, prefetches and preloads included"),
     METRIC("expert_preloads", COUNT, n_preloads, "Loads from the hot list, before the first step"),
@@ -354,6 +361,9 @@ struct sl_expert_cache_counters sl_expert_cache_counters(const struct sl_expert_
         .n_requests = slots->n_requests,
         .n_hits = slots->n_hits,
         .n_prefetch_hits = slots->n_prefetch_hits,
+        .n_sweep_requests = slots->n_sweep_requests,
+        .n_sweep_hits = slots->n_sweep_hits,
+        .n_pinned = cache->table.n_pinned,
         .n_predicted = cache->prefetches.n_predicted,
         .n_predicted_right = cache->prefetches.n_predicted_right,
         .n_predicted_loads = cache->prefetches.n_loads,

@@ -55,6 +55,9 @@ struct sl_expert_cache_counters {
     uint64_t n_hits;     /* of these, resident or still landing from an earlier demand or a
                           * preload */
     uint64_t n_prefetch_hits;   /* of these, brought by a prefetch, for the first time */
+    uint64_t n_sweep_requests;  /* of n_requests, in sweeps (cache/slot_table.h), */
+    uint64_t n_sweep_hits;      /* and of these, in either kind of hits */
+    uint64_t n_pinned;          /* of each layer: what stays through a sweep; a gauge */
     uint64_t n_predicted;       /* experts that predictions named */
     uint64_t n_predicted_right; /* of these, in the demand that followed */
     uint64_t n_predicted_loads; /* of these, loads that were begun, in n_loads too */

@@ -49,6 +49,9 @@ struct sl_policy_ops {
     /* The slot on offer whose expert is worth least, thereby withdrawn; SL_NO_SLOT if there is
      * none. */
     uint32_t (*choose)(struct sl_policy *policy);
+
+    /* Does that among the slots that hold experts of this layer. */
+    uint32_t (*choose_of)(struct sl_policy *policy, uint16_t layer_index);
 };
 
 /* First member of every policy. */

@@ -191,6 +191,17 @@ static uint32_t frequency_choose(struct sl_policy *policy)
     return sl_slot_heap_pop(last, f->positions);
 }
 
+static uint32_t frequency_choose_of(struct sl_policy *policy, uint16_t layer_index)
+{
+    struct frequency *f = frequency_of(policy);
+    struct sl_slot_heap *heap = &f->heaps[layer_index];
+
+    /* Only the layer that was visited last has experts in `used`. */
+    if (heap->n == 0 && layer_index == f->layer_index)
+        heap = &f->used;
+    return sl_slot_heap_pop(heap, f->positions);
+}
+
 const struct sl_policy_ops sl_policy_frequency = {
     .name = "frequency",
     .carve = frequency_carve,
@@ -200,4 +211,5 @@ const struct sl_policy_ops sl_policy_frequency = {
     .offer = frequency_offer,
     .withdraw = frequency_withdraw,
     .choose = frequency_choose,
+    .choose_of = frequency_choose_of,
 };

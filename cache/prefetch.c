@@ -92,7 +92,7 @@ static void pass_layer(struct sl_expert_cache *cache)
     struct sl_expert_key key = {.layer_index = cache->prediction.layer_index};
 
     cache->prediction.visited = true;
-    policy->ops->visit(policy, key.layer_index);
+    sl_slot_table_visit(&cache->table, key.layer_index);
     for (; key.expert_index < cache->shape.n_routed_experts; key.expert_index++) {
         struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
 
@@ -146,12 +146,11 @@ void sl_prefetch_begin_loads(struct sl_expert_cache *cache)
 void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_index)
 {
     struct sl_prediction *prediction = &cache->prediction;
-    struct sl_policy *policy = cache->table.policy;
 
     prediction->next = prediction->n; /* loads that are not begun come too late */
     prediction->whole_layer = false;  /* nor is pass_layer() due any more */
     if (!prediction->visited || prediction->layer_index != layer_index)
-        policy->ops->visit(policy, layer_index);
+        sl_slot_table_visit(&cache->table, layer_index);
 }
 
 void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key)
@@ -242,7 +241,7 @@ static void pretend_uses(struct sl_expert_cache *cache, const struct sl_expert_k
         uint64_t n = (uint64_t)n_keys * (PRELOAD_SWEEPS - sweep) / PRELOAD_SWEEPS;
 
         for (uint32_t layer = 0; layer < cache->table.n_layers; layer++)
-            policy->ops->visit(policy, (uint16_t)layer);
+            sl_slot_table_visit(&cache->table, (uint16_t)layer);
         while (n-- > 0)
             if (may_preload(cache, keys[n]))
                 policy->ops->use(policy, keys[n]);

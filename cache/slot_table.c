@@ -1,5 +1,6 @@
 #include "cache/slot_table.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "core/base/assert.h"
@@ -39,6 +40,11 @@ void sl_slot_set(struct sl_slot *slot, enum sl_slot_state state)
     slot->state = (uint8_t)state;
 }
 
+uint32_t sl_sweep_experts_min(uint32_t n_experts, uint32_t n_per_row)
+{
+    return (uint32_t)(n_experts * (1 - pow(1 - (double)n_per_row / n_experts, SL_SWEEP_ROWS)));
+}
+
 void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy)
 {
@@ -47,7 +53,18 @@ void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
     table->slots = sl_arena_take(arena, table->n_slots_max, sizeof(*table->slots));
     table->slot_of =
         sl_arena_take(arena, (uint64_t)table->n_layers * table->n_experts, sizeof(*table->slot_of));
+    table->n_resident = sl_arena_take(arena, table->n_layers, sizeof(*table->n_resident));
     table->policy = policy->carve(arena, &shape);
+}
+
+/* All that one layer can ask for has room beside what is pinned. */
+static void set_pinned(struct sl_slot_table *table)
+{
+    const uint32_t n_left =
+        table->n_slots > table->n_experts ? table->n_slots - table->n_experts : 0;
+    const uint32_t n_each = table->n_layers > 1 ? n_left / (table->n_layers - 1) : n_left;
+
+    table->n_pinned = n_each < table->n_experts ? n_each : table->n_experts;
 }
 
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max)
@@ -59,6 +76,18 @@ void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t
     for (uint32_t i = 0; i < n_slots; i++)
         sl_list_append(&table->empty, &table->slots[i].link);
     memset(table->slot_of, 0xff, sizeof(*table->slot_of) * table->n_layers * table->n_experts);
+    set_pinned(table);
+}
+
+void sl_slot_table_open(struct sl_slot_table *table, uint32_t n_experts)
+{
+    table->in_sweep = n_experts >= table->sweep_experts_min;
+}
+
+void sl_slot_table_visit(struct sl_slot_table *table, uint16_t layer_index)
+{
+    table->layer_index = layer_index;
+    table->policy->ops->visit(table->policy, layer_index);
 }
 
 static uint32_t *entry_of(const struct sl_slot_table *table, struct sl_expert_key key)
@@ -87,12 +116,14 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
     struct sl_slot *slot = sl_slot_table_find(table, key);
 
     table->counters.n_requests++;
+    table->counters.n_sweep_requests += table->in_sweep;
     if (slot) {
         sl_assert(slot->state == SL_SLOT_LOADING_PREFETCH || slot->state == SL_SLOT_READY);
         if (slot->prefetched)
             table->counters.n_prefetch_hits++;
         else
             table->counters.n_hits++;
+        table->counters.n_sweep_hits += table->in_sweep;
         sl_slot_table_end_prefetch(table, slot);
         if (slot->state == SL_SLOT_READY) {
             table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
@@ -103,30 +134,68 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
     return slot;
 }
 
-static struct sl_slot *evict(struct sl_slot_table *table)
+/* The slot holds no expert any more. */
+static void forget(struct sl_slot_table *table, const struct sl_slot *slot)
 {
-    uint32_t index = table->policy->ops->choose(table->policy);
+    *entry_of(table, slot->key) = SL_NO_SLOT;
+    table->n_resident[slot->key.layer_index]--;
+}
+
+static struct sl_slot *evict(struct sl_slot_table *table, uint32_t index)
+{
     struct sl_slot *slot;
 
     if (index == SL_NO_SLOT)
         return NULL;
     slot = &table->slots[index];
     sl_assert(slot->state == SL_SLOT_READY);
-    *entry_of(table, slot->key) = SL_NO_SLOT;
+    forget(table, slot);
     sl_slot_table_end_prefetch(table, slot);
     sl_slot_set(slot, SL_SLOT_EMPTY);
     table->counters.n_evictions++;
     return slot;
 }
 
+static struct sl_slot *evict_any(struct sl_slot_table *table)
+{
+    return evict(table, table->policy->ops->choose(table->policy));
+}
+
+/* Evicts what is not pinned, in the layer that is furthest ahead. Returns NULL where there is
+ * nothing. */
+static struct sl_slot *evict_unpinned(struct sl_slot_table *table)
+{
+    const uint32_t n_layers = table->n_layers;
+    struct sl_slot *slot = NULL;
+
+    for (uint32_t back = 1; back <= n_layers && !slot; back++) {
+        const uint32_t layer = (table->layer_index + n_layers - back) % n_layers;
+
+        if (table->n_resident[layer] > table->n_pinned)
+            slot = evict(table, table->policy->ops->choose_of(table->policy, (uint16_t)layer));
+    }
+    return slot;
+}
+
+static struct sl_slot *make_room(struct sl_slot_table *table, enum sl_load_kind kind)
+{
+    struct sl_slot *slot = table->in_sweep ? evict_unpinned(table) : NULL;
+
+    /* An expert that is read ahead would only take the place of what will be asked for as soon. */
+    if (slot || (table->in_sweep && kind == SL_LOAD_LAYER))
+        return slot;
+    return evict_any(table);
+}
+
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
                                    enum sl_load_kind kind)
 {
     struct sl_link *link = sl_list_pop(&table->empty);
-    struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link) : evict(table);
+    struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link) : make_room(table, kind);
 
     if (!slot)
         return NULL;
+    table->n_resident[key.layer_index]++;
     slot->key = key;
     sl_slot_set(slot, kind == SL_LOAD_DEMAND ? SL_SLOT_LOADING_WANTED : SL_SLOT_LOADING_PREFETCH);
     slot->prefetched = kind != SL_LOAD_DEMAND && kind != SL_LOAD_PRELOAD;
@@ -145,7 +214,7 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
 
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool quarantined)
 {
-    *entry_of(table, slot->key) = SL_NO_SLOT;
+    forget(table, slot);
     sl_slot_table_end_prefetch(table, slot);
     sl_slot_set(slot, quarantined ? SL_SLOT_QUARANTINED : SL_SLOT_EMPTY);
     if (!quarantined)
@@ -190,7 +259,7 @@ void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot
         n_ready += table->slots[i].state == SL_SLOT_READY;
     }
     for (; n_ready > n_slots; n_ready--)
-        sl_assert(evict(table));
+        sl_assert(evict_any(table));
     sl_list_init(&table->empty);
     for (uint32_t i = 0; i < n_slots; i++)
         if (table->slots[i].state == SL_SLOT_EMPTY)
@@ -199,13 +268,14 @@ void sl_slot_table_resize(struct sl_slot_table *table, uint32_t n_slots, sl_slot
         if (table->slots[i].state != SL_SLOT_EMPTY)
             move_out(table, &table->slots[i], move, context);
     table->n_slots = n_slots;
+    set_pinned(table);
 }
 
 void sl_slot_table_empty(struct sl_slot_table *table)
 {
     struct sl_slot *slot;
 
-    while ((slot = evict(table)))
+    while ((slot = evict_any(table)))
         sl_list_append(&table->empty, &slot->link);
 }
 
@@ -257,8 +327,15 @@ bool sl_slot_table_is_sound(const struct sl_slot_table *table)
         if (*entry_of(table, slot->key) != i)
             return false;
     }
-    for (uint32_t i = 0; i < table->n_layers * table->n_experts; i++)
-        n_found += table->slot_of[i] != SL_NO_SLOT;
+    for (uint32_t layer = 0; layer < table->n_layers; layer++) {
+        uint32_t n_of_layer = 0;
+
+        for (uint32_t i = 0; i < table->n_experts; i++)
+            n_of_layer += table->slot_of[layer * table->n_experts + i] != SL_NO_SLOT;
+        if (n_of_layer != table->n_resident[layer])
+            return false;
+        n_found += n_of_layer;
+    }
     return n_empty + n_full + n_quarantined == table->n_slots && n_found == n_full &&
            n_prefetched == table->n_prefetched;
 }

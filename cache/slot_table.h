@@ -80,8 +80,10 @@ struct sl_slot {
 
 struct sl_slot_counters {
     uint64_t n_requests;
-    uint64_t n_hits;          /* of these, resident or landing, and claimed before */
-    uint64_t n_prefetch_hits; /* of these, brought by a prefetch and claimed for the first time */
+    uint64_t n_hits;           /* of these, resident or landing, and claimed before */
+    uint64_t n_prefetch_hits;  /* of these, brought by a prefetch and claimed for the first time */
+    uint64_t n_sweep_requests; /* of n_requests, in sweeps, */
+    uint64_t n_sweep_hits;     /* and of these, in either kind of hits */
     uint64_t n_loads;
     uint64_t n_evictions;
 };
@@ -93,6 +95,13 @@ struct sl_slot_table {
     uint32_t n_prefetched, inflight_max;
     struct sl_slot *slots; /* (n_slots_max) */
     uint32_t *slot_of;     /* (n_layers, n_experts), SL_NO_SLOT if not there */
+    uint32_t *n_resident;  /* (n_layers) experts that have a slot */
+
+    /* Sweeps. */
+    uint32_t sweep_experts_min; /* a demand of fewer experts is none */
+    uint32_t n_pinned;          /* of each layer: what stays through a sweep */
+    bool in_sweep;              /* the demand that opened last is one */
+    uint16_t layer_index;       /* visited last */
     struct sl_link empty;
     struct sl_policy *policy;
     struct sl_slot_counters counters;
@@ -100,6 +109,21 @@ struct sl_slot_table {
 
 /* Prefetched experts hold at most this share of the slots until they are claimed. */
 #define SL_PREFETCHED_SHARE 4u
+
+/* A demand for as many experts of a layer as so many rows ask for that choose evenly, each for
+ * itself, is a sweep's: the next layer's will be as large, and this layer's comes again when the
+ * whole model has been through, which is more than most caches hold. Then whatever is evicted by
+ * the time of its last use is evicted before it is used again. So sweeps pin: each layer keeps
+ * n_pinned of its experts, those that the policy values most, and what is beyond them makes room,
+ * of the layer just passed first. The rest of the slots is one layer's room, in which all else is
+ * loaded. Every layer keeps as many, so that each reads as much while as much is computed.
+ *
+ * Smaller demands evict what the policy chooses, be it pinned or not: pins give way to users, and
+ * come back with a later sweep. */
+#define SL_SWEEP_ROWS 16u
+
+/* The least demand of a sweep, where each layer has n_experts of which a row takes n_per_row. */
+uint32_t sl_sweep_experts_min(uint32_t n_experts, uint32_t n_per_row);
 
 /* True if a slot may go from one state to the other. */
 bool sl_slot_may_move(enum sl_slot_state from, enum sl_slot_state to);
@@ -126,9 +150,9 @@ static inline bool sl_slot_is_acquired(const struct sl_slot *slot)
            (slot->state >= SL_SLOT_PINNED && slot->state <= SL_SLOT_PINNED_QUARANTINED);
 }
 
-/* Takes memory from an arena for the sizes set in a zeroed table (n_layers, n_experts,
- * n_slots_max). With a mapped one, start() follows: the first n_slots slots are empty. inflight_max
- * is how many loads there may be at once. */
+/* Takes memory from an arena for the sizes set in a zeroed table (n_layers, n_experts, n_slots_max,
+ * sweep_experts_min). With a mapped one, start() follows: the first n_slots slots are empty.
+ * inflight_max is how many loads there may be at once. */
 void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy);
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max);
@@ -156,7 +180,13 @@ static inline uint32_t sl_slot_index(const struct sl_slot_table *table, const st
 /* NULL if the expert is in no slot. */
 struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert_key key);
 
-/* Asks for an expert of the layer that sl_policy_ops.visit() named last. Returns its slot, claimed
+/* A demand for so many experts opens; visit() names its layer, unless it did before. */
+void sl_slot_table_open(struct sl_slot_table *table, uint32_t n_experts);
+
+/* A layer is the present one from now on. */
+void sl_slot_table_visit(struct sl_slot_table *table, uint16_t layer_index);
+
+/* Asks for an expert of the layer that visit() named last. Returns its slot, claimed
  * or LOADING_PREFETCH; NULL if it is in none, and then it is to be loaded. */
 struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
 

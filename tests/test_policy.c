@@ -66,21 +66,26 @@ static double frequency_spare(const struct model *m, uint32_t id)
     return (distance ? distance : LAYERS) + LAYERS * (all / count - 1);
 }
 
-/* Ids that are on offer, each in the slot of its number. */
+/* Ids that are on offer, each in the slot of its number. The choice is one of ids first .. end - 1:
+ * of a layer, or of all. */
 static void check_choice(struct sl_policy *policy, const struct model *m, bool *offered,
-                         spare_fn *spare)
+                         spare_fn *spare, uint32_t layer)
 {
-    uint32_t chosen = policy->ops->choose(policy), n_offered = 0;
+    const uint32_t first = layer < LAYERS ? layer * EXPERTS : 0;
+    const uint32_t end = layer < LAYERS ? first + EXPERTS : ALL;
+    uint32_t chosen = layer < LAYERS ? policy->ops->choose_of(policy, (uint16_t)layer)
+                                     : policy->ops->choose(policy);
+    uint32_t n_offered = 0;
 
-    for (uint32_t id = 0; id < ALL; id++)
+    for (uint32_t id = first; id < end; id++)
         n_offered += offered[id];
     if (n_offered == 0) {
         assert_int_equal(chosen, SL_NO_SLOT);
         return;
     }
-    assert_in_range(chosen, 0, ALL - 1);
+    assert_in_range(chosen, first, end - 1);
     assert_true(offered[chosen]);
-    for (uint32_t id = 0; id < ALL; id++)
+    for (uint32_t id = first; id < end; id++)
         if (offered[id]) /* equal but for rounding */
             assert_true(spare(m, chosen) >= spare(m, id) * (1 - 1e-9));
     offered[chosen] = false;
@@ -128,7 +133,7 @@ static void run_policy(const struct sl_policy_ops *ops, spare_fn *spare, uint64_
             offered[id] = true;
         }
         for (uint32_t n = below(&seed, 4); n > 0; n--)
-            check_choice(policy, m, offered, spare);
+            check_choice(policy, m, offered, spare, below(&seed, 2 * LAYERS));
     }
     sl_arena_fini(&arena);
     free(m);

@@ -432,6 +432,50 @@ static void test_sweeps_spare_what_is_hot(void **state)
     cache_rig_fini(&rig);
 }
 
+/* In a cycle that is larger than the cache, each layer keeps as much of itself as any other, and
+ * reads the rest once: by a policy that looks back alone, too, which would find nothing. Small
+ * demands take what the policy chooses, and the next sweep but one has pinned again. */
+static void test_sweeps_pin_an_equal_share(void **state)
+{
+    static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
+    const struct cache_fixture *fixtures = *state;
+
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct cache_rig_options options = {.reads_max = 8,
+                                                  .piece_bytes = 1 << 20,
+                                                  .n_slots = 20,
+                                                  .inflight_max = 4,
+                                                  .prefetch_layers = i & 1,
+                                                  .policy = policies[i / 2]};
+        const uint32_t n_pinned = (20 - CACHE_EXPERTS) / (CACHE_LAYERS - 1);
+        struct sl_expert_cache_counters before, after;
+        struct cache_rig rig;
+
+        cache_rig_init(&rig, &fixtures[i & 1], &options);
+        assert_int_equal(sl_expert_cache_counters(rig.cache).n_pinned, n_pinned);
+        for (uint32_t sweep = 0; sweep < 8; sweep++)
+            for (uint16_t layer = 0; layer < CACHE_LAYERS; layer++) {
+                before = sl_expert_cache_counters(rig.cache);
+                assert_int_equal(
+                    cache_rig_demand(&rig, layer, all_experts, CACHE_EXPERTS, NULL, NULL), 0);
+                after = sl_expert_cache_counters(rig.cache);
+                if (sweep == 0 || sweep == 5)
+                    continue;
+                assert_int_equal(after.n_sweep_requests - before.n_sweep_requests, CACHE_EXPERTS);
+                assert_in_range(after.n_sweep_hits - before.n_sweep_hits, n_pinned, CACHE_EXPERTS);
+                if (!options.prefetch_layers) /* what is not pinned is read, and nothing else */
+                    assert_int_equal(after.n_loads - before.n_loads, CACHE_EXPERTS - n_pinned);
+                if (sweep == 4 && layer == CACHE_LAYERS - 1) /* somebody's, all in one layer */
+                    for (uint16_t first = 0; first < CACHE_EXPERTS; first += 2)
+                        assert_int_equal(
+                            cache_rig_demand(&rig, 1, all_experts + first, 2, NULL, NULL), 0);
+            }
+        assert_int_equal(sl_expert_cache_counters(rig.cache).predicted_wasted_bytes, 0);
+        assert_true(sl_expert_cache_is_sound(rig.cache));
+        cache_rig_fini(&rig);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -449,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_sweeps_end_with_their_step),
         cmocka_unit_test(test_sweeps_end_between_demands),
         cmocka_unit_test(test_sweeps_spare_what_is_hot),
+        cmocka_unit_test(test_sweeps_pin_an_equal_share),
     };
 
     return cmocka_run_group_tests_name("prefetch", tests, cache_fixtures_create,

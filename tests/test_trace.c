@@ -205,6 +205,14 @@ static void test_half_a_trace_is_refused(void **state)
 /* ---- replay -----------------------------------------------------------------------------------
  */
 
+static int create_plan(struct sl_replay_plan **ret_plan, const struct sl_trace *trace,
+                       uint32_t segment_tokens)
+{
+    const struct sl_replay_steps steps = {.segment_tokens = segment_tokens};
+
+    return sl_replay_plan_create(ret_plan, trace, &steps, NULL);
+}
+
 /* Misses of LRU without prefetch, one token at a time: resident ids by latest demand, oldest first.
  */
 static uint64_t count_lru_loads(const uint16_t *experts, uint32_t n_experts, uint32_t n_tokens,
@@ -243,7 +251,7 @@ static void test_lru_is_that_of_a_list(void **state)
 
         assert_int_equal(sl_trace_read(&trace, f->path, NULL), 0);
         trace.shape.num_hash_layers = 0;
-        assert_int_equal(sl_replay_plan_create(&plan, &trace, 1, NULL), 0);
+        assert_int_equal(create_plan(&plan, &trace, 1), 0);
         sl_trace_fini(&trace);
         assert_int_equal(sl_replay_run(plan, &sl_policy_lru, n_slots, &c, NULL), 0);
         assert_int_equal(c.n_requests, TOKENS_MAX * LAYERS * PER_TOKEN);
@@ -311,7 +319,7 @@ static void test_nothing_beats_the_optimum(void **state)
         struct sl_trace trace;
 
         assert_int_equal(sl_trace_read(&trace, f->path, NULL), 0);
-        assert_int_equal(sl_replay_plan_create(&plan, &trace, 1, NULL), 0);
+        assert_int_equal(create_plan(&plan, &trace, 1), 0);
         assert_int_equal(sl_replay_run(plan, NULL, n_slots, &c, NULL), 0);
         assert_int_equal(c.n_loads, fewest_loads(experts, n_tokens * LAYERS, n_slots));
         sl_replay_plan_destroy(plan);
@@ -335,7 +343,7 @@ static void test_segments(void **state)
         struct sl_slot_counters c;
         struct sl_replay_plan *plan;
 
-        assert_int_equal(sl_replay_plan_create(&plan, &trace, segments[i], NULL), 0);
+        assert_int_equal(create_plan(&plan, &trace, segments[i]), 0);
         for (uint32_t p = 0; p < 3; p++) {
             assert_int_equal(sl_replay_run(plan, policies[p], 5, &c, NULL), 0);
             assert_true(c.n_loads >= c.n_evictions && c.n_loads - c.n_evictions == 5);
@@ -355,6 +363,53 @@ static void test_segments(void **state)
     free(experts);
 }
 
+/* 100 texts in lockstep ask for all experts of every layer, in a cycle of 36 through 20 slots. By
+ * the time of its last use everything would be gone before it comes again; what is pinned is found.
+ * Where the cache holds the cycle, and where a few texts are no sweep, nothing is different. */
+static void test_sweeps_pin(void **state)
+{
+    static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
+    const uint32_t n_experts = 12, n_slots = 20, n_all = LAYERS * n_experts;
+    const uint32_t n_pinned = (n_slots - n_experts) / (LAYERS - 1), n_steps = TOKENS_MAX / 100;
+    const struct fixture *f = *state;
+    const struct sl_replay_steps few = {.n_sequences = 2}, many = {.n_sequences = 100};
+    uint16_t *experts = write_trace(f->path, n_experts, TOKENS_MAX, 9, 7);
+    struct sl_replay_plan *plan;
+    struct sl_slot_counters c;
+    struct sl_trace trace;
+    struct sl_err err;
+
+    assert_int_equal(sl_trace_read(&trace, f->path, NULL), 0);
+    trace.shape.num_hash_layers = 0;
+    assert_int_equal(sl_replay_plan_create(&plan, &trace, &many, NULL), 0);
+    assert_int_equal(sl_replay_plan_tokens(plan), TOKENS_MAX);
+    for (uint32_t p = 0; p < 2; p++) {
+        assert_int_equal(sl_replay_run(plan, policies[p], n_slots, &c, NULL), 0);
+        assert_int_equal(c.n_requests, n_steps * n_all);
+        assert_int_equal(c.n_sweep_requests, c.n_requests);
+        assert_int_equal(c.n_sweep_hits, c.n_hits);
+        /* The second sweep may find in the first's order what later ones do not. */
+        assert_in_range(c.n_loads, n_all + (n_steps - 2) * (n_all - LAYERS * n_pinned),
+                        n_all + (n_steps - 1) * (n_all - LAYERS * n_pinned));
+        assert_int_equal(sl_replay_run(plan, policies[p], n_all, &c, NULL), 0);
+        assert_int_equal(c.n_loads, n_all);
+    }
+    assert_int_equal(sl_replay_run(plan, NULL, n_slots, &c, NULL), 0);
+    assert_int_equal(c.n_sweep_requests, 0);
+    sl_replay_plan_destroy(plan);
+
+    assert_int_equal(sl_replay_plan_create(&plan, &trace, &few, NULL), 0);
+    assert_int_equal(sl_replay_run(plan, &sl_policy_lru, n_slots, &c, NULL), 0);
+    assert_int_equal(c.n_sweep_requests, 0);
+    sl_replay_plan_destroy(plan);
+    assert_int_equal(sl_replay_plan_create(&plan, &trace,
+                                           &(struct sl_replay_steps){.n_sequences = TOKENS_MAX + 1},
+                                           &err),
+                     -SL_EFORMAT);
+    sl_trace_fini(&trace);
+    free(experts);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -364,6 +419,7 @@ int main(void)
         cmocka_unit_test(test_lru_is_that_of_a_list),
         cmocka_unit_test(test_nothing_beats_the_optimum),
         cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_sweeps_pin),
     };
 
     return cmocka_run_group_tests_name("trace", tests, set_up, tear_down);

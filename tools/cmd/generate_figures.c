@@ -106,6 +106,13 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
             "prefetched\n",
             (unsigned long long)c.n_requests, 100 * hit_rate(&c), (unsigned long long)c.n_hits,
             (unsigned long long)c.n_prefetch_hits);
+    if (c.n_sweep_requests > 0)
+        fprintf(stderr,
+                "sweeps   %llu of them asked for by steps of many tokens, %.1f %% found; %llu of "
+                "each layer stay for the next sweep\n",
+                (unsigned long long)c.n_sweep_requests,
+                100 * (double)c.n_sweep_hits / (double)c.n_sweep_requests,
+                (unsigned long long)c.n_pinned);
     if (c.n_preloads > 0)
         fprintf(stderr, "hot      %llu expert%s of an earlier run loaded before the prompt\n",
                 (unsigned long long)c.n_preloads, sl_plural(c.n_preloads));

@@ -203,7 +203,8 @@ static int read_trace(struct command *command, struct sl_err *err)
                           command->trace, shape->num_hidden_layers, shape->n_routed_experts,
                           shape->n_per_token, c->num_hidden_layers, c->n_routed_experts,
                           c->num_experts_per_tok);
-    return sl_replay_plan_create(&command->replay, &command->replayed, 1, err);
+    return sl_replay_plan_create(&command->replay, &command->replayed,
+                                 &(struct sl_replay_steps){.segment_tokens = 1}, err);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------

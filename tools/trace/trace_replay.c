@@ -26,17 +26,18 @@ struct cache_size {
 
 struct command {
     const char *path;
-    uint32_t segment_tokens;
+    struct sl_replay_steps steps;
     bool json;
     struct cache_size sizes[LIST_MAX];
     const struct sl_policy_ops *ops[LIST_MAX]; /* NULL: the optimum */
     uint32_t n_sizes, n_policies;
 
     struct sl_trace trace;
+    uint64_t n_tokens; /* that are replayed */
     uint64_t slot_bytes;
 };
 
-enum { OPTION_CACHE = 256, OPTION_POLICY, OPTION_SEGMENT, OPTION_JSON };
+enum { OPTION_CACHE = 256, OPTION_POLICY, OPTION_SEGMENT, OPTION_SEQUENCES, OPTION_JSON };
 
 /* ---- options -----------------------------------------------------------------------------------
  */
@@ -102,9 +103,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         parse_list(command, value, "--policy", add_policy, state);
         return 0;
     case OPTION_SEGMENT:
-        command->segment_tokens = strcmp(value, "recorded") == 0
-                                      ? 0
-                                      : sl_parse_count(state, "--segment", value, 1u << 24);
+        command->steps.segment_tokens = strcmp(value, "recorded") == 0
+                                            ? 0
+                                            : sl_parse_count(state, "--segment", value, 1u << 24);
+        return 0;
+    case OPTION_SEQUENCES:
+        command->steps.n_sequences = sl_parse_count(state, "--sequences", value, 1u << 24);
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -160,11 +164,13 @@ static void print_json(const struct command *command, const char *policy, uint32
                        const struct sl_slot_counters *c, double hit_rate, double bytes_per_token)
 {
     json_t *object = json_pack(
-        "{s:s, s:i, s:I, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "policy", policy, "experts",
-        (int)n_slots, "cache_bytes", (json_int_t)(n_slots * command->slot_bytes), "share",
-        (double)n_slots / expert_count(command), "segment", (int)command->segment_tokens,
+        "{s:s, s:i, s:I, s:f, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "policy",
+        policy, "experts", (int)n_slots, "cache_bytes", (json_int_t)(n_slots * command->slot_bytes),
+        "share", (double)n_slots / expert_count(command), "segment",
+        (int)command->steps.segment_tokens, "sequences", (int)command->steps.n_sequences,
         "requests", (json_int_t)c->n_requests, "hits", (json_int_t)c->n_hits, "prefetch_hits",
-        (json_int_t)c->n_prefetch_hits, "loads", (json_int_t)c->n_loads, "evictions",
+        (json_int_t)c->n_prefetch_hits, "sweep_requests", (json_int_t)c->n_sweep_requests,
+        "sweep_hits", (json_int_t)c->n_sweep_hits, "loads", (json_int_t)c->n_loads, "evictions",
         (json_int_t)c->n_evictions, "hit_rate", hit_rate, "bytes_per_token", bytes_per_token);
 
     sl_json_line_print(object);
@@ -183,14 +189,14 @@ static int replay_one(const struct command *command, const struct sl_replay_plan
         return rc;
     hit_rate = 1 - (double)c.n_loads / (double)c.n_requests;
     bytes_per_token = (double)c.n_loads * (double)sl_trace_expert_bytes(&command->trace.shape) /
-                      (double)command->trace.n_tokens;
+                      (double)command->n_tokens;
     if (command->json)
         print_json(command, policy, n_slots, &c, hit_rate, bytes_per_token);
     else
         printf("%8u %6.1f %% %10s  %-10s %6.2f %% %12.3f %14.6f\n", n_slots,
                100.0 * n_slots / expert_count(command),
                sl_size_format(n_slots * command->slot_bytes, size), policy, 100 * hit_rate,
-               (double)c.n_loads / (double)command->trace.n_tokens, bytes_per_token / 1e9);
+               (double)c.n_loads / (double)command->n_tokens, bytes_per_token / 1e9);
     fflush(stdout);
     return 0;
 }
@@ -216,9 +222,10 @@ static int replay(struct command *command, struct sl_err *err)
     for (uint32_t i = 0; i < command->n_sizes && rc == 0; i++)
         rc = slot_count(command, &command->sizes[i], &n_slots[i], err);
     if (rc == 0)
-        rc = sl_replay_plan_create(&plan, &command->trace, command->segment_tokens, err);
+        rc = sl_replay_plan_create(&plan, &command->trace, &command->steps, err);
     if (rc < 0)
         return rc;
+    command->n_tokens = sl_replay_plan_tokens(plan);
     if (!command->json)
         printf(" experts    share       size  policy     hit rate  loads/token       GB/token\n");
     for (uint32_t i = 0; i < command->n_sizes && rc == 0; i++)
@@ -237,6 +244,8 @@ int sl_trace_replay(int argc, char **argv)
          "some of " SL_POLICY_NAMES ", optimum, which knows the future (default: all)", 0},
         {"segment", OPTION_SEGMENT, "TOKENS|recorded", 0,
          "tokens of one step (default 1; recorded: as in the run)", 0},
+        {"sequences", OPTION_SEQUENCES, "N", 0,
+         "take the trace for N texts of the same length, of which each step takes a token", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};
     static const struct argp argp = {
@@ -245,7 +254,7 @@ int sl_trace_replay(int argc, char **argv)
         .args_doc = "TRACE",
         .doc = "Takes a recorded trace through caches of several sizes and policies, and prints "
                "the share of requests that needed no read, and what was read for a token."};
-    struct command command = {.segment_tokens = 1};
+    struct command command = {.steps = {.segment_tokens = 1}};
     struct sl_err err = {0};
     int rc;
 
