@@ -122,7 +122,8 @@ static void make_mark(uint8_t *mark, const int32_t *tokens, uint32_t n)
 
 bool image_rig_save(struct image_rig *rig, const int32_t *tokens, uint32_t n)
 {
-    uint32_t first = sl_images_base(rig->images, tokens, n);
+    uint64_t prefix;
+    uint32_t first = sl_images_base(rig->images, tokens, n, &prefix);
 
     while (first < n) {
         uint32_t end = (first / SL_IMAGE_TOKENS + 1) * SL_IMAGE_TOKENS;
@@ -140,7 +141,7 @@ bool image_rig_save(struct image_rig *rig, const int32_t *tokens, uint32_t n)
         sl_images_commit(rig->images);
         first = end;
     }
-    return sl_images_base(rig->images, tokens, n) == n;
+    return sl_images_base(rig->images, tokens, n, &prefix) == n;
 }
 
 struct loading {

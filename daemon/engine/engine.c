@@ -371,6 +371,21 @@ static int start_sampling(struct sl_engine *e, struct sl_err *err)
     return rc;
 }
 
+/* A folder that cannot be had costs time alone. */
+static int start_images(struct sl_engine *e, struct sl_err *err)
+{
+    struct sl_err why;
+    int rc = e->options.images ? sl_engine_images_open(e, &why) : 0;
+
+    if (rc < 0 && e->options.images_optional) {
+        add_note(e, "%s; no images are kept", why.message);
+        return 0;
+    }
+    if (rc < 0 && err)
+        *err = why;
+    return rc;
+}
+
 /* ---- all together ------------------------------------------------------------------------------
  */
 
@@ -421,7 +436,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     /* Reader and images start before this thread is tied to a processor, since their threads
      * inherit that. */
     if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
-        (options->images && (rc = sl_engine_images_open(e, err)) < 0) ||
+        (rc = start_images(e, err)) < 0 ||
         (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;
     sl_pool_pin(e->pool, &options->affinity);

@@ -63,6 +63,7 @@ struct sl_engine_options {
 
     const char *images;        /* a folder for images of sessions; NULL: none are kept */
     uint64_t images_bytes_max; /* of all files in it */
+    bool images_optional;      /* where the folder cannot be had, a note, and none are kept */
 
     sl_note_fn *on_note; /* NULL, or told of images that were dropped or not kept */
     void *on_note_context;
@@ -89,8 +90,9 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
 void sl_engine_close(struct sl_engine *engine);
 
 /* Returns note i: one line about something that was left aside or is not available (MTP blocks of a
- * later generation, locked or registered memory, direct I/O). Returns NULL if there are no more. */
-#define SL_ENGINE_NOTES_MAX 10u
+ * later generation, locked or registered memory, direct I/O, a folder of images). Returns NULL if
+ * there are no more. */
+#define SL_ENGINE_NOTES_MAX 11u
 const char *sl_engine_note(const struct sl_engine *engine, uint32_t note_index);
 
 const struct sl_config *sl_engine_config(const struct sl_engine *engine);

@@ -10,6 +10,13 @@
 #include "storage/experts/model_files.h"
 #include "storage/images/images.h"
 
+/* A session that is being read from images: engine_images.c's. */
+struct sl_image_loading {
+    struct sl_session *session;
+    const struct sl_kv_layout *layout;
+    bool is_open; /* the session is between import_begin() and its end */
+};
+
 struct sl_engine {
     struct sl_engine_options options; /* a reader's piece and depth as they were chosen */
     struct sl_memory_plan plan;
@@ -35,6 +42,7 @@ struct sl_engine {
 
     struct sl_images *images;  /* NULL: none are kept */
     struct sl_arena image_ids; /* of the session that is saved: (context_tokens) */
+    struct sl_image_loading image_loading;
 
     struct sl_arena sampling_arena;
     struct sl_candidate **sampling; /* (compute threads) scratch of each */

@@ -111,7 +111,7 @@ int sl_image_folder_add(struct sl_image_folder *folder, const struct sl_image *i
 
     if (old) {
         added.n_children = old->n_children;
-        added.n_pins = old->n_pins;
+        added.n_pins += old->n_pins;
         sl_image_folder_remove(folder, old);
     }
     rc = insert(folder, &added);

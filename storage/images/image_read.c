@@ -14,16 +14,17 @@
 /* Verifying reads pieces of this size. */
 #define PIECE_BYTES (UINT64_C(1) << 20)
 
-/* A group of images that one back end reads. Images take turns at the two ends of the memory, so
- * that one can be read while the one before it is taken. */
-struct group {
-    const struct sl_image_chain *chain;
-    uint32_t first, n; /* images of the chain */
+/* Images are read in groups, each by a back end of its own. They take turns at the two ends of the
+ * memory, so that one can be read while the one before it is taken. */
+struct sl_image_reading {
+    struct sl_image_chain chain;
+    bool memory_lost;
+    uint32_t first, n; /* the group: images of the chain */
     struct sl_io *io;
     struct sl_reader *reader;
     struct sl_read reads[FILES_MAX];
     uint32_t n_queued;
-    uint32_t n_sound; /* images that nothing is wrong with so far */
+    uint32_t n_sound; /* images of the group that nothing is wrong with so far */
 };
 
 static uint64_t wanted_bytes(const struct sl_image_chain *chain, uint32_t i)
@@ -33,9 +34,9 @@ static uint64_t wanted_bytes(const struct sl_image_chain *chain, uint32_t i)
     return sl_image_part_offset(header, i + 1 < chain->n_images ? SL_IMAGE_MARK : SL_IMAGE_PARTS);
 }
 
-static uint8_t *place_of(const struct group *g, uint32_t k)
+static uint8_t *place_of(const struct sl_image_reading *g, uint32_t k)
 {
-    const struct sl_image_chain *chain = g->chain;
+    const struct sl_image_chain *chain = &g->chain;
 
     return k % 2 == 0 ? chain->memory
                       : chain->memory + chain->memory_bytes - wanted_bytes(chain, g->first + k);
@@ -43,9 +44,9 @@ static uint8_t *place_of(const struct group *g, uint32_t k)
 
 /* Queues reads as far as there is room: image `k` is waited for, or in use, and the next one may
  * come beside it. */
-static void queue_reads(struct group *g, uint32_t k)
+static void queue_reads(struct sl_image_reading *g, uint32_t k)
 {
-    const struct sl_image_chain *chain = g->chain;
+    const struct sl_image_chain *chain = &g->chain;
 
     while (g->n_queued < g->n && g->n_queued <= k + 1) {
         const uint64_t bytes = wanted_bytes(chain, g->first + g->n_queued);
@@ -60,15 +61,17 @@ static void queue_reads(struct group *g, uint32_t k)
     sl_reader_start(g->reader);
 }
 
-/* A read that has landed is its own owner. */
-static int wait_for(struct group *g, uint32_t k, struct sl_err *err)
+/* A read that has landed is its own owner. Returns 1, 0 where it has not, or how it failed. */
+static int has_landed(struct sl_image_reading *g, uint32_t k, bool wait, struct sl_err *err)
 {
     while (!g->reads[k].owner) {
-        struct sl_read *read = sl_reader_reap(g->reader, SL_READS_OF_EXPERTS, true);
+        struct sl_read *read = sl_reader_reap(g->reader, SL_READS_OF_EXPERTS, wait);
 
+        if (!read)
+            return 0;
         read->owner = read;
     }
-    return g->reads[k].rc < 0 ? sl_reader_explain(g->reader, &g->reads[k], err) : 0;
+    return g->reads[k].rc < 0 ? sl_reader_explain(g->reader, &g->reads[k], err) : 1;
 }
 
 static int damaged(const struct sl_image_folder *folder, const struct sl_image *image,
@@ -122,9 +125,9 @@ static int take_image(const struct sl_image_chain *chain, uint32_t i, const uint
                   : 0;
 }
 
-static int open_group(struct group *g, struct sl_err *err)
+static int open_group(struct sl_image_reading *g, struct sl_err *err)
 {
-    const struct sl_image_chain *chain = g->chain;
+    const struct sl_image_chain *chain = &g->chain;
     const uint32_t depth = chain->reader->depth ? chain->reader->depth : SL_READER_DEPTH;
     char *paths[FILES_MAX] = {NULL};
     int rc = 0;
@@ -152,61 +155,73 @@ static int open_group(struct group *g, struct sl_err *err)
     return rc;
 }
 
-/* Returns whether no drive can write to the memory any more. */
-static bool close_group(struct group *g)
+static void close_group(struct sl_image_reading *g)
 {
-    bool is_ours = true;
-
     if (g->reader) {
         for (uint32_t k = 0; k < g->n_queued; k++)
             if (!g->reads[k].owner)
                 sl_reader_cancel(g->reader, &g->reads[k]);
         while (sl_reader_reap(g->reader, SL_READS_OF_EXPERTS, true))
             ;
-        is_ours = sl_reader_drain(g->reader);
+        g->memory_lost |= !sl_reader_drain(g->reader);
     }
     sl_reader_destroy(g->reader);
     if (g->io)
         g->io->ops->close(g->io);
-    return is_ours;
+    g->reader = NULL;
+    g->io = NULL;
 }
 
-static int read_group(struct group *g, struct sl_err *err)
+/* Begins the group behind the one that is open, if any. */
+static int next_group(struct sl_image_reading *g, struct sl_err *err)
 {
-    int rc = open_group(g, err);
+    const uint32_t first = g->first + g->n, n_left = g->chain.n_images - first;
 
-    for (uint32_t k = 0; rc == 0 && k < g->n; k++) {
-        queue_reads(g, k);
-        rc = wait_for(g, k, err);
-        if (rc == 0)
-            rc = take_image(g->chain, g->first + k, place_of(g, k), err);
-        g->n_sound += rc == 0;
-    }
-    return rc;
+    close_group(g);
+    g->first = first;
+    g->n = n_left < FILES_MAX ? n_left : FILES_MAX;
+    g->n_queued = g->n_sound = 0;
+    memset(g->reads, 0, sizeof(g->reads));
+    return open_group(g, err);
 }
 
-int sl_image_chain_read(const struct sl_image_chain *chain, uint32_t *ret_n_sound,
-                        bool *ret_memory_lost, struct sl_err *err)
+int sl_image_reading_begin(struct sl_image_reading **ret_reading,
+                           const struct sl_image_chain *chain, struct sl_err *err)
 {
-    struct group *g = malloc(sizeof(*g));
-    int rc = 0;
+    struct sl_image_reading *g = calloc(1, sizeof(*g));
 
-    *ret_n_sound = 0;
-    *ret_memory_lost = false;
     if (!g)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", chain->folder->path);
-    for (uint32_t first = 0; rc == 0 && first < chain->n_images; first += FILES_MAX) {
-        const uint32_t n_left = chain->n_images - first;
+    g->chain = *chain;
+    *ret_reading = g;
+    return 0;
+}
 
-        *g = (struct group){
-            .chain = chain, .first = first, .n = n_left < FILES_MAX ? n_left : FILES_MAX};
-        rc = read_group(g, err);
-        *ret_n_sound = first + g->n_sound;
-        *ret_memory_lost = !close_group(g);
-        sl_assert(!*ret_memory_lost || rc < 0);
-    }
+int sl_image_reading_next(struct sl_image_reading *g, bool wait, struct sl_err *err)
+{
+    int rc = g->n_sound < g->n ? 0 : next_group(g, err);
+
+    if (rc < 0)
+        return rc;
+    queue_reads(g, g->n_sound);
+    rc = has_landed(g, g->n_sound, wait, err);
+    if (rc <= 0)
+        return rc < 0 ? rc : 1;
+    rc = take_image(&g->chain, g->first + g->n_sound, place_of(g, g->n_sound), err);
+    if (rc < 0)
+        return rc;
+    g->n_sound++;
+    if (g->n_sound < g->n)
+        queue_reads(g, g->n_sound); /* its place, and the next one's, are free now */
+    return g->first + g->n_sound < g->chain.n_images;
+}
+
+void sl_image_reading_end(struct sl_image_reading *g, uint32_t *ret_n_sound, bool *ret_memory_lost)
+{
+    close_group(g);
+    *ret_n_sound = g->first + g->n_sound;
+    *ret_memory_lost = g->memory_lost;
     free(g);
-    return rc;
 }
 
 /* ---- without the engine ------------------------------------------------------------------------

@@ -33,12 +33,24 @@ struct sl_image_chain {
     void *context;
 };
 
-/* Fails with -errno, -ENOMEM, -SL_EBUDGET (an image is larger than the memory) or -SL_ECORRUPT,
- * also where take() failed; image number *ret_n_sound is then the one to blame. With
- * *ret_memory_lost, a drive may still write to the memory, which must never be freed or used
- * again. */
-int sl_image_chain_read(const struct sl_image_chain *chain, uint32_t *ret_n_sound,
-                        bool *ret_memory_lost, struct sl_err *err);
+/* A chain that is being read, an image at a time; `chain` and all it points to are borrowed until
+ * the end. Fails with -ENOMEM. */
+struct sl_image_reading;
+int sl_image_reading_begin(struct sl_image_reading **ret_reading,
+                           const struct sl_image_chain *chain, struct sl_err *err);
+
+/* Takes the next image, and sets the reads of the one behind it going. With `wait` it waits for the
+ * drive; else it comes back at once where the image has not landed. Returns 1 while there are
+ * images that have not been taken, 0 when all have been. Fails with -errno, -ENOMEM, -SL_EBUDGET
+ * (an image is larger than the memory) or -SL_ECORRUPT, also where take() failed; then only end()
+ * follows. */
+int sl_image_reading_next(struct sl_image_reading *reading, bool wait, struct sl_err *err);
+
+/* Ends it, done or not. Image number *ret_n_sound is the first one that was not taken: the one to
+ * blame where next() failed. With *ret_memory_lost, a drive may still write to the memory, which
+ * must never be freed or used again. */
+void sl_image_reading_end(struct sl_image_reading *reading, uint32_t *ret_n_sound,
+                          bool *ret_memory_lost);
 
 /* Compares all parts of one image with their checksums. Fails with -errno, -ENOMEM or
  * -SL_ECORRUPT. */

@@ -29,8 +29,14 @@ struct sl_images {
     bool memory_lost;        /* a drive may write to it for ever */
     bool is_begun;           /* between begin() and commit() */
     bool is_writing;         /* after commit(), until the job's end was seen */
-    struct sl_image_job job; /* being begun */
-    uint64_t used_ns;        /* the latest time of use that was given out */
+    struct sl_image_job job; /* being begun, or written */
+    uint32_t job_pins;       /* of the image that is being written */
+    struct {
+        struct sl_image_reading *reading; /* NULL: nothing is */
+        const struct sl_image **chain;    /* (n_images) */
+        uint32_t n_images;
+    } load;
+    uint64_t used_ns; /* the latest time of use that was given out */
     struct sl_images_counters counters;
 };
 
@@ -82,6 +88,8 @@ void sl_images_pin(struct sl_images *images, uint64_t prefix)
 
     if (image)
         image->n_pins++;
+    else if (images->is_writing && images->job.header.prefix == prefix)
+        images->job_pins++;
 }
 
 void sl_images_unpin(struct sl_images *images, uint64_t prefix)
@@ -90,6 +98,8 @@ void sl_images_unpin(struct sl_images *images, uint64_t prefix)
 
     if (image && image->n_pins > 0)
         image->n_pins--;
+    else if (images->is_writing && images->job.header.prefix == prefix && images->job_pins > 0)
+        images->job_pins--;
 }
 
 /* ---- dropping ----------------------------------------------------------------------------------
@@ -261,6 +271,53 @@ void sl_images_close(struct sl_images *images)
     free(images);
 }
 
+/* ---- what is being written ---------------------------------------------------------------------
+ */
+
+/* Takes in the job that has ended. */
+static void take_in(struct sl_images *images, bool wait)
+{
+    struct sl_image image = {.n_children = 0};
+    struct sl_image_job job;
+    struct sl_err err;
+    int rc;
+
+    if (!images->is_writing || !sl_image_writer_end(images->writer, wait, &job, &rc, &err))
+        return;
+    images->is_writing = false;
+    free(job.removed);
+    if (rc < 0) {
+        images->counters.n_failed++;
+        note(images, "%s; this image is not kept", err.message);
+        return;
+    }
+    image.header = job.header;
+    image.file_bytes = sl_image_file_bytes(&job.header);
+    image.used_ns = next_use(images);
+    image.n_pins = images->job_pins;
+    if (sl_image_folder_add(&images->folder, &image) < 0)
+        return; /* the next process finds it */
+    images->counters.n_saved++;
+    images->counters.saved_bytes += image.file_bytes;
+}
+
+void sl_images_wait(struct sl_images *images)
+{
+    uint64_t start_ns;
+
+    if (!images->is_writing)
+        return;
+    start_ns = sl_clock_ns();
+    take_in(images, true);
+    images->counters.wait_ns += sl_clock_ns() - start_ns;
+}
+
+bool sl_images_is_busy(struct sl_images *images)
+{
+    take_in(images, false);
+    return images->is_writing;
+}
+
 /* ---- finding -----------------------------------------------------------------------------------
  */
 
@@ -360,7 +417,7 @@ struct sl_images_match sl_images_find(struct sl_images *images, const int32_t *t
 
     if (images->memory_lost)
         return match;
-    sl_images_wait(images);
+    take_in(images, false);
     begin = longest(images, tokens, n_tokens, true);
     shared = longest(images, tokens, n_tokens, false);
     if (begin) {
@@ -371,24 +428,34 @@ struct sl_images_match sl_images_find(struct sl_images *images, const int32_t *t
     return match;
 }
 
-int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
-                   sl_image_take_fn *take, void *context)
+/* Ends the reading; `rc` is what came of it. */
+static void end_load(struct sl_images *images, int rc, const struct sl_err *err)
 {
-    struct sl_image *last = longest(images, tokens, n_tokens, true);
-    uint32_t n_images = 0, n_sound;
-    const struct sl_image **list;
-    struct sl_image_chain chain;
-    struct sl_err err;
-    int rc;
+    uint32_t n_sound;
 
-    sl_assert(last && last->header.end_token == n_tokens && !images->is_writing);
-    list = chain_of(images, last, &n_images);
-    if (!list)
-        return -ENOMEM;
-    chain = (struct sl_image_chain){
+    sl_image_reading_end(images->load.reading, &n_sound, &images->memory_lost);
+    images->load.reading = NULL;
+    for (uint32_t i = 0; rc == 0 && i < images->load.n_images; i++) {
+        const struct sl_image *image = images->load.chain[i];
+
+        mark_used(images, sl_image_folder_find(&images->folder, image->header.prefix));
+        images->counters.n_loaded++;
+        images->counters.loaded_bytes += image->file_bytes;
+    }
+    if (rc < 0 && rc != -ECANCELED) {
+        note(images, "%s; %s", err->message,
+             rc == -SL_ECORRUPT ? "it is dropped" : "it is not used");
+        drop(images, images->load.chain[n_sound]->header.prefix, rc == -SL_ECORRUPT);
+    }
+    free(images->load.chain);
+}
+
+int sl_images_load_begin(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
+                         sl_image_take_fn *take, void *context)
+{
+    const struct sl_image *last;
+    struct sl_image_chain chain = {
         .folder = &images->folder,
-        .images = list,
-        .n_images = n_images,
         .tokens = tokens,
         .memory = images->memory,
         .memory_bytes = images->memory_bytes,
@@ -397,78 +464,63 @@ int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_t
         .take = take,
         .context = context,
     };
-    rc = sl_image_chain_read(&chain, &n_sound, &images->memory_lost, &err);
-    for (uint32_t i = 0; rc == 0 && i < n_images; i++) {
-        mark_used(images, sl_image_folder_find(&images->folder, list[i]->header.prefix));
-        images->counters.n_loaded++;
-        images->counters.loaded_bytes += list[i]->file_bytes;
-    }
-    if (rc < 0) {
-        note(images, "%s; %s", err.message,
-             rc == -SL_ECORRUPT ? "it is dropped" : "it is not used");
-        drop(images, list[n_sound]->header.prefix, rc == -SL_ECORRUPT);
-    }
-    free(list);
+    int rc;
+
+    sl_images_wait(images);
+    sl_assert(!images->load.reading && !images->is_begun);
+    last = longest(images, tokens, n_tokens, true);
+    sl_assert(last && last->header.end_token == n_tokens);
+    images->load.chain = chain_of(images, last, &images->load.n_images);
+    if (!images->load.chain)
+        return -ENOMEM;
+    chain.images = images->load.chain;
+    chain.n_images = images->load.n_images;
+    rc = sl_image_reading_begin(&images->load.reading, &chain, NULL);
+    if (rc < 0)
+        free(images->load.chain);
+    return rc;
+}
+
+int sl_images_load_next(struct sl_images *images, bool wait)
+{
+    struct sl_err err;
+    int rc = sl_image_reading_next(images->load.reading, wait, &err);
+
+    if (rc <= 0)
+        end_load(images, rc, &err);
+    return rc;
+}
+
+void sl_images_load_abandon(struct sl_images *images)
+{
+    end_load(images, -ECANCELED, NULL);
+}
+
+int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
+                   sl_image_take_fn *take, void *context)
+{
+    int rc = sl_images_load_begin(images, tokens, n_tokens, take, context);
+
+    while (rc == 0 && (rc = sl_images_load_next(images, true)) > 0)
+        rc = 0;
     return rc;
 }
 
 /* ---- saving ------------------------------------------------------------------------------------
  */
 
-/* Takes in the job that has ended. */
-static void take_in(struct sl_images *images, bool wait)
-{
-    struct sl_image image = {.n_children = 0};
-    struct sl_image_job job;
-    struct sl_err err;
-    int rc;
-
-    if (!images->is_writing || !sl_image_writer_end(images->writer, wait, &job, &rc, &err))
-        return;
-    images->is_writing = false;
-    free(job.removed);
-    if (rc < 0) {
-        note(images, "%s; this image is not kept", err.message);
-        return;
-    }
-    image.header = job.header;
-    image.file_bytes = sl_image_file_bytes(&job.header);
-    image.used_ns = next_use(images);
-    if (sl_image_folder_add(&images->folder, &image) < 0)
-        return; /* the next process finds it */
-    images->counters.n_saved++;
-    images->counters.saved_bytes += image.file_bytes;
-}
-
-void sl_images_wait(struct sl_images *images)
-{
-    uint64_t start_ns;
-
-    if (!images->is_writing)
-        return;
-    start_ns = sl_clock_ns();
-    take_in(images, true);
-    images->counters.wait_ns += sl_clock_ns() - start_ns;
-}
-
-bool sl_images_is_busy(struct sl_images *images)
-{
-    take_in(images, false);
-    return images->is_writing;
-}
-
-uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens)
+uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
+                        uint64_t *ret_prefix)
 {
     struct sl_image *image;
 
     sl_images_wait(images);
     image = longest(images, tokens, n_tokens, true);
-    if (image && image->header.end_token == n_tokens) {
+    if (image && image->header.end_token == n_tokens)
         mark_used(images, image);
-        return n_tokens;
-    }
-    /* One that ends here without a mark is replaced. */
-    image = longest(images, tokens, n_tokens - 1, false);
+    else /* one that ends here without a mark is replaced */
+        image = longest(images, tokens, n_tokens - 1, false);
+    *ret_prefix = image ? image->header.prefix : 0;
     return image ? image->header.end_token : 0;
 }
 
@@ -522,11 +574,13 @@ int sl_images_begin(struct sl_images *images, struct sl_images_piece *piece)
     uint64_t file_bytes;
 
     sl_images_wait(images);
-    sl_assert(!images->is_begun && piece->first_token < piece->end_token);
+    sl_assert(!images->is_begun && !images->load.reading);
+    sl_assert(piece->first_token < piece->end_token);
     sl_assert(piece->end_token - piece->first_token <= SL_IMAGE_TOKENS);
     if (images->memory_lost)
         return -EIO; /* the read that lost it has been noted */
     images->job = (struct sl_image_job){.bytes = images->memory};
+    images->job_pins = 0;
     *header = (struct sl_image_header){
         .version = SL_IMAGE_VERSION,
         .owner = images->options.owner,
@@ -546,6 +600,7 @@ int sl_images_begin(struct sl_images *images, struct sl_images_piece *piece)
     if (piece->first_token > 0 && !sl_image_folder_find(&images->folder, header->base_prefix))
         return -ENOENT; /* the piece before it was not kept, which has been noted */
     if (make_room(images, file_bytes) < 0) {
+        images->counters.n_failed++;
         remove_chosen(images);
         return -ENOSPC;
     }
@@ -553,6 +608,7 @@ int sl_images_begin(struct sl_images *images, struct sl_images_piece *piece)
            piece->tokens + piece->first_token, header->part_bytes[SL_IMAGE_IDS]);
     piece->entries = images->memory + sl_image_part_offset(header, SL_IMAGE_ENTRIES);
     piece->mark = images->memory + sl_image_part_offset(header, SL_IMAGE_MARK);
+    piece->prefix = header->prefix;
     images->is_begun = true;
     return 0;
 }
@@ -566,7 +622,37 @@ void sl_images_commit(struct sl_images *images)
     images->job.removed = NULL; /* now the job's */
 }
 
+/* ---- figures -----------------------------------------------------------------------------------
+ */
+
+static const struct sl_metric metrics[] = {
+#define COUNTER(field, name, unit, help)                                                           \
+    {                                                                                              \
+        name, unit, help, offsetof(struct sl_images_counters, field), false                        \
+    }
+    COUNTER(n_saved, "images_saved", SL_METRIC_COUNT, "Images that were written"),
+    COUNTER(saved_bytes, "images_saved_bytes", SL_METRIC_BYTES, "Bytes of images written"),
+    COUNTER(n_loaded, "images_loaded", SL_METRIC_COUNT, "Images that were read"),
+    COUNTER(loaded_bytes, "images_loaded_bytes", SL_METRIC_BYTES, "Bytes of images read"),
+    COUNTER(n_removed, "images_removed", SL_METRIC_COUNT, "Images that made room for others"),
+    COUNTER(n_dropped, "images_dropped", SL_METRIC_COUNT, "Images that were damaged"),
+    COUNTER(n_failed, "images_failed", SL_METRIC_COUNT, "Images that could not be kept"),
+    COUNTER(wait_ns, "images_wait_seconds", SL_METRIC_NANOSECONDS,
+            "Time that the model waited for images being written"),
+#undef COUNTER
+    {"images", SL_METRIC_COUNT, "Images in the folder",
+     offsetof(struct sl_images_counters, n_images), true},
+    {"images_bytes", SL_METRIC_BYTES, "Bytes of all images in the folder",
+     offsetof(struct sl_images_counters, folder_bytes), true},
+};
+
+const struct sl_metrics sl_images_metrics = {metrics, SL_ARRAY_LEN(metrics)};
+
 struct sl_images_counters sl_images_counters(const struct sl_images *images)
 {
-    return images->counters;
+    struct sl_images_counters counters = images->counters;
+
+    counters.n_images = images->folder.n_images;
+    counters.folder_bytes = images->folder.bytes;
+    return counters;
 }

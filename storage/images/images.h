@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
+#include "core/base/metrics.h"
 #include "storage/images/image_format.h"
 #include "storage/images/image_read.h"
 #include "storage/io/file_writer.h"
@@ -76,36 +77,50 @@ struct sl_images_match {
     uint32_t n_shared;
 };
 
-/* Finds the longest prefix, of n_tokens tokens at most. Reads no entries. */
+/* Finds the longest prefix, of n_tokens tokens at most. Reads no entries. An image that is being
+ * written is not there yet. */
 struct sl_images_match sl_images_find(struct sl_images *images, const int32_t *tokens,
                                       uint32_t n_tokens);
 
 /* Reads the images of a prefix that was found, from the first on, and lets `take` have them: the
- * last one brings the mark. Returns 0 or a negative code; then what has been taken is of no use.
- * But for -ENOMEM, an image was bad, which has been noted and dropped: find() tells what is left.
- */
+ * last one brings the mark. begin() waits for an image that is being written; each call of next()
+ * takes one image, or none where it has not landed and `wait` is not set. next() returns 1 if there
+ * is more to do, and 0 at the end. abandon() gives up before that. In between nothing is written;
+ * the tokens are borrowed.
+ *
+ * begin() and next() return a negative code when they fail: that was the end, and what has been
+ * taken is of no use. But for -ENOMEM, an image was bad, which has been noted and dropped: find()
+ * tells what is left. */
+int sl_images_load_begin(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
+                         sl_image_take_fn *take, void *context);
+int sl_images_load_next(struct sl_images *images, bool wait);
+void sl_images_load_abandon(struct sl_images *images);
+
+/* All of it at once. Returns 0, or fails likewise. */
 int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
                    sl_image_take_fn *take, void *context);
 
-/* A pinned image stays, and what it continues does. Pins count; one for an image that has been
- * dropped does nothing. */
+/* A pinned image stays, and what it continues does. Pins count, also of an image that was committed
+ * and is being written; one for an image that has been dropped does nothing. */
 void sl_images_pin(struct sl_images *images, uint64_t prefix);
 void sl_images_unpin(struct sl_images *images, uint64_t prefix);
 
 /* ---- writing -----------------------------------------------------------------------------------
  */
 
-/* Returns where an image of these tokens would begin: at the end of the longest stored prefix.
- * n_tokens: all is stored already, which now counts as used. Waits for an image that is being
- * written, since it may be that prefix. */
-uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens);
+/* Returns where an image of these tokens would begin: at the end of the longest stored prefix,
+ * whose name is *ret_prefix. n_tokens: all is stored already, which now counts as used. Waits for
+ * an image that is being written, since it may be that prefix. */
+uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
+                        uint64_t *ret_prefix);
 
 /* A piece of a sequence to be stored: tokens first_token .. end_token, at most SL_IMAGE_TOKENS. */
 struct sl_images_piece {
     const int32_t *tokens; /* the sequence's, from its first */
     uint32_t first_token, end_token;
     uint64_t entries_bytes, mark_bytes; /* the latter 0 where no sequence is to begin */
-    uint8_t *entries, *mark;            /* set by begin(): where to copy them to */
+    uint8_t *entries, *mark;            /* set by begin(): where to copy them to, */
+    uint64_t prefix;                    /* and its name, for pins */
 };
 
 /* Makes room for a piece that begins where base() said, or where the piece before it ended; waits
@@ -128,10 +143,14 @@ bool sl_images_is_busy(struct sl_images *images);
 struct sl_images_counters {
     uint64_t n_saved, saved_bytes;
     uint64_t n_loaded, loaded_bytes;
-    uint64_t n_removed; /* to keep the limit */
-    uint64_t n_dropped; /* damaged */
-    uint64_t wait_ns;   /* that the caller waited for images being written */
+    uint64_t n_removed;              /* to keep the limit */
+    uint64_t n_dropped;              /* damaged */
+    uint64_t n_failed;               /* that were not kept: no room, or the drive failed */
+    uint64_t wait_ns;                /* that the caller waited for images being written */
+    uint64_t n_images, folder_bytes; /* in the folder now, of all models */
 };
+
+extern const struct sl_metrics sl_images_metrics; /* shows struct sl_images_counters */
 
 struct sl_images_counters sl_images_counters(const struct sl_images *images);
 

@@ -1,31 +1,22 @@
 /* The images of `sluice generate --images`: where the texts of a run take them and keep them.
  *
- * A text begins at the longest stored prefix of its prompt. Images are kept
- *
- *     - before the prompt's last token, which is a step of its own: the same prompt asked again
- *       needs just that step
- *     - before the last SL_IMAGES_TAIL_TOKENS of a long prompt: another question about the same
- *       document differs at its end
- *     - where the prompt leaves what another stored one has, too
- *     - after every step of the prompt that brings it SL_IMAGES_EVERY_TOKENS further, and at as
- *       many new tokens
- *     - at the end of the text, also where Ctrl-C or an error ends it */
+ * A text begins at the longest stored prefix of its prompt. Images are kept at the places of
+ * sl_image_places(), after every SL_IMAGE_EVERY_TOKENS of the text, and at its end, also where
+ * Ctrl-C or an error ends it. */
 #ifndef SL_TOOLS_CMD_GENERATE_IMAGES_H
 #define SL_TOOLS_CMD_GENERATE_IMAGES_H
 
 #include "daemon/engine/engine_images.h"
 #include "tools/cli/prompt.h"
 
-#define SL_IMAGES_EVERY_TOKENS 8192u
-#define SL_IMAGES_TAIL_TOKENS 512u
-
 /* The state of one text's images. With an engine that keeps no images, all calls do nothing. */
 struct sl_generate_images {
     struct sl_engine *engine;
     struct sl_session *session;
     struct sl_resumed resumed;
-    uint32_t stops[3]; /* lengths of the session at which steps of the prompt end; 0: none */
-    uint32_t n_kept;   /* length of the session at the latest image */
+    uint32_t stops[SL_IMAGE_PLACES]; /* (n_stops) lengths at which steps of the prompt end */
+    uint32_t n_stops;
+    uint32_t n_kept; /* length of the session at the latest image */
 };
 
 /* Begins a text with an empty session, which is brought to the longest stored prefix; n_tokens of
