@@ -435,8 +435,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         *ret_plan = e->plan;
     /* Reader and images start before this thread is tied to a processor, since their threads
      * inherit that. */
-    if (rc < 0 || (rc = start_reader(e, err)) < 0 ||
-        (rc = start_images(e, err)) < 0 ||
+    if (rc < 0 || (rc = start_reader(e, err)) < 0 || (rc = start_images(e, err)) < 0 ||
         (rc = sl_pool_create(&e->pool, options->affinity.n_threads, err)) < 0)
         goto out;
     sl_pool_pin(e->pool, &options->affinity);
