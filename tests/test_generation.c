@@ -1,9 +1,9 @@
 /* Generation: a text is what it is alone, whoever shares its steps. Texts with prompts, samplers
  * and rules of every kind are made one by one; then all of them in steps of a random company,
  * large ones that stand still while small ones run, with reads that fail, steps that are stopped
- * or abandoned, and texts that are cancelled. Tokens, log probabilities, text and the reason of the
- * end must be the same, and a cancelled text a beginning of it. Steps allocate nothing. SL_SEED
- * repeats a run. */
+ * or abandoned, texts that leave their step, and texts that are cancelled. Tokens, log
+ * probabilities, text and the reason of the end must be the same, and a cancelled text a beginning
+ * of it. Steps allocate nothing. SL_SEED repeats a run. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -60,7 +60,7 @@ struct world {
     struct result alone[TEXTS];
     atomic_bool stop;
     uint64_t random;
-    uint64_t n_shared, n_failed, n_stopped, n_abandoned, n_cancelled, n_finished;
+    uint64_t n_shared, n_failed, n_stopped, n_abandoned, n_dropped, n_cancelled, n_finished;
 };
 
 /* ---- texts -------------------------------------------------------------------------------------
@@ -343,6 +343,23 @@ static void cancel(struct world *w, struct text *text)
     end(w, text);
 }
 
+/* One of the company leaves the step, and is where it was before. */
+static void drop(struct world *w, enum sl_step_size size)
+{
+    const uint32_t i = fixture_below(&w->random, w->n_in_step[size]);
+    struct text *text = text_of(w, w->in_step[size][i]);
+    const bool is_alone = w->n_in_step[size] == 1;
+
+    assert_int_equal(sl_shared_step_drop(w->steps[size], text->generation), !is_alone);
+    assert_false(sl_shared_step_drop(w->steps[!size], text->generation));
+    if (is_alone)
+        return;
+    assert_false(text->kv->in_step);
+    assert_int_equal(text->kv->n_tokens, text->begun_with);
+    w->in_step[size][i] = w->in_step[size][--w->n_in_step[size]];
+    w->n_dropped++;
+}
+
 static void play(struct world *w)
 {
     const enum sl_step_size size = fixture_below(&w->random, 2) ? SL_STEP_LARGE : SL_STEP_SMALL;
@@ -353,6 +370,8 @@ static void play(struct world *w)
         cancel(w, text);
     else if (w->n_in_step[size] == 0)
         begin_step(w, size);
+    else if (fixture_below(&w->random, 10) == 0)
+        drop(w, size);
     else if (fixture_below(&w->random, 60) == 0) {
         sl_shared_step_abandon(w->steps[size]);
         step_over(w, size, -ECANCELED);
@@ -374,7 +393,7 @@ static uint32_t event_count(void)
 static bool has_seen_all(const struct world *w)
 {
     return w->n_finished > 0 && w->n_shared > 0 && w->n_failed > 0 && w->n_stopped > 0 &&
-           w->n_abandoned > 0 && w->n_cancelled > 0;
+           w->n_abandoned > 0 && w->n_dropped > 0 && w->n_cancelled > 0;
 }
 
 static void test_a_text_is_what_it_is_alone(void **state)
@@ -397,8 +416,10 @@ static void test_a_text_is_what_it_is_alone(void **state)
     for (uint32_t i = 0; i < event_count() || (!has_seen_all(&w) && i < EVENTS_MAX); i++)
         play(&w);
     print_message("%" PRIu64 " texts, %" PRIu64 " steps shared, %" PRIu64 " failed, %" PRIu64
-                  " stopped, %" PRIu64 " abandoned, %" PRIu64 " texts cancelled\n",
-                  w.n_finished, w.n_shared, w.n_failed, w.n_stopped, w.n_abandoned, w.n_cancelled);
+                  " stopped, %" PRIu64 " abandoned, %" PRIu64 " left by one, %" PRIu64
+                  " texts cancelled\n",
+                  w.n_finished, w.n_shared, w.n_failed, w.n_stopped, w.n_abandoned, w.n_dropped,
+                  w.n_cancelled);
     io_fault_heal(engine_rig_faulty());
     close_engine(&w); /* with steps and texts on their way */
     for (uint32_t i = 0; i < TEXTS; i++)

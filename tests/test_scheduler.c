@@ -23,7 +23,6 @@
 struct text {
     struct sl_job job;
     uint32_t n_prompt, n_new; /* still to do */
-    bool is_leaving;          /* was removed while in a step */
     uint64_t since;           /* number of actions when it last went on */
     bool has_been_in_step;
 };
@@ -179,10 +178,6 @@ static void step_ends(struct world *w, enum sl_step_size size, int rc)
     for (uint32_t i = 0; i < n; i++) {
         struct text *text = w->in_step[size][i];
 
-        if (text->is_leaving) {
-            text->is_leaving = false;
-            continue;
-        }
         assert_false(text->job.in_step);
         if (rc == 0) {
             assert_int_equal(text->job.n_failures, 0);
@@ -199,6 +194,7 @@ static void advance(struct world *w, enum sl_step_size size, bool fails)
     const bool is_over = ++w->n_advances[size] == LAYERS;
     const int rc = fails ? -5 : is_over ? 0 : 1;
 
+    assert_true(w->n_in_step[size] > 0);
     w->now_ns += LAYER_NS;
     w->n_batch_layers += w->s.steps[size].class == SL_JOB_BATCH;
     sl_scheduler_advanced(&w->s, size, rc, LAYER_NS);
@@ -206,10 +202,22 @@ static void advance(struct world *w, enum sl_step_size size, bool fails)
         step_ends(w, size, rc);
 }
 
+/* It goes at once; a step with nobody left goes on no more, and is abandoned. */
 static void leave(struct world *w, struct text *text)
 {
-    text->is_leaving = text->job.in_step;
+    const enum sl_step_size size = text->job.size;
+    const bool was_in_step = text->job.in_step;
+    uint32_t i = 0;
+
     sl_scheduler_remove(&w->s, &text->job);
+    if (!was_in_step)
+        return;
+    while (w->in_step[size][i] != text)
+        i++;
+    for (w->n_in_step[size]--; i < w->n_in_step[size]; i++) {
+        w->in_step[size][i] = w->in_step[size][i + 1];
+        w->n_tokens[size][i] = w->n_tokens[size][i + 1];
+    }
 }
 
 /* Returns the kind of the action that was done. */
@@ -260,7 +268,7 @@ static void random_event(struct world *w)
     if (text->job.state == SL_JOB_OUT) {
         const bool is_long = fixture_below(&w->random, 4) == 0;
 
-        if (!text->is_leaving && kind < 60)
+        if (kind < 60)
             submit(w, (uint32_t)(text - w->texts), kind < 40 ? SL_JOB_INTERACTIVE : SL_JOB_BATCH,
                    1 + fixture_below(&w->random, is_long ? 400 : 20),
                    1 + fixture_below(&w->random, 12));

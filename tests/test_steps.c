@@ -1,8 +1,8 @@
 /* Steps that take turns: three forwards of one engine, over the same weights, expert cache and
  * drives, begin, advance, end, abandon and roll back steps at random (SL_SEED=n gives others), now
- * and then stopped, or failing by reads that go wrong. Whatever happened before, every row of
- * logits is that of one sequence alone, and every sequence is where it must be. Drafts, which are
- * wrong from some token on, ride along and leave no trace. */
+ * and then stopped, losing a span, or failing by reads that go wrong. Whatever happened before,
+ * every row of logits is that of one sequence alone, and every sequence is where it must be.
+ * Drafts, which are wrong from some token on, ride along and leave no trace. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -39,7 +39,8 @@ struct player {
     struct sl_span spans[SPANS_MAX];
     uint32_t first[SPANS_MAX]; /* position of each span's first token */
     uint32_t
-        n_right[SPANS_MAX]; /* tokens of each that are the model's; the rest are wrong drafts */
+        n_right[SPANS_MAX];     /* tokens of each that are the model's; the rest are wrong drafts */
+    uint32_t n_rows[SPANS_MAX]; /* of logits that were given */
     int32_t tokens[SPANS_MAX][TOKENS];
 };
 
@@ -49,17 +50,14 @@ enum count {
     STOPPED,
     FAILED,
     ABANDONED,
+    DROPPED, /* spans that left a step */
     ROLLED_BACK,
     PARKED, /* advances while another step was open */
     COUNTS
 };
-static const char *const count_names[COUNTS] = {"ended",
-                                                "shortened",
-                                                "stopped",
-                                                "failed",
-                                                "abandoned",
-                                                "rolled back",
-                                                "advances beside others"};
+static const char *const count_names[COUNTS] = {
+    "ended",     "shortened", "stopped",     "failed",
+    "abandoned", "dropped",   "rolled back", "advances beside others"};
 
 struct world {
     const struct engine_rig *m;
@@ -78,15 +76,25 @@ static uint32_t below(struct world *w, uint32_t limit)
 /* ---- what must hold ----------------------------------------------------------------------------
  */
 
+/* Rows of a span that are still to come. */
+static uint32_t n_rows_due(const struct player *p, uint32_t i)
+{
+    const uint32_t n = p->spans[i].n_tokens;
+
+    return (p->spans[i].logits == SL_LOGITS_ALL || n == 0 ? n : 1) - p->n_rows[i];
+}
+
 static void check_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
-    const struct player *p = context;
+    struct player *p = context;
     const struct engine_rig *m = p->world->m;
 
     for (uint32_t i = 0; i < n_rows; i++) {
         const uint32_t span = rows[i].span_index;
         const uint32_t position = p->first[span] + rows[i].token_index;
 
+        assert_int_equal(rows[i].token_index, p->spans[span].n_tokens - n_rows_due(p, span));
+        p->n_rows[span]++;
         if (rows[i].token_index >= p->n_right[span])
             continue;
         if (memcmp(rows[i].logits,
@@ -94,6 +102,20 @@ static void check_rows(void *context, const struct sl_logits_row *rows, uint32_t
                    m->row_bytes) != 0)
             fail_msg("%slogits after token %u differ", p->mtp ? "MTP " : "", position);
     }
+}
+
+/* Layers run over the tokens that are in the step, and no others. */
+static void check_route(void *context, uint32_t layer_index, uint32_t n_tokens,
+                        const uint16_t *experts)
+{
+    const struct player *p = context;
+    uint32_t n = 0;
+
+    (void)layer_index;
+    (void)experts;
+    for (uint32_t i = 0; i < p->n_spans; i++)
+        n += p->spans[i].n_tokens;
+    assert_int_equal(n_tokens, n);
 }
 
 /* Nobody has the sequences of the player's step any more, and they have seen n_kept[i] tokens of it
@@ -129,6 +151,7 @@ static void add_span(struct player *p, struct sl_kv_cache *kv, uint32_t room)
     for (uint32_t t = 0; t < n; t++)
         p->tokens[i][t] = t < p->n_right[i] ? w->m->tokens[kv->n_tokens + t]
                                             : (int32_t)below(w, w->m->config.vocab_size);
+    p->n_rows[i] = 0;
     p->spans[i] =
         (struct sl_span){kv, p->tokens[i], n, below(w, 4) ? SL_LOGITS_ALL : SL_LOGITS_LAST};
 }
@@ -139,7 +162,9 @@ static struct sl_step_request request_of(struct player *p)
                                     .n_spans = p->n_spans,
                                     .stop = &p->stop,
                                     .on_logits = check_rows,
-                                    .on_logits_context = p};
+                                    .on_logits_context = p,
+                                    .on_route = check_route,
+                                    .on_route_context = p};
 }
 
 static void begin(struct player *p)
@@ -196,6 +221,7 @@ static void begin_mtp(struct player *p, const uint32_t n_kept[SPANS_MAX])
         span->tokens = p->world->m->tokens + p->first[i] + 1;
         span->n_tokens = n_kept[i] - (p->first[i] + n_kept[i] == TOKENS);
         p->n_right[i] = span->n_tokens;
+        p->n_rows[i] = 0;
     }
     request = request_of(p);
     assert_int_equal(sl_forward_begin_mtp(p->forward, &request, NULL), 0);
@@ -258,11 +284,33 @@ static void advance(struct player *p)
         lose_step(p, FAILED);
     } else if (rc < 0) {
         fail_msg("%s", err.message);
-    } else if (rc == 0 && p->mtp) {
-        end_mtp(p);
     } else if (rc == 0) {
-        end(p);
+        for (uint32_t i = 0; i < p->n_spans; i++)
+            assert_int_equal(n_rows_due(p, i), 0);
+        p->mtp ? end_mtp(p) : end(p);
     }
+}
+
+/* Where the block has missed what the step kept, the sequence is of no more use with MTP. */
+static void drop(struct player *p)
+{
+    const uint32_t i = below(p->world, p->n_spans), n_behind = p->n_spans - i - 1;
+    struct sl_kv_cache *kv = p->spans[i].kv;
+    const uint32_t n_tokens = kv->n_tokens;
+
+    sl_forward_drop(p->forward, i);
+    p->world->counts[DROPPED]++;
+    assert_false(kv->in_step);
+    assert_int_equal(kv->n_tokens, n_tokens);
+    if (p->world->with_mtp)
+        assert_int_equal(kv->n_mtp_tokens, p->first[i]);
+    if (p->mtp)
+        sl_kv_cache_clear(kv);
+    memmove(&p->spans[i], &p->spans[i + 1], n_behind * sizeof(p->spans[0]));
+    memmove(&p->first[i], &p->first[i + 1], n_behind * sizeof(p->first[0]));
+    memmove(&p->n_right[i], &p->n_right[i + 1], n_behind * sizeof(p->n_right[0]));
+    memmove(&p->n_rows[i], &p->n_rows[i + 1], n_behind * sizeof(p->n_rows[0]));
+    p->n_spans--;
 }
 
 static void act(struct world *w)
@@ -274,6 +322,8 @@ static void act(struct world *w)
     } else if (below(w, 30) == 0) {
         sl_forward_abandon(p->forward);
         lose_step(p, ABANDONED);
+    } else if (p->n_spans > 1 && below(w, p->n_rows[0] ? 2 : 8) == 0) {
+        drop(p);
     } else {
         advance(p);
     }
@@ -395,6 +445,7 @@ static void test_what_is_not_kept_leaves_no_trace(void **state)
 
                 p->first[0] = kv->n_tokens;
                 p->n_right[0] = kept;
+                p->n_rows[0] = 0;
                 for (uint32_t t = 0; t < now; t++)
                     p->tokens[0][t] = t < kept ? m->tokens[kv->n_tokens + t]
                                                : (int32_t)below(&w, m->config.vocab_size);

@@ -358,18 +358,20 @@ int sl_forward_step(struct sl_forward *f, const struct sl_step_request *request,
 /* ---- what becomes of the sequences -------------------------------------------------------------
  */
 
-/* Sets how far the spans' sequences have come, and lets go of them. */
+/* Sets how far a span's sequence has come, and lets go of it. */
+static void let_go_of(const struct sl_kv_rollback_span *span, enum sl_forward_part part)
+{
+    *(part == SL_FORWARD_MTP ? &span->kv->n_mtp_tokens : &span->kv->n_tokens) =
+        span->first + span->n_kept;
+    span->kv->in_step = false;
+}
+
 static void let_go(const struct sl_forward *f, enum sl_forward_part part)
 {
     const struct sl_kv_rollback *rollback = &f->rollback[part];
 
-    for (uint32_t s = 0; s < rollback->n_spans; s++) {
-        const struct sl_kv_rollback_span *span = &rollback->spans[s];
-
-        *(part == SL_FORWARD_MTP ? &span->kv->n_mtp_tokens : &span->kv->n_tokens) =
-            span->first + span->n_kept;
-        span->kv->in_step = false;
-    }
+    for (uint32_t s = 0; s < rollback->n_spans; s++)
+        let_go_of(&rollback->spans[s], part);
 }
 
 void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
@@ -392,6 +394,45 @@ void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
         sl_kv_rollback_restore(rollback);
     let_go(f, f->part);
     f->state = f->part == SL_FORWARD_MTP ? SL_FORWARD_STREAMS_USED : SL_FORWARD_STREAMS_LEFT;
+}
+
+/* Moves the streams of the tokens from `end` on to where `first` is. */
+static void close_gap(struct sl_forward *f, uint32_t first, uint32_t end)
+{
+    const size_t size = (size_t)f->params.config->hc_mult * f->params.config->hidden_size;
+
+    memmove(f->step.streams + first * size, f->step.streams + end * size,
+            (f->step.n_tokens - end) * size * sizeof(float));
+}
+
+/* Rows of a step are computed each by itself, so the others' go on where they are moved to. Nothing
+ * but the streams lasts from one layer to the next; angles are computed anew. */
+void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
+{
+    struct sl_kv_rollback *rollback = &f->rollback[f->part];
+    struct sl_span *span = &f->spans[span_index];
+    struct sl_expert_source *source = f->params.source;
+    struct sl_pool *pool = f->params.compute->pool;
+
+    sl_assert(f->state == SL_FORWARD_OPEN);
+    sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
+    sl_pool_phase(pool, SL_PHASE_REST);
+    sl_kv_rollback_restore_span(rollback, span_index);
+    let_go_of(&rollback->spans[span_index], f->part);
+    sl_kv_rollback_remove(rollback, span_index);
+    if (f->part == SL_FORWARD_MTP)
+        sl_kv_rollback_remove(&f->rollback[SL_FORWARD_MAIN], span_index);
+    sl_forward_drop_rows(f, span_index);
+    close_gap(f, f->span_first[span_index], f->span_first[span_index] + span->n_tokens);
+    f->request.n_spans--;
+    memmove(span, span + 1, (f->request.n_spans - span_index) * sizeof(*span));
+    set_tokens(f);
+    if (f->step.n_tokens == 0) /* a pass of the MTP block, with nothing left to see */
+        f->next_layer = f->end_layer;
+    /* Some of what was prefetched for the hash-routed layers will not be demanded. */
+    if (f->next_layer < f->params.config->num_hash_layers && source->ops->forget)
+        source->ops->forget(source);
+    sl_pool_phase(pool, SL_PHASE_OUTSIDE);
 }
 
 /* Puts the sequences of a part's latest pass back to before it. */

@@ -11,6 +11,9 @@
  *                     │             │                        span, are part of their sequences
  *                     └──failed─────┴──abandon()──►          every sequence is as it was before
  *
+ * Between two calls of advance() a span can be dropped: its sequence is as it was before, and the
+ * layers that follow compute only what is left.
+ *
  * Several forwards can share weights, compute and expert source, each with a step of its own open:
  * a large one for long prompts stands still while a small one serves somebody who waits. No
  * sequence is in two steps at a time. One thread drives all of them. A forward owns its working
@@ -130,6 +133,13 @@ int sl_forward_advance(struct sl_forward *forward, struct sl_err *err);
  * sl_kv_rollback_tokens_max() (core/model/kv_rollback.h). */
 void sl_forward_end(struct sl_forward *forward, const uint32_t *n_kept);
 
+/* Takes span `span_index` out of the open step, which has others: its sequence is where it was
+ * before the step, which knows it no more. The numbers of the spans behind it are smaller by one
+ * from now on: in logits rows, in end()'s n_kept, in the MTP pass that follows. In an MTP pass it
+ * is the block that is where it was: it has missed these tokens, and rollback() does not reach this
+ * sequence any more. */
+void sl_forward_drop(struct sl_forward *forward, uint32_t span_index);
+
 /* Gives up the open step, wherever it is: all its sequences are where they were before it. */
 void sl_forward_abandon(struct sl_forward *forward);
 
@@ -156,7 +166,8 @@ int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *req
                    struct sl_err *err);
 
 /* Rolls back the step that ended last, and its MTP pass: its sequences, which nobody has touched
- * or marked since, are where they were before it. Once, and before another step begins. */
+ * or marked since, are where they were before it, but for those that were dropped. Once, and before
+ * another step begins. */
 void sl_forward_rollback(struct sl_forward *forward);
 
 #endif

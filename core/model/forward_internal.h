@@ -73,6 +73,9 @@ void sl_forward_carve_logits(struct sl_forward *f, struct sl_arena *arena,
 /* Counts the rows that the open pass is to give. */
 void sl_forward_count_rows(struct sl_forward *f);
 
+/* Span `span_index` is about to leave the open pass: its rows are not given any more. */
+void sl_forward_drop_rows(struct sl_forward *f, uint32_t span_index);
+
 /* Gives the next rows, at most SL_LOGITS_ROWS_MAX. Returns 0, -ECANCELED or -SL_ECORRUPT. */
 int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err);
 

@@ -31,6 +31,21 @@ void sl_forward_count_rows(struct sl_forward *f)
     f->row_token = f->request.n_spans ? first_wanted(&f->spans[0]) : 0;
 }
 
+void sl_forward_drop_rows(struct sl_forward *f, uint32_t span_index)
+{
+    const struct sl_span *span = &f->spans[span_index];
+    const bool is_last = span_index + 1 == f->request.n_spans;
+
+    if (span_index > f->row_span) {
+        f->n_rows_left -= span->n_tokens - first_wanted(span);
+    } else if (span_index == f->row_span) {
+        f->n_rows_left -= span->n_tokens - f->row_token;
+        f->row_token = is_last ? 0 : first_wanted(span + 1);
+    } else {
+        f->row_span--;
+    }
+}
+
 /* Lists the rows of the next group. Returns how many there are. */
 static uint32_t list_rows(struct sl_forward *f)
 {

@@ -72,14 +72,46 @@ static uint8_t *copy_rows(const struct sl_kv_rollback_span *span, uint32_t layer
     return saved;
 }
 
+/* Bytes that are saved of a span in a layer. */
+static size_t saved_bytes(const struct sl_kv_rollback_span *span, uint32_t layer_index)
+{
+    size_t bytes = 0;
+
+    for (int ring = 0; ring < SL_KV_RINGS; ring++) {
+        const struct sl_kv_ring_shape shape =
+            sl_kv_shape(span->kv, layer_index, (enum sl_kv_part)ring);
+
+        bytes += (size_t)(span->n_tokens < shape.n_rows ? span->n_tokens : shape.n_rows) *
+                 shape.row_bytes;
+    }
+    return bytes;
+}
+
+/* Where what is saved of a span in the rollback's layer i begins; of n_spans: where all ends. */
+static uint8_t *saved_of(const struct sl_kv_rollback *rollback, uint32_t i, uint32_t span_index)
+{
+    uint8_t *saved = rollback->rows[i];
+
+    for (uint32_t s = 0; s < span_index; s++)
+        saved += saved_bytes(&rollback->spans[s], rollback->first_layer + i);
+    return saved;
+}
+
+static uint8_t *copy_span(const struct sl_kv_rollback *rollback, uint32_t i, uint32_t span_index,
+                          uint8_t *saved, bool back)
+{
+    for (int ring = 0; ring < SL_KV_RINGS; ring++)
+        saved = copy_rows(&rollback->spans[span_index], rollback->first_layer + i,
+                          (enum sl_kv_part)ring, saved, back);
+    return saved;
+}
+
 static void copy_layer(const struct sl_kv_rollback *rollback, uint32_t i, bool back)
 {
     uint8_t *saved = rollback->rows[i];
 
     for (uint32_t s = 0; s < rollback->n_spans; s++)
-        for (int ring = 0; ring < SL_KV_RINGS; ring++)
-            saved = copy_rows(&rollback->spans[s], rollback->first_layer + i, (enum sl_kv_part)ring,
-                              saved, back);
+        saved = copy_span(rollback, i, s, saved, back);
 }
 
 void sl_kv_rollback_save(struct sl_kv_rollback *rollback)
@@ -92,6 +124,27 @@ void sl_kv_rollback_restore(const struct sl_kv_rollback *rollback)
 {
     for (uint32_t i = 0; i < rollback->n_saved; i++)
         copy_layer(rollback, i, true);
+}
+
+void sl_kv_rollback_restore_span(const struct sl_kv_rollback *rollback, uint32_t span_index)
+{
+    rollback->spans[span_index].n_kept = 0;
+    for (uint32_t i = 0; i < rollback->n_saved; i++)
+        copy_span(rollback, i, span_index, saved_of(rollback, i, span_index), true);
+}
+
+void sl_kv_rollback_remove(struct sl_kv_rollback *rollback, uint32_t span_index)
+{
+    struct sl_kv_rollback_span *span = &rollback->spans[span_index];
+
+    for (uint32_t i = 0; i < rollback->n_saved; i++) {
+        uint8_t *saved = saved_of(rollback, i, span_index);
+        const uint8_t *behind = saved_of(rollback, i, span_index + 1);
+
+        memmove(saved, behind, (size_t)(saved_of(rollback, i, rollback->n_spans) - behind));
+    }
+    rollback->n_spans--;
+    memmove(span, span + 1, (rollback->n_spans - span_index) * sizeof(*span));
 }
 
 uint32_t sl_kv_rollback_tokens_max(const struct sl_config *config)

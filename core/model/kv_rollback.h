@@ -45,6 +45,12 @@ void sl_kv_rollback_save(struct sl_kv_rollback *rollback);
  * n_kept the same step can be put back further afterwards. */
 void sl_kv_rollback_restore(const struct sl_kv_rollback *rollback);
 
+/* Puts a span back as a whole. */
+void sl_kv_rollback_restore_span(const struct sl_kv_rollback *rollback, uint32_t span_index);
+
+/* Forgets a span and what was saved of it. The spans behind it move up. */
+void sl_kv_rollback_remove(struct sl_kv_rollback *rollback, uint32_t span_index);
+
 /* A span of at most this many tokens can be put back from any token on; of a longer one a row may
  * have been overwritten twice, and it is kept or put back whole. */
 uint32_t sl_kv_rollback_tokens_max(const struct sl_config *config);

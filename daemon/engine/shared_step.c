@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/assert.h"
 #include "daemon/engine/engine_internal.h"
@@ -187,6 +188,25 @@ int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err)
     if (rc < 0)
         tell_generations(step, rc);
     return rc == 0 ? end(step, err) : rc;
+}
+
+bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation *generation)
+{
+    uint32_t i = 0, n_behind;
+
+    if (!step->is_open || step->n_parts == 1)
+        return false;
+    while (i < step->n_parts && step->parts[i].generation != generation)
+        i++;
+    if (i == step->n_parts)
+        return false;
+    n_behind = step->n_parts - i - 1;
+    sl_forward_drop(step->forward, i);
+    sl_generation_step_ended(step->parts[i].generation, -ECANCELED);
+    memmove(&step->parts[i], &step->parts[i + 1], n_behind * sizeof(*step->parts));
+    memmove(&step->n_tokens[i], &step->n_tokens[i + 1], n_behind * sizeof(*step->n_tokens));
+    step->n_parts--;
+    return true;
 }
 
 void sl_shared_step_abandon(struct sl_shared_step *step)

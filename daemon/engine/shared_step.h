@@ -4,8 +4,9 @@
  *     begin() ──► advance() ──► ... ──► advance() returns 0: every generation has its output
  *                     └──fails, or abandon()──► every generation is where it was before
  *
- * Between two calls of advance() the step stands still, and another one, of the other size, may
- * run. Belongs to the engine's thread. Allocates nothing after create. */
+ * Between two calls of advance() the step stands still: another one, of the other size, may run,
+ * and generations may leave this one. Belongs to the engine's thread. Allocates nothing after
+ * create. */
 #ifndef SL_DAEMON_ENGINE_SHARED_STEP_H
 #define SL_DAEMON_ENGINE_SHARED_STEP_H
 
@@ -43,6 +44,11 @@ int sl_shared_step_begin_with(struct sl_shared_step *step, struct sl_generation 
  * Also fails with -SL_ECORRUPT at the end of a step where a generation's logits allow no choice: it
  * stays where it was, and has no output, while all others have theirs. */
 int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err);
+
+/* Takes a generation out of the open step, if it has one and others are in it: it is where it was
+ * before the step, which goes on with the others, and is borrowed no more. Returns whether it has
+ * been taken out; the only one of a step leaves by abandon(). */
+bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation *generation);
 
 /* Gives up an open step. */
 void sl_shared_step_abandon(struct sl_shared_step *step);

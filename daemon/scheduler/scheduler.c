@@ -354,8 +354,7 @@ static bool large_step(struct sl_scheduler *s, const struct wish *users, bool us
             return false;
         return true;
     }
-    if (large->n_jobs == 0 ||
-        (large->class == SL_JOB_BATCH && users_want_it && !is_half_done(s, large)))
+    if (large->class == SL_JOB_BATCH && users_want_it && !is_half_done(s, large))
         *ret_action = abandon(s, SL_STEP_LARGE);
     else if (large->class == SL_JOB_INTERACTIVE || users_want_it || batch_may_run(s, users_served))
         *ret_action = advance(SL_STEP_LARGE);
@@ -371,8 +370,13 @@ static bool next_step(struct sl_scheduler *s, struct sl_action *ret_action)
     struct wish users;
     bool for_users;
 
+    for (int size = 0; size < SL_STEP_SIZES; size++)
+        if (s->steps[size].is_open && s->steps[size].n_jobs == 0) {
+            *ret_action = abandon(s, (enum sl_step_size)size);
+            return true;
+        }
     if (small->is_open) {
-        *ret_action = small->n_jobs == 0 ? abandon(s, SL_STEP_SMALL) : advance(SL_STEP_SMALL);
+        *ret_action = advance(SL_STEP_SMALL);
         return true;
     }
     if (!users_served)

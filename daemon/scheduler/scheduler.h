@@ -110,8 +110,8 @@ void sl_scheduler_fini(struct sl_scheduler *s);
 void sl_scheduler_submit(struct sl_scheduler *s, struct sl_job *job, enum sl_job_class class,
                          uint32_t n_left);
 
-/* Takes a job out, whatever it is doing. If it is in a step, its tokens stay there until the step
- * is over, and so must its sequence; a step with nobody left is abandoned next. */
+/* Takes a job out, whatever it is doing. If it is in a step, the caller drops it from there, unless
+ * it was the last one: a step with nobody left is abandoned next. */
 void sl_scheduler_remove(struct sl_scheduler *s, struct sl_job *job);
 
 /* The answer to SL_ACTION_ADMIT where there is no sequence for the job: it waits, in its old place,

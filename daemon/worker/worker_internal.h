@@ -5,12 +5,12 @@
 #include "daemon/engine/shared_step.h"
 #include "daemon/worker/worker.h"
 
-/* An open step, as the worker has to end it: texts that were given up meanwhile are in it too. */
+/* An open step, as the worker has to end it. */
 struct sl_worker_step {
     struct sl_shared_step *step;
     struct sl_text **texts; /* (spans_max), and below */
-    struct sl_generation **generations;
     uint32_t *n_tokens;
+    struct sl_generation **generations; /* that it began with */
     uint32_t n_texts;
     uint64_t number;
     uint64_t elapsed_ns;

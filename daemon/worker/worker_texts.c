@@ -66,7 +66,24 @@ static void tell_end(struct sl_worker *w, struct sl_ticket *ticket)
     tell(w, ticket, &news);
 }
 
-/* A step that has the text's sequence keeps it until it is over. */
+/* Takes the text out of the step that is open with it: the others' layers are cheaper from now on.
+ * The last text of a step stays until the scheduler gives the step up, which it does next. */
+static void leave_step(struct sl_worker *w, struct sl_text *text)
+{
+    struct sl_worker_step *step = &w->steps[text->job.size];
+    uint32_t i = 0;
+
+    if (!text->in_step || !sl_shared_step_drop(step->step, text->generation))
+        return;
+    text->in_step = false;
+    while (step->texts[i] != text)
+        i++;
+    step->n_texts--;
+    memmove(&step->texts[i], &step->texts[i + 1], (step->n_texts - i) * sizeof(*step->texts));
+    memmove(&step->n_tokens[i], &step->n_tokens[i + 1],
+            (step->n_texts - i) * sizeof(*step->n_tokens));
+}
+
 static void end_text(struct sl_worker *w, struct sl_text *text)
 {
     sl_assert(!text->has_ended);
@@ -74,6 +91,7 @@ static void end_text(struct sl_worker *w, struct sl_text *text)
     sl_scheduler_remove(&w->scheduler, &text->job);
     tell_end(w, text->ticket);
     text->ticket->notify(text->ticket->owner);
+    leave_step(w, text);
     if (!text->in_step)
         release_text(w, text);
 }
