@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.." || exit 1
 sluice=${SLUICE:-build/release/sluice}
 python=${PYTHON:-/usr/bin/python3}
 model=tests/small
-export XDG_STATE_HOME=$scratch/state
 unset XDG_RUNTIME_DIR
 
 # Says the lines of standard input; the answers are in $scratch/answers.

@@ -10,6 +10,7 @@ tap_count=0
 tap_failed=0
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
+export XDG_STATE_HOME=$scratch/state # servers and conversations leave something there
 
 ok() {
     tap_count=$((tap_count + 1))

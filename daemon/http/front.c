@@ -14,7 +14,7 @@ void sl_front_log(const struct sl_front *front, struct sl_http_call *call, int s
                                        .why = why};
 
     /* The status page and service managers ask every second, and learn nothing that matters. */
-    if (status < 400 && strcmp(entry.method, "POST") != 0)
+    if (status < 400 && (strcmp(entry.method, "GET") == 0 || strcmp(entry.method, "HEAD") == 0))
         return;
     if (front->log)
         front->log(front->context, &entry);

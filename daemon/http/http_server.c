@@ -25,6 +25,7 @@
 #define BLOCK_BYTES (16u << 10)
 #define LOOK_MS 100
 #define DISCARD_TIMES 8u
+#define FORM_BUFFER_BYTES (64u << 10)
 
 enum call_state {
     CALL_NEW,     /* its body comes */
@@ -42,6 +43,11 @@ struct sl_http_call {
     char *body;
     size_t body_length, body_size;
     int refused; /* status with which the rest of the body is thrown away; 0: it is wanted */
+
+    bool is_form, is_form_whole;
+    struct sl_http_form form;
+    struct MHD_PostProcessor *parts; /* NULL: no more is wanted */
+    uint64_t form_bytes;             /* that have come */
 
     bool has_source;
     struct sl_http_source source;
@@ -91,6 +97,17 @@ const char *sl_http_path(const struct sl_http_call *call)
 const char *sl_http_header(const struct sl_http_call *call, const char *name)
 {
     return MHD_lookup_connection_value(call->connection, MHD_HEADER_KIND, name);
+}
+
+const char *sl_http_query(const struct sl_http_call *call, const char *name)
+{
+    return MHD_lookup_connection_value(call->connection, MHD_GET_ARGUMENT_KIND, name);
+}
+
+void *sl_http_form(const struct sl_http_call *call, bool *ret_is_whole)
+{
+    *ret_is_whole = call->is_form_whole;
+    return call->is_form ? call->form.context : NULL;
 }
 
 bool sl_http_is_tcp(const struct sl_http_call *call)
@@ -268,6 +285,17 @@ void sl_http_answer(struct sl_http_call *call, int status, const struct sl_http_
           headers, n_headers);
 }
 
+void sl_http_answer_file(struct sl_http_call *call, int status,
+                         const struct sl_http_header *headers, size_t n_headers, int fd,
+                         uint64_t length)
+{
+    struct MHD_Response *response = MHD_create_response_from_fd64(length, fd);
+
+    if (!response)
+        close(fd);
+    queue(call, status, response, headers, n_headers);
+}
+
 static ssize_t read_source(void *context, uint64_t offset, char *to, size_t size)
 {
     struct sl_http_call *call = context;
@@ -354,6 +382,63 @@ static const char *why_refused(int status)
                          : "no memory is left for another request's body; try again";
 }
 
+/* ---- forms -------------------------------------------------------------------------------------
+ */
+
+static enum MHD_Result on_part(void *context, enum MHD_ValueKind kind, const char *name,
+                               const char *filename, const char *type, const char *encoding,
+                               const char *data, uint64_t offset, size_t length)
+{
+    struct sl_http_call *call = context;
+
+    (void)kind;
+    (void)type;
+    (void)encoding;
+    /* After the last part the library calls once more, without a name. */
+    return !name || call->form.part(call->form.context, name, filename, offset, data, length)
+               ? MHD_YES
+               : MHD_NO;
+}
+
+/* Returns whether the form has been read to its end. */
+static bool end_parts(struct sl_http_call *call)
+{
+    struct MHD_PostProcessor *parts = call->parts;
+
+    call->parts = NULL;
+    return parts && MHD_destroy_post_processor(parts) == MHD_YES;
+}
+
+/* Returns the status of a refusal, or 0. */
+static int begin_form(struct sl_http_call *call, uint64_t length)
+{
+    call->is_form = true;
+    if (call->form.part)
+        call->parts = MHD_create_post_processor(call->connection, FORM_BUFFER_BYTES, on_part, call);
+    return length > call->server->options.form_bytes_max ? 413 : 0;
+}
+
+/* The time for a form grows with what has come of it. */
+static void take_form(struct sl_http_call *call, const char *data, size_t length)
+{
+    const uint64_t before = call->form_bytes;
+
+    call->form_bytes += length;
+    if (call->form_bytes > call->server->options.form_bytes_max)
+        call->refused = 413;
+    if (before >> 20 != call->form_bytes >> 20) {
+        pthread_mutex_lock(&call->server->lock);
+        if (call->due_ns != UINT64_MAX)
+            call->due_ns += NS_PER_S;
+        pthread_mutex_unlock(&call->server->lock);
+    }
+    if (call->parts && (call->refused || MHD_post_process(call->parts, data, length) != MHD_YES))
+        end_parts(call);
+}
+
+/* ---- bodies ------------------------------------------------------------------------------------
+ */
+
 /* A body whose length is told is refused before it comes. But most clients send all of it before
  * they look for an answer, so one that is not many times too large is let come, and thrown away. */
 static void begin_body(struct sl_http_call *call)
@@ -361,16 +446,24 @@ static void begin_body(struct sl_http_call *call)
     const char *text = sl_http_header(call, "Content-Length");
     const uint64_t length = text ? strtoull(text, NULL, 10) : 0;
     const struct sl_http_options *options = &call->server->options;
-    int status = length > 0 ? reserve_body(call, length) : 0;
+    uint64_t bytes_max = options->body_bytes_max;
+    int status;
 
-    if (status && length > DISCARD_TIMES * options->body_bytes_max) {
+    if (options->begin_form && options->begin_form(options->context, call, &call->form)) {
+        bytes_max = options->form_bytes_max;
+        status = begin_form(call, length);
+    } else {
+        status = length > 0 ? reserve_body(call, length) : 0;
+    }
+    if (status && length / DISCARD_TIMES > bytes_max) {
         refuse(call, status, why_refused(status));
         return;
     }
     call->refused = status;
     pthread_mutex_lock(&call->server->lock);
     call->is_receiving = true;
-    call->due_ns = sl_clock_ns() + (options->body_s + (length >> 20)) * NS_PER_S;
+    call->due_ns = sl_clock_ns() + options->body_s * NS_PER_S +
+                   (call->is_form ? 0 : (length >> 20) * NS_PER_S);
     pthread_mutex_unlock(&call->server->lock);
 }
 
@@ -394,6 +487,7 @@ static void handle(struct sl_http_call *call)
     call->is_receiving = false;
     pthread_mutex_unlock(&call->server->lock);
     call->state = CALL_HANDLED;
+    call->is_form_whole = end_parts(call);
     if (call->refused)
         refuse(call, call->refused, why_refused(call->refused));
     else
@@ -436,7 +530,10 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         return MHD_YES;
     }
     if (*length > 0) {
-        take_body(call, data, *length);
+        if (call->is_form)
+            take_form(call, data, *length);
+        else
+            take_body(call, data, *length);
         *length = 0;
         return MHD_YES;
     }
@@ -467,6 +564,9 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     *state = NULL;
     if (call->has_source)
         call->source.closed(call->source.context, code == MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    end_parts(call);
+    if (call->is_form && call->form.closed)
+        call->form.closed(call->form.context);
     sl_http_drop_body(call);
     pthread_mutex_lock(&call->server->lock);
     sl_list_remove(&call->link);

@@ -44,15 +44,31 @@ struct sl_http_header {
     const char *name, *value;
 };
 
+/* Who takes the parts of a form (multipart/form-data) as they come, since one of them may be larger
+ * than memory. Called by the call's thread. */
+struct sl_http_form {
+    void *context;
+    /* `length` bytes of the part `name`, from `offset` on; `filename` is NULL where it is none.
+     * Once it returns false, the rest of the form is thrown away. NULL: all of it is. */
+    bool (*part)(void *context, const char *name, const char *filename, uint64_t offset,
+                 const char *data, size_t length);
+    /* The call is over, after handle() or without. */
+    void (*closed)(void *context);
+};
+
 struct sl_http_options {
     /* Gets each request with its body; `body` lives until the call is over. */
     void (*handle)(void *context, struct sl_http_call *call);
+    /* Is asked when the headers are there. Returns true, with *form filled, where the body is a
+     * form to be taken in parts; handle() then gets the call without a body. NULL: none is. */
+    bool (*begin_form)(void *context, struct sl_http_call *call, struct sl_http_form *form);
     /* A request that the server refuses itself, with status 400, 408, 413 or 503. Fills *out with
      * the body of the answer. */
     void (*refuse)(void *context, struct sl_http_call *call, int status, const char *why,
                    struct sl_bytes *out);
     void *context;
     uint64_t body_bytes_max; /* of one body, and of all that are there at once */
+    uint64_t form_bytes_max; /* of one form */
     uint32_t connections_max;
     uint32_t body_s; /* that a body may take, and a second more for each MiB */
     uint32_t idle_s; /* without a byte either way */
@@ -78,8 +94,13 @@ void sl_http_server_destroy(struct sl_http_server *server);
 const char *sl_http_method(const struct sl_http_call *call);
 const char *sl_http_path(const struct sl_http_call *call); /* without the query */
 const char *sl_http_header(const struct sl_http_call *call, const char *name); /* NULL: none */
+const char *sl_http_query(const struct sl_http_call *call, const char *name);  /* NULL: none */
 bool sl_http_is_tcp(const struct sl_http_call *call);
 const char *sl_http_body(const struct sl_http_call *call, size_t *ret_length);
+
+/* The context of the form that the call's body was; NULL: it was none. *ret_is_whole says whether
+ * all of it came, and was well formed. */
+void *sl_http_form(const struct sl_http_call *call, bool *ret_is_whole);
 
 /* The user at the other end of a Unix socket; -1 where that is not known. */
 int64_t sl_http_peer_user(const struct sl_http_call *call);
@@ -93,6 +114,10 @@ void sl_http_answer(struct sl_http_call *call, int status, const struct sl_http_
                     size_t n_headers, const void *body, size_t length);
 void sl_http_stream(struct sl_http_call *call, int status, const struct sl_http_header *headers,
                     size_t n_headers, const struct sl_http_source *source);
+/* With the first `length` bytes of a file, whose descriptor it takes. */
+void sl_http_answer_file(struct sl_http_call *call, int status,
+                         const struct sl_http_header *headers, size_t n_headers, int fd,
+                         uint64_t length);
 void sl_http_wait(struct sl_http_call *call, const struct sl_http_source *source);
 
 /* Lets a call that waits, or whose source had no bytes, look again. From any thread, as long as the

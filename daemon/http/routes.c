@@ -5,47 +5,71 @@
 
 #include "core/base/size.h"
 #include "daemon/http/exchange.h"
+#include "daemon/http/file_pages.h"
 #include "daemon/http/pages.h"
 #include "daemon/http/status_page.h"
 
-/* A path, its method, and who answers: an exchange in a protocol, or a page. A path that ends in
- * "/" stands for all that begin so. */
+#define FORM_TYPE "multipart/form-data"
+
+enum route_body { BODY_NONE, BODY_JSON, BODY_FORM };
+
+/* A path, its method, and who answers: an exchange in a protocol, or a page. "*" in a path stands
+ * for a name; one that ends in "/" for all that begin so. */
 struct route {
     const char *path, *method; /* HEAD goes where GET does */
+    enum route_body body;
     const struct sl_protocol *protocol;
     void (*page)(const struct sl_front *front, struct sl_http_call *call);
     bool is_open; /* needs no key */
 };
 
 static const struct route routes[] = {
-    {"/v1/chat/completions", "POST", &sl_protocol_chat, NULL, false},
-    {"/chat/completions", "POST", &sl_protocol_chat, NULL, false},
-    {"/v1/completions", "POST", &sl_protocol_completions, NULL, false},
-    {"/completions", "POST", &sl_protocol_completions, NULL, false},
-    {"/beta/completions", "POST", &sl_protocol_completions, NULL, false},
-    {"/v1/responses", "POST", &sl_protocol_responses, NULL, false},
-    {"/v1/messages", "POST", &sl_protocol_messages, NULL, false},
-    {"/v1/messages/count_tokens", "POST", &sl_protocol_count_tokens, sl_exchange_count, false},
-    {"/v1/models", "GET", NULL, sl_page_models, false},
-    {"/models", "GET", NULL, sl_page_models, false},
-    {"/v1/models/", "GET", NULL, sl_page_model, false},
-    {"/", "GET", NULL, sl_status_page, true},
-    {"/page.js", "GET", NULL, sl_status_page_script, true},
-    {"/health", "GET", NULL, sl_page_health, true},
-    {"/health/live", "GET", NULL, sl_page_live, true},
-    {"/metrics", "GET", NULL, sl_page_metrics, false},
-    {"/status", "GET", NULL, sl_page_status, false},
-    {"/tokenize", "POST", NULL, sl_page_tokenize, false},
-    {"/detokenize", "POST", NULL, sl_page_detokenize, false},
+    {"/v1/chat/completions", "POST", BODY_JSON, &sl_protocol_chat, NULL, false},
+    {"/chat/completions", "POST", BODY_JSON, &sl_protocol_chat, NULL, false},
+    {"/v1/completions", "POST", BODY_JSON, &sl_protocol_completions, NULL, false},
+    {"/completions", "POST", BODY_JSON, &sl_protocol_completions, NULL, false},
+    {"/beta/completions", "POST", BODY_JSON, &sl_protocol_completions, NULL, false},
+    {"/v1/responses", "POST", BODY_JSON, &sl_protocol_responses, NULL, false},
+    {"/v1/messages", "POST", BODY_JSON, &sl_protocol_messages, NULL, false},
+    {"/v1/messages/count_tokens", "POST", BODY_JSON, &sl_protocol_count_tokens, sl_exchange_count,
+     false},
+    {"/v1/files", "POST", BODY_FORM, NULL, sl_page_upload, false},
+    {"/v1/files", "GET", BODY_NONE, NULL, sl_page_files, false},
+    {"/v1/files/*", "GET", BODY_NONE, NULL, sl_page_file, false},
+    {"/v1/files/*", "DELETE", BODY_NONE, NULL, sl_page_remove_file, false},
+    {"/v1/files/*/content", "GET", BODY_NONE, NULL, sl_page_file_content, false},
+    {"/v1/models", "GET", BODY_NONE, NULL, sl_page_models, false},
+    {"/models", "GET", BODY_NONE, NULL, sl_page_models, false},
+    {"/v1/models/", "GET", BODY_NONE, NULL, sl_page_model, false},
+    {"/", "GET", BODY_NONE, NULL, sl_status_page, true},
+    {"/page.js", "GET", BODY_NONE, NULL, sl_status_page_script, true},
+    {"/health", "GET", BODY_NONE, NULL, sl_page_health, true},
+    {"/health/live", "GET", BODY_NONE, NULL, sl_page_live, true},
+    {"/metrics", "GET", BODY_NONE, NULL, sl_page_metrics, false},
+    {"/status", "GET", BODY_NONE, NULL, sl_page_status, false},
+    {"/tokenize", "POST", BODY_JSON, NULL, sl_page_tokenize, false},
+    {"/detokenize", "POST", BODY_JSON, NULL, sl_page_detokenize, false},
 };
 
 static bool is_at(const struct route *route, const char *path)
 {
-    const size_t length = strlen(route->path);
+    const char *at = route->path;
 
-    if (length > 1 && route->path[length - 1] == '/')
-        return strncmp(path, route->path, length) == 0 && path[length] != '\0';
-    return strcmp(path, route->path) == 0;
+    while (*at) {
+        if (at[0] == '/' && at[1] == '\0' && at != route->path)
+            return path[0] == '/' && path[1] != '\0';
+        if (*at == '*') {
+            const size_t length = strcspn(path, "/");
+
+            if (length == 0)
+                return false;
+            path += length;
+        } else if (*path++ != *at) {
+            return false;
+        }
+        at++;
+    }
+    return *path == '\0';
 }
 
 /* Errors about a path come in the form of whoever speaks there. */
@@ -130,13 +154,21 @@ static int check_tcp(const struct sl_front *front, struct sl_http_call *call, bo
     return 0;
 }
 
-static int check_body(struct sl_http_call *call, struct sl_refusal *refusal)
+static bool begins_with(const char *text, const char *start)
+{
+    return strncasecmp(text, start, strlen(start)) == 0;
+}
+
+static int check_body(struct sl_http_call *call, enum route_body body, struct sl_refusal *refusal)
 {
     const char *type = sl_http_header(call, "Content-Type");
     const char *encoding = sl_http_header(call, "Content-Encoding");
-    static const char json[] = "application/json";
 
-    if (type && strncasecmp(type, json, strlen(json)) != 0)
+    if (body == BODY_NONE)
+        return 0;
+    if (body == BODY_FORM && !(type && begins_with(type, FORM_TYPE)))
+        return sl_refuse(refusal, 415, NULL, "the request's body is to be " FORM_TYPE);
+    if (body == BODY_JSON && type && !begins_with(type, "application/json"))
         return sl_refuse(refusal, 415, NULL, "the request's body is to be application/json");
     if (encoding && strcasecmp(encoding, "identity") != 0)
         return sl_refuse(refusal, 415, NULL, "compressed bodies are not supported");
@@ -154,40 +186,75 @@ static bool is_method(const struct route *route, const char *method)
            (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
 }
 
-static void refuse_route(const struct sl_front *front, struct sl_http_call *call,
-                         const struct route *at)
+/* Answers where no route is; those that are at the path say which methods it takes. */
+static void refuse_route(const struct sl_front *front, struct sl_http_call *call)
 {
     struct sl_http_header allow = {.name = "Allow"};
+    struct sl_bytes methods = {0};
     struct sl_refusal refusal;
 
-    if (!at) {
+    for (size_t i = 0; i < SL_ARRAY_LEN(routes); i++) {
+        if (!is_at(&routes[i], sl_http_path(call)))
+            continue;
+        sl_bytes_add_text(&methods, methods.length ? ", " : "");
+        sl_bytes_add_text(&methods, routes[i].method);
+        if (strcmp(routes[i].method, "GET") == 0)
+            sl_bytes_add_text(&methods, ", HEAD");
+    }
+    sl_bytes_add(&methods, "", 1);
+    if (methods.length <= 1) {
         sl_refuse(&refusal, 404, NULL, "there is nothing at this path");
         sl_front_answer_refusal(front, call, &sl_protocol_chat, &refusal);
-        return;
+    } else {
+        allow.value = methods.data;
+        sl_refuse(&refusal, 405, NULL, "this path takes %s", allow.value);
+        sl_front_answer_refusal_with(front, call, protocol_at(sl_http_path(call)), &refusal,
+                                     &allow);
     }
-    allow.value = strcmp(at->method, "GET") == 0 ? "GET, HEAD" : at->method;
-    sl_refuse(&refusal, 405, NULL, "this path takes %s", allow.value);
-    sl_front_answer_refusal_with(front, call, protocol_at(at->path), &refusal, &allow);
+    sl_bytes_fini(&methods);
+}
+
+static const struct route *find_route(const struct sl_http_call *call)
+{
+    for (size_t i = 0; i < SL_ARRAY_LEN(routes); i++)
+        if (is_at(&routes[i], sl_http_path(call)) && is_method(&routes[i], sl_http_method(call)))
+            return &routes[i];
+    return NULL;
+}
+
+static int check(const struct sl_front *front, struct sl_http_call *call, const struct route *route,
+                 struct sl_refusal *refusal)
+{
+    if (check_tcp(front, call, route && route->is_open, refusal) < 0)
+        return -1;
+    return route ? check_body(call, route->body, refusal) : 0;
+}
+
+/* A form from somebody who may not send one is thrown away as it comes; handle() says why. */
+bool sl_routes_begin_form(void *context, struct sl_http_call *call, struct sl_http_form *form)
+{
+    const struct sl_front *front = context;
+    const struct route *route = find_route(call);
+    struct sl_refusal refusal;
+
+    if (!route || route->body != BODY_FORM)
+        return false;
+    *form = (struct sl_http_form){0};
+    if (check(front, call, route, &refusal) == 0)
+        sl_page_begin_upload(front, form);
+    return true;
 }
 
 void sl_routes_handle(void *context, struct sl_http_call *call)
 {
     const struct sl_front *front = context;
-    const struct route *route = NULL, *at = NULL;
+    const struct route *route = find_route(call);
     struct sl_refusal refusal;
 
-    for (size_t i = 0; !route && i < SL_ARRAY_LEN(routes); i++) {
-        if (!is_at(&routes[i], sl_http_path(call)))
-            continue;
-        at = &routes[i];
-        if (is_method(at, sl_http_method(call)))
-            route = at;
-    }
-    if (check_tcp(front, call, route && route->is_open, &refusal) < 0 ||
-        (route && strcmp(route->method, "POST") == 0 && check_body(call, &refusal) < 0))
+    if (check(front, call, route, &refusal) < 0)
         sl_front_answer_refusal(front, call, protocol_at(sl_http_path(call)), &refusal);
     else if (!route)
-        refuse_route(front, call, at);
+        refuse_route(front, call);
     else if (route->page)
         route->page(front, call);
     else

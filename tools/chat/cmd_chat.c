@@ -4,10 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/size.h"
+#include "daemon/files/state_folder.h"
 #include "daemon/http/listen_socket.h"
 #include "tools/chat/chat_talk.h"
 #include "tools/chat/own_daemon.h"
@@ -156,19 +156,10 @@ static void split(int argc, char **argv, int *own_argc, char **own_argv, struct 
  * caller frees it. */
 static char *history_path(void)
 {
-    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
-    char *folder, *path;
+    char *folder = sl_state_folder_default(), *path = NULL;
 
-    if (state && *state ? asprintf(&folder, "%s/sluice", state) < 0
-                        : !home || asprintf(&folder, "%s/.local/state/sluice", home) < 0)
-        return NULL;
-    for (char *slash = strchr(folder + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        mkdir(folder, 0700); /* most are there */
-        *slash = '/';
-    }
-    mkdir(folder, 0700);
-    if (asprintf(&path, "%s/chat_history", folder) < 0)
+    if (folder && sl_state_folder_make(folder, NULL) == 0 &&
+        asprintf(&path, "%s/chat_history", folder) < 0)
         path = NULL;
     free(folder);
     return path;

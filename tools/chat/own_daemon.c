@@ -42,8 +42,9 @@ static int make_folder(struct sl_own_daemon *daemon, struct sl_err *err)
 /* The child's life. Ctrl-C is for the conversation, not for the daemon. */
 static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, char *const *argv)
 {
-    char **arguments = calloc((size_t)argc + 4, sizeof(*arguments));
+    char **arguments = calloc((size_t)argc + 6, sizeof(*arguments));
     static char quiet[] = "--quiet", socket_option[] = "--socket";
+    static char state_option[] = "--state", no_state[] = "none";
     int status;
 
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -54,6 +55,8 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
     arguments[argc++] = quiet;
     arguments[argc++] = socket_option;
     arguments[argc++] = daemon->socket_path;
+    arguments[argc++] = state_option; /* batches are for a daemon that stays */
+    arguments[argc++] = no_state;
     status = sl_cmd_serve(argc, arguments);
     rmdir(daemon->folder); /* a parent that was killed does not */
     exit(status);

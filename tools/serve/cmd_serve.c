@@ -24,6 +24,7 @@
 #include "tools/cli/engine_options.h"
 #include "tools/cli/version.h"
 #include "tools/serve/serve_log.h"
+#include "tools/serve/serve_state.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 #define SOCKETS_MAX 8u
@@ -34,6 +35,7 @@
  * ids. */
 #define BODY_COPIES 4u
 #define CONNECTIONS_MAX 1024u
+#define FORM_MORE_BYTES (64u << 10) /* beside the file of an upload */
 #define CONNECTION_BYTES (64u << 10)
 
 enum {
@@ -48,6 +50,8 @@ enum {
     OPTION_QUEUE,
     OPTION_MAX_BODY,
     OPTION_BODY_TIME,
+    OPTION_STATE,
+    OPTION_MAX_FILE,
     OPTION_GRACE,
     OPTION_KEEP_PROMPT,
     OPTION_BATCH_SHARE,
@@ -65,6 +69,7 @@ struct command {
     const char *key_file;
     const char *profile;
     const char *trace;
+    const char *state_folder; /* NULL: the default */
     bool log_json, quiet;
     uint32_t body_s;
     double grace_s;
@@ -74,6 +79,7 @@ struct command {
 
     struct sl_serve_log log;
     bool has_log;
+    struct sl_serve_state state;
     struct sl_config config;
     struct sl_tokenizer *tok;
     char *name, *socket_path, *tcp_host, *key;
@@ -110,6 +116,9 @@ static error_t parse_serving(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_MAX_BODY:
         command->front.body_bytes_max = sl_parse_size(state, "--max-body", value);
+        return 0;
+    case OPTION_MAX_FILE:
+        command->front.file_bytes_max = sl_parse_size(state, "--max-file", value);
         return 0;
     case OPTION_BODY_TIME:
         command->body_s = sl_parse_count(state, "--body-time", value, 86400);
@@ -171,6 +180,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_LOG_JSON:
         command->log_json = true;
         return 0;
+    case OPTION_STATE:
+        command->state_folder = value;
+        return 0;
     case OPTION_TRACE:
         command->trace = value;
         return 0;
@@ -197,6 +209,9 @@ static const struct argp_option options[] = {
      "most tokens of a step for those who wait for the next one (default 256)", 0},
     {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for their turn (default 64)", 0},
     {"max-body", OPTION_MAX_BODY, "SIZE", 0, "the largest request (default 64M)", 0},
+    {"state", OPTION_STATE, "FOLDER", 0,
+     "where files and batches are kept; \"none\" keeps none (default $XDG_STATE_HOME/sluice)", 0},
+    {"max-file", OPTION_MAX_FILE, "SIZE", 0, "the largest file that is uploaded (default 1G)", 0},
     {"body-time", OPTION_BODY_TIME, "SECONDS", 0,
      "that a request may take to come, and a second more for each MiB (default 60)", 0},
     {"grace", OPTION_GRACE, "SECONDS", 0,
@@ -366,7 +381,10 @@ static int prepare(struct command *command, struct sl_err *err)
     command->work.turn_token = -1;
     if (sl_tokenizer_find(command->tok, SL_CHAT_USER, &turn_token) == 0)
         command->work.turn_token = (int32_t)turn_token;
-    return open_sockets(command, err);
+    rc = open_sockets(command, err);
+    if (rc == 0)
+        rc = sl_serve_state_open(&command->state, command->state_folder, &command->log, err);
+    return rc;
 }
 
 /* ---- the server --------------------------------------------------------------------------------
@@ -410,6 +428,7 @@ static void fill_front(struct command *command)
     front->api_key = command->key;
     front->tcp_host = command->tcp_host;
     front->log = sl_serve_log_request;
+    front->files = command->state.files;
     front->trace = command->log.trace >= 0 ? sl_serve_log_trace : NULL;
     front->context = &command->log;
 }
@@ -417,9 +436,12 @@ static void fill_front(struct command *command)
 static int start(struct command *command, struct sl_err *err)
 {
     const struct sl_http_options http = {.handle = sl_routes_handle,
+                                         .begin_form = sl_routes_begin_form,
                                          .refuse = sl_routes_refuse,
                                          .context = &command->front,
                                          .body_bytes_max = command->front.body_bytes_max,
+                                         .form_bytes_max =
+                                             command->front.file_bytes_max + FORM_MORE_BYTES,
                                          .connections_max = CONNECTIONS_MAX,
                                          .body_s = command->body_s,
                                          .idle_s = 120};
@@ -469,6 +491,7 @@ static void on_signal(struct command *command, uint32_t n_signals, uint64_t *dea
         sl_serve_log_line(&command->log, "ending; what is under way has %g s", command->grace_s);
     remove_socket(command);
     sl_http_server_quiesce(command->server);
+    sl_serve_state_let_go(&command->state);
     *deadline_ns = sl_clock_ns() + (uint64_t)(command->grace_s * 1e9);
     sl_worker_stop(command->worker, (uint64_t)(command->grace_s * 1e9));
 }
@@ -563,6 +586,7 @@ static void finish(struct command *command)
     for (uint32_t i = 0; i < command->n_sockets; i++)
         if (command->sockets[i].fd >= 0)
             close(command->sockets[i].fd);
+    sl_serve_state_close(&command->state);
     sl_tokenizer_close(command->tok);
     if (command->has_log)
         sl_serve_log_close(&command->log);
@@ -583,13 +607,15 @@ int sl_cmd_serve(int argc, char **argv)
         .doc = "Serves the model in the folder MODEL over HTTP on a Unix socket: chat, completions "
                "and what goes with them, as OpenAI's clients ask for them.",
         .children = children};
-    struct command command = {.body_s = 60,
-                              .grace_s = 10,
-                              .work = {.n_texts_max = 64,
-                                       .queue_max = 64,
-                                       .keep_prompt_ns = 60 * NS_PER_S,
-                                       .with_hot_list = true},
-                              .front.body_bytes_max = UINT64_C(64) << 20};
+    struct command command = {
+        .body_s = 60,
+        .grace_s = 10,
+        .work = {.n_texts_max = 64,
+                 .queue_max = 64,
+                 .keep_prompt_ns = 60 * NS_PER_S,
+                 .with_hot_list = true},
+        .state.lock = -1,
+        .front = {.body_bytes_max = UINT64_C(64) << 20, .file_bytes_max = UINT64_C(1) << 30}};
     struct sl_err err = {0};
     int rc;
 
