@@ -115,7 +115,7 @@ check_fences() {
         lmdb.h) fence='storage/store/catalog.c' ;;
         xxhash.h) fence='storage/io/checksum.c' ;;
         zstd.h) fence='storage/store/codec.c' ;;
-        curl/curl.h) fence='tools/chat/chat_client.c' ;;
+        curl/curl.h) fence='tools/cli/daemon_client.c' ;;
         histedit.h) fence='tools/chat/line_input.c' ;;
         openssl/*) fence='storage/io/sha256.c' ;;
         cmocka.h) fence='tests/*' ;;

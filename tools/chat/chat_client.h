@@ -1,4 +1,4 @@
-/* A client of the daemon: asks over its Unix socket, and gives the answer as it comes. */
+/* Asks the daemon a question of a conversation, and gives the answer as it comes. */
 #ifndef SL_TOOLS_CHAT_CHAT_CLIENT_H
 #define SL_TOOLS_CHAT_CHAT_CLIENT_H
 
@@ -9,13 +9,7 @@
 #include "core/base/bytes.h"
 #include "core/base/err.h"
 #include "core/base/json.h"
-
-struct sl_chat_client;
-
-/* Connects with the first request. `socket_path` is copied. Fails with -ENOMEM or -EINVAL. */
-int sl_chat_client_create(struct sl_chat_client **ret_client, const char *socket_path,
-                          struct sl_err *err);
-void sl_chat_client_destroy(struct sl_chat_client *client); /* NULL is allowed */
+#include "tools/cli/daemon_client.h"
 
 /* Is told what comes; text is whole characters. */
 struct sl_chat_listener {
@@ -35,11 +29,8 @@ void sl_chat_answer_fini(struct sl_chat_answer *answer);
 /* Sends the body of a chat request, which must ask for a stream, and waits for the end of the
  * answer, or until *stop is set, which is no error. Fails with -EIO where the daemon cannot be
  * reached or refuses, and says why; what had come of the answer stays in it. */
-int sl_chat_client_ask(struct sl_chat_client *client, const json_t *body,
-                       const struct sl_chat_listener *listener, const atomic_bool *stop,
-                       struct sl_chat_answer *answer, struct sl_err *err);
-
-/* Returns the HTTP status of a GET, or -EIO. */
-int sl_chat_client_get(struct sl_chat_client *client, const char *path, struct sl_err *err);
+int sl_chat_ask(struct sl_daemon_client *client, const json_t *body,
+                const struct sl_chat_listener *listener, const atomic_bool *stop,
+                struct sl_chat_answer *answer, struct sl_err *err);
 
 #endif

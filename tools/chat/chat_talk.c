@@ -88,7 +88,7 @@ static int ask(struct sl_chat_talk *talk, struct sl_err *err)
     int rc = body ? 0 : sl_err_set(err, -ENOMEM, "chat: out of memory");
 
     if (rc == 0)
-        rc = sl_chat_client_ask(talk->client, body, &listener, sl_interrupt_stop(), &answer, err);
+        rc = sl_chat_ask(talk->client, body, &listener, sl_interrupt_stop(), &answer, err);
     sl_progress_end(&screen.progress);
     if (screen.in_reasoning && screen.is_terminal)
         fputs(PLAIN, stdout);

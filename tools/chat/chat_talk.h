@@ -20,7 +20,7 @@ struct sl_chat_settings {
 };
 
 struct sl_chat_talk {
-    struct sl_chat_client *client;
+    struct sl_daemon_client *client;
     struct sl_line_input *input;
     struct sl_conversation conversation;
     struct sl_chat_settings settings;

@@ -184,12 +184,12 @@ static int connect_to_daemon(struct command *command, struct sl_err *err)
         rc = path ? 0 : sl_err_set(err, -ENOMEM, "chat: out of memory");
     }
     if (rc == 0)
-        rc = sl_chat_client_create(&command->talk.client, path, err);
+        rc = sl_daemon_client_create(&command->talk.client, path, err);
     sl_interrupt_keep();
     if (rc == 0 && own)
         return sl_own_daemon_wait(&command->daemon, command->talk.client, sl_interrupt_stop(), err);
     if (rc == 0) {
-        rc = sl_chat_client_get(command->talk.client, "/health/live", err);
+        rc = sl_daemon_client_get(command->talk.client, "/health/live", err);
         rc = rc < 0 ? sl_err_prefix(err, rc, "%s", path) : 0;
     }
     return rc;
@@ -233,7 +233,7 @@ int sl_cmd_chat(int argc, char **argv)
     if (rc == 0)
         rc = talk(&command, &err);
     sl_line_input_destroy(command.talk.input);
-    sl_chat_client_destroy(command.talk.client);
+    sl_daemon_client_destroy(command.talk.client);
     sl_own_daemon_stop(&command.daemon);
     sl_chat_talk_fini(&command.talk);
     free(command.default_socket);

@@ -82,7 +82,7 @@ int sl_own_daemon_start(struct sl_own_daemon *daemon, int argc, char *const *arg
     return 0;
 }
 
-int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_chat_client *client,
+int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_daemon_client *client,
                        const atomic_bool *stop, struct sl_err *err)
 {
     const struct timespec pause = {0, LOOK_MS * 1000000L};
@@ -94,7 +94,7 @@ int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_chat_client *clie
             daemon->process = 0;
             return WIFEXITED(status) && WEXITSTATUS(status) > 0 ? WEXITSTATUS(status) : 1;
         }
-        if (sl_chat_client_get(client, "/health", &not_yet) == 200)
+        if (sl_daemon_client_get(client, "/health", &not_yet) == 200)
             return 0;
         nanosleep(&pause, NULL);
     }

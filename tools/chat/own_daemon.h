@@ -5,7 +5,7 @@
 #include <sys/types.h>
 
 #include "core/base/err.h"
-#include "tools/chat/chat_client.h"
+#include "tools/cli/daemon_client.h"
 
 /* Starts from {0}. */
 struct sl_own_daemon {
@@ -22,7 +22,7 @@ int sl_own_daemon_start(struct sl_own_daemon *daemon, int argc, char *const *arg
 
 /* Waits until the daemon has loaded its model. If it ends before, it has said why on standard
  * error: returns its exit status, which is above 0. Fails with -EINTR when *stop is set. */
-int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_chat_client *client,
+int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_daemon_client *client,
                        const atomic_bool *stop, struct sl_err *err);
 
 void sl_own_daemon_stop(struct sl_own_daemon *daemon);
