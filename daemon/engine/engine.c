@@ -574,6 +574,16 @@ struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engin
     return sl_expert_cache_counters(engine->cache);
 }
 
+uint32_t sl_engine_drive_count(const struct sl_engine *e)
+{
+    return sl_reader_drive_count(e->reader);
+}
+
+struct sl_reader_drive sl_engine_drive(const struct sl_engine *e, uint32_t index)
+{
+    return sl_reader_drive(e->reader, index);
+}
+
 struct sl_engine_dense sl_engine_dense(const struct sl_engine *e)
 {
     struct sl_engine_dense dense = {0};

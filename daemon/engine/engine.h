@@ -153,6 +153,10 @@ struct sl_engine_dense {
 };
 struct sl_engine_dense sl_engine_dense(const struct sl_engine *engine);
 
+/* The drives that the engine reads from. */
+uint32_t sl_engine_drive_count(const struct sl_engine *engine);
+struct sl_reader_drive sl_engine_drive(const struct sl_engine *engine, uint32_t index);
+
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 

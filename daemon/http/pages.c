@@ -94,6 +94,16 @@ void sl_page_live(const struct sl_front *front, struct sl_http_call *call)
     sl_front_answer_json(front, call, 200, json_pack("{s:s}", "status", "ok"));
 }
 
+/* A number with a label for each drive, which tables of counters do not have. */
+static void write_drives(FILE *out, const struct sl_worker_status *status)
+{
+    fprintf(out, "# HELP sluice_drive_read_bytes_total Bytes that a drive has delivered\n"
+                 "# TYPE sluice_drive_read_bytes_total counter\n");
+    for (uint32_t i = 0; i < status->n_drives; i++)
+        fprintf(out, "sluice_drive_read_bytes_total{drive=\"%s\"} %llu\n", status->drives[i].name,
+                (unsigned long long)status->drives[i].read_bytes);
+}
+
 void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
 {
     struct sl_worker_status status;
@@ -108,6 +118,7 @@ void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
     sl_worker_status(front->worker, &status);
     sl_metrics_write_prometheus(out, &sl_worker_metrics, &status.counters);
     sl_metrics_write_prometheus(out, &sl_expert_cache_metrics, &status.cache);
+    write_drives(out, &status);
     sl_histogram_write_prometheus(out, "first_token", "Time from a request to its first token",
                                   &status.first_token);
     sl_histogram_write_prometheus(out, "next_token", "Time between tokens of a text",
@@ -145,6 +156,40 @@ static json_t *resident_experts(const struct sl_front *front)
     return layers;
 }
 
+static json_t *drives(const struct sl_worker_status *status)
+{
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < status->n_drives; i++)
+        json_array_append_new(list,
+                              json_pack("{s:s, s:I}", "name", status->drives[i].name, "read_bytes",
+                                        (json_int_t)status->drives[i].read_bytes));
+    return list;
+}
+
+/* Who waits and is served, in the order in which they came; nothing that they said. */
+static json_t *queue(const struct sl_worker_status *status)
+{
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < status->n_entries; i++) {
+        const struct sl_worker_entry *entry = &status->entries[i];
+        const bool in_prompt = entry->n_done_tokens < entry->n_prompt_tokens;
+
+        json_array_append_new(
+            list, json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:f}", "class",
+                            entry->class == SL_JOB_BATCH ? "batch" : "interactive", "state",
+                            entry->is_waiting                       ? "waiting"
+                            : in_prompt && entry->n_new_tokens == 0 ? "prompt"
+                                                                    : "writing",
+                            "texts", (json_int_t)entry->n_texts, "prompt_tokens",
+                            (json_int_t)entry->n_prompt_tokens, "prompt_tokens_done",
+                            (json_int_t)entry->n_done_tokens, "new_tokens",
+                            (json_int_t)entry->n_new_tokens, "age_s", (double)entry->age_ns / 1e9));
+    }
+    return list;
+}
+
 void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
 {
     json_t *object, *requests = json_object(), *cache = json_object();
@@ -154,13 +199,14 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
     sl_metrics_set_json(requests, &sl_worker_metrics, &status.counters);
     sl_metrics_set_json(cache, &sl_expert_cache_metrics, &status.cache);
     object = json_pack(
-        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o}", "status",
-        state_name(status.state), "model", front->model.names[0], "version", front->version,
-        "chat_format", sl_chat_profile_found_name(&front->model.profile), "uptime_s",
-        (json_int_t)time(NULL) - (json_int_t)front->started_s, "context_tokens",
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:I, s:o, s:o}",
+        "status", state_name(status.state), "model", front->model.names[0], "version",
+        front->version, "chat_format", sl_chat_profile_found_name(&front->model.profile),
+        "uptime_s", (json_int_t)time(NULL) - (json_int_t)front->started_s, "context_tokens",
         (json_int_t)front->model.context_tokens, "expert_slots", (json_int_t)status.slot_count,
         "tokens_per_s", status.tokens_per_s, "first_token_s", mean_s(&status.first_token),
-        "next_token_s", mean_s(&status.next_token), "serving", requests, "experts", cache,
+        "next_token_s", mean_s(&status.next_token), "serving", requests, "experts", cache, "drives",
+        drives(&status), "queue_length", (json_int_t)status.n_entries_all, "queue", queue(&status),
         "resident_experts", resident_experts(front));
     sl_front_answer_json(front, call, 200, object);
 }

@@ -218,6 +218,7 @@ static void publish(struct sl_worker *w, uint64_t now_ns)
     w->status.first_token = w->first_token;
     w->status.next_token = w->next_token;
     w->status.slot_count = sl_engine_slot_count(w->engine);
+    sl_worker_publish_lists(w);
     w->status.tokens_per_s = w->tokens_per_s;
     pthread_mutex_unlock(&w->lock);
 }
@@ -429,6 +430,7 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
         return sl_err_set(err, -ENOMEM, "scheduler: out of memory");
     for (int size = 0; rc == 0 && size < SL_STEP_SIZES; size++)
         rc = open_step(w, (enum sl_step_size)size, err);
+    sl_worker_name_drives(w);
     sl_session_pool_init(&w->sessions, sl_engine_kv_pool(w->engine), w->options.context_tokens);
     return rc;
 }

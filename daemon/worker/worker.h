@@ -12,6 +12,7 @@
 #include "core/base/histogram.h"
 #include "daemon/engine/engine.h"
 #include "daemon/worker/ticket.h"
+#include "storage/io/drive.h"
 
 enum sl_worker_state { SL_WORKER_LOADING, SL_WORKER_READY, SL_WORKER_STOPPING, SL_WORKER_ENDED };
 
@@ -44,12 +45,34 @@ struct sl_worker_counters {
 };
 extern const struct sl_metrics sl_worker_metrics;
 
+/* A drive that experts and weights are read from; more than these are not told of. */
+#define SL_WORKER_DRIVES_MAX 16u
+struct sl_worker_drive {
+    char name[SL_DRIVE_NAME_BYTES]; /* such as "nvme0n1" */
+    uint64_t read_bytes;
+};
+
+/* A request that waits or is served; nothing of its content. */
+#define SL_WORKER_ENTRIES_MAX 32u
+struct sl_worker_entry {
+    enum sl_job_class class;
+    bool is_waiting; /* for a session */
+    uint32_t n_texts;
+    uint32_t n_prompt_tokens, n_done_tokens; /* of all prompts; 0 while it waits */
+    uint32_t n_new_tokens;
+    uint64_t age_ns;
+};
+
 struct sl_worker_status {
     enum sl_worker_state state;
     struct sl_worker_counters counters;
     struct sl_expert_cache_counters cache;
     struct sl_histogram first_token, next_token; /* times */
     uint32_t slot_count;
+    struct sl_worker_drive drives[SL_WORKER_DRIVES_MAX]; /* (n_drives) */
+    uint32_t n_drives;
+    struct sl_worker_entry entries[SL_WORKER_ENTRIES_MAX]; /* (n_entries), the first of */
+    uint32_t n_entries, n_entries_all;
     double tokens_per_s; /* over the last seconds, all texts together */
     struct sl_err err;   /* why it ended; code 0: it was told to */
 };

@@ -89,4 +89,10 @@ static inline struct sl_text *sl_text_of(struct sl_job *job)
     return (struct sl_text *)(void *)((char *)job - offsetof(struct sl_text, job));
 }
 
+/* ---- what the status lists: worker_status.c ----------------------------------------------------
+ */
+
+void sl_worker_name_drives(struct sl_worker *w); /* once, when the engine is open */
+void sl_worker_publish_lists(struct sl_worker *w);
+
 #endif

@@ -45,6 +45,7 @@ struct drive {
     struct sl_link queues[SL_READ_CLASSES]; /* reads with bytes left to cut */
     uint32_t n_out[SL_READ_CLASSES];        /* pieces at the back end, or in the batch */
     uint32_t n_out_late;                    /* those pieces whose reads are past the deadline */
+    uint64_t read_bytes;                    /* delivered */
     /* Reads that have not ended, of the classes before scrub. The reader's thread writes it, others
      * only watch it: no order is needed. */
     atomic_uint n_ahead;
@@ -327,8 +328,10 @@ static void piece_landed(struct sl_reader *reader, uint32_t piece_index, int32_t
     struct sl_reader_counters *counters = &reader->counters[piece->read->user];
     int rc;
 
-    if (result > 0)
+    if (result > 0) {
         counters->read_bytes += (uint32_t)result;
+        drive_of(reader, piece->read)->read_bytes += (uint32_t)result;
+    }
     if (take_delivery(piece, result, &rc) || piece->read->rc < 0) {
         piece_end(reader, piece, 0); /* complete, or nobody wants the rest */
         return;
@@ -438,6 +441,21 @@ const atomic_uint *sl_reader_ahead(const struct sl_reader *reader, uint64_t devi
         if (reader->io->files[i].device == device)
             return &reader->drives[reader->io->files[i].drive_index].n_ahead;
     return NULL;
+}
+
+uint32_t sl_reader_drive_count(const struct sl_reader *reader)
+{
+    return reader->io->n_drives;
+}
+
+struct sl_reader_drive sl_reader_drive(const struct sl_reader *reader, uint32_t index)
+{
+    struct sl_reader_drive drive = {.read_bytes = reader->drives[index].read_bytes};
+
+    for (uint32_t i = 0; !drive.path && i < reader->io->n_files; i++)
+        if (reader->io->files[i].drive_index == index)
+            drive.path = reader->io->files[i].path;
+    return drive;
 }
 
 bool sl_reader_drain(struct sl_reader *reader)

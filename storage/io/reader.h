@@ -166,6 +166,14 @@ int sl_reader_hold(struct sl_reader *reader, uint32_t part, bool hold);
 int sl_reader_explain(const struct sl_reader *reader, const struct sl_read *read,
                       struct sl_err *err);
 
+/* One of the drives that the reader reads from, and what it has delivered to all users. */
+struct sl_reader_drive {
+    const char *path; /* of a file on it; the reader's */
+    uint64_t read_bytes;
+};
+uint32_t sl_reader_drive_count(const struct sl_reader *reader);
+struct sl_reader_drive sl_reader_drive(const struct sl_reader *reader, uint32_t index);
+
 /* Counts the reads of one user. */
 struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader,
                                              enum sl_read_user user);

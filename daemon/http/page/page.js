@@ -84,6 +84,71 @@ function showMap(layers) {
   }));
 }
 
+// ---- tables
+
+// Fills a table's body: a row of cells for each entry; a cell is text, or an element.
+function showRows(table, rows) {
+  const numbers = [...table.tHead.rows[0].cells].map((cell) => cell.className);
+  table.tBodies[0].replaceChildren(...rows.map((cells) => {
+    const row = document.createElement("tr");
+    row.append(...cells.map((content, i) => {
+      const cell = document.createElement("td");
+      cell.className = numbers[i];
+      cell.append(content);
+      return cell;
+    }));
+    return row;
+  }));
+}
+
+// Done of total, as a bar and in words.
+function share(done, total) {
+  const bar = document.createElement("progress"), all = document.createElement("span");
+  bar.max = total;
+  bar.value = done;
+  bar.setAttribute("aria-hidden", "true");
+  all.append(bar, ` ${number(done)} of ${number(total)}`);
+  return all;
+}
+
+let drivesBefore = null;
+
+function showDrives(drives) {
+  const now = performance.now() / 1000, before = drivesBefore;
+  showRows($("drives"), drives.map(({ name, read_bytes }, i) => {
+    const rate = before ? (read_bytes - before.bytes[i]) / (now - before.now) : 0;
+    return [name, `${bytes(rate)}/s`, bytes(read_bytes)];
+  }));
+  drivesBefore = { now, bytes: drives.map((drive) => drive.read_bytes) };
+}
+
+function showQueue(queue, length) {
+  $("queue-none").hidden = length > 0;
+  $("queue-table").hidden = length === 0;
+  showRows($("queue"), queue.map((entry) => [
+    entry.class === "batch" ? "a batch" : "somebody",
+    entry.state,
+    entry.state === "waiting" ? "" : share(entry.prompt_tokens_done, entry.prompt_tokens),
+    number(entry.new_tokens),
+    duration(entry.age_s),
+  ]));
+  $("queue-more").hidden = length <= queue.length;
+  $("queue-more").textContent = `and ${number(length - queue.length)} more`;
+}
+
+function showBatches(batches) {
+  $("batches-none").hidden = batches.length > 0;
+  $("batches-table").hidden = batches.length === 0;
+  showRows($("batches"), batches.map((batch) => [
+    batch.id,
+    batch.paused ? `${batch.status}: ${batch.paused}` : batch.status,
+    share(batch.completed + batch.failed, batch.total),
+    number(batch.failed),
+    batch.tokens_per_s ? number(batch.tokens_per_s, 1) : "",
+    batch.left_s === null ? "" : duration(batch.left_s),
+  ]));
+}
+
 async function refresh() {
   try {
     const reply = await fetch("/status", { headers: headers() });
@@ -95,10 +160,13 @@ async function refresh() {
     $("state").className = status.status === "ok" ? "good" : "bad";
     showFigures(figures(status));
     showMap(status.resident_experts);
+    showDrives(status.drives);
+    showQueue(status.queue, status.queue_length);
+    showBatches(status.batches ?? []);
   } catch (error) {
     $("state").textContent = error instanceof TypeError ? "not reachable" : error.message;
     $("state").className = "bad";
-    before = null;
+    before = drivesBefore = null;
   }
   setTimeout(refresh, document.hidden ? 10000 : 1000);
 }
