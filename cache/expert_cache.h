@@ -73,6 +73,7 @@ struct sl_expert_cache_counters {
     uint64_t wanted_bytes; /* of experts, as stored */
     uint64_t read_bytes;   /* delivered by the drives for that */
     uint64_t wait_ns;      /* spent waiting for the drives in next() */
+    uint64_t busy_ns;      /* in which reads were under way */
     uint64_t repack_ns;    /* spent on making tiles of a checkpoint's rows, */
     uint64_t unpack_ns;    /* and on compressed records */
     uint64_t verify_ns;    /* spent on checksums */

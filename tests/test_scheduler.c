@@ -15,7 +15,7 @@
 #include "tests/fixture_model.h"
 #include "tests/kernel_inputs.h"
 
-#define JOBS 64u
+#define JOBS 96u
 #define EVENTS 40000u
 #define LAYERS 8u
 #define LAYER_NS 1000u
@@ -72,6 +72,38 @@ static void submit(struct world *w, uint32_t i, enum sl_job_class class, uint32_
 /* ---- what must always hold ---------------------------------------------------------------------
  */
 
+/* A batch's step has all that decode, as far as they leave prompts an eighth of it, and is filled
+ * with prompts up to batch_rows. */
+static void check_filling(const struct world *w, const struct sl_open_step *step, uint32_t n_tokens)
+{
+    const uint32_t rows = w->s.batch_rows, tokens_max = w->s.limits.step_tokens_max[SL_STEP_LARGE];
+    const uint32_t least = rows / 8 > 1 ? rows / 8 : 1, spans_max = w->s.limits.spans_max;
+    uint32_t n_decodes = 0, wanted;
+    bool decodes_left = false, prompts_left = false;
+
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        n_decodes += step->parts[i].job->decodes;
+        prompts_left |= step->parts[i].n_tokens < step->parts[i].job->n_left;
+    }
+    for (uint32_t i = 0; i < JOBS; i++) {
+        const struct sl_job *job = &w->texts[i].job;
+
+        if (job->state != SL_JOB_RUNNING || job->class != SL_JOB_BATCH || job->in_step ||
+            job->is_held || (job->has_no_reader && job->decodes))
+            continue;
+        decodes_left |= job->decodes;
+        prompts_left |= !job->decodes;
+    }
+    wanted = rows > n_decodes && rows - n_decodes > least ? rows : n_decodes + least;
+    wanted = wanted < tokens_max ? wanted : tokens_max;
+    assert_true(n_tokens <= wanted || n_tokens == n_decodes);
+    if (prompts_left && step->n_parts < spans_max)
+        assert_int_equal(n_tokens, wanted);
+    if (decodes_left)
+        assert_true(n_decodes >= tokens_max - tokens_max / 8 ||
+                    n_decodes >= spans_max - (spans_max < 8 ? 1 : spans_max / 8));
+}
+
 static void check_step(struct world *w, enum sl_step_size size)
 {
     const struct sl_open_step *step = &w->s.steps[size];
@@ -98,6 +130,8 @@ static void check_step(struct world *w, enum sl_step_size size)
         }
     }
     assert_true(n_tokens <= w->s.limits.step_tokens_max[size]);
+    if (step->class == SL_JOB_BATCH)
+        check_filling(w, step, n_tokens);
     /* A small step is the users'. */
     assert_true(size == SL_STEP_LARGE || step->class == SL_JOB_INTERACTIVE);
 }
@@ -277,6 +311,8 @@ static void random_event(struct world *w)
     } else if (kind < 8 && !text->job.decodes) {
         sl_scheduler_set_reader(&w->s, &text->job, false,
                                 w->now_ns + fixture_below(&w->random, 20 * LAYER_NS));
+    } else if (kind < 9) {
+        sl_scheduler_set_batch_rows(&w->s, 1 + fixture_below(&w->random, 150));
     } else if (kind < 12) {
         sl_scheduler_hold(&w->s, &text->job, !text->job.is_held);
     }
@@ -469,6 +505,54 @@ static void test_batch_gives_way(void **state)
     }
 }
 
+/* 64 documents advance in lockstep while users come and go: each step has a token of all that
+ * decode and is filled with the next prompts. Nobody who comes waits for longer than a layer,
+ * meanwhile the batch stands still, and then it goes on where it was: no layer is computed twice.
+ */
+static void test_batch_beside_users(void **state)
+{
+    const uint32_t n_documents = 64, rows = 90;
+    uint64_t come_ns = 0, n_users = 0, n_rows = 0, n_steps = 0;
+    struct world w;
+
+    (void)state;
+    create(&w, 80, 0, inputs_seed());
+    sl_scheduler_set_batch_rows(&w.s, rows);
+    for (uint32_t i = 0; i < n_documents; i++)
+        submit(&w, i, SL_JOB_BATCH, 30 + i, 12);
+    while (w.n_done < n_documents + n_users || n_users < 20) {
+        const struct sl_open_step *large = &w.s.steps[SL_STEP_LARGE];
+        struct text *user = &w.texts[n_documents];
+        const uint64_t layers_before = w.n_batch_layers;
+        const bool was_open = large->is_open, is_served = user->job.state == SL_JOB_RUNNING;
+
+        act(&w, false, false);
+        if (!was_open && large->is_open) {
+            n_steps++;
+            for (uint32_t i = 0; i < large->n_parts; i++)
+                n_rows += large->parts[i].n_tokens;
+        }
+        if (is_served)
+            assert_int_equal(w.n_batch_layers, layers_before);
+        if (user->job.state == SL_JOB_OUT && n_users < 20 &&
+            (large->n_advances % LAYERS == n_users % LAYERS || w.n_done >= n_documents)) {
+            submit(&w, n_documents, SL_JOB_INTERACTIVE, 5, 3);
+            come_ns = w.now_ns;
+            n_users++;
+            while (!user->has_been_in_step)
+                act(&w, false, false);
+            assert_true(w.now_ns - come_ns <= 2 * LAYER_NS);
+        }
+    }
+    assert_int_equal(w.n_abandoned + w.n_failed, 0);
+    assert_true(w.n_parked > 0);
+    assert_int_equal(w.n_batch_layers, n_steps * LAYERS);
+    /* All tokens but the last of each text, which nobody computes. */
+    assert_int_equal(n_rows, n_documents * (30 + 11) + n_documents * (n_documents - 1) / 2);
+    assert_true(n_steps <= n_rows / rows + 14);
+    sl_scheduler_fini(&w.s);
+}
+
 /* A failed step is taken once more; then its jobs have failed, and nobody else. */
 static void test_failures(void **state)
 {
@@ -503,6 +587,7 @@ int main(void)
         cmocka_unit_test(test_shares_of_the_large_step),
         cmocka_unit_test(test_batch_share),
         cmocka_unit_test(test_batch_gives_way),
+        cmocka_unit_test(test_batch_beside_users),
         cmocka_unit_test(test_failures),
     };
 

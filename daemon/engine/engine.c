@@ -559,6 +559,11 @@ int sl_engine_step(struct sl_engine *engine, const struct sl_step_request *reque
 /* ---- figures -----------------------------------------------------------------------------------
  */
 
+uint64_t sl_engine_drive_rate(const struct sl_engine *engine)
+{
+    return engine->drive_bytes_per_s;
+}
+
 uint32_t sl_engine_slot_count(const struct sl_engine *engine)
 {
     return sl_expert_cache_slot_count(engine->cache);

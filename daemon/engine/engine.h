@@ -157,6 +157,10 @@ struct sl_engine_dense sl_engine_dense(const struct sl_engine *engine);
 uint32_t sl_engine_drive_count(const struct sl_engine *engine);
 struct sl_reader_drive sl_engine_drive(const struct sl_engine *engine, uint32_t index);
 
+/* Returns the bytes a second that a probe found all drives to deliver together, now or when the
+ * store was opened before; 0 if there was none, since piece and depth were given. */
+uint64_t sl_engine_drive_rate(const struct sl_engine *engine);
+
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);
 

@@ -7,6 +7,10 @@
 
 #define FOREVER UINT64_MAX
 
+/* Prompts of users and of batches get one part in so many of a step that others would fill. */
+static const uint32_t prompt_shares[SL_JOB_CLASSES] = {
+    [SL_JOB_INTERACTIVE] = 2, [SL_JOB_BATCH] = 8};
+
 static struct sl_job *job_of(const struct sl_link *link)
 {
     return sl_list_item(link, struct sl_job, link);
@@ -19,7 +23,7 @@ static struct sl_job *job_of(const struct sl_link *link)
 int sl_scheduler_init(struct sl_scheduler *s, const struct sl_scheduler_limits *limits)
 {
     sl_assert(limits->running_max >= 1 && limits->spans_max >= 1 && limits->n_layers >= 1);
-    *s = (struct sl_scheduler){.limits = *limits};
+    *s = (struct sl_scheduler){.limits = *limits, .batch_rows = UINT32_MAX};
     for (int class = 0; class < SL_JOB_CLASSES; class ++)
         sl_list_init(&s->waiting[class]);
     sl_list_init(&s->running);
@@ -130,6 +134,12 @@ void sl_scheduler_hold(struct sl_scheduler *s, struct sl_job *job, bool is_held)
 {
     (void)s;
     job->is_held = is_held;
+}
+
+void sl_scheduler_set_batch_rows(struct sl_scheduler *s, uint32_t n_rows)
+{
+    sl_assert(n_rows >= 1);
+    s->batch_rows = n_rows;
 }
 
 void sl_scheduler_set_left(struct sl_scheduler *s, struct sl_job *job, uint32_t n_left,
@@ -252,16 +262,39 @@ static uint32_t min_u32(uint32_t a, uint64_t b)
     return a < b ? a : (uint32_t)b;
 }
 
-/* Tokens of a step that decode, where prompts are waiting too: these get half of it if they need
- * that. */
+/* Returns one part in `share` of `n`, but 1 of anything that two can share. */
+static uint32_t part_of(uint32_t n, uint32_t share)
+{
+    return n > 1 && n < share ? 1 : n / share;
+}
+
+/* Tokens of a step that decode, where prompts are waiting too: these get their share of it if they
+ * need that. */
 static uint32_t decodes_max(const struct sl_scheduler *s, enum sl_step_size size,
-                            const struct wish *wish)
+                            enum sl_job_class class, const struct wish *wish)
 {
     const uint32_t tokens = s->limits.step_tokens_max[size], spans = s->limits.spans_max;
-    const uint32_t most = tokens - min_u32(tokens / 2, wish->prompt_tokens);
-    const uint32_t most_spans = spans - min_u32(spans / 2, wish->n_prompts);
+    const uint32_t share = prompt_shares[class];
+    const uint32_t most = tokens - min_u32(part_of(tokens, share), wish->prompt_tokens);
+    const uint32_t most_spans = spans - min_u32(part_of(spans, share), wish->n_prompts);
 
     return min_u32(most < most_spans ? most : most_spans, wish->n_decode);
+}
+
+/* Tokens of prompts that a step may take beside those that decode. */
+static uint32_t prompts_max(const struct sl_scheduler *s, enum sl_step_size size,
+                            enum sl_job_class class, uint32_t n_decodes)
+{
+    const uint32_t room = s->limits.step_tokens_max[size] - n_decodes;
+    const uint32_t least = part_of(s->batch_rows, prompt_shares[class]);
+    uint32_t n;
+
+    if (class != SL_JOB_BATCH)
+        return room;
+    n = s->batch_rows > n_decodes ? s->batch_rows - n_decodes : 0;
+    n = n > least ? n : least;
+    n = n > 1 ? n : 1;
+    return n < room ? n : room;
 }
 
 /* ---- the next step -----------------------------------------------------------------------------
@@ -270,7 +303,7 @@ static uint32_t decodes_max(const struct sl_scheduler *s, enum sl_step_size size
 static struct sl_action begin(struct sl_scheduler *s, enum sl_step_size size,
                               enum sl_job_class class, const struct wish *wish, bool with_decodes)
 {
-    const uint32_t n_max = with_decodes ? decodes_max(s, size, wish) : 0;
+    const uint32_t n_max = with_decodes ? decodes_max(s, size, class, wish) : 0;
     struct sl_open_step *step = &s->steps[size];
     uint32_t n = 0;
 
@@ -278,7 +311,7 @@ static struct sl_action begin(struct sl_scheduler *s, enum sl_step_size size,
     s->n_steps++;
     if (n_max > 0)
         n = add_decodes(s, size, class, n_max);
-    add_prompts(s, size, class, s->limits.step_tokens_max[size] - n);
+    add_prompts(s, size, class, prompts_max(s, size, class, n));
     sl_assert(step->n_parts > 0);
     return (struct sl_action){.kind = SL_ACTION_BEGIN, .size = size};
 }
@@ -320,8 +353,8 @@ static struct sl_action abandon(struct sl_scheduler *s, enum sl_step_size size)
 /* Users' prompts that a small step has no room for. */
 static bool wants_large(const struct sl_scheduler *s, const struct wish *users)
 {
-    return users->prompt_tokens >
-           s->limits.step_tokens_max[SL_STEP_SMALL] - decodes_max(s, SL_STEP_SMALL, users);
+    return users->prompt_tokens > s->limits.step_tokens_max[SL_STEP_SMALL] -
+                                      decodes_max(s, SL_STEP_SMALL, SL_JOB_INTERACTIVE, users);
 }
 
 static bool batch_may_run(const struct sl_scheduler *s, bool users_served)

@@ -12,6 +12,10 @@
  * between two of them, and stands still otherwise. So nobody interactive waits for longer than a
  * layer.
  *
+ * A step of a batch takes all that decode, and then as many tokens of the next prompts as make
+ * batch_rows together, so that the drives and the cores are busy alike (step_balance.h); where that
+ * many decode already, prompts still get an eighth.
+ *
  * Jobs are interactive or batch. A step is of one class. Batch gets the time that nobody
  * interactive wants, and batch_permille of the rest. Inside a class prompts are taken in the order
  * in which they came, and all that decode take part, the longest unserved first if they are too
@@ -80,6 +84,7 @@ struct sl_scheduler {
     struct sl_link waiting[SL_JOB_CLASSES], running; /* in the order in which they came */
     uint32_t n_waiting[SL_JOB_CLASSES], n_running[SL_JOB_CLASSES];
     struct sl_open_step steps[SL_STEP_SIZES];
+    uint32_t batch_rows;   /* of a batch's step, as far as it has room for them */
     struct sl_job **order; /* (running_max) scratch */
     uint64_t n_arrivals, n_steps;
     bool large_is_next;              /* the last small step has not been followed by a layer yet */
@@ -123,6 +128,10 @@ void sl_scheduler_defer(struct sl_scheduler *s, struct sl_job *job);
 void sl_scheduler_set_reader(struct sl_scheduler *s, struct sl_job *job, bool has_reader,
                              uint64_t keep_until_ns);
 void sl_scheduler_hold(struct sl_scheduler *s, struct sl_job *job, bool is_held);
+
+/* From now on steps of batches are to have so many rows, at least 1. Until then they take all that
+ * they have room for. */
+void sl_scheduler_set_batch_rows(struct sl_scheduler *s, uint32_t n_rows);
 
 /* Says what to do next. */
 struct sl_action sl_scheduler_next(struct sl_scheduler *s, uint64_t now_ns);

@@ -35,6 +35,8 @@ static const struct sl_metric metrics[] = {
     COUNTER(n_steps, "steps", "Steps that have ended"),
     COUNTER(n_large_steps, "steps_large", "Large steps among them"),
     COUNTER(n_failed_steps, "steps_failed", "Steps that failed"),
+    GAUGE(n_batch_rows, "batch_step_rows",
+          "Rows of a batch's step with which reading and computing take equally long"),
     {"busy_seconds", SL_METRIC_NANOSECONDS, "Time spent in steps",
      offsetof(struct sl_worker_counters, busy_ns), false},
     GAUGE(n_waiting, "texts_waiting", "Texts that wait for a session"),
@@ -235,6 +237,7 @@ static int begin_step(struct sl_worker *w, enum sl_step_size size, struct sl_err
     step->n_texts = open->n_parts;
     step->number = ++w->n_steps;
     step->n_advances = 0;
+    step->elapsed_ns = 0;
     step->cache = (struct sl_expert_cache_counters){0};
     for (uint32_t i = 0; i < open->n_parts; i++) {
         struct sl_text *text = sl_text_of(open->parts[i].job);
@@ -249,6 +252,14 @@ static int begin_step(struct sl_worker *w, enum sl_step_size size, struct sl_err
                                      &hooks, err);
 }
 
+static void set_batch_rows(struct sl_worker *w)
+{
+    const uint32_t n_rows = sl_step_balance_rows(&w->balance);
+
+    w->counters.n_batch_rows = n_rows;
+    sl_scheduler_set_batch_rows(&w->scheduler, n_rows);
+}
+
 static void add_counters(struct sl_expert_cache_counters *sum,
                          const struct sl_expert_cache_counters *from,
                          const struct sl_expert_cache_counters *to)
@@ -257,12 +268,40 @@ static void add_counters(struct sl_expert_cache_counters *sum,
     sum->n_hits += to->n_hits - from->n_hits;
     sum->n_prefetch_hits += to->n_prefetch_hits - from->n_prefetch_hits;
     sum->read_bytes += to->read_bytes - from->read_bytes;
+    sum->wait_ns += to->wait_ns - from->wait_ns;
+    sum->busy_ns += to->busy_ns - from->busy_ns;
+}
+
+/* Returns the counters that steps add up, with what streamed weights cost in the last three. */
+static struct sl_expert_cache_counters costs(const struct sl_worker *w)
+{
+    const struct sl_engine_dense dense = sl_engine_dense(w->engine);
+    struct sl_expert_cache_counters costs = sl_engine_counters(w->engine);
+
+    costs.read_bytes += dense.reads.read_bytes;
+    costs.wait_ns += dense.reads.wait_ns;
+    costs.busy_ns += dense.reads.busy_ns;
+    return costs;
+}
+
+/* A batch's step has ended well: the next one may have more rows, or fewer. */
+static void balance(struct sl_worker *w, const struct sl_worker_step *step)
+{
+    struct sl_balance_sample sample = {.elapsed_ns = step->elapsed_ns,
+                                       .wait_ns = step->cache.wait_ns,
+                                       .busy_ns = step->cache.busy_ns,
+                                       .read_bytes = step->cache.read_bytes};
+
+    for (uint32_t i = 0; i < step->n_texts; i++)
+        sample.n_rows += step->n_tokens[i];
+    sl_step_balance_add(&w->balance, &sample);
+    set_batch_rows(w);
 }
 
 /* Begins the step, if it is not open yet, and takes it on by a layer. */
 static void run_step(struct sl_worker *w, enum sl_step_size size, bool is_new)
 {
-    const struct sl_expert_cache_counters before = sl_engine_counters(w->engine);
+    const struct sl_expert_cache_counters before = costs(w);
     const uint64_t start_ns = sl_clock_ns();
     struct sl_worker_step *step = &w->steps[size];
     struct sl_expert_cache_counters after;
@@ -272,10 +311,11 @@ static void run_step(struct sl_worker *w, enum sl_step_size size, bool is_new)
 
     if (rc == 0)
         rc = sl_shared_step_advance(step->step, &err);
-    after = sl_engine_counters(w->engine);
+    after = costs(w);
     elapsed_ns = sl_clock_ns() - start_ns;
     add_counters(&step->cache, &before, &after);
     w->counters.busy_ns += elapsed_ns;
+    step->elapsed_ns += elapsed_ns;
     step->n_advances++;
     if (rc > 0) {
         sl_scheduler_advanced(&w->scheduler, size, rc, elapsed_ns);
@@ -290,6 +330,8 @@ static void run_step(struct sl_worker *w, enum sl_step_size size, bool is_new)
     /* A step whose logits were of no use to some has ended for the others. */
     if (rc < 0 && sl_worker_step_has_moved(step))
         rc = 0;
+    if (rc == 0 && w->scheduler.steps[size].class == SL_JOB_BATCH)
+        balance(w, step);
     sl_scheduler_advanced(&w->scheduler, size, rc, elapsed_ns);
     sl_worker_step_over(w, size, rc, &err);
 }
@@ -428,6 +470,8 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
             sl_engine_step_tokens_max(w->engine, (enum sl_step_size)size);
     if (sl_scheduler_init(&w->scheduler, &limits) < 0)
         return sl_err_set(err, -ENOMEM, "scheduler: out of memory");
+    w->balance.bytes_per_ns = (double)sl_engine_drive_rate(w->engine) * 1e-9;
+    set_batch_rows(w);
     for (int size = 0; rc == 0 && size < SL_STEP_SIZES; size++)
         rc = open_step(w, (enum sl_step_size)size, err);
     sl_worker_name_drives(w);

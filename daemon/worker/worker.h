@@ -39,6 +39,7 @@ struct sl_worker_counters {
     uint64_t n_requests, n_finished, n_failed, n_abandoned, n_refused;
     uint64_t n_prompt_tokens, n_cached_tokens, n_new_tokens;
     uint64_t n_steps, n_large_steps, n_failed_steps;
+    uint64_t n_batch_rows;
     uint64_t busy_ns;
     uint64_t n_waiting, n_running; /* texts now */
     uint64_t n_sessions, n_kv_bytes;

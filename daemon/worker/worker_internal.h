@@ -3,6 +3,7 @@
 #define SL_DAEMON_WORKER_WORKER_INTERNAL_H
 
 #include "daemon/engine/shared_step.h"
+#include "daemon/scheduler/step_balance.h"
 #include "daemon/worker/worker.h"
 
 /* An open step, as the worker has to end it. */
@@ -38,6 +39,7 @@ struct sl_worker {
     /* The thread's own. */
     struct sl_engine *engine;
     struct sl_scheduler scheduler;
+    struct sl_step_balance balance; /* of batches' steps */
     struct sl_worker_step steps[SL_STEP_SIZES];
     struct sl_session_pool sessions;
     struct sl_link live; /* tickets */

@@ -62,6 +62,7 @@ struct sl_reader {
     uint32_t n_batch;
     struct sl_link finished[SL_READ_USERS]; /* reads to be handed back */
     uint32_t n_live[SL_READ_USERS];         /* reads that have not ended */
+    uint64_t busy_since_ns[SL_READ_USERS];  /* where there are any */
     uint32_t n_out;                         /* pieces at the back end, or in the batch */
     uint64_t now_ns;                        /* at the last look at the clock */
     uint64_t check_ns;                      /* when to look for stalls next */
@@ -198,7 +199,10 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
     read->cut_bytes = sl_round_down(read->offset_bytes, SL_BLOCK_BYTES);
     read->n_pieces_out = 0;
     sl_list_append(&drive_of(reader, read)->queues[read->read_class], &read->link);
-    reader->n_live[read->user]++;
+    if (reader->n_live[read->user]++ == 0) {
+        look_at_clock(reader);
+        reader->busy_since_ns[read->user] = reader->now_ns;
+    }
     count_ahead(reader, read, 1);
     reader->counters[read->user].wanted_bytes += read->size_bytes;
 }
@@ -229,7 +233,8 @@ static void end_read(struct sl_reader *reader, struct sl_read *read)
 {
     read->ended = true;
     sl_list_append(&reader->finished[read->user], &read->link);
-    reader->n_live[read->user]--;
+    if (--reader->n_live[read->user] == 0)
+        reader->counters[read->user].busy_ns += reader->now_ns - reader->busy_since_ns[read->user];
     count_ahead(reader, read, -1);
 }
 

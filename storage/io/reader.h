@@ -90,6 +90,7 @@ struct sl_reader_counters {
     uint64_t n_stalls;     /* pieces found in flight for longer than stall_ns */
     uint64_t longest_ns;   /* of these, as far as it was seen; 0 if there was none */
     uint64_t wait_ns;      /* spent in sl_reader_reap() with nothing to hand back */
+    uint64_t busy_ns;      /* in which there were reads that had not ended */
 };
 
 struct sl_reader;
