@@ -186,10 +186,12 @@ $(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
 	$(say) LD $@
 	$(Q)$(CC) $(filter-out -MMD -MP,$(ALL_CFLAGS)) -fPIC -shared -o $@ $^ -lxxhash
 
-# 64 clients; REQUESTS=10000 for a long run. Texts are compared, and memory must not grow.
+# REQUESTS=10000 for a long run, or CONFIG=asan REQUESTS=300: the sanitizer, not the test, then looks
+# at memory.
 REQUESTS ?= 1000
-check-load: $(B)/sluice ## sluice serve under load: clients that ask, hang up, read slowly (minutes)
-	$(Q)tests/measure_load.sh $(REQUESTS)
+check-load: $(B)/sluice ## sluice serve under load: 64 clients, hang-ups, slow readers, kill -9 (minutes)
+	$(Q)SL_SANITIZED=$(filter asan ubsan tsan,$(CONFIG)) $(or $(PYTHON),/usr/bin/python3) \
+	    tests/serve_load.py $(B)/sluice tests/small $(REQUESTS)
 
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh

@@ -1,154 +1,303 @@
-"""Load on a running `sluice serve`: clients that ask, hang up, read slowly and send rubbish.
+"""Load on `sluice serve`: 64 clients that ask in four protocols, stream or not, hang up, read slowly
+and send rubbish, while the server is killed and started again.
 
-serve_load.py SOCKET SLUICE MODEL REQUESTS [CLIENTS]. Every text that is read whole must be what
-`sluice generate` makes with the same seed. Prints the rate and the server's memory before and after;
-fails if a text differs, an answer is lost, or memory grows by more than a tenth once warm.
+serve_load.py SLUICE MODEL REQUESTS [CLIENTS]. Every answer that is read whole must be the text that
+`sluice generate` makes with the same seed, and one that is not whole needs a reason: the server was
+killed meanwhile, or said 429 or 5xx. Between two thirds of the requests and the end, the server's
+memory, threads and open files must not grow, at the end nothing may run, and SIGTERM must end it
+with status 0. Where SL_SANITIZED says something, memory is the sanitizer's to look at.
 """
+import asyncio
 import json
 import os
 import random
-import socket
+import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 
 import httpx
 
-SOCKET, SLUICE, MODEL, REQUESTS = *sys.argv[1:4], int(sys.argv[4])
-CLIENTS = int(sys.argv[5]) if len(sys.argv) > 5 else 64
-PROMPTS = ["The river rose in the", "She said", "In the year", "A list of", "When the", "It is",
-           "There was once", "The king"]
-N_NEW = 16
+SLUICE, MODEL, REQUESTS = sys.argv[1], sys.argv[2], int(sys.argv[3])
+CLIENTS = int(sys.argv[4]) if len(sys.argv) > 4 else 64
+FOLDER = tempfile.TemporaryDirectory()
+SOCKET = FOLDER.name + "/socket"
+N_NEW, SEED = 12, 7
+KILLS = 3
+PROMPT_TIMEOUT_S = 600
 
-lines = "".join(json.dumps(p) + "\n" for p in PROMPTS)
-made = subprocess.run([SLUICE, "generate", MODEL, "--jsonl", "-", "-n", str(N_NEW), "--seed", "7",
-                       "--no-hot-list"], input=lines, capture_output=True, text=True, check=True)
-EXPECTED = [json.loads(line)["text"] for line in made.stdout.splitlines()]
+# Sequences are few and the queue is short, so that requests wait, and some are refused.
+SERVE = [SLUICE, "serve", MODEL, "--socket", SOCKET, "--ram", "2G", "--kv", "64M", "--context", "4096",
+         "--parallel", "32", "--queue", "30", "--small-step", "64", "--keep-prompt", "2",
+         "--no-hot-list", "--quiet"]
 
-lock = threading.Lock()
-left = REQUESTS
-counts = {"whole": 0, "streamed": 0, "left": 0, "refused": 0, "rubbish": 0, "slow": 0}
+# ---- what is asked, and what the answers are ----------------------------------------------------
+
+WORDS = ["The river rose in the", "She said", "In the year", "A list of", "When the", "It is",
+         "There was once", "The king"]
+STORY = "The river ran from the hills to the sea, and nobody had seen where it began. "
+
+
+def conversation(i):
+    """Some share a long beginning; one has been going on; some are long."""
+    if i % 4 == 0:
+        return [{"role": "system", "content": STORY * 12}, {"role": "user", "content": WORDS[i]}]
+    if i % 4 == 1:
+        return [{"role": "user", "content": WORDS[i]}, {"role": "assistant", "content": STORY},
+                {"role": "user", "content": "Why?"}]
+    return [{"role": "user", "content": WORDS[i] + (" " + STORY * 40 if i == 2 else "")}]
+
+
+def rendered(messages, *options):
+    return subprocess.run([SLUICE, "chat-template", MODEL, "-", "--no-bos", *options], text=True,
+                          input=json.dumps(messages), capture_output=True, check=True).stdout
+
+
+class Case:
+    """A request, in one of the protocols, and the text that answers it."""
+
+    def __init__(self, kind, i, index):
+        messages, self.seed, self.kind = conversation(i), SEED + index, kind
+        common = {"model": "small", "seed": self.seed, "temperature": 1}
+        if kind == "completions":
+            self.path, self.prompt = "/v1/completions", WORDS[i] + (" " + STORY * 60) * (i == 5)
+            self.body = {**common, "prompt": self.prompt, "max_tokens": N_NEW}
+            return
+        self.prompt = rendered(messages, *([] if kind == "thinking" else ["--no-thinking"]))
+        if kind in ("chat", "thinking"):
+            self.path = "/v1/chat/completions"
+            self.body = {**common, "messages": messages, "max_tokens": N_NEW,
+                         "thinking": {"type": "enabled" if kind == "thinking" else "disabled"}}
+        elif kind == "messages":
+            self.path = "/v1/messages"
+            self.body = {**common, "messages": [m for m in messages if m["role"] != "system"],
+                         "max_tokens": N_NEW}
+            if messages[0]["role"] == "system":
+                self.body["system"] = messages[0]["content"]
+        else:
+            self.path = "/v1/responses"
+            self.body = {**common, "input": messages, "max_output_tokens": N_NEW,
+                         "reasoning": {"effort": "none"}}
+
+    def whole(self, reply):
+        if self.kind == "completions":
+            return reply["choices"][0]["text"]
+        if self.kind in ("chat", "thinking"):
+            message = reply["choices"][0]["message"]
+            return (message.get("reasoning_content") or "") + (message["content"] or "")
+        if self.kind == "messages":
+            return "".join(block["text"] for block in reply["content"])
+        return "".join(part["text"] for item in reply["output"] for part in item["content"])
+
+    def streamed(self, text):
+        """The text of a whole stream; None where it has no end."""
+        events = [line[6:].strip() for line in text.splitlines() if line.startswith("data: ")]
+        if self.kind in ("messages", "responses"):
+            events = [json.loads(event) for event in events]
+            ends = ("message_stop", "response.completed", "response.incomplete")
+            if not events or events[-1]["type"] not in ends:
+                return None
+            if self.kind == "messages":
+                return "".join(e["delta"].get("text", "") for e in events
+                               if e["type"] == "content_block_delta")
+            return "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+        if not events or events.pop() != "[DONE]":
+            return None
+        choices = [c for event in events for c in json.loads(event)["choices"]]
+        if self.kind == "completions":
+            return "".join(c["text"] for c in choices)
+        return "".join((c["delta"].get("reasoning_content") or "") + (c["delta"].get("content") or "")
+                       for c in choices)
+
+
+CASES = []
+for kind in "completions", "chat", "thinking", "messages", "responses":
+    CASES += [Case(kind, i, len(CASES) + i) for i in range(len(WORDS))]
+made = subprocess.run(
+    [SLUICE, "generate", MODEL, "--jsonl", "-", "--special", "-n", str(N_NEW), "--seed", str(SEED),
+     "--context", "4096", "--no-hot-list"], input="".join(json.dumps(c.prompt) + "\n" for c in CASES),
+    capture_output=True, text=True, check=True)
+for case, line in zip(CASES, made.stdout.splitlines(), strict=True):
+    case.expected = json.loads(line)["text"].replace("</think>", "") # a protocol's own mark
+
+# ---- the server ---------------------------------------------------------------------------------
+
+
+class Server:
+    n_killed = 0
+
+    async def start(self):
+        self.process = subprocess.Popen(SERVE)
+        end = time.monotonic() + 120
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=SOCKET)) as client:
+            while True:
+                try:
+                    if (await client.get("http://x/health")).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                assert self.process.poll() is None and time.monotonic() < end, "it does not start"
+                await asyncio.sleep(0.05)
+
+    async def kill(self):
+        self.n_killed += 1 # before: whoever fails from now on has a reason
+        self.process.kill()
+        self.process.wait()
+        await self.start()
+
+    def figures(self):
+        folder = f"/proc/{self.process.pid}/"
+        with open(folder + "status") as status:
+            lines = dict(line.split(":", 1) for line in status)
+        return {"RSS kB": int(lines["VmRSS"].split()[0]), "threads": int(lines["Threads"]),
+                "files": len(os.listdir(folder + "fd"))}
+
+
+async def serving():
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=SOCKET)) as client:
+        return (await client.get("http://x/status")).json()["serving"]
+
+
+server = Server()
+
+# ---- clients ------------------------------------------------------------------------------------
+
+counts = dict.fromkeys(["whole", "streamed", "slow", "left", "rubbish", "refused", "killed"], 0)
 failures = []
 
 
-def take():
-    global left
-    with lock:
-        left -= 1
-        return left >= 0
+def check(case, text, how):
+    if text is None:
+        raise AssertionError(f"{case.path}: no whole answer ({how})")
+    if text != case.expected:
+        raise AssertionError(f"{case.path} ({case.kind}, {how}): {text!r}, not {case.expected!r}")
+    counts[how] += 1
 
 
-def count(kind):
-    with lock:
-        counts[kind] += 1
+async def ask(client, case, stream):
+    """Asks until there is room for it in the queue."""
+    while (reply := await client.post(case.path, json={**case.body, "stream": stream})
+           ).status_code in (429, 503):
+        counts["refused"] += 1
+        await asyncio.sleep(0.1)
+    if reply.status_code != 200:
+        raise AssertionError(f"{case.path}: {reply.status_code} {reply.text[:300]}")
+    elif stream:
+        check(case, case.streamed(reply.text), "streamed")
+    else:
+        check(case, case.whole(reply.json()), "whole")
 
 
-def body(i, **more):
-    return {"prompt": PROMPTS[i], "seed": 7 + i, "max_tokens": N_NEW, **more}
+async def open_raw(case, **more):
+    """A connection of its own, HTTP/1.0, so that the answer is what comes until it ends."""
+    text = json.dumps({**case.body, **more}).encode()
+    reader, writer = await asyncio.open_unix_connection(SOCKET, limit=4096)
+    writer.write(f"POST {case.path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n"
+                 f"Content-Length: {len(text)}\r\n\r\n".encode() + text)
+    return reader, writer
 
 
-def raw(data, n_read, pause):
-    s = socket.socket(socket.AF_UNIX)
-    s.settimeout(120)
-    s.connect(SOCKET)
-    text = json.dumps(data).encode()
-    s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(text)
-              + text)
-    while n_read > 0:
-        data = s.recv(64)
-        if not data:
-            break
-        n_read -= len(data)
-        time.sleep(pause)
-    s.close()
+async def hang_up(case, chance):
+    longer = {key: 400 for key in case.body if key.startswith("max_")}
+    reader, writer = await open_raw(case, stream=chance.random() < 0.6, **longer)
+    if chance.random() < 0.5:
+        await asyncio.sleep(chance.random() * 0.2)
+    else:
+        await reader.read(1 + chance.randrange(600))
+    writer.close()
+    counts["left"] += 1
 
 
-def streamed(client, i):
-    with client.stream("POST", "/v1/completions", json=body(i, stream=True)) as reply:
-        if reply.status_code == 429:
-            reply.read()
-            return None
-        text, ended = "", False
-        for line in reply.iter_lines():
-            line = line.strip()
-            ended |= line == "data: [DONE]"
-            if line.startswith("data: {"):
-                text += "".join(c["text"] for c in json.loads(line[6:])["choices"])
-        assert ended, "a stream without an end"
-        return text
+async def read_slowly(case, chance):
+    reader, writer = await open_raw(case, stream=True)
+    data = b""
+    while piece := await reader.read(chance.randrange(1, 200)):
+        data += piece
+        await asyncio.sleep(0.002)
+    writer.close()
+    head, _, text = data.partition(b"\r\n\r\n")
+    if head.split()[1:2] in ([b"429"], [b"503"]):
+        counts["refused"] += 1
+    else:
+        check(case, case.streamed(text.decode()), "slow")
 
 
-def run(number):
+async def send_rubbish(client, case):
+    reply = await client.post(case.path, content=b'{"prompt": ',
+                              headers={"Content-Type": "application/json"})
+    assert reply.status_code == 400, reply.text
+    counts["rubbish"] += 1
+
+
+async def run_client(number, left):
     chance = random.Random(number)
-    client = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET), base_url="http://x",
-                          timeout=300)
-    while take():
-        i, kind = chance.randrange(len(PROMPTS)), chance.random()
-        try:
-            if kind < 0.4:
-                reply = client.post("/v1/completions", json=body(i))
-                text = reply.json()["choices"][0]["text"] if reply.status_code == 200 else None
-                assert reply.status_code in (200, 429), reply.text
-            elif kind < 0.8:
-                text = streamed(client, i)
-            elif kind < 0.9:
-                raw(body(i, stream=chance.random() < 0.5, max_tokens=400),
-                    chance.randrange(300), 0)
-                count("left")
-                continue
-            elif kind < 0.95:
-                raw(body(i, stream=True), 3000, 0.002)
-                count("slow")
-                continue
-            else:
-                reply = client.post("/v1/completions", content=b'{"prompt": ',
-                                    headers={"Content-Type": "application/json"})
-                assert reply.status_code == 400
-                count("rubbish")
-                continue
-            if text is None:
-                count("refused")
-                time.sleep(0.05)
-                continue
-            count("whole" if kind < 0.4 else "streamed")
-            assert text == EXPECTED[i], (text, EXPECTED[i])
-        except Exception as error:
-            with lock:
-                failures.append(f"{type(error).__name__}: {error}")
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=SOCKET),
+                                 base_url="http://x", timeout=PROMPT_TIMEOUT_S) as client:
+        while left:
+            left.pop()
+            case, kind, n_killed = chance.choice(CASES), chance.random(), server.n_killed
+            try:
+                if kind < 0.8:
+                    await ask(client, case, kind < 0.45)
+                elif kind < 0.9:
+                    await hang_up(case, chance)
+                elif kind < 0.96:
+                    await read_slowly(case, chance)
+                else:
+                    await send_rubbish(client, case)
+            except Exception as error:
+                if server.n_killed > n_killed and isinstance(
+                        error, (httpx.TransportError, OSError, AssertionError)) and (
+                        not isinstance(error, AssertionError) or "no whole answer" in str(error)):
+                    counts["killed"] += 1
+                    await asyncio.sleep(0.2)
+                else:
+                    failures.append(f"{type(error).__name__}: {error}")
 
 
-def memory(pid):
-    with open(f"/proc/{pid}/status") as status:
-        for line in status:
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1])
+async def run(n_requests, n_kills=0):
+    """All clients together; at their end there is nobody left, and nothing runs."""
+    left = [None] * n_requests
+    clients = [asyncio.create_task(run_client(number, left)) for number in range(CLIENTS)]
+    for k in range(n_kills, 0, -1):
+        while len(left) > n_requests * k // (n_kills + 1):
+            await asyncio.sleep(0.02)
+        await server.kill()
+    await asyncio.gather(*clients)
+    end = time.monotonic() + 90
+    while (await serving())["texts_running"] > 0 and time.monotonic() < end:
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(1) # connections end
+    return server.figures()
 
 
-def server_pid():
-    s = socket.socket(socket.AF_UNIX)
-    s.connect(SOCKET)
-    credentials = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    s.close()
-    return int.from_bytes(credentials[:4], sys.byteorder)
+async def main():
+    began = time.monotonic()
+    await server.start()
+    await run(REQUESTS // 3, KILLS)
+    warm = await run(REQUESTS // 3)
+    after = await run(REQUESTS - 2 * (REQUESTS // 3))
+    status = await serving()
+    print(f"{REQUESTS} requests of {CLIENTS} clients in {time.monotonic() - began:.0f} s: {counts}; "
+          f"{status['new_tokens']} tokens since the last kill\nafter two thirds {warm}, then {after}")
+    if status["texts_running"] or status["texts_waiting"]:
+        failures.append(f"still running: {status}")
+    if not os.environ.get("SL_SANITIZED") and after["RSS kB"] > warm["RSS kB"] * 1.02 + 2048:
+        failures.append("memory grows")
+    if after["threads"] > warm["threads"] or after["files"] > warm["files"]:
+        failures.append("threads or open files grow")
+    server.process.send_signal(signal.SIGTERM)
+    rc = server.process.wait(120)
+    if rc != 0:
+        failures.append(f"exit status {rc}")
 
 
-pid = server_pid()
-threads = [threading.Thread(target=run, args=(n,)) for n in range(CLIENTS)]
-began = time.monotonic()
-for thread in threads:
-    thread.start()
-warm = None
-while any(thread.is_alive() for thread in threads):
-    time.sleep(0.1)
-    if warm is None and left < REQUESTS * 2 // 3:
-        warm = memory(pid)
-seconds = time.monotonic() - began
-after = memory(pid)
-status = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET)).get("http://x/status").json()
-print(f"{REQUESTS} requests of {CLIENTS} clients in {seconds:.0f} s, {counts}; RSS {warm} kB, then "
-      f"{after} kB; {status['serving']['new_tokens']} tokens")
-for failure in failures[:5]:
-    print("failure:", failure[:400])
-running = status["serving"]["texts_running"]
-sys.exit(bool(failures) or (warm is not None and after > warm * 1.1) or running > 0)
+try:
+    asyncio.run(main())
+finally:
+    if server.process.poll() is None:
+        server.process.kill()
+for failure in failures[:10]:
+    print("failure:", failure[:600])
+sys.exit(bool(failures) or not all(counts.values()))
