@@ -144,19 +144,19 @@ static int sync_folder(struct sl_file_writer *writer, const char *path)
     return 0;
 }
 
-static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+static int open_either(struct sl_file_writer *writer, const char *path, bool keeps, int *ret_file)
 {
     struct crash_writer *w = of(writer);
-    bool is_new = !bulk || access(path, F_OK) != 0;
+    bool is_new = !keeps || access(path, F_OK) != 0;
     struct file *file = &w->files[w->n_files];
     int rc = step(w);
 
     if (rc < 0)
         return rc;
     sl_assert(w->n_files < FILES_MAX);
-    if (!bulk)
+    if (!keeps)
         unlink(path);
-    file->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (bulk ? 0 : O_EXCL), 0666);
+    file->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (keeps ? 0 : O_EXCL), 0666);
     if (file->fd < 0)
         return -errno;
     sl_assert(snprintf(file->path, PATH_BYTES, "%s", path) < PATH_BYTES);
@@ -165,6 +165,16 @@ static int open_file(struct sl_file_writer *writer, const char *path, bool bulk,
         name_made(w, path);
     *ret_file = w->n_files++;
     return rc ? -EIO : 0;
+}
+
+static int open_file(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file)
+{
+    return open_either(writer, path, bulk, ret_file);
+}
+
+static int open_kept(struct sl_file_writer *writer, const char *path, int *ret_file)
+{
+    return open_either(writer, path, true, ret_file);
 }
 
 static int write_file(struct sl_file_writer *writer, int number, uint64_t offset_bytes,
@@ -297,6 +307,7 @@ struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_cod
         .make_folder = make_folder,
         .sync_folder = sync_folder,
         .open = open_file,
+        .open_kept = open_kept,
         .write = write_file,
         .sync = sync_file,
         .close = close_file,

@@ -254,16 +254,23 @@ static int check_model(struct sl_answer *a, struct sl_refusal *refusal)
     return -1;
 }
 
+int sl_answer_read_object(struct sl_answer *a, json_t *body, struct sl_refusal *refusal)
+{
+    a->request.body = body;
+    if (!json_is_object(body))
+        return sl_refuse(refusal, 400, NULL, "the request's body is no JSON object");
+    return a->protocol->read(&a->request, refusal) < 0 ? -1 : check_model(a, refusal);
+}
+
 int sl_answer_read(struct sl_answer *a, const char *body, size_t length, struct sl_refusal *refusal)
 {
     struct sl_err err;
-    int rc = sl_json_parse(&a->request.body, body, length, "the request's body", &err);
+    json_t *object;
+    int rc = sl_json_parse(&object, body, length, "the request's body", &err);
 
     if (rc < 0)
         return sl_refuse(refusal, rc == -ENOMEM ? 500 : 400, NULL, "%s", err.message);
-    if (!json_is_object(a->request.body))
-        return sl_refuse(refusal, 400, NULL, "the request's body is no JSON object");
-    return a->protocol->read(&a->request, refusal) < 0 ? -1 : check_model(a, refusal);
+    return sl_answer_read_object(a, object, refusal);
 }
 
 int sl_answer_make_ids(struct sl_answer *a, struct sl_refusal *refusal)

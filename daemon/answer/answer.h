@@ -68,10 +68,11 @@ void sl_answer_init(struct sl_answer *answer, const struct sl_answer_model *mode
 void sl_answer_fini(struct sl_answer *answer);
 
 /* Three steps, each of which returns 0, or -1 with the refusal. The first reads a body, which is
- * not needed any more then; the second makes the token ids of its prompts, and refuses what the
- * model cannot answer. */
+ * not needed any more then, or takes one that was parsed; the second makes the token ids of its
+ * prompts, and refuses what the model cannot answer. */
 int sl_answer_read(struct sl_answer *answer, const char *body, size_t length,
                    struct sl_refusal *refusal);
+int sl_answer_read_object(struct sl_answer *answer, json_t *body, struct sl_refusal *refusal);
 int sl_answer_make_ids(struct sl_answer *answer, struct sl_refusal *refusal);
 
 /* Makes reply and ticket of a request that has its ids and seed. The owner sets the ticket's

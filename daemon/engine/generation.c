@@ -62,7 +62,17 @@ void sl_generation_destroy(struct sl_generation *g)
 void sl_generation_begin(struct sl_generation *g, struct sl_kv_cache *kv, const int32_t *tokens,
                          uint32_t n_tokens, uint64_t seed)
 {
+    sl_generation_begin_again(g, kv, tokens, n_tokens, 0, seed);
+}
+
+/* The tokens that were made are taken in like a prompt. A draw depends on seed and position alone,
+ * so what follows them is what would have followed. */
+void sl_generation_begin_again(struct sl_generation *g, struct sl_kv_cache *kv,
+                               const int32_t *tokens, uint32_t n_tokens, uint32_t n_made,
+                               uint64_t seed)
+{
     sl_assert(n_tokens >= 1 && !g->in_step);
+    sl_assert(kv->n_tokens + n_tokens > n_made);
     sl_assert(n_tokens <= kv->capacity_tokens - kv->n_tokens);
     g->sampler = g->options.sampler;
     g->sampler.seed = seed;
@@ -72,7 +82,21 @@ void sl_generation_begin(struct sl_generation *g, struct sl_kv_cache *kv, const 
     g->n_prompt = n_tokens;
     g->step_end = 0;
     g->output = (struct sl_generation_output){.token = NULL};
-    sl_completion_begin(g->completion, kv->n_tokens + n_tokens);
+    sl_completion_begin(g->completion, kv->n_tokens + n_tokens - n_made);
+}
+
+static void push(struct sl_generation *g)
+{
+    g->output.token = &g->next;
+    sl_completion_push(g->completion, g->next.id, &g->output.text, &g->output.length);
+}
+
+void sl_generation_replay(struct sl_generation *g, const struct sl_generated *made)
+{
+    sl_assert(!g->in_step && sl_completion_finish(g->completion) == SL_FINISH_NONE);
+    g->next = *made;
+    g->output = (struct sl_generation_output){.token = NULL};
+    push(g);
 }
 
 /* ---- steps -------------------------------------------------------------------------------------
@@ -155,10 +179,10 @@ void sl_generation_step_ended(struct sl_generation *g, int rc)
     sl_assert(g->is_sampled == (prompt_left(g) == 0));
     if (!g->is_sampled)
         return;
-    if (g->next.id != g->options.rules.eos_token_id)
-        g->output.token = &g->next;
     g->last_token = (int32_t)g->next.id;
-    sl_completion_push(g->completion, g->next.id, &g->output.text, &g->output.length);
+    push(g);
+    if (g->next.id == g->options.rules.eos_token_id)
+        g->output.token = NULL;
 }
 
 void sl_generation_cancel(struct sl_generation *g)

@@ -57,6 +57,15 @@ void sl_generation_destroy(struct sl_generation *generation); /* NULL is allowed
 void sl_generation_begin(struct sl_generation *generation, struct sl_kv_cache *kv,
                          const int32_t *tokens, uint32_t n_tokens, uint64_t seed);
 
+/* Begins a text again of which tokens were made before: the last n_made of `tokens`, of which the
+ * sequence has not seen one yet, though it may have seen some of the prompt. Before the first step
+ * replay() is called with each of them in turn, as it was made: then the text is where it was, and
+ * output() tells each time what it told then. */
+void sl_generation_begin_again(struct sl_generation *generation, struct sl_kv_cache *kv,
+                               const int32_t *tokens, uint32_t n_tokens, uint32_t n_made,
+                               uint64_t seed);
+void sl_generation_replay(struct sl_generation *generation, const struct sl_generated *made);
+
 /* Lets a step of the prompt end where the sequence has n_tokens, so that it can be kept as it is
  * there; 0: nowhere in particular. Forgotten when another text begins. */
 void sl_generation_end_step_at(struct sl_generation *generation, uint32_t n_tokens);

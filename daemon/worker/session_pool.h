@@ -16,8 +16,9 @@
 #define SL_SESSIONS_IDLE_MAX 256u
 #define SL_SESSION_MARKS_MAX 6u
 
-/* Marks that a prompt gets: where its first turn begins, and before its last token. */
-#define SL_PROMPT_MARKS 2u
+/* Marks that a prompt gets at most: where its first turn begins, where another text parts from it,
+ * and before its last token. */
+#define SL_PROMPT_MARKS 3u
 
 struct sl_text;
 

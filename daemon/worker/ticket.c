@@ -57,6 +57,7 @@ struct record {
     uint32_t has_token, has_logprobs;
     uint32_t finish;
     int32_t status;
+    uint32_t token_id;
     const char *stop_string;
     size_t length;
 };
@@ -70,6 +71,7 @@ bool sl_ticket_tell(struct sl_ticket *ticket, const struct sl_news *news)
         .has_logprobs = news->has_logprobs,
         .finish = news->finish,
         .status = news->status,
+        .token_id = news->token.id,
         .stop_string = news->stop_string,
         .length = news->length,
     };
@@ -129,6 +131,7 @@ bool sl_news_next(const struct sl_bytes *list, size_t *at, struct sl_news *ret_n
         .has_logprobs = record.has_logprobs,
         .finish = (enum sl_finish)record.finish,
         .status = record.status,
+        .token.id = record.token_id,
         .stop_string = record.stop_string,
         .length = record.length,
     };

@@ -36,6 +36,13 @@ struct sl_text {
     uint32_t n_new_max;               /* 0: no limit but the context's */
     uint64_t seed;
     bool with_logprobs;
+    /* A text that was begun before: the last n_made of its tokens are no prompt, but were made, and
+     * are told again first. `made` (n_made) has their probabilities; NULL where none are wanted. */
+    uint32_t n_made;
+    const struct sl_generated *made;
+    /* Another text that will come begins with so many of the tokens, for which a mark is worth its
+     * step; 0: nothing is known of others. */
+    uint32_t n_shared;
 
     atomic_bool is_unwanted; /* set by the reader, which has seen enough of it */
 
@@ -118,7 +125,7 @@ struct sl_news {
     uint32_t choice_index;
     bool has_token; /* a token was made: one more for the usage */
     bool has_logprobs;
-    struct sl_generated token; /* if has_logprobs */
+    struct sl_generated token; /* if has_token; without has_logprobs only its id */
     enum sl_finish finish;
     const char *stop_string; /* the generation's */
     struct sl_usage usage;

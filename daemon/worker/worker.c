@@ -60,12 +60,12 @@ int sl_worker_submit(struct sl_worker *w, struct sl_ticket *ticket)
     pthread_mutex_lock(&w->lock);
     if (w->status.state != SL_WORKER_READY || w->stop_wanted) {
         rc = -ESHUTDOWN;
-    } else if (w->n_waiting >= w->options.queue_max) {
+    } else if (ticket->class == SL_JOB_INTERACTIVE && w->n_waiting >= w->options.queue_max) {
         w->n_refused++;
         rc = -EBUSY;
     } else {
         sl_ticket_hold(ticket);
-        w->n_waiting++;
+        w->n_waiting += ticket->class == SL_JOB_INTERACTIVE;
         sl_list_append(&w->submitted, &ticket->submitted);
         pthread_cond_signal(&w->has_mail);
     }

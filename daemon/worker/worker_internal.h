@@ -26,7 +26,7 @@ struct sl_worker {
     pthread_mutex_t lock; /* guards all up to `layer_bytes` */
     pthread_cond_t has_mail;
     struct sl_link submitted, noticed; /* tickets */
-    uint32_t n_waiting;                /* tickets that have no session yet, mailed ones included */
+    uint32_t n_waiting; /* interactive tickets without a session yet, mailed ones included */
     uint64_t n_refused;
     bool stop_wanted;
     uint64_t stop_deadline_ns;

@@ -15,9 +15,10 @@
 /* ---- the end of a text, of a ticket ------------------------------------------------------------
  */
 
+/* The queue is for those who wait; batches are fed as they are worked off. */
 static void admitted(struct sl_worker *w, struct sl_ticket *ticket)
 {
-    if (ticket->n_unadmitted == 0 || --ticket->n_unadmitted > 0)
+    if (ticket->n_unadmitted == 0 || --ticket->n_unadmitted > 0 || ticket->class == SL_JOB_BATCH)
         return;
     pthread_mutex_lock(&w->lock);
     w->n_waiting--;
@@ -84,6 +85,30 @@ static void leave_step(struct sl_worker *w, struct sl_text *text)
             (step->n_texts - i) * sizeof(*step->n_tokens));
 }
 
+/* Tells what the generation has added, a token or text that had been held back, and its end. */
+static void tell_output(struct sl_worker *w, struct sl_text *text)
+{
+    const struct sl_generation_output output = sl_generation_output(text->generation);
+    struct sl_news news = {.kind = SL_NEWS_PIECE,
+                           .choice_index = text->choice_index,
+                           .has_token = output.token != NULL,
+                           .has_logprobs = output.token && text->with_logprobs,
+                           .text = output.text,
+                           .length = output.length};
+
+    if (output.token)
+        news.token = *output.token;
+    if (output.token || output.length > 0)
+        tell(w, text->ticket, &news);
+    if (sl_generation_finish(text->generation) == SL_FINISH_NONE)
+        return;
+    news = (struct sl_news){.kind = SL_NEWS_FINISH,
+                            .choice_index = text->choice_index,
+                            .finish = sl_generation_finish(text->generation),
+                            .stop_string = sl_generation_stop_string(text->generation)};
+    tell(w, text->ticket, &news);
+}
+
 static void end_text(struct sl_worker *w, struct sl_text *text)
 {
     sl_assert(!text->has_ended);
@@ -143,10 +168,19 @@ void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
     for (uint32_t i = 0; i < ticket->n_texts; i++) {
         struct sl_text *text = &ticket->texts[i];
 
-        n_prompt_tokens += text->n_tokens;
+        n_prompt_tokens += text->n_tokens - text->n_made;
         sl_scheduler_submit(&w->scheduler, &text->job, ticket->class, text->n_tokens);
     }
     atomic_store(&ticket->n_prompt_tokens, n_prompt_tokens);
+}
+
+/* Adds a mark where it saves enough, behind those that are there already. */
+static void add_mark(struct sl_text *text, uint32_t at)
+{
+    const uint32_t before = text->n_marks > 0 ? text->marks[text->n_marks - 1] : text->n_cached;
+
+    if (at >= before + MARK_GAIN_TOKENS && at + 1 < text->n_tokens)
+        text->marks[text->n_marks++] = at;
 }
 
 /* A conversation that goes on shares with this one what lies before the answer; another one perhaps
@@ -158,8 +192,8 @@ static void choose_marks(const struct sl_worker *w, struct sl_text *text)
     text->n_marks = 0;
     while (first_turn < text->n_tokens && text->tokens[first_turn] != w->options.turn_token)
         first_turn++;
-    if (first_turn >= text->n_cached + MARK_GAIN_TOKENS && first_turn + 1 < text->n_tokens)
-        text->marks[text->n_marks++] = first_turn;
+    add_mark(text, first_turn);
+    add_mark(text, text->n_shared);
     if (text->n_tokens >= text->n_cached + MARK_GAIN_TOKENS)
         text->marks[text->n_marks++] = text->n_tokens - 1;
 }
@@ -194,6 +228,22 @@ static uint32_t target_tokens(const struct sl_worker *w, const struct sl_text *t
     return text->n_tokens + (n_new < room ? n_new : room);
 }
 
+/* Tells what was made before as if it were made now; returns whether the text goes on. */
+static bool tell_made(struct sl_worker *w, struct sl_text *text)
+{
+    const int32_t *ids = text->tokens + text->n_tokens - text->n_made;
+
+    for (uint32_t i = 0; i < text->n_made; i++) {
+        const struct sl_generated id_alone = {.id = (uint32_t)ids[i]};
+
+        sl_generation_replay(text->generation, text->made ? &text->made[i] : &id_alone);
+        tell_output(w, text);
+        if (sl_generation_finish(text->generation) != SL_FINISH_NONE)
+            return false;
+    }
+    return true;
+}
+
 static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     struct sl_kept_session *session = text->session;
@@ -207,8 +257,8 @@ static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_n
     text->admitted_ns = now_ns;
     admitted(w, ticket);
     choose_marks(w, text);
-    sl_generation_begin(text->generation, session->kv, text->tokens + text->n_cached,
-                        text->n_tokens - text->n_cached, text->seed);
+    sl_generation_begin_again(text->generation, session->kv, text->tokens + text->n_cached,
+                              text->n_tokens - text->n_cached, text->n_made, text->seed);
     set_left(w, text);
     w->counters.n_prompt_tokens += text->n_tokens;
     w->counters.n_cached_tokens += text->n_cached;
@@ -218,6 +268,12 @@ static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_n
         atomic_store(&ticket->begun_ns, now_ns);
         atomic_store(&ticket->has_begun, true);
     }
+    if (text->n_made == 0)
+        return;
+    if (tell_made(w, text))
+        ticket->notify(ticket->owner);
+    else
+        end_text(w, text);
 }
 
 void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
@@ -298,7 +354,8 @@ void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
         sl_scheduler_hold(&w->scheduler, &text->job, is_held && !is_abandoned);
         if (atomic_load(&text->is_unwanted)) {
             end_text(w, text);
-        } else if (is_abandoned && (text->job.decodes || !text->session)) {
+        } else if (is_abandoned &&
+                   (text->job.decodes || !text->session || ticket->class == SL_JOB_BATCH)) {
             end_text(w, text);
         } else if (is_abandoned) {
             text->session->is_ending = true;
@@ -331,32 +388,6 @@ static void count_token(struct sl_worker *w, struct sl_text *text, uint64_t now_
     text->last_token_ns = now_ns;
 }
 
-/* Tells what the latest step, in which the text took part, has added. */
-static void tell_output(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
-{
-    const struct sl_generation_output output = sl_generation_output(text->generation);
-    struct sl_news news = {.kind = SL_NEWS_PIECE,
-                           .choice_index = text->choice_index,
-                           .has_token = output.token != NULL,
-                           .text = output.text,
-                           .length = output.length};
-
-    if (output.token) {
-        count_token(w, text, now_ns);
-        news.has_logprobs = text->with_logprobs;
-        news.token = *output.token;
-    }
-    if (output.token || output.length > 0)
-        tell(w, text->ticket, &news);
-    if (sl_generation_finish(text->generation) == SL_FINISH_NONE)
-        return;
-    news = (struct sl_news){.kind = SL_NEWS_FINISH,
-                            .choice_index = text->choice_index,
-                            .finish = sl_generation_finish(text->generation),
-                            .stop_string = sl_generation_stop_string(text->generation)};
-    tell(w, text->ticket, &news);
-}
-
 static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     const bool took_prompt = !text->job.decodes;
@@ -365,7 +396,9 @@ static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     if (took_prompt)
         atomic_fetch_add(&text->ticket->n_done_tokens,
                          text->session->kv->n_tokens - text->n_step_tokens);
-    tell_output(w, text, now_ns);
+    if (sl_generation_output(text->generation).token)
+        count_token(w, text, now_ns);
+    tell_output(w, text);
     if (text->session->next_mark > 0 && text->session->next_mark == text->session->kv->n_tokens)
         sl_session_keep_mark(text->session);
     set_left(w, text);

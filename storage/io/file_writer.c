@@ -99,6 +99,28 @@ static int open_private(struct sl_file_writer *writer, const char *path, bool bu
     return open_with_mode(path, bulk, 0600, ret_file);
 }
 
+static int open_kept_with_mode(const char *path, mode_t mode, int *ret_file)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, mode);
+
+    if (fd < 0)
+        return -errno;
+    *ret_file = fd;
+    return 0;
+}
+
+static int open_kept(struct sl_file_writer *writer, const char *path, int *ret_file)
+{
+    (void)writer;
+    return open_kept_with_mode(path, 0666, ret_file);
+}
+
+static int open_kept_private(struct sl_file_writer *writer, const char *path, int *ret_file)
+{
+    (void)writer;
+    return open_kept_with_mode(path, 0600, ret_file);
+}
+
 static int write_file(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
                       const void *data, uint64_t size_bytes)
 {
@@ -155,6 +177,7 @@ struct sl_file_writer *sl_file_writer(void)
         .make_folder = make_folder,
         .sync_folder = sync_folder,
         .open = open_file,
+        .open_kept = open_kept,
         .write = write_file,
         .sync = sync_file,
         .close = close_file,
@@ -174,6 +197,7 @@ struct sl_file_writer *sl_file_writer_private(void)
         .make_folder = make_private_folder,
         .sync_folder = sync_folder,
         .open = open_private,
+        .open_kept = open_kept_private,
         .write = write_file,
         .sync = sync_file,
         .close = close_file,

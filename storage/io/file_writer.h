@@ -1,5 +1,5 @@
-/* How a store's files and images are written: the few calls that this takes, as a table, so that a
- * test can stand in for a disk that fills up or loses power.
+/* How a store's files, images and results are written: the few calls that this takes, as a table,
+ * so that a test can stand in for a disk that fills up or loses power.
  *
  * Written data are safe after sync() of the file; a new file also needs sync_folder() of its
  * folder. All calls return 0 or -errno. write() may come from any thread; the rest from one. */
@@ -24,6 +24,9 @@ struct sl_file_writer_ops {
      * can open it as bulk until it is closed (-EBUSY). Without `bulk`, a new file replaces any that
      * is there. A symbolic link is not followed (-ELOOP). */
     int (*open)(struct sl_file_writer *writer, const char *path, bool bulk, int *ret_file);
+
+    /* Opens a file for writing that keeps its contents, and makes it if there is none. */
+    int (*open_kept)(struct sl_file_writer *writer, const char *path, int *ret_file);
 
     int (*write)(struct sl_file_writer *writer, int file, uint64_t offset_bytes, const void *data,
                  uint64_t size_bytes);

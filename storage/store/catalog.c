@@ -87,6 +87,27 @@ int sl_catalog_create(struct sl_catalog **ret_catalog, const char *path,
     return 0;
 }
 
+int sl_catalog_make(struct sl_catalog **ret_catalog, const char *path, const char *new_path,
+                    const struct sl_catalog_entries *entries, struct sl_file_writer *writer,
+                    struct sl_err *err)
+{
+    struct sl_catalog *catalog;
+    int rc = sl_catalog_create(&catalog, new_path, entries, err);
+
+    if (rc < 0)
+        return rc;
+    rc = sl_catalog_commit(catalog, err);
+    if (rc == 0 && (rc = writer->ops->rename(writer, new_path, path)) < 0)
+        sl_write_error(err, rc, path, "make");
+    if (rc == 0 && (rc = sl_write_name(writer, path, err)) == 0 && ret_catalog)
+        rc = sl_catalog_begin(catalog, err);
+    if (rc == 0 && ret_catalog)
+        *ret_catalog = catalog;
+    else
+        sl_catalog_close(catalog);
+    return rc;
+}
+
 void sl_catalog_close(struct sl_catalog *catalog)
 {
     if (!catalog)
@@ -183,4 +204,14 @@ int sl_catalog_put(struct sl_catalog *catalog, const char *key, const void *valu
     for (size_t i = 0; i < SL_CATALOG_CHECKSUM_BYTES; i++)
         bytes[size_bytes + i] = (uint8_t)(checksum >> 8 * i);
     return 0;
+}
+
+int sl_catalog_remove(struct sl_catalog *catalog, const char *key, struct sl_err *err)
+{
+    MDB_val mdb_key = {strlen(key), (void *)(uintptr_t)key};
+    int rc;
+
+    sl_assert(catalog->txn);
+    rc = mdb_del(catalog->txn, catalog->dbi, &mdb_key, NULL);
+    return rc && rc != MDB_NOTFOUND ? fail(catalog, rc, err) : 0;
 }

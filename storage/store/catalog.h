@@ -16,6 +16,7 @@
 #include "core/base/err.h"
 #include "storage/store/catalog_entries.h"
 #include "storage/io/checksum.h"
+#include "storage/io/file_writer.h"
 
 struct sl_catalog;
 
@@ -24,6 +25,13 @@ struct sl_catalog;
  * yet committed. Fails with -errno or -ENOMEM, naming the path. */
 int sl_catalog_create(struct sl_catalog **ret_catalog, const char *path,
                       const struct sl_catalog_entries *entries, struct sl_err *err);
+
+/* Makes a database under the name `new_path`, commits `entries` to it, and lets it take the place
+ * of any file at `path`. If ret_catalog is not NULL, a transaction has begun; else it is closed.
+ * Fails also as `writer` does; the file at `path` is then as it was. */
+int sl_catalog_make(struct sl_catalog **ret_catalog, const char *path, const char *new_path,
+                    const struct sl_catalog_entries *entries, struct sl_file_writer *writer,
+                    struct sl_err *err);
 
 /* NULL is allowed. Entries that were not committed are lost. */
 void sl_catalog_close(struct sl_catalog *catalog);
@@ -38,6 +46,9 @@ int sl_catalog_commit(struct sl_catalog *catalog, struct sl_err *err);
 /* Replaces a value that is there. */
 int sl_catalog_put(struct sl_catalog *catalog, const char *key, const void *value,
                    size_t size_bytes, struct sl_err *err);
+
+/* Removes an entry, if it is there. */
+int sl_catalog_remove(struct sl_catalog *catalog, const char *key, struct sl_err *err);
 
 /* Returns the descriptor of the file that commits go to. */
 int sl_catalog_fd(const struct sl_catalog *catalog);

@@ -110,34 +110,13 @@ int sl_store_copies_seal(const char *store_folder, struct sl_catalog_entries *en
                                  err);
 }
 
-static int make_catalog(struct sl_catalog **ret_catalog, const char *path, const char *new_path,
-                        const struct sl_catalog_entries *entries, struct sl_file_writer *writer,
-                        struct sl_err *err)
-{
-    struct sl_catalog *catalog;
-    int rc = sl_catalog_create(&catalog, new_path, entries, err);
-
-    if (rc < 0)
-        return rc;
-    rc = sl_catalog_commit(catalog, err);
-    if (rc == 0 && (rc = writer->ops->rename(writer, new_path, path)) < 0)
-        sl_write_error(err, rc, path, "make");
-    if (rc == 0 && (rc = sl_write_name(writer, path, err)) == 0 && ret_catalog)
-        rc = sl_catalog_begin(catalog, err);
-    if (rc == 0 && ret_catalog)
-        *ret_catalog = catalog;
-    else
-        sl_catalog_close(catalog);
-    return rc;
-}
-
 int sl_store_catalog_make(struct sl_catalog **ret_catalog, const char *store_folder,
                           const struct sl_catalog_entries *entries, struct sl_file_writer *writer,
                           struct sl_err *err)
 {
     char *path = sl_store_path(store_folder, SL_STORE_CATALOG_FILE);
     char *new_path = sl_store_path(store_folder, SL_STORE_CATALOG_FILE SL_WRITE_NEW);
-    int rc = path && new_path ? make_catalog(ret_catalog, path, new_path, entries, writer, err)
+    int rc = path && new_path ? sl_catalog_make(ret_catalog, path, new_path, entries, writer, err)
                               : no_memory(store_folder, err);
 
     free(path);
