@@ -194,7 +194,7 @@ static void check_replay(const struct engine_rig *m, const struct sl_policy_ops 
     assert_int_equal(fclose(file), 0);
     assert_int_equal(sl_trace_read(&trace, path, NULL), 0);
     assert_int_equal(trace.n_steps, 2 * TOKENS / at_once);
-    assert_int_equal(sl_replay_plan_create(&plan, &trace, 0, NULL), 0);
+    assert_int_equal(sl_replay_plan_create(&plan, &trace, &(struct sl_replay_steps){0}, NULL), 0);
     assert_int_equal(sl_replay_run(plan, policy, n_slots, &replayed, NULL), 0);
     assert_int_equal(replayed.n_requests, counted.n_requests);
     assert_int_equal(replayed.n_hits, counted.n_hits);

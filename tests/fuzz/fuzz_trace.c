@@ -22,7 +22,8 @@ static void replay(const struct sl_trace *trace)
     struct sl_slot_counters counters;
     struct sl_replay_plan *plan;
 
-    if (n_experts > 1u << 16 || sl_replay_plan_create(&plan, trace, 0, NULL) < 0)
+    if (n_experts > 1u << 16 ||
+        sl_replay_plan_create(&plan, trace, &(struct sl_replay_steps){0}, NULL) < 0)
         return;
     if (sl_replay_run(plan, NULL, trace->shape.n_per_token, &counters, NULL) == 0) {
         sl_assert(counters.n_hits + counters.n_loads == counters.n_requests);
