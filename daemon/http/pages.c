@@ -119,6 +119,8 @@ void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
     sl_metrics_write_prometheus(out, &sl_worker_metrics, &status.counters);
     sl_metrics_write_prometheus(out, &sl_expert_cache_metrics, &status.cache);
     write_drives(out, &status);
+    if (status.keeps_images)
+        sl_metrics_write_prometheus(out, &sl_images_metrics, &status.images);
     sl_histogram_write_prometheus(out, "first_token", "Time from a request to its first token",
                                   &status.first_token);
     sl_histogram_write_prometheus(out, "next_token", "Time between tokens of a text",
@@ -208,6 +210,12 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
         "next_token_s", mean_s(&status.next_token), "serving", requests, "experts", cache, "drives",
         drives(&status), "queue_length", (json_int_t)status.n_entries_all, "queue", queue(&status),
         "resident_experts", resident_experts(front));
+    if (status.keeps_images) {
+        json_t *images = json_object();
+
+        sl_metrics_set_json(images, &sl_images_metrics, &status.images);
+        json_object_set_new(object, "images", images);
+    }
     sl_front_answer_json(front, call, 200, object);
 }
 

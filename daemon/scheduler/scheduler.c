@@ -78,7 +78,7 @@ static void change_state(struct sl_scheduler *s, struct sl_job *job, enum sl_job
 }
 
 /* Something has changed: there may be a sequence for those that found none. */
-static void end_deferral(struct sl_scheduler *s)
+void sl_scheduler_retry(struct sl_scheduler *s)
 {
     struct sl_job *job;
 
@@ -112,7 +112,7 @@ void sl_scheduler_remove(struct sl_scheduler *s, struct sl_job *job)
             }
     job->in_step = false;
     change_state(s, job, SL_JOB_OUT);
-    end_deferral(s);
+    sl_scheduler_retry(s);
 }
 
 void sl_scheduler_defer(struct sl_scheduler *s, struct sl_job *job)
@@ -336,7 +336,7 @@ static void close_step(struct sl_scheduler *s, enum sl_step_size size, int rc)
     step->is_open = false;
     if (size == SL_STEP_SMALL)
         s->large_is_next = true;
-    end_deferral(s);
+    sl_scheduler_retry(s);
 }
 
 void sl_scheduler_give_up(struct sl_scheduler *s, enum sl_step_size size)

@@ -120,8 +120,9 @@ void sl_scheduler_submit(struct sl_scheduler *s, struct sl_job *job, enum sl_job
 void sl_scheduler_remove(struct sl_scheduler *s, struct sl_job *job);
 
 /* The answer to SL_ACTION_ADMIT where there is no sequence for the job: it waits, in its old place,
- * until a job is removed or a step has ended. */
+ * until a job is removed, a step has ended, or retry() says that there may be one. */
 void sl_scheduler_defer(struct sl_scheduler *s, struct sl_job *job);
+void sl_scheduler_retry(struct sl_scheduler *s);
 
 /* The client has gone while the prompt is taken in; until then the same client may ask again, and
  * find that it has been. */

@@ -2,11 +2,15 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/assert.h"
 
 /* It is worth waiting for a session that will know so many tokens more than any does now. */
 #define WORTH_WAITING_TOKENS 64u
+
+/* An image is worth reading if it spares so many tokens. */
+#define WORTH_LOADING_TOKENS 64u
 
 static struct sl_kept_session *kept_of(const struct sl_link *link)
 {
@@ -41,14 +45,14 @@ void sl_session_pool_fini(struct sl_session_pool *pool)
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
-/* Ends the idle session that was not used for the longest time, but not `spared`. Returns false if
- * there is none. */
+/* Ends the idle session that was not used for the longest time, but not `spared`, and none that has
+ * images to be kept. Returns false if there is none. */
 static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *spared)
 {
     for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
         struct sl_kept_session *kept = kept_of(at);
 
-        if (kept->user || kept == spared)
+        if (kept->user || kept == spared || kept->n_unsaved > 0)
             continue;
         destroy(pool, kept);
         return true;
@@ -56,10 +60,43 @@ static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *sp
     return false;
 }
 
+/* Whether there will be more memory without anybody's doing: when a text ends, or when an idle
+ * session's images have been kept. */
+static bool will_have_room(struct sl_session_pool *pool, const struct sl_kept_session *spared)
+{
+    for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
+        const struct sl_kept_session *kept = kept_of(at);
+
+        pool->is_short |= !kept->user && kept != spared && kept->n_unsaved > 0;
+    }
+    return pool->n_used > 0 || pool->is_short;
+}
+
 bool sl_session_give_up(struct sl_session_pool *pool)
 {
-    if (evict(pool, NULL))
-        return true;
+    return evict(pool, NULL);
+}
+
+void sl_session_mark_is_saved(struct sl_kept_session *kept, uint32_t i)
+{
+    if (i == 0)
+        kept->saving = (struct sl_image_saving){0};
+    kept->n_unsaved--;
+    memmove(&kept->unsaved[i], &kept->unsaved[i + 1],
+            (kept->n_unsaved - i) * sizeof(kept->unsaved[0]));
+}
+
+/* An image of it that was to be kept is not. */
+static void drop_mark(struct sl_kept_session *kept, struct sl_mark *mark)
+{
+    for (uint32_t i = 0; i < kept->n_unsaved; i++)
+        if (kept->unsaved[i] == mark)
+            sl_session_mark_is_saved(kept, i);
+    sl_session_drop_mark(kept->session, mark);
+}
+
+bool sl_session_give_up_mark(struct sl_session_pool *pool)
+{
     for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
         struct sl_kept_session *kept = kept_of(at);
         struct sl_mark *mark =
@@ -67,7 +104,7 @@ bool sl_session_give_up(struct sl_session_pool *pool)
 
         if (!mark)
             continue;
-        sl_session_drop_mark(kept->session, mark);
+        drop_mark(kept, mark);
         return true;
     }
     return false;
@@ -109,7 +146,7 @@ static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept
             break;
     if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
         return 0;
-    if (pool->n_used > 0)
+    if (will_have_room(pool, kept))
         return -EBUSY;
     return sl_kv_pool_check(pool->kv_pool, need(kept, n_tokens + 1), "the prompt", err);
 }
@@ -157,11 +194,13 @@ static uint32_t will_know(const struct sl_kept_session *kept, const int32_t *tok
                                                                                   : 0;
 }
 
-/* Finds the session that knows most; returns false where one will soon know much more. */
+/* Finds the session that knows most; returns false where one will soon know much more, also than
+ * what is stored, or is just reading that. */
 static bool find(const struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                 struct candidate *best)
+                 uint32_t n_stored, struct candidate *best)
 {
-    uint32_t soon = 0;
+    uint32_t soon = 0, n_now;
+    bool is_loading = false;
 
     *best = (struct candidate){.kept = NULL};
     for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
@@ -173,8 +212,10 @@ static bool find(const struct sl_session_pool *pool, const int32_t *tokens, uint
         /* One that is ending does not get there any more when it gives way. */
         if (will > soon && (kept->kv->in_step || !kept->is_ending))
             soon = will;
+        is_loading |= kept->load_tokens > 0 && will > 0 && will >= n_stored;
     }
-    return soon < best->n_known + WORTH_WAITING_TOKENS;
+    n_now = best->n_known > n_stored ? best->n_known : n_stored;
+    return soon < n_now + WORTH_WAITING_TOKENS && !(is_loading && n_stored >= n_now);
 }
 
 /* ---- getting -----------------------------------------------------------------------------------
@@ -197,7 +238,7 @@ static int begin(struct sl_session_pool *pool, const struct candidate *from,
     } while (rc == -SL_EBUDGET && evict(pool, from->kept));
     if (rc < 0) {
         free(kept);
-        return rc == -SL_EBUDGET && pool->n_used > 0 ? -EBUSY : rc;
+        return rc == -SL_EBUDGET && will_have_room(pool, from->kept) ? -EBUSY : rc;
     }
     kept->kv = sl_session_kv(kept->session);
     sl_list_append(&pool->sessions, &kept->link);
@@ -209,15 +250,19 @@ static int begin(struct sl_session_pool *pool, const struct candidate *from,
 }
 
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                   uint32_t target_tokens, struct sl_kept_session **ret_kept,
+                   uint32_t n_stored, uint32_t target_tokens, struct sl_kept_session **ret_kept,
                    struct sl_text **ret_gives_way, struct sl_err *err)
 {
     struct sl_kept_session *kept;
     struct candidate best;
+    bool is_to_load;
     int rc = 0;
 
-    if (!find(pool, tokens, n_tokens, &best))
+    if (!find(pool, tokens, n_tokens, n_stored, &best))
         return -EBUSY;
+    is_to_load = n_stored >= best.n_known + WORTH_LOADING_TOKENS;
+    if (is_to_load)
+        best = (struct candidate){.kept = NULL};
     kept = best.kept;
     if (kept && !best.mark && kept->user) {
         *ret_gives_way = kept->user;
@@ -236,6 +281,7 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
     sl_list_append(&pool->sessions, &kept->link);
     pool->n_idle--;
     pool->n_used++;
+    kept->load_tokens = is_to_load ? n_stored : 0;
     *ret_kept = kept;
     return 0;
 }
@@ -247,30 +293,45 @@ void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept)
     kept->is_ending = false;
     kept->tokens = NULL;
     kept->next_mark = 0;
+    sl_assert(kept->load_tokens == 0 && !kept->has_pin);
     pool->n_used--;
     pool->n_idle++;
     if (kept->kv->n_tokens == 0)
         destroy(pool, kept);
-    else if (pool->n_idle > SL_SESSIONS_IDLE_MAX)
-        evict(pool, NULL);
+    while (pool->n_idle > SL_SESSIONS_IDLE_MAX && evict(pool, NULL))
+        ;
+}
+
+static bool is_unsaved(const struct sl_kept_session *kept, const struct sl_mark *mark)
+{
+    for (uint32_t i = 0; i < kept->n_unsaved; i++)
+        if (kept->unsaved[i] == mark)
+            return true;
+    return false;
 }
 
 /* The first mark, which mostly stands behind what many conversations begin with, and the latest
- * ones are worth most. */
-void sl_session_keep_mark(struct sl_kept_session *kept)
+ * ones are worth most; of the others, one whose image is kept goes before one whose image is not
+ * yet. */
+struct sl_mark *sl_session_keep_mark(struct sl_kept_session *kept)
 {
     struct sl_mark *marks[SL_SESSION_MARKS_MAX + 2];
-    uint32_t n = 0, at = kept->kv->n_tokens;
-    struct sl_mark *mark;
+    uint32_t n = 0, at = kept->kv->n_tokens, goes;
+    struct sl_mark *mark, *kept_mark;
 
-    if (sl_session_mark(kept->session, &mark, NULL) < 0)
-        return;
+    if (sl_session_mark(kept->session, &kept_mark, NULL) < 0)
+        return NULL;
     while (n < SL_SESSION_MARKS_MAX + 2 && (mark = sl_session_find_mark(kept->session, at))) {
         marks[n++] = mark;
         at = sl_mark_token_count(mark);
         if (at-- == 0)
             break;
     }
-    if (n > SL_SESSION_MARKS_MAX)
-        sl_session_drop_mark(kept->session, marks[n - 2]);
+    if (n <= SL_SESSION_MARKS_MAX)
+        return kept_mark;
+    goes = n - 2;
+    while (goes > 1 && is_unsaved(kept, marks[goes]))
+        goes--;
+    drop_mark(kept, marks[goes > 1 ? goes : n - 2]);
+    return kept_mark;
 }

@@ -27,6 +27,9 @@
  * step adds then: a piece of text for each choice, and the ends. */
 #define SL_TICKET_NEWS_BYTES (32u << 10)
 
+/* Marks of a prompt: those of SL_PROMPT_MARKS, and for images. */
+#define SL_TEXT_MARKS_MAX (SL_PROMPT_MARKS + SL_IMAGE_PLACES)
+
 /* One text of a request. */
 struct sl_text {
     /* Set before the ticket is submitted. */
@@ -50,9 +53,11 @@ struct sl_text {
     struct sl_job job;
     struct sl_ticket *ticket;
     uint32_t choice_index;
-    struct sl_kept_session *session; /* NULL while it waits */
-    uint32_t n_cached;               /* tokens of the prompt that the session had seen before */
-    uint32_t marks[SL_PROMPT_MARKS]; /* places in the prompt, ascending, where a mark is to be */
+    struct sl_kept_session *session;   /* NULL while it waits */
+    struct sl_resumed stored;          /* the longest image of the prompt, */
+    uint64_t n_images_seen;            /* among so many and one more; 0: nobody has looked */
+    uint32_t n_cached;                 /* tokens of the prompt that the session had seen before */
+    uint32_t marks[SL_TEXT_MARKS_MAX]; /* (n_marks) places in the prompt where a mark is to be */
     uint32_t n_marks;
     uint32_t n_step_tokens; /* of the sequence before the open step */
     uint64_t admitted_ns, first_token_ns, last_token_ns;
@@ -66,6 +71,11 @@ typedef void sl_ticket_release_fn(void *owner);
 struct sl_ticket {
     /* Set before it is submitted. */
     enum sl_job_class class;
+    /* For who will ask again after a crash, as batches do: images of prompts, and of what is made,
+     * are kept after every so many tokens, and each text's latest one is pinned until it ends.
+     * Steps are not cut for them. 0: as for everybody else. Without a folder of images nothing is
+     * kept. */
+    uint32_t image_every_tokens;
     uint32_t n_texts;
     struct sl_text *texts; /* (n_texts) */
     void *owner;

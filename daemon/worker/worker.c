@@ -15,6 +15,9 @@
 /* How long the rate of tokens is measured before it is shown. */
 #define RATE_NS (5 * NS_PER_S)
 
+/* How often an idle thread looks whether an image has been written. */
+#define IMAGES_LOOK_NS (NS_PER_S / 500)
+
 static const struct sl_metric metrics[] = {
 #define COUNTER(field, name, help)                                                                 \
     {                                                                                              \
@@ -31,6 +34,8 @@ static const struct sl_metric metrics[] = {
     COUNTER(n_refused, "requests_refused", "Requests that found the queue full"),
     COUNTER(n_prompt_tokens, "prompt_tokens", "Tokens of prompts"),
     COUNTER(n_cached_tokens, "prompt_tokens_cached", "Tokens of prompts that a session knew"),
+    COUNTER(n_resumed, "sessions_resumed", "Sessions that came from images"),
+    COUNTER(n_resumed_tokens, "prompt_tokens_resumed", "Tokens of prompts that images knew"),
     COUNTER(n_new_tokens, "new_tokens", "Tokens that were made"),
     COUNTER(n_steps, "steps", "Steps that have ended"),
     COUNTER(n_large_steps, "steps_large", "Large steps among them"),
@@ -39,6 +44,10 @@ static const struct sl_metric metrics[] = {
           "Rows of a batch's step with which reading and computing take equally long"),
     {"busy_seconds", SL_METRIC_NANOSECONDS, "Time spent in steps",
      offsetof(struct sl_worker_counters, busy_ns), false},
+    {"images_busy_seconds", SL_METRIC_NANOSECONDS, "Time between layers that images took",
+     offsetof(struct sl_worker_counters, images_ns), false},
+    {"images_longest_seconds", SL_METRIC_NANOSECONDS, "The most that they took between two layers",
+     offsetof(struct sl_worker_counters, images_longest_ns), true},
     GAUGE(n_waiting, "texts_waiting", "Texts that wait for a session"),
     GAUGE(n_running, "texts_running", "Texts that have a session"),
     GAUGE(n_sessions, "sessions", "Sessions that are kept"),
@@ -214,9 +223,14 @@ static void publish(struct sl_worker *w, uint64_t now_ns)
     w->counters.n_running = s->n_running[SL_JOB_INTERACTIVE] + s->n_running[SL_JOB_BATCH];
     w->counters.n_sessions = w->sessions.n_idle + w->sessions.n_used;
     w->counters.n_kv_bytes = sl_kv_pool_used_bytes(w->sessions.kv_pool);
+    w->counters.images_ns = w->images.busy_ns;
+    w->counters.images_longest_ns = w->images.longest_ns;
     pthread_mutex_lock(&w->lock);
     w->status.counters = w->counters;
     w->status.cache = sl_engine_counters(w->engine);
+    w->status.keeps_images = w->images.images != NULL;
+    if (w->images.images)
+        w->status.images = sl_images_counters(w->images.images);
     w->status.first_token = w->first_token;
     w->status.next_token = w->next_token;
     w->status.slot_count = sl_engine_slot_count(w->engine);
@@ -404,6 +418,23 @@ static bool goes_on(struct sl_worker *w, uint64_t now_ns, uint64_t *until_ns)
     return true;
 }
 
+/* Goes on with images, between two layers. Returns when the thread must be here again at the
+ * latest, though nothing else happens. */
+static uint64_t go_on_with_images(struct sl_worker *w, bool is_idle, uint64_t now_ns)
+{
+    bool has_changed;
+    struct sl_kept_session *loaded =
+        sl_session_images_tick(&w->images, is_idle, now_ns, &has_changed);
+
+    if (loaded)
+        sl_worker_loaded(w, loaded);
+    if (has_changed)
+        sl_scheduler_retry(&w->scheduler);
+    if (has_changed || w->images.loading)
+        return 0;
+    return sl_session_images_are_due(&w->images) ? now_ns + IMAGES_LOOK_NS : UINT64_MAX;
+}
+
 static void serve(struct sl_worker *w)
 {
     uint64_t until_ns = 0, now_ns;
@@ -411,6 +442,7 @@ static void serve(struct sl_worker *w)
     w->rate_since_ns = sl_clock_ns();
     for (;;) {
         struct sl_action action;
+        uint64_t images_ns;
 
         read_mail(w, until_ns);
         now_ns = sl_clock_ns();
@@ -419,15 +451,18 @@ static void serve(struct sl_worker *w)
             break;
         action = sl_scheduler_next(&w->scheduler, now_ns);
         act(w, &action, now_ns);
+        images_ns = go_on_with_images(w, action.kind == SL_ACTION_WAIT, sl_clock_ns());
         publish(w, sl_clock_ns());
         if (action.kind != SL_ACTION_WAIT)
             until_ns = 0;
         else if (action.until_ns < until_ns)
             until_ns = action.until_ns;
+        until_ns = images_ns < until_ns ? images_ns : until_ns;
     }
     fail_all(w);
     read_mail(w, 0); /* what was submitted before the end */
     fail_all(w);
+    sl_session_images_flush(&w->images);
     publish(w, sl_clock_ns());
 }
 
@@ -476,6 +511,7 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
         rc = open_step(w, (enum sl_step_size)size, err);
     sl_worker_name_drives(w);
     sl_session_pool_init(&w->sessions, sl_engine_kv_pool(w->engine), w->options.context_tokens);
+    sl_session_images_init(&w->images, w->engine, &w->sessions);
     return rc;
 }
 

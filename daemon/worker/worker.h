@@ -10,7 +10,7 @@
 #define SL_DAEMON_WORKER_WORKER_H
 
 #include "core/base/histogram.h"
-#include "daemon/engine/engine.h"
+#include "daemon/engine/engine_images.h"
 #include "daemon/worker/ticket.h"
 #include "storage/io/drive.h"
 
@@ -38,6 +38,8 @@ struct sl_worker_options {
 struct sl_worker_counters {
     uint64_t n_requests, n_finished, n_failed, n_abandoned, n_refused;
     uint64_t n_prompt_tokens, n_cached_tokens, n_new_tokens;
+    uint64_t n_resumed, n_resumed_tokens;  /* sessions that came from images */
+    uint64_t images_ns, images_longest_ns; /* that the engine's thread spent on images */
     uint64_t n_steps, n_large_steps, n_failed_steps;
     uint64_t n_batch_rows;
     uint64_t busy_ns;
@@ -68,6 +70,8 @@ struct sl_worker_status {
     enum sl_worker_state state;
     struct sl_worker_counters counters;
     struct sl_expert_cache_counters cache;
+    bool keeps_images;
+    struct sl_images_counters images;
     struct sl_histogram first_token, next_token; /* times */
     uint32_t slot_count;
     struct sl_worker_drive drives[SL_WORKER_DRIVES_MAX]; /* (n_drives) */

@@ -4,6 +4,7 @@
 
 #include "daemon/engine/shared_step.h"
 #include "daemon/scheduler/step_balance.h"
+#include "daemon/worker/session_images.h"
 #include "daemon/worker/worker.h"
 
 /* An open step, as the worker has to end it. */
@@ -42,6 +43,7 @@ struct sl_worker {
     struct sl_step_balance balance; /* of batches' steps */
     struct sl_worker_step steps[SL_STEP_SIZES];
     struct sl_session_pool sessions;
+    struct sl_session_images images;
     struct sl_link live; /* tickets */
     uint32_t spans_max, n_layers;
     uint64_t n_steps;
@@ -63,6 +65,9 @@ void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
 
 /* The scheduler's decisions about a text. */
 void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns);
+
+/* The session of a text that was admitted is what its images could make of it: the text begins. */
+void sl_worker_loaded(struct sl_worker *w, struct sl_kept_session *session);
 void sl_worker_drop(struct sl_worker *w, struct sl_text *text);
 
 /* Ends a request with an error, and all of its texts. */

@@ -1,5 +1,6 @@
 /* Tickets and their texts on the thread of the worker, from their coming to their end. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/assert.h"
@@ -25,13 +26,23 @@ static void admitted(struct sl_worker *w, struct sl_ticket *ticket)
     pthread_mutex_unlock(&w->lock);
 }
 
+/* Keeps an image of a session that is so much further than its latest one. */
+static void keep_image(struct sl_worker *w, struct sl_kept_session *session, uint32_t n_more)
+{
+    if (w->images.images && session->kv->n_tokens >= session->n_kept + n_more)
+        sl_session_images_want(&w->images, session, sl_session_keep_mark(session), sl_clock_ns());
+}
+
 /* The text needs no memory any more. */
 static void release_text(struct sl_worker *w, struct sl_text *text)
 {
     struct sl_ticket *ticket = text->ticket;
 
-    if (text->session)
+    if (text->session) {
+        keep_image(w, text->session, MARK_GAIN_TOKENS);
+        sl_session_images_release(&w->images, text->session);
         sl_session_put(&w->sessions, text->session);
+    }
     text->session = NULL;
     if (--ticket->n_left > 0)
         return;
@@ -174,28 +185,37 @@ void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
     atomic_store(&ticket->n_prompt_tokens, n_prompt_tokens);
 }
 
-/* Adds a mark where it saves enough, behind those that are there already. */
-static void add_mark(struct sl_text *text, uint32_t at)
+static int by_number(const void *a, const void *b)
 {
-    const uint32_t before = text->n_marks > 0 ? text->marks[text->n_marks - 1] : text->n_cached;
+    const uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
 
-    if (at >= before + MARK_GAIN_TOKENS && at + 1 < text->n_tokens)
-        text->marks[text->n_marks++] = at;
+    return (left > right) - (left < right);
 }
 
 /* A conversation that goes on shares with this one what lies before the answer; another one perhaps
  * what lies before its first turn. Where there is little to gain, no step is cut for it. */
 static void choose_marks(const struct sl_worker *w, struct sl_text *text)
 {
-    uint32_t first_turn = 0;
+    uint32_t wanted[SL_TEXT_MARKS_MAX], n = 0, first_turn = 0;
 
     text->n_marks = 0;
     while (first_turn < text->n_tokens && text->tokens[first_turn] != w->options.turn_token)
         first_turn++;
-    add_mark(text, first_turn);
-    add_mark(text, text->n_shared);
-    if (text->n_tokens >= text->n_cached + MARK_GAIN_TOKENS)
-        text->marks[text->n_marks++] = text->n_tokens - 1;
+    wanted[n++] = first_turn;
+    wanted[n++] = text->n_shared;
+    wanted[n++] = text->n_tokens - 1;
+    if (w->images.images)
+        n += sl_image_places(text->n_cached, text->stored.n_shared, text->n_tokens, wanted + n);
+    qsort(wanted, n, sizeof(wanted[0]), by_number);
+    for (uint32_t i = 0; i < n; i++) {
+        const bool is_last = wanted[i] == text->n_tokens - 1;
+        const uint32_t latest = text->n_marks > 0 ? text->marks[text->n_marks - 1] : 0;
+        const uint32_t before = latest > 0 && !is_last ? latest : text->n_cached;
+
+        if (wanted[i] > latest && wanted[i] < text->n_tokens &&
+            wanted[i] + 1 >= before + MARK_GAIN_TOKENS)
+            text->marks[text->n_marks++] = wanted[i];
+    }
 }
 
 /* How far the next step may go: to the next mark, or the prompt's end. */
@@ -244,7 +264,8 @@ static bool tell_made(struct sl_worker *w, struct sl_text *text)
     return true;
 }
 
-static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
+/* The text has a session, which may have to be loaded before it begins. */
+static void use_session(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     struct sl_kept_session *session = text->session;
     struct sl_ticket *ticket = text->ticket;
@@ -253,9 +274,22 @@ static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_n
     session->tokens = text->tokens;
     session->n_tokens = text->n_tokens;
     session->target_tokens = target_tokens(w, text);
-    text->n_cached = session->kv->n_tokens;
+    session->next_mark = session->load_tokens;
+    session->is_pinning = ticket->image_every_tokens > 0;
     text->admitted_ns = now_ns;
     admitted(w, ticket);
+    if (!atomic_load(&ticket->has_begun)) {
+        atomic_store(&ticket->begun_ns, now_ns);
+        atomic_store(&ticket->has_begun, true);
+    }
+}
+
+static void begin_text(struct sl_worker *w, struct sl_text *text)
+{
+    struct sl_kept_session *session = text->session;
+    struct sl_ticket *ticket = text->ticket;
+
+    text->n_cached = session->kv->n_tokens;
     choose_marks(w, text);
     sl_generation_begin_again(text->generation, session->kv, text->tokens + text->n_cached,
                               text->n_tokens - text->n_cached, text->n_made, text->seed);
@@ -264,10 +298,6 @@ static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_n
     w->counters.n_cached_tokens += text->n_cached;
     atomic_fetch_add(&ticket->n_cached_tokens, text->n_cached);
     atomic_fetch_add(&ticket->n_done_tokens, text->n_cached);
-    if (!atomic_load(&ticket->has_begun)) {
-        atomic_store(&ticket->begun_ns, now_ns);
-        atomic_store(&ticket->has_begun, true);
-    }
     if (text->n_made == 0)
         return;
     if (tell_made(w, text))
@@ -276,21 +306,65 @@ static void begin_text(struct sl_worker *w, struct sl_text *text, uint64_t now_n
         end_text(w, text);
 }
 
+/* Steps leave a text out whose session is being loaded, or whose reader has too much to read. */
+static void set_held(struct sl_worker *w, struct sl_text *text, bool by_reader)
+{
+    const bool is_loading = text->session && text->session->load_tokens > 0;
+
+    sl_scheduler_hold(&w->scheduler, &text->job, is_loading || by_reader);
+}
+
+/* A text that waits looks again when there are others. */
+static void look_for_image(struct sl_worker *w, struct sl_text *text)
+{
+    uint64_t n_seen;
+
+    if (!w->images.images)
+        return;
+    n_seen = 1 + sl_images_counters(w->images.images).n_saved;
+    if (text->n_images_seen < n_seen)
+        text->stored = sl_engine_find_image(w->engine, text->tokens, text->n_tokens - 1);
+    text->n_images_seen = n_seen;
+}
+
 void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     struct sl_text *gives_way;
     struct sl_err err;
     int rc;
 
-    while ((rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, target_tokens(w, text),
-                                &text->session, &gives_way, &err)) == 1)
+    look_for_image(w, text);
+    while ((rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, text->stored.n_tokens,
+                                target_tokens(w, text), &text->session, &gives_way, &err)) == 1)
         end_text(w, gives_way);
-    if (rc == 0)
-        begin_text(w, text, now_ns);
-    else if (rc == -EBUSY)
+    if (rc == -EBUSY) {
         sl_scheduler_defer(&w->scheduler, &text->job);
-    else
+        return;
+    }
+    if (rc < 0) {
         sl_worker_fail(w, text->ticket, 503, err.message);
+        return;
+    }
+    use_session(w, text, now_ns);
+    if (text->session->load_tokens > 0)
+        set_held(w, text, false);
+    else
+        begin_text(w, text);
+}
+
+void sl_worker_loaded(struct sl_worker *w, struct sl_kept_session *session)
+{
+    struct sl_text *text = session->user;
+    struct sl_ticket *ticket = text->ticket;
+    bool is_held;
+
+    pthread_mutex_lock(&ticket->lock);
+    is_held = ticket->is_held && !atomic_load(&ticket->is_abandoned);
+    pthread_mutex_unlock(&ticket->lock);
+    w->counters.n_resumed += session->kv->n_tokens > 0;
+    w->counters.n_resumed_tokens += session->kv->n_tokens;
+    set_held(w, text, is_held);
+    begin_text(w, text);
 }
 
 /* Bytes that a step takes; *ret_last is the text of it that came last. */
@@ -319,7 +393,8 @@ int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
 
     /* Without a mark fewer pages are shared, so that fewer have to be copied. */
     while (step_bytes(step, &last) > sl_kv_pool_left_bytes(kv_pool))
-        if (!sl_session_give_up(&w->sessions))
+        if (!sl_session_give_up(&w->sessions) && !sl_session_images_flush_one(&w->images) &&
+            !sl_session_give_up_mark(&w->sessions))
             break;
     rc = sl_kv_pool_check(kv_pool, step_bytes(step, &last), "the next step", &err);
     if (rc < 0)
@@ -351,7 +426,7 @@ void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
 
         if (text->has_ended)
             continue;
-        sl_scheduler_hold(&w->scheduler, &text->job, is_held && !is_abandoned);
+        set_held(w, text, is_held && !is_abandoned);
         if (atomic_load(&text->is_unwanted)) {
             end_text(w, text);
         } else if (is_abandoned &&
@@ -388,6 +463,18 @@ static void count_token(struct sl_worker *w, struct sl_text *text, uint64_t now_
     text->last_token_ns = now_ns;
 }
 
+/* At the places of the prompt, and after so many tokens of a long text, for its image. */
+static void keep_mark(struct sl_worker *w, struct sl_text *text)
+{
+    struct sl_kept_session *session = text->session;
+    const uint32_t every = text->ticket->image_every_tokens;
+
+    if (session->next_mark > 0 && session->next_mark == session->kv->n_tokens)
+        sl_session_images_want(&w->images, session, sl_session_keep_mark(session), sl_clock_ns());
+    else
+        keep_image(w, session, every > 0 ? every : SL_IMAGE_EVERY_TOKENS);
+}
+
 static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     const bool took_prompt = !text->job.decodes;
@@ -399,8 +486,7 @@ static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     if (sl_generation_output(text->generation).token)
         count_token(w, text, now_ns);
     tell_output(w, text);
-    if (text->session->next_mark > 0 && text->session->next_mark == text->session->kv->n_tokens)
-        sl_session_keep_mark(text->session);
+    keep_mark(w, text);
     set_left(w, text);
     /* The last token of a prompt that nobody waits for is left: what follows it is not wanted. */
     if (sl_generation_tokens_left(text->generation) == 0 ||

@@ -215,7 +215,6 @@ static void wait_until_ended(struct sl_image_writer *w)
     while (w->state == WORKING)
         pthread_cond_wait(&w->changed, &w->lock);
     pthread_mutex_unlock(&w->lock);
-    atomic_store(&w->waited_for, false);
 }
 
 void sl_image_writer_destroy(struct sl_image_writer *w)
@@ -233,8 +232,14 @@ void sl_image_writer_destroy(struct sl_image_writer *w)
 void sl_image_writer_begin(struct sl_image_writer *w, const struct sl_image_job *job)
 {
     sl_assert(w->state == IDLE); /* the thread changes it only from WORKING on */
+    atomic_store(&w->waited_for, false);
     w->job = *job;
     change_state(w, WORKING);
+}
+
+void sl_image_writer_hurry(struct sl_image_writer *w)
+{
+    atomic_store(&w->waited_for, true);
 }
 
 bool sl_image_writer_end(struct sl_image_writer *w, bool wait, struct sl_image_job *ret_job,

@@ -38,6 +38,9 @@ struct sl_image_job {
 /* Begins a job; none is under way. */
 void sl_image_writer_begin(struct sl_image_writer *writer, const struct sl_image_job *job);
 
+/* Lets the job that is under way no longer give way to reads: somebody waits for its end. */
+void sl_image_writer_hurry(struct sl_image_writer *writer);
+
 /* Returns whether the job has ended, or with `wait` waits until it has. There was one. *ret_job
  * is the job, *ret_rc and `err` what came of it: 0, or -errno of the drive. */
 bool sl_image_writer_end(struct sl_image_writer *writer, bool wait, struct sl_image_job *ret_job,

@@ -318,6 +318,12 @@ bool sl_images_is_busy(struct sl_images *images)
     return images->is_writing;
 }
 
+void sl_images_hurry(struct sl_images *images)
+{
+    if (images->is_writing)
+        sl_image_writer_hurry(images->writer);
+}
+
 /* ---- finding -----------------------------------------------------------------------------------
  */
 

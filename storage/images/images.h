@@ -134,8 +134,11 @@ void sl_images_commit(struct sl_images *images);
 /* Waits until what was committed is on disk, or has failed, which has been noted. */
 void sl_images_wait(struct sl_images *images);
 
-/* Returns whether base(), begin() and load() would wait. */
+/* Returns whether base(), begin() and load_begin() would wait. */
 bool sl_images_is_busy(struct sl_images *images);
+
+/* Lets the image that is being written give way to reads no longer, as waiting for it does. */
+void sl_images_hurry(struct sl_images *images);
 
 /* ---- figures -----------------------------------------------------------------------------------
  */

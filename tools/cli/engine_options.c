@@ -31,6 +31,8 @@ enum {
     OPTION_ISA,
     OPTION_NUMERICS,
     OPTION_ANY_MODEL_TYPE,
+    OPTION_IMAGES,
+    OPTION_IMAGES_MAX,
 };
 
 static const struct argp_option options[] = {
@@ -265,6 +267,47 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 }
 
 const struct argp sl_engine_argp = {.options = options, .parser = parse_option};
+
+/* ---- images ------------------------------------------------------------------------------------
+ */
+
+#define IMAGES_BYTES_DEFAULT (UINT64_C(32) << 30)
+
+static const struct argp_option images_options[] = {
+    {"images", OPTION_IMAGES, "DIR|none", 0,
+     "keep what the model has seen in DIR, and begin with the longest part of a text that is there",
+     0},
+    {"images-max", OPTION_IMAGES_MAX, "SIZE", 0,
+     "most bytes of all images in DIR, of which those unused the longest go first (default 32G)",
+     0},
+    {0}};
+
+static error_t parse_images_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    switch (key) {
+    case OPTION_IMAGES:
+        o->images = strcmp(value, "none") == 0 ? NULL : value;
+        return 0;
+    case OPTION_IMAGES_MAX:
+        o->images_bytes_max = sl_parse_size(state, "--images-max", value);
+        return 0;
+    case ARGP_KEY_END:
+        if (o->images_bytes_max > 0 && !o->images)
+            argp_error(state, "--images-max needs --images");
+        if (o->images_bytes_max == 0)
+            o->images_bytes_max = IMAGES_BYTES_DEFAULT;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+const struct argp sl_images_argp = {.options = images_options, .parser = parse_images_option};
+
+/* ---- opening -----------------------------------------------------------------------------------
+ */
 
 /* State while an engine is being opened. */
 struct opening {

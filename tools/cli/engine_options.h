@@ -13,6 +13,10 @@
  * to the defaults. It takes MODEL as the only positional argument, and requires it. */
 extern const struct argp sl_engine_argp;
 
+/* --images and --images-max, for the commands that keep images. Its input is the same struct; in
+ * the list of children it comes behind sl_engine_argp. */
+extern const struct argp sl_images_argp;
+
 /* Parses a size for struct sl_reader_options, or ends with argp_error(). */
 #define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
 #define SL_IO_DEPTH_MAX 256u

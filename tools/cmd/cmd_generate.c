@@ -22,7 +22,6 @@
 #include "tools/cli/prompt_options.h"
 
 #define TOKENS_DEFAULT 128u
-#define IMAGES_BYTES_DEFAULT (UINT64_C(32) << 30)
 
 enum {
     OPTION_TEMP = 256,
@@ -34,8 +33,6 @@ enum {
     OPTION_LOGPROBS,
     OPTION_JSON,
     OPTION_NO_HOT_LIST,
-    OPTION_IMAGES,
-    OPTION_IMAGES_MAX,
     OPTION_STATS
 };
 
@@ -109,7 +106,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
-        state->child_inputs[1] = &command->prompt;
+        state->child_inputs[1] = &command->options;
+        state->child_inputs[2] = &command->prompt;
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -135,12 +133,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_NO_HOT_LIST:
         command->no_hot_list = true;
         return 0;
-    case OPTION_IMAGES:
-        command->options.images = value;
-        return 0;
-    case OPTION_IMAGES_MAX:
-        command->options.images_bytes_max = sl_parse_size(state, "--images-max", value);
-        return 0;
     case OPTION_STATS:
         command->stats_path = value;
         return 0;
@@ -150,8 +142,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return ARGP_ERR_UNKNOWN;
     case ARGP_KEY_END:
         command->json |= command->prompt.jsonl != NULL;
-        if (command->options.images_bytes_max > 0 && !command->options.images)
-            argp_error(state, "--images-max needs --images");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -383,20 +373,16 @@ static const struct argp_option options[] = {
     {"json", OPTION_JSON, NULL, 0, "print the text as a JSON object, when it is complete", 0},
     {"no-hot-list", OPTION_NO_HOT_LIST, NULL, 0,
      "begin with an empty cache, and leave the store's hot list as it is", 0},
-    {"images", OPTION_IMAGES, "DIR", 0,
-     "keep what the model has seen in DIR, and begin with the longest part of a text that is there",
-     0},
-    {"images-max", OPTION_IMAGES_MAX, "SIZE", 0,
-     "most bytes of all images in DIR, of which those unused the longest go first (default 32G)",
-     0},
     {"stats", OPTION_STATS, "FILE.json", 0, "write the figures there as well; - is standard output",
      0},
     {0}};
 
 int sl_cmd_generate(int argc, char **argv)
 {
-    static const struct argp_child children[] = {
-        {&sl_engine_argp, 0, "Running the model:", 2}, {&sl_prompt_argp, 0, "The text:", 1}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 2},
+                                                 {&sl_images_argp, 0, NULL, 0},
+                                                 {&sl_prompt_argp, 0, "The text:", 1},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
@@ -414,8 +400,6 @@ int sl_cmd_generate(int argc, char **argv)
 
     sl_command_parse(&argp, argc, argv, &command);
     command.options.on_note = print_note;
-    if (command.options.images_bytes_max == 0)
-        command.options.images_bytes_max = IMAGES_BYTES_DEFAULT;
     rc = prepare(&command, &err);
     if (rc == 0)
         rc = sl_open_engine(&command.engine, &command.options, &err);

@@ -149,6 +149,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
+        state->child_inputs[1] = &command->options;
         return 0;
     case OPTION_SOCKET:
         command->socket = value;
@@ -414,6 +415,14 @@ static void on_failure(void *context, const struct sl_err *err)
     sl_serve_log_line(&command->log, "a step failed: %s", err->message);
 }
 
+/* An sl_note_fn. */
+static void on_note(void *context, const char *line)
+{
+    struct command *command = context;
+
+    sl_serve_log_line(&command->log, "note: %s", line);
+}
+
 static void fill_front(struct command *command)
 {
     struct sl_front *front = &command->front;
@@ -447,6 +456,9 @@ static int start(struct command *command, struct sl_err *err)
                                          .idle_s = 120};
     int rc;
 
+    command->options.images_optional = true;
+    command->options.on_note = on_note;
+    command->options.on_note_context = command;
     command->work.open = open_engine;
     command->work.on_state = on_state;
     command->work.on_failure = on_failure;
@@ -598,8 +610,8 @@ static void finish(struct command *command)
 
 int sl_cmd_serve(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
-                                                 {0}};
+    static const struct argp_child children[] = {
+        {&sl_engine_argp, 0, "Running the model:", 1}, {&sl_images_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
