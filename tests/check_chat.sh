@@ -62,6 +62,29 @@ leaves_nothing() {
 }
 check "a pipe that breaks leaves no daemon and no folder" leaves_nothing
 
+# Killed at any moment of its start: the daemon that it has begun, if any, clears up.
+killed_anywhere() {
+    local ms n chat
+
+    mkdir -p "$scratch/killed"
+    for ms in 0 2 5 10 15 20 30 40 60 80 120 200; do
+        XDG_RUNTIME_DIR=$scratch/killed "$sluice" chat "$model" --ram 2G <"$scratch/silence" \
+            >/dev/null 2>&1 &
+        chat=$!
+        sleep "0.$(printf %03d "$ms")"
+        kill "$chat"
+        wait "$chat" 2>/dev/null
+        n=0
+        while [ -n "$(ls "$scratch/killed")" ] && [ $((n++)) -lt 400 ]; do sleep 0.05; done
+        [ -z "$(ls "$scratch/killed")" ] || return 1
+    done
+}
+mkfifo "$scratch/silence"
+sleep 600 >"$scratch/silence" &
+silent=$!
+check "killed while it starts: no folder is left" killed_anywhere
+kill "$silent"
+
 refused() { # LINE WORDS
     printf '%s\n' "$1" | talk
     [ $? = 1 ] && [ "$(tail -n 1 "$scratch/notes" | cut -c -8)" = "sluice: " ] &&
@@ -71,6 +94,10 @@ check "an unknown command" refused '/frob' '/frob is no command'
 check "a file that is not there" refused "/load $scratch/none.json" none.json
 printf '\377' >"$scratch/binary"
 check "a file that is no text" refused "/file $scratch/binary" 'UTF-8'
+printf 'a\0b' >"$scratch/binary"
+check "a file with a NUL" refused "/file $scratch/binary" 'NUL'
+printf 'a\0b\n' | talk
+check "a message with a NUL" grep -q 'has a NUL byte' "$scratch/notes"
 check "a word for effort that nobody knows" refused $'/effort much\nhi' effort
 
 fails() { # STATUS WORDS arguments...
@@ -100,6 +127,11 @@ check "Ctrl-C stops an answer, not the program" \
     --temp 1.6 --seed 62
 check "Ctrl-C leaves a line" say '[["> ", "a line"], ["line", "^C"], ["> ", "/quit\n"]]'
 check "Ctrl-D ends the program" say '[["> ", "^D"]]'
+typed_letters() { # in a locale that has none of them
+    LC_ALL=C say '[["> ", "//Gr\u00fc\u00dfe \u6cb3\n"], ["> ", "/save '"$scratch"'/typed.json\n"],
+        ["> ", "/quit\n"]]' --tokens 1 --effort none && grep -q '"/Grüße 河"' "$scratch/typed.json"
+}
+check "letters of every script can be typed" typed_letters
 check "the history is the user's alone" \
     [ "$(stat -c %a "$XDG_STATE_HOME/sluice/chat_history")" = 600 ]
 check "no folder is left behind" sh -c "! ls -d /tmp/sluice-chat-* 2>/dev/null | grep ."

@@ -317,10 +317,10 @@ static void test_responses_conversation(void **state)
         "{'type':'function','function':{'name':'patch','description':'','parameters':{'type':"
         "'object','properties':{'input':{'type':'string'}},'required':['input']}}}]},"
         "{'role':'user','content':'Q'},"
-        "{'role':'assistant','content':'','reasoning_content':'T','tool_calls':["
+        "{'role':'assistant','content':'','tool_calls':["
         "{'id':'i','type':'function','function':{'name':'mcp__a__g','arguments':'{}'}},"
         "{'id':'j','type':'function','function':{'name':'patch','arguments':"
-        "'{\\'input\\':\\'P\\'}'}}]},"
+        "'{\\'input\\':\\'P\\'}'}}],'reasoning_content':'T'},"
         "{'role':'tool','tool_call_id':'i','content':'R'},"
         "{'role':'tool','tool_call_id':'j','content':'O'}]");
     expect_conversation(&sl_protocol_responses, "{'input': 'Q'}",
@@ -466,13 +466,41 @@ static void test_many_messages(void **state)
     sl_request_fini(&request);
 }
 
+/* A turn of the model in very many items is put together in one pass. */
+static void test_many_items(void **state)
+{
+    json_t *input = json_array();
+    struct sl_request request = {.body = json_pack("{s:o}", "input", input)};
+    struct sl_refusal refusal;
+    const json_t *turn;
+
+    (void)state;
+    for (int i = 0; i < N_MANY; i++) {
+        json_array_append_new(input, json_pack("{s:s, s:[{s:s, s:s}]}", "type", "reasoning",
+                                               "content", "type", "text", "text", "r"));
+        json_array_append_new(input, message("assistant", "a"));
+    }
+    json_array_append_new(input, message("user", "q"));
+    assert_int_equal(sl_protocol_responses.read(&request, &refusal), 0);
+    assert_int_equal(json_array_size(request.messages), 2);
+    turn = json_array_get(request.messages, 0);
+    assert_int_equal(json_string_length(json_object_get(turn, "content")), N_MANY);
+    assert_int_equal(json_string_length(json_object_get(turn, "reasoning_content")), N_MANY);
+    sl_request_fini(&request);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_messages_conversation),  TEST(test_messages_settings),
-        TEST(test_messages_refusals),      TEST(test_messages_replies),
-        TEST(test_responses_conversation), TEST(test_responses_refusals),
-        TEST(test_responses_replies),      TEST(test_many_messages),
+        TEST(test_messages_conversation),
+        TEST(test_messages_settings),
+        TEST(test_messages_refusals),
+        TEST(test_messages_replies),
+        TEST(test_responses_conversation),
+        TEST(test_responses_refusals),
+        TEST(test_responses_replies),
+        TEST(test_many_messages),
+        TEST(test_many_items),
     };
 
     return cmocka_run_group_tests_name("agent_protocols", tests, NULL, NULL);

@@ -157,37 +157,52 @@ static json_t *read_text(const json_t *content, struct sl_refusal *refusal)
     return string;
 }
 
-/* Returns the message of the model's turn that is being put together. NULL when out of memory. */
-static json_t *model_turn(struct sl_request *request)
-{
-    json_t *last = json_array_get(request->messages, json_array_size(request->messages) - 1);
+/* The model's turn that is being put together from items that follow each other. */
+struct turn {
+    json_t *message; /* of the request's messages; NULL: there is none */
+    struct sl_bytes content, reasoning;
+    bool has_reasoning;
+};
 
-    if (strcmp(sl_text_in(last, "role"), "assistant") == 0)
-        return last;
-    if (json_array_append_new(request->messages,
-                              json_pack("{s:s, s:s}", "role", "assistant", "content", "")) < 0)
-        return NULL;
-    return json_array_get(request->messages, json_array_size(request->messages) - 1);
+/* Returns the turn's message, which is begun if need be; NULL when out of memory. */
+static json_t *turn_message(struct sl_request *request, struct turn *turn)
+{
+    if (!turn->message &&
+        json_array_append_new(request->messages,
+                              json_pack("{s:s, s:s}", "role", "assistant", "content", "")) == 0)
+        turn->message = json_array_get(request->messages, json_array_size(request->messages) - 1);
+    return turn->message;
 }
 
-/* Adds text, which is taken, to a field of the model's turn. */
-static int extend_turn(struct sl_request *request, const char *field, json_t *text,
-                       struct sl_refusal *refusal)
+/* Adds text, which is taken, to the turn's content or reasoning. */
+static int extend_turn(struct sl_request *request, struct turn *turn, struct sl_bytes *part,
+                       json_t *text, struct sl_refusal *refusal)
 {
-    json_t *turn = model_turn(request);
-    int rc;
-
     if (!text)
         return -1;
-    rc = turn ? json_object_set_new(
-                    turn, field,
-                    json_sprintf("%s%s", sl_text_in(turn, field), json_string_value(text)))
-              : -1;
+    sl_bytes_add(part, json_string_value(text), json_string_length(text));
     json_decref(text);
+    return turn_message(request, turn) && !part->out_of_memory ? 0 : no_memory(refusal);
+}
+
+/* What comes next is no part of the turn. */
+static int end_turn(struct turn *turn, struct sl_refusal *refusal)
+{
+    int rc = 0;
+
+    if (turn->message)
+        rc = json_object_set_new(turn->message, "content", sl_bytes_string(&turn->content));
+    if (rc == 0 && turn->message && turn->has_reasoning)
+        rc = json_object_set_new(turn->message, "reasoning_content",
+                                 sl_bytes_string(&turn->reasoning));
+    sl_bytes_fini(&turn->content);
+    sl_bytes_fini(&turn->reasoning);
+    *turn = (struct turn){0};
     return rc < 0 ? no_memory(refusal) : 0;
 }
 
-static int add_message(struct sl_request *request, const json_t *item, struct sl_refusal *refusal)
+static int add_message(struct sl_request *request, struct turn *turn, const json_t *item,
+                       struct sl_refusal *refusal)
 {
     const char *role = sl_text_in(item, "role");
     json_t *text;
@@ -197,27 +212,33 @@ static int add_message(struct sl_request *request, const json_t *item, struct sl
         return sl_refuse(refusal, 400, "input", "the role \"%s\" is not known", role);
     text = read_text(json_object_get(item, "content"), refusal);
     if (strcmp(role, "assistant") == 0)
-        return extend_turn(request, "content", text, refusal);
-    if (!text)
+        return extend_turn(request, turn, &turn->content, text, refusal);
+    if (!text || end_turn(turn, refusal) < 0) {
+        json_decref(text);
         return -1;
+    }
     if (json_array_append_new(request->messages,
                               json_pack("{s:s, s:o}", "role", role, "content", text)) < 0)
         return no_memory(refusal);
     return 0;
 }
 
-static int add_reasoning(struct sl_request *request, const json_t *item, struct sl_refusal *refusal)
+static int add_reasoning(struct sl_request *request, struct turn *turn, const json_t *item,
+                         struct sl_refusal *refusal)
 {
     const json_t *content = json_object_get(item, "content");
 
     if (json_array_size(content) == 0)
         content = json_object_get(item, "summary");
-    return extend_turn(request, "reasoning_content", read_text(content, refusal), refusal);
+    turn->has_reasoning = true;
+    return extend_turn(request, turn, &turn->reasoning, read_text(content, refusal), refusal);
 }
 
-static int add_call(struct sl_request *request, const json_t *item, struct sl_refusal *refusal)
+static int add_call(struct sl_request *request, struct turn *turn, const json_t *item,
+                    struct sl_refusal *refusal)
 {
-    json_t *turn = model_turn(request), *calls = json_object_get(turn, "tool_calls"), *arguments;
+    json_t *message = turn_message(request, turn), *arguments;
+    json_t *calls = json_object_get(message, "tool_calls");
     char *dumped = NULL;
 
     if (sl_has_type(item, "custom_tool_call")) {
@@ -225,9 +246,9 @@ static int add_call(struct sl_request *request, const json_t *item, struct sl_re
         dumped = json_dumps(arguments, JSON_COMPACT);
         json_decref(arguments);
     }
-    if (!calls && turn) {
-        json_object_set_new(turn, "tool_calls", json_array());
-        calls = json_object_get(turn, "tool_calls");
+    if (!calls && message) {
+        json_object_set_new(message, "tool_calls", json_array());
+        calls = json_object_get(message, "tool_calls");
     }
     if (json_array_append_new(
             calls, json_pack("{s:s, s:s, s:{s:o, s:s}}", "id", sl_text_in(item, "call_id"), "type",
@@ -242,12 +263,15 @@ static int add_call(struct sl_request *request, const json_t *item, struct sl_re
     return 0;
 }
 
-static int add_output(struct sl_request *request, const json_t *item, struct sl_refusal *refusal)
+static int add_output(struct sl_request *request, struct turn *turn, const json_t *item,
+                      struct sl_refusal *refusal)
 {
     json_t *text = read_text(json_object_get(item, "output"), refusal);
 
-    if (!text)
+    if (!text || end_turn(turn, refusal) < 0) {
+        json_decref(text);
         return -1;
+    }
     if (json_array_append_new(request->messages,
                               json_pack("{s:s, s:s, s:o}", "role", "tool", "tool_call_id",
                                         sl_text_in(item, "call_id"), "content", text)) < 0)
@@ -256,21 +280,33 @@ static int add_output(struct sl_request *request, const json_t *item, struct sl_
 }
 
 /* Items about servers' own tools are left out, like the tools. */
-static int add_item(struct sl_request *request, const json_t *item, struct sl_refusal *refusal)
+static int add_item(struct sl_request *request, struct turn *turn, const json_t *item,
+                    struct sl_refusal *refusal)
 {
     if (!json_is_object(item))
         return sl_refuse(refusal, 400, "input", "an item of \"input\" is no object");
     if (sl_has_type(item, "message") || !sl_text_in(item, "type")[0])
-        return add_message(request, item, refusal);
+        return add_message(request, turn, item, refusal);
     if (sl_has_type(item, "reasoning"))
-        return add_reasoning(request, item, refusal);
+        return add_reasoning(request, turn, item, refusal);
     if (sl_has_type(item, "function_call") || sl_has_type(item, "custom_tool_call"))
-        return add_call(request, item, refusal);
+        return add_call(request, turn, item, refusal);
     if (sl_has_type(item, "function_call_output") || sl_has_type(item, "custom_tool_call_output"))
-        return add_output(request, item, refusal);
+        return add_output(request, turn, item, refusal);
     if (sl_has_type(item, "item_reference"))
         return sl_refuse(refusal, 400, "input", "there is no memory of earlier items: send them");
     return 0;
+}
+
+static int add_items(struct sl_request *request, const json_t *input, struct sl_refusal *refusal)
+{
+    struct turn turn = {0};
+    struct sl_refusal later;
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < json_array_size(input); i++)
+        rc = add_item(request, &turn, json_array_get(input, i), refusal);
+    return end_turn(&turn, rc < 0 ? &later : refusal) < 0 ? -1 : rc;
 }
 
 /* `instructions` and a lone string are messages, too. */
@@ -303,9 +339,8 @@ static int read_conversation(struct sl_request *request, struct sl_refusal *refu
         return sl_refuse(refusal, 400, "input", "\"input\" is neither a string nor a list");
     if (json_is_string(input) && add_text(request, "user", input, refusal) < 0)
         return -1;
-    for (size_t i = 0; i < json_array_size(input); i++)
-        if (add_item(request, json_array_get(input, i), refusal) < 0)
-            return -1;
+    if (add_items(request, input, refusal) < 0)
+        return -1;
     if (sl_has_type(format, "json_schema") || sl_has_type(format, "json_object"))
         response_format = json_pack("{s:s, s:{s:O*}}", "type", sl_text_in(format, "type"),
                                     "json_schema", "schema", json_object_get(format, "schema"));

@@ -155,6 +155,10 @@ static int command_file(struct sl_chat_talk *talk, const char *path, struct sl_e
         }
         at += (size_t)n;
     }
+    if (memchr(text, '\0', length)) {
+        free(text);
+        return sl_err_set(err, -SL_EFORMAT, "%s: has a NUL byte, which no prompt can hold", path);
+    }
     sl_bytes_add(&talk->attached, text, length);
     sl_bytes_add_text(&talk->attached, "\n\n");
     free(text);
@@ -285,6 +289,8 @@ static int take_message(struct sl_chat_talk *talk, const char *text, size_t leng
 {
     int rc;
 
+    if (memchr(text, '\0', length))
+        return sl_err_set(err, -SL_EFORMAT, "the message has a NUL byte, which no prompt can hold");
     if (text[0] == '/' && text[1] != '/')
         return run_command(talk, text, err);
     if (text[0] == '/') {

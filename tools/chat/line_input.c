@@ -1,13 +1,18 @@
 #include "tools/chat/line_input.h"
 
 #include <errno.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include <histedit.h>
+
+#include "tools/cli/interrupt.h"
 
 #define HISTORY_LINES 1000
 #define FENCE "\"\"\""
@@ -31,6 +36,36 @@ static char *prompt(EditLine *edit)
     return input && input->goes_on ? further : first;
 }
 
+/* An EditLine's function for reading a character: its own one would forget a Ctrl-C that comes just
+ * before it reads. Bytes that are no text of the locale are left out. */
+static int read_character(EditLine *edit, wchar_t *ret_character)
+{
+    mbstate_t state = {0};
+    char byte;
+
+    (void)edit;
+    for (;;) {
+        ssize_t n = sl_interrupt_wait(STDIN_FILENO);
+        size_t used;
+
+        if (n == 0)
+            n = read(STDIN_FILENO, &byte, 1);
+        else
+            errno = EINTR;
+        if (n <= 0)
+            return (int)n;
+        used = mbrtowc(ret_character, &byte, 1, &state);
+        if (used == (size_t)-1) { /* it may begin a character, where it does not go on with one */
+            state = (mbstate_t){0};
+            used = mbrtowc(ret_character, &byte, 1, &state);
+        }
+        if (used == (size_t)-1)
+            state = (mbstate_t){0};
+        else if (used != (size_t)-2)
+            return 1;
+    }
+}
+
 static void open_history(struct sl_line_input *input, const char *path)
 {
     HistEvent event;
@@ -47,6 +82,13 @@ static void open_history(struct sl_line_input *input, const char *path)
     history(input->history, &event, H_LOAD, path); /* the first time there is none */
 }
 
+/* The editor takes what is typed for characters of the locale, and prompts are UTF-8. */
+static void use_utf8(void)
+{
+    if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8") != 0)
+        setlocale(LC_CTYPE, "C.UTF-8");
+}
+
 int sl_line_input_create(struct sl_line_input **ret_input, const char *history_path,
                          struct sl_err *err)
 {
@@ -55,6 +97,7 @@ int sl_line_input_create(struct sl_line_input **ret_input, const char *history_p
     if (!input)
         return sl_err_set(err, -ENOMEM, "line input: out of memory");
     if (isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) {
+        use_utf8();
         input->edit = el_init("sluice", stdin, stdout, stderr);
         if (!input->edit) {
             free(input);
@@ -62,6 +105,7 @@ int sl_line_input_create(struct sl_line_input **ret_input, const char *history_p
         }
         el_set(input->edit, EL_CLIENTDATA, input);
         el_set(input->edit, EL_PROMPT, prompt);
+        el_set(input->edit, EL_GETCFN, read_character);
         el_set(input->edit, EL_EDITOR, "emacs");
         open_history(input, history_path);
         el_source(input->edit, NULL); /* the user's own keys, from ~/.editrc */

@@ -1,6 +1,7 @@
 #include "tools/chat/own_daemon.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +40,16 @@ static int make_folder(struct sl_own_daemon *daemon, struct sl_err *err)
     return 0;
 }
 
-/* The child's life. Ctrl-C is for the conversation, not for the daemon. */
+/* The child's: it is removed at its end, also where it leaves a model half loaded. */
+static const char *folder_to_remove;
+
+static void remove_folder(void)
+{
+    rmdir(folder_to_remove);
+}
+
+/* The child's life. Ctrl-C is for the conversation, not for the daemon. SIGTERM is blocked, so that
+ * it waits for the daemon to look for it: whenever it comes, the folder goes. */
 static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, char *const *argv)
 {
     char **arguments = calloc((size_t)argc + 6, sizeof(*arguments));
@@ -48,8 +58,11 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
     int status;
 
     prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (!arguments || getppid() != parent)
+    folder_to_remove = daemon->folder;
+    if (!arguments || getppid() != parent || at_quick_exit(remove_folder) != 0) {
+        remove_folder();
         _exit(1);
+    }
     setpgid(0, 0);
     memcpy(arguments, argv, (size_t)argc * sizeof(*arguments));
     arguments[argc++] = quiet;
@@ -58,7 +71,7 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
     arguments[argc++] = state_option; /* batches are for a daemon that stays */
     arguments[argc++] = no_state;
     status = sl_cmd_serve(argc, arguments);
-    rmdir(daemon->folder); /* a parent that was killed does not */
+    remove_folder(); /* a parent that was killed does not */
     exit(status);
 }
 
@@ -66,20 +79,27 @@ int sl_own_daemon_start(struct sl_own_daemon *daemon, int argc, char *const *arg
                         struct sl_err *err)
 {
     const pid_t parent = getpid();
-    int rc = make_folder(daemon, err);
+    sigset_t ends, before;
+    int rc;
 
-    if (rc < 0)
-        return rc;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGHUP);
     fflush(NULL);
-    daemon->process = fork();
-    if (daemon->process == 0)
+    /* From the folder on until there is a child that removes it, this process is not ended. */
+    pthread_sigmask(SIG_BLOCK, &ends, &before);
+    rc = make_folder(daemon, err);
+    if (rc == 0)
+        daemon->process = fork();
+    if (daemon->process == 0 && rc == 0)
         serve(daemon, parent, argc, argv);
     if (daemon->process < 0) {
-        rc = -errno;
+        rc = sl_err_set(err, -errno, "cannot start a daemon: %s", sl_strerror(errno));
         daemon->process = 0;
-        return sl_err_set(err, rc, "cannot start a daemon: %s", sl_strerror(-rc));
+        rmdir(daemon->folder);
     }
-    return 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
 }
 
 int sl_own_daemon_wait(struct sl_own_daemon *daemon, struct sl_daemon_client *client,

@@ -1,5 +1,8 @@
 #include "tools/cli/interrupt.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -82,6 +85,26 @@ void sl_interrupt_keep(void)
 void sl_interrupt_clear(void)
 {
     atomic_store(&stop, false);
+}
+
+/* A signal between looking at `stop` and a read would be forgotten by the read. So the signal comes
+ * only while ppoll() waits. */
+int sl_interrupt_wait(int fd)
+{
+    struct pollfd input = {.fd = fd, .events = POLLIN};
+    sigset_t interrupt, before;
+    int rc = -1;
+
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+    while (rc < 0 && !atomic_load(&stop)) {
+        rc = ppoll(&input, 1, NULL, &before);
+        if (rc < 0 && errno != EINTR)
+            rc = 0; /* a read will say why */
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc < 0 ? -EINTR : 0;
 }
 
 bool sl_interrupted(void)

@@ -25,6 +25,10 @@ void sl_interrupt_defer(void);
 void sl_interrupt_keep(void);
 void sl_interrupt_clear(void);
 
+/* Waits until `fd` can be read, or is at its end. Returns 0, or -EINTR where Ctrl-C has come, also
+ * if that was just before. For sl_interrupt_keep(). */
+int sl_interrupt_wait(int fd);
+
 /* Returns whether a signal has asked the work to stop. */
 bool sl_interrupted(void);
 
