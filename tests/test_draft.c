@@ -245,7 +245,7 @@ static void test_stages_load(void **state)
                      0);
     assert_in_range(sl_weights_bytes(&sizes, &sl_weights_all_resident) - loaded.arena.used_bytes, 0,
                     SL_CACHE_LINE_BYTES - 1);
-    assert_int_equal(loaded.draft, SL_DRAFT_DSPARK);
+    assert_int_equal(loaded.draft.kind, SL_DRAFT_DSPARK);
     for (uint32_t i = 0; i < 3; i++) {
         assert_int_equal(loaded.layers[n_hidden + i].ratio, 0);
         assert_null(loaded.layers[n_hidden + i].tid2eid);

@@ -197,10 +197,12 @@ static void check_areas(const struct sl_engine_options *options, bool staging)
     engine_rig_kv(engine, options->n_sequences - 1);
     sl_engine_areas(engine, areas);
     assert_string_equal(areas[0].name, "dense weights");
-    assert_int_equal(areas[0].size_bytes, plan.need_bytes[SL_MEMORY_WEIGHTS]);
+    assert_int_equal(areas[0].size_bytes + plan.draft_working_bytes,
+                     plan.need_bytes[SL_MEMORY_WEIGHTS] + plan.need_bytes[SL_MEMORY_DRAFT]);
     assert_int_equal(areas[1].size_bytes, plan.need_bytes[SL_MEMORY_KV]);
     assert_int_equal(areas[2].size_bytes, plan.need_bytes[SL_MEMORY_ACTIVATIONS] +
-                                              plan.need_bytes[SL_MEMORY_SMALL_STEPS]);
+                                              plan.need_bytes[SL_MEMORY_SMALL_STEPS] +
+                                              plan.draft_working_bytes);
     assert_in_range(areas[3].size_bytes,
                     plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING],
                     plan.need_bytes[SL_MEMORY_CACHE] + plan.need_bytes[SL_MEMORY_STAGING] +
@@ -249,9 +251,11 @@ static void test_plan_is_what_it_takes(void **state)
     assert_int_equal(sl_weights_measure(&m->config, &m->source.source, &fixture_mtp, &sizes, NULL),
                      0);
     weights_bytes = sl_weights_bytes(&sizes, &sl_weights_all_resident);
-    assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS], sl_arena_mapped_bytes(weights_bytes));
+    assert_int_equal(plan.need_bytes[SL_MEMORY_WEIGHTS] + plan.need_bytes[SL_MEMORY_DRAFT],
+                     sl_arena_mapped_bytes(weights_bytes) + plan.draft_working_bytes);
+    assert_true(plan.draft_working_bytes > 0);
     assert_int_equal(plan.need_bytes[SL_MEMORY_KV], sl_engine_kv_pool(engine)->arena.size_bytes);
-    assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS],
+    assert_int_equal(plan.need_bytes[SL_MEMORY_ACTIVATIONS] + plan.draft_working_bytes,
                      sl_forward_arena(sl_engine_forward(engine, SL_STEP_LARGE))->size_bytes);
     assert_true(plan.slot_bytes >= m->experts.offset_bytes[SL_EXPERT_MATRICES]);
     assert_int_equal(plan.slots_min, 5 * 3);
@@ -262,6 +266,7 @@ static void test_plan_is_what_it_takes(void **state)
     options.draft = SL_DRAFT_NONE;
     assert_int_equal(sl_engine_plan(&options, &opened, &verdict, NULL), 0);
     assert_int_equal(opened.slots_max, 4 * 8);
+    assert_int_equal(opened.need_bytes[SL_MEMORY_DRAFT], 0);
     assert_true(opened.need_bytes[SL_MEMORY_WEIGHTS] < weights_bytes);
     assert_true(opened.need_bytes[SL_MEMORY_KV] < plan.need_bytes[SL_MEMORY_KV]);
 }

@@ -171,8 +171,8 @@ static void test_parts_that_do_not_fit(void **state)
 static uint64_t activations_of(const struct sl_config *config, const struct sl_memory_case *what,
                                uint32_t n_tokens)
 {
-    return sl_arena_mapped_bytes(sl_forward_measure(config, what->numerics, what->n_threads,
-                                                    n_tokens, what->context_tokens,
+    return sl_arena_mapped_bytes(sl_forward_measure(config, what->draft, what->numerics,
+                                                    what->n_threads, n_tokens, what->context_tokens,
                                                     what->n_sequences));
 }
 

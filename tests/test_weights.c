@@ -218,7 +218,7 @@ static void test_loads_what_it_measured(void **state)
                                          rig->pool, NULL),
                          0);
         assert_in_range(measured_bytes[mtp] - weights.arena.used_bytes, 0, SL_CACHE_LINE_BYTES - 1);
-        assert_int_equal(weights.draft, mtp ? SL_DRAFT_MTP : SL_DRAFT_NONE);
+        assert_int_equal(weights.draft.kind, mtp ? SL_DRAFT_MTP : SL_DRAFT_NONE);
         if (mtp) {
             assert_int_equal(rig->source.n_reads, rig->source.count); /* each once */
             check_loaded(rig, &weights);

@@ -80,10 +80,23 @@ bool sl_attend_is_selected(const struct sl_step *step, const struct sl_layer_wei
            sl_attend_visible(step, weights, i) > step->config->index_topk;
 }
 
-/* First position in the window of a query at `position`. */
-static uint32_t window_start(const struct sl_config *c, uint32_t position)
+/* First position in the window of token i, which is one of the window itself. The tokens of a block
+ * all have the window that is before it. */
+static uint32_t window_start(const struct sl_step *step, uint32_t i)
 {
-    return position + 1 > c->sliding_window ? position + 1 - c->sliding_window : 0;
+    const uint32_t window = step->config->sliding_window;
+    const uint32_t end = step->block_tokens ? step->tokens[step->tokens[i].span_first].position
+                                            : step->tokens[i].position + 1;
+
+    return end > window ? end - window : 0;
+}
+
+/* First position behind what token i sees. */
+static uint32_t window_end(const struct sl_step *step, uint32_t i)
+{
+    if (step->block_tokens)
+        return step->tokens[step->tokens[i].span_first].position + step->block_tokens;
+    return step->tokens[i].position + 1;
 }
 
 struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uint32_t first)
@@ -92,7 +105,7 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
     const struct sl_step_token *tokens = step->tokens;
     struct sl_attend_group group = {
         .first = first,
-        .window_first = window_start(step->config, tokens[first].position) & ~1u,
+        .window_first = window_start(step, first) & ~1u,
         .selected = sl_attend_is_selected(step, run->weights, first),
     };
     uint32_t n = 1, last;
@@ -103,7 +116,7 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
         n++;
     last = first + n - 1;
     group.n_queries = n;
-    group.window_slots = round_up_even(tokens[last].position + 1 - group.window_first);
+    group.window_slots = round_up_even(window_end(step, last) - group.window_first);
     group.n_compressed =
         group.selected ? step->config->index_topk : sl_attend_visible(step, run->weights, last);
     group.n_entries = group.window_slots + round_up_even(group.n_compressed);
@@ -119,7 +132,6 @@ uint32_t sl_attend_group_tiles(const struct sl_attend_run *run, const struct sl_
 static const uint8_t *entry_at(const struct sl_attend_run *in, const struct sl_attend_group *group,
                                uint32_t n)
 {
-    const struct sl_config *c = in->step->config;
     const struct sl_step_token *last = &in->step->tokens[group->first + group->n_queries - 1];
     const uint32_t layer_index = in->layer_index;
 
@@ -127,8 +139,7 @@ static const uint8_t *entry_at(const struct sl_attend_run *in, const struct sl_a
         uint32_t position = group->window_first + n;
         int64_t index;
 
-        if (position > last->position ||
-            position < window_start(c, in->step->tokens[group->first].position))
+        if (position > last->position || position < window_start(in->step, group->first))
             return NULL;
         index = sl_step_index_of(in->step, group->first, position);
         return index >= 0 ? in->step_entries + (size_t)index * last->kv->pool->layout.entry_bytes
@@ -149,11 +160,9 @@ struct sight {
 static struct sight sight_of(const struct sl_attend_run *in, const struct sl_attend_group *group,
                              uint32_t token)
 {
-    uint32_t position = in->step->tokens[token].position;
-
     return (struct sight){
-        .window_first = window_start(in->step->config, position) - group->window_first,
-        .window_end = position + 1 - group->window_first,
+        .window_first = window_start(in->step, token) - group->window_first,
+        .window_end = window_end(in->step, token) - group->window_first,
         .n_compressed =
             group->selected ? group->n_compressed : sl_attend_visible(in->step, in->weights, token),
     };

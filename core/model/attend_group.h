@@ -5,7 +5,7 @@
  * out once, as rows for the scores and as R16 tiles of their transpose for the weighted sum, so
  * that both products are the BF16 matrix kernel: heads against entries, then channels against
  * heads. What a query of a group does not see has weight zero, which changes no sum. A query that
- * the indexer chose entries for is a group of its own.
+ * the indexer chose entries for is a group of its own; a draft's block is one, too.
  *
  * Who does which piece on which thread is core/model/attend.c's to say: nothing here starts jobs,
  * and all functions may be called inside one. */
@@ -18,6 +18,7 @@
 #include "core/model/weights.h"
 
 #define SL_ATTEND_QUERIES_MAX 16u /* of a group */
+_Static_assert(SL_DSPARK_BLOCK_MAX <= SL_ATTEND_QUERIES_MAX, "a block is one group");
 
 /* The queries of tokens first to end of the step, all arrays by their row: token - first. */
 struct sl_attend_run {

@@ -148,27 +148,36 @@ static void compress(const struct run *in)
                            in->first, in->end);
 }
 
-/* Norms of what the first projections gave: the query's low-rank form, and the KV entry, which is
- * rotated and stored. Items are rows of the chunk. */
-static void finish_first_projections(void *context, size_t first, size_t end, uint32_t thread_index)
+/* A window entry of what wkv gave for step token i: normed, rotated and stored. */
+static void make_entry(const struct run *in, size_t i, float *kv, uint8_t *entry)
 {
-    const struct run *in = context;
     const struct sl_config *c = in->step->config;
     const struct sl_kernels *k = in->step->compute->kernels;
     const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
     const uint32_t pairs = c->qk_rope_head_dim / 2;
 
+    k->rms_norm(c->head_dim, kv, in->weights->kv_norm, c->rms_norm_eps, kv);
+    k->rotate(pairs, kv + c->head_dim - 2 * pairs, in->step->cosine[kind] + i * pairs,
+              in->step->sine[kind] + i * pairs, 1.0f);
+    store_entry(in, kv, entry);
+}
+
+/* Norms of what the first projections gave: the query's low-rank form, and the KV entry. Items are
+ * rows of the chunk. */
+static void finish_first_projections(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    const struct sl_config *c = in->step->config;
+    const struct sl_kernels *k = in->step->compute->kernels;
+
     for (size_t row = first; row < end; row++) {
         size_t i = in->first + row;
-        float *kv = in->a->kv + row * sl_r16_padded_rows(c->head_dim);
         float *qr = in->a->qr.f32 + row * c->q_lora_rank;
 
         k->rms_norm(c->q_lora_rank, qr, in->weights->q_norm, c->rms_norm_eps, qr);
         sl_act_buffer_round(&in->a->qr, in->step->compute, thread_index, row);
-        k->rms_norm(c->head_dim, kv, in->weights->kv_norm, c->rms_norm_eps, kv);
-        k->rotate(pairs, kv + c->head_dim - 2 * pairs, in->step->cosine[kind] + i * pairs,
-                  in->step->sine[kind] + i * pairs, 1.0f);
-        store_entry(in, kv, in->a->step_entries + i * in->a->entry_bytes);
+        make_entry(in, i, in->a->kv + row * sl_r16_padded_rows(c->head_dim),
+                   in->a->step_entries + i * in->a->entry_bytes);
     }
 }
 
@@ -337,6 +346,47 @@ int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
         sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,
                     step->config->hidden_size);
     }
-    sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
+    if (!step->block_tokens)
+        sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
     return 0;
+}
+
+/* ---- rows from elsewhere -----------------------------------------------------------------------
+ */
+
+struct rows {
+    struct run in;
+    const uint32_t *tokens;
+};
+
+/* Items are rows. */
+static void write_entries(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct rows *rows = context;
+    const struct run *in = &rows->in;
+
+    (void)thread_index;
+    for (size_t row = first; row < end; row++) {
+        const struct sl_step_token *token = &in->step->tokens[rows->tokens[row]];
+
+        make_entry(in, rows->tokens[row],
+                   in->a->kv + row * sl_r16_padded_rows(in->step->config->head_dim),
+                   sl_kv_row(token->kv, in->layer_index, SL_KV_WINDOW, token->position));
+    }
+}
+
+void sl_attention_fill_window(struct sl_attention *attention, const struct sl_step *step,
+                              uint32_t layer_index, const struct sl_layer_weights *weights,
+                              struct sl_act x, const uint32_t *tokens, uint32_t n_rows)
+{
+    struct rows rows = {{.a = attention,
+                         .step = step,
+                         .weights = weights,
+                         .layer_index = layer_index,
+                         .end = n_rows},
+                        tokens};
+    const struct sl_linear_job job = job_of(&rows.in, &weights->wkv, x, attention->kv);
+
+    sl_linear_run(step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
+    sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, n_rows, 1, write_entries, &rows);
 }

@@ -6,6 +6,7 @@
 #define SL_MODEL_ATTENTION_H
 
 #include "core/base/arena.h"
+#include "core/model/linear.h"
 #include "core/model/step.h"
 #include "core/model/weights.h"
 
@@ -22,5 +23,12 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
  * middle when the step is stopped. */
 int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
                      uint32_t layer_index, const struct sl_layer_weights *weights);
+
+/* Writes window entries of layer `layer_index` that are made of x, n_rows of (hidden_size), in
+ * place of the layer's own input: row i for step token tokens[i]. At most SL_CHUNK_TOKENS rows, and
+ * no two for the same row of a ring. */
+void sl_attention_fill_window(struct sl_attention *attention, const struct sl_step *step,
+                              uint32_t layer_index, const struct sl_layer_weights *weights,
+                              struct sl_act x, const uint32_t *tokens, uint32_t n_rows);
 
 #endif

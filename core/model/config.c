@@ -206,6 +206,7 @@ static int read_dspark(const struct reader *in, struct sl_config *config)
             return rc;
         *numbers[i].value = (uint32_t)value;
     }
+    dspark->has_noise_token = json_object_get(in->root, "dspark_noise_token_id") != NULL;
     dspark->n_targets = (uint32_t)json_array_size(targets);
     if (targets && (dspark->n_targets < 1 || dspark->n_targets > SL_DSPARK_TARGETS_MAX))
         return broken(in, "\"dspark_target_layer_ids\" is not a list of 1 to 8 layers",

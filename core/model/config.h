@@ -34,7 +34,8 @@ struct sl_rope_scaling { /* YaRN; original_max_position_embeddings 0 when absent
 
 struct sl_dspark_config { /* of the draft of that name; 0 for what the file does not give */
     uint32_t block_size;  /* rows of a draft, the anchor's first */
-    uint32_t noise_token_id;
+    bool has_noise_token;
+    uint32_t noise_token_id; /* of a draft's rows behind the anchor's */
     uint32_t markov_rank;
     uint32_t n_targets;
     uint32_t target_layer_ids[SL_DSPARK_TARGETS_MAX]; /* (n_targets) ascending */

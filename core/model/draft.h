@@ -24,8 +24,16 @@ struct sl_draft {
     uint32_t markov_rank; /* DSpark: likewise, of its Markov head */
 };
 
+/* DSpark: bounds that its parts in memory go by; see struct sl_dspark_config for the block's. */
+#define SL_DRAFT_BLOCKS_MAX 16u
+
 /* Finds out from the tensors' headers. Blocks of an unknown kind are SL_DRAFT_NONE. */
 struct sl_draft sl_draft_find(const struct sl_config *config, struct sl_weight_source *source);
+
+/* Refuses (-SL_EUNSUPPORTED) a draft that cannot be run since config.json lacks what its tensors do
+ * not tell, or tells otherwise. */
+int sl_draft_check(const struct sl_draft *draft, const struct sl_config *config, const char *folder,
+                   struct sl_err *err);
 
 /* How many of the blocks mtp.0 .. config.json or the draft account for: those beyond are of no
  * use. */

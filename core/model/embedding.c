@@ -164,9 +164,7 @@ static const uint8_t *row_of(const struct sl_embedding *in, int32_t id)
     uint32_t low = 0, high = in->n_rows;
 
     if (in->table.tiles)
-        return in->table.tiles +
-               (size_t)id * in->table.cols *
-                   (in->table.kind == SL_MATRIX_F32 ? sizeof(float) : sizeof(uint16_t));
+        return in->table.tiles + (size_t)id * sl_table_row_bytes(&in->table);
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
 
@@ -194,15 +192,7 @@ static void write_rows(void *context, size_t first, size_t end, uint32_t thread_
 
         if (!row)
             continue;
-        if (table->kind == SL_MATRIX_F32)
-            memcpy(x, row, cols * sizeof(float));
-        else
-            for (size_t c = 0; c < cols; c++) {
-                uint16_t code;
-
-                memcpy(&code, row + c * sizeof(code), sizeof(code));
-                x[c] = sl_bf16_to_f32(code);
-            }
+        sl_table_row(table, row, x);
         for (size_t copy = 1; copy < in->n_copies; copy++)
             memcpy(x + copy * cols, x, cols * sizeof(float));
     }

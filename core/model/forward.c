@@ -1,5 +1,6 @@
 /* A step from its beginning to its end: the setting up, the layers, and what becomes of the
- * sequences. Logits are core/model/forward_logits.c's, the MTP block core/model/mtp.c's. */
+ * sequences. Logits are core/model/forward_logits.c's, the MTP block core/model/mtp.c's, drafts of
+ * DSpark core/model/forward_dspark.c's. */
 #include "core/model/forward.h"
 
 #include <errno.h>
@@ -14,41 +15,47 @@
  */
 
 static void carve(struct sl_forward *f, struct sl_arena *arena, const struct sl_config *c,
-                  enum sl_numerics numerics, uint32_t n_threads)
+                  const struct sl_draft *draft, enum sl_numerics numerics, uint32_t n_threads)
 {
     const uint64_t tokens = f->params.tokens_max, pairs = c->qk_rope_head_dim / 2;
-    const uint32_t n_hidden = c->num_hidden_layers, n_mtp = c->num_nextn_predict_layers > 0;
+    const bool mtp = draft->kind == SL_DRAFT_MTP;
+    const uint32_t n_main = c->num_hidden_layers + (mtp ? 0 : draft->n_blocks);
 
     f->spans = sl_arena_take(arena, f->params.spans_max, sizeof(*f->spans));
     f->span_first = sl_arena_take(arena, f->params.spans_max, sizeof(*f->span_first));
     f->tokens = sl_arena_take(arena, tokens, sizeof(*f->tokens));
     f->step.streams = sl_arena_take(arena, tokens * c->hc_mult * c->hidden_size, sizeof(float));
-    f->rollback[SL_FORWARD_MAIN] = sl_kv_rollback_carve(arena, c, numerics, 0, n_hidden,
+    f->rollback[SL_FORWARD_MAIN] = sl_kv_rollback_carve(arena, c, numerics, 0, n_main,
                                                         f->params.tokens_max, f->params.spans_max);
-    f->rollback[SL_FORWARD_MTP] = sl_kv_rollback_carve(arena, c, numerics, n_hidden, n_mtp,
-                                                       f->params.tokens_max, f->params.spans_max);
+    f->rollback[SL_FORWARD_MTP] =
+        sl_kv_rollback_carve(arena, c, numerics, n_main, mtp ? draft->n_blocks : 0,
+                             f->params.tokens_max, f->params.spans_max);
     for (int kind = 0; kind < SL_ROPE_KINDS; kind++) {
         f->cosine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
         f->sine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
         f->frequency[kind] = sl_arena_take(arena, pairs, sizeof(float));
     }
     sl_forward_carve_logits(f, arena, c, numerics);
-    sl_forward_carve_mtp(f, arena, c, numerics);
+    if (mtp)
+        sl_forward_carve_mtp(f, arena, c, numerics);
     f->attention = sl_attention_carve(arena, c, numerics, n_threads, f->params.tokens_max,
                                       f->params.context_max);
     f->moe = sl_moe_carve(arena, c, numerics, f->params.tokens_max);
+    if (draft->kind == SL_DRAFT_DSPARK)
+        sl_forward_carve_dspark(f, arena, c, draft, numerics, n_threads);
 }
 
-uint64_t sl_forward_measure(const struct sl_config *config, enum sl_numerics numerics,
-                            uint32_t n_threads, uint32_t tokens_max, uint32_t context_max,
-                            uint32_t spans_max)
+uint64_t sl_forward_measure(const struct sl_config *config, const struct sl_draft *draft,
+                            enum sl_numerics numerics, uint32_t n_threads, uint32_t tokens_max,
+                            uint32_t context_max, uint32_t spans_max)
 {
+    static const struct sl_draft none = {.kind = SL_DRAFT_NONE};
     struct sl_forward forward = {
         .params = {.tokens_max = tokens_max, .context_max = context_max, .spans_max = spans_max}};
     struct sl_arena arena;
 
     sl_arena_init_measure(&arena);
-    carve(&forward, &arena, config, numerics, n_threads);
+    carve(&forward, &arena, config, draft ? draft : &none, numerics, n_threads);
     return arena.used_bytes;
 }
 
@@ -64,16 +71,16 @@ int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_p
     if (!f)
         return sl_err_set(err, -ENOMEM, "forward pass: out of memory");
     f->params = *params;
-    rc = sl_arena_reserve(&f->arena,
-                          sl_forward_measure(config, params->compute->numerics, n_threads,
-                                             params->tokens_max, params->context_max,
-                                             params->spans_max),
-                          "activations", err);
+    rc = sl_arena_reserve(
+        &f->arena,
+        sl_forward_measure(config, &params->weights->draft, params->compute->numerics, n_threads,
+                           params->tokens_max, params->context_max, params->spans_max),
+        "activations", err);
     if (rc < 0) {
         free(f);
         return rc;
     }
-    carve(f, &f->arena, config, params->compute->numerics, n_threads);
+    carve(f, &f->arena, config, &params->weights->draft, params->compute->numerics, n_threads);
     f->step.config = config;
     f->step.compute = params->compute;
     f->step.tokens = f->tokens;
@@ -186,6 +193,11 @@ static void set_angles(void *context, size_t first, size_t end, uint32_t thread_
                            f->cosine[kind] + i * pairs, f->sine[kind] + i * pairs);
 }
 
+void sl_forward_set_angles(struct sl_forward *f)
+{
+    sl_pool_run(f->params.compute->pool, SL_PHASE_REST, f->step.n_tokens, 4, set_angles, f);
+}
+
 /* Lays the spans' tokens out one after the other. */
 static void set_tokens(struct sl_forward *f)
 {
@@ -204,7 +216,8 @@ static void set_tokens(struct sl_forward *f)
         n += span->n_tokens;
     }
     f->step.n_tokens = n;
-    sl_pool_run(f->params.compute->pool, SL_PHASE_REST, n, 4, set_angles, f);
+    f->step.block_tokens = 0;
+    sl_forward_set_angles(f);
 }
 
 /* Takes the sequences for the pass. */
@@ -227,6 +240,7 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
                           enum sl_forward_part part, struct sl_err *err)
 {
     const uint32_t n_hidden = f->params.config->num_hidden_layers;
+    const uint32_t n_stages = f->dspark ? f->params.weights->draft.n_blocks : 0;
     int rc;
 
     sl_assert(part == SL_FORWARD_MTP ? f->state == SL_FORWARD_STREAMS_LEFT
@@ -246,8 +260,10 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
     take_sequences(f);
     set_tokens(f);
     sl_forward_count_rows(f);
+    if (f->dspark)
+        sl_dspark_begin(f->dspark, &f->step);
     f->first_layer = f->next_layer = part == SL_FORWARD_MTP ? n_hidden : 0;
-    f->end_layer = part == SL_FORWARD_MTP ? n_hidden + (f->step.n_tokens > 0) : n_hidden;
+    f->end_layer = n_hidden + (part == SL_FORWARD_MTP ? f->step.n_tokens > 0 : n_stages);
     return 0;
 }
 
@@ -293,6 +309,8 @@ static int run_in_layer(struct sl_forward *f, uint32_t layer_index,
         rc = sl_moe_run(f->moe, &f->step, layer_index, layer, next, f->params.source, err);
     if (rc == -ECANCELED)
         return sl_err_set(err, rc, "stopped in layer %u", layer_index);
+    if (rc == 0 && f->dspark && f->part == SL_FORWARD_MAIN)
+        sl_dspark_note(f->dspark, &f->step, layer_index);
     if (rc == 0 && f->request.on_route)
         f->request.on_route(f->request.on_route_context, layer_index, f->step.n_tokens,
                             sl_moe_picked(f->moe));
@@ -304,12 +322,16 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
     const struct sl_layer_weights *layer;
     int rc = 0;
 
-    sl_kv_rollback_save(&f->rollback[f->part]);
+    if (f->part < SL_FORWARD_PARTS)
+        sl_kv_rollback_save(&f->rollback[f->part]);
     if (layer_index == f->first_layer)
         rc = f->part == SL_FORWARD_MTP ? sl_forward_set_mtp_streams(f, err) : set_streams(f, err);
     if (rc < 0 || (rc = sl_weights_acquire(f->params.weights, layer_index, &layer, err)) < 0)
         return rc;
-    rc = run_in_layer(f, layer_index, layer, err);
+    if (f->part == SL_FORWARD_MAIN && layer_index >= f->params.config->num_hidden_layers)
+        sl_dspark_fill(f->dspark, &f->step, layer_index, layer, &f->params.weights->dspark);
+    else
+        rc = run_in_layer(f, layer_index, layer, err);
     sl_weights_release(f->params.weights, layer_index);
     return rc;
 }
@@ -329,7 +351,8 @@ int sl_forward_advance(struct sl_forward *f, struct sl_err *err)
     if (f->next_layer < f->end_layer)
         rc = run_layer(f, f->next_layer++, err);
     else if (f->n_rows_left > 0)
-        rc = sl_forward_give_rows(f, err);
+        rc = f->part == SL_FORWARD_DSPARK ? sl_forward_give_dspark(f, err)
+                                          : sl_forward_give_rows(f, err);
     if (rc < 0)
         sl_forward_abandon(f);
     sl_pool_phase(pool, SL_PHASE_OUTSIDE);
@@ -358,11 +381,14 @@ int sl_forward_step(struct sl_forward *f, const struct sl_step_request *request,
 /* ---- what becomes of the sequences -------------------------------------------------------------
  */
 
-/* Sets how far a span's sequence has come, and lets go of it. */
-static void let_go_of(const struct sl_kv_rollback_span *span, enum sl_forward_part part)
+/* Sets how far a span's sequence has come, and lets go of it. DSpark's stages come along. */
+static void let_go_of(const struct sl_forward *f, const struct sl_kv_rollback_span *span,
+                      enum sl_forward_part part)
 {
-    *(part == SL_FORWARD_MTP ? &span->kv->n_mtp_tokens : &span->kv->n_tokens) =
-        span->first + span->n_kept;
+    if (part == SL_FORWARD_MAIN)
+        span->kv->n_tokens = span->first + span->n_kept;
+    if (part == SL_FORWARD_MTP || f->dspark)
+        span->kv->n_mtp_tokens = span->first + span->n_kept;
     span->kv->in_step = false;
 }
 
@@ -371,15 +397,23 @@ static void let_go(const struct sl_forward *f, enum sl_forward_part part)
     const struct sl_kv_rollback *rollback = &f->rollback[part];
 
     for (uint32_t s = 0; s < rollback->n_spans; s++)
-        let_go_of(&rollback->spans[s], part);
+        let_go_of(f, &rollback->spans[s], part);
 }
 
-void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
+/* A draft has written to none of its sequences. */
+static void let_go_of_drafts(struct sl_forward *f)
+{
+    for (uint32_t s = 0; s < f->request.n_spans; s++)
+        f->spans[s].kv->in_step = false;
+    f->state = SL_FORWARD_IDLE;
+}
+
+/* Ends a pass that writes. */
+static void end_part(struct sl_forward *f, const uint32_t *n_kept)
 {
     struct sl_kv_rollback *rollback = &f->rollback[f->part];
     bool all = true;
 
-    sl_assert(f->state == SL_FORWARD_OPEN && !has_more(f));
     for (uint32_t s = 0; s < rollback->n_spans; s++) {
         struct sl_kv_rollback_span *span = &rollback->spans[s];
 
@@ -405,25 +439,23 @@ static void close_gap(struct sl_forward *f, uint32_t first, uint32_t end)
             (f->step.n_tokens - end) * size * sizeof(float));
 }
 
-/* Rows of a step are computed each by itself, so the others' go on where they are moved to. Nothing
- * but the streams lasts from one layer to the next; angles are computed anew. */
-void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
+/* From a pass that writes. */
+static void drop_span(struct sl_forward *f, uint32_t span_index)
 {
     struct sl_kv_rollback *rollback = &f->rollback[f->part];
     struct sl_span *span = &f->spans[span_index];
     struct sl_expert_source *source = f->params.source;
-    struct sl_pool *pool = f->params.compute->pool;
+    const uint32_t first = f->span_first[span_index];
 
-    sl_assert(f->state == SL_FORWARD_OPEN);
-    sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
-    sl_pool_phase(pool, SL_PHASE_REST);
     sl_kv_rollback_restore_span(rollback, span_index);
-    let_go_of(&rollback->spans[span_index], f->part);
+    let_go_of(f, &rollback->spans[span_index], f->part);
     sl_kv_rollback_remove(rollback, span_index);
     if (f->part == SL_FORWARD_MTP)
         sl_kv_rollback_remove(&f->rollback[SL_FORWARD_MAIN], span_index);
     sl_forward_drop_rows(f, span_index);
-    close_gap(f, f->span_first[span_index], f->span_first[span_index] + span->n_tokens);
+    close_gap(f, first, first + span->n_tokens);
+    if (f->dspark)
+        sl_dspark_drop(f->dspark, &f->step, first, first + span->n_tokens);
     f->request.n_spans--;
     memmove(span, span + 1, (f->request.n_spans - span_index) * sizeof(*span));
     set_tokens(f);
@@ -432,7 +464,35 @@ void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
     /* Some of what was prefetched for the hash-routed layers will not be demanded. */
     if (f->next_layer < f->params.config->num_hash_layers && source->ops->forget)
         source->ops->forget(source);
+}
+
+/* Rows of a step are computed each by itself, so the others' go on where they are moved to. Nothing
+ * but the streams, and what DSpark keeps of them, lasts from one layer to the next; angles are
+ * computed anew. */
+void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
+{
+    struct sl_pool *pool = f->params.compute->pool;
+
+    sl_assert(f->state == SL_FORWARD_OPEN);
+    sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
+    sl_pool_phase(pool, SL_PHASE_REST);
+    if (f->part == SL_FORWARD_DSPARK) {
+        close_gap(f, f->span_first[span_index],
+                  f->span_first[span_index] + f->spans[span_index].n_tokens);
+        sl_forward_drop_block(f, span_index);
+    } else {
+        drop_span(f, span_index);
+    }
     sl_pool_phase(pool, SL_PHASE_OUTSIDE);
+}
+
+void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
+{
+    sl_assert(f->state == SL_FORWARD_OPEN && !has_more(f));
+    if (f->part == SL_FORWARD_DSPARK)
+        let_go_of_drafts(f);
+    else
+        end_part(f, n_kept);
 }
 
 /* Puts the sequences of a part's latest pass back to before it. */
@@ -452,9 +512,13 @@ void sl_forward_abandon(struct sl_forward *f)
     struct sl_expert_source *source = f->params.source;
 
     sl_assert(f->state == SL_FORWARD_OPEN);
-    roll_back_part(f, f->part);
     if (source->ops->forget)
         source->ops->forget(source);
+    if (f->part == SL_FORWARD_DSPARK) {
+        let_go_of_drafts(f);
+        return;
+    }
+    roll_back_part(f, f->part);
     f->state = f->part == SL_FORWARD_MTP ? SL_FORWARD_STREAMS_USED : SL_FORWARD_IDLE;
 }
 

@@ -98,10 +98,10 @@ struct sl_step_request {
 };
 
 /* Bytes of working memory that sl_forward_create() will map, what rolls a step back included.
- * n_threads as in params->compute. */
-uint64_t sl_forward_measure(const struct sl_config *config, enum sl_numerics numerics,
-                            uint32_t n_threads, uint32_t tokens_max, uint32_t context_max,
-                            uint32_t spans_max);
+ * `draft` is the one that is loaded, or NULL; n_threads as in params->compute. */
+uint64_t sl_forward_measure(const struct sl_config *config, const struct sl_draft *draft,
+                            enum sl_numerics numerics, uint32_t n_threads, uint32_t tokens_max,
+                            uint32_t context_max, uint32_t spans_max);
 
 /* Fails with -ENOMEM. The caller destroys *ret_forward. */
 int sl_forward_create(struct sl_forward **ret_forward, const struct sl_forward_params *params,
@@ -167,7 +167,55 @@ int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *req
 
 /* Rolls back the step that ended last, and its MTP pass: its sequences, which nobody has touched
  * or marked since, are where they were before it, but for those that were dropped. Once, and before
- * another step begins. */
+ * another step or draft begins. */
 void sl_forward_rollback(struct sl_forward *forward);
+
+/* ---- drafts of DSpark --------------------------------------------------------------------------
+ * Only with weights that have one.
+ */
+
+/* A draft to be made: what may follow the anchor, which is the token chosen for the place behind
+ * all that its sequence has seen, at least one token. */
+struct sl_dspark_span {
+    struct sl_kv_cache *kv;
+    int32_t anchor;
+    uint32_t n_max;   /* tokens, 1 to the config's dspark.block_size */
+    float chance_min; /* it ends before the chance that all of it stands is less; 0: nowhere */
+};
+
+/* Logits (vocab_size) of token `draft_index` of a draft, given those that were chosen before, and
+ * the chance that the draft gives it to stand if those before it do. Whoever is told chooses. */
+struct sl_dspark_row {
+    uint32_t span_index;
+    uint32_t draft_index;
+    const float *logits;
+    float confidence;
+    int32_t token; /* set by the callee */
+};
+
+/* The next token of some drafts, one row for each; otherwise as sl_logits_fn. */
+typedef void sl_dspark_fn(void *context, struct sl_dspark_row *rows, uint32_t n_rows);
+
+/* The work of one such pass, and whom it tells, as in a step. */
+struct sl_dspark_request {
+    const struct sl_dspark_span *spans;
+    uint32_t n_spans;
+    const atomic_bool *stop;
+    sl_dspark_fn *on_draft;
+    void *on_draft_context;
+    sl_route_fn *on_route;
+    void *on_route_context;
+};
+
+/* Begins a pass that makes drafts; no step is open. Sequences and forward need not have been in a
+ * step together, and however it ends, every sequence is as it was. advance() and end() follow as
+ * for any step. Fails, and nothing has happened, with -SL_EFORMAT (an anchor outside the
+ * vocabulary) or -SL_EBUDGET (more blocks than the forward has tokens for). */
+int sl_forward_begin_dspark(struct sl_forward *forward, const struct sl_dspark_request *request,
+                            struct sl_err *err);
+
+/* All of it at once. Fails as begin_dspark() and advance() do. */
+int sl_forward_dspark(struct sl_forward *forward, const struct sl_dspark_request *request,
+                      struct sl_err *err);
 
 #endif

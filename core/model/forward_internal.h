@@ -1,8 +1,9 @@
-/* The state of a forward: private to forward.c, forward_logits.c and mtp.c. */
+/* The state of a forward: private to forward*.c and mtp.c. */
 #ifndef SL_MODEL_FORWARD_INTERNAL_H
 #define SL_MODEL_FORWARD_INTERNAL_H
 
 #include "core/model/attention.h"
+#include "core/model/dspark.h"
 #include "core/model/forward.h"
 #include "core/model/hyper_connection.h"
 #include "core/model/kv_rollback.h"
@@ -10,18 +11,38 @@
 #include "core/model/moe.h"
 #include "core/model/step.h"
 
-/* The parts of the model that a pass runs through, each with its own rollback. */
-enum sl_forward_part { SL_FORWARD_MAIN, SL_FORWARD_MTP, SL_FORWARD_PARTS };
+/* The parts of the model that a pass runs through. The main one is all layers, and the rings of
+ * DSpark's stages. Those before PARTS write to KV caches, each with its own rollback. */
+enum sl_forward_part {
+    SL_FORWARD_MAIN,
+    SL_FORWARD_MTP,
+    SL_FORWARD_PARTS,
+    SL_FORWARD_DSPARK = SL_FORWARD_PARTS,
+};
 
 /*        begin            end               begin_mtp           end, abandon
  *   IDLE ────► OPEN[MAIN] ────► STREAMS_LEFT ────────► OPEN[MTP] ────────────► STREAMS_USED
+ *     ▲ begin_dspark
+ *     └───────────────► OPEN[DRAFT] ──end, abandon──► IDLE
  *
- * From everywhere but OPEN another step may begin. Only a step that ended can be rolled back. */
+ * From everywhere but OPEN another step or draft may begin. Only a step that ended, and that
+ * nothing has followed, can be rolled back. */
 enum sl_forward_state {
     SL_FORWARD_IDLE,
     SL_FORWARD_OPEN, /* a pass through `part` */
     SL_FORWARD_STREAMS_LEFT,
     SL_FORWARD_STREAMS_USED,
+};
+
+/* DSpark's drafts, whose blocks are at work. */
+struct sl_blocks {
+    sl_dspark_fn *on_draft;
+    void *on_draft_context;
+    struct sl_dspark_span *spans;  /* (spans_max) the request's */
+    uint32_t next_span;            /* whose draft is not made yet */
+    float *h;                      /* (SL_LOGITS_ROWS_MAX, hidden_size) before the head's norm */
+    struct sl_act_buffer previous; /* (spans at once, rank) rows of the Markov head's table */
+    float *markov;                 /* (spans at once, vocab_size rounded up to 16) */
 };
 
 struct sl_forward {
@@ -41,13 +62,17 @@ struct sl_forward {
     struct sl_moe *moe;
     float *cosine[SL_ROPE_KINDS], *sine[SL_ROPE_KINDS], *frequency[SL_ROPE_KINDS];
 
-    uint32_t n_rows_left;         /* of logits, to be given */
+    uint32_t n_rows_left;         /* of logits, to be given; of a draft: spans that have none yet */
     uint32_t row_span, row_token; /* where the search for the next one goes on */
     struct sl_act_buffer head_x;  /* (SL_LOGITS_ROWS_MAX, hidden_size) */
     float *logits;                /* (SL_LOGITS_ROWS_MAX, vocab_size rounded up to 16) */
     struct sl_logits_row rows[SL_LOGITS_ROWS_MAX];
     uint32_t row_tokens[SL_LOGITS_ROWS_MAX]; /* step index of each */
 
+    struct sl_dspark *dspark; /* NULL without such a draft */
+    struct sl_blocks blocks;
+
+    /* With an MTP block. */
     struct sl_act_buffer mtp_e; /* (chunk, hidden_size) */
     struct sl_act_buffer mtp_h; /* (chunk * hc_mult, hidden_size) */
     float *mtp_e_out, *mtp_h_out;
@@ -60,6 +85,9 @@ struct sl_forward {
  * sl_forward_begin(). */
 int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *request,
                           enum sl_forward_part part, struct sl_err *err);
+
+/* Computes the angles of the step's tokens. */
+void sl_forward_set_angles(struct sl_forward *f);
 
 /* Advances to the end of the open pass and ends it. */
 int sl_forward_finish(struct sl_forward *f, struct sl_err *err);
@@ -76,8 +104,27 @@ void sl_forward_count_rows(struct sl_forward *f);
 /* Span `span_index` is about to leave the open pass: its rows are not given any more. */
 void sl_forward_drop_rows(struct sl_forward *f, uint32_t span_index);
 
+/* Multiplies the first rows of head_x with the head's weights, into `logits`. */
+void sl_forward_run_head(struct sl_forward *f, uint32_t n_rows);
+
+bool sl_forward_is_finite(const float *values, size_t count);
+
 /* Gives the next rows, at most SL_LOGITS_ROWS_MAX. Returns 0, -ECANCELED or -SL_ECORRUPT. */
 int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err);
+
+/* ---- drafts of DSpark --------------------------------------------------------------------------
+ */
+
+/* Behind `attention`. */
+void sl_forward_carve_dspark(struct sl_forward *f, struct sl_arena *arena,
+                             const struct sl_config *config, const struct sl_draft *draft,
+                             enum sl_numerics numerics, uint32_t n_threads);
+
+/* Takes a span's block out of the open pass; its streams are gone already. */
+void sl_forward_drop_block(struct sl_forward *f, uint32_t span_index);
+
+/* Makes the drafts of the next spans. Fails as sl_forward_give_rows(). */
+int sl_forward_give_dspark(struct sl_forward *f, struct sl_err *err);
 
 /* ---- the MTP block -----------------------------------------------------------------------------
  */

@@ -71,18 +71,21 @@ static void set_head_input(void *context, size_t first, size_t end, uint32_t thr
     struct sl_forward *f = context;
     const struct sl_weights *weights = f->params.weights;
     const bool mtp = f->part == SL_FORWARD_MTP;
-    const size_t hidden = f->params.config->hidden_size;
+    const struct sl_config *c = f->params.config;
+    const size_t hidden = c->hidden_size;
 
     for (size_t row = first; row < end; row++) {
+        float *x = f->head_x.f32 + row * hidden;
+
         sl_hc_head(&f->step, mtp ? &weights->mtp.hc_head : &weights->head.hc,
-                   mtp ? weights->mtp.norm : weights->head.norm,
-                   f->step.streams + f->row_tokens[row] * f->params.config->hc_mult * hidden,
-                   f->head_x.f32 + row * hidden);
+                   f->step.streams + f->row_tokens[row] * c->hc_mult * hidden, x);
+        f->params.compute->kernels->rms_norm(
+            hidden, x, mtp ? weights->mtp.norm : weights->head.norm, c->rms_norm_eps, x);
         sl_act_buffer_round(&f->head_x, f->params.compute, thread_index, row);
     }
 }
 
-static bool all_finite(const float *values, size_t count)
+bool sl_forward_is_finite(const float *values, size_t count)
 {
     bool finite = true;
 
@@ -96,7 +99,7 @@ static bool all_finite(const float *values, size_t count)
 static int check_rows(const struct sl_forward *f, uint32_t n_rows, struct sl_err *err)
 {
     for (uint32_t row = 0; row < n_rows; row++)
-        if (!all_finite(f->rows[row].logits, f->params.config->vocab_size))
+        if (!sl_forward_is_finite(f->rows[row].logits, f->params.config->vocab_size))
             return sl_err_set(err, -SL_ECORRUPT,
                               "the logits after token %u are not finite: weights of the model, or "
                               "of experts that it used, are damaged",
@@ -104,23 +107,29 @@ static int check_rows(const struct sl_forward *f, uint32_t n_rows, struct sl_err
     return 0;
 }
 
-int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err)
+void sl_forward_run_head(struct sl_forward *f, uint32_t n_rows)
 {
-    struct sl_pool *pool = f->params.compute->pool;
-    const uint32_t n_rows = list_rows(f);
-    struct sl_linear_job job = {
+    const struct sl_linear_job job = {
         .matrix = &f->params.weights->head.linear,
         .x = sl_act_buffer_rows(&f->head_x, 0),
         .y = f->logits,
         .y_stride = sl_r16_padded_rows(f->params.config->vocab_size),
         .token_count = n_rows,
     };
+
+    sl_linear_run(f->params.compute, SL_PHASE_HEAD, &job, 1);
+}
+
+int sl_forward_give_rows(struct sl_forward *f, struct sl_err *err)
+{
+    struct sl_pool *pool = f->params.compute->pool;
+    const uint32_t n_rows = list_rows(f);
     int rc;
 
     if (sl_step_is_stopped(&f->step))
         return sl_err_set(err, -ECANCELED, "stopped before the logits");
     sl_pool_run(pool, SL_PHASE_HEAD, n_rows, 1, set_head_input, f);
-    sl_linear_run(f->params.compute, SL_PHASE_HEAD, &job, 1);
+    sl_forward_run_head(f, n_rows);
     rc = check_rows(f, n_rows, err);
     if (rc < 0)
         return rc;

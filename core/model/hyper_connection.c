@@ -238,8 +238,8 @@ void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
     sl_compute_background(step->compute);
 }
 
-void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
-                const float *streams, float *x)
+void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *streams,
+                float *x)
 {
     const struct sl_config *config = step->config;
     const struct sl_kernels *k = step->compute->kernels;
@@ -257,5 +257,4 @@ void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, cons
     for (uint32_t s = 0; s < config->hc_mult; s++)
         pre[s] = sl_sigmoidf(m[s] * hc->scale[0] + hc->base[s]) + config->hc_eps;
     k->hc_reduce(config->hc_mult, config->hidden_size, pre, streams, x);
-    k->rms_norm(config->hidden_size, x, norm, config->rms_norm_eps, x);
 }

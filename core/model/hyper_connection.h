@@ -38,8 +38,8 @@ void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
  * in turn. */
 void sl_hc_sinkhorn(const struct sl_config *config, float *comb);
 
-/* For one token's streams (hc_mult, hidden_size): x = norm(head mix of streams). */
-void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
-                const float *streams, float *x);
+/* For one token's streams (hc_mult, hidden_size): x = head mix of streams, for the head's norm. */
+void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *streams,
+                float *x);
 
 #endif

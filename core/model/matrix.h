@@ -25,4 +25,9 @@ struct sl_matrix {
 /* Bytes of 16 rows. */
 size_t sl_matrix_tile_bytes(const struct sl_matrix *matrix);
 
+/* A table whose rows are looked up is not packed: it lies as it is stored, BF16 or F32. The first
+ * returns the bytes of a row, the second writes one as float32. */
+size_t sl_table_row_bytes(const struct sl_matrix *table);
+void sl_table_row(const struct sl_matrix *table, const uint8_t *row, float *x);
+
 #endif

@@ -11,8 +11,6 @@ void sl_forward_carve_mtp(struct sl_forward *f, struct sl_arena *arena,
     const uint64_t chunk = tokens < SL_CHUNK_TOKENS ? tokens : SL_CHUNK_TOKENS;
     const uint64_t streams = chunk * config->hc_mult;
 
-    if (config->num_nextn_predict_layers == 0)
-        return;
     f->mtp_e = sl_act_buffer_carve(arena, chunk, config->hidden_size, SL_ACT_BF16, numerics);
     f->mtp_h = sl_act_buffer_carve(arena, streams, config->hidden_size, SL_ACT_BF16, numerics);
     f->mtp_e_out = sl_arena_take(arena, chunk * hidden, sizeof(float));
@@ -124,7 +122,7 @@ int sl_forward_begin_mtp(struct sl_forward *f, const struct sl_step_request *req
 {
     int rc;
 
-    sl_assert(f->params.weights->draft == SL_DRAFT_MTP);
+    sl_assert(f->params.weights->draft.kind == SL_DRAFT_MTP);
     rc = sl_forward_begin_part(f, request, SL_FORWARD_MTP, err);
     if (rc < 0)
         return rc;

@@ -25,7 +25,9 @@ struct sl_step {
     const struct sl_compute *compute;
     const struct sl_step_token *tokens; /* (n_tokens) */
     uint32_t n_tokens;
-    float *streams;          /* (n_tokens, hc_mult, hidden_size) */
+    uint32_t block_tokens; /* 0; or the step drafts, and each span is a block of so many tokens that
+                              see each other and leave nothing in the KV caches */
+    float *streams;        /* (n_tokens, hc_mult, hidden_size) */
     const atomic_bool *stop; /* NULL, or true when the step is to be given up */
 
     /* By sl_rope_kind. Angles (n_tokens, qk_rope_head_dim / 2), frequency (qk_rope_head_dim / 2).
@@ -40,9 +42,13 @@ struct sl_step {
  * chunks a step can be stopped. */
 #define SL_CHUNK_TOKENS 128u
 
+/* The end of the chunk that begins with token `first`. Blocks are whole in their chunk. */
 static inline uint32_t sl_step_chunk_end(const struct sl_step *step, uint32_t first)
 {
-    return step->n_tokens - first < SL_CHUNK_TOKENS ? step->n_tokens : first + SL_CHUNK_TOKENS;
+    const uint32_t rest = step->block_tokens ? SL_CHUNK_TOKENS % step->block_tokens : 0;
+    const uint32_t most = SL_CHUNK_TOKENS - rest;
+
+    return step->n_tokens - first < most ? step->n_tokens : first + most;
 }
 
 static inline bool sl_step_is_stopped(const struct sl_step *step)

@@ -409,6 +409,9 @@ static void load_dspark(struct sl_weight_walk *in, struct sl_dspark_weights *dsp
     set_prefix(in, c->num_hidden_layers);
     dspark->main_proj =
         load_matrix(in, "main_proj", c->hidden_size, (uint64_t)draft->n_targets * c->hidden_size);
+    if (in->rc == 0 && dspark->main_proj.kind == SL_MATRIX_F32) /* its input is kept as BF16 */
+        fail(in, -SL_EFORMAT, "%s: tensor %smain_proj.weight is F32, expected F8_E4M3 or BF16",
+             in->source->ops->where(in->source, "mtp.0.main_proj.weight"), in->prefix);
     dspark->main_norm = load_vector(in, "main_norm.weight", c->hidden_size);
 }
 

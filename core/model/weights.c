@@ -90,7 +90,8 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
                        struct sl_err *err)
 {
     struct sl_weight_sizes sizes = {.n_layers =
-                                        config->num_hidden_layers + (draft ? draft->n_blocks : 0)};
+                                        config->num_hidden_layers + (draft ? draft->n_blocks : 0),
+                                    .n_hidden_layers = config->num_hidden_layers};
     struct sl_weight_walk in = {.config = config,
                                 .source = source,
                                 .draft = draft ? draft->kind : SL_DRAFT_NONE,
@@ -111,7 +112,8 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
     if (draft) {
         begin_part(&in, &measure);
         sl_weight_walk_draft(&in, draft, &weights.mtp, &weights.dspark);
-        sizes.fixed_bytes += part_bytes(&measure);
+        sizes.draft_bytes = part_bytes(&measure);
+        sizes.fixed_bytes += sizes.draft_bytes;
     }
     if (in.rc < 0)
         return in.rc;
@@ -157,6 +159,15 @@ static void carve_streams(struct sl_weights *weights, struct sl_arena *arena,
         sl_embedding_carve(&weights->embedding, arena, sizes->embed_row_bytes, n_slots);
 }
 
+/* Returns what a layer takes beside the windows. */
+static uint64_t layer_bytes(const struct sl_weight_sizes *sizes,
+                            const struct sl_weight_residency *residency, uint32_t layer_index)
+{
+    return sl_weights_streams(residency, sizes->n_layers, layer_index)
+               ? sizes->layers[layer_index].table_bytes
+               : sizes->layers[layer_index].memory_bytes;
+}
+
 uint64_t sl_weights_bytes(const struct sl_weight_sizes *sizes,
                           const struct sl_weight_residency *residency)
 {
@@ -169,12 +180,19 @@ uint64_t sl_weights_bytes(const struct sl_weight_sizes *sizes,
     if (residency->embed_stays)
         sl_arena_take(&arena, 1, sizes->embed_bytes);
     for (uint32_t i = 0; i < sizes->n_layers; i++)
-        sl_arena_take(&arena, 1,
-                      sl_weights_streams(residency, sizes->n_layers, i)
-                          ? sizes->layers[i].table_bytes
-                          : sizes->layers[i].memory_bytes);
+        sl_arena_take(&arena, 1, layer_bytes(sizes, residency, i));
     carve_streams(&weights, &arena, sizes, residency);
     return arena.used_bytes;
+}
+
+uint64_t sl_weights_draft_bytes(const struct sl_weight_sizes *sizes,
+                                const struct sl_weight_residency *residency)
+{
+    uint64_t bytes = sizes->draft_bytes;
+
+    for (uint32_t i = sizes->n_hidden_layers; i < sizes->n_layers; i++)
+        bytes += layer_bytes(sizes, residency, i);
+    return bytes;
 }
 
 uint64_t sl_weights_streamed_bytes(const struct sl_weight_sizes *sizes,
@@ -278,8 +296,9 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
     struct sl_weight_sizes sizes;
     int rc;
 
-    *weights = (struct sl_weights){
-        .config = config, .draft = draft ? draft->kind : SL_DRAFT_NONE, .residency = *residency};
+    *weights = (struct sl_weights){.config = config, .residency = *residency};
+    if (draft)
+        weights->draft = *draft;
     if ((rc = sl_weights_measure(config, source, draft, &sizes, err)) < 0)
         return rc;
     weights->n_layers = sizes.n_layers;
@@ -318,7 +337,7 @@ static int list_layer(void *context, uint32_t layer_index, const struct sl_layer
     struct sl_layer_weights *layer = &weights->layers[layer_index];
     struct sl_weight_walk in = {.config = weights->config,
                                 .source = weights->source,
-                                .draft = weights->draft,
+                                .draft = weights->draft.kind,
                                 .arena = memory->common,
                                 .own_arena = memory->own,
                                 .touching = memory->touching,

@@ -43,7 +43,7 @@ struct sl_weights {
                                         Of one that streams only ratio and tid2eid are there at any
                                         time */
     uint32_t n_layers;
-    enum sl_draft_kind draft;
+    struct sl_draft draft;           /* zeroed: none is loaded */
     struct sl_mtp_weights mtp;       /* SL_DRAFT_MTP */
     struct sl_dspark_weights dspark; /* SL_DRAFT_DSPARK */
 
@@ -62,9 +62,10 @@ struct sl_layer_size {
     uint64_t disk_bytes;              /* read each time, where it streams */
 };
 struct sl_weight_sizes {
-    uint64_t fixed_bytes; /* what always stays */
+    uint64_t fixed_bytes; /* what always stays, */
+    uint64_t draft_bytes; /* of it, what a draft has beside its layers */
     uint64_t embed_bytes, embed_row_bytes;
-    uint32_t n_layers;
+    uint32_t n_layers, n_hidden_layers;
     struct sl_layer_size layers[SL_LAYERS_MAX];
     struct sl_weight_stream_sizes stream; /* but for its windows */
 };
@@ -75,10 +76,12 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
                        const struct sl_draft *draft, struct sl_weight_sizes *ret_sizes,
                        struct sl_err *err);
 
-/* Returns the bytes that sl_weights_load() will map; and those that each step reads from disk, rows
- * of the embedding not counted. */
+/* Returns the bytes that sl_weights_load() will map; of these, the draft's; and those that each
+ * step reads from disk, rows of the embedding not counted. */
 uint64_t sl_weights_bytes(const struct sl_weight_sizes *sizes,
                           const struct sl_weight_residency *residency);
+uint64_t sl_weights_draft_bytes(const struct sl_weight_sizes *sizes,
+                                const struct sl_weight_residency *residency);
 uint64_t sl_weights_streamed_bytes(const struct sl_weight_sizes *sizes,
                                    const struct sl_weight_residency *residency);
 

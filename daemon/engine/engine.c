@@ -69,7 +69,9 @@ static int check_draft(struct sl_engine *e, struct sl_err *err)
         (wanted == SL_DRAFT_ANY ? e->draft.kind == SL_DRAFT_NONE : e->draft.kind != wanted))
         return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no %s of a kind that this engine knows",
                           e->options.model, wanted == SL_DRAFT_MTP ? "MTP block" : "draft");
-    if (wanted == SL_DRAFT_NONE && e->draft.kind == SL_DRAFT_DSPARK)
+    if (wanted != SL_DRAFT_NONE)
+        return sl_draft_check(&e->draft, &e->config, e->options.model, err);
+    if (e->draft.kind == SL_DRAFT_DSPARK)
         add_note(e,
                  "the model's draft, %u stages of DSpark, is not run; it would change the speed "
                  "alone",
@@ -183,6 +185,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .cache_bytes = o->cache_bytes,
         .cache_min = o->cache_min,
         .dense = &dense,
+        .draft = loaded_draft(e),
         .dense_mode = o->dense,
         .refuse_slow = o->refuse_slow,
         .staging_bytes = sl_expert_cache_staging_bytes(e->store, inflight_max),
@@ -222,7 +225,9 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_weight_progress progress;
 
-    sl_weight_progress_init(&progress, e->source, e->plan.need_bytes[SL_MEMORY_WEIGHTS],
+    sl_weight_progress_init(&progress, e->source,
+                            e->plan.need_bytes[SL_MEMORY_WEIGHTS] +
+                                e->plan.need_bytes[SL_MEMORY_DRAFT] - e->plan.draft_working_bytes,
                             e->options.on_load, e->options.on_load_context);
     return sl_weights_load(&e->weights, &e->config, &progress.source, loaded_draft(e),
                            &e->plan.dense, e->pool, err);

@@ -61,11 +61,23 @@ static uint64_t table_bytes(const struct sl_memory_plan *plan, uint64_t cache_by
 }
 
 static uint64_t activation_bytes(const struct sl_config *config, const struct sl_memory_case *what,
-                                 uint32_t segment_tokens)
+                                 const struct sl_draft *draft, uint32_t segment_tokens)
 {
-    return sl_arena_mapped_bytes(sl_forward_measure(config, what->numerics, what->n_threads,
+    return sl_arena_mapped_bytes(sl_forward_measure(config, draft, what->numerics, what->n_threads,
                                                     segment_tokens, what->context_tokens,
                                                     what->n_sequences));
+}
+
+/* Books the activations of a forward: what they take for the draft is its own. */
+static void book_activations(struct sl_memory_plan *plan, const struct sl_config *config,
+                             const struct sl_memory_case *what, enum sl_memory_user user,
+                             uint32_t segment_tokens)
+{
+    const uint64_t all = activation_bytes(config, what, what->draft, segment_tokens);
+
+    plan->need_bytes[user] = activation_bytes(config, what, NULL, segment_tokens);
+    plan->draft_working_bytes += all - plan->need_bytes[user];
+    plan->need_bytes[SL_MEMORY_DRAFT] += all - plan->need_bytes[user];
 }
 
 /* Chooses the segment; the plan's other needs must be known. */
@@ -85,7 +97,7 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
         low = high = what->segment_tokens;
     while (low < high) {
         uint32_t middle = high - (high - low) / 2;
-        uint64_t bytes = activation_bytes(config, what, middle);
+        uint64_t bytes = activation_bytes(config, what, what->draft, middle);
 
         if (bytes <= share && bytes + map_bytes(bytes) <= room)
             low = middle;
@@ -164,8 +176,11 @@ static void place(struct sl_memory_plan *plan, const struct sl_memory_case *what
 {
     plan->dense = *residency;
     plan->streamed_bytes = sl_weights_streamed_bytes(what->dense, residency);
+    plan->need_bytes[SL_MEMORY_DRAFT] =
+        sl_weights_draft_bytes(what->dense, residency) + plan->draft_working_bytes;
     plan->need_bytes[SL_MEMORY_WEIGHTS] =
-        sl_arena_mapped_bytes(sl_weights_bytes(what->dense, residency));
+        sl_arena_mapped_bytes(sl_weights_bytes(what->dense, residency)) -
+        sl_weights_draft_bytes(what->dense, residency);
 }
 
 /* Fills what comes last: the cache, and what loading takes. */
@@ -191,12 +206,13 @@ static int fill(struct sl_memory_plan *plan, const struct sl_config *config,
     plan->need_bytes[SL_MEMORY_PROGRAM] = what->program_bytes;
     plan->need_bytes[SL_MEMORY_KV] = plan->need_bytes[SL_MEMORY_ACTIVATIONS] =
         plan->need_bytes[SL_MEMORY_SMALL_STEPS] = 0;
+    plan->need_bytes[SL_MEMORY_DRAFT] -= plan->draft_working_bytes;
+    plan->draft_working_bytes = 0;
     share_kv(plan, what);
     if (what->small_step_tokens > 0)
-        plan->need_bytes[SL_MEMORY_SMALL_STEPS] =
-            activation_bytes(config, what, what->small_step_tokens);
+        book_activations(plan, config, what, SL_MEMORY_SMALL_STEPS, what->small_step_tokens);
     plan->segment_tokens = choose_segment(plan, config, what);
-    plan->need_bytes[SL_MEMORY_ACTIVATIONS] = activation_bytes(config, what, plan->segment_tokens);
+    book_activations(plan, config, what, SL_MEMORY_ACTIVATIONS, plan->segment_tokens);
     return finish(plan, what, err);
 }
 
@@ -431,6 +447,7 @@ const char *sl_memory_user_name(enum sl_memory_user user)
         [SL_MEMORY_KV] = "KV cache",
         [SL_MEMORY_ACTIVATIONS] = "activations",
         [SL_MEMORY_SMALL_STEPS] = "small steps",
+        [SL_MEMORY_DRAFT] = "draft",
         [SL_MEMORY_IMAGES] = "images",
         [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
@@ -446,7 +463,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
-        if ((i == SL_MEMORY_SMALL_STEPS || i == SL_MEMORY_IMAGES) && plan->need_bytes[i] == 0)
+        if ((i == SL_MEMORY_SMALL_STEPS || i == SL_MEMORY_DRAFT || i == SL_MEMORY_IMAGES) &&
+            plan->need_bytes[i] == 0)
             continue;
         fprintf(out, "  %-16s %10s", sl_memory_user_name((enum sl_memory_user)i),
                 sl_size_format(plan->need_bytes[i], text));
@@ -465,6 +483,9 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
             fprintf(out, "   %u tokens at once", plan->segment_tokens);
         if (i == SL_MEMORY_SMALL_STEPS)
             fprintf(out, "   %u tokens at once", plan->small_step_tokens);
+        if (i == SL_MEMORY_DRAFT)
+            fprintf(out, "   its dense weights, and %s for its steps",
+                    sl_size_format(plan->draft_working_bytes, text));
         if (i == SL_MEMORY_IMAGES)
             fprintf(out, "   one as it goes to disk or comes from there");
         if (i == SL_MEMORY_CACHE)

@@ -19,6 +19,7 @@ enum sl_memory_user {
     SL_MEMORY_KV,
     SL_MEMORY_ACTIVATIONS,
     SL_MEMORY_SMALL_STEPS, /* activations of a forward for small steps, where one is wanted */
+    SL_MEMORY_DRAFT,       /* where one is loaded: its dense weights, and what its steps take */
     SL_MEMORY_IMAGES,      /* one as it goes to disk, where images are kept */
     SL_MEMORY_STAGING,
     SL_MEMORY_CACHE,
@@ -45,7 +46,8 @@ struct sl_memory_plan {
     bool kv_given;         /* by the user */
     struct sl_weight_residency dense;
     uint32_t n_layers;
-    uint64_t streamed_bytes; /* of dense weights, that each step reads */
+    uint64_t streamed_bytes;      /* of dense weights, that each step reads */
+    uint64_t draft_working_bytes; /* the part of SL_MEMORY_DRAFT that is no weights */
 };
 
 /* Which dense weights stay in memory. */
@@ -65,8 +67,9 @@ struct sl_memory_case {
     uint64_t program_bytes;
     uint64_t loading_bytes; /* taken only while weights are read, before anything else */
     uint64_t staging_bytes;
-    uint64_t table_bytes; /* of the expert cache */
-    const struct sl_weight_sizes *dense;
+    uint64_t table_bytes;                /* of the expert cache */
+    const struct sl_weight_sizes *dense; /* those of the draft among them, if one is loaded */
+    const struct sl_draft *draft;        /* which it is, or NULL */
     enum sl_dense_mode dense_mode;
     bool refuse_slow; /* a plan is to read no dense weights, and to cache one token's working set */
     enum sl_numerics numerics;

@@ -1,6 +1,6 @@
-/* sluice logits: writes the logits after each token of given lists, as float32 .npy files. For
- * tests and for comparing engines: since it takes ids, it needs no tokenizer. Several lists share
- * their passes, each as a sequence of its own. */
+/* sluice logits: writes the logits after each token of given lists, as float32 .npy files, or the
+ * drafts that DSpark makes along them. For tests and for comparing engines: since it takes ids, it
+ * needs no tokenizer. Several lists share their passes, each as a sequence of its own. */
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -13,30 +13,55 @@
 #include "tools/cli/commands.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/interrupt.h"
+#include "tools/cli/npy.h"
 #include "tools/cli/output_file.h"
 #include "tools/cli/progress.h"
+#include "tools/cmd/logits_drafts.h"
 
 #define LISTS_MAX SL_FEEDS_MAX
 #define TOKENS_FILE_BYTES_MAX (UINT64_C(256) << 20) /* 2^24 ids, of up to 15 letters */
 
-enum { OPTION_TOKENS = 256, OPTION_OUT, OPTION_MTP };
+#define DRAFT_LISTS_MAX (SL_OUTPUT_FILES_MAX / (SL_DRAFT_FILES + 1))
+#define DRAFT_EVERY 16u /* as tests/oracle/v4ref.py makes them */
+
+enum { OPTION_TOKENS = 256, OPTION_OUT, OPTION_MTP, OPTION_DRAFT_OUT, OPTION_DRAFT_EVERY };
 
 struct list {
     const char *tokens_path;
-    const char *out_path;
+    const char *out_path;   /* NULL: no logits, */
+    const char *draft_path; /* no drafts */
     int32_t *tokens;
     uint32_t n_tokens;
     struct sl_output_file out;
+    struct sl_draft_files drafts;
+    int32_t next; /* the likeliest token after the last one */
 };
 
 struct command {
     struct sl_engine_options options;
     struct list lists[LISTS_MAX];
-    uint32_t n_tokens_given, n_out_given;
+    uint32_t n_tokens_given, n_out_given, n_draft_given;
+    uint32_t draft_every; /* tokens */
     struct sl_engine *engine;
-    bool write_failed;
+    bool mtp, write_failed;
     struct sl_text_progress progress;
 };
+
+/* Each list has as many outputs as the others. */
+static void check_counts(struct command *command, struct argp_state *state)
+{
+    const uint32_t n = command->n_tokens_given, n_drafts = command->n_draft_given;
+
+    if (n == 0 || (command->n_out_given == 0 && n_drafts == 0) ||
+        (command->n_out_given != n && command->n_out_given > 0) || (n_drafts != n && n_drafts > 0))
+        argp_error(state, "give --tokens and --out (or --draft-out), as many of one as of the "
+                          "other");
+    if (command->mtp && n_drafts > 0)
+        argp_error(state, "--mtp and --draft-out are for drafts of different kinds");
+    command->options.draft = command->mtp   ? SL_DRAFT_MTP
+                             : n_drafts > 0 ? SL_DRAFT_DSPARK
+                                            : SL_DRAFT_NONE;
+}
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -47,23 +72,28 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         state->child_inputs[0] = &command->options;
         return 0;
     case OPTION_TOKENS:
-    case OPTION_OUT: {
-        uint32_t *n = key == OPTION_TOKENS ? &command->n_tokens_given : &command->n_out_given;
-
-        if (*n == LISTS_MAX)
+        if (command->n_tokens_given == LISTS_MAX)
             argp_error(state, "at most %u lists", LISTS_MAX);
-        if (key == OPTION_TOKENS)
-            command->lists[(*n)++].tokens_path = value;
-        else
-            command->lists[(*n)++].out_path = value;
+        command->lists[command->n_tokens_given++].tokens_path = value;
         return 0;
-    }
+    case OPTION_OUT:
+        if (command->n_out_given == LISTS_MAX)
+            argp_error(state, "at most %u lists", LISTS_MAX);
+        command->lists[command->n_out_given++].out_path = value;
+        return 0;
+    case OPTION_DRAFT_OUT:
+        if (command->n_draft_given == DRAFT_LISTS_MAX)
+            argp_error(state, "drafts for at most %u lists", (unsigned)DRAFT_LISTS_MAX);
+        command->lists[command->n_draft_given++].draft_path = value;
+        return 0;
+    case OPTION_DRAFT_EVERY:
+        command->draft_every = sl_parse_count(state, "--draft-every", value, 1u << 24);
+        return 0;
     case OPTION_MTP:
-        command->options.draft = SL_DRAFT_MTP;
+        command->mtp = true;
         return 0;
     case ARGP_KEY_END:
-        if (command->n_tokens_given == 0 || command->n_tokens_given != command->n_out_given)
-            argp_error(state, "give --tokens and --out, as many of one as of the other");
+        check_counts(command, state);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -132,27 +162,17 @@ static int check_tokens(const struct command *command, struct sl_err *err)
     return rc;
 }
 
-static void start_npy(struct list *list, uint32_t rows, uint32_t cols)
-{
-    char header[128];
-    int length;
-
-    /* Version 1.0: magic, length of the text as 16 bits, the text padded to 64 in all. */
-    memcpy(header, "\x93NUMPY\x01\x00", 8);
-    length = snprintf(header + 10, sizeof(header) - 10,
-                      "{'descr': '<f4', 'fortran_order': False, 'shape': (%u, %u), }", rows, cols);
-    memset(header + 10 + length, ' ', sizeof(header) - 10 - (size_t)length);
-    header[sizeof(header) - 1] = '\n';
-    header[8] = (char)(sizeof(header) - 10);
-    header[9] = 0;
-    fwrite(header, 1, sizeof(header), list->out.stream);
-}
-
 /* Opens an output, which must not be one of the inputs or another output. */
 static int open_output(struct command *command, uint32_t index, struct sl_err *err)
 {
     struct list *list = &command->lists[index];
-    int rc = sl_output_open(&list->out, list->out_path, err);
+    int rc = 0;
+
+    if (list->draft_path)
+        rc = sl_draft_files_open(&list->drafts, list->draft_path, err);
+    if (rc < 0 || !list->out_path)
+        return rc;
+    rc = sl_output_open(&list->out, list->out_path, err);
 
     if (rc == 0)
         rc = sl_output_keep_off(&list->out, command->options.model, err);
@@ -164,15 +184,29 @@ static int open_output(struct command *command, uint32_t index, struct sl_err *e
     return rc;
 }
 
-static void write_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
+static int32_t likeliest(const float *logits, uint32_t n)
+{
+    uint32_t best = 0;
+
+    for (uint32_t v = 1; v < n; v++)
+        if (logits[v] > logits[best])
+            best = v;
+    return (int32_t)best;
+}
+
+static void take_rows(void *context, const struct sl_logits_row *rows, uint32_t n_rows)
 {
     struct command *command = context;
-    const size_t n = sl_engine_config(command->engine)->vocab_size;
+    const uint32_t n = sl_engine_config(command->engine)->vocab_size;
 
     for (uint32_t i = 0; i < n_rows; i++) {
-        FILE *out = command->lists[rows[i].span_index].out.stream;
+        struct list *list = &command->lists[rows[i].span_index];
 
-        command->write_failed |= fwrite(rows[i].logits, sizeof(float), n, out) != n;
+        if (list->out.stream)
+            command->write_failed |=
+                fwrite(rows[i].logits, sizeof(float), n, list->out.stream) != n;
+        if (list->draft_path && rows[i].token_index + 1 == list->n_tokens)
+            list->next = likeliest(rows[i].logits, n);
     }
 }
 
@@ -183,19 +217,110 @@ static int make_feeds(struct command *command, struct sl_feed feeds[LISTS_MAX], 
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         const struct list *list = &command->lists[i];
 
-        feeds[i] = (struct sl_feed){
-            .tokens = list->tokens, .n_tokens = list->n_tokens, .logits = SL_LOGITS_ALL};
+        feeds[i] = (struct sl_feed){.tokens = list->tokens,
+                                    .n_tokens = list->n_tokens,
+                                    .logits = list->out_path ? SL_LOGITS_ALL : SL_LOGITS_LAST};
         rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
                                        &feeds[i].kv, err);
     }
     return rc;
 }
 
+/* ---- drafts ------------------------------------------------------------------------------------
+ */
+
+struct drafting {
+    struct command *command;
+    struct sl_dspark_span spans[LISTS_MAX];
+    uint32_t lists[LISTS_MAX]; /* of each span */
+    uint32_t n;
+};
+
+static void take_drafts(void *context, struct sl_dspark_row *rows, uint32_t n_rows)
+{
+    const struct drafting *in = context;
+    const uint32_t vocab_size = sl_engine_config(in->command->engine)->vocab_size;
+
+    for (uint32_t i = 0; i < n_rows; i++) {
+        rows[i].token = likeliest(rows[i].logits, vocab_size);
+        sl_draft_files_add_token(&in->command->lists[in->lists[rows[i].span_index]].drafts,
+                                 &rows[i], vocab_size);
+    }
+}
+
+/* Makes the drafts that are listed. */
+static int make_drafts(struct drafting *in, const struct sl_step_request *hooks, struct sl_err *err)
+{
+    const struct sl_dspark_request request = {.spans = in->spans,
+                                              .n_spans = in->n,
+                                              .stop = hooks->stop,
+                                              .on_draft = take_drafts,
+                                              .on_draft_context = in};
+
+    in->n = 0;
+    return sl_forward_dspark(sl_engine_forward(in->command->engine, SL_STEP_LARGE), &request, err);
+}
+
+/* Drafts behind all lists that have come to a place for one, or to their end, as many at once as a
+ * step has room for. */
+static int draft_lists(struct command *command, const struct sl_feed *feeds, uint32_t place,
+                       const struct sl_step_request *hooks, struct sl_err *err)
+{
+    const uint32_t block = sl_engine_config(command->engine)->dspark.block_size;
+    const uint32_t tokens_max = sl_engine_step_tokens_max(command->engine, SL_STEP_LARGE);
+    struct drafting in = {.command = command};
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
+        struct list *list = &command->lists[i];
+        const uint32_t n_seen = feeds[i].n_done;
+        const int32_t anchor = n_seen < list->n_tokens ? list->tokens[n_seen] : list->next;
+
+        if (place - n_seen >= command->draft_every) /* it had ended at the place before */
+            continue;
+        if (in.n > 0 && (in.n + 1) * block > tokens_max)
+            rc = make_drafts(&in, hooks, err);
+        sl_draft_files_add(&list->drafts, (int32_t)n_seen - 1, anchor);
+        in.lists[in.n] = i;
+        in.spans[in.n++] =
+            (struct sl_dspark_span){.kv = feeds[i].kv, .anchor = anchor, .n_max = block};
+    }
+    return rc == 0 && in.n > 0 ? make_drafts(&in, hooks, err) : rc;
+}
+
+/* Feeds the lists from one place to the next, with drafts at each and at a list's end. */
+static int feed_with_drafts(struct command *command, struct sl_feed feeds[LISTS_MAX],
+                            const struct sl_step_request *hooks, struct sl_err *err)
+{
+    const uint32_t n = command->n_tokens_given;
+    bool more = true;
+    int rc = 0;
+
+    for (uint32_t place = command->draft_every; more && rc == 0; place += command->draft_every) {
+        more = false;
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t n_tokens = command->lists[i].n_tokens;
+
+            feeds[i].n_tokens = place < n_tokens ? place : n_tokens;
+            more |= place < n_tokens;
+        }
+        do
+            rc = sl_feed_step(command->engine, feeds, n, hooks, err);
+        while (rc > 0 && !command->write_failed);
+        if (rc == 0)
+            rc = draft_lists(command, feeds, place, hooks, err);
+    }
+    return rc;
+}
+
+/* ---- all together ------------------------------------------------------------------------------
+ */
+
 /* Feeds all lists, in steps that they share. */
 static int feed_lists(struct command *command, struct sl_err *err)
 {
     const struct sl_step_request hooks = {
-        .on_logits = write_rows,
+        .on_logits = take_rows,
         .on_logits_context = command,
         .stop = sl_interrupt_stop(),
         .on_route = sl_text_progress_route,
@@ -207,17 +332,56 @@ static int feed_lists(struct command *command, struct sl_err *err)
 
     if (rc < 0)
         return rc;
+    if (command->n_draft_given > 0)
+        return feed_with_drafts(command, feeds, &hooks, err);
     do
-        rc = command->options.draft == SL_DRAFT_MTP
-                 ? sl_feed_mtp_step(command->engine, feeds, n, &hooks, err)
-                 : sl_feed_step(command->engine, feeds, n, &hooks, err);
+        rc = command->mtp ? sl_feed_mtp_step(command->engine, feeds, n, &hooks, err)
+                          : sl_feed_step(command->engine, feeds, n, &hooks, err);
     while (rc > 0 && !command->write_failed);
     return rc < 0 ? rc : 0;
 }
 
+/* Nothing is written over the experts' files, and every output has its header. */
+static int start_outputs(struct command *command, struct sl_err *err)
+{
+    const struct sl_config *config = sl_engine_config(command->engine);
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
+        struct list *list = &command->lists[i];
+        const uint32_t shape[2] = {list->n_tokens - command->mtp, config->vocab_size};
+
+        for (int d = 0; rc == 0 && list->draft_path && d < SL_DRAFT_FILES; d++)
+            rc = sl_keep_off_experts(&list->drafts.out[d], command->engine, err);
+        if (rc == 0 && list->draft_path)
+            sl_draft_files_start(&list->drafts,
+                                 (list->n_tokens + command->draft_every - 1) / command->draft_every,
+                                 config->dspark.block_size, config->vocab_size);
+        if (rc < 0 || !list->out_path)
+            continue;
+        rc = sl_keep_off_experts(&list->out, command->engine, err);
+        sl_npy_start(list->out.stream, SL_NPY_F32, 2, shape);
+    }
+    return rc;
+}
+
+static int commit_outputs(struct command *command, struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
+        struct list *list = &command->lists[i];
+
+        if (list->draft_path)
+            rc = sl_draft_files_commit(&list->drafts, err);
+        if (rc == 0 && list->out_path)
+            rc = sl_output_commit(&list->out, err);
+    }
+    return rc;
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
-    uint32_t vocab_size = sl_engine_config(command->engine)->vocab_size;
     struct sl_text_progress *text = &command->progress;
     int rc = 0;
 
@@ -226,18 +390,11 @@ static int run(struct command *command, struct sl_err *err)
                                   .n_layers = sl_engine_config(command->engine)->num_hidden_layers};
     for (uint32_t i = 0; i < command->n_tokens_given; i++)
         text->n_tokens += command->lists[i].n_tokens;
-    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
-        rc = sl_keep_off_experts(&command->lists[i].out, command->engine, err);
-        start_npy(&command->lists[i],
-                  command->lists[i].n_tokens - (command->options.draft == SL_DRAFT_MTP),
-                  vocab_size);
-    }
+    rc = start_outputs(command, err);
     if (rc == 0)
         rc = feed_lists(command, err);
     sl_progress_end(&text->progress);
-    for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++)
-        rc = sl_output_commit(&command->lists[i].out, err);
-    return rc;
+    return rc < 0 ? rc : commit_outputs(command, err);
 }
 
 int sl_cmd_logits(int argc, char **argv)
@@ -248,6 +405,12 @@ int sl_cmd_logits(int argc, char **argv)
         {"out", OPTION_OUT, "FILE.npy", 0,
          "where the logits go, as float32 (tokens, vocab_size); - is standard output", 0},
         {"mtp", OPTION_MTP, NULL, 0, "of the MTP block instead: (tokens - 1, vocab_size)", 0},
+        {"draft-out", OPTION_DRAFT_OUT, "DIR", 0,
+         "where the drafts of DSpark go, as positions.npy, anchors.npy, logits.npy, tokens.npy and "
+         "conf.npy; --out may then be left out",
+         0},
+        {"draft-every", OPTION_DRAFT_EVERY, "N", 0,
+         "so many tokens from one draft to the next (16); the last is behind all tokens", 0},
         {0}};
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
                                                  {0}};
@@ -265,6 +428,7 @@ int sl_cmd_logits(int argc, char **argv)
 
     if (!command)
         return sl_command_status(sl_err_set(&err, -ENOMEM, "out of memory"), &err);
+    command->draft_every = DRAFT_EVERY;
     sl_command_parse(&argp, argc, argv, command);
     for (uint32_t i = 0; rc == 0 && i < command->n_tokens_given; i++) {
         rc = read_tokens(&command->lists[i], &err);
@@ -285,6 +449,7 @@ int sl_cmd_logits(int argc, char **argv)
     sl_engine_close(command->engine);
     for (uint32_t i = 0; i < command->n_tokens_given; i++) {
         sl_output_discard(&command->lists[i].out);
+        sl_draft_files_close(&command->lists[i].drafts);
         free(command->lists[i].tokens);
     }
     free(command);
