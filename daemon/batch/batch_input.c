@@ -100,9 +100,13 @@ void sl_batch_input_close(struct sl_batch_input *input)
     free(input);
 }
 
-uint64_t sl_batch_input_done_bytes(const struct sl_batch_input *input)
+double sl_batch_input_share(const struct sl_batch_input *input)
 {
-    return input->reading->buffer_at;
+    const struct sl_batch_reading *r = input->reading;
+
+    return r->file_bytes > 0 && r->buffer_at < r->file_bytes
+               ? (double)r->buffer_at / (double)r->file_bytes
+               : 1;
 }
 
 /* ---- lines -------------------------------------------------------------------------------------
