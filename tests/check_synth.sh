@@ -41,6 +41,9 @@ done
 
 check "tiny-flash is written as a base model" "$sluice" synth "$configs/tiny-flash.json" "$scratch/base" --format base &&
     check "the base model is a checkpoint" "$python" "$judge" "$scratch/base" --tokens 100
+sed -i 's/"expert_dtype": "fp8",//' "$scratch/base/config.json"
+nameless() { "$sluice" inspect "$scratch/base" | grep -x "  chat format      none, by the experts' type"; }
+check "it is known for one by its tensors alone" nameless
 refuses "a format that there is not" 2 "instruct or base" "$configs/tiny-flash.json" "$scratch/x" --format fp8
 
 "$sluice" synth "$configs/tiny-flash.json" "$scratch/same" >/dev/null

@@ -72,6 +72,8 @@ static int ask_config(const char *folder, struct sl_chat_profile_found *found, s
         found->profile = SL_CHAT_V4_0731;
     else if (expert_dtype && strcmp(expert_dtype, "fp8") == 0)
         found->is_chat = false;
+    else
+        found->is_guess = !expert_dtype;
     json_decref(root);
     return 0;
 }

@@ -185,7 +185,7 @@ static int extend_turn(struct sl_request *request, struct turn *turn, struct sl_
     return turn_message(request, turn) && !part->out_of_memory ? 0 : no_memory(refusal);
 }
 
-/* What comes next is no part of the turn. */
+/* Completes the turn: the next item is no part of it. */
 static int end_turn(struct turn *turn, struct sl_refusal *refusal)
 {
     int rc = 0;

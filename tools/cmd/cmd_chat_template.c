@@ -12,6 +12,7 @@
 #include "core/text/chat_request.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
+#include "tools/cli/model_profile.h"
 
 #define REQUEST_BYTES_MAX (UINT64_C(256) << 20)
 
@@ -97,7 +98,7 @@ static int choose_profile(struct arguments *arguments, struct sl_err *err)
 
     if (arguments->profile)
         return 0;
-    rc = sl_chat_profile_detect(arguments->model, &found, err);
+    rc = sl_model_profile(arguments->model, &found, err);
     if (rc == 0 && !found.is_chat)
         rc = sl_err_set(err, -SL_EUNSUPPORTED,
                         "%s: a base model, which has no chat format (%s); --profile gives one",

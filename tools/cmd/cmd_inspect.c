@@ -20,6 +20,7 @@
 #include "tools/cli/huge_pages.h"
 #include "tools/cmd/inspect_lists.h"
 #include "tools/cli/json_lines.h"
+#include "tools/cli/model_profile.h"
 #include "tools/plan/plan_sizes.h"
 
 #define CONTEXT_TOKENS_DEFAULT 8192u
@@ -133,7 +134,7 @@ static int summarize_files(const struct sl_engine_options *options,
         return rc;
     }
     find_disk_sizes(files, s);
-    rc = sl_chat_profile_detect(options->model, &s->chat, err);
+    rc = sl_model_profile(options->model, &s->chat, err);
     return rc < 0 ? rc : find_unused(files, s, err);
 }
 

@@ -22,6 +22,7 @@
 #include "tools/cli/command_line.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/engine_options.h"
+#include "tools/cli/model_profile.h"
 #include "tools/cli/version.h"
 #include "tools/serve/serve_log.h"
 #include "tools/serve/serve_state.h"
@@ -256,7 +257,7 @@ static int choose_profile(struct command *command, struct sl_err *err)
     struct sl_chat_profile_found *found = &command->front.model.profile;
 
     if (!command->profile)
-        return sl_chat_profile_detect(command->options.model, found, err);
+        return sl_model_profile(command->options.model, found, err);
     found->is_chat = true;
     found->file = "--profile";
     return 0;
