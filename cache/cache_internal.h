@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "cache/expert_load.h"
+#include "cache/prefetch_pace.h"
 #include "cache/slab.h"
 #include "cache/slot_table.h"
 #include "core/base/arena.h"
@@ -32,19 +33,32 @@ struct sl_demand {
     struct sl_link claimed;  /* slots that are CLAIMED */
     struct sl_link up_ready; /* slots that are UP_READY */
     uint32_t n_pins;         /* acquired and not released, whichever demand they are of */
-    struct sl_err failure;   /* of the open demand; code 0 if none */
+    bool is_timed;           /* its reads, which have not ended, tell how fast the drives are: */
+    uint64_t began_ns, read_bytes;
+    struct sl_err failure; /* of the open demand; code 0 if none */
 };
 
 /* The current prediction; it ends with the next demand. Either the caller's
  * (SL_PREFETCH_PREDICTED) or, in sweeps, the cache's own for the next layer. */
+enum sl_foreseen { SL_UNFORESEEN, SL_FORESEEN, SL_FORESEEN_RIGHTLY };
 struct sl_prediction {
     uint16_t *experts; /* (n_routed_experts) of the layer, those to be read first at the start */
-    bool *named;       /* (n_routed_experts) is in `experts` */
+    uint8_t *foreseen; /* (n_routed_experts) enum sl_foreseen: is in `experts`, and demanded */
+    bool *was_missing; /* (n_routed_experts) those in `experts`, when they were predicted */
     uint32_t n, next;  /* whose load is not begun */
     uint32_t n_loads;  /* begun, and neither demanded nor given up */
+    uint32_t n_begun;  /* loads, whatever became of them */
     uint16_t layer_index;
     bool whole_layer; /* of the kind "layer" */
     bool visited;     /* the policy takes the layer for the present one */
+
+    /* For the pace, where it rules. */
+    bool is_judged;   /* the demand that was meant has come */
+    uint64_t cost_ns; /* that computing it took */
+    bool is_idle;     /* the drives have had nothing else to do, since: */
+    uint64_t idle_since_ns;
+    uint64_t idle_ns; /* that was so, before the demand */
+    uint64_t right_bytes, wasted_bytes;
 };
 
 struct sl_prefetch_counters {
@@ -66,6 +80,9 @@ struct sl_expert_cache {
     struct sl_prediction prediction;
     struct sl_prefetch_counters prefetches;
     bool prefetch_layers; /* the kind "layer" is allowed */
+    bool is_paced;        /* predictions are only read where that pays: */
+    struct sl_prefetch_pace pace;
+    uint64_t wanted_ns; /* a prediction is being computed since then, while the drives are idle */
     bool staging_attached;
 };
 
@@ -110,19 +127,26 @@ bool sl_demand_needs_drives(const struct sl_expert_cache *cache);
 void sl_demand_claim(struct sl_expert_cache *cache, struct sl_slot *slot);
 
 /* ---- prefetch.c --------------------------------------------------------------------------------
- * carve() takes memory for the shape, which is set. The next two are the source's operations. */
+ * carve() takes memory for the shape, which is set; start() follows. The next three are the
+ * source's operations. */
 
 void sl_prefetch_carve(struct sl_expert_cache *cache, struct sl_arena *arena);
+void sl_prefetch_start(struct sl_expert_cache *cache);
 
 void sl_prefetch_ask(struct sl_expert_source *source, enum sl_prefetch_kind kind,
                      const struct sl_expert_key *keys, uint32_t n_keys);
 void sl_prefetch_forget(struct sl_expert_source *source);
+bool sl_prefetch_wants(struct sl_expert_source *source, uint16_t layer_index);
 
 /* A demand for this layer opens: tells the policy, and begins no more of the prediction. */
 void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_index);
 
-/* The demand names this expert: counts whether the prediction did. */
+/* The demand names this expert, and no read of it has been made urgent yet: counts whether the
+ * prediction named it, too. */
 void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key);
+
+/* The open demand's reads begin: they tell how fast the drives are. */
+void sl_prefetch_time_reads(struct sl_expert_cache *cache);
 
 /* Ends the prediction: counts what of it has been demanded, and gives up the rest. */
 void sl_prefetch_expire(struct sl_expert_cache *cache);

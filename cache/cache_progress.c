@@ -18,6 +18,13 @@ static bool fill_slot(struct sl_expert_cache *cache, uint32_t slot_index)
     return filled;
 }
 
+static enum sl_read_class class_of(const struct sl_expert_cache *cache, enum sl_load_kind kind)
+{
+    if (kind == SL_LOAD_DEMAND)
+        return SL_READ_DEMAND;
+    return kind == SL_LOAD_PREDICTED && cache->is_paced ? SL_READ_PREDICTED : SL_READ_PREFETCH;
+}
+
 bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key,
                          enum sl_load_kind kind)
 {
@@ -34,7 +41,7 @@ bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key
     index = sl_slot_index(&cache->table, slot);
     filled = fill_slot(cache, index);
     sl_expert_loader_begin(&cache->loader, key, index, sl_slab_slot(&cache->slab, index),
-                           kind == SL_LOAD_DEMAND);
+                           class_of(cache, kind));
     if (filled)
         sl_reader_start(cache->loader.reader);
     return true;

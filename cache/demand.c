@@ -86,7 +86,7 @@ static void ask_for(struct sl_expert_cache *cache, struct sl_expert_key key)
     } else {
         sl_slot_set(slot, SL_SLOT_LOADING_WANTED);
     }
-    sl_expert_loader_set_urgent(&cache->loader, index, true);
+    sl_expert_loader_set_class(&cache->loader, index, SL_READ_DEMAND);
 }
 
 int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const uint16_t *experts,
@@ -108,6 +108,7 @@ int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const 
         ask_for(cache, (struct sl_expert_key){layer_index, experts[i]});
     }
     list_missing(cache);
+    sl_prefetch_time_reads(cache);
     /* Begins the misses, and shows which predicted experts have landed. */
     sl_cache_progress(cache, false);
     sl_prefetch_expire(cache);
@@ -121,7 +122,8 @@ int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const 
 /* The demand does not wait for the load any more. */
 static void stop_awaiting(struct sl_expert_cache *cache, struct sl_slot *slot)
 {
-    sl_expert_loader_set_urgent(&cache->loader, sl_slot_index(&cache->table, slot), false);
+    sl_expert_loader_set_class(&cache->loader, sl_slot_index(&cache->table, slot),
+                               SL_READ_PREFETCH);
     if (slot->state == SL_SLOT_UP_READY)
         sl_list_remove(&slot->link);
     sl_slot_set(slot,
@@ -143,6 +145,7 @@ void sl_demand_abandon(struct sl_expert_source *source)
         if (sl_slot_is_awaited(&cache->table.slots[i]))
             stop_awaiting(cache, &cache->table.slots[i]);
     demand->n_missing = demand->next_missing = demand->n_awaited = 0;
+    demand->is_timed = false;
     demand->open = false;
     demand->failure.code = 0;
 }

@@ -18,6 +18,7 @@ static const struct sl_expert_source_ops source_ops = {
     .release = sl_demand_release,
     .abandon = sl_demand_abandon,
     .forget = sl_prefetch_forget,
+    .wants_prediction = sl_prefetch_wants,
 };
 
 /* ---- sizes -------------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     }
     cache->num_experts_per_tok = options->num_experts_per_tok;
     cache->prefetch_layers = options->prefetch_layers;
+    cache->is_paced = options->paced;
     cache->table.sweep_experts_min =
         sl_sweep_experts_min(cache->table.n_experts, options->num_experts_per_tok);
     cache->n_slots_min = options->slots_min > options->num_experts_per_tok
@@ -181,6 +183,7 @@ int sl_expert_cache_create(struct sl_expert_cache **ret_cache, const struct sl_e
     sl_slot_table_start(&cache->table, cache->table.n_slots_max, options->inflight_max);
     cache->source.ops = &source_ops;
     sl_demand_start(cache);
+    sl_prefetch_start(cache);
     set_pins_max(cache);
     attach(cache, reader, pool);
     *ret_cache = cache;

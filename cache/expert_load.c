@@ -180,11 +180,6 @@ static void plan_packed(struct sl_expert_loader *loader, struct sl_expert_load *
     loader->wanted_bytes += at_bytes;
 }
 
-static enum sl_read_class class_of(const struct sl_expert_load *load)
-{
-    return load->urgent ? SL_READ_DEMAND : SL_READ_PREFETCH;
-}
-
 static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *load)
 {
     const uint32_t first = load->landing.up_ready ? load->n_up_reads : 0; /* it may be in use */
@@ -193,13 +188,13 @@ static void queue_reads(struct sl_expert_loader *loader, struct sl_expert_load *
     load->n_reads_left = load->n_reads - first;
     load->n_up_left = load->n_up_reads - first;
     for (uint32_t i = first; i < load->n_reads; i++) {
-        load->reads[i].read_class = class_of(load);
+        load->reads[i].read_class = load->read_class;
         sl_reader_queue(loader->reader, &load->reads[i]);
     }
 }
 
 void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_key key,
-                            uint32_t slot_index, uint8_t *tiles, bool urgent)
+                            uint32_t slot_index, uint8_t *tiles, enum sl_read_class read_class)
 {
     struct sl_expert_load *load = loader->loads;
 
@@ -211,7 +206,7 @@ void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_ke
     load->landing.tiles = tiles;
     load->landing.staging = staging_of(loader, load);
     load->busy = true;
-    load->urgent = urgent;
+    load->read_class = read_class;
     load->reread = load->cancelled = load->landing.up_ready = false;
     loader->n_busy++;
     hold_staging(loader, load);
@@ -236,27 +231,36 @@ bool sl_expert_loader_is_up_ready(struct sl_expert_loader *loader, uint32_t slot
     return load_into(loader, slot_index)->landing.up_ready;
 }
 
-void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent)
+void sl_expert_loader_set_class(struct sl_expert_loader *loader, uint32_t slot_index,
+                                enum sl_read_class read_class)
 {
     struct sl_expert_load *load = load_into(loader, slot_index);
 
-    load->urgent = urgent;
+    load->read_class = read_class;
     for (uint32_t i = 0; i < load->n_reads; i++)
-        sl_reader_set_class(loader->reader, &load->reads[i], class_of(load));
+        sl_reader_set_class(loader->reader, &load->reads[i], read_class);
+}
+
+uint64_t sl_expert_loader_begun_bytes(struct sl_expert_loader *loader, uint32_t slot_index)
+{
+    const struct sl_expert_load *load = load_into(loader, slot_index);
+    uint64_t begun_bytes = 0;
+
+    for (uint32_t i = 0; i < load->n_reads; i++)
+        begun_bytes += sl_read_begun_bytes(&load->reads[i]);
+    return begun_bytes;
 }
 
 uint64_t sl_expert_loader_cancel(struct sl_expert_loader *loader, uint32_t slot_index)
 {
     struct sl_expert_load *load = load_into(loader, slot_index);
-    uint64_t begun_bytes = 0;
+    const uint64_t begun_bytes = sl_expert_loader_begun_bytes(loader, slot_index);
 
     sl_assert(!load->cancelled);
     load->cancelled = true;
     loader->n_cancelled++;
-    for (uint32_t i = 0; i < load->n_reads; i++) {
-        begun_bytes += sl_read_begun_bytes(&load->reads[i]);
+    for (uint32_t i = 0; i < load->n_reads; i++)
         sl_reader_cancel(loader->reader, &load->reads[i]);
-    }
     return begun_bytes;
 }
 

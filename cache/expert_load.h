@@ -35,7 +35,7 @@ struct sl_expert_load {
     struct sl_read *failed;         /* the first read that failed */
     uint32_t quarantined_reads;     /* bit i: reads[i] failed, and the drive may still write */
     bool staging_held;              /* by the system, for reads */
-    bool urgent;                    /* somebody waits for it */
+    enum sl_read_class read_class;  /* of its reads */
     bool busy;
     bool quarantined; /* it has ended, but for quarantined_reads */
     bool reread;      /* it was corrupt once */
@@ -105,10 +105,14 @@ int sl_expert_loader_explain_quarantined(const struct sl_expert_loader *loader, 
 /* Queues the reads of an expert of the model; the loader is not full. `tiles` is the slot's memory,
  * the loader's until the load ends. */
 void sl_expert_loader_begin(struct sl_expert_loader *loader, struct sl_expert_key key,
-                            uint32_t slot_index, uint8_t *tiles, bool urgent);
+                            uint32_t slot_index, uint8_t *tiles, enum sl_read_class read_class);
 
 /* Somebody waits for the load into this slot, or nobody does any more. */
-void sl_expert_loader_set_urgent(struct sl_expert_loader *loader, uint32_t slot_index, bool urgent);
+void sl_expert_loader_set_class(struct sl_expert_loader *loader, uint32_t slot_index,
+                                enum sl_read_class read_class);
+
+/* Returns how many bytes of the load into this slot have been asked of the drives. */
+uint64_t sl_expert_loader_begun_bytes(struct sl_expert_loader *loader, uint32_t slot_index);
 
 /* Gives up the load into this slot: what has not been asked of the drives never will. It ends as
  * soon as the rest is back, with -ECANCELED. Returns the bytes that were asked for. */

@@ -15,7 +15,17 @@ void sl_prefetch_carve(struct sl_expert_cache *cache, struct sl_arena *arena)
     const uint32_t experts = cache->shape.n_routed_experts;
 
     cache->prediction.experts = sl_arena_take(arena, experts, sizeof(*cache->prediction.experts));
-    cache->prediction.named = sl_arena_take(arena, experts, sizeof(*cache->prediction.named));
+    cache->prediction.foreseen = sl_arena_take(arena, experts, sizeof(*cache->prediction.foreseen));
+    cache->prediction.was_missing =
+        sl_arena_take(arena, experts, sizeof(*cache->prediction.was_missing));
+    cache->pace.n_layers = cache->table.n_layers;
+    cache->pace.expert_bytes = cache->slot_bytes;
+    sl_pace_carve(&cache->pace, arena);
+}
+
+void sl_prefetch_start(struct sl_expert_cache *cache)
+{
+    sl_pace_start(&cache->pace);
 }
 
 /* ---- certain -----------------------------------------------------------------------------------
@@ -44,8 +54,11 @@ static void prefetch_certain(struct sl_expert_cache *cache, const struct sl_expe
 
 static void add_predicted(struct sl_expert_cache *cache, uint16_t expert_index)
 {
+    const struct sl_expert_key key = {cache->prediction.layer_index, expert_index};
+
+    cache->prediction.was_missing[cache->prediction.n] = !sl_slot_table_find(&cache->table, key);
     cache->prediction.experts[cache->prediction.n++] = expert_index;
-    cache->prediction.named[expert_index] = true;
+    cache->prediction.foreseen[expert_index] = SL_FORESEEN;
     cache->prefetches.n_predicted++;
 }
 
@@ -54,6 +67,8 @@ static void predict(struct sl_expert_cache *cache, const struct sl_expert_key *k
 {
     sl_assert(n_keys <= SL_PREDICTED_MAX);
     sl_prefetch_expire(cache);
+    if (cache->wanted_ns > 0 && !sl_demand_needs_drives(cache))
+        cache->prediction.cost_ns = sl_reader_clock_ns(cache->loader.reader) - cache->wanted_ns;
     for (uint32_t i = 0; i < n_keys; i++) {
         sl_assert(keys[i].layer_index == keys[0].layer_index);
         cache->prediction.layer_index = keys[i].layer_index;
@@ -116,11 +131,48 @@ static bool begin_predicted(struct sl_expert_cache *cache, struct sl_expert_key 
     sl_slot_table_find(&cache->table, key)->predicted = true;
     if (cache->prediction.visited)
         policy->ops->use(policy, key);
-    else
+    else if (whole_layer || !cache->is_paced)
         policy->ops->expect(policy, key);
     cache->prediction.n_loads++;
+    cache->prediction.n_begun++;
     cache->prefetches.n_loads++;
     return true;
+}
+
+/* The drives have nothing to do that was demanded. */
+static void note_idle(struct sl_expert_cache *cache)
+{
+    struct sl_prediction *prediction = &cache->prediction;
+    const bool idles = prediction->n > 0 && !prediction->is_idle && !prediction->whole_layer;
+    uint64_t now_ns;
+
+    if (!cache->is_paced || (!idles && !cache->demand.is_timed))
+        return;
+    now_ns = sl_reader_clock_ns(cache->loader.reader);
+    if (cache->demand.is_timed) {
+        sl_pace_read(&cache->pace, cache->demand.read_bytes, now_ns - cache->demand.began_ns);
+        sl_reader_set_predicted_bytes(cache->loader.reader, sl_pace_flight_bytes(&cache->pace));
+        cache->demand.is_timed = false;
+    }
+    prediction->is_idle |= idles;
+    if (idles)
+        prediction->idle_since_ns = now_ns;
+}
+
+/* The rank whose precision stands for the prediction's expert number i: each token has one of it.
+ */
+static uint32_t rank_of(const struct sl_prediction *prediction, uint32_t i)
+{
+    return prediction->n > SL_PACE_RANKS ? i * SL_PACE_RANKS / prediction->n : i;
+}
+
+static bool pays(const struct sl_expert_cache *cache, uint32_t i)
+{
+    const struct sl_prediction *prediction = &cache->prediction;
+
+    return !cache->is_paced || prediction->whole_layer ||
+           sl_pace_pays(&cache->pace, prediction->layer_index, rank_of(prediction, i),
+                        prediction->n_begun * cache->slot_bytes);
 }
 
 void sl_prefetch_begin_loads(struct sl_expert_cache *cache)
@@ -129,6 +181,7 @@ void sl_prefetch_begin_loads(struct sl_expert_cache *cache)
 
     if (sl_demand_needs_drives(cache))
         return;
+    note_idle(cache);
     /* A sweep waits until all pins are released: the best eviction candidates may still be pinned.
      */
     if (prediction->whole_layer && (cache->demand.open || cache->demand.n_pins > 0))
@@ -138,7 +191,9 @@ void sl_prefetch_begin_loads(struct sl_expert_cache *cache)
     for (; prediction->next < prediction->n; prediction->next++) {
         struct sl_expert_key key = {prediction->layer_index, prediction->experts[prediction->next]};
 
-        if (!sl_slot_table_find(&cache->table, key) && !begin_predicted(cache, key))
+        if (sl_slot_table_find(&cache->table, key) || !pays(cache, prediction->next))
+            continue;
+        if (!begin_predicted(cache, key))
             return;
     }
 }
@@ -147,6 +202,13 @@ void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_inde
 {
     struct sl_prediction *prediction = &cache->prediction;
 
+    if (cache->is_paced && prediction->n > 0 && !prediction->whole_layer &&
+        prediction->layer_index == layer_index) {
+        prediction->is_judged = true;
+        if (prediction->is_idle)
+            prediction->idle_ns =
+                sl_reader_clock_ns(cache->loader.reader) - prediction->idle_since_ns;
+    }
     prediction->next = prediction->n; /* loads that are not begun come too late */
     prediction->whole_layer = false;  /* nor is pass_layer() due any more */
     if (!prediction->visited || prediction->layer_index != layer_index)
@@ -155,28 +217,78 @@ void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_inde
 
 void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key)
 {
-    cache->prefetches.n_predicted_right += cache->prediction.layer_index == key.layer_index &&
-                                           cache->prediction.named[key.expert_index];
+    struct sl_prediction *prediction = &cache->prediction;
+    const struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
+
+    if (prediction->layer_index != key.layer_index || !prediction->foreseen[key.expert_index])
+        return;
+    cache->prefetches.n_predicted_right++;
+    prediction->foreseen[key.expert_index] = SL_FORESEEN_RIGHTLY;
+    if (prediction->is_judged && slot && slot->predicted)
+        prediction->right_bytes +=
+            sl_slot_is_loading(slot)
+                ? sl_expert_loader_begun_bytes(&cache->loader, sl_slot_index(&cache->table, slot))
+                : cache->slot_bytes;
 }
 
-/* The prediction ends while this slot holds, or loads, an expert that it brought. */
+/* Not where some of the reads were begun before. */
+void sl_prefetch_time_reads(struct sl_expert_cache *cache)
+{
+    struct sl_demand *demand = &cache->demand;
+
+    demand->is_timed = false;
+    if (!cache->is_paced || demand->n_missing == 0 || demand->n_awaited > 0)
+        return;
+    demand->is_timed = true;
+    demand->began_ns = sl_reader_clock_ns(cache->loader.reader);
+    demand->read_bytes = demand->n_missing * cache->slot_bytes;
+}
+
+/* It was not demanded: what is in flight of it has kept the drives from the demand. */
+static void cancel_load(struct sl_expert_cache *cache, struct sl_slot *slot)
+{
+    const uint64_t flight_bytes = sl_pace_flight_bytes(&cache->pace);
+    const uint64_t begun_bytes =
+        sl_expert_loader_cancel(&cache->loader, sl_slot_index(&cache->table, slot));
+
+    cache->prefetches.wasted_bytes += begun_bytes;
+    cache->prediction.wasted_bytes += begun_bytes < flight_bytes ? begun_bytes : flight_bytes;
+    sl_slot_table_drop(&cache->table, slot, true);
+}
+
+/* The prediction ends while this slot holds, or loads, an expert that it brought. Where the pace
+ * rules, one that came in vain leaves its room to the next load, so that nothing that was of use
+ * makes room for guesses. */
 static void expire_slot(struct sl_expert_cache *cache, struct sl_slot *slot)
 {
     slot->predicted = false;
     if (slot->state == SL_SLOT_READY) { /* it was not demanded, and counts as read in vain */
-        sl_slot_table_end_prefetch(&cache->table, slot);
+        if (cache->prediction.is_judged && sl_list_is_empty(&cache->table.empty))
+            sl_slot_table_discard(&cache->table, slot);
+        else
+            sl_slot_table_end_prefetch(&cache->table, slot);
         return;
     }
     cache->prediction.n_loads--;
-    if (slot->state == SL_SLOT_LOADING_PREFETCH) {
-        cache->prefetches.wasted_bytes +=
-            sl_expert_loader_cancel(&cache->loader, sl_slot_index(&cache->table, slot));
-        sl_slot_table_drop(&cache->table, slot, true);
-    } else if (sl_slot_is_loading(slot)) {
+    if (slot->state == SL_SLOT_LOADING_PREFETCH)
+        cancel_load(cache, slot);
+    else if (sl_slot_is_loading(slot))
         cache->prefetches.n_late++;
-    } else {
+    else
         cache->prefetches.n_hits++;
-    }
+}
+
+/* Learns from a prediction whose demand has come. */
+static void learn(struct sl_expert_cache *cache)
+{
+    const struct sl_prediction *prediction = &cache->prediction;
+
+    for (uint32_t i = 0; i < prediction->n; i++)
+        if (prediction->was_missing[i])
+            sl_pace_judge(&cache->pace, prediction->layer_index, rank_of(prediction, i),
+                          prediction->foreseen[prediction->experts[i]] == SL_FORESEEN_RIGHTLY);
+    sl_pace_predicted(&cache->pace, prediction->layer_index, prediction->idle_ns,
+                      prediction->cost_ns, prediction->right_bytes, prediction->wasted_bytes);
 }
 
 void sl_prefetch_expire(struct sl_expert_cache *cache)
@@ -187,13 +299,17 @@ void sl_prefetch_expire(struct sl_expert_cache *cache)
         struct sl_expert_key key = {prediction->layer_index, prediction->experts[i]};
         struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
 
-        prediction->named[prediction->experts[i]] = false;
         if (slot && slot->predicted)
             expire_slot(cache, slot);
     }
+    if (prediction->is_judged)
+        learn(cache);
+    for (uint32_t i = 0; i < prediction->n; i++)
+        prediction->foreseen[prediction->experts[i]] = SL_UNFORESEEN;
     cache->prefetches.wasted_bytes += prediction->n_loads * cache->slot_bytes;
-    *prediction =
-        (struct sl_prediction){.experts = prediction->experts, .named = prediction->named};
+    *prediction = (struct sl_prediction){.experts = prediction->experts,
+                                         .foreseen = prediction->foreseen,
+                                         .was_missing = prediction->was_missing};
 }
 
 /* ---- the source's operations -------------------------------------------------------------------
@@ -208,6 +324,20 @@ void sl_prefetch_ask(struct sl_expert_source *source, enum sl_prefetch_kind kind
         prefetch_certain(cache, keys, n_keys);
     else
         predict(cache, keys, n_keys);
+}
+
+bool sl_prefetch_wants(struct sl_expert_source *source, uint16_t layer_index)
+{
+    struct sl_expert_cache *cache = sl_expert_cache_of(source);
+
+    cache->wanted_ns = 0;
+    if (!cache->is_paced)
+        return true;
+    if (!sl_pace_wants(&cache->pace, layer_index))
+        return false;
+    if (!sl_demand_needs_drives(cache)) /* else the step would only wait meanwhile */
+        cache->wanted_ns = sl_reader_clock_ns(cache->loader.reader);
+    return true;
 }
 
 /* Prefetched experts count as any others from now on; those on their way land, for whoever asks. */

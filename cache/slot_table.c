@@ -212,6 +212,12 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
     table->policy->ops->offer(table->policy, sl_slot_index(table, slot), slot->key);
 }
 
+void sl_slot_table_discard(struct sl_slot_table *table, struct sl_slot *slot)
+{
+    table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
+    sl_list_append(&table->empty, &evict(table, sl_slot_index(table, slot))->link);
+}
+
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool quarantined)
 {
     forget(table, slot);

@@ -215,6 +215,9 @@ void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot);
 /* An expert that a prefetch brought counts as any other from now on. */
 void sl_slot_table_end_prefetch(struct sl_slot_table *table, struct sl_slot *slot);
 
+/* The expert of a slot that is ready is of no use: the slot becomes empty. */
+void sl_slot_table_discard(struct sl_slot_table *table, struct sl_slot *slot);
+
 /* The load failed or was cancelled: forgets the expert. The slot becomes empty; or quarantined, and
  * stays out of use until let_go(). */
 void sl_slot_table_drop(struct sl_slot_table *table, struct sl_slot *slot, bool quarantined);

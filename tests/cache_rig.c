@@ -248,6 +248,7 @@ void cache_rig_init(struct cache_rig *rig, const struct cache_fixture *f,
         .inflight_max = options->inflight_max,
         .verify = options->verify,
         .prefetch_layers = options->prefetch_layers,
+        .paced = options->paced,
         .policy = options->policy,
     };
     const char *paths[CACHE_FILES];

@@ -49,7 +49,7 @@ int cache_fixtures_destroy(void **state);
 struct cache_rig_options {
     bool threads; /* pread threads, else what the machine has */
     uint32_t reads_max, piece_bytes, n_slots, inflight_max;
-    bool prefetch_layers;
+    bool prefetch_layers, paced;
     enum sl_verify verify;              /* of a packed store */
     const struct sl_policy_ops *policy; /* NULL: the default */
     struct sl_io *io;                   /* simulated, instead of a back end; the rig's from now on.

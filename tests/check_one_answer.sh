@@ -32,7 +32,7 @@ variants=(
     "--cache min" "--cache 1G"
     "--io uring" "--io threads"
     "--policy lru --cache min --segment 1" "--policy frequency --cache min --segment 1"
-    "--prefetch off" "--prefetch gate --cache min --segment 1" "--prefetch gate --segment 7"
+    "--prefetch off" "--prefetch auto --cache min --segment 1" "--prefetch gate --cache min --segment 1" "--prefetch gate --segment 7"
     "--segment 1" "--segment 7" "--segment 64" "--segment 300"
     "--isa ref"
     "--threads 1 --cache min --io threads --segment 1 --isa ref"

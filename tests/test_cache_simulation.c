@@ -404,6 +404,7 @@ static void create_world(struct world *w, const struct cache_fixture *f, uint64_
     options.n_slots = w->n_slots_max;
     options.inflight_max = 1 + below(w, 8);
     options.prefetch_layers = below(w, 4) > 0;
+    options.paced = below(w, 2);
     options.policy = below(w, 2) ? &sl_policy_frequency : &sl_policy_lru;
     if (f->packed) { /* a checkpoint has nothing to tell wrong codes by */
         plan.flip_permille = below(w, 2) * below(w, 40);

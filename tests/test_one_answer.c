@@ -79,7 +79,7 @@ static bool check_answer(const struct engine_rig *m, struct sl_engine_options op
 static void test_every_way_gives_the_same_bytes(void **state)
 {
     static const enum sl_prefetch prefetches[] = {SL_PREFETCH_OFF, SL_PREFETCH_HASH,
-                                                  SL_PREFETCH_GATE};
+                                                  SL_PREFETCH_GATE, SL_PREFETCH_AUTO};
     static const enum sl_verify verifies[] = {SL_VERIFY_FIRST, SL_VERIFY_ALWAYS, SL_VERIFY_NEVER};
     const struct engine_rig *m = *state;
     /* FP8 experts take the same ways, and are verified in one way only. */

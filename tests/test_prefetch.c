@@ -294,6 +294,41 @@ static void test_wrong_predictions_are_given_up(void **state)
     cache_rig_fini(&rig);
 }
 
+/* Where the pace rules, nothing is read for a prediction before it is known how fast the drives
+ * are; and what came in vain makes room before anything that was of use. */
+static void test_paced_predictions(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 4, .piece_bytes = 8192, .n_slots = 9, .inflight_max = 4, .paced = true};
+    static const uint16_t first[] = {0, 1, 2, 3}, second[] = {4, 5, 6, 7}, predicted[] = {8, 9};
+    const struct cache_fixture *fixtures = *state;
+    const struct sl_expert_source_ops *ops;
+    struct sl_expert_cache_counters c;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, &fixtures[1], &options);
+    ops = rig.source->ops;
+    assert_false(ops->wants_prediction(rig.source, 1)); /* nothing has been missing */
+    assert_int_equal(cache_rig_demand(&rig, 0, first, 4, NULL, NULL), 0);
+    assert_true(ops->wants_prediction(rig.source, 1));
+    assert_int_equal(predict(&rig, 1, predicted, 1).n_predicted_loads, 1);
+    assert_int_equal(cache_rig_demand(&rig, 1, second, 4, NULL, NULL), 0); /* it was wrong */
+    assert_int_equal(cache_rig_demand(&rig, 0, first, 4, NULL, NULL), 0);
+    assert_int_equal(cache_rig_demand(&rig, 1, second, 4, NULL, NULL), 0);
+    c = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(c.n_hits, 8); /* all of both layers stayed */
+    assert_int_equal(c.n_loads, 9);
+    assert_true(c.predicted_wasted_bytes > 0);
+
+    assert_true(ops->wants_prediction(rig.source, 2));
+    assert_int_equal(predict(&rig, 2, predicted, 2).n_predicted_loads, 3);
+    assert_int_equal(cache_rig_demand(&rig, 2, predicted, 1, NULL, NULL), 0);
+    c = sl_expert_cache_counters(rig.cache);
+    assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 1);
+    assert_true(sl_expert_cache_is_sound(rig.cache));
+    cache_rig_fini(&rig);
+}
+
 /* ---- sweeps ------------------------------------------------------------------------------------
  */
 
@@ -489,6 +524,7 @@ int main(void)
         cmocka_unit_test(test_predictions_wait_for_demands),
         cmocka_unit_test(test_predictions_that_land_in_time),
         cmocka_unit_test(test_wrong_predictions_are_given_up),
+        cmocka_unit_test(test_paced_predictions),
         cmocka_unit_test(test_sweeps_read_ahead),
         cmocka_unit_test(test_sweeps_end_with_their_step),
         cmocka_unit_test(test_sweeps_end_between_demands),

@@ -381,6 +381,36 @@ static void test_demand_finds_room(void **state)
     rig_fini(&rig);
 }
 
+/* Of what is merely predicted only as much is in flight as was allowed: a demand waits for it. */
+static void test_predicted_reads_are_few(void **state)
+{
+    static const struct io_fault_plan lazy = {.lazy = true};
+    static const uint64_t allowed_bytes[] = {0, 3 * PIECE_BYTES, UINT64_MAX};
+    static const uint32_t n_expected[] = {1, 3, 4}; /* at most half of the depth */
+    struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < 3; i++) {
+        struct sl_read *predicted, *demand;
+        struct rig rig;
+
+        rig_init(&rig, f, true, 8);
+        io_fault_set(rig.io, &lazy);
+        if (i > 0)
+            sl_reader_set_predicted_bytes(rig.reader, allowed_bytes[i]);
+        predicted = rig_queue(&rig, f, 0, 0, 10 * PIECE_BYTES, SL_READ_PREDICTED);
+        sl_reader_start(rig.reader);
+        assert_int_equal(io_fault_read_count(rig.io), n_expected[i]);
+        demand = rig_queue(&rig, f, 1, 60 * BLOCK, PIECE_BYTES, SL_READ_DEMAND);
+        sl_reader_start(rig.reader);
+        assert_int_equal(io_fault_read_count(rig.io), n_expected[i] + 1);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), demand);
+        sl_reader_set_class(rig.reader, predicted, SL_READ_DEMAND);
+        assert_ptr_equal(sl_reader_reap(rig.reader, SL_READS_OF_EXPERTS, true), predicted);
+        check_content(f, predicted);
+        rig_fini(&rig);
+    }
+}
+
 /* Each user gets its own reads back, whoever waited while they landed, and its own counters.
  * Reading ahead goes behind what is demanded, and has the whole depth. */
 static void test_users(void **state)
@@ -728,6 +758,7 @@ static void nth_run(struct rig *rig, const struct fixture *f, const struct io_fa
     uint32_t n_done = 0;
 
     io_fault_set(rig->io, plan);
+    sl_reader_set_predicted_bytes(rig->reader, UINT64_MAX); /* one that is lost leaves room */
     for (uint32_t i = 0; i < READS; i++)
         rig_queue(rig, f, i, i * 18 * BLOCK + 55 * i, 16 * BLOCK, i % SL_READ_CLASSES);
     while ((read = sl_reader_reap(rig->reader, SL_READS_OF_EXPERTS, true))) {
@@ -862,6 +893,7 @@ int main(void)
         cmocka_unit_test(test_order_of_classes),
         cmocka_unit_test(test_demand_finds_room),
         cmocka_unit_test(test_classes_wait_for_each_other),
+        cmocka_unit_test(test_predicted_reads_are_few),
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_promotion_in_flight),
         cmocka_unit_test(test_pieces_go_out_in_order),

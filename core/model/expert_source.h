@@ -42,7 +42,7 @@ enum sl_prefetch_kind {
                             * name them. Replaces the prediction before */
 };
 
-#define SL_PREDICTED_MAX 32u
+#define SL_PREDICTED_MAX 64u
 
 struct sl_expert_source;
 
@@ -80,6 +80,9 @@ struct sl_expert_source_ops {
      * not count any more, of whichever step it was. No demand is open. For another step that is
      * under way this costs reads at most. NULL: the source does not prefetch. Never fails. */
     void (*forget)(struct sl_expert_source *source);
+
+    /* Returns whether a prediction of the layer's experts is worth computing now. NULL: always. */
+    bool (*wants_prediction)(struct sl_expert_source *source, uint16_t layer_index);
 };
 
 /* First member of every implementation. */

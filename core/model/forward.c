@@ -296,7 +296,7 @@ int sl_forward_begin(struct sl_forward *f, const struct sl_step_request *request
 static int run_in_layer(struct sl_forward *f, uint32_t layer_index,
                         const struct sl_layer_weights *layer, struct sl_err *err)
 {
-    const bool predict = f->params.prefetch == SL_PREFETCH_GATE &&
+    const bool predict = f->params.prefetch >= SL_PREFETCH_AUTO &&
                          layer_index + 1 < f->params.config->num_hidden_layers;
     /* A layer that streams is predicted for never, though it may happen to be there: what is
      * prefetched should not depend on how fast the drives are. */

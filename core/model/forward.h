@@ -41,7 +41,9 @@ struct sl_forward;
 enum sl_prefetch {
     SL_PREFETCH_HASH, /* those of the hash-routed layers, for certain */
     SL_PREFETCH_OFF,
-    SL_PREFETCH_GATE, /* also predicted ones of the next layer, in steps of few tokens */
+    SL_PREFETCH_AUTO, /* also predicted ones of the next layer, in steps of few tokens, where the
+                       * source wants to know */
+    SL_PREFETCH_GATE, /* those always: for comparisons */
 };
 
 struct sl_forward_params {

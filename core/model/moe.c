@@ -14,12 +14,8 @@
  * four jobs: with fewer rows most of a layer's barriers would be here. */
 #define ROWS_MAX (2 * SL_CHUNK_TOKENS)
 
-/* More tokens name most of a layer's experts between them, and little is left to predict. A
- * token's last choices are predicted worst: docs/PERFORMANCE.md, prefetch. */
+/* More tokens name most of a layer's experts between them, and little is left to predict. */
 #define PREDICT_TOKENS_MAX 8u
-#define PREDICTED_PER_TOKEN 4u
-_Static_assert(PREDICT_TOKENS_MAX *PREDICTED_PER_TOKEN <= SL_PREDICTED_MAX,
-               "one prediction holds them");
 
 struct pair {
     uint32_t token;
@@ -318,6 +314,9 @@ static void predict_next(const struct run *in)
 
     if (!in->next || in->next->tid2eid || ahead.n_tokens > PREDICT_TOKENS_MAX)
         return;
+    if (in->source->ops->wants_prediction &&
+        !in->source->ops->wants_prediction(in->source, (uint16_t)(in->layer_index + 1)))
+        return;
     prediction.gate_bias = in->next->gate_bias;
     ahead.streams = m->next_streams;
     memcpy(ahead.streams, in->step->streams,
@@ -331,8 +330,8 @@ static void predict_next(const struct run *in)
     sl_linear_run(ahead.compute, SL_PHASE_ROUTER, &gate, 1);
     sl_pool_run(ahead.compute->pool, SL_PHASE_ROUTER, ahead.n_tokens, 4, pick_predicted,
                 &prediction);
-    for (uint32_t rank = 0; rank < k && rank < PREDICTED_PER_TOKEN; rank++)
-        for (uint32_t i = 0; i < ahead.n_tokens; i++)
+    for (uint32_t rank = 0; rank < k; rank++)
+        for (uint32_t i = 0; i < ahead.n_tokens && n_keys < SL_PREDICTED_MAX; i++)
             n_keys =
                 add_key(keys, n_keys,
                         (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});

@@ -314,6 +314,7 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         .inflight_max = sl_expert_cache_inflight_default(e->config.num_experts_per_tok),
         .verify = e->options.verify,
         .prefetch_layers = e->options.prefetch != SL_PREFETCH_OFF,
+        .paced = e->options.prefetch == SL_PREFETCH_AUTO,
         .policy = e->options.policy,
     };
     int rc = sl_expert_cache_create(&e->cache, e->store, e->reader, e->pool, &options, err);

@@ -54,9 +54,9 @@ struct drive {
 struct sl_reader {
     struct sl_io *io;
     struct sl_reader_options options;
-    uint32_t depth, depth_background; /* of each drive */
-    struct drive *drives;             /* io->n_drives */
-    struct piece *pieces;             /* io->reads_max */
+    uint32_t depth, depth_background, depth_predicted; /* of each drive */
+    struct drive *drives;                              /* io->n_drives */
+    struct piece *pieces;                              /* io->reads_max */
     uint32_t first_free_piece;
     struct sl_io_read *batch; /* io->reads_max; what the next submit takes */
     uint32_t n_batch;
@@ -102,11 +102,16 @@ static void count_ahead(struct sl_reader *reader, const struct sl_read *read, in
                                   memory_order_relaxed);
 }
 
-static void look_at_clock(struct sl_reader *reader)
+uint64_t sl_reader_clock_ns(const struct sl_reader *reader)
 {
     const struct sl_reader_options *o = &reader->options;
 
-    reader->now_ns = o->clock_ns ? o->clock_ns(o->clock_context) : sl_clock_ns();
+    return o->clock_ns ? o->clock_ns(o->clock_context) : sl_clock_ns();
+}
+
+static void look_at_clock(struct sl_reader *reader)
+{
+    reader->now_ns = sl_reader_clock_ns(reader);
 }
 
 /* ---- to the device -----------------------------------------------------------------------------
@@ -130,13 +135,22 @@ static void batch_add(struct sl_reader *reader, uint32_t piece_index)
     reader->counters[read->user].n_reads++;
 }
 
+static uint32_t piece_bytes_of(const struct sl_reader *reader, enum sl_read_class read_class)
+{
+    const uint32_t piece_bytes = reader->options.piece_bytes;
+
+    return read_class == SL_READ_PREDICTED && piece_bytes > SL_READER_PREDICTED_PIECE_BYTES
+               ? SL_READER_PREDICTED_PIECE_BYTES
+               : piece_bytes;
+}
+
 static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_read *read)
 {
     const uint32_t piece_index = reader->first_free_piece;
     struct piece *piece = &reader->pieces[piece_index];
-    uint64_t left_bytes = aligned_end(read) - read->cut_bytes;
-    uint64_t size_bytes =
-        left_bytes < reader->options.piece_bytes ? left_bytes : reader->options.piece_bytes;
+    const uint64_t left_bytes = aligned_end(read) - read->cut_bytes;
+    const uint32_t piece_bytes = piece_bytes_of(reader, read->read_class);
+    const uint64_t size_bytes = left_bytes < piece_bytes ? left_bytes : piece_bytes;
 
     sl_assert(piece_index != NO_PIECE); /* the drives' depths add up to no more */
     drive->n_out[read->read_class]++;
@@ -155,6 +169,8 @@ static void cut_piece(struct sl_reader *reader, struct drive *drive, struct sl_r
 
 static uint32_t depth_of(const struct sl_reader *reader, int read_class)
 {
+    if (read_class == SL_READ_PREDICTED)
+        return reader->depth_predicted;
     return read_class <= SL_READ_AHEAD ? reader->depth : reader->depth_background;
 }
 
@@ -205,6 +221,15 @@ void sl_reader_queue(struct sl_reader *reader, struct sl_read *read)
     }
     count_ahead(reader, read, 1);
     reader->counters[read->user].wanted_bytes += read->size_bytes;
+}
+
+void sl_reader_set_predicted_bytes(struct sl_reader *reader, uint64_t size_bytes)
+{
+    const uint64_t n = size_bytes / piece_bytes_of(reader, SL_READ_PREDICTED);
+
+    reader->depth_predicted = n == 0                         ? 1
+                              : n < reader->depth_background ? (uint32_t)n
+                                                             : reader->depth_background;
 }
 
 void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
@@ -538,6 +563,7 @@ static void set_options(struct sl_reader *reader, const struct sl_reader_options
     reader->depth_background = reader->depth / BACKGROUND_SHARE;
     if (reader->depth_background == 0)
         reader->depth_background = 1;
+    reader->depth_predicted = 1;
 }
 
 static void free_reader(struct sl_reader *reader)

@@ -9,8 +9,9 @@
  * it, queued or in flight; within a class, reads are cut in the order in which they were queued.
  * Prefetch and scrub together have no more than half of the depth in flight (at least one piece),
  * so that a demand that comes then finds room at the device. Under unending demand they stand
- * still. Reading ahead has the whole depth: all of it will be needed, so a demand that waits for
- * some of it loses nothing.
+ * still. Predicted reads are cut into small pieces, of which only as many are in flight as
+ * sl_reader_set_predicted_bytes() allows: a demand waits for them. Reading ahead has the whole
+ * depth: all of it will be needed, so a demand that waits for some of it loses nothing.
  *
  * Users: the expert cache and the dense weights share a reader, so that the classes hold among all
  * reads of a drive. Each gets its own reads back, and has its own counters.
@@ -38,14 +39,16 @@
 
 #define SL_READER_PIECE_BYTES (UINT32_C(1) << 20)
 #define SL_READER_DEPTH 32u
+#define SL_READER_PREDICTED_PIECE_BYTES (UINT32_C(1) << 18)
 #define SL_READER_STALL_NS (30 * UINT64_C(1000000000))
 #define SL_READER_DEADLINE_STALLS 4u
 
 enum sl_read_class {
-    SL_READ_DEMAND,   /* somebody waits for it */
-    SL_READ_AHEAD,    /* dense weights of the next layers: certain, and soon */
-    SL_READ_PREFETCH, /* likely to be wanted soon */
-    SL_READ_SCRUB,    /* checking what lies on the drive */
+    SL_READ_DEMAND,    /* somebody waits for it */
+    SL_READ_AHEAD,     /* dense weights of the next layers: certain, and soon */
+    SL_READ_PREFETCH,  /* likely to be wanted soon */
+    SL_READ_PREDICTED, /* perhaps wanted soon */
+    SL_READ_SCRUB,     /* checking what lies on the drive */
     SL_READ_CLASSES,
 };
 
@@ -121,6 +124,10 @@ uint64_t sl_aligned_run_bytes(uint64_t offset_bytes, uint64_t size_bytes);
 void sl_reader_queue(struct sl_reader *reader, struct sl_read *read);
 void sl_reader_start(struct sl_reader *reader);
 
+/* How many bytes of predicted reads may be in flight on each drive from now on; it is one piece in
+ * any case, and before the first call, and half of the depth at most. */
+void sl_reader_set_predicted_bytes(struct sl_reader *reader, uint64_t size_bytes);
+
 /* Moves a read that is not yet reaped into another class, behind the reads queued there: up when
  * somebody comes to wait for it, down when nobody waits any more. */
 void sl_reader_set_class(struct sl_reader *reader, struct sl_read *read,
@@ -174,6 +181,9 @@ struct sl_reader_drive {
 };
 uint32_t sl_reader_drive_count(const struct sl_reader *reader);
 struct sl_reader_drive sl_reader_drive(const struct sl_reader *reader, uint32_t index);
+
+/* Returns the time of the clock that the reader goes by. */
+uint64_t sl_reader_clock_ns(const struct sl_reader *reader);
 
 /* Counts the reads of one user. */
 struct sl_reader_counters sl_reader_counters(const struct sl_reader *reader,

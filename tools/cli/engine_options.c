@@ -68,9 +68,10 @@ static const struct argp_option options[] = {
      "(default), each time, or not at all",
      0},
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
-    {"prefetch", OPTION_PREFETCH, "off|hash|gate", 0,
+    {"prefetch", OPTION_PREFETCH, "off|hash|auto|gate", 0,
      "experts that are read before they are asked for: those of the layers that route by token id "
-     "(hash, the default), or also those predicted for the next layer (gate)",
+     "(hash, the default), or also those predicted for the next layer, where that pays (auto) or "
+     "always (gate)",
      0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
@@ -154,8 +155,11 @@ static const struct sl_word verify_words[] = {
     {"first", SL_VERIFY_FIRST}, {"always", SL_VERIFY_ALWAYS}, {"never", SL_VERIFY_NEVER}, {0}};
 static const struct sl_word dense_words[] = {
     {"resident", SL_DENSE_RESIDENT}, {"stream", SL_DENSE_STREAM}, {"auto", SL_DENSE_AUTO}, {0}};
-static const struct sl_word prefetch_words[] = {
-    {"off", SL_PREFETCH_OFF}, {"hash", SL_PREFETCH_HASH}, {"gate", SL_PREFETCH_GATE}, {0}};
+static const struct sl_word prefetch_words[] = {{"auto", SL_PREFETCH_AUTO},
+                                                {"off", SL_PREFETCH_OFF},
+                                                {"hash", SL_PREFETCH_HASH},
+                                                {"gate", SL_PREFETCH_GATE},
+                                                {0}};
 static const struct sl_word numerics_words[] = {
     {"native", SL_NUMERICS_NATIVE}, {"exact", SL_NUMERICS_EXACT}, {0}};
 
