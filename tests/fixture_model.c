@@ -235,6 +235,7 @@ void fixture_config_dspark(struct sl_config *config)
 {
     config->dspark = (struct sl_dspark_config){
         .block_size = 5,
+        .has_noise_token = true,
         .noise_token_id = config->vocab_size - 1,
         .markov_rank = fixture_dspark.markov_rank,
         .n_targets = fixture_dspark.n_targets,
@@ -438,7 +439,7 @@ static void prefetch_certain(struct fixture_experts *e, const struct sl_expert_k
 
     sl_assert(layer_index < e->n_hash_layers);
     for (uint32_t i = 0; i < e->n_experts; i++)
-        sl_assert(!certain[i]);
+        sl_assert(!certain[i] || e->passes_take_turns);
     for (uint32_t i = 0; i < n_keys; i++) {
         sl_assert(keys[i].layer_index == layer_index && keys[i].expert_index < e->n_experts);
         sl_assert(i == 0 || keys[i - 1].expert_index < keys[i].expert_index);
@@ -493,10 +494,10 @@ static int source_demand(struct sl_expert_source *source, uint16_t layer_index,
     }
     e->n_in_prediction = 0;
     /* A certain prefetch is right and complete. */
-    sl_assert(layer_index >= e->n_hash_layers || n_certain == n_experts);
+    sl_assert(layer_index >= e->n_hash_layers || n_certain == n_experts || e->passes_take_turns);
     for (uint32_t i = 0; i < e->n_experts; i++)
         n_certain -= certain[i];
-    sl_assert(n_certain == 0);
+    sl_assert(n_certain == 0 || e->passes_take_turns);
     memset(certain, 0, e->n_experts * sizeof(*certain));
     e->n_demanded[layer_index] = n_experts;
     if (request_fails(e, err))
@@ -652,6 +653,8 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
                                                     .complete = source_complete,
                                                     .abandon = source_abandon,
                                                     .forget = source_forget};
+    const uint32_t n_blocks =
+        config->dspark.block_size > 0 ? fixture_dspark.n_blocks : config->num_nextn_predict_layers;
     const size_t hidden = config->hidden_size, inter = config->moe_intermediate_size;
     struct fixture_experts *e = experts;
     uint8_t *codes, *scales;
@@ -662,8 +665,8 @@ void fixture_experts_init(struct fixture_experts *experts, const struct sl_confi
         .pins_limit = pins_limit,
         .seed = seed,
         .random = seed,
-        .shape = sl_expert_shape_of(config, config->num_nextn_predict_layers),
-        .n_layers = config->num_hidden_layers + config->num_nextn_predict_layers,
+        .shape = sl_expert_shape_of(config, n_blocks),
+        .n_layers = config->num_hidden_layers + n_blocks,
         .n_experts = config->n_routed_experts,
         .n_hash_layers = config->num_hash_layers,
     };

@@ -80,6 +80,7 @@ struct fixture_experts {
     /* How it behaves; may be changed between steps. */
     bool shuffle;              /* gives experts in random order, else ascending */
     uint32_t delay_permille;   /* of calls to acquire() without `wait` say -EAGAIN */
+    bool passes_take_turns;    /* what one prefetches may be forgotten, or demanded, by another */
     uint32_t partial_permille; /* of pins that were waited for lack w2 */
     uint64_t fail_nth;         /* the nth request from now on fails; 0: none. Requests are demands,
                                   and calls of acquire() that would pin, and of complete() */
