@@ -9,7 +9,7 @@
 /* Predictions that are passed over for each that is made where they do not pay. */
 #define SKIPPED 31u
 
-/* What is in flight when a demand comes keeps it from the drives for about this time. */
+/* Reads in flight when a demand comes keep it from the drives for about this time. */
 #define FLIGHT_NS 400e3
 
 /* Counts that a rank begins with, so that it is tried. */

@@ -23,8 +23,8 @@ struct sl_chat_profile_found {
     bool is_guess;    /* nothing told: a base model, if its experts are FP8 */
 };
 
-/* Finds out, without a look at the tensors (tools/cli/model_profile.h has that). Fails with -errno, -SL_EFORMAT or -ENOMEM if a file is there and cannot be read, or if
- * there is no config.json. */
+/* Finds out, without a look at the tensors (tools/cli/model_profile.h has that). Fails with -errno,
+ * -SL_EFORMAT or -ENOMEM if a file is there and cannot be read, or if there is no config.json. */
 int sl_chat_profile_detect(const char *folder, struct sl_chat_profile_found *ret_found,
                            struct sl_err *err);
 
