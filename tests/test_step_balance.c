@@ -15,7 +15,7 @@
 #include "tests/fixture_model.h"
 #include "tests/kernel_inputs.h"
 
-#define STEPS 60u
+#define STEPS 100u
 
 struct machine {
     double bytes_per_ns;
