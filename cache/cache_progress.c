@@ -34,7 +34,9 @@ bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key
 
     if (sl_expert_loader_is_full(&cache->loader))
         return false;
-    slot = sl_slot_table_take(&cache->table, key, kind);
+    slot = sl_slot_table_take(&cache->table, key, kind,
+                              cache->demand.n_awaited > 0 ||
+                                  !sl_list_is_empty(&cache->demand.claimed));
     if (!slot)
         return false;
     cache->demand.n_awaited += sl_slot_is_awaited(slot);

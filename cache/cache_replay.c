@@ -278,11 +278,12 @@ static void run_demand(struct replay *replay, uint64_t demand)
     }
     for (uint32_t i = 0; i < n_missing; i++) {
         struct sl_expert_key key = key_of(plan, demand, replay->missing[i]);
-        struct sl_slot *slot = sl_slot_table_take(table, key, SL_LOAD_DEMAND);
+        struct sl_slot *slot =
+            sl_slot_table_take(table, key, SL_LOAD_DEMAND, replay->n_claimed > 0);
 
-        if (!slot) { /* more than there are slots: those claimed before have been used by now */
+        if (!slot) { /* more than there is room for: those claimed before have been used by now */
             release_all(replay);
-            slot = sl_slot_table_take(table, key, SL_LOAD_DEMAND);
+            slot = sl_slot_table_take(table, key, SL_LOAD_DEMAND, false);
         }
         sl_slot_set(slot, SL_SLOT_CLAIMED);
         keep(replay, slot);
@@ -304,7 +305,9 @@ static void prefetch_certain(struct replay *replay, uint64_t first_demand)
                 continue;
             if (!sl_slot_table_may_prefetch(&replay->table))
                 break;
-            slot = sl_slot_table_take(&replay->table, key, SL_LOAD_CERTAIN);
+            slot = sl_slot_table_take(&replay->table, key, SL_LOAD_CERTAIN, true);
+            if (!slot)
+                break;
             replay->table.policy->ops->expect(replay->table.policy, key);
             sl_slot_table_ready(&replay->table, slot);
         }

@@ -57,14 +57,18 @@ void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
     table->policy = policy->carve(arena, &shape);
 }
 
-/* All that one layer can ask for has room beside what is pinned. */
+/* The slots that are not pinned have room for the rest of a layer; or a quarter of the slots, where
+ * that is less: there a layer makes room for itself. */
 static void set_pinned(struct sl_slot_table *table)
 {
-    const uint32_t n_left =
-        table->n_slots > table->n_experts ? table->n_slots - table->n_experts : 0;
-    const uint32_t n_each = table->n_layers > 1 ? n_left / (table->n_layers - 1) : n_left;
+    const uint32_t n_slots = table->n_slots, n_experts = table->n_experts;
+    const uint32_t n_small = (n_slots - n_slots / SL_TURNING_SHARE) / table->n_layers;
+    uint32_t n = n_small;
 
-    table->n_pinned = n_each < table->n_experts ? n_each : table->n_experts;
+    if (n_slots > n_experts && table->n_layers > 1)
+        n = (n_slots - n_experts) / (table->n_layers - 1);
+    n = n > n_small ? n : n_small;
+    table->n_pinned = n < n_experts ? n : n_experts;
 }
 
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max)
@@ -177,21 +181,25 @@ static struct sl_slot *evict_unpinned(struct sl_slot_table *table)
     return slot;
 }
 
-static struct sl_slot *make_room(struct sl_slot_table *table, enum sl_load_kind kind)
+static struct sl_slot *make_room(struct sl_slot_table *table, enum sl_load_kind kind, bool can_wait)
 {
-    struct sl_slot *slot = table->in_sweep ? evict_unpinned(table) : NULL;
+    struct sl_slot *slot;
 
+    if (!table->in_sweep)
+        return evict_any(table);
+    slot = evict_unpinned(table);
     /* An expert that is read ahead would only take the place of what will be asked for as soon. */
-    if (slot || (table->in_sweep && kind == SL_LOAD_LAYER))
+    if (slot || can_wait || kind != SL_LOAD_DEMAND)
         return slot;
     return evict_any(table);
 }
 
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
-                                   enum sl_load_kind kind)
+                                   enum sl_load_kind kind, bool can_wait)
 {
     struct sl_link *link = sl_list_pop(&table->empty);
-    struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link) : make_room(table, kind);
+    struct sl_slot *slot =
+        link ? sl_list_item(link, struct sl_slot, link) : make_room(table, kind, can_wait);
 
     if (!slot)
         return NULL;

@@ -115,12 +115,14 @@ struct sl_slot_table {
  * whole model has been through, which is more than most caches hold. Then whatever is evicted by
  * the time of its last use is evicted before it is used again. So sweeps pin: each layer keeps
  * n_pinned of its experts, those that the policy values most, and what is beyond them makes room,
- * of the layer just passed first. The rest of the slots is one layer's room, in which all else is
- * loaded. Every layer keeps as many, so that each reads as much while as much is computed.
+ * of the layer just passed first. The rest of the slots is room for a layer's other experts, or a
+ * quarter of all: what a sweep reads turns over in it. Every layer keeps as many, so that each
+ * reads as much while as much is computed.
  *
  * Smaller demands evict what the policy chooses, be it pinned or not: pins give way to users, and
  * come back with a later sweep. */
 #define SL_SWEEP_ROWS 16u
+#define SL_TURNING_SHARE 4u
 
 /* The least demand of a sweep, where each layer has n_experts of which a row takes n_per_row. */
 uint32_t sl_sweep_experts_min(uint32_t n_experts, uint32_t n_per_row);
@@ -191,9 +193,11 @@ void sl_slot_table_visit(struct sl_slot_table *table, uint16_t layer_index);
 struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
 
 /* A slot to load this expert into, evicting another if need be; NULL if no slot is empty or ready.
- * The caller tells the policy of prefetches. */
+ * In a sweep, NULL too where what could be evicted is pinned, but for a demand that cannot wait:
+ * nothing else of it is on its way, or there to be acquired. The caller tells the policy of
+ * prefetches. */
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
-                                   enum sl_load_kind kind);
+                                   enum sl_load_kind kind, bool can_wait);
 
 /* True while a layer's prefetch may load more. */
 static inline bool sl_slot_table_may_prefetch_layer(const struct sl_slot_table *table)

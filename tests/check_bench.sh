@@ -102,6 +102,27 @@ check "... behind tokens that are not computed" prefill --position 9000
 check "a table for people" bash -c "
     '$sluice' bench prefill '$model' --tokens 8 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
 
+# Texts in lockstep: what is read once is read once, of all that a step wants; a prompt shares it.
+sweep() {
+    "$sluice" bench sweep "$model" --sequences 1,40 --steps 2 --cache min --threads 2 --json "$@" \
+        >"$scratch/sweep" 2>/dev/null &&
+        figures "$scratch/sweep" sweep "sweep, step" "sweep, beside the drives" \
+            "sweep, beside the cores" "sweep, experts kept" "sweep, reads of an expert" &&
+        "$python" -c '
+import json, sys
+figures = [f for f in map(json.loads, open(sys.argv[1]))]
+reads = [f["ratio"] for f in figures if f["what"] == "sweep, reads of an expert"]
+assert len(reads) == 2 and all(1 <= r <= 1.02 for r in reads), reads
+kept = [f for f in figures if f["what"] == "sweep, experts kept"]
+assert ["pinned" in f["shape"] for f in kept] == ["prompt" in kept[0]["shape"], True], kept
+step = [f for f in figures if f["what"] == "sweep, step"]
+tokens = [f for f in figures if f["what"] == "sweep"]
+assert abs(tokens[1]["value"] * step[1]["value"] - 40) < 0.1, (tokens, step)' "$scratch/sweep"
+}
+check "bench sweep" sweep
+check "... with a prompt's rows" sweep --prompt-rows 30
+check "... which it says" grep -q '40 texts and 30 of a prompt' "$scratch/sweep"
+
 # fio is a program of its own; where it is missing, its column says so.
 io() { # path arguments...
     PATH=$1 "$sluice" bench io "${@:2}" --seconds 0.01 --json >"$scratch/io" &&

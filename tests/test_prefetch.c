@@ -482,7 +482,7 @@ static void test_sweeps_pin_an_equal_share(void **state)
                                                   .inflight_max = 4,
                                                   .prefetch_layers = i & 1,
                                                   .policy = policies[i / 2]};
-        const uint32_t n_pinned = (20 - CACHE_EXPERTS) / (CACHE_LAYERS - 1);
+        const uint32_t n_pinned = (20 - 20 / SL_TURNING_SHARE) / CACHE_LAYERS;
         struct sl_expert_cache_counters before, after;
         struct cache_rig rig;
 

@@ -370,7 +370,8 @@ static void test_sweeps_pin(void **state)
 {
     static const struct sl_policy_ops *const policies[] = {&sl_policy_frequency, &sl_policy_lru};
     const uint32_t n_experts = 12, n_slots = 20, n_all = LAYERS * n_experts;
-    const uint32_t n_pinned = (n_slots - n_experts) / (LAYERS - 1), n_steps = TOKENS_MAX / 100;
+    const uint32_t n_pinned = (n_slots - n_slots / SL_TURNING_SHARE) / LAYERS,
+                   n_steps = TOKENS_MAX / 100;
     const struct fixture *f = *state;
     const struct sl_replay_steps few = {.n_sequences = 2}, many = {.n_sequences = 100};
     uint16_t *experts = write_trace(f->path, n_experts, TOKENS_MAX, 9, 7);

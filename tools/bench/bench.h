@@ -91,9 +91,10 @@ int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err);
 int sl_bench_rows(const struct sl_bench *bench, struct sl_err *err);
 int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err);
 
-/* The commands: decode and prefill of a model. */
+/* The commands: decode and prefill of a model, and many texts in lockstep. */
 int sl_bench_decode(int argc, char **argv);
 int sl_bench_prefill(int argc, char **argv);
+int sl_bench_sweep(int argc, char **argv);
 
 /* The command that measures drives; it needs no compute threads. */
 int sl_bench_io(int argc, char **argv);

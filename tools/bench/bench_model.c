@@ -6,13 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/clock.h"
 #include "core/base/size.h"
-#include "daemon/engine/engine_internal.h"
 #include "daemon/engine/feed.h"
 #include "tools/bench/bench.h"
-#include "tools/bench/bench_drive.h"
 #include "tools/bench/bench_past.h"
+#include "tools/bench/bench_run.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/interrupt.h"
@@ -22,18 +20,7 @@
 #define PAST_TOKENS 16u /* before what decode measures, unless a position is given */
 #define DECODE_TOKENS_DEFAULT 32u
 #define PREFILL_TOKENS_DEFAULT 512u
-#define PROBE_NS UINT64_C(100000000)
-#define DRIVE_NS UINT64_C(400000000)
-
-/* One of the repeated runs. */
-struct run {
-    uint64_t ns;
-    struct sl_account spent;
-    double read_rate;                     /* of memory, 10^9 bytes a second */
-    double drive_rate;                    /* of the drives, before and after the run */
-    uint64_t missed_bytes;                /* read from the drives, but for predictions in vain */
-    double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
-};
+#define PROBE_SECONDS 0.1
 
 struct command {
     struct sl_engine_options options;
@@ -55,7 +42,7 @@ struct command {
     struct sl_bench_drive drive;
     bool resident;
     uint32_t n_before; /* runs that do not count, before those that do */
-    struct run runs[SL_BENCH_RUNS];
+    struct sl_bench_run runs[SL_BENCH_RUNS];
     uint32_t n_runs;                            /* that are through: all, unless interrupted */
     struct sl_expert_cache_counters begin, end; /* around the runs */
 };
@@ -221,56 +208,31 @@ static int make_past(struct command *command, struct sl_err *err)
     return 0;
 }
 
-static uint64_t missed_bytes(const struct command *command)
+struct counted_run {
+    struct command *command;
+    uint32_t index;
+};
+
+static int work(void *context, struct sl_err *err)
 {
-    const struct sl_expert_cache_counters c = sl_engine_counters(command->engine);
+    const struct counted_run *run = context;
 
-    return c.read_bytes - c.predicted_wasted_bytes;
-}
-
-/* Measures the machine's limits, then the run, then the drives again with the experts that the run
- * asked for. */
-static int measure_run(struct command *command, uint32_t index, struct sl_err *err)
-{
-    struct sl_pool *pool = command->engine->pool;
-    struct run *run = &command->runs[index];
-    struct sl_account begin, end;
-    double rate_before, rate_after;
-    uint64_t start_ns;
-    int rc;
-
-    run->read_rate = sl_bench_read_rate(&command->bench, PROBE_NS);
-    for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
-        run->multiply_rate[peak] =
-            sl_bench_multiply_rate(&command->bench, (enum sl_bench_peak)peak, PROBE_NS / 10);
-    if ((rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_before, err)) < 0 ||
-        (command->cold && (rc = sl_expert_cache_empty(command->engine->cache, err)) < 0))
-        return rc;
-    sl_bench_drive_forget(&command->drive);
-    run->missed_bytes = missed_bytes(command);
-    begin = sl_pool_account(pool);
-    start_ns = sl_clock_ns();
-    rc = feed_run(command, command->n_before + index, err);
-    run->ns = sl_clock_ns() - start_ns;
-    end = sl_pool_account(pool);
-    run->spent = sl_account_difference(&begin, &end);
-    run->missed_bytes = missed_bytes(command) - run->missed_bytes;
-    if (rc == 0)
-        rc = sl_bench_drive_rate(&command->drive, DRIVE_NS, &rate_after, err);
-    if (rc == 0)
-        run->drive_rate = (rate_before + rate_after) / 2;
-    return rc;
+    return feed_run(run->command, run->command->n_before + run->index, err);
 }
 
 static int measure(struct command *command, struct sl_err *err)
 {
+    const struct sl_bench_runner runner = {command->engine, &command->bench, &command->drive,
+                                           command->cold};
     int rc = make_past(command, err);
 
     for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
         rc = feed_run(command, i, err);
     command->begin = sl_engine_counters(command->engine);
     while (rc == 0 && command->n_runs < SL_BENCH_RUNS) {
-        rc = measure_run(command, command->n_runs, err);
+        struct counted_run run = {command, command->n_runs};
+
+        rc = sl_bench_run_measure(&runner, work, &run, &command->runs[command->n_runs], err);
         if (rc < 0)
             break;
         command->end = sl_engine_counters(command->engine);
@@ -281,52 +243,6 @@ static int measure(struct command *command, struct sl_err *err)
 
 /* ---- figures -----------------------------------------------------------------------------------
  */
-
-/* Returns the kind of multiplication that a phase uses. */
-static enum sl_bench_peak peak_of(int phase)
-{
-    switch (phase) {
-    case SL_PHASE_ROUTED_LINEARS:
-    case SL_PHASE_INDEXER:
-        return SL_BENCH_INT8;
-    case SL_PHASE_HYPER_CONNECTION:
-        return SL_BENCH_F32;
-    default:
-        return SL_BENCH_BF16;
-    }
-}
-
-struct totals {
-    uint64_t read_bytes, multiplications, n_barriers, wait_ns;
-    double limit_ns; /* the least that the run could have taken */
-};
-
-/* The least that a phase could have taken: reading once what it needs, or multiplying at its
- * peak. */
-static double read_ns(const struct run *run, int phase)
-{
-    return (double)run->spent.of[phase].read_bytes / run->read_rate;
-}
-
-static double multiply_ns(const struct run *run, int phase)
-{
-    return (double)run->spent.of[phase].multiplications / run->multiply_rate[peak_of(phase)];
-}
-
-static struct totals totals_of(const struct run *run)
-{
-    struct totals t = {0};
-
-    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
-        t.read_bytes += run->spent.of[phase].read_bytes;
-        t.multiplications += run->spent.of[phase].multiplications;
-        t.n_barriers += run->spent.of[phase].n_barriers;
-        t.wait_ns += run->spent.of[phase].wait_ns;
-        t.limit_ns += read_ns(run, phase) > multiply_ns(run, phase) ? read_ns(run, phase)
-                                                                    : multiply_ns(run, phase);
-    }
-    return t;
-}
 
 /* Prints a value, or nothing if it could not be measured. */
 static void print_value(const struct command *command, const char *what, const char *shape,
@@ -363,8 +279,8 @@ static void print_speed(const struct command *command)
     char shape[96], where[32] = "";
 
     for (uint32_t i = 0; i < command->n_runs; i++) {
-        const struct run *run = &command->runs[i];
-        struct totals t = totals_of(run);
+        const struct sl_bench_run *run = &command->runs[i];
+        struct sl_bench_totals t = sl_bench_run_totals(run);
 
         amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
         speed.values[i] = command->n_tokens * 1e9 / (double)run->ns;
@@ -406,8 +322,8 @@ static void print_times(const struct command *command)
 
     for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
         for (uint32_t i = 0; i < command->n_runs; i++) {
-            const struct run *run = &command->runs[i];
-            struct totals t = totals_of(run);
+            const struct sl_bench_run *run = &command->runs[i];
+            struct sl_bench_totals t = sl_bench_run_totals(run);
             uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
 
             n_barriers = t.n_barriers;
@@ -434,18 +350,18 @@ static void print_rates(const struct command *command)
         bool in_bytes;
 
         for (uint32_t i = 0; i < command->n_runs; i++) {
-            reading_ns += read_ns(&command->runs[i], phase);
-            multiplying_ns += multiply_ns(&command->runs[i], phase);
+            reading_ns += sl_bench_run_read_ns(&command->runs[i], phase);
+            multiplying_ns += sl_bench_run_multiply_ns(&command->runs[i], phase);
         }
         in_bytes = reading_ns > multiplying_ns;
         for (uint32_t i = 0; i < command->n_runs; i++) {
-            const struct run *run = &command->runs[i];
+            const struct sl_bench_run *run = &command->runs[i];
             uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
             uint64_t amount =
                 in_bytes ? run->spent.of[phase].read_bytes : run->spent.of[phase].multiplications;
 
             figure.values[i] = ns ? (double)amount / (double)ns : 0;
-            figure.limits[i] = in_bytes ? run->read_rate : run->multiply_rate[peak_of(phase)];
+            figure.limits[i] = in_bytes ? run->read_rate : sl_bench_run_peak(run, phase);
         }
         print_medians(command, sl_phase_name((enum sl_phase)phase), "rate",
                       in_bytes ? "GB/s" : "GMAC/s", figure);
@@ -461,7 +377,7 @@ static void print_drive(const struct command *command)
     double gigabytes = 0;
 
     for (uint32_t i = 0; i < command->n_runs; i++) {
-        const struct run *run = &command->runs[i];
+        const struct sl_bench_run *run = &command->runs[i];
 
         gigabytes += (double)run->missed_bytes / command->n_runs / command->n_tokens * 1e-9;
         time.values[i] = (double)run->ns / command->n_tokens * 1e-6;
@@ -504,7 +420,7 @@ static int run(struct command *command, struct sl_err *err)
         (rc = load_experts(command, err)) < 0 ||
         (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
                                                          command->options.io, err)) < 0) ||
-        (rc = sl_bench_init(&command->bench, &command->engine->compute, PROBE_NS * 1e-9,
+        (rc = sl_bench_init(&command->bench, &command->engine->compute, PROBE_SECONDS,
                             command->json, err)) < 0 ||
         ((rc = measure(command, err)) < 0 && (rc != -ECANCELED || command->n_runs == 0)))
         return rc;

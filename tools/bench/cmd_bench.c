@@ -136,12 +136,11 @@ static int bench_kernels(int argc, char **argv)
 int sl_cmd_bench(int argc, char **argv)
 {
     static const struct sl_kind kinds[] = {
-        {"decode", sl_bench_decode},
-        {"io", sl_bench_io},
-        {"kernels", bench_kernels},
-        {"prefill", sl_bench_prefill},
+        {"decode", sl_bench_decode},   {"io", sl_bench_io},       {"kernels", bench_kernels},
+        {"prefill", sl_bench_prefill}, {"sweep", sl_bench_sweep},
     };
-    static const char *const usage[] = {"kernels [OPTION...]", "decode|prefill MODEL [OPTION...]",
+    static const char *const usage[] = {"kernels [OPTION...]",
+                                        "decode|prefill|sweep MODEL [OPTION...]",
                                         "io MODEL|FILE... [OPTION...]", NULL};
 
     return sl_run_kind(kinds, SL_ARRAY_LEN(kinds), argc, argv, usage);

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Measures texts in lockstep (sluice bench sweep) on a store of V4-Flash's sizes, from a drive that
+# the kernel holds to a rate. Needs root, and 16 GB in FOLDER.
+#
+#   tests/measure_sweep.sh FOLDER [MB_PER_S...] [-- OPTION...]
+#
+# 4 layers of 128 experts, with a cache of a quarter of them. The store lies in a file system of its
+# own on a loop device, whose reads blkio.throttle bounds; without rates it is measured as it is.
+# What was made stays for the next time, but for the mount and the loop device.
+set -eu
+folder=$1
+shift
+rates=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    rates+=("$1")
+    shift
+done
+[ $# = 0 ] || shift
+sluice=${SLUICE:-build/release/sluice}
+image=$folder/drive.ext4
+mount=$folder/drive
+throttle=/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device
+device=
+
+clean_up() {
+    if [ -n "$device" ]; then
+        [ ! -e "$throttle" ] || echo "$numbers 0" >"$throttle"
+        umount "$mount" 2>/dev/null || true
+        losetup -d "$device"
+    fi
+}
+trap clean_up EXIT
+
+mkdir -p "$mount"
+is_new=
+if [ ! -e "$image" ]; then
+    is_new=1
+    truncate -s 9G "$image"
+    mkfs.ext4 -q -m 0 "$image"
+fi
+device=$(losetup --find --show --direct-io=on "$image")
+numbers=$(($(stat -c 0x%t "$device"))):$(($(stat -c 0x%T "$device")))
+mount "$device" "$mount"
+if [ -n "$is_new" ]; then
+    /usr/bin/python3 - tools/configs/v4-flash.json "$folder/config.json" <<'PYTHON'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config.update(num_hidden_layers=4, n_routed_experts=128, num_hash_layers=1,
+              num_nextn_predict_layers=0, vocab_size=32768,
+              compress_ratios=config["compress_ratios"][:4])
+json.dump(config, open(sys.argv[2], "w"))
+PYTHON
+    rm -rf "$folder/checkpoint"
+    "$sluice" synth "$folder/config.json" "$folder/checkpoint" --no-mtp --skew 0
+    "$sluice" pack "$folder/checkpoint" "$mount/store"
+    rm -rf "$folder/checkpoint"
+fi
+for rate in "${rates[@]:-0}"; do
+    echo "$numbers ${rate}000000" >"$throttle"
+    [ "$rate" = 0 ] || echo "held to $rate MB/s"
+    "$sluice" bench sweep "$mount/store" --cache 1760M "$@"
+done
