@@ -56,7 +56,7 @@ tells() { # pattern command...: a line of what it prints matches as a whole
 }
 
 # ---- DSpark ---------------------------------------------------------------------------------------
-draft='  draft            DSpark: 3 stages, Markov rank 64, blocks of 5 tokens, reads layers 3, 4, 5; not run yet'
+draft='  draft            DSpark: 3 stages, Markov rank 64, blocks of 5 tokens, reads layers 3, 4, 5'
 check "DSpark's stages are left aside with a line" same_with_note '3 stages of DSpark' "$dspark"
 check "inspect shows them" tells "$draft" inspect "$dspark"
 check "and their experts" tells 'mtp\.2 .*' inspect "$dspark" --experts
@@ -71,6 +71,35 @@ with open(sys.argv[1], "r+b") as f:
     f.write(b"damage")
 PYTHON
 check "one of their experts can be repaired" "$sluice" verify "$scratch/store" --repair "$dspark"
+
+# Its drafts are checked against the oracle by check_oracle.sh; here, where they can be had at all.
+drafts() { # folder model arguments...
+    local folder=$1
+
+    shift
+    "$sluice" logits "$@" --tokens "$scratch/ids" --draft-out "$folder" 2>"$scratch/notes"
+}
+same_drafts() { # model arguments...
+    drafts "$scratch/drafts2" "$@" &&
+        for file in positions anchors logits tokens conf; do
+            cmp "$scratch/drafts/$file.npy" "$scratch/drafts2/$file.npy" || return
+        done
+}
+check "drafts can be had" drafts "$scratch/drafts" "$dspark"
+check "from a store, the stages' experts in the least cache" same_drafts "$scratch/store" --cache min
+check "with dense weights that are read in each step" same_drafts "$scratch/store" --dense stream
+check "with the model's own logits, which they do not change" \
+    bash -c "'$sluice' logits '$dspark' --tokens '$scratch/ids' --draft-out '$scratch/drafts2' \
+        --out '$scratch/logits.npy' && cmp '$scratch/logits.npy' '$scratch/plain.npy'"
+refused "a model without stages has none" 'no draft of a kind' \
+    logits "$plain" --tokens "$scratch/ids" --draft-out "$scratch/drafts2"
+cp -r "$dspark" "$scratch/untold"
+damage "$scratch/untold" config-drop dspark_noise_token_id
+refused "nor one whose config does not tell how" 'config.json lacks dspark_block_size, dspark_noise' \
+    logits "$scratch/untold" --tokens "$scratch/ids" --draft-out "$scratch/drafts2"
+check "inspect says so" tells "$draft; cannot be run, .*" inspect "$scratch/untold"
+check "its layers run" same_with_note '3 stages of DSpark' "$scratch/untold"
+
 cp -r "$dspark" "$scratch/broken"
 damage "$scratch/broken" rename mtp.1.attn.wkv.scale mtp.1.attn.wkv.other
 check "where a stage is broken the layers still run" same_with_note '3 stages of DSpark' "$scratch/broken"

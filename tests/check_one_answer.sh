@@ -91,6 +91,33 @@ of_store() { # hash store flags...
     "$sluice" logits "$store" --tokens "$case/tokens.txt" --out "$scratch/logits.npy" "$@" \
         >/dev/null && [ "$(sha256sum <"$scratch/logits.npy")" = "$want" ]
 }
+# Drafts of DSpark, of all tokens and places in one hash.
+drafts() { # binary flags...: prints the hash
+    local binary=$1
+
+    shift
+    "$binary" logits "$case/checkpoint" --tokens "$case/tokens.txt" --draft-out "$scratch/drafts" \
+        "$@" >/dev/null && cat "$scratch"/drafts/{positions,anchors,logits,tokens,conf}.npy | sha256sum
+}
+same_drafts() { # hash binary flags...
+    local want=$1 got
+
+    shift
+    got=$(drafts "$@") && [ "$got" = "$want" ]
+}
+if case=$("$python" tests/oracle/make_case.py tests/oracle/configs/odd-heads.json build/oracle \
+    --tokens 100 --draft dspark) && plain=$(drafts "$sluice"); then
+    for variant in "${few[@]/--segment 1/--segment 5}" "--segment 64 --threads 1"; do
+        # shellcheck disable=SC2086
+        check "drafts $variant" same_drafts "$plain" "$sluice" $variant
+    done
+    check "drafts beside others'" same_drafts "$plain" "$sluice" --tokens "$case/tokens.txt" \
+        --draft-out "$scratch/others"
+    check "they are the same there" cmp "$scratch/others/logits.npy" "$scratch/drafts/logits.npy"
+else
+    fail "drafts: a plain run"
+fi
+
 if case=$("$python" tests/oracle/make_case.py tests/oracle/configs/tiny-flash.json build/oracle \
     --tokens 100 --format base --scales any --no-expert-dtype) && plain=$(logits "$sluice"); then
     for variant in "${few[@]}"; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The engine against the oracle: every test config, in one pass and in many, the MTP head too, and
-# the rotary angles at single positions.
+# The engine against the oracle: every test config, in one pass and in many, the MTP head too,
+# DSpark's drafts, and the rotary angles at single positions.
 # `exact` must agree with the oracle's exact logits to 1e-3 on every row; `native` must be as near
 # to the model as stored as the released code's own numerics are (tests/oracle/compare.py).
 #
@@ -28,6 +28,18 @@ agrees() { # case numerics compare-mode flags...
         awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
 }
 
+# Drafts of DSpark, N tokens apart: in exact the rows of a step may be more than a ring has.
+drafts_agree() { # case numerics compare-mode N flags...
+    local case=$1 numerics=$2 mode=$3 every=$4
+
+    shift 4
+    "$sluice" logits "$case/checkpoint" --tokens "$case/tokens.txt" --draft-out "$scratch/drafts" \
+        --draft-every "$every" --numerics "$numerics" "$@" >/dev/null &&
+        "$python" tests/oracle/compare.py "$case/checkpoint" "$case/tokens.txt" "$scratch/drafts" \
+            --dspark --against "$mode" |
+        awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
+}
+
 # The rotary angles, to the last token of a context of a million: around what a float32 product still
 # tells apart, the original context, and multiples of both ratios.
 angles_agree() { # config
@@ -48,7 +60,8 @@ for config in tests/oracle/configs/[!v]*.json; do
 done
 [ -n "${OPTIONS:-}" ] ||
     list+=("tiny-flash --tokens 100 --format base --scales any --no-expert-dtype"
-        "odd-heads --tokens 100 --format base --draft dspark")
+        "odd-heads --tokens 100 --format base --draft dspark"
+        "tiny-pro --tokens 70 --draft dspark" "ratios --tokens 40 --draft dspark --markov-rank 48")
 
 make_one() { # config options...
     local config=tests/oracle/configs/$1.json
@@ -78,8 +91,10 @@ for name in "${list[@]}"; do
     [ "$name" != tiny-flash ] ||
         check "$name: exact, token by token" agrees "$case" exact exact --segment 1
     check "$name: native" agrees "$case" native stored
-    if grep -q '"num_nextn_predict_layers": [1-9]' "$case/checkpoint/config.json" &&
-        ! grep -q dspark_block_size "$case/checkpoint/config.json"; then
+    if grep -q dspark_block_size "$case/checkpoint/config.json"; then
+        check "$name: exact, drafts" drafts_agree "$case" exact exact 45 --segment 40
+        check "$name: native, drafts" drafts_agree "$case" native stored 16
+    elif grep -q '"num_nextn_predict_layers": [1-9]' "$case/checkpoint/config.json"; then
         check "$name: exact, MTP" agrees "$case" exact exact --mtp
         check "$name: native, MTP" agrees "$case" native stored --mtp
     fi

@@ -225,7 +225,9 @@ static void print_draft(const struct summary *s)
         printf(", blocks of %u tokens", dspark->block_size);
     for (uint32_t i = 0; i < dspark->n_targets; i++)
         printf("%s %u", i ? "," : ", reads layers", dspark->target_layer_ids[i]);
-    printf("; not run yet\n");
+    printf("%s\n", sl_draft_check(draft, &s->config, "", NULL) < 0
+                       ? "; cannot be run, since its sizes are not all told"
+                       : "");
 }
 
 static void print_disk(const struct summary *s)
