@@ -84,11 +84,11 @@ bool sl_attend_is_selected(const struct sl_step *step, const struct sl_layer_wei
  * all have the window that is before it. */
 static uint32_t window_start(const struct sl_step *step, uint32_t i)
 {
-    const uint32_t window = step->config->sliding_window;
+    const uint32_t window = step->config->sliding_window, first = step->tokens[i].sees_first;
     const uint32_t end = step->block_tokens ? step->tokens[step->tokens[i].span_first].position
                                             : step->tokens[i].position + 1;
 
-    return end > window ? end - window : 0;
+    return end > window && end - window > first ? end - window : first;
 }
 
 /* First position behind what token i sees. */

@@ -38,6 +38,7 @@ struct run {
     const struct sl_layer_weights *weights;
     uint32_t layer_index;
     uint32_t first, end; /* the chunk */
+    bool without_queries;
 };
 
 static uint32_t heads_dim(const struct sl_config *c)
@@ -174,8 +175,10 @@ static void finish_first_projections(void *context, size_t first, size_t end, ui
         size_t i = in->first + row;
         float *qr = in->a->qr.f32 + row * c->q_lora_rank;
 
-        k->rms_norm(c->q_lora_rank, qr, in->weights->q_norm, c->rms_norm_eps, qr);
-        sl_act_buffer_round(&in->a->qr, in->step->compute, thread_index, row);
+        if (!in->without_queries) {
+            k->rms_norm(c->q_lora_rank, qr, in->weights->q_norm, c->rms_norm_eps, qr);
+            sl_act_buffer_round(&in->a->qr, in->step->compute, thread_index, row);
+        }
         make_entry(in, i, in->a->kv + row * sl_r16_padded_rows(c->head_dim),
                    in->a->step_entries + i * in->a->entry_bytes);
     }
@@ -233,7 +236,8 @@ static void project_first(struct run *in, bool needs_index)
     struct sl_linear_job jobs[7];
     size_t n = 0;
 
-    jobs[n++] = job_of(in, &w->wq_a, x, a->qr.f32);
+    if (!in->without_queries)
+        jobs[n++] = job_of(in, &w->wq_a, x, a->qr.f32);
     jobs[n++] = job_of(in, &w->wkv, x, a->kv);
     if (w->ratio) {
         jobs[n++] = job_of(in, &w->compressor.wkv, x, a->compressed_kv);
@@ -348,6 +352,28 @@ int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
     }
     if (!step->block_tokens)
         sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
+    return 0;
+}
+
+int sl_attention_see(struct sl_attention *attention, const struct sl_step *step,
+                     uint32_t layer_index, const struct sl_layer_weights *weights)
+{
+    struct run in = {.a = attention,
+                     .step = step,
+                     .weights = weights,
+                     .layer_index = layer_index,
+                     .without_queries = true};
+
+    for (in.first = 0; in.first < step->n_tokens; in.first = in.end) {
+        if (sl_step_is_stopped(step))
+            return -ECANCELED;
+        in.end = sl_step_chunk_end(step, in.first);
+        sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
+                     &attention->x);
+        project_first(&in, false);
+        compress(&in);
+    }
+    sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
     return 0;
 }
 

@@ -24,6 +24,11 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
 int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
                      uint32_t layer_index, const struct sl_layer_weights *weights);
 
+/* Only lets the layer see the step's tokens: their entries go into the KV caches, and streams stay
+ * as they are. Fails as sl_attention_run(). */
+int sl_attention_see(struct sl_attention *attention, const struct sl_step *step,
+                     uint32_t layer_index, const struct sl_layer_weights *weights);
+
 /* Writes window entries of layer `layer_index` that are made of x, n_rows of (hidden_size), in
  * place of the layer's own input: row i for step token tokens[i]. At most SL_CHUNK_TOKENS rows, and
  * no two for the same row of a ring. */

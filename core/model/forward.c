@@ -23,6 +23,7 @@ static void carve(struct sl_forward *f, struct sl_arena *arena, const struct sl_
 
     f->spans = sl_arena_take(arena, f->params.spans_max, sizeof(*f->spans));
     f->span_first = sl_arena_take(arena, f->params.spans_max, sizeof(*f->span_first));
+    f->span_position = sl_arena_take(arena, f->params.spans_max, sizeof(*f->span_position));
     f->tokens = sl_arena_take(arena, tokens, sizeof(*f->tokens));
     f->step.streams = sl_arena_take(arena, tokens * c->hc_mult * c->hidden_size, sizeof(float));
     f->rollback[SL_FORWARD_MAIN] = sl_kv_rollback_carve(arena, c, numerics, 0, n_main,
@@ -38,6 +39,7 @@ static void carve(struct sl_forward *f, struct sl_arena *arena, const struct sl_
     sl_forward_carve_logits(f, arena, c, numerics);
     if (mtp)
         sl_forward_carve_mtp(f, arena, c, numerics);
+    sl_forward_carve_drafts(f, arena, c, draft, numerics);
     f->attention = sl_attention_carve(arena, c, numerics, n_threads, f->params.tokens_max,
                                       f->params.context_max);
     f->moe = sl_moe_carve(arena, c, numerics, f->params.tokens_max);
@@ -198,18 +200,22 @@ void sl_forward_set_angles(struct sl_forward *f)
     sl_pool_run(f->params.compute->pool, SL_PHASE_REST, f->step.n_tokens, 4, set_angles, f);
 }
 
-/* Lays the spans' tokens out one after the other. */
-static void set_tokens(struct sl_forward *f)
+void sl_forward_set_tokens(struct sl_forward *f)
 {
     uint32_t n = 0;
 
     for (uint32_t s = 0; s < f->request.n_spans; s++) {
         const struct sl_span *span = &f->spans[s];
-        const uint32_t first = seen(span->kv, f->part);
+        const uint32_t first = f->span_position[s];
 
         f->span_first[s] = n;
         for (uint32_t i = 0; i < span->n_tokens; i++) {
-            f->tokens[n + i] = (struct sl_step_token){span->kv, first + i, n, span->tokens[i]};
+            f->tokens[n + i] = (struct sl_step_token){
+                .kv = span->kv,
+                .position = first + i,
+                .span_first = n,
+                .sees_first = f->part == SL_FORWARD_MTP ? span->kv->mtp_first : 0,
+                .id = span->tokens[i]};
             if (f->part == SL_FORWARD_MAIN)
                 *sl_kv_id(span->kv, first + i) = span->tokens[i];
         }
@@ -232,7 +238,8 @@ static void take_sequences(struct sl_forward *f)
 
         sl_assert(!span->kv->in_step); /* two spans of one sequence */
         span->kv->in_step = true;
-        sl_kv_rollback_add(rollback, span->kv, seen(span->kv, f->part), span->n_tokens);
+        f->span_position[s] = seen(span->kv, f->part);
+        sl_kv_rollback_add(rollback, span->kv, f->span_position[s], span->n_tokens);
     }
 }
 
@@ -252,13 +259,14 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
         return rc;
     f->state = SL_FORWARD_OPEN;
     f->part = part;
+    f->saves_rows = f->sets_streams = true;
     f->request = *request;
-    memcpy(f->spans, request->spans, request->n_spans * sizeof(*f->spans));
+    memmove(f->spans, request->spans, request->n_spans * sizeof(*f->spans));
     f->request.spans = f->spans;
     f->step.stop = request->stop;
     sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
     take_sequences(f);
-    set_tokens(f);
+    sl_forward_set_tokens(f);
     sl_forward_count_rows(f);
     if (f->dspark)
         sl_dspark_begin(f->dspark, &f->step);
@@ -304,6 +312,8 @@ static int run_in_layer(struct sl_forward *f, uint32_t layer_index,
         predict ? sl_weights_resident(f->params.weights, layer_index + 1) : NULL;
     int rc;
 
+    if (f->drafts.is_open && f->drafts.round == SL_ROUND_SEE)
+        return sl_attention_see(f->attention, &f->step, layer_index, layer);
     rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
     if (rc == 0)
         rc = sl_moe_run(f->moe, &f->step, layer_index, layer, next, f->params.source, err);
@@ -322,9 +332,9 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
     const struct sl_layer_weights *layer;
     int rc = 0;
 
-    if (f->part < SL_FORWARD_PARTS)
+    if (f->part < SL_FORWARD_PARTS && f->saves_rows)
         sl_kv_rollback_save(&f->rollback[f->part]);
-    if (layer_index == f->first_layer)
+    if (layer_index == f->first_layer && f->sets_streams)
         rc = f->part == SL_FORWARD_MTP ? sl_forward_set_mtp_streams(f, err) : set_streams(f, err);
     if (rc < 0 || (rc = sl_weights_acquire(f->params.weights, layer_index, &layer, err)) < 0)
         return rc;
@@ -355,6 +365,8 @@ int sl_forward_advance(struct sl_forward *f, struct sl_err *err)
                                           : sl_forward_give_rows(f, err);
     if (rc < 0)
         sl_forward_abandon(f);
+    else if (f->drafts.is_open && !has_more(f))
+        sl_forward_next_round(f);
     sl_pool_phase(pool, SL_PHASE_OUTSIDE);
     return rc < 0 ? rc : has_more(f);
 }
@@ -424,6 +436,7 @@ static void end_part(struct sl_forward *f, const uint32_t *n_kept)
         sl_assert(span->n_kept == 0 || span->n_tokens <= f->rollback_tokens_max);
         all = false;
     }
+    sl_forward_end_drafts(f);
     if (!all)
         sl_kv_rollback_restore(rollback);
     let_go(f, f->part);
@@ -458,7 +471,9 @@ static void drop_span(struct sl_forward *f, uint32_t span_index)
         sl_dspark_drop(f->dspark, &f->step, first, first + span->n_tokens);
     f->request.n_spans--;
     memmove(span, span + 1, (f->request.n_spans - span_index) * sizeof(*span));
-    set_tokens(f);
+    memmove(&f->span_position[span_index], &f->span_position[span_index + 1],
+            (f->request.n_spans - span_index) * sizeof(*f->span_position));
+    sl_forward_set_tokens(f);
     if (f->step.n_tokens == 0) /* a pass of the MTP block, with nothing left to see */
         f->next_layer = f->end_layer;
     /* Some of what was prefetched for the hash-routed layers will not be demanded. */
@@ -473,7 +488,7 @@ void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
 {
     struct sl_pool *pool = f->params.compute->pool;
 
-    sl_assert(f->state == SL_FORWARD_OPEN);
+    sl_assert(f->state == SL_FORWARD_OPEN && !f->drafts.is_open);
     sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
     sl_pool_phase(pool, SL_PHASE_REST);
     if (f->part == SL_FORWARD_DSPARK) {
@@ -512,6 +527,7 @@ void sl_forward_abandon(struct sl_forward *f)
     struct sl_expert_source *source = f->params.source;
 
     sl_assert(f->state == SL_FORWARD_OPEN);
+    sl_forward_end_drafts(f);
     if (source->ops->forget)
         source->ops->forget(source);
     if (f->part == SL_FORWARD_DSPARK) {

@@ -139,7 +139,7 @@ void sl_forward_end(struct sl_forward *forward, const uint32_t *n_kept);
  * before the step, which knows it no more. The numbers of the spans behind it are smaller by one
  * from now on: in logits rows, in end()'s n_kept, in the MTP pass that follows. In an MTP pass it
  * is the block that is where it was: it has missed these tokens, and rollback() does not reach this
- * sequence any more. */
+ * sequence any more. Not from a pass that makes drafts: its guesses are just not used. */
 void sl_forward_drop(struct sl_forward *forward, uint32_t span_index);
 
 /* Gives up the open step, wherever it is: all its sequences are where they were before it. */
@@ -163,7 +163,6 @@ int sl_forward_step(struct sl_forward *forward, const struct sl_step_request *re
 int sl_forward_begin_mtp(struct sl_forward *forward, const struct sl_step_request *request,
                          struct sl_err *err);
 
-/* All of an MTP pass at once. */
 int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *request,
                    struct sl_err *err);
 
@@ -172,9 +171,38 @@ int sl_forward_mtp(struct sl_forward *forward, const struct sl_step_request *req
  * another step or draft begins. */
 void sl_forward_rollback(struct sl_forward *forward);
 
-/* ---- drafts of DSpark --------------------------------------------------------------------------
- * Only with weights that have one.
- */
+/* ---- drafts of either kind ---------------------------------------------------------------------
+ * A pass of the model's draft over the step that ended last: it sees the tokens that were kept, and
+ * guesses those that come next. */
+#define SL_DRAFTS_MAX 5u /* guesses of a sequence */
+
+/* Called as an sl_logits_fn: guesses ret_ids[row], which is number token_index of the request's span. */
+typedef void sl_draft_fn(void *context, const struct sl_logits_row *rows, uint32_t n_rows,
+                         int32_t *ret_ids);
+
+struct sl_draft_span {
+    uint32_t span_index; /* in the step; ascending in a request */
+    const int32_t *next; /* (n_seen) the tokens that followed, the last of them not seen yet */
+    uint32_t n_seen;     /* the last tokens that were kept; at least 1 */
+    uint32_t n_drafts;   /* wanted, 0 included; at most as many as the KV cache has room for */
+};
+
+struct sl_draft_request {
+    const struct sl_draft_span *spans; /* (n_spans) tokens are borrowed until the pass has ended */
+    uint32_t n_spans;
+    const atomic_bool *stop;
+    sl_draft_fn *on_drafts;
+    void *on_drafts_context;
+};
+
+/* Begins such a pass; advance() and end(), with all kept, follow as for any step. Only with weights
+ * that have a draft, once after a step. A draft that has not seen the tokens before a span's begins
+ * anew there, so a prompt's last sliding_window tokens are as good as all. Fails as begin(). If it
+ * fails later, the sequences stay as the step left them, and the draft has missed these tokens. */
+int sl_forward_begin_drafts(struct sl_forward *forward, const struct sl_draft_request *request,
+                            struct sl_err *err);
+
+/* ---- drafts of DSpark, with weights that have one ------------------------------------------- */
 
 /* A draft to be made: what may follow the anchor, which is the token chosen for the place behind
  * all that its sequence has seen, at least one token. */
@@ -216,7 +244,6 @@ struct sl_dspark_request {
 int sl_forward_begin_dspark(struct sl_forward *forward, const struct sl_dspark_request *request,
                             struct sl_err *err);
 
-/* All of it at once. Fails as begin_dspark() and advance() do. */
 int sl_forward_dspark(struct sl_forward *forward, const struct sl_dspark_request *request,
                       struct sl_err *err);
 

@@ -75,8 +75,10 @@ static void set_blocks(struct sl_forward *f)
         f->span_first[s] = n;
         for (uint32_t i = 0; i < c->block_size; i++)
             f->tokens[n + i] =
-                (struct sl_step_token){span->kv, span->kv->n_tokens + i, n,
-                                       i == 0 ? span->anchor : (int32_t)c->noise_token_id};
+                (struct sl_step_token){.kv = span->kv,
+                                       .position = span->kv->n_tokens + i,
+                                       .span_first = n,
+                                       .id = i == 0 ? span->anchor : (int32_t)c->noise_token_id};
         n += c->block_size;
     }
     f->step.n_tokens = n;
@@ -96,6 +98,7 @@ int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request
         return rc;
     f->state = SL_FORWARD_OPEN;
     f->part = SL_FORWARD_DSPARK;
+    f->sets_streams = true;
     f->request = (struct sl_step_request){.spans = f->spans,
                                           .n_spans = request->n_spans,
                                           .stop = request->stop,
@@ -105,7 +108,7 @@ int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request
     blocks->on_draft = request->on_draft;
     blocks->on_draft_context = request->on_draft_context;
     blocks->next_span = 0;
-    memcpy(blocks->spans, request->spans, request->n_spans * sizeof(*blocks->spans));
+    memmove(blocks->spans, request->spans, request->n_spans * sizeof(*blocks->spans));
     sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
     for (uint32_t s = 0; s < request->n_spans; s++) {
         sl_assert(!request->spans[s].kv->in_step); /* two drafts of one sequence */
@@ -114,7 +117,7 @@ int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request
     set_blocks(f);
     f->n_rows_left = request->n_spans;
     f->first_layer = f->next_layer = f->params.config->num_hidden_layers;
-    f->end_layer = f->first_layer + f->params.weights->draft.n_blocks;
+    f->end_layer = f->first_layer + (request->n_spans > 0 ? f->params.weights->draft.n_blocks : 0);
     sl_pool_phase(f->params.compute->pool, SL_PHASE_OUTSIDE);
     return 0;
 }

@@ -45,6 +45,31 @@ struct sl_blocks {
     float *markov;                 /* (spans at once, vocab_size rounded up to 16) */
 };
 
+/* Drafts of the MTP block: rounds through it, until no span wants more of them.
+ *
+ *     SEE ──► GUESS ──► CHAIN ──► CHAIN ...
+ *
+ * In the first round that there is, streams are set from the step's, in later ones they are here.
+ */
+enum sl_draft_round {
+    SL_ROUND_SEE,   /* only entries are made, of all tokens that were kept; where that is enough */
+    SL_ROUND_GUESS, /* the last token of each span that wants drafts goes through the block, */
+    SL_ROUND_CHAIN, /* and its output with the token guessed from it, at the place behind it */
+};
+
+struct sl_forward_drafts {
+    struct sl_draft_request request; /* of drafts of either kind */
+    struct sl_draft_span *spans;     /* (spans_max) the request's */
+    uint32_t *span_of; /* (spans_max) which of these each span of the pass, or round, is */
+
+    bool is_open; /* drafts of the MTP block are being made */
+    enum sl_draft_round round;
+    int32_t *ids;                /* (spans_max) guessed in the latest round */
+    uint32_t n_guessed;          /* of each span that wanted so many */
+    uint32_t n_given;            /* rows of this round */
+    struct sl_kv_rollback chain; /* of what CHAIN rounds overwrite, which never stays */
+};
+
 struct sl_forward {
     struct sl_forward_params params;
     enum sl_forward_state state;
@@ -52,11 +77,14 @@ struct sl_forward {
 
     struct sl_step_request request; /* of the open pass; its spans are these */
     struct sl_span *spans;          /* (spans_max) */
-    uint32_t *span_first;           /* (spans_max) step index of each span's first token */
+    uint32_t *span_first;           /* (spans_max) step index of each span's first token, */
+    uint32_t *span_position;        /* (spans_max) and its position */
     struct sl_step step;
     struct sl_step_token *tokens; /* (tokens_max) */
     struct sl_kv_rollback rollback[SL_FORWARD_PARTS];
     uint32_t first_layer, next_layer, end_layer;
+    bool sets_streams; /* the first layer does, */
+    bool saves_rows;   /* and each layer saves what it overwrites: but for later rounds of drafts */
 
     struct sl_attention *attention;
     struct sl_moe *moe;
@@ -76,6 +104,7 @@ struct sl_forward {
     struct sl_act_buffer mtp_e; /* (chunk, hidden_size) */
     struct sl_act_buffer mtp_h; /* (chunk * hc_mult, hidden_size) */
     float *mtp_e_out, *mtp_h_out;
+    struct sl_forward_drafts drafts;
 
     uint32_t rollback_tokens_max; /* see sl_kv_rollback_tokens_max() */
     struct sl_arena arena;        /* owns all memory above; this struct itself is malloc's */
@@ -88,6 +117,9 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
 
 /* Computes the angles of the step's tokens. */
 void sl_forward_set_angles(struct sl_forward *f);
+
+/* Lays the tokens of the spans out one after the other, from span_position on. */
+void sl_forward_set_tokens(struct sl_forward *f);
 
 /* Advances to the end of the open pass and ends it. */
 int sl_forward_finish(struct sl_forward *f, struct sl_err *err);
@@ -126,6 +158,20 @@ void sl_forward_drop_block(struct sl_forward *f, uint32_t span_index);
 /* Makes the drafts of the next spans. Fails as sl_forward_give_rows(). */
 int sl_forward_give_dspark(struct sl_forward *f, struct sl_err *err);
 
+/* ---- drafts of either kind ---------------------------------------------------------------------
+ */
+
+void sl_forward_carve_drafts(struct sl_forward *f, struct sl_arena *arena,
+                             const struct sl_config *config, const struct sl_draft *draft,
+                             enum sl_numerics numerics);
+
+/* The span of the step that ended last that span i of the drafts' request is. */
+static inline const struct sl_kv_rollback_span *sl_forward_step_span(const struct sl_forward *f,
+                                                                     uint32_t i)
+{
+    return &f->rollback[SL_FORWARD_MAIN].spans[f->drafts.spans[i].span_index];
+}
+
 /* ---- the MTP block -----------------------------------------------------------------------------
  */
 
@@ -134,5 +180,15 @@ void sl_forward_carve_mtp(struct sl_forward *f, struct sl_arena *arena,
 
 /* Sets the streams that an MTP pass begins with. Fails as sl_embedding_run(). */
 int sl_forward_set_mtp_streams(struct sl_forward *f, struct sl_err *err);
+
+/* Begins the pass of sl_forward_begin_drafts(), whose request is in `drafts`. */
+int sl_forward_begin_mtp_drafts(struct sl_forward *f, struct sl_err *err);
+
+/* A round of drafts is through: begins the next one, or, if there is none, leaves nothing more to
+ * do. */
+void sl_forward_next_round(struct sl_forward *f);
+
+/* The pass is over: what it overwrote for guesses is put back. */
+void sl_forward_end_drafts(struct sl_forward *f);
 
 #endif

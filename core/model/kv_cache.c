@@ -120,7 +120,7 @@ void sl_kv_cache_clear(struct sl_kv_cache *kv)
 {
     sl_assert(!kv->in_step);
     kv->n_tokens = 0;
-    kv->n_mtp_tokens = 0;
+    kv->n_mtp_tokens = kv->mtp_first = 0;
     sl_kv_cache_trim(kv);
 }
 
@@ -177,14 +177,11 @@ static int written(const struct sl_kv_part_layout *part, uint32_t first, uint32_
     return 2;
 }
 
-/* The first token that a step up to end_tokens writes in a layer. The MTP block follows a step only
- * if it has seen all that the other layers had; a pass of its own goes no further than they are. */
-static uint32_t first_token(const struct sl_kv_cache *kv, uint32_t layer_index, uint32_t end_tokens)
+/* The first token that a step, and the pass of the MTP block over it, write in a layer. A block
+ * that is behind may begin anew further on, and then has fewer to write. */
+static uint32_t first_token(const struct sl_kv_cache *kv, uint32_t layer_index)
 {
-    if (layer_index < kv->pool->layout.n_hidden_layers)
-        return kv->n_tokens;
-    return kv->n_mtp_tokens == kv->n_tokens || end_tokens <= kv->n_tokens ? kv->n_mtp_tokens
-                                                                          : end_tokens;
+    return layer_index < kv->pool->layout.n_hidden_layers ? kv->n_tokens : kv->n_mtp_tokens;
 }
 
 static bool is_own(const struct sl_kv_cache *kv, const uint8_t *page)
@@ -200,8 +197,7 @@ static uint64_t visit_part(const struct sl_kv_cache *kv, uint32_t layer_index, i
     uint8_t **pages = kv->pages[layer_index * SL_KV_PARTS + (uint32_t)p];
     const uint32_t n_listed = room(part, kv->table_tokens);
     struct range ranges[2];
-    const int n_ranges =
-        written(part, first_token(kv, layer_index, end_tokens), end_tokens, ranges);
+    const int n_ranges = written(part, first_token(kv, layer_index), end_tokens, ranges);
     uint64_t count = 0;
 
     for (int r = 0; r < n_ranges; r++)

@@ -24,8 +24,9 @@ struct sl_kv_cache {
     struct sl_kv_pool *pool; /* borrowed */
     uint32_t capacity_tokens;
     uint32_t n_tokens;     /* seen by all hidden layers */
-    uint32_t n_mtp_tokens; /* seen by the MTP block, which may be behind */
-    bool in_step;          /* a step that has begun and not ended writes to it */
+    uint32_t n_mtp_tokens; /* seen by the MTP block, which may be behind, */
+    uint32_t mtp_first; /* but for those before this one: its window begins there at the earliest */
+    bool in_step;       /* a step that has begun and not ended writes to it */
 
     /* Pages of each part, [layer * SL_KV_PARTS + part][page]; NULL where nothing has been written.
      * One block of memory, with room for so many tokens. */

@@ -51,7 +51,7 @@ int sl_kv_mark_take(struct sl_kv_mark *mark, const struct sl_kv_cache *kv, struc
     rc = sl_kv_pool_table(kv->pool, bytes, &memory, err);
     if (rc < 0)
         return rc;
-    *mark = (struct sl_kv_mark){kv->n_tokens, kv->n_mtp_tokens, memory, bytes};
+    *mark = (struct sl_kv_mark){kv->n_tokens, kv->n_mtp_tokens, kv->mtp_first, memory, bytes};
     list = (uint8_t **)(mark->pages + (size_t)layout->n_layers * SL_KV_RINGS);
     for (uint32_t i = 0; i < layout->n_layers; i++)
         for (uint32_t ring = 0; ring < SL_KV_RINGS; ring++) {
@@ -86,6 +86,7 @@ static void put_back_rings(const struct sl_kv_mark *mark, struct sl_kv_cache *kv
                         kv->pages[i * SL_KV_PARTS + ring], ring_pages(layout, i, (int)ring));
     kv->n_tokens = mark->n_tokens;
     kv->n_mtp_tokens = mark->n_mtp_tokens;
+    kv->mtp_first = mark->mtp_first;
 }
 
 void sl_kv_mark_rewind(const struct sl_kv_mark *mark, struct sl_kv_cache *kv)

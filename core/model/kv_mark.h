@@ -14,7 +14,7 @@
 #include "core/model/kv_cache.h"
 
 struct sl_kv_mark {
-    uint32_t n_tokens, n_mtp_tokens;
+    uint32_t n_tokens, n_mtp_tokens, mtp_first;
     uint8_t ***pages; /* of each ring, [layer * SL_KV_RINGS + ring][page]; one block of memory */
     uint64_t table_bytes;
 };

@@ -17,6 +17,7 @@ struct sl_step_token {
     struct sl_kv_cache *kv;
     uint32_t position;
     uint32_t span_first; /* step index of its span's first token */
+    uint32_t sees_first; /* no token of its sequence before this one has left entries in windows */
     int32_t id;
 };
 

@@ -97,7 +97,8 @@ int sl_session_mark(struct sl_session *session, struct sl_mark **ret_mark, struc
 
     sl_assert(!session->kv.in_step);
     if (last && last->kv.n_tokens == session->kv.n_tokens &&
-        last->kv.n_mtp_tokens == session->kv.n_mtp_tokens) {
+        last->kv.n_mtp_tokens == session->kv.n_mtp_tokens &&
+        last->kv.mtp_first == session->kv.mtp_first) {
         *ret_mark = last;
         return 0;
     }

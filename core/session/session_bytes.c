@@ -131,13 +131,25 @@ void sl_session_import_chunk(struct sl_session *session, uint32_t from, uint32_t
  */
 
 struct mark_head {
-    uint32_t n_tokens, n_mtp_tokens;
+    uint32_t n_tokens, n_mtp_tokens, mtp_first;
+    uint32_t reserved; /* 0 */
 };
 
-static uint32_t n_seen_by(const struct sl_kv_layout *layout, const struct mark_head *head,
-                          uint32_t layer_index)
+/* Positions whose rows of a ring are there: first <= t < end. */
+struct rows {
+    uint32_t first, end;
+};
+
+static struct rows rows_of(const struct sl_kv_layout *layout, const struct mark_head *head,
+                           uint32_t layer_index, int ring)
 {
-    return layer_index < layout->n_hidden_layers ? head->n_tokens : head->n_mtp_tokens;
+    const uint32_t n_rows = layout->parts[layer_index][ring].n_rows;
+    const bool is_hidden = layer_index < layout->n_hidden_layers;
+    const uint32_t end = is_hidden ? head->n_tokens : head->n_mtp_tokens;
+    const uint32_t seen_from = is_hidden ? 0 : head->mtp_first;
+    const uint32_t kept_from = end < n_rows ? 0 : end - n_rows;
+
+    return (struct rows){kept_from > seen_from ? kept_from : seen_from, end};
 }
 
 static uint64_t bytes_of(const struct sl_kv_layout *layout, const struct mark_head *head)
@@ -146,22 +158,21 @@ static uint64_t bytes_of(const struct sl_kv_layout *layout, const struct mark_he
 
     for (uint32_t i = 0; i < layout->n_layers; i++)
         for (int ring = 0; ring < SL_KV_RINGS; ring++) {
-            const struct sl_kv_part_layout *part = &layout->parts[i][ring];
-            const uint32_t n_seen = n_seen_by(layout, head, i);
+            const struct rows rows = rows_of(layout, head, i, ring);
 
-            bytes += (uint64_t)(n_seen < part->n_rows ? n_seen : part->n_rows) * part->item_bytes;
+            bytes += (uint64_t)(rows.end - rows.first) * layout->parts[i][ring].item_bytes;
         }
     return bytes;
 }
 
 static struct mark_head head_of(const struct sl_mark *mark)
 {
-    return (struct mark_head){mark->kv.n_tokens, mark->kv.n_mtp_tokens};
+    return (struct mark_head){mark->kv.n_tokens, mark->kv.n_mtp_tokens, mark->kv.mtp_first, 0};
 }
 
 uint64_t sl_mark_bytes_max(const struct sl_kv_layout *layout)
 {
-    const struct mark_head head = {UINT32_MAX, UINT32_MAX};
+    const struct mark_head head = {UINT32_MAX, UINT32_MAX, 0, 0};
 
     return bytes_of(layout, &head);
 }
@@ -184,10 +195,9 @@ void sl_session_export_mark(const struct sl_session *session, const struct sl_ma
     for (uint32_t i = 0; i < layout->n_layers; i++)
         for (int ring = 0; ring < SL_KV_RINGS; ring++) {
             const struct sl_kv_part_layout *part = &layout->parts[i][ring];
-            const uint32_t end = n_seen_by(layout, &head, i);
+            const struct rows rows = rows_of(layout, &head, i, ring);
 
-            for (uint32_t t = end < part->n_rows ? 0 : end - part->n_rows;
-                 t < end && part->n_rows > 0; t++, ret_bytes += part->item_bytes)
+            for (uint32_t t = rows.first; t < rows.end; t++, ret_bytes += part->item_bytes)
                 memcpy(ret_bytes, sl_kv_mark_row(&mark->kv, layout, i, (enum sl_kv_part)ring, t),
                        part->item_bytes);
         }
@@ -201,10 +211,9 @@ static void import_rings(struct sl_session *session, const struct mark_head *hea
     for (uint32_t i = 0; i < layout->n_layers; i++)
         for (int ring = 0; ring < SL_KV_RINGS; ring++) {
             const struct sl_kv_part_layout *part = &layout->parts[i][ring];
-            const uint32_t end = n_seen_by(layout, head, i);
+            const struct rows rows = rows_of(layout, head, i, ring);
 
-            for (uint32_t t = end < part->n_rows ? 0 : end - part->n_rows;
-                 t < end && part->n_rows > 0; t++, bytes += part->item_bytes)
+            for (uint32_t t = rows.first; t < rows.end; t++, bytes += part->item_bytes)
                 memcpy(sl_kv_row(&session->kv, i, (enum sl_kv_part)ring, t), bytes,
                        part->item_bytes);
         }
@@ -246,6 +255,7 @@ int sl_session_import_end(struct sl_session *session, uint32_t n_tokens, const u
     if (size_bytes >= sizeof(head))
         memcpy(&head, bytes, sizeof(head));
     if (size_bytes < sizeof(head) || head.n_tokens != n_tokens || head.n_mtp_tokens > n_tokens ||
+        head.mtp_first > head.n_mtp_tokens || head.reserved != 0 ||
         size_bytes != bytes_of(&kv->pool->layout, &head)) {
         sl_session_import_abandon(session);
         return sl_err_set(err, -SL_ECORRUPT, "%llu bytes that are no mark behind %u tokens",
@@ -255,6 +265,7 @@ int sl_session_import_end(struct sl_session *session, uint32_t n_tokens, const u
     kv->in_step = false;
     kv->n_tokens = head.n_tokens;
     kv->n_mtp_tokens = head.n_mtp_tokens;
+    kv->mtp_first = head.mtp_first;
     sl_kv_cache_trim(kv);
     return 0;
 }

@@ -13,9 +13,10 @@
  *                first may have begun in the chunk before, whose keys are in it as well; keys that
  *                are not complete are zero in the last one
  *
- * A mark holds two uint32_t, its number of tokens and how many of them the MTP block has seen, and
- * then, layer by layer and ring by ring (enum sl_kv_part), the rows of the last tokens before it,
- * ascending by position: as many as the ring has, or fewer in a short sequence.
+ * A mark holds four uint32_t: its number of tokens, how many of them the MTP block has seen, the
+ * first of these that left an entry in its window, and 0. Then come, layer by layer and ring by
+ * ring (enum sl_kv_part), the rows of the last tokens before it, ascending by position: as many as
+ * the ring has, or fewer in a short sequence.
  *
  * Token ids are in neither: whoever keeps the bytes keeps the ids. Numbers are little-endian,
  * values as the numerics store them in memory (docs/NUMERICS.md, core/kernels/r16.h): bytes are
