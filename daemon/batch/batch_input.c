@@ -100,13 +100,14 @@ void sl_batch_input_close(struct sl_batch_input *input)
     free(input);
 }
 
-double sl_batch_input_share(const struct sl_batch_input *input)
+uint64_t sl_batch_input_done_bytes(const struct sl_batch_input *input)
 {
-    const struct sl_batch_reading *r = input->reading;
+    return input->reading->buffer_at;
+}
 
-    return r->file_bytes > 0 && r->buffer_at < r->file_bytes
-               ? (double)r->buffer_at / (double)r->file_bytes
-               : 1;
+uint64_t sl_batch_input_file_bytes(const struct sl_batch_input *input)
+{
+    return input->reading->file_bytes;
 }
 
 /* ---- lines -------------------------------------------------------------------------------------

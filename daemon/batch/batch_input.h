@@ -56,8 +56,9 @@ void sl_batch_input_close(struct sl_batch_input *input); /* NULL is allowed */
  * -errno or -ENOMEM. Faults of lines are no failure; a file without any line has one. */
 int sl_batch_input_step(struct sl_batch_input *input, struct sl_err *err);
 
-/* The share of the file that step() has been through, from 0 to 1. */
-double sl_batch_input_share(const struct sl_batch_input *input);
+/* Bytes of the file that step() has been through, and of all of it. */
+uint64_t sl_batch_input_done_bytes(const struct sl_batch_input *input);
+uint64_t sl_batch_input_file_bytes(const struct sl_batch_input *input);
 
 /* Reads a line again. Fails with -ESTALE where it has changed since, or with -errno. */
 int sl_batch_input_line(const struct sl_batch_input *input, uint32_t item_index,

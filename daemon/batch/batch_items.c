@@ -327,6 +327,7 @@ static int read_item(struct sl_live_item *live, struct sl_batch_fault *fault, st
         return 1;
     }
     answer->ticket.class = SL_JOB_BATCH;
+    answer->ticket.image_every_tokens = live->runner->options.image_tokens;
     answer->ticket.owner = live;
     answer->ticket.notify = notify;
     answer->ticket.release = release;

@@ -328,6 +328,16 @@ static void commit_if_due(struct sl_batch_runner *r)
         commit(r, &err);
 }
 
+static double share_read(const struct sl_batch *batch)
+{
+    const uint64_t file_bytes = batch->input ? sl_batch_input_file_bytes(batch->input) : 0;
+
+    if (batch->is_read)
+        return 1;
+    return file_bytes > 0 ? (double)sl_batch_input_done_bytes(batch->input) / (double)file_bytes
+                          : 0;
+}
+
 /* Counts what is done, those under way included. */
 static void count_progress(struct sl_batch_runner *r)
 {
@@ -338,7 +348,7 @@ static void count_progress(struct sl_batch_runner *r)
         batch->shown.n_running = batch->n_running;
         batch->shown.n_done_tokens = batch->n_ended_tokens;
         batch->shown.n_made_tokens = batch->n_ended_made;
-        batch->shown.validated = batch->input ? sl_batch_input_share(batch->input) : 0;
+        batch->shown.validated = share_read(batch);
     }
     for (struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
         struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
@@ -645,6 +655,7 @@ static int fill_status(const struct sl_batch_runner *r, const struct sl_batch *b
                                        .n_made_tokens = batch->shown.n_made_tokens,
                                        .validated = batch->shown.validated,
                                        .tokens_per_s = r->tokens_per_s,
+                                       .is_stuck = batch->trouble[0] != '\0',
                                        .left_s = -1};
     memcpy(status->pause, batch->trouble[0] ? batch->trouble : r->pause, sizeof(status->pause));
     return sl_batch_record_copy(&status->record, &batch->record);

@@ -29,7 +29,7 @@ struct sl_batch_runner_options {
     const char *model_identity;
     uint32_t items_max;    /* that are under way at a time */
     uint64_t commit_ns;    /* tokens are journalled so often; 0: 10 s */
-    uint64_t image_tokens; /* of a prompt between two images of it; 0: none are asked for */
+    uint32_t image_tokens; /* between two images of what an item has seen; 0: as for everybody */
     /* Are told, by the runner's thread, that a batch has changed its state, and of what goes wrong
      * and goes on again. NULL is allowed. */
     void (*on_change)(void *context, const struct sl_batch_record *record);
@@ -46,6 +46,7 @@ struct sl_batch_status {
     double validated;       /* the share of the input that was read, while it is validated */
     double tokens_per_s;    /* over the last minutes, prompts and answers together */
     double left_s;          /* below 0: not known */
+    bool is_stuck;          /* `pause` does not pass by itself: the input has changed, say */
     char pause[SL_ERR_MESSAGE_BYTES]; /* why nothing goes on; "": it does */
 };
 

@@ -148,8 +148,7 @@ static char *join(const char *folder, const char *name)
 {
     char *path;
 
-    return asprintf(&path, "%s%s/%s", strchr(folder, '/') ? "" : "./", folder, name) < 0 ? NULL
-                                                                                         : path;
+    return asprintf(&path, "%s/%s", folder, name) < 0 ? NULL : path;
 }
 
 int sl_journal_open(struct sl_journal **ret_journal, const char *folder,
@@ -163,11 +162,9 @@ int sl_journal_open(struct sl_journal **ret_journal, const char *folder,
     j->writer = writer;
     j->lock_fd = -1;
     pthread_mutex_init(&j->lock, NULL);
-    j->folder = join(folder, "");
+    j->folder = strdup(folder);
     j->path = join(folder, FILE_NAME);
     j->new_path = join(folder, FILE_NAME SL_WRITE_NEW);
-    if (j->folder) /* without the slash behind it, so that it has a name in the folder above */
-        j->folder[strlen(j->folder) - 1] = '\0';
     if (!j->folder || !j->path || !j->new_path)
         rc = sl_err_set(err, -ENOMEM, "%s: out of memory", folder);
     else if ((rc = make_folder(j, err)) == 0 && (rc = lock_folder(j, err)) == 0)

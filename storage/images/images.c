@@ -196,20 +196,13 @@ int sl_images_lock(const char *folder, struct sl_err *err)
 
 int sl_images_make_folder(const struct sl_images_options *o, struct sl_err *err)
 {
-    const char *name = strrchr(o->folder, '/');
-    char *path;
     int rc;
 
     if (access(o->folder, F_OK) == 0)
         return 0;
     rc = o->writer->ops->make_folder(o->writer, o->folder);
-    if (rc < 0)
-        return sl_write_error(err, rc, o->folder, "make the folder of images");
-    if (asprintf(&path, "%s%s", name ? "" : "./", o->folder) < 0)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", o->folder);
-    rc = sl_write_name(o->writer, path, err);
-    free(path);
-    return rc;
+    return rc < 0 ? sl_write_error(err, rc, o->folder, "make the folder of images")
+                  : sl_write_name(o->writer, o->folder, err);
 }
 
 static int take_memory(struct sl_images *images, struct sl_err *err)

@@ -260,7 +260,8 @@ int sl_write_small(struct sl_file_writer *writer, const char *path, const void *
 
 int sl_write_name(struct sl_file_writer *writer, const char *path, struct sl_err *err)
 {
-    char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
+    const char *name = strrchr(path, '/');
+    char *folder = name ? strndup(path, (size_t)(name - path)) : strdup(".");
     int rc;
 
     if (!folder)

@@ -3,6 +3,7 @@
 #ifndef SL_TOOLS_CLI_COMMANDS_H
 #define SL_TOOLS_CLI_COMMANDS_H
 
+int sl_cmd_batch(int argc, char **argv);
 int sl_cmd_bench(int argc, char **argv);
 int sl_cmd_chat(int argc, char **argv);
 int sl_cmd_chat_template(int argc, char **argv);

@@ -77,17 +77,26 @@ void sl_progress_announce(const struct sl_progress *progress)
     fflush(progress->out);
 }
 
+bool sl_progress_is_due(const struct sl_progress *progress)
+{
+    return sl_clock_ns() - progress->shown_ns >= (progress->redrawn ? REDRAW_NS : LINE_NS);
+}
+
 void sl_progress_show(void *context, uint64_t done, uint64_t total)
 {
     struct sl_progress *progress = context;
-    uint64_t now_ns = sl_clock_ns();
     char line[LINE_BYTES_MAX];
 
-    sl_work_rate_note(&progress->rate, now_ns, done);
-    if (done == 0 || now_ns - progress->shown_ns < (progress->redrawn ? REDRAW_NS : LINE_NS))
+    sl_work_rate_note(&progress->rate, sl_clock_ns(), done);
+    if (done == 0 || !sl_progress_is_due(progress))
         return;
-    progress->shown_ns = now_ns;
     describe(progress, done, total, line);
+    sl_progress_show_line(progress, line);
+}
+
+void sl_progress_show_line(struct sl_progress *progress, const char *line)
+{
+    progress->shown_ns = sl_clock_ns();
     if (progress->redrawn)
         fprintf(progress->out, "\r%.*s\033[K", columns_of(progress->out), line);
     else

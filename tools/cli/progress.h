@@ -35,6 +35,10 @@ void sl_progress_announce(const struct sl_progress *progress);
 /* An sl_progress_fn; `context` is the struct sl_progress. */
 void sl_progress_show(void *context, uint64_t done, uint64_t total);
 
+/* Shows a line of the caller's instead, where one is due. */
+bool sl_progress_is_due(const struct sl_progress *progress);
+void sl_progress_show_line(struct sl_progress *progress, const char *line);
+
 /* Progress of a text, layer by layer, because one step may take minutes. A zeroed one shows
  * nothing. */
 struct sl_text_progress {

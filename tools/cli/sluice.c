@@ -20,6 +20,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *summary;
 } commands[] = {
+    {"batch", sl_cmd_batch, "answer many requests overnight, and lose nothing"},
     {"bench", sl_cmd_bench, "measure kernels, decode and prefill against what the machine can do"},
     {"chat", sl_cmd_chat, "talk with a model, or with the daemon that runs one"},
     {"chat-template", sl_cmd_chat_template, "print the prompt that a conversation becomes"},

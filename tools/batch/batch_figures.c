@@ -1,0 +1,78 @@
+#include "tools/batch/batch_figures.h"
+
+#include <stdio.h>
+
+#include "core/base/clock.h"
+#include "core/base/size.h"
+#include "tools/cli/work_rate.h"
+
+void sl_batch_figures_begin(struct sl_batch_figures *f)
+{
+    f->begun_ns = sl_clock_ns();
+    f->energy = sl_energy_start();
+}
+
+void sl_batch_figures_end(struct sl_batch_figures *f, const struct sl_worker_status *worker)
+{
+    f->elapsed_ns = sl_clock_ns() - f->begun_ns;
+    f->joules = sl_energy_joules(&f->energy);
+    f->worker = *worker;
+}
+
+void sl_batch_figures_line(const struct sl_batch_status *status, char *line, size_t size)
+{
+    const struct sl_batch_record *record = &status->record;
+    char left[SL_SECONDS_TEXT_BYTES];
+
+    if (status->pause[0]) {
+        snprintf(line, size, "batch: %.200s", status->pause);
+        return;
+    }
+    snprintf(line, size,
+             "batch: %u of %u items (%u under way%s), %llu of %llu prompt tokens, %llu made, %.1f "
+             "tokens/s%s%s",
+             record->n_done + record->n_failed, record->n_items, status->n_running,
+             record->n_failed > 0 ? ", some failed" : "", (unsigned long long)status->n_done_tokens,
+             (unsigned long long)record->n_prompt_tokens, (unsigned long long)status->n_made_tokens,
+             status->tokens_per_s, status->left_s >= 0 ? ", left " : "",
+             status->left_s >= 0 ? sl_seconds_format(status->left_s, left) : "");
+}
+
+static void print_work(const struct sl_batch_figures *f)
+{
+    const struct sl_expert_cache_counters *c = &f->worker.cache;
+    const struct sl_worker_counters *w = &f->worker.counters;
+    const double seconds = (double)f->elapsed_ns / 1e9;
+    char size[SL_SIZE_TEXT_BYTES], text[SL_SECONDS_TEXT_BYTES];
+
+    fprintf(stderr, "time     %s, %llu step%s, %.1f tokens/s\n", sl_seconds_format(seconds, text),
+            (unsigned long long)w->n_steps, sl_plural(w->n_steps),
+            seconds > 0
+                ? (double)(w->n_prompt_tokens - w->n_cached_tokens + w->n_new_tokens) / seconds
+                : 0);
+    fprintf(stderr, "experts  %s read, %.2f GB a step, hit rate %.1f %%\n",
+            sl_size_format(c->read_bytes, size),
+            w->n_steps > 0 ? (double)c->read_bytes / 1e9 / (double)w->n_steps : 0,
+            c->n_requests > 0
+                ? 100 * (double)(c->n_hits + c->n_prefetch_hits) / (double)c->n_requests
+                : 0);
+    if (f->joules >= 0)
+        fprintf(stderr, "energy   %.0f J of the processors (RAPL)\n", f->joules);
+}
+
+void sl_batch_figures_print(const struct sl_batch_figures *f, const struct sl_batch_status *status,
+                            const char *output_path, const char *error_path)
+{
+    const struct sl_batch_record *record = &status->record;
+
+    fprintf(stderr, "batch    %u of %u item%s done: %s\n", record->n_done, record->n_items,
+            sl_plural(record->n_items), output_path);
+    if (record->n_failed > 0)
+        fprintf(stderr, "failed   %u item%s: %s\n", record->n_failed, sl_plural(record->n_failed),
+                error_path);
+    fprintf(stderr, "tokens   %llu in, %llu of them shared with others; %llu out\n",
+            (unsigned long long)record->n_in_tokens, (unsigned long long)record->n_cached_tokens,
+            (unsigned long long)record->n_out_tokens);
+    if (f->elapsed_ns > 0)
+        print_work(f);
+}
