@@ -127,7 +127,7 @@ check-fast: tests ## the C tests alone (of this CONFIG)
 # Where threads meet: the pool and what runs on it, reads, the cache, whole engines, packing.
 THREADED := base phases forward attend indexer moe weights io io_probe reader expert_cache prefetch \
             packed_experts cache_simulation engine one_answer engine_faults soak store store_crash \
-            slab start_report generation worker checkpoint_verify images images_crash engine_images
+            slab start_report generation worker worker_images checkpoint_verify images images_crash engine_images
 THREADED_BIN := $(THREADED:%=build/tsan/tests/test_%)
 check-threads: ## the tests that have threads, under ThreadSanitizer
 	$(Q)$(MAKE) CONFIG=tsan $(THREADED_BIN)

@@ -50,6 +50,22 @@ echo "some text" >"$scratch/text"
 printf '%s\n' "/file $scratch/text" 'Sum it up.' "/save $scratch/four.json" | talk --tokens 4
 check "a file goes in front of the next message" grep -q 'some text\\n\\n\\nSum it up' "$scratch/four.json"
 
+# The next program knows the conversation from images; the answer is what it is without.
+for ((i = 0; i < 20; i++)); do printf 'In the year %d the river rose. ' $((1700 + i)); done >"$scratch/text"
+printf '%s\n' "/file $scratch/text" 'When?' "/save $scratch/five.json" | talk --tokens 4
+goes_on() { # options...
+    printf '%s\n' "/load $scratch/five.json" 'And then?' /stats | talk --seed 5 --tokens 12 "$@"
+    sed -n 's/^prompt_cache_hit_tokens *//p' "$scratch/notes"
+}
+resumes() {
+    local n without
+
+    n=$(goes_on) && cp "$scratch/answers" "$scratch/with" && without=$(goes_on --images none) &&
+        [ "$without" = 0 ] && [ "$n" -gt 200 ] && cmp "$scratch/with" "$scratch/answers" &&
+        [ "$(stat -c %a "$XDG_STATE_HOME/sluice/images")" = 700 ] && echo "$n tokens"
+}
+check "a conversation that is loaded goes on from images" resumes
+
 # Nobody reads the answer: chat is killed as other commands are, and its daemon clears up.
 leaves_nothing() {
     local n=0

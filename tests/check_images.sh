@@ -79,6 +79,30 @@ check "... says how to go on" grep -q 'prompt: [0-9]* of [0-9]* tokens are done 
 check "... which goes on from there" goes_on
 check "nothing unfinished is left" bash -c "! compgen -G '$scratch/cut/*.new'"
 
+# Killed again and again at random moments, whatever it is doing, until one run comes to its end.
+killed() {
+    local run ms last=0 rc
+
+    for run in $(seq 40); do
+        "$sluice" generate tests/small -f "$scratch/question-9" -n 12 --temp 0.9 --seed 4 \
+            --logprobs=3 --images "$scratch/killed" --images-every 128 --segment 64 \
+            >"$scratch/text" 2>"$scratch/stderr" &
+        ms=$((600 + RANDOM % 1400))
+        sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
+        kill -9 $! 2>/dev/null
+        wait $! 2>/dev/null
+        rc=$?
+        [ "$rc" = 0 ] && break
+        [ "$rc" = 137 ] || return 1
+    done
+    cmp "$scratch/text" "$scratch/text-9" || return 1
+    "$sluice" images verify "$scratch/killed" >/dev/null || return 1
+    same_text 9 --images "$scratch/killed" || return 1
+    last=$(found)
+    [ "$last" -gt 0 ] && echo "killed $((run - 1)) times; then from token $last"
+}
+check "kill -9 at random moments" killed
+
 # ---- folders -------------------------------------------------------------------------------------
 
 modes() { [ "$(stat -c %a "$images" "$images"/*.image | sort -u | tr '\n' ' ')" = "600 700 " ]; }

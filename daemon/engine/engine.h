@@ -63,6 +63,7 @@ struct sl_engine_options {
 
     const char *images;        /* a folder for images of sessions; NULL: none are kept */
     uint64_t images_bytes_max; /* of all files in it */
+    uint32_t images_every;     /* tokens of a long text between two; 0: SL_IMAGE_EVERY_TOKENS */
     bool images_optional;      /* where the folder cannot be had, a note, and none are kept */
 
     sl_note_fn *on_note; /* NULL, or told of images that were dropped or not kept */

@@ -71,6 +71,11 @@ int sl_engine_images_open(struct sl_engine *e, struct sl_err *err)
 /* Steps of the prompt end on such lengths where nothing else says where. */
 #define ROUND_TOKENS 128u
 
+uint32_t sl_engine_image_every(const struct sl_engine *e)
+{
+    return e->options.images_every > 0 ? e->options.images_every : SL_IMAGE_EVERY_TOKENS;
+}
+
 uint32_t sl_image_places(uint32_t n_resumed, uint32_t n_shared, uint32_t n_prompt,
                          uint32_t ret_places[SL_IMAGE_PLACES])
 {

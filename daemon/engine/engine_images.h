@@ -20,10 +20,13 @@ struct sl_images *sl_engine_images(const struct sl_engine *engine);
 /* ---- which images ------------------------------------------------------------------------------
  */
 
-/* A long prompt, or text, gets an image after the step that brings it so many tokens further. */
+/* A long prompt, or text, gets an image after the step that brings it so many tokens further: what
+ * a kill can cost at most, beside that step. Returns what the engine's options say. */
 #define SL_IMAGE_EVERY_TOKENS 8192u
+uint32_t sl_engine_image_every(const struct sl_engine *engine);
 
-/* Another question about the same document differs from a long prompt in its last tokens. */
+/* Another question about the same document differs from a prompt that is longer than
+ * SL_IMAGE_EVERY_TOKENS in its last tokens. */
 #define SL_IMAGE_TAIL_TOKENS 512u
 
 /* Places in a prompt of n_prompt tokens, ascending and behind n_resumed, where steps should end for

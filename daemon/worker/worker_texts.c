@@ -472,7 +472,7 @@ static void keep_mark(struct sl_worker *w, struct sl_text *text)
     if (session->next_mark > 0 && session->next_mark == session->kv->n_tokens)
         sl_session_images_want(&w->images, session, sl_session_keep_mark(session), sl_clock_ns());
     else
-        keep_image(w, session, every > 0 ? every : SL_IMAGE_EVERY_TOKENS);
+        keep_image(w, session, every > 0 ? every : sl_engine_image_every(w->engine));
 }
 
 static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)

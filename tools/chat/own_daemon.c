@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/files/state_folder.h"
 #include "tools/cli/commands.h"
 
 #define LOOK_MS 50
@@ -48,14 +49,28 @@ static void remove_folder(void)
     rmdir(folder_to_remove);
 }
 
+/* Returns a folder for images, so that conversations go on where they were left; NULL: there is no
+ * place for it. The caller frees it. */
+static char *images_folder(void)
+{
+    char *state = sl_state_folder_default(), *folder = NULL;
+
+    if (state && sl_state_folder_make(state, NULL) == 0 &&
+        asprintf(&folder, "%s/images", state) < 0)
+        folder = NULL;
+    free(state);
+    return folder;
+}
+
 /* The child's life. Ctrl-C is for the conversation, not for the daemon. SIGTERM is blocked, so that
  * it waits for the daemon to look for it: whenever it comes, the folder goes. */
 static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, char *const *argv)
 {
-    char **arguments = calloc((size_t)argc + 6, sizeof(*arguments));
-    static char quiet[] = "--quiet", socket_option[] = "--socket";
+    char **arguments = calloc((size_t)argc + 8, sizeof(*arguments));
+    static char quiet[] = "--quiet", socket_option[] = "--socket", images_option[] = "--images";
     static char state_option[] = "--state", no_state[] = "none";
-    int status;
+    char *images = images_folder();
+    int status, n = 0;
 
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     folder_to_remove = daemon->folder;
@@ -64,13 +79,19 @@ static void serve(const struct sl_own_daemon *daemon, pid_t parent, int argc, ch
         _exit(1);
     }
     setpgid(0, 0);
-    memcpy(arguments, argv, (size_t)argc * sizeof(*arguments));
-    arguments[argc++] = quiet;
-    arguments[argc++] = socket_option;
-    arguments[argc++] = daemon->socket_path;
-    arguments[argc++] = state_option; /* batches are for a daemon that stays */
-    arguments[argc++] = no_state;
-    status = sl_cmd_serve(argc, arguments);
+    arguments[n++] = argv[0];
+    if (images) { /* the user's own option comes later, and counts */
+        arguments[n++] = images_option;
+        arguments[n++] = images;
+    }
+    memcpy(arguments + n, argv + 1, (size_t)(argc - 1) * sizeof(*arguments));
+    n += argc - 1;
+    arguments[n++] = quiet;
+    arguments[n++] = socket_option;
+    arguments[n++] = daemon->socket_path;
+    arguments[n++] = state_option; /* batches are for a daemon that stays */
+    arguments[n++] = no_state;
+    status = sl_cmd_serve(n, arguments);
     remove_folder(); /* a parent that was killed does not */
     exit(status);
 }

@@ -33,6 +33,7 @@ enum {
     OPTION_ANY_MODEL_TYPE,
     OPTION_IMAGES,
     OPTION_IMAGES_MAX,
+    OPTION_IMAGES_EVERY,
 };
 
 static const struct argp_option options[] = {
@@ -284,6 +285,8 @@ static const struct argp_option images_options[] = {
     {"images-max", OPTION_IMAGES_MAX, "SIZE", 0,
      "most bytes of all images in DIR, of which those unused the longest go first (default 32G)",
      0},
+    {"images-every", OPTION_IMAGES_EVERY, "TOKENS", 0,
+     "of a long text, between two images: a kill costs no more, and one pass (default 8192)", 0},
     {0}};
 
 static error_t parse_images_option(int key, char *value, struct argp_state *state)
@@ -297,9 +300,14 @@ static error_t parse_images_option(int key, char *value, struct argp_state *stat
     case OPTION_IMAGES_MAX:
         o->images_bytes_max = sl_parse_size(state, "--images-max", value);
         return 0;
+    case OPTION_IMAGES_EVERY:
+        o->images_every = sl_parse_count(state, "--images-every", value, 1u << 24);
+        return 0;
     case ARGP_KEY_END:
         if (o->images_bytes_max > 0 && !o->images)
             argp_error(state, "--images-max needs --images");
+        if (o->images_every > 0 && !o->images)
+            argp_error(state, "--images-every needs --images");
         if (o->images_bytes_max == 0)
             o->images_bytes_max = IMAGES_BYTES_DEFAULT;
         return 0;

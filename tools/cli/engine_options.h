@@ -13,8 +13,8 @@
  * to the defaults. It takes MODEL as the only positional argument, and requires it. */
 extern const struct argp sl_engine_argp;
 
-/* --images and --images-max, for the commands that keep images. Its input is the same struct; in
- * the list of children it comes behind sl_engine_argp. */
+/* --images and what goes with it, for the commands that keep images. Its input is the same struct;
+ * in the list of children it comes behind sl_engine_argp. */
 extern const struct argp sl_images_argp;
 
 /* Parses a size for struct sl_reader_options, or ends with argp_error(). */

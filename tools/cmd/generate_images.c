@@ -34,7 +34,7 @@ uint32_t sl_generate_images_stop(const struct sl_generate_images *images)
 void sl_generate_images_step(struct sl_generate_images *images)
 {
     const uint32_t n_seen = sl_session_token_count(images->session);
-    bool is_due = n_seen >= images->n_kept + SL_IMAGE_EVERY_TOKENS;
+    bool is_due = n_seen >= images->n_kept + sl_engine_image_every(images->engine);
 
     if (!sl_engine_images(images->engine))
         return;

@@ -1,8 +1,8 @@
 /* The images of `sluice generate --images`: where the texts of a run take them and keep them.
  *
  * A text begins at the longest stored prefix of its prompt. Images are kept at the places of
- * sl_image_places(), after every SL_IMAGE_EVERY_TOKENS of the text, and at its end, also where
- * Ctrl-C or an error ends it. */
+ * sl_image_places(), after every sl_engine_image_every() tokens of the text, and at its end, also
+ * where Ctrl-C or an error ends it. */
 #ifndef SL_TOOLS_CMD_GENERATE_IMAGES_H
 #define SL_TOOLS_CMD_GENERATE_IMAGES_H
 

@@ -1,0 +1,403 @@
+/* The worker's sessions sleep on disk: conversations go on, one turn after the other, with memory
+ * for few of them, in workers that follow each other, with files that were damaged, taken away or
+ * bounded meanwhile. Every text is what it is alone, however little was computed; and where images
+ * are as they were, what had been seen is not computed again. SL_SEED repeats the clients. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/clock.h"
+#include "daemon/engine/feed.h"
+#include "daemon/worker/session_images.h"
+#include "tests/store_rig.h"
+#include "tests/worker_rig.h"
+
+#define TURNS 3u
+#define TAIL_TOKENS                                                                                \
+    64u /* so many may have to be computed again: see daemon/worker/worker_texts.c */
+#define IMAGE_BYTES (UINT64_C(80) << 10) /* of one of these conversations, at least */
+
+static struct worker_rig *rig_create(struct engine_rig *m, uint32_t kv_sessions)
+{
+    static char folder[FIXTURE_PATH_BYTES];
+    struct worker_rig *w = calloc(1, sizeof(*w));
+
+    assert_non_null(w);
+    snprintf(folder, sizeof(folder), "%.200s/images", m->folder);
+    w->images = folder;
+    w->kv_sessions = kv_sessions;
+    worker_rig_init(w, m);
+    return w;
+}
+
+static void rig_destroy(struct worker_rig *w)
+{
+    store_rig_remove(w->images);
+    worker_rig_fini(w);
+    free(w);
+}
+
+/* ---- turns -------------------------------------------------------------------------------------
+ */
+
+struct sum {
+    uint64_t n_prompt_tokens, n_cached_tokens;
+};
+
+static void take(struct worker_client *client, struct sum *sum)
+{
+    worker_rig_read_all(client);
+    if (client->has_failed)
+        fail_msg("%d %s", client->status, client->why);
+    assert_string_equal(client->text, client->alone);
+    assert_true(client->usage.n_cached_tokens < client->n_prompt);
+    sum->n_prompt_tokens += client->n_prompt;
+    sum->n_cached_tokens += client->usage.n_cached_tokens;
+}
+
+/* Everybody's turn, so many at a time. */
+static struct sum take_turn(struct worker_rig *w, uint32_t at_once)
+{
+    struct sum sum = {0};
+
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i += at_once) {
+        const uint32_t end = i + at_once < WORKER_CLIENTS ? i + at_once : WORKER_CLIENTS;
+
+        for (uint32_t k = i; k < end; k++)
+            assert_int_equal(worker_rig_submit(w, k), 0);
+        for (uint32_t k = i; k < end; k++)
+            take(&w->clients[k], &sum);
+    }
+    worker_rig_wait_released(w);
+    return sum;
+}
+
+/* Tokens of prompts that had been seen before the turn, but for the last ones, which are not worth
+ * an image. */
+static uint64_t seen_before(const struct worker_rig *w)
+{
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++) {
+        const struct worker_client *client = &w->clients[i];
+        const uint32_t n_seen = client->n_prompt - WORKER_TURN_TOKENS - 1;
+
+        n += n_seen > TAIL_TOKENS ? n_seen - TAIL_TOKENS : 0;
+    }
+    return n;
+}
+
+/* ---- tests -------------------------------------------------------------------------------------
+ */
+
+/* There is memory for two of sixteen conversations, which come one after the other or in company:
+ * most are on disk when their turn comes, in the same worker or in the next one. */
+static void converse(struct engine_rig *m, bool restart)
+{
+    struct worker_rig *w = rig_create(m, 2);
+    struct sl_worker_status status;
+    uint64_t n_resumed = 0;
+
+    worker_rig_start(w, WORKER_CLIENTS);
+    for (uint32_t turn = 0; turn < TURNS; turn++) {
+        struct sum sum;
+
+        if (turn > 0 && restart) {
+            worker_rig_stop(w, 10 * NS_PER_S);
+            worker_rig_next_turn(w);
+            worker_rig_start(w, WORKER_CLIENTS);
+        } else if (turn > 0) {
+            worker_rig_next_turn(w);
+        }
+        sum = take_turn(w, 1 + 2 * (turn % 2));
+        sl_worker_status(w->worker, &status);
+        assert_true(status.counters.n_kv_bytes <= worker_rig_kv_bytes(w));
+        if (turn > 0)
+            assert_true(sum.n_cached_tokens >= seen_before(w));
+        n_resumed = (restart ? n_resumed : 0) + status.counters.n_resumed;
+    }
+    assert_true(n_resumed >= (TURNS - 1) * WORKER_CLIENTS / 2);
+    assert_int_equal(status.images.n_failed + status.images.n_dropped, 0);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    worker_rig_assert_released(w);
+    assert_int_equal(w->n_notes, 0);
+    print_message("%llu sessions woke up\n", (unsigned long long)n_resumed);
+    rig_destroy(w);
+}
+
+static void test_little_memory(void **state)
+{
+    converse(*state, false);
+}
+
+static void test_restarts(void **state)
+{
+    converse(*state, true);
+}
+
+/* ---- folders that change -----------------------------------------------------------------------
+ */
+
+/* Calls for each image in the folder, in any order. */
+static void each_image(const struct worker_rig *w,
+                       void (*do_it)(const char *path, uint64_t *random), uint64_t *random)
+{
+    DIR *folder = opendir(w->images);
+    const struct dirent *entry;
+
+    assert_non_null(folder);
+    while ((entry = readdir(folder))) {
+        char path[2 * FIXTURE_PATH_BYTES];
+
+        snprintf(path, sizeof(path), "%s/%s", w->images, entry->d_name);
+        if (strstr(entry->d_name, SL_IMAGE_SUFFIX))
+            do_it(path, random);
+    }
+    closedir(folder);
+}
+
+static void flip(const char *path, uint64_t at)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    uint8_t byte;
+
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)at), 1);
+    byte ^= (uint8_t)(1 << at % 8);
+    assert_int_equal(pwrite(fd, &byte, 1, (off_t)at), 1);
+    close(fd);
+}
+
+/* Some stay as they are, others are flipped somewhere, cut, or taken away. */
+static void damage(const char *path, uint64_t *random)
+{
+    const uint32_t kind = fixture_below(random, 5);
+    struct stat status;
+
+    assert_int_equal(stat(path, &status), 0);
+    if (kind == 0)
+        assert_int_equal(unlink(path), 0);
+    else if (kind == 1)
+        assert_int_equal(truncate(path, fixture_below(random, (uint32_t)status.st_size)), 0);
+    else if (kind < 4)
+        flip(path, fixture_below(random, (uint32_t)status.st_size));
+}
+
+/* Between two workers, or beneath one. */
+static void test_damage(void **state)
+{
+    struct worker_rig *w = rig_create(*state, 2);
+
+    worker_rig_start(w, WORKER_CLIENTS);
+    for (uint32_t turn = 0; turn < TURNS; turn++) {
+        if (turn == 1)
+            worker_rig_stop(w, 10 * NS_PER_S);
+        if (turn > 0) {
+            each_image(w, damage, &w->random);
+            worker_rig_next_turn(w);
+        }
+        if (turn == 1)
+            worker_rig_start(w, WORKER_CLIENTS);
+        take_turn(w, 2);
+    }
+    worker_rig_stop(w, 10 * NS_PER_S);
+    assert_true(w->n_notes > 0);
+    print_message("%u notes, such as: %s\n", w->n_notes, w->note);
+    rig_destroy(w);
+}
+
+/* A limit that holds few images, one that holds none, a folder that is taken away, one that another
+ * process has, and one that cannot be made. */
+static void test_folders(void **state)
+{
+    struct worker_rig *w = rig_create(*state, 2);
+    const char *images = w->images;
+    struct sl_worker_status status;
+    int lock;
+
+    w->images_bytes_max = 6 * IMAGE_BYTES;
+    for (int turn = 0; turn < 2; turn++) {
+        worker_rig_start(w, WORKER_CLIENTS);
+        take_turn(w, 2);
+        sl_worker_status(w->worker, &status);
+        assert_true(status.images.folder_bytes <= w->images_bytes_max);
+        assert_true(status.images.n_saved > 0 && status.images.n_removed > 0);
+        worker_rig_stop(w, 10 * NS_PER_S);
+    }
+    store_rig_remove(images);
+    w->images_bytes_max = 1;
+    worker_rig_start(w, WORKER_CLIENTS);
+    take_turn(w, 2);
+    sl_worker_status(w->worker, &status);
+    assert_int_equal(status.images.n_images, 0);
+    assert_true(status.images.n_failed > 0);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    w->images_bytes_max = 0;
+    worker_rig_start(w, WORKER_CLIENTS);
+    store_rig_remove(w->images);
+    w->n_notes = 0;
+    take_turn(w, 2);
+    assert_int_equal(w->n_notes, 1); /* and not again so soon */
+    worker_rig_stop(w, 10 * NS_PER_S);
+
+    assert_int_equal(mkdir(images, 0700), 0);
+    lock = sl_images_lock(images, NULL);
+    assert_true(lock >= 0);
+    worker_rig_start(w, WORKER_CLIENTS);
+    take_turn(w, 3);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    close(lock);
+    w->images = "/dev/null/images";
+    worker_rig_start(w, WORKER_CLIENTS);
+    take_turn(w, 3);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    w->images = images;
+    rig_destroy(w);
+}
+
+/* A worker that is told to end at once, in the middle of prompts and answers, keeps what it has. */
+static void test_stop_in_the_middle(void **state)
+{
+    struct worker_rig *w = rig_create(*state, 6);
+    struct sum sum = {0};
+
+    worker_rig_start(w, WORKER_CLIENTS);
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++)
+        assert_int_equal(worker_rig_submit(w, i), 0);
+    worker_rig_read_all(&w->clients[5]);
+    sl_worker_stop(w->worker, 0);
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++)
+        if (i != 5)
+            worker_rig_read_all(&w->clients[i]);
+    sl_worker_join(w->worker);
+    worker_rig_assert_released(w);
+    worker_rig_start(w, WORKER_CLIENTS);
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++) {
+        assert_int_equal(worker_rig_submit(w, i), 0);
+        take(&w->clients[i], &sum);
+    }
+    assert_true(sum.n_cached_tokens >= w->clients[5].n_prompt - 1);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    rig_destroy(w);
+}
+
+/* ---- pins --------------------------------------------------------------------------------------
+ */
+
+struct pins {
+    struct sl_engine *engine;
+    struct sl_session_pool pool;
+    struct sl_session_images images;
+    struct sl_text user; /* of whatever session is used */
+    uint64_t random;
+    uint32_t n_vocab;
+};
+
+#define PIN_TOKENS 100u
+
+static void pins_open(struct pins *p, const struct engine_rig *m, uint64_t bytes_max)
+{
+    struct sl_engine_options options = engine_rig_options(m);
+    static char folder[FIXTURE_PATH_BYTES];
+
+    snprintf(folder, sizeof(folder), "%.200s/pinned", m->folder);
+    options.draft = SL_DRAFT_NONE;
+    options.context_tokens = WORKER_CONTEXT_TOKENS;
+    options.images = folder;
+    options.images_bytes_max = bytes_max;
+    *p = (struct pins){.random = 3, .n_vocab = m->config.vocab_size};
+    assert_int_equal(sl_engine_open(&p->engine, &options, NULL, NULL), 0);
+    sl_session_pool_init(&p->pool, sl_engine_kv_pool(p->engine), WORKER_CONTEXT_TOKENS);
+    sl_session_images_init(&p->images, p->engine, &p->pool);
+}
+
+static void pins_close(struct pins *p)
+{
+    sl_session_images_flush(&p->images);
+    sl_session_pool_fini(&p->pool);
+    sl_engine_close(p->engine);
+}
+
+/* Takes in a prompt, and keeps its image. */
+static struct sl_kept_session *pins_feed(struct pins *p, int32_t tokens[PIN_TOKENS],
+                                         bool is_pinning)
+{
+    static const struct sl_step_request hooks;
+    struct sl_feed feed = {.tokens = tokens, .n_tokens = PIN_TOKENS - 1};
+    struct sl_kept_session *kept;
+    struct sl_text *gives_way;
+    bool has_changed;
+
+    for (uint32_t i = 0; i < PIN_TOKENS; i++)
+        tokens[i] = (int32_t)fixture_below(&p->random, p->n_vocab);
+    assert_int_equal(
+        sl_session_get(&p->pool, tokens, PIN_TOKENS, 0, PIN_TOKENS, &kept, &gives_way, NULL), 0);
+    kept->user = &p->user;
+    kept->tokens = tokens;
+    kept->n_tokens = PIN_TOKENS;
+    kept->is_pinning = is_pinning;
+    feed.kv = kept->kv;
+    assert_int_equal(sl_feed_run(p->engine, &feed, &hooks, NULL), 0);
+    sl_session_images_want(&p->images, kept, sl_session_keep_mark(kept), sl_clock_ns());
+    while (sl_session_images_are_due(&p->images))
+        sl_session_images_tick(&p->images, true, sl_clock_ns(), &has_changed);
+    return kept;
+}
+
+static void pins_put(struct pins *p, struct sl_kept_session *kept)
+{
+    sl_session_images_release(&p->images, kept);
+    sl_session_put(&p->pool, kept);
+}
+
+/* The latest image of a text that wants it pinned stays as long as the text lasts, whatever others
+ * keep; then it goes like any other. */
+static void test_pins(void **state)
+{
+    int32_t pinned[PIN_TOKENS], other[PIN_TOKENS];
+    struct sl_kept_session *kept;
+    uint64_t image_bytes;
+    struct pins p;
+
+    pins_open(&p, *state, UINT64_MAX);
+    pins_put(&p, pins_feed(&p, other, false));
+    image_bytes = sl_images_counters(sl_engine_images(p.engine)).saved_bytes;
+    pins_close(&p);
+
+    pins_open(&p, *state, 3 * image_bytes);
+    kept = pins_feed(&p, pinned, true);
+    for (int i = 0; i < 6; i++)
+        pins_put(&p, pins_feed(&p, other, false));
+    assert_int_equal(sl_engine_find_image(p.engine, pinned, PIN_TOKENS).n_tokens, PIN_TOKENS - 1);
+    pins_put(&p, kept);
+    for (int i = 0; i < 6; i++)
+        pins_put(&p, pins_feed(&p, other, false));
+    assert_int_equal(sl_engine_find_image(p.engine, pinned, PIN_TOKENS).n_tokens, 0);
+    assert_int_equal(sl_engine_find_image(p.engine, other, PIN_TOKENS).n_tokens, PIN_TOKENS - 1);
+    pins_close(&p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_little_memory),
+        cmocka_unit_test(test_restarts),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_stop_in_the_middle),
+        cmocka_unit_test(test_pins),
+    };
+
+    return cmocka_run_group_tests_name("images of the worker's sessions", tests, engine_rig_create,
+                                       engine_rig_destroy);
+}
