@@ -146,7 +146,7 @@ static void learn_answers(struct session_model *m)
     }
 }
 
-int session_rig_create(void **state)
+static int create(void **state, uint32_t head_dim)
 {
     struct session_model *m = calloc(1, sizeof(*m));
     struct sl_forward_params params = {.tokens_max = TOKENS_MAX,
@@ -156,6 +156,7 @@ int session_rig_create(void **state)
 
     assert_non_null(m);
     fixture_config(&m->config);
+    m->config.head_dim = head_dim;
     m->config.max_position_embeddings = 8192;
     m->config.compress_ratios[4] = 4; /* no released model's MTP block compresses, but it may */
     fixture_weights_init(&m->source, &m->config, 41);
@@ -175,6 +176,16 @@ int session_rig_create(void **state)
     learn_answers(m);
     *state = m;
     return 0;
+}
+
+int session_rig_create(void **state)
+{
+    return create(state, 128);
+}
+
+int session_rig_create_wide(void **state)
+{
+    return create(state, 512);
 }
 
 int session_rig_destroy(void **state)
@@ -225,7 +236,9 @@ void session_rig_export(const struct sl_session *session, const struct sl_mark *
         image->chunks[i] = malloc(bytes + 1);
         assert_non_null(image->chunks[i]);
         image->chunks[i][bytes] = 0xa5;
-        sl_session_export_chunk(session, chunk_first(image, i), image->cuts[i], image->chunks[i]);
+        assert_int_equal(sl_session_export_chunk(session, chunk_first(image, i), image->cuts[i],
+                                                 image->chunks[i], NULL),
+                         0);
         assert_int_equal(image->chunks[i][bytes], 0xa5);
     }
     image->mark_bytes = sl_mark_bytes(session, mark);
@@ -249,7 +262,9 @@ void session_rig_check(const struct sl_session *session, const struct sl_mark *m
 
         bytes = malloc(size + 1);
         assert_non_null(bytes);
-        sl_session_export_chunk(session, chunk_first(image, i), image->cuts[i], bytes);
+        assert_int_equal(
+            sl_session_export_chunk(session, chunk_first(image, i), image->cuts[i], bytes, NULL),
+            0);
         assert_memory_equal(bytes, image->chunks[i], size);
         free(bytes);
     }

@@ -35,8 +35,10 @@ struct session_model {
     uint64_t answers[TEXTS][LONG], mtp_answers[TEXTS][LONG];
 };
 
-/* For a group of tests, which borrow the model and leave it as it was. */
+/* For a group of tests, which borrow the model and leave it as it was. The wide model's entries are
+ * so large that a text of LENGTH tokens has full pages. */
 int session_rig_create(void **state);
+int session_rig_create_wide(void **state);
 int session_rig_destroy(void **state);
 
 /* Makes a pool whose memory has been somebody else's. */

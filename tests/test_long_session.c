@@ -120,8 +120,8 @@ static void sleep_and_wake(struct story *story, struct sl_session *session, stru
     struct sl_session *woken;
 
     assert_true(first && second && rings);
-    sl_session_export_chunk(session, 0, cut, first);
-    sl_session_export_chunk(session, cut, end, second);
+    assert_int_equal(sl_session_export_chunk(session, 0, cut, first, NULL), 0);
+    assert_int_equal(sl_session_export_chunk(session, cut, end, second, NULL), 0);
     sl_session_export_mark(session, mark, rings);
     assert_int_equal(
         sl_session_create(&woken, sl_engine_kv_pool(story->engine), story->n_tokens + ROWS, NULL),

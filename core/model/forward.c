@@ -31,6 +31,7 @@ static void carve(struct sl_forward *f, struct sl_arena *arena, const struct sl_
     f->rollback[SL_FORWARD_MTP] =
         sl_kv_rollback_carve(arena, c, numerics, n_main, mtp ? draft->n_blocks : 0,
                              f->params.tokens_max, f->params.spans_max);
+    f->window = sl_kv_window_carve(arena, f->params.spans_max);
     for (int kind = 0; kind < SL_ROPE_KINDS; kind++) {
         f->cosine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
         f->sine[kind] = sl_arena_take(arena, tokens * pairs, sizeof(float));
@@ -158,19 +159,24 @@ static int check_request(const struct sl_forward *f, const struct sl_step_reques
     return 0;
 }
 
-/* Takes all that the pass will write to in the KV caches, or nothing if the pool has too little. */
-static int grow_caches(const struct sl_step_request *request, enum sl_forward_part part,
-                       struct sl_err *err)
+/* Takes all that the pass will write to in the KV caches, and memory for what of them is on disk;
+ * or nothing if the pool has too little. */
+static int take_memory(struct sl_forward *f, const struct sl_step_request *request,
+                       enum sl_forward_part part, struct sl_err *err)
 {
     uint64_t needed_bytes = 0;
     int rc = 0;
 
+    sl_kv_window_clear(&f->window);
     for (uint32_t s = 0; s < request->n_spans; s++) {
         const struct sl_span *span = &request->spans[s];
 
         sl_assert(span->kv->pool == request->spans[0].kv->pool);
+        if (part == SL_FORWARD_MAIN)
+            sl_kv_window_add(&f->window, span->kv);
         needed_bytes += sl_kv_cache_need(span->kv, seen(span->kv, part) + span->n_tokens);
     }
+    needed_bytes += sl_kv_window_need(&f->window);
     if (needed_bytes > 0) {
         rc = sl_kv_pool_check(request->spans[0].kv->pool, needed_bytes,
                               "the next step of its sequences", err);
@@ -180,7 +186,7 @@ static int grow_caches(const struct sl_step_request *request, enum sl_forward_pa
 
         rc = sl_kv_cache_grow(span->kv, seen(span->kv, part) + span->n_tokens, err);
     }
-    return rc;
+    return rc < 0 ? rc : sl_kv_window_open(&f->window, err);
 }
 
 static void set_angles(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -254,7 +260,7 @@ int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *re
                                      : f->state != SL_FORWARD_OPEN);
     rc = check_request(f, request, part, err);
     if (rc == 0)
-        rc = grow_caches(request, part, err);
+        rc = take_memory(f, request, part, err);
     if (rc < 0)
         return rc;
     f->state = SL_FORWARD_OPEN;
@@ -314,7 +320,11 @@ static int run_in_layer(struct sl_forward *f, uint32_t layer_index,
 
     if (f->drafts.is_open && f->drafts.round == SL_ROUND_SEE)
         return sl_attention_see(f->attention, &f->step, layer_index, layer);
+    rc = sl_kv_window_acquire(&f->window, layer_index, err);
+    if (rc < 0)
+        return rc;
     rc = sl_attention_run(f->attention, &f->step, layer_index, layer);
+    sl_kv_window_release(&f->window);
     if (rc == 0)
         rc = sl_moe_run(f->moe, &f->step, layer_index, layer, next, f->params.source, err);
     if (rc == -ECANCELED)
@@ -344,6 +354,11 @@ static int run_layer(struct sl_forward *f, uint32_t layer_index, struct sl_err *
         rc = run_in_layer(f, layer_index, layer, err);
     sl_weights_release(f->params.weights, layer_index);
     return rc;
+}
+
+void sl_forward_background(struct sl_forward *f)
+{
+    sl_kv_window_background(&f->window);
 }
 
 static bool has_more(const struct sl_forward *f)
@@ -404,10 +419,11 @@ static void let_go_of(const struct sl_forward *f, const struct sl_kv_rollback_sp
     span->kv->in_step = false;
 }
 
-static void let_go(const struct sl_forward *f, enum sl_forward_part part)
+static void let_go(struct sl_forward *f, enum sl_forward_part part)
 {
     const struct sl_kv_rollback *rollback = &f->rollback[part];
 
+    sl_kv_window_close(&f->window);
     for (uint32_t s = 0; s < rollback->n_spans; s++)
         let_go_of(f, &rollback->spans[s], part);
 }
@@ -460,6 +476,7 @@ static void drop_span(struct sl_forward *f, uint32_t span_index)
     struct sl_expert_source *source = f->params.source;
     const uint32_t first = f->span_first[span_index];
 
+    sl_kv_window_drop(&f->window, span->kv);
     sl_kv_rollback_restore_span(rollback, span_index);
     let_go_of(f, &rollback->spans[span_index], f->part);
     sl_kv_rollback_remove(rollback, span_index);

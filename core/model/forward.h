@@ -117,17 +117,17 @@ const struct sl_arena *sl_forward_arena(const struct sl_forward *forward);
 
 /* Begins a step; none is open. Fails, and nothing has happened, with -SL_EFORMAT (a token outside
  * the vocabulary) or -SL_EBUDGET (a span does not fit its KV cache, the step this forward, or what
- * it adds to the KV caches their pool); with -ENOMEM the caches may have taken pages for it
- * already. */
+ * it adds to the KV caches, with what has to come back of them from disk, their pool); with -ENOMEM
+ * or an error of reading that, the caches may have taken pages for it already. */
 int sl_forward_begin(struct sl_forward *forward, const struct sl_step_request *request,
                      struct sl_err *err);
 
 /* Runs the next layer; after the last one, gives the next rows of logits. Returns 1 if there is
- * more to do and 0 if not: then end() follows. Fails as the expert source does and as reads of
- * weights that stream, with -SL_ECORRUPT (logits that are not finite, and so not given) or
- * -ECANCELED (stop was set); the step is over then, and all its sequences are where they were
- * before it. */
+ * more to do and 0 if not: then end() follows. Fails as the expert source and reads of weights and
+ * KV caches do, with -SL_ECORRUPT (logits that are not finite, and so not given) or -ECANCELED
+ * (stop was set); the step is over then, and all its sequences are where they were before it. */
 int sl_forward_advance(struct sl_forward *forward, struct sl_err *err);
+void sl_forward_background(struct sl_forward *forward); /* goes on with reads of KV caches */
 
 /* Ends a step that has nothing more to do: the first n_kept[i] tokens of each span i, or with NULL
  * all of them, have now been seen by their sequences. The rest leaves no trace, as if it had not
@@ -176,7 +176,7 @@ void sl_forward_rollback(struct sl_forward *forward);
  * guesses those that come next. */
 #define SL_DRAFTS_MAX 5u /* guesses of a sequence */
 
-/* Called as an sl_logits_fn: guesses ret_ids[row], which is number token_index of the request's span. */
+/* Called as an sl_logits_fn: guesses ret_ids[row], number token_index of the request's span. */
 typedef void sl_draft_fn(void *context, const struct sl_logits_row *rows, uint32_t n_rows,
                          int32_t *ret_ids);
 

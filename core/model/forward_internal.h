@@ -6,6 +6,7 @@
 #include "core/model/dspark.h"
 #include "core/model/forward.h"
 #include "core/model/hyper_connection.h"
+#include "core/model/kv_paging.h"
 #include "core/model/kv_rollback.h"
 #include "core/model/linear.h"
 #include "core/model/moe.h"
@@ -82,6 +83,7 @@ struct sl_forward {
     struct sl_step step;
     struct sl_step_token *tokens; /* (tokens_max) */
     struct sl_kv_rollback rollback[SL_FORWARD_PARTS];
+    struct sl_kv_window window; /* of the open pass */
     uint32_t first_layer, next_layer, end_layer;
     bool sets_streams; /* the first layer does, */
     bool saves_rows;   /* and each layer saves what it overwrites: but for later rounds of drafts */

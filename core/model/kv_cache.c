@@ -186,64 +186,86 @@ static uint32_t first_token(const struct sl_kv_cache *kv, uint32_t layer_index)
 
 static bool is_own(const struct sl_kv_cache *kv, const uint8_t *page)
 {
-    return page && !sl_kv_pool_is_shared(kv->pool, page);
+    return page && !sl_kv_is_far(page) && !sl_kv_pool_is_shared(kv->pool, page);
 }
 
-/* Counts the pages of a part that must be taken; with `take` takes them. */
-static uint64_t visit_part(const struct sl_kv_cache *kv, uint32_t layer_index, int p,
-                           uint32_t end_tokens, bool take)
+/* Puts a page of the sequence's own, with what is in the old one, in place of that. */
+static int take_page(const struct sl_kv_cache *kv, const struct sl_kv_part_layout *part,
+                     uint8_t **cell, struct sl_err *err)
 {
+    uint8_t *page = sl_kv_pool_take(kv->pool);
+    int rc = 0;
+
+    if (sl_kv_is_far(*cell))
+        rc = sl_kv_pager_read(kv->pool->pager, sl_kv_far_place(*cell), page, err);
+    else if (*cell)
+        memcpy(page, *cell, (size_t)part->items_per_page * part->item_bytes);
+    sl_kv_pool_release(kv->pool, rc < 0 ? page : *cell);
+    if (rc == 0)
+        *cell = page;
+    return rc;
+}
+
+/* A visit to all pages that a step will write to. */
+struct visit {
+    const struct sl_kv_cache *kv;
+    uint32_t end_tokens;
+    bool take; /* or only count */
+    uint64_t n_pages;
+    struct sl_err *err;
+};
+
+/* Counts the pages of a part that must be taken; with `take` takes them. */
+static int visit_part(struct visit *visit, uint32_t layer_index, int p)
+{
+    const struct sl_kv_cache *kv = visit->kv;
+    const uint32_t end_tokens = visit->end_tokens;
     const struct sl_kv_part_layout *part = &kv->pool->layout.parts[layer_index][p];
     uint8_t **pages = kv->pages[layer_index * SL_KV_PARTS + (uint32_t)p];
     const uint32_t n_listed = room(part, kv->table_tokens);
     struct range ranges[2];
     const int n_ranges = written(part, first_token(kv, layer_index), end_tokens, ranges);
-    uint64_t count = 0;
+    int rc = 0;
 
     for (int r = 0; r < n_ranges; r++)
-        for (uint32_t n = ranges[r].first; n < ranges[r].end; n++) {
-            uint8_t *old = n < n_listed ? pages[n] : NULL;
-
-            if (is_own(kv, old))
+        for (uint32_t n = ranges[r].first; rc == 0 && n < ranges[r].end; n++) {
+            if (is_own(kv, n < n_listed ? pages[n] : NULL))
                 continue;
-            count++;
-            if (!take)
-                continue;
-            pages[n] = sl_kv_pool_take(kv->pool);
-            if (old)
-                memcpy(pages[n], old, (size_t)part->items_per_page * part->item_bytes);
-            sl_kv_pool_release(kv->pool, old);
+            visit->n_pages++;
+            if (visit->take)
+                rc = take_page(kv, part, &pages[n], visit->err);
         }
-    return count;
+    return rc;
 }
 
-static uint64_t visit(const struct sl_kv_cache *kv, uint32_t end_tokens, bool take)
+static int visit_all(struct visit *visit)
 {
-    uint64_t count = 0;
+    int rc = 0;
 
-    for (uint32_t i = 0; i < kv->pool->layout.n_layers; i++)
-        for (int p = 0; p < SL_KV_PARTS; p++)
-            count += visit_part(kv, i, p, end_tokens, take);
-    return count;
+    for (uint32_t i = 0; i < visit->kv->pool->layout.n_layers; i++)
+        for (int p = 0; rc == 0 && p < SL_KV_PARTS; p++)
+            rc = visit_part(visit, i, p);
+    return rc;
 }
 
 uint64_t sl_kv_cache_need(const struct sl_kv_cache *kv, uint32_t end_tokens)
 {
     const struct sl_kv_layout *layout = &kv->pool->layout;
+    struct visit visit = {.kv = kv, .end_tokens = end_tokens};
     uint64_t bytes = 0;
 
     sl_assert(end_tokens <= kv->capacity_tokens);
     if (end_tokens > kv->table_tokens)
         bytes = table_bytes(layout, table_tokens_for(kv, end_tokens));
-    return bytes + visit(kv, end_tokens, false) * sl_kv_page_cost(layout);
+    visit_all(&visit);
+    return bytes + visit.n_pages * sl_kv_page_cost(layout);
 }
 
 int sl_kv_cache_grow(struct sl_kv_cache *kv, uint32_t end_tokens, struct sl_err *err)
 {
+    struct visit visit = {.kv = kv, .end_tokens = end_tokens, .take = true, .err = err};
     int rc = sl_kv_cache_make_room(kv, end_tokens, err);
 
     sl_assert(!kv->in_step);
-    if (rc == 0)
-        visit(kv, end_tokens, true);
-    return rc;
+    return rc < 0 ? rc : visit_all(&visit);
 }

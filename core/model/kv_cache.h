@@ -28,8 +28,9 @@ struct sl_kv_cache {
     uint32_t mtp_first; /* but for those before this one: its window begins there at the earliest */
     bool in_step;       /* a step that has begun and not ended writes to it */
 
-    /* Pages of each part, [layer * SL_KV_PARTS + part][page]; NULL where nothing has been written.
-     * One block of memory, with room for so many tokens. */
+    /* Pages of each part, [layer * SL_KV_PARTS + part][page]; NULL where nothing has been written,
+     * and sl_kv_is_far() where they are on disk. One block of memory, with room for so many tokens.
+     */
     uint8_t ***pages;
     uint64_t table_bytes;
     uint32_t table_tokens;
@@ -62,8 +63,8 @@ void sl_kv_cache_clear(struct sl_kv_cache *kv);
 uint64_t sl_kv_cache_need(const struct sl_kv_cache *kv, uint32_t end_tokens);
 
 /* Takes what a step needs that brings the sequence, or its MTP block, to end_tokens; the pool has
- * as much. Fails with -ENOMEM; also then the sequence is as it was, but for pages it may already
- * have. */
+ * as much. Fails with -ENOMEM, or as reads of pages on disk that are to be written to do; also then
+ * the sequence is as it was, but for pages it may already have. */
 int sl_kv_cache_grow(struct sl_kv_cache *kv, uint32_t end_tokens, struct sl_err *err);
 
 /* Gives back the pages that hold nothing of the tokens that the sequence has seen. */

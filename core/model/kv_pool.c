@@ -90,7 +90,9 @@ uint8_t *sl_kv_pool_take(struct sl_kv_pool *pool)
 
 void sl_kv_pool_hold(struct sl_kv_pool *pool, uint8_t *page)
 {
-    if (page)
+    if (sl_kv_is_far(page))
+        sl_kv_pager_hold(pool->pager, sl_kv_far_place(page));
+    else if (page)
         pool->holders[number_of(pool, page)]++;
 }
 
@@ -100,6 +102,10 @@ void sl_kv_pool_release(struct sl_kv_pool *pool, uint8_t *page)
 
     if (!page)
         return;
+    if (sl_kv_is_far(page)) {
+        sl_kv_pager_release(pool->pager, sl_kv_far_place(page));
+        return;
+    }
     n = number_of(pool, page);
     sl_assert(pool->holders[n] > 0);
     if (--pool->holders[n] > 0)

@@ -5,6 +5,9 @@
  * free: the budget is reserved, so nothing is gained by giving them back. Tables that list pages
  * come from malloc() and are counted against the same budget.
  *
+ * With a pager, pages that nobody writes to any more can be on disk (core/model/kv_paging.h). What
+ * a table lists is then no address but says where: such a page is held and released like others.
+ *
  * One thread makes all calls. */
 #ifndef SL_MODEL_KV_POOL_H
 #define SL_MODEL_KV_POOL_H
@@ -14,6 +17,7 @@
 
 #include "core/base/arena.h"
 #include "core/model/kv_layout.h"
+#include "core/model/kv_pager.h"
 
 /* Bytes that a page takes: itself, and its number of holders. */
 static inline uint64_t sl_kv_page_cost(const struct sl_kv_layout *layout)
@@ -32,7 +36,24 @@ struct sl_kv_pool {
     uint32_t *holders; /* (n_pages) how many; of a free page, the number of the next free one */
     uint8_t *pages;    /* (n_pages, page_bytes) */
     struct sl_arena arena;
+    struct sl_kv_pager *pager; /* NULL: all pages are in memory; borrowed, set by the owner */
 };
+
+/* A page on disk, as tables list it: its place in the file, and a bit that no address has. */
+static inline bool sl_kv_is_far(const uint8_t *page)
+{
+    return ((uintptr_t)page & 1) != 0;
+}
+
+static inline uint8_t *sl_kv_far(uint32_t place)
+{
+    return (uint8_t *)((uintptr_t)place << 1 | 1);
+}
+
+static inline uint32_t sl_kv_far_place(const uint8_t *page)
+{
+    return (uint32_t)((uintptr_t)page >> 1);
+}
 
 /* For sequences of a model; n_layers counts the MTP block if it is used. The arena is of
  * budget_bytes, reserved and touched as pages are taken. Fails with -ENOMEM. The caller calls
@@ -59,7 +80,7 @@ uint8_t *sl_kv_pool_take(struct sl_kv_pool *pool);
 void sl_kv_pool_hold(struct sl_kv_pool *pool, uint8_t *page);
 void sl_kv_pool_release(struct sl_kv_pool *pool, uint8_t *page);
 
-/* Whether the page that has the byte at `at` has several holders. */
+/* Whether the page that has the byte at `at`, in memory, has several holders. */
 bool sl_kv_pool_is_shared(const struct sl_kv_pool *pool, const uint8_t *at);
 
 /* Zeroed memory for tables. Fails with -SL_EBUDGET or -ENOMEM. */

@@ -72,30 +72,74 @@ static void clear_keys(const struct sl_kv_layout *layout, uint32_t n_keys, uint8
         sl_r16_clear_fp4_rows(n_keys, tile_bytes / SL_FP4_GROUP_BYTES * SL_FP4_GROUP_COLS, tile);
 }
 
-/* Writes item n of a part of a layer that has seen n_seen tokens. */
-static void export_item(const struct sl_session *session, uint32_t layer_index,
-                        enum sl_kv_part part_index, uint32_t n, uint32_t n_seen, uint8_t *to)
+/* Where pages on disk are read to, one at a time. */
+struct reading {
+    const struct sl_session *session;
+    uint8_t *page;      /* NULL: none was read yet */
+    const uint8_t *far; /* that is in it, as tables list it */
+};
+
+/* Finds an item, in memory or on disk. */
+static int find_item(struct reading *reading, uint32_t layer_index, enum sl_kv_part part_index,
+                     uint32_t n, const uint8_t **ret_item, struct sl_err *err)
 {
-    const struct sl_kv_layout *layout = &session->kv.pool->layout;
+    const struct sl_kv_cache *kv = &reading->session->kv;
+    const struct sl_kv_part_layout *part = &kv->pool->layout.parts[layer_index][part_index];
+    const uint8_t *page =
+        kv->pages[layer_index * SL_KV_PARTS + (uint32_t)part_index][n / part->items_per_page];
+    int rc = 0;
+
+    if (!sl_kv_is_far(page)) {
+        *ret_item = sl_kv_item(kv, layer_index, part_index, n);
+        return 0;
+    }
+    if (!reading->page) {
+        rc = sl_kv_pool_check(kv->pool, sl_kv_page_cost(&kv->pool->layout),
+                              "a session that is to be stored", err);
+        if (rc < 0)
+            return rc;
+        reading->page = sl_kv_pool_take(kv->pool);
+    }
+    if (reading->far != page)
+        rc = sl_kv_pager_read(kv->pool->pager, sl_kv_far_place(page), reading->page, err);
+    reading->far = rc < 0 ? NULL : page;
+    *ret_item = reading->page + (size_t)(n % part->items_per_page) * part->item_bytes;
+    return rc;
+}
+
+/* Writes item n of a part of a layer that has seen n_seen tokens. */
+static int export_item(struct reading *reading, uint32_t layer_index, enum sl_kv_part part_index,
+                       uint32_t n, uint32_t n_seen, uint8_t *to, struct sl_err *err)
+{
+    const struct sl_kv_layout *layout = &reading->session->kv.pool->layout;
     const struct sl_kv_part_layout *part = &layout->parts[layer_index][part_index];
     const uint32_t n_units = n_seen / part->ratio, first_unit = n * part->units_per_item;
     const uint32_t n_whole = n_units > first_unit ? n_units - first_unit : 0;
+    const uint8_t *item;
+    int rc;
 
-    if (n_whole > 0)
-        memcpy(to, sl_kv_item(&session->kv, layer_index, part_index, n), part->item_bytes);
+    if (n_whole > 0) {
+        rc = find_item(reading, layer_index, part_index, n, &item, err);
+        if (rc < 0)
+            return rc;
+        memcpy(to, item, part->item_bytes);
+    }
     if (n_whole >= part->units_per_item)
-        return;
+        return 0;
     if (part_index == SL_KV_KEYS)
         clear_keys(layout, n_whole, to, part->item_bytes);
     else
         memset(to, 0, part->item_bytes);
+    return 0;
 }
 
-void sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
-                             uint8_t *ret_bytes)
+int sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
+                            uint8_t *ret_bytes, struct sl_err *err)
 {
     const struct sl_kv_layout *layout = &session->kv.pool->layout;
+    struct reading reading = {.session = session};
     uint32_t n_seen = to;
+    int rc = 0;
 
     sl_assert(from <= to && to <= session->kv.n_tokens);
     for (uint32_t i = 0; i < layout->n_layers; i++) {
@@ -105,10 +149,13 @@ void sl_session_export_chunk(const struct sl_session *session, uint32_t from, ui
             const struct sl_kv_part_layout *part = &layout->parts[i][chunk_parts[p]];
             const struct items items = items_of(part, from, to);
 
-            for (uint32_t n = items.first; n < items.end; n++, ret_bytes += part->item_bytes)
-                export_item(session, i, chunk_parts[p], n, n_seen, ret_bytes);
+            for (uint32_t n = items.first; rc == 0 && n < items.end;
+                 n++, ret_bytes += part->item_bytes)
+                rc = export_item(&reading, i, chunk_parts[p], n, n_seen, ret_bytes, err);
         }
     }
+    sl_kv_pool_release(session->kv.pool, reading.page);
+    return rc;
 }
 
 void sl_session_import_chunk(struct sl_session *session, uint32_t from, uint32_t to,

@@ -34,9 +34,11 @@ uint64_t sl_chunk_bytes(const struct sl_kv_layout *layout, uint32_t from, uint32
 uint64_t sl_chunk_bytes_max(const struct sl_kv_layout *layout, uint32_t n_tokens);
 
 /* Writes the chunk's bytes; the session has seen `to` tokens or more. Of layers of the MTP block
- * that compress (no released model's does) entries that it has not seen are zero. */
-void sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
-                             uint8_t *ret_bytes);
+ * that compress (no released model's does) entries that it has not seen are zero. Pages on disk are
+ * read one by one, into one page of the pool's. Fails with -SL_EBUDGET where there is none, and as
+ * sl_kv_pager_read(). */
+int sl_session_export_chunk(const struct sl_session *session, uint32_t from, uint32_t to,
+                            uint8_t *ret_bytes, struct sl_err *err);
 
 /* Bytes of a mark, at most and of this one, and writes them. */
 uint64_t sl_mark_bytes_max(const struct sl_kv_layout *layout);

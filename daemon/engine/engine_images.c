@@ -189,8 +189,9 @@ int sl_engine_resume(struct sl_engine *e, struct sl_session *session, const int3
 /* ---- saving ------------------------------------------------------------------------------------
  */
 
-static void note(const struct sl_engine *e, const struct sl_err *err)
+static void not_kept(const struct sl_engine *e, struct sl_err *err)
 {
+    sl_err_prefix(err, err->code, "this image is not kept");
     if (e->options.on_note)
         e->options.on_note(e->options.on_note_context, err->message);
 }
@@ -202,6 +203,7 @@ int sl_engine_save_piece(struct sl_engine *e, const struct sl_session *session,
     const uint32_t n_tokens = sl_mark_token_count(mark);
     int32_t *tokens = (int32_t *)(void *)e->image_ids.base;
     struct sl_images_piece piece = {.tokens = tokens};
+    struct sl_err err;
     uint32_t cut;
     int rc;
 
@@ -220,7 +222,12 @@ int sl_engine_save_piece(struct sl_engine *e, const struct sl_session *session,
     rc = sl_images_begin(e->images, &piece);
     if (rc < 0)
         return rc;
-    sl_session_export_chunk(session, piece.first_token, piece.end_token, piece.entries);
+    rc = sl_session_export_chunk(session, piece.first_token, piece.end_token, piece.entries, &err);
+    if (rc < 0) {
+        sl_images_abandon(e->images);
+        not_kept(e, &err);
+        return rc;
+    }
     if (piece.mark_bytes > 0)
         sl_session_export_mark(session, mark, piece.mark);
     sl_images_commit(e->images);
@@ -238,8 +245,7 @@ bool sl_engine_save_image(struct sl_engine *e, struct sl_session *session)
     int rc;
 
     if (!had_mark && sl_session_mark(session, &mark, &err) < 0) {
-        sl_err_prefix(&err, err.code, "this image is not kept");
-        note(e, &err);
+        not_kept(e, &err);
         return false;
     }
     while ((rc = sl_engine_save_piece(e, session, mark, &saving)) > 0)

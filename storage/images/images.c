@@ -621,6 +621,13 @@ void sl_images_commit(struct sl_images *images)
     images->job.removed = NULL; /* now the job's */
 }
 
+void sl_images_abandon(struct sl_images *images)
+{
+    sl_assert(images->is_begun);
+    images->is_begun = false;
+    remove_chosen(images);
+}
+
 /* ---- figures -----------------------------------------------------------------------------------
  */
 

@@ -124,12 +124,13 @@ struct sl_images_piece {
 };
 
 /* Makes room for a piece that begins where base() said, or where the piece before it ended; waits
- * for an image that is being written. Returns 0, and commit() follows, or a negative code: the
- * piece is not kept, and the reason has been noted. */
+ * for an image that is being written. Returns 0, and commit() or abandon() follows, or a negative
+ * code: the piece is not kept, and the reason has been noted. */
 int sl_images_begin(struct sl_images *images, struct sl_images_piece *piece);
 
-/* Lets the thread write what was copied. */
+/* Lets the thread write what was copied, or keeps nothing of it. */
 void sl_images_commit(struct sl_images *images);
+void sl_images_abandon(struct sl_images *images);
 
 /* Waits until what was committed is on disk, or has failed, which has been noted. */
 void sl_images_wait(struct sl_images *images);
