@@ -68,6 +68,12 @@ check "... and found every expert" "$python" -c '
 import json, sys
 found = [f for f in map(json.loads, open(sys.argv[1])) if f["what"] == "decode, experts found"]
 assert [f["ratio"] for f in found] == [1] and found[0]["value"] == 36, found' "$scratch/decode"
+check "bench decode of three texts at a time" decode --threads 2 --sequences 3
+check "... says so" grep -q '20 tokens of 3 texts, all resident' "$scratch/decode"
+check "... and asks once for an expert that two want" "$python" -c '
+import json, sys
+found = [f for f in map(json.loads, open(sys.argv[1])) if f["what"] == "decode, experts found"]
+assert 12 <= found[0]["value"] < 36, found' "$scratch/decode"
 check "bench decode of a text, with a cache for some" decode --threads 2 --cache min \
     -f "$scratch/text"
 check "... says for how many" grep -q '20 tokens, room for 36 of 144' "$scratch/decode"

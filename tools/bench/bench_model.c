@@ -26,7 +26,8 @@ struct command {
     struct sl_engine_options options;
     const char *file;
     uint64_t seed;
-    uint32_t n_tokens; /* of one run */
+    uint32_t n_tokens; /* of one run and sequence */
+    uint32_t n_sequences;
     uint32_t position; /* where each run begins, behind a past that nobody computed; 0: none */
     bool prefill;
     bool cold; /* each run begins with an empty cache */
@@ -34,10 +35,10 @@ struct command {
     bool json;
 
     struct sl_config config;
-    int32_t *tokens; /* all that is fed; malloc's */
+    int32_t *tokens; /* all that is fed, sequence by sequence; malloc's */
     uint32_t tokens_needed;
     struct sl_engine *engine;
-    struct sl_kv_cache *kv;
+    struct sl_kv_cache *kvs[SL_FEEDS_MAX]; /* (n_sequences) */
     struct sl_bench bench;
     struct sl_bench_drive drive;
     bool resident;
@@ -47,7 +48,15 @@ struct command {
     struct sl_expert_cache_counters begin, end; /* around the runs */
 };
 
-enum { OPTION_TOKENS = 256, OPTION_POSITION, OPTION_JSON, OPTION_SEED, OPTION_COLD, OPTION_WARM };
+enum {
+    OPTION_TOKENS = 256,
+    OPTION_POSITION,
+    OPTION_JSON,
+    OPTION_SEED,
+    OPTION_COLD,
+    OPTION_WARM,
+    OPTION_SEQUENCES,
+};
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -66,6 +75,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_POSITION:
         command->position = sl_parse_count(state, "--position", value, 1u << 24);
         return 0;
+    case OPTION_SEQUENCES:
+        command->n_sequences = sl_parse_count(state, "--sequences", value, SL_FEEDS_MAX);
+        return 0;
     case OPTION_JSON:
         command->json = true;
         return 0;
@@ -81,6 +93,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (command->prefill && (command->cold || command->warm))
             argp_error(state, "--cold and --warm are for decode");
+        if (command->prefill && command->n_sequences > 1)
+            argp_error(state, "--sequences is for decode");
         if (command->cold && command->warm)
             argp_error(state, "--cold and --warm exclude each other");
         return 0;
@@ -128,7 +142,10 @@ static int prepare(struct command *command, struct sl_err *err)
     command->n_before = command->warm ? SL_BENCH_RUNS : 1;
     if (!command->prefill)
         needed = PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + SL_BENCH_RUNS);
-    command->tokens_needed = (uint32_t)needed;
+    if (needed * command->n_sequences > UINT32_MAX)
+        return sl_err_set(err, -SL_EBUDGET, "too many tokens");
+    command->tokens_needed = (uint32_t)needed * command->n_sequences;
+    command->options.n_sequences = command->n_sequences;
     context = command->position ? (uint64_t)command->position + command->n_tokens : needed;
     if (command->options.context_tokens == 0)
         command->options.context_tokens = (uint32_t)context;
@@ -163,7 +180,8 @@ static void ignore_logits(void *context, const struct sl_logits_row *rows, uint3
     (void)n_rows;
 }
 
-/* Feeds tokens first .. first + n, one in each step or as many as a step takes. */
+/* Feeds tokens first .. first + n of each sequence: a token of all in each step, or one sequence
+ * after the other, as many tokens as a step takes. */
 static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
                 struct sl_err *err)
 {
@@ -173,39 +191,57 @@ static int feed(struct command *command, uint32_t first, uint32_t n, bool singly
         .on_route = sl_bench_drive_note,
         .on_route_context = &command->drive,
     };
-    const uint32_t n_at_once = singly ? 1 : n;
+    const uint32_t stride = command->tokens_needed / command->n_sequences;
+    struct sl_feed feeds[SL_FEEDS_MAX];
     int rc = 0;
 
-    for (uint32_t done = 0; rc == 0 && done < n; done += n_at_once) {
-        struct sl_feed feed = {.kv = command->kv,
-                               .tokens = command->tokens + first + done,
-                               .n_tokens = n_at_once,
-                               .logits = SL_LOGITS_LAST};
-
-        rc = sl_feed_run(command->engine, &feed, &hooks, err);
+    for (uint32_t i = 0; i < command->n_sequences; i++)
+        feeds[i] = (struct sl_feed){.kv = command->kvs[i],
+                                    .tokens = command->tokens + i * stride + first,
+                                    .n_tokens = n,
+                                    .logits = SL_LOGITS_LAST};
+    for (uint32_t i = 0; !singly && rc == 0 && i < command->n_sequences; i++)
+        rc = sl_feed_run(command->engine, &feeds[i], &hooks, err);
+    for (uint32_t done = 0; singly && rc >= 0 && done < n; done++) {
+        for (uint32_t i = 0; i < command->n_sequences; i++) {
+            feeds[i].tokens = command->tokens + i * stride + first + done;
+            feeds[i].n_tokens = 1;
+            feeds[i].n_done = 0;
+        }
+        rc = sl_feed_step(command->engine, feeds, command->n_sequences, &hooks, err);
     }
     return rc;
 }
 
 static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
 {
-    if (command->position)
-        command->kv->n_tokens = command->position; /* what follows is written over */
-    else if (command->prefill)
-        sl_kv_cache_clear(command->kv);
+    for (uint32_t i = 0; i < command->n_sequences; i++) {
+        if (command->position)
+            command->kvs[i]->n_tokens = command->position; /* what follows is written over */
+        else if (command->prefill)
+            sl_kv_cache_clear(command->kvs[i]);
+    }
     return feed(command, command->prefill ? 0 : PAST_TOKENS + index * command->n_tokens,
                 command->n_tokens, !command->prefill, err);
 }
 
-/* Has what lies before the runs in the KV cache. */
+/* Has what lies before the runs in the KV caches. */
 static int make_past(struct command *command, struct sl_err *err)
 {
-    if (command->position)
-        return sl_bench_past_fill(command->kv, &command->config, &command->engine->compute,
-                                  command->position, command->seed, err);
-    if (!command->prefill)
-        return feed(command, 0, PAST_TOKENS, false, err);
-    return 0;
+    int rc = 0;
+
+    for (uint32_t i = 0; command->position && rc == 0 && i < command->n_sequences; i++)
+        rc = sl_bench_past_fill(command->kvs[i], &command->config, &command->engine->compute,
+                                command->position, command->seed + i, err);
+    if (!command->position && !command->prefill)
+        rc = feed(command, 0, PAST_TOKENS, false, err);
+    return rc;
+}
+
+/* Tokens of all sequences in one run. */
+static uint32_t run_tokens(const struct command *command)
+{
+    return command->n_tokens * command->n_sequences;
 }
 
 struct counted_run {
@@ -276,15 +312,15 @@ static void print_speed(const struct command *command)
     struct figure speed, rate;
     uint32_t slowest = 0, fastest = 0;
     double amount = 0;
-    char shape[96], where[32] = "";
+    char shape[96], where[64] = "";
 
     for (uint32_t i = 0; i < command->n_runs; i++) {
         const struct sl_bench_run *run = &command->runs[i];
         struct sl_bench_totals t = sl_bench_run_totals(run);
 
         amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
-        speed.values[i] = command->n_tokens * 1e9 / (double)run->ns;
-        speed.limits[i] = command->n_tokens * 1e9 / t.limit_ns;
+        speed.values[i] = run_tokens(command) * 1e9 / (double)run->ns;
+        speed.limits[i] = run_tokens(command) * 1e9 / t.limit_ns;
         rate.values[i] = amount / (double)run->ns;
         rate.limits[i] = amount / t.limit_ns;
         slowest = run->ns > command->runs[slowest].ns ? i : slowest;
@@ -292,6 +328,9 @@ static void print_speed(const struct command *command)
     }
     if (command->position)
         snprintf(where, sizeof(where), " at %u", command->position);
+    if (command->n_sequences > 1)
+        snprintf(where + strlen(where), sizeof(where) - strlen(where), " of %u texts",
+                 command->n_sequences);
     if (command->resident)
         snprintf(shape, sizeof(shape), "%u tokens%s, all resident", command->n_tokens, where);
     else
@@ -302,7 +341,7 @@ static void print_speed(const struct command *command)
                 speed.limits[slowest]);
     print_value(command, "fastest", shape, "tokens/s", speed.values[fastest],
                 speed.limits[fastest]);
-    snprintf(shape, sizeof(shape), "%.4g %s a token", amount / command->n_tokens * 1e-9,
+    snprintf(shape, sizeof(shape), "%.4g %s a token", amount / run_tokens(command) * 1e-9,
              command->prefill ? "GMAC" : "GB");
     print_medians(command, command->prefill ? "multiplying" : "reading memory", shape,
                   command->prefill ? "GMAC/s" : "GB/s", rate);
@@ -311,7 +350,7 @@ static void print_speed(const struct command *command)
 /* Prints the phases' shares of the time. */
 static void print_times(const struct command *command)
 {
-    const double per_token = 1e-6 / command->n_tokens;
+    const double per_token = 1e-6 / run_tokens(command);
     const uint32_t step_tokens = sl_engine_step_tokens_max(command->engine, SL_STEP_LARGE);
     const uint32_t segment = command->n_tokens < step_tokens ? command->n_tokens : step_tokens;
     const uint32_t n_steps =
@@ -379,9 +418,9 @@ static void print_drive(const struct command *command)
     for (uint32_t i = 0; i < command->n_runs; i++) {
         const struct sl_bench_run *run = &command->runs[i];
 
-        gigabytes += (double)run->missed_bytes / command->n_runs / command->n_tokens * 1e-9;
-        time.values[i] = (double)run->ns / command->n_tokens * 1e-6;
-        time.limits[i] = (double)run->missed_bytes / run->drive_rate / command->n_tokens * 1e-6;
+        gigabytes += (double)run->missed_bytes / command->n_runs / run_tokens(command) * 1e-9;
+        time.values[i] = (double)run->ns / run_tokens(command) * 1e-6;
+        time.limits[i] = (double)run->missed_bytes / run->drive_rate / run_tokens(command) * 1e-6;
         rate.values[i] = (double)run->missed_bytes / (double)run->ns;
         rate.limits[i] = run->drive_rate;
     }
@@ -394,7 +433,7 @@ static void print_drive(const struct command *command)
  * one was read. */
 static void print_experts(const struct command *command)
 {
-    const double n_tokens = (double)command->n_tokens * command->n_runs;
+    const double n_tokens = (double)run_tokens(command) * command->n_runs;
     struct sl_expert_cache_counters c;
     char shape[64], text[SL_SIZE_TEXT_BYTES];
 
@@ -410,14 +449,22 @@ static void print_experts(const struct command *command)
 /* ---- the commands ------------------------------------------------------------------------------
  */
 
+static int create_sequences(struct command *command, struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < command->n_sequences; i++)
+        rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
+                                       &command->kvs[i], err);
+    return rc;
+}
+
 static int run(struct command *command, struct sl_err *err)
 {
     int rc;
 
     if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
-        (rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
-                                        &command->kv, err)) < 0 ||
-        (rc = load_experts(command, err)) < 0 ||
+        (rc = create_sequences(command, err)) < 0 || (rc = load_experts(command, err)) < 0 ||
         (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
                                                          command->options.io, err)) < 0) ||
         (rc = sl_bench_init(&command->bench, &command->engine->compute, PROBE_SECONDS,
@@ -438,6 +485,8 @@ static int bench_model(int argc, char **argv, bool prefill)
 {
     static const struct argp_option options[] = {
         {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
+        {"sequences", OPTION_SEQUENCES, "N", 0,
+         "decode: so many texts at a time, each gets a token in each step (default 1)", 0},
         {"position", OPTION_POSITION, "N", 0,
          "begin behind N tokens, whose entries and keys are random ones: they are not computed", 0},
         {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
@@ -456,9 +505,10 @@ static int bench_model(int argc, char **argv, bool prefill)
         .doc = prefill ? "Measures how fast a prompt goes through the model in the checkpoint "
                          "folder MODEL, and where the time goes."
                        : "Measures how fast the model in the checkpoint folder MODEL makes tokens, "
-                         "one at a time, and where the time goes.",
+                         "one after the other, and where the time goes.",
         .children = children};
     struct command command = {.prefill = prefill,
+                              .n_sequences = 1,
                               .n_tokens = prefill ? PREFILL_TOKENS_DEFAULT : DECODE_TOKENS_DEFAULT};
     struct sl_err err = {0};
     int rc;
