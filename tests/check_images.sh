@@ -140,6 +140,8 @@ check "a damaged image is told, dropped and computed again" damaged
 limit() {
     same_text 1 --images "$scratch/small" --images-max 600K &&
         [ "$(du -sb --apparent-size "$scratch/small" | cut -f1)" -lt $((600 * 1024 + 4096)) ] &&
+        compgen -G "$scratch/small/*.image" >/dev/null &&
+        same_text 1 --images "$scratch/smaller" --images-max 300K &&
         grep 'note: .*no room for an image' "$scratch/stderr"
 }
 check "--images-max is kept, and the text is the same" limit

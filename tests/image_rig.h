@@ -6,7 +6,7 @@
 #include "storage/images/images.h"
 #include "tests/fixture_checkpoint.h"
 
-#define IMAGE_RIG_MARK_BYTES 5000u
+#define IMAGE_RIG_MARK_BYTES 20u
 #define IMAGE_RIG_ENTRY_BYTES 3u /* of each token */
 
 struct image_rig {

@@ -376,7 +376,7 @@ static void test_identity(void **state)
     sl_checkpoint_close(checkpoint);
 }
 
-/* The second of three images is damaged: the first one is what is left. */
+/* The last of three images is damaged: those before it are what is left. */
 static void test_damage(void **state)
 {
     static const uint32_t lengths[] = {100, 200, 290};
@@ -392,13 +392,13 @@ static void test_damage(void **state)
         char *path = sl_image_folder_path(&folder, header->prefix);
 
         assert_non_null(path);
-        if (header->end_token == 200)
+        if (header->end_token == 290)
             change_byte(path, sl_image_part_offset(header, SL_IMAGE_ENTRIES) + 77);
         free(path);
     }
     sl_image_folder_fini(&folder);
     engine = open_engine(&w, true);
-    go_on(&w, engine, 290, 100, 299);
+    go_on(&w, engine, 290, 200, 299);
     assert_int_equal(w.n_notes, 1);
     go_on(&w, engine, 100, 100, 109);
     sl_engine_close(engine);

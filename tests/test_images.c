@@ -133,6 +133,35 @@ static void test_long_sequences_are_cut(void **state)
     assert_int_equal(rig->n_notes, 0);
 }
 
+/* A mark that is larger than the entries before it is not there for others to continue: the next
+ * image holds these entries as well, and what nobody continues can go. */
+static void test_few_entries_are_stored_again(void **state)
+{
+    static const uint32_t ends[] = {3, 6, 9, 15}; /* 3 bytes a token, and 20 a mark */
+    struct fixture *f = *state;
+    struct image_rig *rig = &f->rig;
+    int32_t parts[20];
+
+    for (int i = 0; i < 3; i++)
+        assert_true(image_rig_save(rig, f->a, ends[i]));
+    for (int i = 0; i < 20; i++)
+        parts[i] = i < 8 ? f->a[i] : -f->a[i] - 1;
+    assert_int_equal(sl_images_find(rig->images, parts, 20).n_tokens, 6);
+    assert_int_equal(sl_images_find(rig->images, parts, 20).n_shared, 8);
+    assert_true(image_rig_save(rig, f->a, ends[3])); /* nine tokens are enough to be continued */
+    reopen(f);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(image_rig_load(rig, f->a, ends[i]), ends[i]);
+    assert_int_equal(sl_images_counters(rig->images).n_loaded, 5);
+    rig->options.bytes_max = sl_images_counters(rig->images).folder_bytes;
+    reopen(f);
+    assert_true(image_rig_save(rig, f->b + 1, 3));
+    assert_true(image_rig_save(rig, f->b + 2, 3));
+    assert_int_equal(image_rig_load(rig, f->a, 8), 0);
+    assert_int_equal(image_rig_load(rig, f->a, 15), 15);
+    assert_int_equal(rig->n_notes, 0);
+}
+
 /* More images in a row than are open at once. */
 static void test_long_chains(void **state)
 {
@@ -654,15 +683,25 @@ static void test_writing_gives_way(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_prefixes_are_found),     TEST(test_what_is_shared_is_stored_once),
-        TEST(test_long_sequences_are_cut), TEST(test_long_chains),
-        TEST(test_nobody_else_is_served),  TEST(test_only_the_owner_can_read),
-        TEST(test_flipped_bits),           TEST(test_sizes_are_checked),
-        TEST(test_tokens_are_compared),    TEST(test_files_that_do_not_belong),
-        TEST(test_orphans_are_dropped),    TEST(test_other_versions),
-        TEST(test_failing_reads),          TEST(test_reads_that_never_come),
-        TEST(test_oldest_goes_first),      TEST(test_what_is_needed_stays),
-        TEST(test_one_process_at_a_time),  TEST(test_writing_gives_way),
+        TEST(test_prefixes_are_found),
+        TEST(test_what_is_shared_is_stored_once),
+        TEST(test_long_sequences_are_cut),
+        TEST(test_few_entries_are_stored_again),
+        TEST(test_long_chains),
+        TEST(test_nobody_else_is_served),
+        TEST(test_only_the_owner_can_read),
+        TEST(test_flipped_bits),
+        TEST(test_sizes_are_checked),
+        TEST(test_tokens_are_compared),
+        TEST(test_files_that_do_not_belong),
+        TEST(test_orphans_are_dropped),
+        TEST(test_other_versions),
+        TEST(test_failing_reads),
+        TEST(test_reads_that_never_come),
+        TEST(test_oldest_goes_first),
+        TEST(test_what_is_needed_stays),
+        TEST(test_one_process_at_a_time),
+        TEST(test_writing_gives_way),
     };
 
     return cmocka_run_group_tests_name("images", tests, NULL, NULL);

@@ -38,7 +38,7 @@ static int set_up(void **state)
     image_rig_tokens(f->a, N_TOKENS, 300, 1);
     image_rig_tokens(f->b, N_TOKENS, 300, 2);
     image_rig_tokens(f->other, N_TOKENS, 0, 3);
-    f->rig.options.bytes_max = 4 * UINT64_C(20480); /* the first one must go for the last */
+    f->rig.options.bytes_max = 4 * UINT64_C(16384); /* the first one must go for the last */
     *state = f;
     return 0;
 }

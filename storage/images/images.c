@@ -367,8 +367,20 @@ static struct sl_image *longest(struct sl_images *images, const int32_t *tokens,
     return found;
 }
 
-/* So many images that continue where a prefix ends are looked into for what is shared. */
+/* So many images that hold the end of a prefix are looked into for what is shared. */
 #define CANDIDATES_MAX 64u
+
+/* Whether the image begins where one of those begins or ends that `found` consists of: then it is
+ * of the same tokens up to there. */
+static bool begins_in(const struct sl_images *images, const struct sl_image *image,
+                      const struct sl_image *found)
+{
+    const struct sl_image *base = sl_image_folder_base(&images->folder, image);
+
+    while (found && found != base)
+        found = sl_image_folder_base(&images->folder, found);
+    return found == base;
+}
 
 static uint32_t count_shared(const struct sl_images *images, const struct sl_image *found,
                              const int32_t *tokens, uint32_t n_tokens)
@@ -378,13 +390,14 @@ static uint32_t count_shared(const struct sl_images *images, const struct sl_ima
 
     for (uint32_t i = 0; i < images->folder.n_images && n_looked < CANDIDATES_MAX; i++) {
         const struct sl_image *image = &images->folder.images[i];
+        const uint32_t first = image->header.first_token;
         uint32_t n;
 
-        if (!is_ours(images, image) || image->header.first_token != n_found ||
-            (found && image->header.base_prefix != found->header.prefix) || n_found == n_tokens)
+        if (!is_ours(images, image) || first > n_found || image->header.end_token <= n_found ||
+            n_found == n_tokens || !begins_in(images, image, found))
             continue;
         n_looked++;
-        n = n_found + sl_image_shared_tokens(&images->folder, image, tokens, n_found, n_tokens);
+        n = first + sl_image_shared_tokens(&images->folder, image, tokens, first, n_tokens);
         n_most = n > n_most ? n : n_most;
     }
     return n_most;
@@ -508,6 +521,19 @@ int sl_images_load(struct sl_images *images, const int32_t *tokens, uint32_t n_t
 /* ---- saving ------------------------------------------------------------------------------------
  */
 
+/* Whether an image of n_tokens tokens begins where this one does, instead of continuing it. A mark
+ * is large, and what others continue never goes: a conversation that has one after each turn would
+ * never stop growing. So a few entries are written once more instead, and the image before goes
+ * like any other that is used no more. */
+static bool is_taken_in(const struct sl_image *image, uint32_t n_tokens)
+{
+    const struct sl_image_header *header = &image->header;
+    const uint32_t cut = (header->first_token / SL_IMAGE_TOKENS + 1) * SL_IMAGE_TOKENS;
+
+    return image->n_children == 0 && n_tokens <= cut &&
+           header->part_bytes[SL_IMAGE_ENTRIES] < header->part_bytes[SL_IMAGE_MARK];
+}
+
 uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
                         uint64_t *ret_prefix)
 {
@@ -519,6 +545,8 @@ uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_
         mark_used(images, image);
     else /* one that ends here without a mark is replaced */
         image = longest(images, tokens, n_tokens - 1, false);
+    if (image && image->header.end_token < n_tokens && is_taken_in(image, n_tokens))
+        image = sl_image_folder_base(&images->folder, image);
     *ret_prefix = image ? image->header.prefix : 0;
     return image ? image->header.end_token : 0;
 }

@@ -108,9 +108,10 @@ void sl_images_unpin(struct sl_images *images, uint64_t prefix);
 /* ---- writing -----------------------------------------------------------------------------------
  */
 
-/* Returns where an image of these tokens would begin: at the end of the longest stored prefix,
- * whose name is *ret_prefix. n_tokens: all is stored already, which now counts as used. Waits for
- * an image that is being written, since it may be that prefix. */
+/* Returns where an image of these tokens would begin: at the end of the longest stored prefix, or
+ * where that prefix's last image begins if its mark is larger than its entries and nothing
+ * continues it. *ret_prefix is the name of what lies before. n_tokens: all is stored already, which
+ * now counts as used. Waits for an image that is being written, since it may be that prefix. */
 uint32_t sl_images_base(struct sl_images *images, const int32_t *tokens, uint32_t n_tokens,
                         uint64_t *ret_prefix);
 
