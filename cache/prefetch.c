@@ -4,9 +4,6 @@
 #include "cache/expert_cache.h"
 #include "core/base/assert.h"
 
-/* One in so many of the experts that a sweep reads may be prefetched in vain. */
-#define LAYER_WASTE_SHARE 64u
-
 /* A preload ranks its experts by a made-up past of so many sweeps. */
 #define PRELOAD_SWEEPS 8u
 
@@ -78,13 +75,11 @@ static void predict(struct sl_expert_cache *cache, const struct sl_expert_key *k
 }
 
 /* A sweep demands most of each layer's experts, so the next layer's are prefetched while this
- * layer's are computed with and while the next layer attends. The next layer will leave about as
- * many unused as this one: no more are predicted than let a small share be read in vain. */
+ * layer's are computed with and while the next layer attends. */
 void sl_prefetch_next_layer(struct sl_expert_cache *cache, uint16_t layer_index, uint32_t n_experts)
 {
-    const uint32_t n_all = cache->shape.n_routed_experts, n_unused = n_all - n_experts;
-    const uint32_t n_max =
-        n_unused > 0 ? n_experts * n_all / (n_unused * LAYER_WASTE_SHARE) : n_all;
+    const uint32_t n_all = cache->shape.n_routed_experts;
+    const uint32_t n_max = sl_sweep_read_ahead(n_all, n_experts);
 
     if (!cache->prefetch_layers || n_max == 0 || layer_index + 1u >= cache->shape.num_hidden_layers)
         return;

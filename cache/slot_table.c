@@ -5,6 +5,9 @@
 
 #include "core/base/assert.h"
 
+/* One in so many of the experts that a sweep reads may be prefetched in vain. */
+#define WASTE_SHARE 64u
+
 #define TO(state) (1u << SL_SLOT_##state)
 
 /* The states that each state may be followed by, as bits. */
@@ -45,6 +48,31 @@ uint32_t sl_sweep_experts_min(uint32_t n_experts, uint32_t n_per_row)
     return (uint32_t)(n_experts * (1 - pow(1 - (double)n_per_row / n_experts, SL_SWEEP_ROWS)));
 }
 
+/* The slots that are not pinned have room for the rest of a layer; or for a quarter of the slots,
+ * where that is less: there a layer makes room for itself. */
+uint32_t sl_sweep_pinned(uint32_t n_slots, uint32_t n_layers, uint32_t n_experts)
+{
+    const uint32_t n_small = (n_slots - n_slots / SL_TURNING_SHARE) / n_layers;
+    uint32_t n = n_small;
+
+    if (n_slots > n_experts && n_layers > 1)
+        n = (n_slots - n_experts) / (n_layers - 1);
+    n = n > n_small ? n : n_small;
+    return n < n_experts ? n : n_experts;
+}
+
+uint32_t sl_sweep_read_ahead(uint32_t n_experts, uint32_t n_demanded)
+{
+    const uint32_t n_unused = n_experts - n_demanded;
+
+    return n_unused > 0 ? n_demanded * n_experts / (n_unused * WASTE_SHARE) : n_experts;
+}
+
+static void set_pinned(struct sl_slot_table *table)
+{
+    table->n_pinned = sl_sweep_pinned(table->n_slots, table->n_layers, table->n_experts);
+}
+
 void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
                          const struct sl_policy_ops *policy)
 {
@@ -55,20 +83,6 @@ void sl_slot_table_carve(struct sl_slot_table *table, struct sl_arena *arena,
         sl_arena_take(arena, (uint64_t)table->n_layers * table->n_experts, sizeof(*table->slot_of));
     table->n_resident = sl_arena_take(arena, table->n_layers, sizeof(*table->n_resident));
     table->policy = policy->carve(arena, &shape);
-}
-
-/* The slots that are not pinned have room for the rest of a layer; or a quarter of the slots, where
- * that is less: there a layer makes room for itself. */
-static void set_pinned(struct sl_slot_table *table)
-{
-    const uint32_t n_slots = table->n_slots, n_experts = table->n_experts;
-    const uint32_t n_small = (n_slots - n_slots / SL_TURNING_SHARE) / table->n_layers;
-    uint32_t n = n_small;
-
-    if (n_slots > n_experts && table->n_layers > 1)
-        n = (n_slots - n_experts) / (table->n_layers - 1);
-    n = n > n_small ? n : n_small;
-    table->n_pinned = n < n_experts ? n : n_experts;
 }
 
 void sl_slot_table_start(struct sl_slot_table *table, uint32_t n_slots, uint32_t inflight_max)

@@ -127,6 +127,14 @@ struct sl_slot_table {
 /* The least demand of a sweep, where each layer has n_experts of which a row takes n_per_row. */
 uint32_t sl_sweep_experts_min(uint32_t n_experts, uint32_t n_per_row);
 
+/* How many experts of each layer are pinned. */
+uint32_t sl_sweep_pinned(uint32_t n_slots, uint32_t n_layers, uint32_t n_experts);
+
+/* How many experts of the next layer are read ahead where n_demanded of this one's are demanded:
+ * the next one will leave about as many unused, and only a small share of the reads may be in vain.
+ */
+uint32_t sl_sweep_read_ahead(uint32_t n_experts, uint32_t n_demanded);
+
 /* True if a slot may go from one state to the other. */
 bool sl_slot_may_move(enum sl_slot_state from, enum sl_slot_state to);
 

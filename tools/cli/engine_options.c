@@ -156,6 +156,11 @@ static const struct sl_word verify_words[] = {
     {"first", SL_VERIFY_FIRST}, {"always", SL_VERIFY_ALWAYS}, {"never", SL_VERIFY_NEVER}, {0}};
 static const struct sl_word dense_words[] = {
     {"resident", SL_DENSE_RESIDENT}, {"stream", SL_DENSE_STREAM}, {"auto", SL_DENSE_AUTO}, {0}};
+
+enum sl_dense_mode sl_parse_dense(struct argp_state *state, const char *text)
+{
+    return (enum sl_dense_mode)sl_parse_word(state, "--dense", text, dense_words);
+}
 static const struct sl_word prefetch_words[] = {{"auto", SL_PREFETCH_AUTO},
                                                 {"off", SL_PREFETCH_OFF},
                                                 {"hash", SL_PREFETCH_HASH},
@@ -170,7 +175,7 @@ static error_t parse_word(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case OPTION_DENSE:
-        o->dense = (enum sl_dense_mode)sl_parse_word(state, "--dense", value, dense_words);
+        o->dense = sl_parse_dense(state, value);
         return 0;
     case OPTION_VERIFY:
         o->verify = (enum sl_verify)sl_parse_word(state, "--verify", value, verify_words);

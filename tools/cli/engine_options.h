@@ -22,6 +22,9 @@ extern const struct argp sl_images_argp;
 #define SL_IO_DEPTH_MAX 256u
 uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char *text);
 
+/* Returns what an option --dense names. */
+enum sl_dense_mode sl_parse_dense(struct argp_state *state, const char *text);
+
 /* Returns the back end that an option --io names. */
 sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
 

@@ -18,18 +18,23 @@
 #include "tools/cli/engine_options.h"
 #include "tools/cli/expert_files.h"
 #include "tools/cli/json_lines.h"
+#include "tools/plan/plan_night.h"
 #include "tools/plan/plan_sizes.h"
 #include "tools/plan/plan_probe.h"
 
 #define CONTEXT_TOKENS_DEFAULT 8192u
-#define SEGMENT_TOKENS_MAX (1u << 20)
+
+/* A trace is too short to be taken for more texts than leave it so many steps. */
+#define REPLAY_STEPS_MIN 8u
+#define TOKENS_MAX (1u << 20)
 
 struct command {
     const char *model;      /* a config.json, or the folder that holds it */
     const char *drive;      /* file to probe */
     sl_io_open_fn *open_io; /* to probe with; NULL: the machine's */
     const char *trace;
-    uint64_t ram_bytes, cache_bytes;
+    uint64_t ram_bytes, cache_bytes, kv_bytes;
+    enum sl_dense_mode dense_mode;
     uint32_t n_cores;
     uint32_t context_tokens;
     uint32_t segment_tokens; /* at most; 0: as many as memory allows */
@@ -38,11 +43,15 @@ struct command {
     bool json;
     struct sl_machine_speeds speeds; /* 0 where not given */
 
+    /* A batch of documents that are alike. */
+    uint32_t n_documents, n_prompt_tokens, n_answer_tokens;
+    const char *until;
+    double until_ns;
+
     struct sl_config config;
     struct sl_dense_cost dense;
     struct sl_weight_sizes dense_sizes;
-    struct sl_trace replayed;
-    struct sl_replay_plan *replay; /* NULL without --trace */
+    struct sl_trace replayed; /* with --trace */
 };
 
 enum {
@@ -50,6 +59,12 @@ enum {
     OPTION_CACHE,
     OPTION_SSD,
     OPTION_DRAM,
+    OPTION_KV,
+    OPTION_DENSE,
+    OPTION_DOCUMENTS,
+    OPTION_PROMPT_TOKENS,
+    OPTION_ANSWER_TOKENS,
+    OPTION_UNTIL,
     OPTION_CORES,
     OPTION_CONTEXT,
     OPTION_SEGMENT,
@@ -94,6 +109,12 @@ static void check_arguments(const struct command *command, struct argp_state *st
         argp_error(state, "--probe needs a drive: give --drive FILE, or --ssd");
     if (command->even && command->trace)
         argp_error(state, "--curve and --trace exclude each other");
+    if (command->n_documents > 0 &&
+        (command->n_prompt_tokens == 0 || command->n_answer_tokens == 0))
+        argp_error(state, "--documents needs --prompt-tokens and --answer-tokens");
+    if (command->n_documents == 0 &&
+        (command->n_prompt_tokens > 0 || command->n_answer_tokens > 0 || command->until))
+        argp_error(state, "--prompt-tokens, --answer-tokens and --until are for --documents");
 }
 
 static const struct sl_word curve_words[] = {{"flash", false}, {"even", true}, {0}};
@@ -115,14 +136,34 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_DRAM:
         command->speeds.memory = parse_rate(state, "--dram", value);
         return 0;
+    case OPTION_KV:
+        command->kv_bytes = sl_parse_size(state, "--kv", value);
+        return 0;
+    case OPTION_DENSE:
+        command->dense_mode = sl_parse_dense(state, value);
+        return 0;
+    case OPTION_DOCUMENTS:
+        command->n_documents = sl_parse_count(state, "--documents", value, 1u << 20);
+        return 0;
+    case OPTION_PROMPT_TOKENS:
+        command->n_prompt_tokens = sl_parse_count(state, "--prompt-tokens", value, TOKENS_MAX);
+        return 0;
+    case OPTION_ANSWER_TOKENS:
+        command->n_answer_tokens = sl_parse_count(state, "--answer-tokens", value, TOKENS_MAX);
+        return 0;
+    case OPTION_UNTIL:
+        command->until = value;
+        if (!sl_plan_time_until(value, &command->until_ns))
+            argp_error(state, "--until takes a time of day such as 07:00, not \"%s\"", value);
+        return 0;
     case OPTION_CORES:
         command->n_cores = sl_parse_count(state, "--cores", value, SL_POOL_THREADS_MAX);
         return 0;
     case OPTION_CONTEXT:
-        command->context_tokens = sl_parse_count(state, "--context", value, SEGMENT_TOKENS_MAX);
+        command->context_tokens = sl_parse_count(state, "--context", value, TOKENS_MAX);
         return 0;
     case OPTION_SEGMENT:
-        command->segment_tokens = sl_parse_count(state, "--segment", value, SEGMENT_TOKENS_MAX);
+        command->segment_tokens = sl_parse_count(state, "--segment", value, TOKENS_MAX);
         return 0;
     case OPTION_PROBE:
         command->probe = true;
@@ -203,28 +244,40 @@ static int read_trace(struct command *command, struct sl_err *err)
                           command->trace, shape->num_hidden_layers, shape->n_routed_experts,
                           shape->n_per_token, c->num_hidden_layers, c->n_routed_experts,
                           c->num_experts_per_tok);
-    return sl_replay_plan_create(&command->replay, &command->replayed,
-                                 &(struct sl_replay_steps){.segment_tokens = 1}, err);
+    return 0;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
-/* Makes the plan that an engine would make for a checkpoint. */
+static struct sl_memory_case memory_case(const struct command *command)
+{
+    return (struct sl_memory_case){
+        .ram_bytes = command->ram_bytes,
+        .cache_bytes = command->cache_bytes,
+        .kv_bytes = command->kv_bytes,
+        .dense = &command->dense_sizes,
+        .dense_mode = command->dense_mode,
+        .n_threads = command->n_cores,
+        .segment_tokens = command->segment_tokens,
+    };
+}
+
+/* Makes the plan that an engine would make for a checkpoint, with room for sequences at their
+ * longest. */
 static int plan_memory(const struct command *command, uint32_t n_sequences, uint32_t context_tokens,
                        struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
-    const struct sl_memory_case what = {
-        .ram_bytes = command->ram_bytes,
-        .cache_bytes = command->cache_bytes,
-        .dense = &command->dense_sizes,
-        .n_threads = command->n_cores,
-        .segment_tokens = command->segment_tokens,
-        .context_tokens = context_tokens,
-        .n_sequences = n_sequences,
-    };
+    struct sl_memory_case what = memory_case(command);
+    int rc;
 
-    return sl_plan_memory(&command->config, &what, ret_plan, err);
+    what.context_tokens = context_tokens;
+    what.n_sequences = n_sequences;
+    rc = sl_plan_memory(&command->config, &what, ret_plan, err);
+    if (rc == 0 && !ret_plan->kv_is_full)
+        rc = sl_err_set(err, -SL_EBUDGET, "%u sequences of %u tokens take more than --kv",
+                        n_sequences, context_tokens);
+    return rc;
 }
 
 /* Returns the longest prompt that fits into one step, with room for its own context; 0 if none
@@ -250,27 +303,51 @@ static uint32_t longest_segment(const struct command *command)
 
 static const char *curve_name(const struct command *command)
 {
-    return command->trace  ? "the trace, replayed with the default policy"
-           : command->even ? "even routing: the share of experts that is cached"
-                           : "V4-Flash's as published, interpolated";
+    return command->trace
+               ? "the trace's experts, replayed with the default policy for as many texts"
+           : command->even ? "even routing: all experts are chosen alike"
+                           : "V4-Flash's as published: some experts are chosen more often, by all "
+                             "texts alike";
 }
 
-static int find_hit_rate(const struct command *command, const struct sl_memory_plan *plan,
-                         bool alone, double *ret_rate, struct sl_err *err)
+/* Takes the trace for so many texts. Returns 1, or 0 where it is too short for that. */
+static int replay(const struct command *command, uint32_t n_slots, uint32_t n_sequences,
+                  double *ret_rate, struct sl_err *err)
 {
-    const uint32_t n_slots = (uint32_t)(plan->need_bytes[SL_MEMORY_CACHE] / plan->slot_bytes);
-    const double share = (double)n_slots / (double)plan->slots_max;
+    const struct sl_replay_steps steps = {.n_sequences = n_sequences};
     const struct sl_policy_ops *policy;
     struct sl_slot_counters counters;
+    struct sl_replay_plan *plan;
     int rc;
 
-    *ret_rate = alone && !command->even ? sl_cost_flash_hit_rate(share) : share;
-    if (!alone || !command->replay)
+    if (command->replayed.n_tokens / n_sequences < REPLAY_STEPS_MIN)
         return 0;
     if ((rc = sl_policy_find(&policy, NULL, err)) < 0 ||
-        (rc = sl_replay_run(command->replay, policy, n_slots, &counters, err)) < 0)
+        (rc = sl_replay_plan_create(&plan, &command->replayed, &steps, err)) < 0)
+        return rc;
+    rc = sl_replay_run(plan, policy, n_slots, &counters, err);
+    sl_replay_plan_destroy(plan);
+    if (rc < 0)
         return rc;
     *ret_rate = 1 - (double)counters.n_loads / (double)counters.n_requests;
+    return 1;
+}
+
+/* Finds what the cache has of a step's experts: of n_sequences texts that decode, or with one of
+ * them of a prompt of n_tokens. All rows go by the same assumption. */
+static int find_hit_rate(const struct command *command, const struct sl_memory_plan *plan,
+                         uint32_t n_sequences, uint32_t n_tokens, double *ret_rate,
+                         struct sl_err *err)
+{
+    const uint64_t n_slots = plan->need_bytes[SL_MEMORY_CACHE] / plan->slot_bytes;
+    int rc = 0;
+
+    if (command->trace && n_tokens == 1)
+        rc = replay(command, (uint32_t)n_slots, n_sequences, ret_rate, err);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    *ret_rate =
+        sl_cost_found(&command->config, n_slots, (double)n_sequences * n_tokens, command->even);
     return 0;
 }
 
@@ -290,9 +367,9 @@ static void print_memory(const struct command *command, const struct sl_memory_p
                command->probe ? " (measured but for what was given)" : "", s->drive, s->memory,
                command->n_cores, sl_plural(command->n_cores), s->multiply.int8, s->multiply.bf16,
                s->multiply.f32);
-        printf("found in the cache\n  decode alone: %s\n"
-               "  batches and prefill: tokens choose evenly, so the share of experts cached\n\n",
-               curve_name(command));
+        printf("found in the cache\n  %s\n  from some %u texts on: of the share of each layer that "
+               "is pinned\n\n",
+               curve_name(command), SL_SWEEP_ROWS);
         printf("%-8s %9s %9s %9s %7s %12s %12s %12s  %s\n", "", "sequences", "tokens", "cache",
                "found", "drive GB/tok", "RAM GB/tok", "tokens/s", "bound by");
         return;
@@ -369,10 +446,11 @@ static int plan_decode(const struct command *command, uint32_t n_sequences, stru
         print_misfit(command, "decode", n_sequences, misfit.message);
         return 0;
     }
-    rc = find_hit_rate(command, &plan, n_sequences == 1, &step.hit_rate, err);
+    rc = find_hit_rate(command, &plan, n_sequences, 1, &step.hit_rate, err);
     if (rc < 0)
         return rc;
     step.streamed_bytes = plan.streamed_bytes;
+    step.even = command->even;
     sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "decode", &plan, &step, &cost);
     return 1;
@@ -391,12 +469,40 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
         return 0;
     }
     if ((rc = plan_memory(command, 1, step.n_tokens, &plan, err)) < 0 ||
-        (rc = find_hit_rate(command, &plan, false, &step.hit_rate, err)) < 0)
+        (rc = find_hit_rate(command, &plan, 1, step.n_tokens, &step.hit_rate, err)) < 0)
         return rc;
     step.streamed_bytes = plan.streamed_bytes;
+    step.even = command->even;
     sl_cost_predict(&command->config, &command->dense, &step, &command->speeds, &cost);
     print_cost(command, "prefill", &plan, &step, &cost);
     return 0;
+}
+
+static int plan_night(const struct command *command, struct sl_err *err)
+{
+    struct sl_night_document *documents = calloc(command->n_documents, sizeof(*documents));
+    const struct sl_plan_night night = {
+        .config = &command->config,
+        .dense = &command->dense,
+        .speeds = &command->speeds,
+        .memory = memory_case(command),
+        .even = command->even,
+        .json = command->json,
+        .documents = documents,
+        .n_documents = command->n_documents,
+        .until = command->until,
+        .until_ns = command->until_ns,
+    };
+    int rc;
+
+    if (!documents)
+        return sl_err_set(err, -ENOMEM, "documents: out of memory");
+    for (uint32_t i = 0; i < command->n_documents; i++)
+        documents[i] =
+            (struct sl_night_document){command->n_prompt_tokens, command->n_answer_tokens};
+    rc = sl_plan_night_print(&night, err);
+    free(documents);
+    return rc;
 }
 
 /* A folder may have tensors, which know the experts' dtype better than config.json. */
@@ -437,7 +543,9 @@ static int run(struct command *command, struct sl_err *err)
     rc = 1;
     for (size_t i = 0; i < SL_ARRAY_LEN(sequences) && rc == 1; i++)
         rc = plan_decode(command, sequences[i], err);
-    return rc < 0 ? rc : plan_prefill(command, err);
+    if (rc >= 0)
+        rc = plan_prefill(command, err);
+    return rc == 0 && command->n_documents > 0 ? plan_night(command, err) : rc;
 }
 
 int sl_cmd_plan(int argc, char **argv)
@@ -446,6 +554,10 @@ int sl_cmd_plan(int argc, char **argv)
         {"ram", OPTION_RAM, "SIZE", 0,
          "memory for everything together (default: what is available)", 0},
         {"cache", OPTION_CACHE, "SIZE", 0, "of it for experts (default: what is left)", 0},
+        {"kv", OPTION_KV, "SIZE", 0,
+         "of it for KV caches (default: for all sequences at their longest)", 0},
+        {"dense", OPTION_DENSE, "resident|stream|auto", 0,
+         "which dense weights stay in memory, as for the commands that run a model", 0},
         {"ssd", OPTION_SSD, "RATE", 0, "what the drives deliver together, such as 12G/s", 0},
         {"dram", OPTION_DRAM, "RATE", 0, "what all cores together read from memory", 0},
         {"cores", OPTION_CORES, "N", 0,
@@ -462,11 +574,15 @@ int sl_cmd_plan(int argc, char **argv)
         {"io", OPTION_IO, "uring|threads", 0,
          "how it is read (default uring, or threads where io_uring is not available)", 0},
         {"curve", OPTION_CURVE, "flash|even", 0,
-         "what a cache finds when one sequence is decoded: V4-Flash's published curve (default), "
-         "or "
-         "the share of the experts that it holds",
+         "how often experts are chosen: as V4-Flash's published curve of what caches find has it "
+         "(default), or all alike",
          0},
         {"trace", OPTION_TRACE, "FILE", 0, "or what a replay of this trace finds", 0},
+        {"documents", OPTION_DOCUMENTS, "N", 0,
+         "plan a batch of N documents, too: how many at a time, sweeps, hours, and what binds", 0},
+        {"prompt-tokens", OPTION_PROMPT_TOKENS, "N", 0, "of each document", 0},
+        {"answer-tokens", OPTION_ANSWER_TOKENS, "N", 0, "that each gets", 0},
+        {"until", OPTION_UNTIL, "HH:MM", 0, "tell how much is done by then, beginning now", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};
     static const struct argp argp = {
@@ -483,7 +599,6 @@ int sl_cmd_plan(int argc, char **argv)
 
     sl_command_parse(&argp, argc, argv, &command);
     rc = run(&command, &err);
-    sl_replay_plan_destroy(command.replay);
     sl_trace_fini(&command.replayed);
     return sl_command_status(rc, &err);
 }
