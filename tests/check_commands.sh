@@ -228,6 +228,20 @@ check "... with little memory for KV caches" bash -c "
 check "... for people" bash -c "
     '$sluice' plan '$model' --ssd 1G --dram 10G --documents 3 --prompt-tokens 50 --answer-tokens 4 |
     grep -q 'sweeps of .* hours, .* read'"
+plan_an_input() { # of 5 lines, one of which asks for two texts; answers of 2 to 6 tokens
+    "$python" -c '
+import json
+for i in range(5):
+    print(json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body":
+        {"model": "model", "prompt": "The river rose. " * (i + 1), "max_tokens": i + 2, "n": 1 + (i == 4)}}))' \
+        >"$scratch/in.jsonl" &&
+        "$sluice" plan "$model" --ssd 1G --dram 10G --batch "$scratch/in.jsonl" --json >"$scratch/plan" &&
+        "$python" -c '
+import json, sys
+night = [json.loads(line) for line in open(sys.argv[1])][-1]
+assert (night["documents"], night["answer_tokens"]) == (6, 2 + 3 + 4 + 5 + 2 * 6), night' "$scratch/plan"
+}
+check "a plan of a batch's input" plan_an_input
 check "a plan whose dense weights stream says so" bash -c "
     '$sluice' plan v4-pro --ram 64G --ssd 1G --dram 10G --dense stream | grep -q '0 of 61 layers stay'"
 check "a plan for KV caches of a size" bash -c "

@@ -23,6 +23,7 @@
 #include "tools/cli/interrupt.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/served_model.h"
+#include "tools/cli/time_of_day.h"
 
 #define PULSE_NS 100000000
 #define ITEMS_MAX_DEFAULT 64u
@@ -69,17 +70,6 @@ struct command {
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-static void set_until(struct command *command, struct argp_state *state, const char *value)
-{
-    unsigned hour, minute;
-    char end;
-
-    if (sscanf(value, "%2u:%2u%c", &hour, &minute, &end) != 2 || hour > 23 || minute > 59)
-        argp_error(state, "--until takes a time of the day, as in 07:00, not \"%s\"", value);
-    command->has_until = true;
-    command->until_minute = (int)(hour * 60 + minute);
-}
-
 static error_t parse_argument(struct command *command, const char *value, struct argp_state *state)
 {
     if (!command->options.model) /* the engine's options take it */
@@ -108,7 +98,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->skip_bad = true;
         return 0;
     case OPTION_UNTIL:
-        set_until(command, state, value);
+        command->has_until = true;
+        command->until_minute = sl_parse_time_of_day(state, "--until", value);
         return 0;
     case OPTION_ERRORS:
         command->error_path = value;
@@ -196,27 +187,6 @@ static int choose_paths(struct command *command, struct sl_err *err)
     if (command->options.images_bytes_max == 0)
         command->options.images_bytes_max = UINT64_C(32) << 30;
     return 0;
-}
-
-/* The next time that the clock shows it. */
-static void choose_until(struct command *command)
-{
-    time_t now = time(NULL);
-    struct tm local;
-
-    if (!command->has_until)
-        return;
-    localtime_r(&now, &local);
-    local.tm_hour = command->until_minute / 60;
-    local.tm_min = command->until_minute % 60;
-    local.tm_sec = 0;
-    local.tm_isdst = -1;
-    command->until_s = mktime(&local);
-    if (command->until_s <= now) {
-        local.tm_mday++;
-        local.tm_isdst = -1;
-        command->until_s = mktime(&local);
-    }
 }
 
 static int identify(struct command *command, struct sl_err *err)
@@ -347,7 +317,8 @@ static int prepare(struct command *command, struct sl_err *err)
     struct sl_engine_options *o = &command->options;
     int rc;
 
-    choose_until(command);
+    if (command->has_until)
+        command->until_s = sl_next_time_of_day(command->until_minute, time(NULL));
     if ((rc = choose_paths(command, err)) < 0 ||
         (rc = sl_served_model_open(&command->served, o->model, &o->context_tokens, err)) < 0 ||
         (rc = identify(command, err)) < 0 ||

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cache/cache_replay.h"
 #include "cache/expert_cache.h"
@@ -18,6 +19,8 @@
 #include "tools/cli/engine_options.h"
 #include "tools/cli/expert_files.h"
 #include "tools/cli/json_lines.h"
+#include "tools/cli/time_of_day.h"
+#include "tools/plan/plan_batch.h"
 #include "tools/plan/plan_night.h"
 #include "tools/plan/plan_sizes.h"
 #include "tools/plan/plan_probe.h"
@@ -43,10 +46,10 @@ struct command {
     bool json;
     struct sl_machine_speeds speeds; /* 0 where not given */
 
-    /* A batch of documents that are alike. */
+    /* A batch: of documents that are alike, or the input of one. */
     uint32_t n_documents, n_prompt_tokens, n_answer_tokens;
-    const char *until;
-    double until_ns;
+    const char *batch, *until;
+    int until_minute;
 
     struct sl_config config;
     struct sl_dense_cost dense;
@@ -61,6 +64,7 @@ enum {
     OPTION_DRAM,
     OPTION_KV,
     OPTION_DENSE,
+    OPTION_BATCH,
     OPTION_DOCUMENTS,
     OPTION_PROMPT_TOKENS,
     OPTION_ANSWER_TOKENS,
@@ -98,6 +102,21 @@ static double parse_rate(struct argp_state *state, const char *option, const cha
     return value;
 }
 
+static void check_batch(const struct command *command, struct argp_state *state)
+{
+    if (command->batch && (command->n_documents > 0 || command->n_prompt_tokens > 0))
+        argp_error(state, "--batch has the documents that --documents would make");
+    if (command->batch && command->model && sl_config_file_is(command->model))
+        argp_error(state, "--batch needs a MODEL with a tokenizer, not a config alone");
+    if (command->n_documents > 0 &&
+        (command->n_prompt_tokens == 0 || command->n_answer_tokens == 0))
+        argp_error(state, "--documents needs --prompt-tokens and --answer-tokens");
+    if (!command->batch && command->n_documents == 0 &&
+        (command->n_prompt_tokens > 0 || command->n_answer_tokens > 0 || command->until))
+        argp_error(state, "--prompt-tokens, --answer-tokens and --until are for --documents or "
+                          "--batch");
+}
+
 static void check_arguments(const struct command *command, struct argp_state *state)
 {
     if (!command->model)
@@ -109,15 +128,36 @@ static void check_arguments(const struct command *command, struct argp_state *st
         argp_error(state, "--probe needs a drive: give --drive FILE, or --ssd");
     if (command->even && command->trace)
         argp_error(state, "--curve and --trace exclude each other");
-    if (command->n_documents > 0 &&
-        (command->n_prompt_tokens == 0 || command->n_answer_tokens == 0))
-        argp_error(state, "--documents needs --prompt-tokens and --answer-tokens");
-    if (command->n_documents == 0 &&
-        (command->n_prompt_tokens > 0 || command->n_answer_tokens > 0 || command->until))
-        argp_error(state, "--prompt-tokens, --answer-tokens and --until are for --documents");
+    check_batch(command, state);
 }
 
 static const struct sl_word curve_words[] = {{"flash", false}, {"even", true}, {0}};
+
+static error_t parse_batch_option(int key, char *value, struct argp_state *state)
+{
+    struct command *command = state->input;
+
+    switch (key) {
+    case OPTION_BATCH:
+        command->batch = value;
+        return 0;
+    case OPTION_DOCUMENTS:
+        command->n_documents = sl_parse_count(state, "--documents", value, 1u << 20);
+        return 0;
+    case OPTION_PROMPT_TOKENS:
+        command->n_prompt_tokens = sl_parse_count(state, "--prompt-tokens", value, TOKENS_MAX);
+        return 0;
+    case OPTION_ANSWER_TOKENS:
+        command->n_answer_tokens = sl_parse_count(state, "--answer-tokens", value, TOKENS_MAX);
+        return 0;
+    case OPTION_UNTIL:
+        command->until = value;
+        command->until_minute = sl_parse_time_of_day(state, "--until", value);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -141,20 +181,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_DENSE:
         command->dense_mode = sl_parse_dense(state, value);
-        return 0;
-    case OPTION_DOCUMENTS:
-        command->n_documents = sl_parse_count(state, "--documents", value, 1u << 20);
-        return 0;
-    case OPTION_PROMPT_TOKENS:
-        command->n_prompt_tokens = sl_parse_count(state, "--prompt-tokens", value, TOKENS_MAX);
-        return 0;
-    case OPTION_ANSWER_TOKENS:
-        command->n_answer_tokens = sl_parse_count(state, "--answer-tokens", value, TOKENS_MAX);
-        return 0;
-    case OPTION_UNTIL:
-        command->until = value;
-        if (!sl_plan_time_until(value, &command->until_ns))
-            argp_error(state, "--until takes a time of day such as 07:00, not \"%s\"", value);
         return 0;
     case OPTION_CORES:
         command->n_cores = sl_parse_count(state, "--cores", value, SL_POOL_THREADS_MAX);
@@ -192,7 +218,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         check_arguments(command, state);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_batch_option(key, value, state);
     }
 }
 
@@ -480,26 +506,33 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
 
 static int plan_night(const struct command *command, struct sl_err *err)
 {
-    struct sl_night_document *documents = calloc(command->n_documents, sizeof(*documents));
-    const struct sl_plan_night night = {
+    struct sl_night_document *documents;
+    struct sl_plan_night night = {
         .config = &command->config,
         .dense = &command->dense,
         .speeds = &command->speeds,
         .memory = memory_case(command),
         .even = command->even,
         .json = command->json,
-        .documents = documents,
         .n_documents = command->n_documents,
         .until = command->until,
-        .until_ns = command->until_ns,
     };
+    const time_t now = time(NULL);
     int rc;
 
-    if (!documents)
-        return sl_err_set(err, -ENOMEM, "documents: out of memory");
-    for (uint32_t i = 0; i < command->n_documents; i++)
-        documents[i] =
-            (struct sl_night_document){command->n_prompt_tokens, command->n_answer_tokens};
+    if (command->until)
+        night.until_ns = 1e9 * difftime(sl_next_time_of_day(command->until_minute, now), now);
+    if (command->batch)
+        rc = sl_plan_read_batch(command->model, command->batch, command->n_answer_tokens,
+                                &documents, &night.n_documents, err);
+    else
+        rc = sl_plan_make_batch(
+            command->n_documents,
+            (struct sl_night_document){command->n_prompt_tokens, command->n_answer_tokens},
+            &documents, err);
+    if (rc < 0)
+        return rc;
+    night.documents = documents;
     rc = sl_plan_night_print(&night, err);
     free(documents);
     return rc;
@@ -545,7 +578,7 @@ static int run(struct command *command, struct sl_err *err)
         rc = plan_decode(command, sequences[i], err);
     if (rc >= 0)
         rc = plan_prefill(command, err);
-    return rc == 0 && command->n_documents > 0 ? plan_night(command, err) : rc;
+    return rc == 0 && (command->batch || command->n_documents > 0) ? plan_night(command, err) : rc;
 }
 
 int sl_cmd_plan(int argc, char **argv)
@@ -578,10 +611,11 @@ int sl_cmd_plan(int argc, char **argv)
          "(default), or all alike",
          0},
         {"trace", OPTION_TRACE, "FILE", 0, "or what a replay of this trace finds", 0},
-        {"documents", OPTION_DOCUMENTS, "N", 0,
-         "plan a batch of N documents, too: how many at a time, sweeps, hours, and what binds", 0},
+        {"batch", OPTION_BATCH, "IN.jsonl", 0,
+         "plan this batch, too: how many texts at a time, sweeps, hours, and what binds", 0},
+        {"documents", OPTION_DOCUMENTS, "N", 0, "or one of N documents that are alike", 0},
         {"prompt-tokens", OPTION_PROMPT_TOKENS, "N", 0, "of each document", 0},
-        {"answer-tokens", OPTION_ANSWER_TOKENS, "N", 0, "that each gets", 0},
+        {"answer-tokens", OPTION_ANSWER_TOKENS, "N", 0, "that each gets at most", 0},
         {"until", OPTION_UNTIL, "HH:MM", 0, "tell how much is done by then, beginning now", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};

@@ -81,7 +81,7 @@ static struct attention_cost attend(const struct sl_config *c, double n_past)
     return cost;
 }
 
-/* What caches find by the share of all experts that they hold. */
+/* Points (share of all experts that a cache holds, share of the requests that it finds). */
 static const double flash_curve[][2] = {{0, 0},       {0.055, 0.40}, {0.11, 0.59},
                                         {0.22, 0.74}, {0.44, 0.87},  {1, 1}};
 static const double even_curve[][2] = {{0, 0}, {1, 1}};

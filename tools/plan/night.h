@@ -28,7 +28,7 @@ struct sl_night_case {
     uint64_t streamed_bytes;
 };
 
-/* What was done by some time. */
+/* Everything that was done by some time. */
 struct sl_night {
     double ns;
     double bound_ns[SL_COST_LIMITS]; /* of it, by what binds */

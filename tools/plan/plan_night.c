@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
 
 #include "core/base/json.h"
 #include "core/base/size.h"
@@ -211,25 +210,4 @@ int sl_plan_night_print(const struct sl_plan_night *n, struct sl_err *err)
     else
         print_text(n, &best, &by);
     return 0;
-}
-
-bool sl_plan_time_until(const char *text, double *ret_ns)
-{
-    const time_t now = time(NULL);
-    struct tm then;
-    unsigned hour, minute;
-    char rest;
-
-    if (sscanf(text, "%2u:%2u%c", &hour, &minute, &rest) != 2 || hour > 23 || minute > 59 ||
-        !localtime_r(&now, &then))
-        return false;
-    then.tm_hour = (int)hour;
-    then.tm_min = (int)minute;
-    then.tm_sec = 0;
-    then.tm_isdst = -1;
-    if (mktime(&then) <= now)
-        then.tm_mday++; /* mktime() carries it over */
-    then.tm_isdst = -1;
-    *ret_ns = difftime(mktime(&then), now) * 1e9;
-    return true;
 }

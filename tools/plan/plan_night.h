@@ -26,8 +26,4 @@ struct sl_plan_night {
  * one document fits, says so; that is no failure. Fails with -ENOMEM. */
 int sl_plan_night_print(const struct sl_plan_night *night, struct sl_err *err);
 
-/* Computes the nanoseconds until it is next so late here: "07:00". Returns false if `text` is no
- * time of day. */
-bool sl_plan_time_until(const char *text, double *ret_ns);
-
 #endif
