@@ -1,9 +1,10 @@
 /* Drafts of DSpark: one answer, wherever its sequence has been. Sessions of a tiny model take steps
  * of any size with wrong tokens at their end, lose them, are rolled back, abandoned, dropped out of
  * steps, rewound, forked and read back from bytes (SL_SEED=n gives other lives), on two forwards in
- * turn. Whenever drafts are made, of any sessions together, their logits and confidences are those
- * of the tokens alone, fed one at a time on one thread of the reference kernels; so are the model's
- * own logits. A draft that fails, is stopped or is given up changes nothing. */
+ * turn, of which one has room for two drafts at a time. Whenever drafts are made, of any sessions
+ * together, their logits and confidences are those of the tokens alone, fed one at a time on one
+ * thread of the reference kernels; so are the model's own logits. A draft that fails, is stopped or
+ * is given up changes nothing. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -60,6 +61,17 @@ struct rig {
     struct sl_kv_pool kv_pool;
 };
 
+static struct sl_forward_params params_of(struct rig *rig, uint32_t tokens_max)
+{
+    return (struct sl_forward_params){.config = &rig->m->config,
+                                      .weights = &rig->m->weights,
+                                      .compute = &rig->compute,
+                                      .source = &rig->m->experts.source,
+                                      .tokens_max = tokens_max,
+                                      .context_max = TOKENS_MAX,
+                                      .spans_max = SESSIONS};
+}
+
 static void rig_init(struct rig *rig, struct model *m, const char *isa, uint32_t n_threads)
 {
     *rig = (struct rig){.m = m, .tokens_max = {48, 12}};
@@ -67,13 +79,7 @@ static void rig_init(struct rig *rig, struct model *m, const char *isa, uint32_t
     rig->compute = (struct sl_compute){.kernels = &rig->kernels};
     assert_int_equal(sl_pool_create(&rig->compute.pool, n_threads, NULL), 0);
     for (int i = 0; i < 2; i++) {
-        const struct sl_forward_params params = {.config = &m->config,
-                                                 .weights = &m->weights,
-                                                 .compute = &rig->compute,
-                                                 .source = &m->experts.source,
-                                                 .tokens_max = rig->tokens_max[i],
-                                                 .context_max = TOKENS_MAX,
-                                                 .spans_max = SESSIONS};
+        const struct sl_forward_params params = params_of(rig, rig->tokens_max[i]);
 
         assert_int_equal(sl_forward_create(&rig->forwards[i], &params, NULL), 0);
     }
@@ -345,7 +351,7 @@ static uint32_t length_of(const struct answer *a, uint32_t n_max, float chance_m
 /* Drafts of some sessions that are in no step. */
 static void draft(struct world *w, int which)
 {
-    const uint32_t room = w->rig.tokens_max[which] / BLOCK, from = below(w, SESSIONS);
+    const uint32_t from = below(w, SESSIONS);
     struct sl_dspark_span spans[SESSIONS];
     struct pass *pass = &w->pass;
     atomic_bool stop = false;
@@ -353,7 +359,7 @@ static void draft(struct world *w, int which)
         .spans = spans, .stop = &stop, .on_draft = check_rows, .on_draft_context = w};
 
     pass->n = 0;
-    for (uint32_t i = 0; i < SESSIONS && pass->n < room; i++) {
+    for (uint32_t i = 0; i < SESSIONS; i++) {
         struct part *part = &pass->parts[pass->n];
         const uint32_t s = (from + i) % SESSIONS;
         struct sl_kv_cache *kv = sl_session_kv(w->sessions[s]);
@@ -594,10 +600,14 @@ static void test_what_does_not_fit_is_refused(void **state)
     struct world w = {0};
     struct sl_dspark_span spans[SESSIONS];
     struct sl_dspark_request request = {.spans = spans, .n_spans = SESSIONS};
+    struct sl_forward_params params;
+    struct sl_forward *small;
     struct sl_span span;
     struct sl_err err;
 
     rig_init(&w.rig, m, "ref", 1);
+    params = params_of(&w.rig, BLOCK - 1);
+    assert_int_equal(sl_forward_create(&small, &params, NULL), 0);
     for (uint32_t s = 0; s < SESSIONS; s++) {
         assert_int_equal(sl_session_create(&w.sessions[s], &w.rig.kv_pool, TOKENS_MAX, NULL), 0);
         span = (struct sl_span){sl_session_kv(w.sessions[s]), m->tokens[s], 2, SL_LOGITS_NONE};
@@ -607,9 +617,10 @@ static void test_what_does_not_fit_is_refused(void **state)
                          0);
         spans[s] = (struct sl_dspark_span){.kv = span.kv, .n_max = BLOCK};
     }
-    assert_int_equal(sl_forward_dspark(w.rig.forwards[1], &request, &err), -SL_EBUDGET);
-    assert_string_equal(err.message, "4 drafts in blocks of 5 tokens in one step, which was made "
-                                     "for 12");
+    assert_int_equal(sl_forward_dspark(small, &request, &err), -SL_EBUDGET);
+    assert_string_equal(err.message,
+                        "a draft in a block of 5 tokens in one step, which was made for 4");
+    sl_forward_destroy(small);
     spans[1].anchor = (int32_t)m->config.vocab_size;
     assert_int_equal(sl_forward_dspark(w.rig.forwards[0], &request, &err), -SL_EFORMAT);
     for (uint32_t s = 0; s < SESSIONS; s++) {

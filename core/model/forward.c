@@ -428,14 +428,6 @@ static void let_go(struct sl_forward *f, enum sl_forward_part part)
         let_go_of(f, &rollback->spans[s], part);
 }
 
-/* A draft has written to none of its sequences. */
-static void let_go_of_drafts(struct sl_forward *f)
-{
-    for (uint32_t s = 0; s < f->request.n_spans; s++)
-        f->spans[s].kv->in_step = false;
-    f->state = SL_FORWARD_IDLE;
-}
-
 /* Ends a pass that writes. */
 static void end_part(struct sl_forward *f, const uint32_t *n_kept)
 {
@@ -459,8 +451,7 @@ static void end_part(struct sl_forward *f, const uint32_t *n_kept)
     f->state = f->part == SL_FORWARD_MTP ? SL_FORWARD_STREAMS_USED : SL_FORWARD_STREAMS_LEFT;
 }
 
-/* Moves the streams of the tokens from `end` on to where `first` is. */
-static void close_gap(struct sl_forward *f, uint32_t first, uint32_t end)
+void sl_forward_close_gap(struct sl_forward *f, uint32_t first, uint32_t end)
 {
     const size_t size = (size_t)f->params.config->hc_mult * f->params.config->hidden_size;
 
@@ -476,6 +467,7 @@ static void drop_span(struct sl_forward *f, uint32_t span_index)
     struct sl_expert_source *source = f->params.source;
     const uint32_t first = f->span_first[span_index];
 
+    sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
     sl_kv_window_drop(&f->window, span->kv);
     sl_kv_rollback_restore_span(rollback, span_index);
     let_go_of(f, &rollback->spans[span_index], f->part);
@@ -483,7 +475,7 @@ static void drop_span(struct sl_forward *f, uint32_t span_index)
     if (f->part == SL_FORWARD_MTP)
         sl_kv_rollback_remove(&f->rollback[SL_FORWARD_MAIN], span_index);
     sl_forward_drop_rows(f, span_index);
-    close_gap(f, first, first + span->n_tokens);
+    sl_forward_close_gap(f, first, first + span->n_tokens);
     if (f->dspark)
         sl_dspark_drop(f->dspark, &f->step, first, first + span->n_tokens);
     f->request.n_spans--;
@@ -506,15 +498,11 @@ void sl_forward_drop(struct sl_forward *f, uint32_t span_index)
     struct sl_pool *pool = f->params.compute->pool;
 
     sl_assert(f->state == SL_FORWARD_OPEN && !f->drafts.is_open);
-    sl_assert(span_index < f->request.n_spans && f->request.n_spans > 1);
     sl_pool_phase(pool, SL_PHASE_REST);
-    if (f->part == SL_FORWARD_DSPARK) {
-        close_gap(f, f->span_first[span_index],
-                  f->span_first[span_index] + f->spans[span_index].n_tokens);
+    if (f->part == SL_FORWARD_DSPARK)
         sl_forward_drop_block(f, span_index);
-    } else {
+    else
         drop_span(f, span_index);
-    }
     sl_pool_phase(pool, SL_PHASE_OUTSIDE);
 }
 
@@ -522,7 +510,7 @@ void sl_forward_end(struct sl_forward *f, const uint32_t *n_kept)
 {
     sl_assert(f->state == SL_FORWARD_OPEN && !has_more(f));
     if (f->part == SL_FORWARD_DSPARK)
-        let_go_of_drafts(f);
+        sl_forward_end_dspark(f);
     else
         end_part(f, n_kept);
 }
@@ -548,7 +536,7 @@ void sl_forward_abandon(struct sl_forward *f)
     if (source->ops->forget)
         source->ops->forget(source);
     if (f->part == SL_FORWARD_DSPARK) {
-        let_go_of_drafts(f);
+        sl_forward_end_dspark(f);
         return;
     }
     roll_back_part(f, f->part);

@@ -31,6 +31,7 @@
 
 #include "core/model/compute.h"
 #include "core/model/config.h"
+#include "core/model/dspark_request.h"
 #include "core/model/expert_source.h"
 #include "core/model/kv_cache.h"
 #include "core/model/weights.h"
@@ -185,6 +186,7 @@ struct sl_draft_span {
     const int32_t *next; /* (n_seen) the tokens that followed, the last of them not seen yet */
     uint32_t n_seen;     /* the last tokens that were kept; at least 1 */
     uint32_t n_drafts;   /* wanted, 0 included; at most as many as the KV cache has room for */
+    float chance_min;    /* DSpark: fewer, if the chance that all stand would be less; 0: all */
 };
 
 struct sl_draft_request {
@@ -204,43 +206,10 @@ int sl_forward_begin_drafts(struct sl_forward *forward, const struct sl_draft_re
 
 /* ---- drafts of DSpark, with weights that have one ------------------------------------------- */
 
-/* A draft to be made: what may follow the anchor, which is the token chosen for the place behind
- * all that its sequence has seen, at least one token. */
-struct sl_dspark_span {
-    struct sl_kv_cache *kv;
-    int32_t anchor;
-    uint32_t n_max;   /* tokens, 1 to the config's dspark.block_size */
-    float chance_min; /* it ends before the chance that all of it stands is less; 0: nowhere */
-};
-
-/* Logits (vocab_size) of token `draft_index` of a draft, given those that were chosen before, and
- * the chance that the draft gives it to stand if those before it do. Whoever is told chooses. */
-struct sl_dspark_row {
-    uint32_t span_index;
-    uint32_t draft_index;
-    const float *logits;
-    float confidence;
-    int32_t token; /* set by the callee */
-};
-
-/* The next token of some drafts, one row for each; otherwise as sl_logits_fn. */
-typedef void sl_dspark_fn(void *context, struct sl_dspark_row *rows, uint32_t n_rows);
-
-/* The work of one such pass, and whom it tells, as in a step. */
-struct sl_dspark_request {
-    const struct sl_dspark_span *spans;
-    uint32_t n_spans;
-    const atomic_bool *stop;
-    sl_dspark_fn *on_draft;
-    void *on_draft_context;
-    sl_route_fn *on_route;
-    void *on_route_context;
-};
-
 /* Begins a pass that makes drafts; no step is open. Sequences and forward need not have been in a
  * step together, and however it ends, every sequence is as it was. advance() and end() follow as
  * for any step. Fails, and nothing has happened, with -SL_EFORMAT (an anchor outside the
- * vocabulary) or -SL_EBUDGET (more blocks than the forward has tokens for). */
+ * vocabulary) or -SL_EBUDGET (the forward has tokens for no block). */
 int sl_forward_begin_dspark(struct sl_forward *forward, const struct sl_dspark_request *request,
                             struct sl_err *err);
 

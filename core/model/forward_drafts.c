@@ -68,6 +68,7 @@ static int begin_dspark_drafts(struct sl_forward *f, struct sl_err *err)
 
     for (uint32_t i = 0; i < d->request.n_spans; i++) {
         const struct sl_draft_span *span = &d->spans[i];
+        const uint32_t block = f->params.config->dspark.block_size;
 
         if (span->n_drafts == 0)
             continue;
@@ -75,7 +76,8 @@ static int begin_dspark_drafts(struct sl_forward *f, struct sl_err *err)
         f->blocks.spans[request.n_spans++] =
             (struct sl_dspark_span){.kv = sl_forward_step_span(f, i)->kv,
                                     .anchor = span->next[span->n_seen - 1],
-                                    .n_max = span->n_drafts};
+                                    .n_max = span->n_drafts < block ? span->n_drafts : block,
+                                    .chance_min = span->chance_min};
     }
     return sl_forward_begin_dspark(f, &request, err);
 }

@@ -44,10 +44,10 @@ static int check_request(const struct sl_forward *f, const struct sl_dspark_requ
     const uint32_t block = c->dspark.block_size;
 
     sl_assert(request->n_spans <= f->params.spans_max);
-    if ((uint64_t)request->n_spans * block > f->params.tokens_max)
+    if (block > f->params.tokens_max)
         return sl_err_set(err, -SL_EBUDGET,
-                          "%u drafts in blocks of %u tokens in one step, which was made for %u",
-                          request->n_spans, block, f->params.tokens_max);
+                          "a draft in a block of %u tokens in one step, which was made for %u",
+                          block, f->params.tokens_max);
     for (uint32_t s = 0; s < request->n_spans; s++) {
         const struct sl_dspark_span *span = &request->spans[s];
 
@@ -62,14 +62,15 @@ static int check_request(const struct sl_forward *f, const struct sl_dspark_requ
     return 0;
 }
 
-/* Each block is an anchor and noise behind what its sequence has seen. */
+/* Sets up the blocks of the round's spans: an anchor and noise behind what each sequence has seen.
+ */
 static void set_blocks(struct sl_forward *f)
 {
     const struct sl_dspark_config *c = &f->params.config->dspark;
     uint32_t n = 0;
 
     for (uint32_t s = 0; s < f->request.n_spans; s++) {
-        const struct sl_dspark_span *span = &f->blocks.spans[s];
+        const struct sl_dspark_span *span = &f->blocks.spans[f->blocks.first_span + s];
 
         f->spans[s] = (struct sl_span){.kv = span->kv, .n_tokens = c->block_size};
         f->span_first[s] = n;
@@ -86,6 +87,21 @@ static void set_blocks(struct sl_forward *f)
     sl_forward_set_angles(f);
 }
 
+/* Begins a round through the stages, with as many of the spans that are left as the forward has
+ * tokens for. */
+static void begin_round(struct sl_forward *f)
+{
+    const uint32_t most = f->params.tokens_max / f->params.config->dspark.block_size;
+
+    f->blocks.first_span = f->blocks.next_span;
+    f->request.n_spans = f->n_rows_left < most ? f->n_rows_left : most;
+    f->first_layer = f->next_layer = f->params.config->num_hidden_layers;
+    f->end_layer = f->first_layer;
+    if (f->n_rows_left > 0)
+        f->end_layer += f->params.weights->draft.n_blocks;
+    set_blocks(f);
+}
+
 int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request *request,
                             struct sl_err *err)
 {
@@ -99,14 +115,11 @@ int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request
     f->state = SL_FORWARD_OPEN;
     f->part = SL_FORWARD_DSPARK;
     f->sets_streams = true;
-    f->request = (struct sl_step_request){.spans = f->spans,
-                                          .n_spans = request->n_spans,
-                                          .stop = request->stop,
-                                          .on_route = request->on_route,
-                                          .on_route_context = request->on_route_context};
+    f->request = (struct sl_step_request){.spans = f->spans, .stop = request->stop};
     f->step.stop = request->stop;
     blocks->on_draft = request->on_draft;
     blocks->on_draft_context = request->on_draft_context;
+    blocks->n_spans = f->n_rows_left = request->n_spans;
     blocks->next_span = 0;
     memmove(blocks->spans, request->spans, request->n_spans * sizeof(*blocks->spans));
     sl_pool_phase(f->params.compute->pool, SL_PHASE_REST);
@@ -114,27 +127,52 @@ int sl_forward_begin_dspark(struct sl_forward *f, const struct sl_dspark_request
         sl_assert(!request->spans[s].kv->in_step); /* two drafts of one sequence */
         request->spans[s].kv->in_step = true;
     }
-    set_blocks(f);
-    f->n_rows_left = request->n_spans;
-    f->first_layer = f->next_layer = f->params.config->num_hidden_layers;
-    f->end_layer = f->first_layer + (request->n_spans > 0 ? f->params.weights->draft.n_blocks : 0);
+    sl_kv_window_clear(&f->window); /* rings are never on disk */
+    begin_round(f);
     sl_pool_phase(f->params.compute->pool, SL_PHASE_OUTSIDE);
     return 0;
 }
 
+/* Whether the round's drafts are made, and others are left. */
+static bool is_round_over(const struct sl_forward *f)
+{
+    return f->n_rows_left > 0 && f->blocks.next_span == f->blocks.first_span + f->request.n_spans;
+}
+
+/* The span may be of this round, of an earlier one or of a later one. */
 void sl_forward_drop_block(struct sl_forward *f, uint32_t span_index)
 {
     struct sl_blocks *blocks = &f->blocks;
     struct sl_dspark_span *span = &blocks->spans[span_index];
+    const uint32_t i = span_index - blocks->first_span; /* in the round, if it is in it */
+    const bool in_round = span_index >= blocks->first_span && i < f->request.n_spans;
 
+    sl_assert(span_index < blocks->n_spans && blocks->n_spans > 1);
     span->kv->in_step = false;
-    f->request.n_spans--;
-    memmove(span, span + 1, (f->request.n_spans - span_index) * sizeof(*span));
+    blocks->n_spans--;
+    memmove(span, span + 1, (blocks->n_spans - span_index) * sizeof(*span));
     if (span_index < blocks->next_span)
         blocks->next_span--;
     else
         f->n_rows_left--;
-    set_blocks(f);
+    if (span_index < blocks->first_span)
+        blocks->first_span--;
+    if (in_round) {
+        sl_forward_close_gap(f, f->span_first[i], f->span_first[i] + f->spans[i].n_tokens);
+        f->request.n_spans--;
+        set_blocks(f);
+    }
+    if (is_round_over(f))
+        begin_round(f);
+    if (f->n_rows_left == 0)
+        f->next_layer = f->end_layer;
+}
+
+void sl_forward_end_dspark(struct sl_forward *f)
+{
+    for (uint32_t s = 0; s < f->blocks.n_spans; s++)
+        f->blocks.spans[s].kv->in_step = false;
+    f->state = SL_FORWARD_IDLE;
 }
 
 int sl_forward_dspark(struct sl_forward *f, const struct sl_dspark_request *request,
@@ -196,7 +234,7 @@ static void run_heads(struct chains *in, uint32_t n_spans)
 
         in->list[in->n++] = (struct chain){s, n_rows, blocks->spans[s].anchor, 1.0f};
         for (uint32_t row = 0; row < blocks->spans[s].n_max; row++)
-            f->row_tokens[n_rows++] = f->span_first[s] + row;
+            f->row_tokens[n_rows++] = f->span_first[s - blocks->first_span] + row;
     }
     sl_pool_run(pool, SL_PHASE_HEAD, n_rows, 1, set_head_input, f);
     sl_forward_run_head(f, n_rows);
@@ -299,7 +337,8 @@ static int choose(struct chains *in, struct sl_err *err)
 int sl_forward_give_dspark(struct sl_forward *f, struct sl_err *err)
 {
     const uint32_t at_once = spans_at_once(f->params.config);
-    const uint32_t n_spans = f->n_rows_left < at_once ? f->n_rows_left : at_once;
+    const uint32_t left = f->blocks.first_span + f->request.n_spans - f->blocks.next_span;
+    const uint32_t n_spans = left < at_once ? left : at_once;
     struct chains chains = {.f = f};
     int rc = 0;
 
@@ -312,5 +351,7 @@ int sl_forward_give_dspark(struct sl_forward *f, struct sl_err *err)
     }
     f->blocks.next_span += n_spans;
     f->n_rows_left -= n_spans;
+    if (rc == 0 && is_round_over(f))
+        begin_round(f);
     return rc;
 }

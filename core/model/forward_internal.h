@@ -39,9 +39,11 @@ enum sl_forward_state {
 struct sl_blocks {
     sl_dspark_fn *on_draft;
     void *on_draft_context;
-    struct sl_dspark_span *spans;  /* (spans_max) the request's */
-    uint32_t next_span;            /* whose draft is not made yet */
-    float *h;                      /* (SL_LOGITS_ROWS_MAX, hidden_size) before the head's norm */
+    struct sl_dspark_span *spans; /* (spans_max) the request's, */
+    uint32_t n_spans;             /* of which those from first_span on are in this round, as many */
+    uint32_t first_span;          /* as the pass has spans now, */
+    uint32_t next_span;           /* and the drafts of those from here on are not made yet */
+    float *h;                     /* (SL_LOGITS_ROWS_MAX, hidden_size) before the head's norm */
     struct sl_act_buffer previous; /* (spans at once, rank) rows of the Markov head's table */
     float *markov;                 /* (spans at once, vocab_size rounded up to 16) */
 };
@@ -117,6 +119,9 @@ struct sl_forward {
 int sl_forward_begin_part(struct sl_forward *f, const struct sl_step_request *request,
                           enum sl_forward_part part, struct sl_err *err);
 
+/* Moves the streams of the tokens from `end` on to where `first` is. */
+void sl_forward_close_gap(struct sl_forward *f, uint32_t first, uint32_t end);
+
 /* Computes the angles of the step's tokens. */
 void sl_forward_set_angles(struct sl_forward *f);
 
@@ -154,8 +159,11 @@ void sl_forward_carve_dspark(struct sl_forward *f, struct sl_arena *arena,
                              const struct sl_config *config, const struct sl_draft *draft,
                              enum sl_numerics numerics, uint32_t n_threads);
 
-/* Takes a span's block out of the open pass; its streams are gone already. */
+/* Takes a span's block out of the open pass. */
 void sl_forward_drop_block(struct sl_forward *f, uint32_t span_index);
+
+/* Ends the pass, wherever it is. */
+void sl_forward_end_dspark(struct sl_forward *f);
 
 /* Makes the drafts of the next spans. Fails as sl_forward_give_rows(). */
 int sl_forward_give_dspark(struct sl_forward *f, struct sl_err *err);
