@@ -60,7 +60,10 @@ struct world {
     struct result alone[TEXTS];
     atomic_bool stop;
     uint64_t random;
-    uint64_t n_shared, n_failed, n_stopped, n_abandoned, n_dropped, n_cancelled, n_finished;
+    uint32_t drafts;                     /* that the company's engine checks at a time */
+    uint64_t n_right[SL_DRAFTS_MAX + 1]; /* steps in which so many guesses were */
+    uint64_t n_tried, n_shared, n_failed, n_stopped, n_abandoned, n_dropped, n_cancelled,
+        n_finished;
 };
 
 /* ---- texts -------------------------------------------------------------------------------------
@@ -120,30 +123,36 @@ static void end(struct world *w, struct text *text)
     text->kv = NULL;
 }
 
-static void take_output(struct text *text)
+static void take_token(struct text *text, const struct sl_generated *token)
 {
-    const struct sl_generation_output output = sl_generation_output(text->generation);
     const size_t size = sizeof(text->tokens);
 
-    text->has_ended_there |= text->kv->n_tokens == text->step_end;
-    assert_true(text->n_shown + output.length < sizeof(text->shown));
-    if (output.length > 0)
-        memcpy(text->shown + text->n_shown, output.text, output.length);
-    text->n_shown += output.length;
-    text->shown[text->n_shown] = '\0';
-    if (!output.token)
-        return;
-    text->n_tokens += (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens, "%u ",
-                                       output.token->id);
+    text->n_tokens +=
+        (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens, "%u ", token->id);
     if (!text->options.with_logprobs)
         return;
     text->n_tokens += (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens,
-                                       "%.17g ", output.token->logprob);
-    for (uint32_t k = 0; k < output.token->n_top; k++)
-        text->n_tokens +=
-            (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens, "%u:%.17g ",
-                             output.token->top_ids[k], output.token->top_logprobs[k]);
+                                       "%.17g ", token->logprob);
+    for (uint32_t k = 0; k < token->n_top; k++)
+        text->n_tokens += (size_t)snprintf(text->tokens + text->n_tokens, size - text->n_tokens,
+                                           "%u:%.17g ", token->top_ids[k], token->top_logprobs[k]);
     assert_true(text->n_tokens < size);
+}
+
+static void take_output(struct text *text)
+{
+    text->has_ended_there |= text->kv->n_tokens == text->step_end;
+    for (uint32_t i = 0; i < sl_generation_output_count(text->generation); i++) {
+        const struct sl_generation_output output = sl_generation_output(text->generation, i);
+
+        assert_true(text->n_shown + output.length < sizeof(text->shown));
+        if (output.length > 0)
+            memcpy(text->shown + text->n_shown, output.text, output.length);
+        text->n_shown += output.length;
+        text->shown[text->n_shown] = '\0';
+        if (output.token)
+            take_token(text, output.token);
+    }
 }
 
 /* ---- alone -------------------------------------------------------------------------------------
@@ -151,6 +160,7 @@ static void take_output(struct text *text)
 
 static void open_engine(struct world *w, const char *store_folder, bool faulty)
 {
+    const bool guesses = faulty && w->drafts > 0;
     const struct io_fault_plan plan = {.seed = inputs_seed(),
                                        .short_permille = 20,
                                        .shuffle = true,
@@ -160,7 +170,8 @@ static void open_engine(struct world *w, const char *store_folder, bool faulty)
     struct sl_engine_options options = engine_rig_options(w->m);
 
     options.model = store_folder;
-    options.draft = SL_DRAFT_NONE;
+    options.draft = guesses ? SL_DRAFT_MTP : SL_DRAFT_NONE;
+    options.drafts = guesses ? w->drafts : 0;
     options.verify = SL_VERIFY_ALWAYS;
     options.cache_min = faulty;
     options.n_sequences = SEQUENCES;
@@ -304,6 +315,10 @@ static void step_over(struct world *w, enum sl_step_size size, int rc)
         assert_false(text->kv->in_step);
         assert_true(rc < 0 ? text->kv->n_tokens == text->begun_with
                            : text->kv->n_tokens > text->begun_with);
+        if (rc == 0) {
+            w->n_tried += sl_generation_drafts_tried(text->generation);
+            w->n_right[sl_generation_drafts_right(text->generation)]++;
+        }
         take_output(text);
         if (sl_generation_finish(text->generation) != SL_FINISH_NONE)
             check_text(w, text);
@@ -350,10 +365,12 @@ static void drop(struct world *w, enum sl_step_size size)
     struct text *text = text_of(w, w->in_step[size][i]);
     const bool is_alone = w->n_in_step[size] == 1;
 
-    assert_int_equal(sl_shared_step_drop(w->steps[size], text->generation), !is_alone);
     assert_false(sl_shared_step_drop(w->steps[!size], text->generation));
-    if (is_alone)
+    if (!sl_shared_step_drop(w->steps[size], text->generation)) {
+        assert_true(is_alone || text->kv->n_tokens > text->begun_with);
         return;
+    }
+    assert_false(is_alone);
     assert_false(text->kv->in_step);
     assert_int_equal(text->kv->n_tokens, text->begun_with);
     w->in_step[size][i] = w->in_step[size][--w->n_in_step[size]];
@@ -373,8 +390,11 @@ static void play(struct world *w)
     else if (fixture_below(&w->random, 10) == 0)
         drop(w, size);
     else if (fixture_below(&w->random, 60) == 0) {
+        const struct text *first = text_of(w, w->in_step[size][0]);
+
+        /* What was made stays, where the draft was guessing on already. */
         sl_shared_step_abandon(w->steps[size]);
-        step_over(w, size, -ECANCELED);
+        step_over(w, size, first->kv->n_tokens > first->begun_with ? 0 : -ECANCELED);
         w->n_abandoned++;
     } else
         for (uint32_t n = fixture_below(&w->random, 8); w->n_in_step[size] > 0 && n > 0; n--)
@@ -396,15 +416,16 @@ static bool has_seen_all(const struct world *w)
            w->n_abandoned > 0 && w->n_dropped > 0 && w->n_cancelled > 0;
 }
 
-static void test_a_text_is_what_it_is_alone(void **state)
+static void check_company(void **state, uint32_t drafts)
 {
     static struct world w;
-    char store_folder[FIXTURE_PATH_BYTES];
+    char store_folder[FIXTURE_PATH_BYTES], name[16];
     uint32_t n_finishes[SL_FINISH_INTERRUPTED + 1] = {0};
 
-    w = (struct world){.m = *state, .random = inputs_seed()};
+    w = (struct world){.m = *state, .drafts = drafts, .random = inputs_seed()};
     assert_int_equal(sl_tokenizer_open(&w.tok, "tests/data/tokenizer.json", NULL), 0);
-    engine_rig_pack(w.m, "store", 0, false, store_folder);
+    snprintf(name, sizeof(name), "store%u", drafts);
+    engine_rig_pack(w.m, name, 0, false, store_folder);
     create_texts(&w);
     open_engine(&w, store_folder, false);
     for (uint32_t i = 0; i < TEXTS; i++) {
@@ -420,6 +441,10 @@ static void test_a_text_is_what_it_is_alone(void **state)
                   " texts cancelled\n",
                   w.n_finished, w.n_shared, w.n_failed, w.n_stopped, w.n_abandoned, w.n_dropped,
                   w.n_cancelled);
+    if (drafts > 0)
+        print_message("%" PRIu64 " guesses; steps with none, 1, 2, 3 right: %" PRIu64 ", %" PRIu64
+                      ", %" PRIu64 ", %" PRIu64 "\n",
+                      w.n_tried, w.n_right[0], w.n_right[1], w.n_right[2], w.n_right[3]);
     io_fault_heal(engine_rig_faulty());
     close_engine(&w); /* with steps and texts on their way */
     for (uint32_t i = 0; i < TEXTS; i++)
@@ -428,6 +453,19 @@ static void test_a_text_is_what_it_is_alone(void **state)
     assert_true(n_finishes[SL_FINISH_STOP_STRING] > 0 && n_finishes[SL_FINISH_TOKENS_MAX] > 0 &&
                 n_finishes[SL_FINISH_CONTEXT] > 0);
     assert_true(has_seen_all(&w));
+}
+
+static void test_a_text_is_what_it_is_alone(void **state)
+{
+    check_company(state, 0);
+}
+
+/* With guesses, right and wrong ones, in the company's steps. */
+static void test_guesses_change_no_text(void **state)
+{
+
+    check_company(state, 3);
+    check_company(state, SL_DRAFTS_AUTO);
 }
 
 /* ---- by hand -----------------------------------------------------------------------------------
@@ -457,17 +495,18 @@ static void test_logits_that_allow_no_choice(void **state)
     assert_int_equal(sl_generation_create(&generation, &options, tok, n_vocab, NULL), 0);
     sl_generation_begin(generation, engine_rig_kv(engine, 0), m->tokens, 5, 1);
     assert_int_equal(sl_generation_tokens_left(generation), 5);
-    first = sl_generation_next_span(generation, 5);
+    first = sl_generation_next_span(generation, 5, 0);
     assert_int_equal(first.logits, SL_LOGITS_LAST);
-    assert_int_equal(sl_generation_take_logits(generation, broken, engine->sampling[0], &err),
+    assert_int_equal(sl_generation_take_logits(generation, 4, broken, engine->sampling[0], &err),
                      -SL_ECORRUPT);
     sl_generation_step_ended(generation, -SL_ECORRUPT);
-    assert_null(sl_generation_output(generation).token);
+    assert_int_equal(sl_generation_output_count(generation), 0);
     assert_int_equal(sl_generation_tokens_left(generation), 5);
-    again = sl_generation_next_span(generation, 5);
+    again = sl_generation_next_span(generation, 5, 0);
     assert_memory_equal(&again, &first, sizeof(first));
     sl_generation_step_ended(generation, -EIO);
-    again = sl_generation_next_span(generation, 4); /* the last one is what logits are wanted of */
+    again =
+        sl_generation_next_span(generation, 4, 0); /* the last one is what logits are wanted of */
     assert_int_equal(again.logits, SL_LOGITS_NONE);
     sl_generation_step_ended(generation, -EIO);
     sl_generation_destroy(generation);
@@ -496,6 +535,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_text_is_what_it_is_alone),
+        cmocka_unit_test(test_guesses_change_no_text),
         cmocka_unit_test(test_logits_that_allow_no_choice),
         cmocka_unit_test(test_options_that_are_refused),
     };

@@ -119,16 +119,17 @@ static void make_alone(struct worker_rig *w, struct sl_engine *engine, struct sl
     assert_int_equal(sl_engine_sequence_create(engine, WORKER_CONTEXT_TOKENS, &kv, NULL), 0);
     sl_generation_begin(generation, kv, client->prompt, client->n_prompt, 100 + i);
     while (sl_generation_finish(generation) == SL_FINISH_NONE) {
-        struct sl_generation_output output;
-
         assert_int_equal(sl_shared_step_run(step, &generation, 1, &hooks, NULL), 0);
-        output = sl_generation_output(generation);
-        if (output.token)
-            client->made[n_made++] = (int32_t)output.token->id;
-        assert_true(length + output.length < WORKER_TEXT_BYTES);
-        if (output.length > 0)
-            memcpy(client->alone + length, output.text, output.length);
-        length += output.length;
+        for (uint32_t k = 0; k < sl_generation_output_count(generation); k++) {
+            const struct sl_generation_output output = sl_generation_output(generation, k);
+
+            if (output.token)
+                client->made[n_made++] = (int32_t)output.token->id;
+            assert_true(length + output.length < WORKER_TEXT_BYTES);
+            if (output.length > 0)
+                memcpy(client->alone + length, output.text, output.length);
+            length += output.length;
+        }
     }
     client->alone[length] = '\0';
     sl_engine_sequence_destroy(engine, kv);

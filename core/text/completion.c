@@ -17,13 +17,17 @@ struct sl_completion {
     char out[];
 };
 
+/* One token's text, and the end of the text, each with what the stop strings held back. */
+size_t sl_completion_text_bytes_max(const struct sl_tokenizer *tok)
+{
+    return sl_detokenizer_text_bytes_max(tok) + 2 * (size_t)SL_STOP_STRING_BYTES_MAX;
+}
+
 int sl_completion_create(struct sl_completion **ret_completion, const struct sl_tokenizer *tok,
                          const struct sl_completion_rules *rules, struct sl_err *err)
 {
-    /* One token's text, and the end of the text, each with what the stop strings held back. */
-    const size_t out_bytes =
-        sl_detokenizer_text_bytes_max(tok) + 2 * (size_t)SL_STOP_STRING_BYTES_MAX;
-    struct sl_completion *completion = calloc(1, sizeof(*completion) + out_bytes);
+    struct sl_completion *completion =
+        calloc(1, sizeof(*completion) + sl_completion_text_bytes_max(tok));
     int rc;
 
     if (!completion)

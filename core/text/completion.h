@@ -39,6 +39,9 @@ int sl_completion_create(struct sl_completion **ret_completion, const struct sl_
                          const struct sl_completion_rules *rules, struct sl_err *err);
 void sl_completion_destroy(struct sl_completion *completion); /* NULL is allowed */
 
+/* The most bytes of text that a token brings. */
+size_t sl_completion_text_bytes_max(const struct sl_tokenizer *tok);
+
 /* Begins a text behind a prompt of so many tokens, fewer than the context has. */
 void sl_completion_begin(struct sl_completion *completion, uint32_t n_prompt_tokens);
 

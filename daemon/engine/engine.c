@@ -8,6 +8,7 @@
 #include "core/base/process.h"
 #include "core/base/size.h"
 #include "core/kernels/dispatch.h"
+#include "core/model/kv_rollback.h"
 #include "daemon/engine/drive_probe.h"
 #include "daemon/engine/engine_internal.h"
 #include "daemon/engine/memory_room.h"
@@ -16,6 +17,8 @@
 #include "daemon/engine/weight_progress.h"
 #include "storage/io/io_probe.h"
 #include "storage/pack/store_identity.h"
+
+#define MTP_DRAFTS_MAX 3u
 
 /* ---- notes -------------------------------------------------------------------------------------
  */
@@ -58,13 +61,31 @@ static const struct sl_draft *loaded_draft(const struct sl_engine *e)
     return e->options.draft != SL_DRAFT_NONE ? &e->draft : NULL;
 }
 
+/* Guesses need the draft that there is. A block of MTP that compresses, as no released one does,
+ * cannot begin behind a prompt's first tokens, and so makes none. */
+static void choose_draft(struct sl_engine *e)
+{
+    const struct sl_config *c = &e->config;
+    struct sl_engine_options *o = &e->options;
+    const bool guesses =
+        e->draft.kind == SL_DRAFT_DSPARK ||
+        (e->draft.kind == SL_DRAFT_MTP && c->compress_ratios[c->num_hidden_layers] == 0);
+
+    if (o->drafts == SL_DRAFTS_AUTO && !guesses)
+        o->drafts = 0;
+    if (o->drafts > 0 && o->draft == SL_DRAFT_NONE)
+        o->draft = guesses ? e->draft.kind : SL_DRAFT_ANY;
+}
+
 /* Finds the draft, which must be the one that was asked for. One that is left aside is told where
  * it would be of use. */
 static int check_draft(struct sl_engine *e, struct sl_err *err)
 {
-    const enum sl_draft_kind wanted = e->options.draft;
+    enum sl_draft_kind wanted;
 
     e->draft = sl_draft_find(&e->config, e->source);
+    choose_draft(e);
+    wanted = e->options.draft;
     if (wanted != SL_DRAFT_NONE &&
         (wanted == SL_DRAFT_ANY ? e->draft.kind == SL_DRAFT_NONE : e->draft.kind != wanted))
         return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no %s of a kind that this engine knows",
@@ -554,6 +575,26 @@ uint32_t sl_engine_step_tokens_max(const struct sl_engine *engine, enum sl_step_
 uint32_t sl_engine_spans_max(const struct sl_engine *engine)
 {
     return engine->options.n_sequences;
+}
+
+/* Wrong guesses are taken back, and that has a limit. The MTP block guesses nothing useful
+ * further than three tokens ahead. */
+uint32_t sl_engine_drafts_max(const struct sl_engine *e)
+{
+    const uint32_t kind_max =
+        e->draft.kind == SL_DRAFT_DSPARK ? e->config.dspark.block_size : MTP_DRAFTS_MAX;
+    const uint32_t wanted = e->options.drafts == SL_DRAFTS_AUTO ? kind_max : e->options.drafts;
+    const uint32_t limits[] = {kind_max, SL_DRAFTS_MAX, sl_kv_rollback_tokens_max(&e->config) - 1};
+    uint32_t n = wanted;
+
+    for (size_t i = 0; i < SL_ARRAY_LEN(limits); i++)
+        n = limits[i] < n ? limits[i] : n;
+    return n;
+}
+
+bool sl_engine_drafts_are_chosen(const struct sl_engine *e)
+{
+    return e->options.drafts == SL_DRAFTS_AUTO;
 }
 
 int sl_engine_step(struct sl_engine *engine, const struct sl_step_request *request,

@@ -31,6 +31,8 @@ typedef void sl_stage_fn(void *context, const char *doing);
 /* Is told in one line, between steps, of something that works less well than it could. */
 typedef void sl_note_fn(void *context, const char *line);
 
+#define SL_DRAFTS_AUTO UINT32_MAX
+
 struct sl_engine_options {
     const char *model;           /* a checkpoint folder, or a store */
     bool any_model_type;         /* run it also where config.json names another kind of model */
@@ -60,6 +62,9 @@ struct sl_engine_options {
     enum sl_numerics numerics;
     /* The draft to load, an error where the model's is another; SL_DRAFT_NONE: it is left aside. */
     enum sl_draft_kind draft;
+    /* Most guesses of a text that a step checks; SL_DRAFTS_AUTO: as many as pay, and none where the
+     * model has no draft. With this, `draft` need not be set. */
+    uint32_t drafts;
 
     const char *images;        /* a folder for images of sessions; NULL: none are kept */
     uint64_t images_bytes_max; /* of all files in it */
@@ -126,6 +131,11 @@ struct sl_forward *sl_engine_forward(struct sl_engine *engine, enum sl_step_size
 /* The most tokens, and spans, of one step. */
 uint32_t sl_engine_step_tokens_max(const struct sl_engine *engine, enum sl_step_size size);
 uint32_t sl_engine_spans_max(const struct sl_engine *engine);
+
+/* The most guesses of a text in one step, 0 without drafts; and whether fewer are taken where that
+ * pays. */
+uint32_t sl_engine_drafts_max(const struct sl_engine *engine);
+bool sl_engine_drafts_are_chosen(const struct sl_engine *engine);
 
 /* Takes a whole large step at once, with sl_forward_step(). A step that fails leaves every sequence
  * as it was. */

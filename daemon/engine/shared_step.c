@@ -5,28 +5,58 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/clock.h"
+#include "daemon/engine/draft_depth.h"
 #include "daemon/engine/engine_internal.h"
 #include "daemon/engine/step_shares.h"
 
 /* A generation's part of the step. */
 struct part {
     struct sl_generation *generation;
-    int rc; /* result of sampling its token */
+    uint32_t n_drafts; /* guesses that its span carries */
+    int rc;            /* result of sampling its first token */
     struct sl_err err;
 };
+
+enum phase { CLOSED, STEPPING, GUESSING };
 
 struct sl_shared_step {
     struct sl_engine *engine;
     struct sl_forward *forward;
     uint32_t tokens_max, parts_max;
-    bool is_open;
+    enum phase phase;
+    struct sl_step_request hooks;
 
     struct sl_span *spans; /* (parts_max), and below */
     struct part *parts;    /* of each span */
     uint32_t *n_tokens;    /* of each part; after the step, how many of them are kept */
     uint32_t n_parts;
     const struct sl_logits_row *rows; /* being sampled */
+
+    /* With drafts. */
+    struct sl_draft_depth depth;
+    struct sl_draft_sample sample; /* of the open step */
+    uint32_t window;               /* tokens that a draft sees at most of a prompt */
+    struct sl_draft_span *seen;    /* (parts_max) of the parts that a draft sees */
+    uint32_t *seen_part;           /* (parts_max) which part each is */
+    int32_t *followers;            /* (parts_max, window) */
+    int32_t *guesses;              /* of the rows being sampled */
 };
+
+/* Returns false when out of memory. */
+static bool make_drafting(struct sl_shared_step *step)
+{
+    const uint32_t n_max = sl_engine_drafts_max(step->engine);
+
+    if (n_max == 0)
+        return true;
+    sl_draft_depth_init(&step->depth, n_max, sl_engine_drafts_are_chosen(step->engine));
+    step->window = step->engine->config.sliding_window;
+    step->seen = calloc(step->parts_max, sizeof(*step->seen));
+    step->seen_part = calloc(step->parts_max, sizeof(*step->seen_part));
+    step->followers = calloc((size_t)step->parts_max * step->window, sizeof(*step->followers));
+    return step->seen && step->seen_part && step->followers;
+}
 
 int sl_shared_step_create(struct sl_shared_step **ret_step, struct sl_engine *engine,
                           enum sl_step_size size, struct sl_err *err)
@@ -43,7 +73,7 @@ int sl_shared_step_create(struct sl_shared_step **ret_step, struct sl_engine *en
         step->parts = calloc(step->parts_max, sizeof(*step->parts));
         step->n_tokens = calloc(step->parts_max, sizeof(*step->n_tokens));
     }
-    if (!step || !step->spans || !step->parts || !step->n_tokens) {
+    if (!step || !step->spans || !step->parts || !step->n_tokens || !make_drafting(step)) {
         sl_shared_step_destroy(step);
         return sl_err_set(err, -ENOMEM, "list of generations: out of memory");
     }
@@ -55,8 +85,11 @@ void sl_shared_step_destroy(struct sl_shared_step *step)
 {
     if (!step)
         return;
-    if (step->is_open)
+    if (step->phase != CLOSED)
         sl_shared_step_abandon(step);
+    free(step->seen);
+    free(step->seen_part);
+    free(step->followers);
     free(step->spans);
     free(step->parts);
     free(step->n_tokens);
@@ -73,10 +106,15 @@ static void sample_rows(void *context, size_t first, size_t end, uint32_t thread
     struct sl_candidate *scratch = step->engine->sampling[thread_index];
 
     for (size_t i = first; i < end; i++) {
-        struct part *part = &step->parts[step->rows[i].span_index];
+        const struct sl_logits_row *row = &step->rows[i];
+        struct part *part = &step->parts[row->span_index];
+        const bool is_first =
+            row->token_index + part->n_drafts + 1 == step->spans[row->span_index].n_tokens;
+        int rc = sl_generation_take_logits(part->generation, row->token_index, row->logits, scratch,
+                                           is_first ? &part->err : NULL);
 
-        part->rc =
-            sl_generation_take_logits(part->generation, step->rows[i].logits, scratch, &part->err);
+        if (is_first)
+            part->rc = rc;
     }
 }
 
@@ -114,35 +152,101 @@ static void choose_parts(struct sl_shared_step *step, struct sl_generation *cons
  * allowed no choice. */
 static void tell_generations(struct sl_shared_step *step, int rc)
 {
-    step->is_open = false;
+    step->phase = CLOSED;
     for (uint32_t i = 0; i < step->n_parts; i++)
         sl_generation_step_ended(step->parts[i].generation, rc < 0 ? rc : step->parts[i].rc);
 }
 
-/* Begins the step with the parts that were chosen. */
-static int begin(struct sl_shared_step *step, const struct sl_step_request *hooks,
-                 struct sl_err *err)
+/* ---- guesses that the step carries -------------------------------------------------------------
+ */
+
+static bool have_pages(const struct sl_shared_step *step)
 {
-    struct sl_step_request request = *hooks;
+    uint64_t needed_bytes = 0;
+
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        const struct sl_kv_cache *kv = sl_generation_sequence(step->parts[i].generation);
+
+        needed_bytes +=
+            sl_kv_cache_need(kv, kv->n_tokens + step->n_tokens[i] + step->parts[i].n_drafts);
+    }
+    return needed_bytes <= sl_kv_pool_left_bytes(&step->engine->kv_pool);
+}
+
+static void drop_drafts(struct sl_shared_step *step)
+{
+    step->sample.n_tried = 0;
+    for (uint32_t i = 0; i < step->n_parts; i++)
+        step->parts[i].n_drafts = 0;
+}
+
+/* Guesses go into rows that nobody else needs, and into pages that are free: they are not worth
+ * somebody else's. */
+static void choose_drafts(struct sl_shared_step *step)
+{
+    uint32_t n_rows = 0, n_ready = 0, depth, spare;
+
+    step->sample = (struct sl_draft_sample){0};
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        step->parts[i].n_drafts = 0;
+        n_rows += step->n_tokens[i];
+        n_ready += sl_generation_draft_count(step->parts[i].generation) > 0;
+    }
+    step->sample.n_rows = n_rows;
+    if (step->window == 0)
+        return;
+    spare = step->tokens_max - n_rows;
+    depth = n_ready > 0 ? sl_draft_depth_choose(&step->depth, n_rows, n_ready) : 0;
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        struct part *part = &step->parts[i];
+        const uint32_t n = sl_generation_draft_count(part->generation);
+
+        part->n_drafts = n < depth ? n : depth;
+        part->n_drafts = part->n_drafts < spare ? part->n_drafts : spare;
+        spare -= part->n_drafts;
+        step->sample.n_tried += part->n_drafts;
+    }
+    if (step->sample.n_tried > 0 && !have_pages(step))
+        drop_drafts(step);
+}
+
+/* Begins the step with the parts that were chosen. */
+static int begin_forward(struct sl_shared_step *step, struct sl_err *err)
+{
+    struct sl_step_request request = step->hooks;
     int rc;
 
     for (uint32_t i = 0; i < step->n_parts; i++)
-        step->spans[i] = sl_generation_next_span(step->parts[i].generation, step->n_tokens[i]);
+        step->spans[i] = sl_generation_next_span(step->parts[i].generation, step->n_tokens[i],
+                                                 step->parts[i].n_drafts);
     request.spans = step->spans;
     request.n_spans = step->n_parts;
     request.on_logits = on_logits;
     request.on_logits_context = step;
-    step->is_open = true;
+    step->phase = STEPPING;
     rc = sl_forward_begin(step->forward, &request, err);
     if (rc < 0)
         tell_generations(step, rc);
     return rc;
 }
 
+static int begin(struct sl_shared_step *step, const struct sl_step_request *hooks,
+                 struct sl_err *err)
+{
+    const uint64_t start_ns = sl_clock_ns();
+    int rc;
+
+    step->hooks = *hooks;
+    choose_drafts(step);
+    rc = begin_forward(step, err);
+    step->sample.step_ns = sl_clock_ns() - start_ns;
+    return rc;
+}
+
 int sl_shared_step_begin(struct sl_shared_step *step, struct sl_generation *const *generations,
                          uint32_t n, const struct sl_step_request *hooks, struct sl_err *err)
 {
-    sl_assert(!step->is_open);
+    sl_assert(step->phase == CLOSED);
     choose_parts(step, generations, n);
     return begin(step, hooks, err);
 }
@@ -151,7 +255,7 @@ int sl_shared_step_begin_with(struct sl_shared_step *step, struct sl_generation 
                               const uint32_t *n_tokens, uint32_t n,
                               const struct sl_step_request *hooks, struct sl_err *err)
 {
-    sl_assert(!step->is_open && n >= 1 && n <= step->parts_max);
+    sl_assert(step->phase == CLOSED && n >= 1 && n <= step->parts_max);
     for (uint32_t i = 0; i < n; i++) {
         step->parts[i] = (struct part){.generation = generations[i]};
         step->n_tokens[i] = n_tokens[i];
@@ -160,41 +264,156 @@ int sl_shared_step_begin_with(struct sl_shared_step *step, struct sl_generation 
     return begin(step, hooks, err);
 }
 
+/* A step that carries guesses must not fail a text that would not fail without: it is begun again
+ * without them. Returns 1 where it goes on. */
+static int fail(struct sl_shared_step *step, int rc, struct sl_err *err)
+{
+    const bool again = rc != -ECANCELED && step->sample.n_tried > 0;
+
+    tell_generations(step, rc);
+    if (!again)
+        return rc;
+    drop_drafts(step);
+    for (uint32_t i = 0; i < step->n_parts; i++)
+        step->parts[i].rc = 0;
+    rc = begin_forward(step, err);
+    return rc < 0 ? rc : 1;
+}
+
+/* ---- the draft's pass --------------------------------------------------------------------------
+ */
+
+/* A pool job; its items are rows of the draft's logits. */
+static void guess_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct sl_shared_step *step = context;
+    struct sl_candidate *scratch = step->engine->sampling[thread_index];
+
+    for (size_t i = first; i < end; i++) {
+        const struct part *part = &step->parts[step->seen_part[step->rows[i].span_index]];
+
+        step->guesses[i] = sl_generation_guess(part->generation, step->rows[i].logits, scratch);
+    }
+}
+
+static void on_drafts(void *context, const struct sl_logits_row *rows, uint32_t n_rows,
+                      int32_t *ret_ids)
+{
+    struct sl_shared_step *step = context;
+
+    step->rows = rows;
+    step->guesses = ret_ids;
+    sl_pool_run(step->engine->pool, SL_PHASE_OUTSIDE, n_rows, 1, guess_rows, step);
+}
+
+/* Begins the pass in which the draft sees what the step has added, and guesses on. Returns 1, or 0
+ * where there is nothing to see or it cannot begin: then it will begin anew some time. */
+static int begin_guessing(struct sl_shared_step *step)
+{
+    struct sl_draft_request request = {.spans = step->seen,
+                                       .stop = step->hooks.stop,
+                                       .on_drafts = on_drafts,
+                                       .on_drafts_context = step};
+    const uint32_t depth = sl_draft_depth_wanted(&step->depth, step->n_parts);
+
+    for (uint32_t i = 0; depth != SL_DRAFT_BLIND && i < step->n_parts; i++) {
+        const struct part *part = &step->parts[i];
+        int32_t *next = step->followers + (size_t)request.n_spans * step->window;
+        const uint32_t n_seen =
+            part->rc < 0 ? 0 : sl_generation_followers(part->generation, step->window, next);
+        const uint32_t n_max = n_seen > 0 ? sl_generation_drafts_max(part->generation) : 0;
+
+        if (n_seen == 0)
+            continue;
+        step->seen_part[request.n_spans] = i;
+        step->seen[request.n_spans++] =
+            (struct sl_draft_span){i, next, n_seen, depth < n_max ? depth : n_max};
+        step->sample.n_guessing += n_max > 0;
+    }
+    if (request.n_spans == 0 || sl_forward_begin_drafts(step->forward, &request, NULL) < 0)
+        return 0;
+    step->sample.depth_wanted = depth;
+    step->phase = GUESSING;
+    return 1;
+}
+
+static void note_drafts(struct sl_shared_step *step)
+{
+    for (uint32_t i = 0; i < step->n_parts; i++) {
+        const uint32_t n_tried = step->parts[i].n_drafts;
+        const uint32_t n_right = sl_generation_drafts_right(step->parts[i].generation);
+
+        step->sample.n_made += sl_generation_output_count(step->parts[i].generation);
+        step->sample.n_texts += sl_generation_output_count(step->parts[i].generation) > 0;
+        for (uint32_t d = 0; d < n_tried && d <= n_right; d++) {
+            step->sample.tried[d]++;
+            step->sample.right[d] += d < n_right;
+        }
+    }
+}
+
+/* The step is through: tokens are made, and what was guessed wrong is taken back. Returns 1 where
+ * the draft has its turn now. */
+static int settle(struct sl_shared_step *step)
+{
+    for (uint32_t i = 0; i < step->n_parts; i++)
+        step->n_tokens[i] = sl_generation_settle(step->parts[i].generation);
+    sl_forward_end(step->forward, step->n_tokens);
+    if (step->window == 0)
+        return 0;
+    note_drafts(step);
+    return begin_guessing(step);
+}
+
+/* All is over. Fails as the first part did whose logits allowed no choice. */
 static int end(struct sl_shared_step *step, struct sl_err *err)
 {
     int rc = 0;
 
-    for (uint32_t i = 0; i < step->n_parts; i++) {
-        const struct part *part = &step->parts[i];
-
-        if (part->rc == 0)
-            continue;
-        step->n_tokens[i] = 0;
-        if (rc == 0 && err)
-            *err = part->err;
-        rc = rc == 0 ? part->rc : rc;
+    for (uint32_t i = 0; rc == 0 && i < step->n_parts; i++) {
+        rc = step->parts[i].rc;
+        if (rc < 0 && err)
+            *err = step->parts[i].err;
     }
-    sl_forward_end(step->forward, step->n_tokens);
+    if (step->window > 0)
+        sl_draft_depth_add(&step->depth, &step->sample);
     tell_generations(step, 0);
     return rc;
 }
 
+static int advance_guessing(struct sl_shared_step *step, struct sl_err *err)
+{
+    const uint64_t start_ns = sl_clock_ns();
+    int rc = sl_forward_advance(step->forward, NULL);
+
+    if (rc == 0)
+        sl_forward_end(step->forward, NULL);
+    step->sample.draft_ns += sl_clock_ns() - start_ns;
+    return rc > 0 ? 1 : end(step, err); /* a draft that fails has missed the step, no more */
+}
+
 int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err)
 {
+    const uint64_t start_ns = sl_clock_ns();
     int rc;
 
-    sl_assert(step->is_open);
+    sl_assert(step->phase != CLOSED);
+    if (step->phase == GUESSING)
+        return advance_guessing(step, err);
     rc = sl_forward_advance(step->forward, err);
     if (rc < 0)
-        tell_generations(step, rc);
-    return rc == 0 ? end(step, err) : rc;
+        return fail(step, rc, err);
+    step->sample.step_ns += sl_clock_ns() - start_ns;
+    if (rc > 0)
+        return rc;
+    return settle(step) > 0 ? 1 : end(step, err);
 }
 
 bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation *generation)
 {
     uint32_t i = 0, n_behind;
 
-    if (!step->is_open || step->n_parts == 1)
+    if (step->phase != STEPPING || step->n_parts == 1)
         return false;
     while (i < step->n_parts && step->parts[i].generation != generation)
         i++;
@@ -205,15 +424,19 @@ bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation
     sl_generation_step_ended(step->parts[i].generation, -ECANCELED);
     memmove(&step->parts[i], &step->parts[i + 1], n_behind * sizeof(*step->parts));
     memmove(&step->n_tokens[i], &step->n_tokens[i + 1], n_behind * sizeof(*step->n_tokens));
+    memmove(&step->spans[i], &step->spans[i + 1], n_behind * sizeof(*step->spans));
     step->n_parts--;
     return true;
 }
 
 void sl_shared_step_abandon(struct sl_shared_step *step)
 {
-    sl_assert(step->is_open);
+    sl_assert(step->phase != CLOSED);
     sl_forward_abandon(step->forward);
-    tell_generations(step, -ECANCELED);
+    if (step->phase == GUESSING)
+        end(step, NULL);
+    else
+        tell_generations(step, -ECANCELED);
 }
 
 int sl_shared_step_run(struct sl_shared_step *step, struct sl_generation *const *generations,

@@ -96,10 +96,9 @@ static void leave_step(struct sl_worker *w, struct sl_text *text)
             (step->n_texts - i) * sizeof(*step->n_tokens));
 }
 
-/* Tells what the generation has added, a token or text that had been held back, and its end. */
-static void tell_output(struct sl_worker *w, struct sl_text *text)
+static void tell_piece(struct sl_worker *w, struct sl_text *text,
+                       const struct sl_generation_output output)
 {
-    const struct sl_generation_output output = sl_generation_output(text->generation);
     struct sl_news news = {.kind = SL_NEWS_PIECE,
                            .choice_index = text->choice_index,
                            .has_token = output.token != NULL,
@@ -111,6 +110,15 @@ static void tell_output(struct sl_worker *w, struct sl_text *text)
         news.token = *output.token;
     if (output.token || output.length > 0)
         tell(w, text->ticket, &news);
+}
+
+/* Tells what the generation has added, tokens or text that had been held back, and its end. */
+static void tell_output(struct sl_worker *w, struct sl_text *text)
+{
+    struct sl_news news;
+
+    for (uint32_t i = 0; i < sl_generation_output_count(text->generation); i++)
+        tell_piece(w, text, sl_generation_output(text->generation, i));
     if (sl_generation_finish(text->generation) == SL_FINISH_NONE)
         return;
     news = (struct sl_news){.kind = SL_NEWS_FINISH,
@@ -483,8 +491,9 @@ static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     if (took_prompt)
         atomic_fetch_add(&text->ticket->n_done_tokens,
                          text->session->kv->n_tokens - text->n_step_tokens);
-    if (sl_generation_output(text->generation).token)
-        count_token(w, text, now_ns);
+    for (uint32_t i = 0; i < sl_generation_output_count(text->generation); i++)
+        if (sl_generation_output(text->generation, i).token)
+            count_token(w, text, now_ns);
     tell_output(w, text);
     keep_mark(w, text);
     set_left(w, text);

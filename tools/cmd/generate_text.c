@@ -51,9 +51,14 @@ static int step(struct sl_generate_text *text, struct sl_err *err)
 
 static int show(const struct sl_generate_text *text, struct sl_err *err)
 {
-    const struct sl_generation_output output = sl_generation_output(text->generation);
+    int rc = 0;
 
-    return sl_generate_output_show(text->output, &output, err);
+    for (uint32_t i = 0; rc == 0 && i < sl_generation_output_count(text->generation); i++) {
+        const struct sl_generation_output output = sl_generation_output(text->generation, i);
+
+        rc = sl_generate_output_show(text->output, &output, err);
+    }
+    return rc;
 }
 
 /* Takes the prompt in, up to the first new token, which its last step gives. */

@@ -1,0 +1,245 @@
+#include "daemon/engine/draft_depth.h"
+
+#include "core/base/assert.h"
+
+/* A sample's weight fades to this with each later one of its kind. */
+#define TIME_FADES_TO 0.9
+#define RIGHT_FADES_TO 0.98
+
+/* The account's memory: a thousand steps. */
+#define ACCOUNT_FADES_TO 0.999
+
+/* Before a depth was tried, its guesses are taken for right so often, with this many samples'
+ * weight. */
+#define RIGHT_FIRST 0.6
+#define RIGHT_FIRST_WEIGHT 2.0
+
+/* Steps without guesses come first: so many, to know what they take. Later, one in OFF_EVERY keeps
+ * that known. */
+#define OFF_FIRST 4u
+#define OFF_EVERY 64u
+
+/* A trial of what did not pay, and its first steps, in which the draft has seen too little. */
+#define PROBE_STEPS 12u
+#define WARMING_STEPS 4u
+
+/* Steps' time that may be lost before there is an account. */
+#define LOSS_FIRST_STEPS 2.0
+
+/* Gains below that are noise. */
+#define GAIN_LEAST 1.01
+
+static void add(struct sl_draft_mean *mean, double fades_to, double weight, double value)
+{
+    mean->weight = fades_to * mean->weight + weight;
+    mean->sum = fades_to * mean->sum + weight * value;
+}
+
+void sl_draft_depth_init(struct sl_draft_depth *d, uint32_t depth_max, bool is_chosen)
+{
+    sl_assert(depth_max >= 1 && depth_max <= SL_DRAFT_DEPTH_MAX);
+    *d = (struct sl_draft_depth){.depth_max = depth_max, .is_chosen = is_chosen};
+    for (uint32_t i = 0; i < depth_max; i++)
+        d->right[i] = (struct sl_draft_mean){RIGHT_FIRST_WEIGHT, RIGHT_FIRST_WEIGHT * RIGHT_FIRST};
+}
+
+/* ---- times -------------------------------------------------------------------------------------
+ */
+
+/* The group of a number of rows, and the least number in a group. */
+static uint32_t group_of(uint32_t n_rows)
+{
+    uint32_t octave = 8, group = 8;
+
+    if (n_rows <= 8)
+        return n_rows > 0 ? n_rows - 1 : 0;
+    while (n_rows >= 2 * octave && group + 4 < SL_DRAFT_ROW_GROUPS - 4) {
+        octave *= 2;
+        group += 4;
+    }
+    group += (n_rows - octave) * 4 / octave;
+    return group < SL_DRAFT_ROW_GROUPS ? group : SL_DRAFT_ROW_GROUPS - 1;
+}
+
+static double rows_of(uint32_t group)
+{
+    const uint32_t octave = (group - 8) / 4;
+
+    return group < 8 ? group + 1 : (double)(8u << octave) * (1 + (group - 8) % 4 / 4.0);
+}
+
+/* Between two groups that are known times grow evenly; beyond the last one, and before the first,
+ * they are taken to stay as they are: so what is not known looks good enough to be tried. */
+static double step_ns(const struct sl_draft_depth *d, uint32_t n_rows)
+{
+    const uint32_t group = group_of(n_rows);
+    uint32_t low = group, high = group;
+    double a, b;
+
+    while (low > 0 && d->step_ns[low].weight == 0)
+        low--;
+    while (high < SL_DRAFT_ROW_GROUPS - 1 && d->step_ns[high].weight == 0)
+        high++;
+    if (d->step_ns[low].weight == 0)
+        low = high;
+    if (d->step_ns[high].weight == 0)
+        high = low;
+    if (d->step_ns[low].weight == 0)
+        return 0;
+    a = d->step_ns[low].sum / d->step_ns[low].weight;
+    b = d->step_ns[high].sum / d->step_ns[high].weight;
+    if (low == high)
+        return a;
+    return a + (b - a) * (rows_of(group) - rows_of(low)) / (rows_of(high) - rows_of(low));
+}
+
+/* A text's share. A depth that is not known takes what the nearest lower one does. */
+static double draft_ns(const struct sl_draft_depth *d, uint32_t depth)
+{
+    while (depth > 0 && d->draft_ns[depth].weight == 0)
+        depth--;
+    return d->draft_ns[depth].weight > 0 ? d->draft_ns[depth].sum / d->draft_ns[depth].weight : 0;
+}
+
+/* ---- what pays ---------------------------------------------------------------------------------
+ */
+
+static double tokens_of(const struct sl_draft_depth *d, uint32_t depth)
+{
+    double all_right = 1, sum = 1;
+
+    for (uint32_t i = 0; i < depth; i++) {
+        all_right *= d->right[i].sum / d->right[i].weight;
+        sum += all_right;
+    }
+    return sum;
+}
+
+/* How many times as many tokens a depth makes in a time as none does: in steps of n_rows in which
+ * n texts have guesses. */
+static double gain_of(const struct sl_draft_depth *d, uint32_t depth, uint32_t n_rows, uint32_t n)
+{
+    const double off_ns = step_ns(d, n_rows);
+    const double ns = step_ns(d, n_rows + n * depth) + n * draft_ns(d, depth);
+
+    return ns > 0 ? tokens_of(d, depth) * off_ns / ns : 1;
+}
+
+/* The next depth is tried when the one before it is known. */
+static bool may_try(const struct sl_draft_depth *d, uint32_t depth)
+{
+    return depth == 1 || d->right[depth - 2].weight >= 2 * RIGHT_FIRST_WEIGHT;
+}
+
+static uint32_t best_depth(const struct sl_draft_depth *d, uint32_t n_rows, uint32_t n)
+{
+    double best_gain = GAIN_LEAST;
+    uint32_t best = 0;
+
+    for (uint32_t depth = 1; depth <= d->depth_max && may_try(d, depth); depth++) {
+        const double gain = gain_of(d, depth, n_rows, n);
+
+        if (gain > best_gain) {
+            best_gain = gain;
+            best = depth;
+        }
+    }
+    return best;
+}
+
+static bool has_lost_too_much(const struct sl_draft_depth *d, double more_ns)
+{
+    return d->lost_ns + more_ns >
+           SL_DRAFT_LOSS * d->total_ns + LOSS_FIRST_STEPS * step_ns(d, d->n_rows);
+}
+
+/* The time that a trial would lose if no guess were right. */
+static double probe_ns(const struct sl_draft_depth *d, uint32_t n_texts)
+{
+    const double more = step_ns(d, d->n_rows + n_texts) - step_ns(d, d->n_rows);
+
+    return PROBE_STEPS * (n_texts * draft_ns(d, 1) + (more > 0 ? more : 0));
+}
+
+uint32_t sl_draft_depth_choose(const struct sl_draft_depth *d, uint32_t n_rows, uint32_t n_ready)
+{
+    uint32_t best;
+
+    if (!d->is_chosen)
+        return d->depth_max;
+    if (d->n_steps % OFF_EVERY == OFF_EVERY - 1)
+        return 0;
+    best = best_depth(d, n_rows, n_ready);
+    return best > 0 ? best : d->n_probing > 0;
+}
+
+uint32_t sl_draft_depth_wanted(const struct sl_draft_depth *d, uint32_t n_texts)
+{
+    uint32_t best;
+
+    if (!d->is_chosen)
+        return d->depth_max;
+    if (d->n_steps < OFF_FIRST)
+        return 0;
+    if (d->n_probing > 0)
+        return 1;
+    best = best_depth(d, d->n_rows, n_texts);
+    if (best == 0)
+        return has_lost_too_much(d, probe_ns(d, n_texts)) ? SL_DRAFT_BLIND : 1;
+    return has_lost_too_much(d, 0) ? SL_DRAFT_BLIND : best;
+}
+
+/* ---- samples -----------------------------------------------------------------------------------
+ */
+
+static void note_right(struct sl_draft_depth *d, const struct sl_draft_sample *s)
+{
+    for (uint32_t i = 0; i < d->depth_max; i++)
+        if (s->tried[i] > 0)
+            add(&d->right[i], RIGHT_FADES_TO, s->tried[i], (double)s->right[i] / s->tried[i]);
+}
+
+/* Steps without guesses would have made as many tokens a text in so many steps. */
+static void note_loss(struct sl_draft_depth *d, const struct sl_draft_sample *s, uint32_t n_texts)
+{
+    const double ns = (double)(s->step_ns + s->draft_ns);
+    const double off_ns = step_ns(d, s->n_rows) * (n_texts > 0 ? (double)s->n_made / n_texts : 1);
+
+    d->total_ns = ACCOUNT_FADES_TO * d->total_ns + ns;
+    d->lost_ns = ACCOUNT_FADES_TO * d->lost_ns;
+    if (s->n_tried > 0 || s->draft_ns > 0)
+        d->lost_ns += ns - off_ns;
+    if (d->lost_ns < 0) /* gains of one time are no leave to lose in another */
+        d->lost_ns = 0;
+}
+
+/* The trial that begins when a draft that was blind sees again. */
+static void note_trial(struct sl_draft_depth *d, const struct sl_draft_sample *s)
+{
+    const bool sees = s->n_guessing > 0 && s->draft_ns > 0;
+
+    if (sees && !d->sees) {
+        d->n_warming = WARMING_STEPS;
+        d->n_probing = PROBE_STEPS;
+        d->right[0].sum /= d->right[0].weight / RIGHT_FIRST_WEIGHT;
+        d->right[0].weight = RIGHT_FIRST_WEIGHT;
+    } else if (d->n_probing > 0) {
+        d->n_probing--;
+    }
+    d->sees = sees;
+}
+
+void sl_draft_depth_add(struct sl_draft_depth *d, const struct sl_draft_sample *s)
+{
+    add(&d->step_ns[group_of(s->n_rows + s->n_tried)], TIME_FADES_TO, 1, (double)s->step_ns);
+    if (s->n_guessing > 0 && s->n_texts == s->n_rows) /* a prompt's tokens take longer to see */
+        add(&d->draft_ns[s->depth_wanted], TIME_FADES_TO, 1, (double)s->draft_ns / s->n_guessing);
+    if (s->n_tried > 0 && d->n_warming > 0)
+        d->n_warming--;
+    else
+        note_right(d, s);
+    note_loss(d, s, s->n_texts);
+    note_trial(d, s);
+    d->n_rows = s->n_texts > 1 ? s->n_rows : 1; /* one text has no prompt beside it next time */
+    d->n_steps++;
+}
