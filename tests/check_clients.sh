@@ -42,7 +42,7 @@ shows_experts() {
 check "experts in memory, a digit for four" shows_experts
 
 cp tests/clients/*.mjs $folder
-for client in openai anthropic; do
+for client in openai anthropic batches; do
     timeout 120 node $folder/$client.mjs "$scratch/socket" >"$scratch/tests" 2>&1 ||
         echo "not ok the script's end: $(tail -n 1 "$scratch/tests")" >>"$scratch/tests"
     while read -r line; do

@@ -45,7 +45,7 @@ struct sl_file_draft {
  */
 
 /* Ids become names of files, so that nothing else may look like one. */
-static bool is_id(const char *text)
+bool sl_file_is_id(const char *text)
 {
     const size_t length = strlen(PREFIX) + ID_LETTERS;
 
@@ -294,7 +294,7 @@ static void remove_leftover(struct sl_file_store *store, const char *name)
     if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 || length <= id_length)
         goto out;
     stpncpy(id, name, id_length)[0] = '\0';
-    if (!is_left && is_id(id) && strcmp(name + id_length, JSON_ENDING) == 0) {
+    if (!is_left && sl_file_is_id(id) && strcmp(name + id_length, JSON_ENDING) == 0) {
         bytes_path = path_of(store, id, "");
         is_left = bytes_path && access(bytes_path, F_OK) < 0 && errno == ENOENT;
     }
@@ -315,7 +315,7 @@ static int scan(struct sl_file_store *store, struct sl_err *err)
     if (!folder)
         return sl_err_set(err, -errno, "%s: %s", store->folder, sl_strerror(errno));
     while (rc == 0 && (entry = readdir(folder))) {
-        if (!is_id(entry->d_name)) {
+        if (!sl_file_is_id(entry->d_name)) {
             remove_leftover(store, entry->d_name);
             continue;
         }

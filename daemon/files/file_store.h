@@ -72,6 +72,7 @@ void sl_file_draft_discard(struct sl_file_draft *draft); /* NULL is allowed */
 int sl_file_store_adopt(struct sl_file_store *store, const char *path, const char *id,
                         const char *name, const char *purpose, struct sl_err *err);
 void sl_file_id_make(char id[SL_FILE_ID_BYTES]);
+bool sl_file_is_id(const char *text);
 
 /* Fails with -ENOENT if there is none. Readers that have it open go on. */
 int sl_file_store_remove(struct sl_file_store *store, const char *id, struct sl_err *err);

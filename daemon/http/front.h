@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "daemon/answer/answer.h"
+#include "daemon/batch/batch_service.h"
 #include "daemon/files/file_store.h"
 #include "daemon/http/http_server.h"
 #include "daemon/protocol/protocol.h"
@@ -30,8 +31,9 @@ struct sl_front {
     const char *api_key;  /* that TCP asks for; NULL: none */
     const char *tcp_host; /* that TCP requests may name beside localhost; NULL: none */
     uint64_t body_bytes_max;
-    struct sl_file_store *files; /* NULL: there is no folder for them */
-    uint64_t file_bytes_max;     /* of one that is uploaded */
+    struct sl_file_store *files;      /* NULL: there is no folder for them */
+    uint64_t file_bytes_max;          /* of one that is uploaded */
+    struct sl_batch_service *batches; /* NULL: likewise */
 
     void (*log)(void *context, const struct sl_log_entry *entry);
     /* Is given bodies and replies, for --trace; NULL: nobody wants them. */

@@ -121,6 +121,11 @@ void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
     write_drives(out, &status);
     if (status.keeps_images)
         sl_metrics_write_prometheus(out, &sl_images_metrics, &status.images);
+    if (front->batches) {
+        const struct sl_batch_counters batches = sl_batch_service_counters(front->batches);
+
+        sl_metrics_write_prometheus(out, &sl_batch_metrics, &batches);
+    }
     sl_histogram_write_prometheus(out, "first_token", "Time from a request to its first token",
                                   &status.first_token);
     sl_histogram_write_prometheus(out, "next_token", "Time between tokens of a text",
@@ -216,14 +221,15 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
         sl_metrics_set_json(images, &sl_images_metrics, &status.images);
         json_object_set_new(object, "images", images);
     }
+    json_object_set_new(object, "batches",
+                        front->batches ? sl_batch_service_status(front->batches) : json_array());
     sl_front_answer_json(front, call, 200, object);
 }
 
 /* ---- token ids ---------------------------------------------------------------------------------
  */
 
-/* Returns the body, an object; or NULL after the call has been answered. */
-static json_t *read_body(const struct sl_front *front, struct sl_http_call *call)
+json_t *sl_page_read_body(const struct sl_front *front, struct sl_http_call *call)
 {
     size_t length;
     const char *text = sl_http_body(call, &length);
@@ -276,7 +282,7 @@ static int tokenize(const struct sl_front *front, const json_t *body, struct sl_
 
 void sl_page_tokenize(const struct sl_front *front, struct sl_http_call *call)
 {
-    json_t *body = read_body(front, call);
+    json_t *body = sl_page_read_body(front, call);
     struct sl_token_list list = {0};
     struct sl_refusal refusal;
 
@@ -322,7 +328,7 @@ static int detokenize(const struct sl_front *front, const json_t *body, struct s
 
 void sl_page_detokenize(const struct sl_front *front, struct sl_http_call *call)
 {
-    json_t *body = read_body(front, call);
+    json_t *body = sl_page_read_body(front, call);
     struct sl_bytes text = {0};
     struct sl_refusal refusal;
 

@@ -14,4 +14,7 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call);
 void sl_page_tokenize(const struct sl_front *front, struct sl_http_call *call);
 void sl_page_detokenize(const struct sl_front *front, struct sl_http_call *call);
 
+/* Returns the call's body, an object, the caller's; or NULL after the call has been answered. */
+json_t *sl_page_read_body(const struct sl_front *front, struct sl_http_call *call);
+
 #endif

@@ -4,6 +4,7 @@
 #include <strings.h>
 
 #include "core/base/size.h"
+#include "daemon/http/batch_pages.h"
 #include "daemon/http/exchange.h"
 #include "daemon/http/file_pages.h"
 #include "daemon/http/pages.h"
@@ -38,6 +39,10 @@ static const struct route routes[] = {
     {"/v1/files/*", "GET", BODY_NONE, NULL, sl_page_file, false},
     {"/v1/files/*", "DELETE", BODY_NONE, NULL, sl_page_remove_file, false},
     {"/v1/files/*/content", "GET", BODY_NONE, NULL, sl_page_file_content, false},
+    {"/v1/batches", "POST", BODY_JSON, NULL, sl_page_create_batch, false},
+    {"/v1/batches", "GET", BODY_NONE, NULL, sl_page_batches, false},
+    {"/v1/batches/*", "GET", BODY_NONE, NULL, sl_page_batch, false},
+    {"/v1/batches/*/cancel", "POST", BODY_NONE, NULL, sl_page_cancel_batch, false},
     {"/v1/models", "GET", BODY_NONE, NULL, sl_page_models, false},
     {"/models", "GET", BODY_NONE, NULL, sl_page_models, false},
     {"/v1/models/", "GET", BODY_NONE, NULL, sl_page_model, false},

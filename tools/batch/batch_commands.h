@@ -7,4 +7,10 @@ int sl_batch_make(int argc, char **argv);
 int sl_batch_check(int argc, char **argv);
 int sl_batch_run(int argc, char **argv);
 
+/* With a daemon. */
+int sl_batch_submit(int argc, char **argv);
+int sl_batch_status(int argc, char **argv);
+int sl_batch_results(int argc, char **argv);
+int sl_batch_cancel(int argc, char **argv);
+
 #endif

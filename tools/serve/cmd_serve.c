@@ -383,10 +383,7 @@ static int prepare(struct command *command, struct sl_err *err)
     command->work.turn_token = -1;
     if (sl_tokenizer_find(command->tok, SL_CHAT_USER, &turn_token) == 0)
         command->work.turn_token = (int32_t)turn_token;
-    rc = open_sockets(command, err);
-    if (rc == 0)
-        rc = sl_serve_state_open(&command->state, command->state_folder, &command->log, err);
-    return rc;
+    return open_sockets(command, err);
 }
 
 /* ---- the server --------------------------------------------------------------------------------
@@ -438,9 +435,23 @@ static void fill_front(struct command *command)
     front->api_key = command->key;
     front->tcp_host = command->tcp_host;
     front->log = sl_serve_log_request;
-    front->files = command->state.files;
     front->trace = command->log.trace >= 0 ? sl_serve_log_trace : NULL;
     front->context = &command->log;
+}
+
+static int open_state(struct command *command, struct sl_err *err)
+{
+    const struct sl_serve_state_options state = {.folder = command->state_folder,
+                                                 .model_folder = command->options.model,
+                                                 .numerics = command->options.numerics,
+                                                 .model = &command->front.model,
+                                                 .items_max = command->work.n_texts_max,
+                                                 .log = &command->log};
+    const int rc = sl_serve_state_open(&command->state, &state, err);
+
+    command->front.files = command->state.files;
+    command->front.batches = command->state.batches;
+    return rc;
 }
 
 static int start(struct command *command, struct sl_err *err)
@@ -465,11 +476,13 @@ static int start(struct command *command, struct sl_err *err)
     command->work.on_failure = on_failure;
     command->work.context = command;
     fill_front(command);
-    rc = sl_worker_start(&command->worker, &command->work, err);
-    if (rc < 0)
+    if ((rc = open_state(command, err)) < 0 ||
+        (rc = sl_worker_start(&command->worker, &command->work, err)) < 0)
         return rc;
     command->front.worker = command->worker;
-    rc = sl_http_server_create(&command->server, &http, err);
+    rc = sl_serve_state_start(&command->state, command->worker, err);
+    if (rc == 0)
+        rc = sl_http_server_create(&command->server, &http, err);
     for (uint32_t i = 0; rc == 0 && i < command->n_sockets; i++) {
         const int fd = command->sockets[i].fd;
 
@@ -588,6 +601,7 @@ static int serve(struct command *command, struct sl_err *err)
     }
     remove_socket(command);
     sl_http_server_destroy(command->server);
+    sl_serve_state_let_go(&command->state);
     if (command->worker)
         sl_worker_join(command->worker);
     return rc;

@@ -162,7 +162,7 @@ async function refresh() {
     showMap(status.resident_experts);
     showDrives(status.drives);
     showQueue(status.queue, status.queue_length);
-    showBatches(status.batches ?? []);
+    showBatches(status.batches);
   } catch (error) {
     $("state").textContent = error instanceof TypeError ? "not reachable" : error.message;
     $("state").className = "bad";

@@ -1,0 +1,586 @@
+/* The runner keeps, as `about`, what it does not know of a batch: whose file its input was, and
+ * which files its results become. Results become files when the runner's thread tells that a batch
+ * has ended, or at the next start. */
+#include "daemon/batch/batch_service.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/size.h"
+#include "daemon/batch/batch_line.h"
+
+#define INPUT_NAME "input"
+#define OUTPUT_NAME "output"
+#define ERROR_NAME "error"
+#define OUTPUT_PURPOSE "batch_output"
+#define STATUS_MAX 20u
+#define PATH_BYTES_MAX 4096u
+
+struct sl_batch_service {
+    struct sl_batch_service_options options;
+    char *folder, *model_identity;
+    struct sl_journal *journal;
+    struct sl_batch_runner *runner;
+};
+
+static const struct sl_metric metrics[] = {
+    {"batches_live", SL_METRIC_COUNT, "Batches that have not ended",
+     offsetof(struct sl_batch_counters, n_live), true},
+    {"batches_ended", SL_METRIC_COUNT, "Batches that have ended",
+     offsetof(struct sl_batch_counters, n_ended), true},
+    {"batch_items_left", SL_METRIC_COUNT, "Items of batches that are to be answered",
+     offsetof(struct sl_batch_counters, n_items_left), true},
+    {"batch_items_done", SL_METRIC_COUNT, "Items of batches that were answered",
+     offsetof(struct sl_batch_counters, n_items_done), false},
+    {"batch_items_failed", SL_METRIC_COUNT, "Items of batches that failed",
+     offsetof(struct sl_batch_counters, n_items_failed), false},
+    {"batch_tokens", SL_METRIC_COUNT, "Tokens of prompts and answers of items that were answered",
+     offsetof(struct sl_batch_counters, n_tokens), false},
+};
+
+const struct sl_metrics sl_batch_metrics = {metrics, SL_ARRAY_LEN(metrics)};
+
+/* ---- what is kept with a batch -----------------------------------------------------------------
+ */
+
+struct about {
+    json_t *object; /* owns the strings */
+    const char *input_file_id, *window, *model, *output_id, *error_id;
+    json_t *metadata; /* NULL: none */
+};
+
+static json_t *about_object(const struct sl_batch_create *create, const char *model,
+                            const char *output_id)
+{
+    char error_id[SL_FILE_ID_BYTES];
+
+    sl_file_id_make(error_id);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "input_file_id", create->input_file_id,
+                     "window", create->window, "model", model, "output_id", output_id, "error_id",
+                     error_id, "metadata", (json_t *)(uintptr_t)create->metadata);
+}
+
+/* Returns false for a batch that nobody has made through this service. */
+static bool about_read(struct about *about, const struct sl_batch_record *record)
+{
+    json_t *object = record->about ? json_loads(record->about, 0, NULL) : NULL;
+
+    *about = (struct about){.object = object};
+    if (json_unpack(object, "{s:s, s:s, s:s, s:s, s:s, s?:o}", "input_file_id",
+                    &about->input_file_id, "window", &about->window, "model", &about->model,
+                    "output_id", &about->output_id, "error_id", &about->error_id, "metadata",
+                    &about->metadata) < 0 ||
+        !sl_file_is_id(about->output_id) || !sl_file_is_id(about->error_id)) {
+        json_decref(object);
+        return false;
+    }
+    if (json_is_null(about->metadata))
+        about->metadata = NULL;
+    return true;
+}
+
+static void about_fini(struct about *about)
+{
+    json_decref(about->object);
+}
+
+/* ---- from results to files ---------------------------------------------------------------------
+ */
+
+static void path_of(const struct sl_batch_service *service, const char *work, const char *name,
+                    char path[PATH_BYTES_MAX])
+{
+    snprintf(path, PATH_BYTES_MAX, "%s/%s%s%s", service->folder, work, *name ? "/" : "", name);
+}
+
+/* Lets results become a file; there may be none. */
+static int adopt(struct sl_batch_service *service, const char *path, const char *id,
+                 const char *batch_id, const char *ending, struct sl_err *err)
+{
+    char name[SL_BATCH_NAME_BYTES + 32];
+    struct stat status;
+
+    if (stat(path, &status) < 0 || status.st_size == 0)
+        return 0;
+    snprintf(name, sizeof(name), "%s_%s.jsonl", batch_id, ending);
+    return sl_file_store_adopt(service->options.files, path, id, name, OUTPUT_PURPOSE, err);
+}
+
+/* The folder holds nothing but these. */
+static void remove_work(struct sl_batch_service *service, const char *work)
+{
+    static const char *const names[] = {INPUT_NAME, OUTPUT_NAME, ERROR_NAME};
+    struct sl_file_writer *writer = service->options.writer;
+    char path[PATH_BYTES_MAX];
+
+    for (size_t i = 0; i < SL_ARRAY_LEN(names); i++) {
+        path_of(service, work, names[i], path);
+        writer->ops->remove(writer, path);
+    }
+    path_of(service, work, "", path);
+    rmdir(path);
+}
+
+/* Whether a batch has ended whose results have not become files, or are not even on disk: the state
+ * can be seen before it is committed. */
+static bool is_finalizing(const struct sl_batch_record *record)
+{
+    struct stat status;
+
+    return sl_batch_has_ended(record->state) && stat(record->input_path, &status) == 0;
+}
+
+/* Does what is left to do for a batch whose end is on disk; again, if it was done before by half.
+ */
+static void finalize(struct sl_batch_service *service, const struct sl_batch_record *record)
+{
+    struct about about;
+    struct sl_err err;
+    int rc;
+
+    if (!is_finalizing(record) || !about_read(&about, record))
+        return;
+    rc = adopt(service, record->output_path, about.output_id, record->id, "output", &err);
+    if (rc == 0)
+        rc = adopt(service, record->error_path, about.error_id, record->id, "error", &err);
+    if (rc == 0)
+        remove_work(service, about.output_id);
+    else if (service->options.note)
+        service->options.note(service->options.context, err.message);
+    about_fini(&about);
+}
+
+static void on_change(void *context, const struct sl_batch_record *record)
+{
+    struct sl_batch_service *service = context;
+    char line[256];
+
+    finalize(service, record);
+    if (!service->options.note)
+        return;
+    snprintf(line, sizeof(line), "%s: %s, %u of %u items done, %u failed", record->id,
+             sl_batch_state_name(record->state), record->n_done, record->n_items, record->n_failed);
+    service->options.note(service->options.context, line);
+}
+
+static void on_note(void *context, const char *line)
+{
+    struct sl_batch_service *service = context;
+
+    if (service->options.note)
+        service->options.note(service->options.context, line);
+}
+
+/* ---- what clients see --------------------------------------------------------------------------
+ */
+
+static bool is_there(const struct sl_batch_service *service, const char *id)
+{
+    struct sl_stored_file file;
+
+    return sl_file_store_find(service->options.files, id, &file);
+}
+
+static json_t *object_of(const struct sl_batch_service *service,
+                         const struct sl_batch_record *record)
+{
+    struct sl_batch_view view = {
+        .id = record->id,
+        .endpoint = record->endpoint ? record->endpoint : "",
+        .input_file_id = "",
+        .window = "none",
+        .model = service->options.model->names[0],
+        .status = sl_batch_state_name(record->state),
+        .created_s = record->created_s,
+        .in_progress_s = record->in_progress_s,
+        .expires_s = record->expires_s,
+        .cancelling_s = record->cancelling_s,
+        .n_items = record->n_items,
+        .n_completed = record->n_done,
+        .n_failed = record->n_failed,
+        .n_prompt_tokens = record->n_in_tokens,
+        .n_cached_tokens = record->n_cached_tokens,
+        .n_new_tokens = record->n_out_tokens,
+        .n_reasoning_tokens = record->n_reasoning_tokens,
+        .errors = record->faults ? json_loads(record->faults, 0, NULL) : NULL,
+    };
+    struct about about = {.object = NULL};
+    const bool has_about = about_read(&about, record);
+    json_t *object;
+
+    if (has_about) {
+        view.input_file_id = about.input_file_id;
+        view.window = about.window;
+        view.model = about.model;
+        view.metadata = about.metadata;
+        view.output_file_id = is_there(service, about.output_id) ? about.output_id : NULL;
+        view.error_file_id = is_there(service, about.error_id) ? about.error_id : NULL;
+    }
+    if (record->state == SL_BATCH_COMPLETED)
+        view.finalizing_s = record->ended_s;
+    if (is_finalizing(record))
+        view.status = record->state == SL_BATCH_CANCELLED ? "cancelling"
+                      : record->state == SL_BATCH_FAILED  ? "validating"
+                                                          : "finalizing";
+    else
+        *(record->state == SL_BATCH_FAILED      ? &view.failed_s
+          : record->state == SL_BATCH_EXPIRED   ? &view.expired_s
+          : record->state == SL_BATCH_CANCELLED ? &view.cancelled_s
+                                                : &view.completed_s) = record->ended_s;
+    object = sl_batch_object(&view);
+    json_decref(view.errors);
+    if (has_about)
+        about_fini(&about);
+    return object;
+}
+
+static json_t *refuse_error(struct sl_refusal *refusal, int rc, const struct sl_err *err)
+{
+    if (rc == -ENOENT)
+        sl_refuse(refusal, 404, "id", "there is no batch of this id");
+    else if (rc == -ENOSPC || rc == -EDQUOT)
+        sl_refuse(refusal, 507, NULL, "%s", err->message);
+    else
+        sl_refuse(refusal, 500, NULL, "%s", rc == -ENOMEM ? "out of memory" : err->message);
+    return NULL;
+}
+
+json_t *sl_batch_service_get(struct sl_batch_service *service, const char *id,
+                             struct sl_refusal *refusal)
+{
+    struct sl_batch_status status;
+    struct sl_err err = {0};
+    json_t *object;
+    const int rc = sl_batch_runner_status(service->runner, id, &status);
+
+    if (rc < 0)
+        return refuse_error(refusal, rc, &err);
+    object = object_of(service, &status.record);
+    sl_batch_status_fini(&status);
+    return object ? object : refuse_error(refusal, -ENOMEM, &err);
+}
+
+/* Batches stay in the order in which they were made. Returns the place behind the one of that id,
+ * or -1. */
+static int64_t place_of(struct sl_batch_service *service, const char *id)
+{
+    struct sl_batch_status status;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--) {
+        bool is_it;
+
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
+            continue;
+        is_it = strcmp(status.record.id, id) == 0;
+        sl_batch_status_fini(&status);
+        if (is_it)
+            return i - 1;
+    }
+    return -1;
+}
+
+int sl_batch_service_list(struct sl_batch_service *service, const char *after, uint32_t limit,
+                          json_t *data, bool *ret_more, struct sl_refusal *refusal)
+{
+    struct sl_batch_status status;
+    uint32_t n = 0;
+    int64_t at = after ? place_of(service, after) : sl_batch_runner_count(service->runner);
+
+    if (at < 0)
+        return sl_refuse(refusal, 400, "after", "there is no batch of this id");
+    for (; at > 0 && n < limit; at--, n++) {
+        if (sl_batch_runner_status_at(service->runner, (uint32_t)at - 1, &status) < 0)
+            return sl_refuse(refusal, 500, NULL, "out of memory");
+        json_array_append_new(data, object_of(service, &status.record));
+        sl_batch_status_fini(&status);
+    }
+    *ret_more = at > 0;
+    return 0;
+}
+
+static json_t *entry_of(const struct sl_batch_status *status)
+{
+    const struct sl_batch_record *record = &status->record;
+    const bool is_live = !sl_batch_has_ended(record->state);
+
+    return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:f, s:o, s:s?}", "id", record->id, "status",
+                     sl_batch_state_name(record->state), "priority", (int)record->priority, "total",
+                     (json_int_t)record->n_items, "completed", (json_int_t)record->n_done, "failed",
+                     (json_int_t)record->n_failed, "tokens_per_s",
+                     is_live ? status->tokens_per_s : 0.0, "left_s",
+                     is_live && status->left_s >= 0 ? json_real(status->left_s) : json_null(),
+                     "paused", is_live && status->pause[0] ? status->pause : NULL);
+}
+
+json_t *sl_batch_service_status(struct sl_batch_service *service)
+{
+    json_t *live = json_array(), *ended = json_array();
+    struct sl_batch_status status;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--) {
+        json_t *list;
+
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
+            continue;
+        list = sl_batch_has_ended(status.record.state) ? ended : live;
+        if (json_array_size(list) < STATUS_MAX)
+            json_array_append_new(list, entry_of(&status));
+        sl_batch_status_fini(&status);
+    }
+    while (json_array_size(live) + json_array_size(ended) > STATUS_MAX && json_array_size(ended))
+        json_array_remove(ended, json_array_size(ended) - 1);
+    json_array_extend(live, ended);
+    json_decref(ended);
+    return live;
+}
+
+struct sl_batch_counters sl_batch_service_counters(struct sl_batch_service *service)
+{
+    struct sl_batch_counters counters = {0};
+    struct sl_batch_status status;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--) {
+        const struct sl_batch_record *record = &status.record;
+
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
+            continue;
+        counters.n_items_done += record->n_done;
+        counters.n_items_failed += record->n_failed;
+        counters.n_tokens += record->n_in_tokens + record->n_out_tokens;
+        if (sl_batch_has_ended(record->state)) {
+            counters.n_ended++;
+        } else {
+            counters.n_live++;
+            counters.n_items_left += record->n_items - record->n_done - record->n_failed;
+        }
+        sl_batch_status_fini(&status);
+    }
+    return counters;
+}
+
+/* ---- what clients do ---------------------------------------------------------------------------
+ */
+
+static int check_create(struct sl_batch_service *service, const struct sl_batch_create *create,
+                        struct sl_refusal *refusal)
+{
+    struct sl_stored_file file;
+
+    if (!sl_batch_speaks(create->endpoint))
+        return sl_refuse(refusal, 400, "endpoint", "there are no batches for \"%.100s\"",
+                         create->endpoint);
+    if (!sl_file_store_find(service->options.files, create->input_file_id, &file))
+        return sl_refuse(refusal, 400, "input_file_id", "there is no file of this id");
+    if (strcmp(file.purpose, "batch") != 0)
+        return sl_refuse(refusal, 400, "input_file_id",
+                         "the file's purpose is \"%s\", not "
+                         "\"batch\"",
+                         file.purpose);
+    if (sl_batch_service_counters(service).n_live < SL_BATCHES_LIVE_MAX)
+        return 0;
+    sl_refuse(refusal, 429, NULL, "%u batches are waiting already", SL_BATCHES_LIVE_MAX);
+    refusal->retry_after_s = 60;
+    return -1;
+}
+
+/* A second name for the input: it stays when the file is deleted, and costs nothing. */
+static int link_input(struct sl_batch_service *service, const char *work, const char *file_id,
+                      struct sl_err *err)
+{
+    struct sl_file_writer *writer = service->options.writer;
+    char *from = sl_file_store_path(service->options.files, file_id);
+    char folder[PATH_BYTES_MAX], to[PATH_BYTES_MAX];
+    int rc;
+
+    path_of(service, work, "", folder);
+    path_of(service, work, INPUT_NAME, to);
+    if (!from)
+        return sl_err_set(err, -ENOMEM, "batches: out of memory");
+    rc = writer->ops->make_folder(writer, folder);
+    if (rc < 0)
+        sl_write_error(err, rc, folder, "create");
+    else if (link(from, to) < 0)
+        rc = sl_err_set(err, -errno, "%s: cannot be given a second name: %s", from,
+                        sl_strerror(errno));
+    else if ((rc = sl_write_name(writer, to, err)) == 0)
+        rc = sl_write_name(writer, folder, err);
+    free(from);
+    return rc;
+}
+
+static int add(struct sl_batch_service *service, const struct sl_batch_create *create,
+               const char *work, char *id, struct sl_err *err)
+{
+    char input[PATH_BYTES_MAX], output[PATH_BYTES_MAX], error[PATH_BYTES_MAX];
+    json_t *object = about_object(create, service->options.model->names[0], work);
+    char *about = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    const struct sl_batch_order order = {
+        .input_path = input,
+        .output_path = output,
+        .error_path = error,
+        .endpoint = create->endpoint,
+        .about = about,
+        .priority = create->priority,
+        .skip_bad = create->skip_bad,
+        .expires_s = create->window_s ? (int64_t)time(NULL) + (int64_t)create->window_s : 0,
+    };
+    int rc;
+
+    path_of(service, work, INPUT_NAME, input);
+    path_of(service, work, OUTPUT_NAME, output);
+    path_of(service, work, ERROR_NAME, error);
+    rc = about ? link_input(service, work, create->input_file_id, err)
+               : sl_err_set(err, -ENOMEM, "batches: out of memory");
+    if (rc == 0)
+        rc = sl_batch_runner_add(service->runner, &order, id, err);
+    if (rc < 0)
+        remove_work(service, work);
+    free(about);
+    json_decref(object);
+    return rc;
+}
+
+json_t *sl_batch_service_create(struct sl_batch_service *service,
+                                const struct sl_batch_create *create, struct sl_refusal *refusal)
+{
+    char id[SL_BATCH_NAME_BYTES], work[SL_FILE_ID_BYTES];
+    struct sl_err err;
+    int rc;
+
+    if (check_create(service, create, refusal) < 0)
+        return NULL;
+    sl_file_id_make(work);
+    rc = add(service, create, work, id, &err);
+    return rc < 0 ? refuse_error(refusal, rc, &err) : sl_batch_service_get(service, id, refusal);
+}
+
+json_t *sl_batch_service_cancel(struct sl_batch_service *service, const char *id,
+                                struct sl_refusal *refusal)
+{
+    struct sl_err err;
+    const int rc = sl_batch_runner_cancel(service->runner, id, &err);
+
+    if (rc == -EALREADY) {
+        sl_refuse(refusal, 409, NULL, "the batch has ended, and cannot be cancelled");
+        return NULL;
+    }
+    return rc < 0 ? refuse_error(refusal, rc, &err) : sl_batch_service_get(service, id, refusal);
+}
+
+/* ---- opening and closing -----------------------------------------------------------------------
+ */
+
+static bool is_work_of(struct sl_batch_service *service, const char *work)
+{
+    struct sl_batch_status status;
+    bool is_it = false;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); !is_it && i > 0; i--) {
+        struct about about;
+
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
+            return true; /* nothing is removed where it is not known */
+        if (about_read(&about, &status.record)) {
+            is_it = strcmp(about.output_id, work) == 0;
+            about_fini(&about);
+        }
+        sl_batch_status_fini(&status);
+    }
+    return is_it;
+}
+
+/* A crash may have come before a batch was entered, or before its results became files. */
+static void mend(struct sl_batch_service *service)
+{
+    struct sl_batch_status status;
+    struct dirent *entry;
+    DIR *folder;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--)
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) == 0) {
+            finalize(service, &status.record);
+            sl_batch_status_fini(&status);
+        }
+    folder = opendir(service->folder);
+    while (folder && (entry = readdir(folder)))
+        if (sl_file_is_id(entry->d_name) && !is_work_of(service, entry->d_name))
+            remove_work(service, entry->d_name);
+    if (folder)
+        closedir(folder);
+}
+
+static int open_parts(struct sl_batch_service *service, struct sl_err *err)
+{
+    const struct sl_batch_service_options *o = &service->options;
+    const struct sl_batch_runner_options options = {.writer = o->writer,
+                                                    .model = o->model,
+                                                    .model_identity = service->model_identity,
+                                                    .items_max = o->items_max,
+                                                    .on_change = on_change,
+                                                    .on_note = on_note,
+                                                    .context = service};
+    struct sl_batch_runner_options with_journal = options;
+    int rc = sl_journal_open(&service->journal, service->folder, o->writer, err);
+
+    if (rc < 0)
+        return rc;
+    with_journal.journal = service->journal;
+    rc = sl_batch_runner_create(&service->runner, &with_journal, err);
+    if (rc == 0)
+        mend(service);
+    return rc;
+}
+
+int sl_batch_service_open(struct sl_batch_service **ret_service,
+                          const struct sl_batch_service_options *options, struct sl_err *err)
+{
+    struct sl_batch_service *service = calloc(1, sizeof(*service));
+    int rc;
+
+    if (!service)
+        return sl_err_set(err, -ENOMEM, "batches: out of memory");
+    service->options = *options;
+    service->folder = strdup(options->folder);
+    service->model_identity = strdup(options->model_identity);
+    if (!service->folder || !service->model_identity)
+        rc = sl_err_set(err, -ENOMEM, "batches: out of memory");
+    else if (strlen(service->folder) + 2 * SL_FILE_ID_BYTES > PATH_BYTES_MAX)
+        rc = sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", service->folder);
+    else
+        rc = open_parts(service, err);
+    if (rc < 0) {
+        sl_batch_service_close(service);
+        return rc;
+    }
+    *ret_service = service;
+    return 0;
+}
+
+int sl_batch_service_start(struct sl_batch_service *service, struct sl_worker *worker,
+                           struct sl_err *err)
+{
+    return sl_batch_runner_start(service->runner, worker, err);
+}
+
+int sl_batch_service_park(struct sl_batch_service *service, struct sl_err *err)
+{
+    return sl_batch_runner_park(service->runner, err);
+}
+
+void sl_batch_service_close(struct sl_batch_service *service)
+{
+    if (!service)
+        return;
+    sl_batch_runner_destroy(service->runner);
+    sl_journal_close(service->journal);
+    free(service->folder);
+    free(service->model_identity);
+    free(service);
+}
