@@ -526,7 +526,7 @@ static void read_one(struct world *w)
     chunk = malloc(sl_chunk_bytes(&w->rig.kv_pool.layout, 0, n) + 1);
     bytes = malloc(mark_bytes);
     sl_assert(chunk && bytes);
-    sl_session_export_chunk(w->sessions[s], 0, n, chunk);
+    assert_int_equal(sl_session_export_chunk(w->sessions[s], 0, n, chunk, NULL), 0);
     sl_session_export_mark(w->sessions[s], mark, bytes);
     sl_session_destroy(w->sessions[s]);
     assert_int_equal(sl_session_create(&read, &w->rig.kv_pool, TOKENS_MAX, NULL), 0);
