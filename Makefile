@@ -79,7 +79,7 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-images check-sessions check-clients check-debian check-load check-tokenizer check-numa asan \
+        check-every-bit check-batch check-images check-sessions check-clients check-debian check-load check-tokenizer check-numa asan \
         ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
@@ -143,6 +143,9 @@ check-sessions: $(addprefix $(B)/tests/,test_kv_cache test_session_lives test_lo
 	$(Q)SL_KV_TOKENS=1048576 $(B)/tests/test_kv_cache
 	$(Q)SL_SESSION_EVENTS=100000 $(B)/tests/test_session_lives
 	$(Q)SL_SESSION_TOKENS=40000 $(B)/tests/test_long_session
+
+check-batch: all ## a batch is killed a hundred times (some ten minutes)
+	$(Q)SL_KILLS=100 tests/check_batch.sh
 
 check-images: $(B)/tests/test_engine_images ## sessions from disk, up to 40,000 tokens of the small model (minutes)
 	$(Q)SL_LONG=1 $(B)/tests/test_engine_images

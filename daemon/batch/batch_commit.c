@@ -180,6 +180,7 @@ static void keep_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     pthread_mutex_lock(&r->lock);
     batch->record.output_bytes = batch->output.kept_bytes;
     batch->record.error_bytes = batch->errors.kept_bytes;
+    batch->kept_state = batch->record.state;
     pthread_mutex_unlock(&r->lock);
     batch->has_changed = false;
     if (batch->is_to_tell && r->options.on_change)
@@ -305,6 +306,7 @@ static int load_batch(void *context, const char *key, const uint8_t *value, size
                     batch->record.output_bytes);
     sl_results_init(&batch->errors, r->options.writer, batch->record.error_path,
                     batch->record.error_bytes);
+    batch->kept_state = batch->record.state;
     sl_list_append(&r->batches, &batch->link);
     r->n_batches++;
     r->next_number = batch->record.number + 1;

@@ -658,7 +658,12 @@ static int fill_status(const struct sl_batch_runner *r, const struct sl_batch *b
                                        .is_stuck = batch->trouble[0] != '\0',
                                        .left_s = -1};
     memcpy(status->pause, batch->trouble[0] ? batch->trouble : r->pause, sizeof(status->pause));
-    return sl_batch_record_copy(&status->record, &batch->record);
+    if (sl_batch_record_copy(&status->record, &batch->record) < 0)
+        return -ENOMEM;
+    status->record.state = batch->kept_state; /* nothing is told that a kill could take back */
+    if (!sl_batch_has_ended(batch->kept_state))
+        status->record.ended_s = 0;
+    return 0;
 }
 
 int sl_batch_runner_status(struct sl_batch_runner *r, const char *id,

@@ -31,8 +31,9 @@ struct sl_saved_item {
 
 struct sl_batch {
     struct sl_link link;
-    struct sl_batch_record record; /* changed under the runner's lock */
-    bool cancel_wanted;            /* under the runner's lock */
+    struct sl_batch_record record;  /* changed under the runner's lock */
+    bool cancel_wanted;             /* under the runner's lock */
+    enum sl_batch_state kept_state; /* that the journal has; under the runner's lock */
     struct sl_batch_input *input;
     bool is_read;        /* the input's pass is over: */
     uint8_t *states;     /* (n_items) enum sl_item_state */

@@ -14,6 +14,9 @@
 /* Steps whose rows vary by less than that, from their mean, show no line. */
 #define SPREAD_LEAST 0.05
 
+/* Short steps that all have as many rows would stay so short for ever. */
+#define ROWS_ALIKE_MAX 64.0
+
 /* A row takes at least so much of its share of the mean step: noise makes no row free. */
 #define ROW_SHARE_LEAST 0.2
 
@@ -66,6 +69,8 @@ uint32_t sl_step_balance_rows(const struct sl_step_balance *b)
         const double least = ROW_SHARE_LEAST * row_ns;
 
         row_ns = slope > row_ns ? row_ns : slope < least ? least : slope;
+    } else if (mean_rows < ROWS_ALIKE_MAX) {
+        row_ns /= 2; /* nobody can tell; so the rows become more, which shows it */
     }
     step_ns = mean_ns - mean_rows * row_ns;
     reading_ns = b->bytes_per_ns > 0 ? b->read_bytes / b->bytes_per_ns : 0;

@@ -52,7 +52,7 @@ struct command {
     uint32_t items_max;
     double journal_s;
     bool skip_bad, quiet, has_until;
-    int until_minute; /* of the day */
+    int until_second; /* of the day */
     struct sl_served_model served;
 
     char *default_error, *default_journal, *default_images;
@@ -99,7 +99,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_UNTIL:
         command->has_until = true;
-        command->until_minute = sl_parse_time_of_day(state, "--until", value);
+        command->until_second = sl_parse_time_of_day(state, "--until", value);
         return 0;
     case OPTION_ERRORS:
         command->error_path = value;
@@ -142,7 +142,7 @@ static const struct argp_option options[] = {
      "items that are under way at a time, as far as memory allows (default 64)", 0},
     {"skip-bad", OPTION_SKIP_BAD, NULL, 0,
      "lines that are no request become errors, instead of the file being refused", 0},
-    {"until", OPTION_UNTIL, "HH:MM", 0,
+    {"until", OPTION_UNTIL, "HH:MM[:SS]", 0,
      "end at this time of the day, and say how to go on; the exit status is 3 then", 0},
     {"errors", OPTION_ERRORS, "FILE", 0, "where items that fail go (default OUT.errors)", 0},
     {"journal", OPTION_JOURNAL, "DIR", 0,
@@ -318,7 +318,7 @@ static int prepare(struct command *command, struct sl_err *err)
     int rc;
 
     if (command->has_until)
-        command->until_s = sl_next_time_of_day(command->until_minute, time(NULL));
+        command->until_s = sl_next_time_of_day(command->until_second, time(NULL));
     if ((rc = choose_paths(command, err)) < 0 ||
         (rc = sl_served_model_open(&command->served, o->model, &o->context_tokens, err)) < 0 ||
         (rc = identify(command, err)) < 0 ||

@@ -4,23 +4,24 @@
 
 int sl_parse_time_of_day(struct argp_state *state, const char *option, const char *text)
 {
-    unsigned hour, minute;
+    unsigned hour, minute, second = 0;
     char end;
+    int n = sscanf(text, "%2u:%2u%c%2u%c", &hour, &minute, &end, &second, &end);
 
-    if (sscanf(text, "%2u:%2u%c", &hour, &minute, &end) != 2 || hour > 23 || minute > 59)
+    if ((n != 2 && n != 4) || (n == 4 && end != ':') || hour > 23 || minute > 59 || second > 59)
         argp_error(state, "%s takes a time of the day, as in 07:00, not \"%s\"", option, text);
-    return (int)(hour * 60 + minute);
+    return (int)((hour * 60 + minute) * 60 + second);
 }
 
-time_t sl_next_time_of_day(int minute, time_t now)
+time_t sl_next_time_of_day(int second, time_t now)
 {
     struct tm local;
     time_t then;
 
     localtime_r(&now, &local);
-    local.tm_hour = minute / 60;
-    local.tm_min = minute % 60;
-    local.tm_sec = 0;
+    local.tm_hour = second / 3600;
+    local.tm_min = second / 60 % 60;
+    local.tm_sec = second % 60;
     local.tm_isdst = -1;
     then = mktime(&local);
     if (then > now)

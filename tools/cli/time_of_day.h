@@ -5,10 +5,10 @@
 #include <argp.h>
 #include <time.h>
 
-/* Returns the minute of the day, or ends with argp_error(). */
+/* Returns the second of the day, or ends with argp_error(). */
 int sl_parse_time_of_day(struct argp_state *state, const char *option, const char *text);
 
-/* Returns when the clock shows that minute next, here. */
-time_t sl_next_time_of_day(int minute, time_t now);
+/* Returns when the clock shows that second next, here. */
+time_t sl_next_time_of_day(int second, time_t now);
 
 #endif

@@ -49,7 +49,7 @@ struct command {
     /* A batch: of documents that are alike, or the input of one. */
     uint32_t n_documents, n_prompt_tokens, n_answer_tokens;
     const char *batch, *until;
-    int until_minute;
+    int until_second;
 
     struct sl_config config;
     struct sl_dense_cost dense;
@@ -152,7 +152,7 @@ static error_t parse_batch_option(int key, char *value, struct argp_state *state
         return 0;
     case OPTION_UNTIL:
         command->until = value;
-        command->until_minute = sl_parse_time_of_day(state, "--until", value);
+        command->until_second = sl_parse_time_of_day(state, "--until", value);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -521,7 +521,7 @@ static int plan_night(const struct command *command, struct sl_err *err)
     int rc;
 
     if (command->until)
-        night.until_ns = 1e9 * difftime(sl_next_time_of_day(command->until_minute, now), now);
+        night.until_ns = 1e9 * difftime(sl_next_time_of_day(command->until_second, now), now);
     if (command->batch)
         rc = sl_plan_read_batch(command->model, command->batch, command->n_answer_tokens,
                                 &documents, &night.n_documents, err);
