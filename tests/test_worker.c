@@ -54,6 +54,41 @@ static void test_company(void **state)
     worker_rig_fini(&w);
 }
 
+/* A batch's texts share large steps, filled with each other's prompts, while users come one after
+ * the other: each text is what it is alone, and the users are served first. */
+static void test_batch_beside_users(void **state)
+{
+    static struct worker_rig w = {.kv_bytes = UINT64_C(64) << 20};
+    const uint32_t n_users = WORKER_CLIENTS / 4;
+    uint32_t n_tokens = 0; /* of the batch's answers */
+    struct sl_worker_status status;
+
+    worker_rig_init(&w, *state);
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++)
+        w.clients[i].class = i < n_users ? SL_JOB_INTERACTIVE : SL_JOB_BATCH;
+    worker_rig_start(&w, WORKER_CLIENTS);
+    for (uint32_t i = n_users; i < WORKER_CLIENTS; i++)
+        assert_int_equal(worker_rig_submit(&w, i), 0);
+    for (uint32_t i = 0; i < WORKER_CLIENTS; i++) {
+        struct worker_client *client = &w.clients[i];
+
+        n_tokens += i < n_users ? 0 : client->n_new;
+        if (i < n_users)
+            assert_int_equal(worker_rig_submit(&w, i), 0);
+        worker_rig_read_all(client);
+        assert_false(client->has_failed);
+        assert_string_equal(client->text, client->alone);
+    }
+    sl_worker_status(w.worker, &status);
+    assert_int_equal(status.counters.n_failed, 0);
+    assert_true(status.counters.n_large_steps > 0 && status.counters.n_batch_rows >= 1);
+    /* Each text alone would take a step for each token that it makes. */
+    assert_true(status.counters.n_large_steps < n_tokens);
+    worker_rig_stop(&w, 10 * NS_PER_S);
+    worker_rig_assert_released(&w);
+    worker_rig_fini(&w);
+}
+
 /* Reads of one expert fail for good, until four steps have failed, of which two at least had the
  * same requests: these end with the error that names it, and all others as if nothing had been. */
 static void test_failed_reads(void **state)
@@ -154,9 +189,8 @@ static void test_queue_and_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_company),
-        cmocka_unit_test(test_failed_reads),
-        cmocka_unit_test(test_one_failed_step),
+        cmocka_unit_test(test_company),        cmocka_unit_test(test_batch_beside_users),
+        cmocka_unit_test(test_failed_reads),   cmocka_unit_test(test_one_failed_step),
         cmocka_unit_test(test_queue_and_stop),
     };
 

@@ -261,6 +261,7 @@ int worker_rig_submit(struct worker_rig *w, uint32_t i)
     client->ticket.notify = notify;
     client->ticket.release = release;
     client->ticket.image_every_tokens = client->image_every_tokens;
+    client->ticket.class = client->class;
     client->length = 0;
     client->is_done = client->has_failed = client->has_left = client->is_released = false;
     text = &client->ticket.texts[0];

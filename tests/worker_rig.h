@@ -22,6 +22,7 @@ struct worker_client {
     int32_t prompt[WORKER_CONTEXT_TOKENS];
     uint32_t n_prompt, n_new;
     uint32_t image_every_tokens;         /* of its tickets */
+    enum sl_job_class class;             /* likewise */
     int32_t made[WORKER_CONTEXT_TOKENS]; /* (n_new) tokens of `alone` */
     char text[WORKER_TEXT_BYTES], alone[WORKER_TEXT_BYTES];
     size_t length;
