@@ -53,6 +53,7 @@ allowed_includes() {
         echo "$(model_for_storage)" storage/io/ storage/checkpoint/ storage/store/ storage/experts/
         ;;
     storage/images/*) echo core/base/ storage/io/ storage/images/ ;;
+    storage/pages/*) echo core/base/ core/model/kv_file.h storage/io/ storage/pages/ ;;
     storage/pack/*) echo "$(model_for_storage)" storage/ ;;
     cache/*)
         echo core/base/ core/model/expert_key.h core/model/expert_pack.h \

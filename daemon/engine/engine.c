@@ -221,6 +221,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .kv_bytes = o->kv_bytes,
         .kv_share = o->kv_share,
         .with_images = o->images != NULL,
+        .kv_disk_bytes = o->kv_disk_bytes,
     };
     int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &dense, err);
 
@@ -291,21 +292,38 @@ static void choose_io(struct sl_engine *e)
         add_note(e, "%s; reads go through threads", why.message);
 }
 
-static int start_reader(struct sl_engine *e, struct sl_err *err)
+/* Opens the model's files, and behind them one for KV caches, if there is to be one. */
+static int open_io(struct sl_engine *e, struct sl_err *err)
 {
     const uint32_t depth =
         e->options.reader.depth ? e->options.reader.depth : SL_IO_PROBE_DEPTH_MAX;
-    const char **paths = sl_expert_map_file_paths(e->store);
+    const uint32_t n_files = sl_expert_map_file_count(e->store);
+    const char **model_paths = sl_expert_map_file_paths(e->store);
+    const char **paths = model_paths ? calloc(n_files + 1, sizeof(*paths)) : NULL;
+    int rc;
+
+    if (paths) {
+        memcpy(paths, model_paths, n_files * sizeof(*paths));
+        if (e->page_file)
+            paths[n_files] = sl_page_file_path(e->page_file);
+        rc = e->options.io(&e->io, paths, n_files + (e->page_file != NULL), depth, err);
+    } else {
+        rc = sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
+    }
+    free(model_paths);
+    free(paths);
+    return rc;
+}
+
+static int start_reader(struct sl_engine *e, struct sl_err *err)
+{
     const char *kept_in;
     int rc;
 
-    if (!paths)
-        return sl_err_set(err, -ENOMEM, "%s: out of memory", e->options.model);
     choose_io(e);
     /* The probe's result holds for the default back end alone. */
     kept_in = e->files.store && e->options.io == sl_io_uring_open ? e->options.model : NULL;
-    rc = e->options.io(&e->io, paths, sl_expert_map_file_count(e->store), depth, err);
-    free(paths);
+    rc = open_io(e, err);
     if (rc < 0)
         return rc;
     if (!e->io->direct)
@@ -314,7 +332,19 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
         begin_stage(e, "measuring which reads suit the drive");
         rc = sl_drive_probe_run(&e->options.reader, e->io, kept_in, &e->drive_bytes_per_s, err);
     }
-    return rc < 0 ? rc : sl_reader_create(&e->reader, e->io, &e->options.reader, err);
+    /* The probe is of the model's files alone, whatever else is on drives. */
+    if (rc == 0 && e->options.kv_disk_bytes > 0) {
+        e->io->ops->close(e->io);
+        e->io = NULL;
+        if ((rc = sl_engine_pages_create(e, err)) == 0)
+            rc = open_io(e, err);
+    }
+    if (rc == 0)
+        rc = sl_reader_create(&e->reader, e->io, &e->options.reader, err);
+    if (rc == 0 && e->page_file)
+        rc = sl_page_file_start(e->page_file, e->reader, sl_expert_map_file_count(e->store),
+                                SL_KV_READS_MAX, err);
+    return rc;
 }
 
 /* Reads on for experts and dense weights alike, beside the forward pass. */
@@ -324,6 +354,9 @@ static void background(void *context)
 
     sl_expert_cache_background(e->cache);
     sl_weights_background(&e->weights);
+    for (int size = 0; size < SL_STEP_SIZES; size++)
+        if (e->forwards[size])
+            sl_forward_background(e->forwards[size]);
 }
 
 static int start_cache(struct sl_engine *e, struct sl_err *err)
@@ -372,6 +405,8 @@ static int start_kv_pool(struct sl_engine *e, struct sl_err *err)
     /* Which entries a thread reads changes with every token, so no node has a claim to them. */
     if (rc == 0)
         sl_nodes_spread(e->kv_pool.arena.base, e->kv_pool.arena.size_bytes, &nodes);
+    if (rc == 0 && e->page_file)
+        rc = sl_engine_pages_start(e, err);
     return rc;
 }
 
@@ -425,6 +460,10 @@ static int check_options(const struct sl_engine *e, struct sl_err *err)
         return sl_err_set(err, -SL_EBUDGET,
                           "a context of %u tokens exceeds the model's max_position_embeddings, %u",
                           o->context_tokens, e->config.max_position_embeddings);
+    if (o->kv_disk_bytes > 0 && !o->images)
+        return sl_err_set(err, -EINVAL,
+                          "KV caches go to disk in the folder of images, but none are kept "
+                          "(--kv-disk needs --images)");
     return 0;
 }
 
@@ -517,15 +556,17 @@ void sl_engine_close(struct sl_engine *engine)
         sl_forward_destroy(engine->forwards[size]);
     while (!sl_list_is_empty(&engine->sequences))
         sl_engine_sequence_destroy(engine, &sl_engine_sequence_of(engine->sequences.next)->kv);
+    sl_kv_pager_destroy(engine->kv_pool.pager);
     sl_kv_pool_fini(&engine->kv_pool);
     sl_arena_fini(&engine->sampling_arena);
     if (engine->dense_reader)
         sl_weights_stop(&engine->weights);
     sl_expert_cache_destroy(engine->cache);
     /* A drive that never answered may still write to memory, which is then not unmapped. */
-    drained = !engine->dense_reader || sl_reader_drain(engine->reader);
+    drained = !engine->reader || sl_reader_drain(engine->reader);
     sl_dense_reader_destroy(engine->dense_reader);
     sl_reader_destroy(engine->reader);
+    sl_page_file_destroy(engine->page_file);
     if (engine->io)
         engine->io->ops->close(engine->io);
     if (drained)

@@ -68,6 +68,8 @@ struct sl_engine_options {
 
     const char *images;        /* a folder for images of sessions; NULL: none are kept */
     uint64_t images_bytes_max; /* of all files in it */
+    uint64_t kv_disk_bytes;    /* of a file there, for pages of KV caches (core/model/kv_paging.h);
+                                  0: all are in memory */
     uint32_t images_every;     /* tokens of a long text between two; 0: SL_IMAGE_EVERY_TOKENS */
     bool images_optional;      /* where the folder cannot be had, a note, and none are kept */
 
@@ -171,6 +173,13 @@ struct sl_reader_drive sl_engine_drive(const struct sl_engine *engine, uint32_t 
 /* Returns the bytes a second that a probe found all drives to deliver together, now or when the
  * store was opened before; 0 if there was none, since piece and depth were given. */
 uint64_t sl_engine_drive_rate(const struct sl_engine *engine);
+
+/* KV caches on disk, beside the rest. All 0 if there are none. */
+struct sl_engine_pages {
+    struct sl_kv_pager_counters pager;
+    struct sl_reader_counters reads;
+};
+struct sl_engine_pages sl_engine_pages(const struct sl_engine *engine);
 
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);

@@ -9,6 +9,7 @@
 #include "storage/experts/dense_reader.h"
 #include "storage/experts/model_files.h"
 #include "storage/images/images.h"
+#include "storage/pages/page_file.h"
 
 /* A session that is being read from images: engine_images.c's. */
 struct sl_image_loading {
@@ -38,7 +39,8 @@ struct sl_engine {
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */
 
     struct sl_kv_pool kv_pool;
-    struct sl_link sequences; /* of struct sl_engine_sequence */
+    struct sl_page_file *page_file; /* of the pool's pager; NULL: all pages are in memory */
+    struct sl_link sequences;       /* of struct sl_engine_sequence */
 
     struct sl_images *images;  /* NULL: none are kept */
     struct sl_arena image_ids; /* of the session that is saved: (context_tokens) */
@@ -82,6 +84,12 @@ struct sl_forward_params sl_engine_forward_params(struct sl_engine *engine, enum
  * processor, since the one that writes inherits that. Fails as sl_model_identity() and
  * sl_images_open(). */
 int sl_engine_images_open(struct sl_engine *engine, struct sl_err *err);
+
+/* Pages of KV caches on disk, where the options want them: the file, to be opened with those of the
+ * model, and the pager, when reader, threads and pool are there. Fail as sl_page_file_create() and
+ * sl_kv_pager_create(). */
+int sl_engine_pages_create(struct sl_engine *engine, struct sl_err *err);
+int sl_engine_pages_start(struct sl_engine *engine, struct sl_err *err);
 
 /* Loads every expert of the model and returns 1 if the cache has room for all; otherwise does
  * nothing and returns 0. on_progress, which may be NULL, is told how many experts of how many are

@@ -6,6 +6,7 @@
 #include "core/model/forward.h"
 #include "core/model/kv_cache.h"
 #include "core/model/kv_mark.h"
+#include "core/model/kv_pager.h"
 #include "daemon/engine/image_sizes.h"
 
 /* Bounds of the segment that is chosen without --segment. With fewer tokens, each expert would be
@@ -121,6 +122,9 @@ static int measure_kv(struct sl_memory_plan *plan, const struct sl_config *confi
         plan->kv_one_bytes += sl_kv_mark_measure(&layout);
         plan->need_bytes[SL_MEMORY_IMAGES] = sl_image_memory_bytes(&layout, what->context_tokens);
     }
+    if (what->kv_disk_bytes > 0)
+        plan->need_bytes[SL_MEMORY_PAGES] =
+            sl_arena_mapped_bytes(sl_kv_pager_measure(layout.page_bytes, what->kv_disk_bytes));
     sl_kv_layout_fini(&layout);
     return 0;
 }
@@ -449,6 +453,7 @@ const char *sl_memory_user_name(enum sl_memory_user user)
         [SL_MEMORY_SMALL_STEPS] = "small steps",
         [SL_MEMORY_DRAFT] = "draft",
         [SL_MEMORY_IMAGES] = "images",
+        [SL_MEMORY_PAGES] = "KV on disk",
         [SL_MEMORY_STAGING] = "reads in flight",
         [SL_MEMORY_CACHE] = "expert cache",
         [SL_MEMORY_TABLES] = "tables",
@@ -463,7 +468,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
 
     fprintf(out, "memory\n");
     for (int i = 0; i < SL_MEMORY_USERS; i++) {
-        if ((i == SL_MEMORY_SMALL_STEPS || i == SL_MEMORY_DRAFT || i == SL_MEMORY_IMAGES) &&
+        if ((i == SL_MEMORY_SMALL_STEPS || i == SL_MEMORY_DRAFT || i == SL_MEMORY_IMAGES ||
+             i == SL_MEMORY_PAGES) &&
             plan->need_bytes[i] == 0)
             continue;
         fprintf(out, "  %-16s %10s", sl_memory_user_name((enum sl_memory_user)i),
@@ -488,6 +494,8 @@ void sl_memory_plan_print(const struct sl_memory_plan *plan, FILE *out)
                     sl_size_format(plan->draft_working_bytes, text));
         if (i == SL_MEMORY_IMAGES)
             fprintf(out, "   one as it goes to disk or comes from there");
+        if (i == SL_MEMORY_PAGES)
+            fprintf(out, "   pages of KV caches on their way, and where they are");
         if (i == SL_MEMORY_CACHE)
             fprintf(out, "   %llu of %llu experts, %s each; one token needs %llu",
                     (unsigned long long)(plan->need_bytes[i] / plan->slot_bytes),

@@ -21,6 +21,7 @@ enum sl_memory_user {
     SL_MEMORY_SMALL_STEPS, /* activations of a forward for small steps, where one is wanted */
     SL_MEMORY_DRAFT,       /* where one is loaded: its dense weights, and what its steps take */
     SL_MEMORY_IMAGES,      /* one as it goes to disk, where images are kept */
+    SL_MEMORY_PAGES,       /* what KV caches on disk take in memory */
     SL_MEMORY_STAGING,
     SL_MEMORY_CACHE,
     SL_MEMORY_TABLES, /* the cache's tables, and the system's page tables */
@@ -80,7 +81,8 @@ struct sl_memory_case {
     uint32_t n_sequences;
     uint64_t kv_bytes; /* for KV caches; 0: for n_sequences of context_tokens each, */
     bool with_images;
-    bool kv_share; /* or no more than a share, in which sequences grow as they can */
+    uint64_t kv_disk_bytes; /* of a file for pages of KV caches */
+    bool kv_share;          /* or no more than a share, in which sequences grow as they can */
 };
 
 /* Fills a plan. Where the dense weights fit beside a cache of one token's working set, all of them

@@ -13,8 +13,8 @@
  * sl_reader_set_predicted_bytes() allows: a demand waits for them. Reading ahead has the whole
  * depth: all of it will be needed, so a demand that waits for some of it loses nothing.
  *
- * Users: the expert cache and the dense weights share a reader, so that the classes hold among all
- * reads of a drive. Each gets its own reads back, and has its own counters.
+ * Users: the expert cache, the dense weights and KV caches on disk share a reader, so that the
+ * classes hold among all reads of a drive. Each gets its own reads back, and has its own counters.
  *
  * Time: a piece in flight for longer than stall_ns is counted. After SL_READER_DEADLINE_STALLS
  * times that its read fails with -ETIMEDOUT; all others go on. The device may still write to the
@@ -45,7 +45,7 @@
 
 enum sl_read_class {
     SL_READ_DEMAND,    /* somebody waits for it */
-    SL_READ_AHEAD,     /* dense weights of the next layers: certain, and soon */
+    SL_READ_AHEAD,     /* dense weights and KV caches of the next layers: certain, and soon */
     SL_READ_PREFETCH,  /* likely to be wanted soon */
     SL_READ_PREDICTED, /* perhaps wanted soon */
     SL_READ_SCRUB,     /* checking what lies on the drive */
@@ -55,6 +55,7 @@ enum sl_read_class {
 enum sl_read_user {
     SL_READS_OF_EXPERTS, /* and of everybody who has a reader to himself */
     SL_READS_OF_DENSE,
+    SL_READS_OF_KV, /* pages of KV caches */
     SL_READ_USERS,
 };
 
