@@ -68,6 +68,17 @@ if grep -q '"num_hidden_layers": 3,' <<<"$config" &&
 else
     fail "the cut's config says so" "$config"
 fi
+"$sluice" synth "$configs/tiny-flash.json" "$scratch/dspark" --dspark >"$scratch/stdout" &&
+    check "with DSpark it is a checkpoint" "$python" "$judge" "$scratch/dspark" --tokens 0
+seq 5 44 >"$scratch/ids"
+drafts_agree() {
+    "$sluice" logits "$scratch/dspark" --tokens "$scratch/ids" --draft-out "$scratch/drafts" \
+        --numerics exact && "$python" tests/oracle/compare.py "$scratch/dspark" "$scratch/ids" \
+        "$scratch/drafts" --dspark --against exact
+}
+check "whose drafts are the oracle's" drafts_agree
+refuses "too few layers for DSpark" 1 "less than the 3 that --dspark reads" \
+    "$configs/tiny-flash.json" "$scratch/x" --layers 2 --dspark
 check "without MTP" "$sluice" synth "$configs/tiny-flash.json" "$scratch/no-mtp" --no-mtp &&
     check "and it is a checkpoint" "$python" "$judge" "$scratch/no-mtp"
 

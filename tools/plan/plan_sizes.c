@@ -79,7 +79,7 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     struct sl_synth_plan *plan = NULL;
     int rc;
 
-    body.num_nextn_predict_layers = 0;
+    body.num_nextn_predict_layers = body.dspark.n_targets = 0;
     rc = list_tensors(&body, true, &plan, err);
     if (rc == 0) {
         in.plan = plan;

@@ -31,7 +31,7 @@ struct arguments {
     const char *folder;
     uint32_t layers; /* 0: all */
     struct sl_synth_wishes wishes;
-    bool no_mtp;
+    bool no_mtp, dspark;
     const char *expert_dtype; /* that the format has; NULL: the config's */
 };
 
@@ -40,6 +40,7 @@ enum {
     OPTION_SEED,
     OPTION_SKEW,
     OPTION_NO_MTP,
+    OPTION_DSPARK,
     OPTION_SHARE_LAYERS,
     OPTION_FORMAT
 };
@@ -60,6 +61,9 @@ static const struct argp_option options[] = {
      "as the config's expert_dtype says)",
      0},
     {"no-mtp", OPTION_NO_MTP, NULL, 0, "Leave out the MTP blocks that the config announces", 0},
+    {"dspark", OPTION_DSPARK, NULL, 0,
+     "The draft of the releases since June instead: three stages, which read the last three layers",
+     0},
     {0},
 };
 
@@ -89,6 +93,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case OPTION_NO_MTP:
         arguments->no_mtp = true;
         return 0;
+    case OPTION_DSPARK:
+        arguments->dspark = true;
+        return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num > 1)
             return ARGP_ERR_UNKNOWN;
@@ -97,6 +104,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case ARGP_KEY_END:
         if (state->arg_num < 2)
             argp_error(state, "a config and a folder are needed");
+        if (arguments->no_mtp && arguments->dspark)
+            argp_error(state, "--no-mtp and --dspark exclude each other");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -135,6 +144,45 @@ static int cut_layers(json_t *root, const struct sl_config *config, uint32_t lay
     return 0;
 }
 
+static void drop_draft(json_t *root)
+{
+    json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
+    json_object_del(root, "dspark_target_layer_ids");
+    json_object_del(root, "dspark_block_size");
+}
+
+/* Gives the config a draft as the releases have it: DSpark, of a block of five. */
+#define STAGES 3u
+#define BLOCK_SIZE 5u
+#define MARKOV_RANK 256u      /* as Flash; Pro has twice as much */
+#define NOISE_BEFORE_END 481u /* in the vocabulary */
+static int add_dspark(json_t *root, const char *where, struct sl_err *err)
+{
+    const uint32_t n = (uint32_t)json_integer_value(json_object_get(root, "num_hidden_layers"));
+    const json_int_t vocab_size = json_integer_value(json_object_get(root, "vocab_size"));
+    json_t *ratios = json_object_get(root, "compress_ratios"), *targets = json_array();
+
+    if (n < STAGES) {
+        json_decref(targets);
+        return sl_err_set(err, -SL_EFORMAT, "%s: %u layers, less than the %u that --dspark reads",
+                          where, n, STAGES);
+    }
+    while (json_array_size(ratios) > n)
+        json_array_remove(ratios, n);
+    for (uint32_t i = 0; i < STAGES; i++) {
+        json_array_append_new(ratios, json_integer(0));
+        json_array_append_new(targets, json_integer(n - STAGES + i));
+    }
+    json_object_set_new(root, "num_nextn_predict_layers", json_integer(1));
+    json_object_set_new(root, "dspark_target_layer_ids", targets);
+    json_object_set_new(root, "dspark_block_size", json_integer(BLOCK_SIZE));
+    json_object_set_new(root, "dspark_markov_rank", json_integer(MARKOV_RANK));
+    json_object_set_new(root, "dspark_noise_token_id",
+                        json_integer(vocab_size > NOISE_BEFORE_END ? vocab_size - NOISE_BEFORE_END
+                                                                   : vocab_size - 1));
+    return 0;
+}
+
 /* Reads the config and changes it as the arguments ask. The changed text becomes the checkpoint's
  * config.json. */
 static int read_config(const struct arguments *arguments, struct sl_config *ret_config,
@@ -154,9 +202,11 @@ static int read_config(const struct arguments *arguments, struct sl_config *ret_
     if (rc == 0 && arguments->expert_dtype)
         json_object_set_new(root, "expert_dtype", json_string(arguments->expert_dtype));
     if (rc == 0 && arguments->no_mtp)
-        json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
+        drop_draft(root);
     if (rc == 0 && arguments->layers)
         rc = cut_layers(root, &config, arguments->layers, where, err);
+    if (rc == 0 && arguments->dspark)
+        rc = add_dspark(root, where, err);
     if (rc == 0) {
         text = json_dumps(root, JSON_INDENT(2));
         rc = text ? sl_config_parse(ret_config, text, strlen(text), where, err)

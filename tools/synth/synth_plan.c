@@ -325,8 +325,37 @@ static void add_mtp(struct planner *p, uint32_t mtp_index)
     add_block(p, block, c->num_hidden_layers + mtp_index);
 }
 
+/* A stage of DSpark, with what else the first and the last have. */
+static void add_stage(struct planner *p, uint32_t stage, uint32_t n_stages)
+{
+    const struct sl_config *c = p->config;
+    const uint64_t hidden = c->hidden_size, rank = c->dspark.markov_rank;
+    const char *block = begin_shard(p, "mtp", stage);
+
+    if (stage == 0) {
+        add_linear(p, block, ".main_proj", false, hidden, c->dspark.n_targets * hidden, 1);
+        add_gain(p, block, ".main_norm.weight", hidden);
+    }
+    add_block(p, block, c->num_hidden_layers + stage);
+    if (stage + 1 < n_stages)
+        return;
+    add_gain(p, block, ".norm.weight", hidden);
+    add_hyper(p, block, ".hc_head", c->hc_mult, 1);
+    add_bf16(p, block, ".markov_head.markov_w1.weight", c->vocab_size, rank, 1);
+    add_bf16(p, block, ".markov_head.markov_w2.weight", c->vocab_size, rank,
+             1 / sqrtf((float)rank));
+    add_bf16(p, block, ".confidence_head.proj.weight", 1, hidden + rank,
+             1 / sqrtf((float)(hidden + rank)));
+}
+
+/* The blocks mtp.0 ... of the model. */
+static uint32_t draft_blocks(const struct sl_config *c)
+{
+    return c->dspark.n_targets > 0 ? c->dspark.n_targets : c->num_nextn_predict_layers;
+}
+
 /* Adds all shards: one for the embedding, one for each layer, one for the head, and one for each
- * MTP block. */
+ * MTP block, or a stage of DSpark for each layer that the draft reads. */
 static void add_all(struct planner *p)
 {
     const struct sl_config *c = p->config;
@@ -339,8 +368,8 @@ static void add_all(struct planner *p)
     add_gain(p, "", "norm.weight", c->hidden_size);
     add_bf16(p, "", "head.weight", c->vocab_size, c->hidden_size, 2 / sqrtf((float)c->hidden_size));
     add_hyper(p, "", "hc_head", c->hc_mult, 1);
-    for (uint32_t i = 0; i < c->num_nextn_predict_layers; i++)
-        add_mtp(p, i);
+    for (uint32_t i = 0; i < draft_blocks(c); i++)
+        c->dspark.n_targets > 0 ? add_stage(p, i, draft_blocks(c)) : add_mtp(p, i);
 }
 
 /* Orders tensors by dtype, then by name, as in the release's files. */
@@ -445,10 +474,11 @@ int sl_synth_plan_create(struct sl_synth_plan **ret_plan, const struct sl_config
 {
     struct planner p = {.config = config, .tables = tables, .wishes = wishes};
 
+    /* add_all() says which shards there are. */
     p.plan = calloc(1, sizeof(*p.plan));
     if (p.plan)
-        p.plan->shards = calloc(2u + config->num_hidden_layers + config->num_nextn_predict_layers,
-                                sizeof(*p.plan->shards));
+        p.plan->shards =
+            calloc(2u + config->num_hidden_layers + draft_blocks(config), sizeof(*p.plan->shards));
     if (!p.plan || !p.plan->shards)
         goto out_of_memory;
     add_all(&p);
