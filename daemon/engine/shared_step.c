@@ -327,7 +327,10 @@ static int begin_guessing(struct sl_shared_step *step)
             continue;
         step->seen_part[request.n_spans] = i;
         step->seen[request.n_spans++] =
-            (struct sl_draft_span){i, next, n_seen, depth < n_max ? depth : n_max, 0};
+            (struct sl_draft_span){.span_index = i,
+                                   .next = next,
+                                   .n_seen = n_seen,
+                                   .n_drafts = depth < n_max ? depth : n_max};
         step->sample.n_guessing += n_max > 0;
     }
     if (request.n_spans == 0 || sl_forward_begin_drafts(step->forward, &request, NULL) < 0)

@@ -38,6 +38,7 @@ struct sl_worker_options {
 struct sl_worker_counters {
     uint64_t n_requests, n_finished, n_failed, n_abandoned, n_refused;
     uint64_t n_prompt_tokens, n_cached_tokens, n_new_tokens;
+    uint64_t n_verifications, n_drafts, n_drafts_right;
     uint64_t n_resumed, n_resumed_tokens;  /* sessions that came from images */
     uint64_t images_ns, images_longest_ns; /* that the engine's thread spent on images */
     uint64_t n_steps, n_large_steps, n_failed_steps;

@@ -494,6 +494,9 @@ static void went_on(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     for (uint32_t i = 0; i < sl_generation_output_count(text->generation); i++)
         if (sl_generation_output(text->generation, i).token)
             count_token(w, text, now_ns);
+    w->counters.n_verifications += sl_generation_drafts_tried(text->generation) > 0;
+    w->counters.n_drafts += sl_generation_drafts_tried(text->generation);
+    w->counters.n_drafts_right += sl_generation_drafts_right(text->generation);
     tell_output(w, text);
     keep_mark(w, text);
     set_left(w, text);

@@ -34,6 +34,7 @@ enum {
     OPTION_IMAGES,
     OPTION_IMAGES_MAX,
     OPTION_IMAGES_EVERY,
+    OPTION_DRAFT,
 };
 
 static const struct argp_option options[] = {
@@ -322,6 +323,30 @@ static error_t parse_images_option(int key, char *value, struct argp_state *stat
 }
 
 const struct argp sl_images_argp = {.options = images_options, .parser = parse_images_option};
+
+static const struct argp_option draft_options[] = {
+    {"draft", OPTION_DRAFT, "off|auto|N", 0,
+     "let the model's draft guess up to N tokens ahead (1 to 5), which a step checks at once: the "
+     "same text, faster where guesses are right; auto: as many as pay (default off)",
+     0},
+    {0}};
+
+static error_t parse_draft_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    if (key != OPTION_DRAFT)
+        return ARGP_ERR_UNKNOWN;
+    if (strcmp(value, "off") == 0)
+        o->drafts = 0;
+    else if (strcmp(value, "auto") == 0)
+        o->drafts = SL_DRAFTS_AUTO;
+    else
+        o->drafts = sl_parse_count(state, "--draft, besides off and auto,", value, SL_DRAFTS_MAX);
+    return 0;
+}
+
+const struct argp sl_draft_argp = {.options = draft_options, .parser = parse_draft_option};
 
 /* ---- opening -----------------------------------------------------------------------------------
  */

@@ -17,6 +17,9 @@ extern const struct argp sl_engine_argp;
  * in the list of children it comes behind sl_engine_argp. */
 extern const struct argp sl_images_argp;
 
+/* --draft, for the commands that generate; likewise. */
+extern const struct argp sl_draft_argp;
+
 /* Parses a size for struct sl_reader_options, or ends with argp_error(). */
 #define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
 #define SL_IO_DEPTH_MAX 256u

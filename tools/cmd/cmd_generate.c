@@ -107,7 +107,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
         state->child_inputs[1] = &command->options;
-        state->child_inputs[2] = &command->prompt;
+        state->child_inputs[2] = &command->options;
+        state->child_inputs[3] = &command->prompt;
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -381,6 +382,7 @@ int sl_cmd_generate(int argc, char **argv)
 {
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 2},
                                                  {&sl_images_argp, 0, NULL, 0},
+                                                 {&sl_draft_argp, 0, NULL, 0},
                                                  {&sl_prompt_argp, 0, "The text:", 1},
                                                  {0}};
     static const struct argp argp = {

@@ -58,6 +58,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &arguments->engine;
+        state->child_inputs[1] = &arguments->engine;
         return 0;
     case 't':
         arguments->tensors = true;
@@ -443,7 +444,9 @@ int sl_cmd_inspect(int argc, char **argv)
         {"json", OPTION_JSON, NULL, 0, "one JSON object, or one a line of a list", 0},
         {0}};
     static const struct argp_child children[] = {
-        {&sl_engine_argp, 0, "The memory it would take to run with:", 1}, {0}};
+        {&sl_engine_argp, 0, "The memory it would take to run with:", 1},
+        {&sl_draft_argp, 0, NULL, 0},
+        {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,

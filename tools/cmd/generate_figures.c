@@ -76,6 +76,17 @@ static void print_text_figures(const struct sl_generate_text *g)
     fputc('\n', stderr);
 }
 
+/* Drafts, if steps checked any. */
+static void print_drafts(const struct sl_generate_totals *t)
+{
+    if (t->n_verifications == 0)
+        return;
+    fprintf(stderr, "drafts   %llu checked in %llu steps, %.1f %% right: %.2f tokens a step\n",
+            (unsigned long long)t->n_drafts, (unsigned long long)t->n_verifications,
+            100 * (double)t->n_drafts_right / (double)t->n_drafts,
+            1 + (double)t->n_drafts_right / (double)t->n_verifications);
+}
+
 /* The layers that streamed, if any did. */
 static void print_dense(const struct sl_engine *engine)
 {
@@ -101,6 +112,7 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
     char wanted[SL_SIZE_TEXT_BYTES], read[SL_SIZE_TEXT_BYTES];
 
     print_text_figures(g);
+    print_drafts(&g->totals);
     fprintf(stderr,
             "experts  %llu asked for; %.1f %% found in the cache, %llu of them kept and %llu "
             "prefetched\n",
@@ -186,6 +198,9 @@ static void set_text_figures(json_t *object, const struct sl_generate_text *g)
     set(object, "decode_seconds", json_real((double)t->decode_ns / 1e9));
     set(object, "decode_tokens_per_second", json_real(per_second(t->n_decoded, t->decode_ns)));
     set(object, "resume_seconds", json_real((double)t->resume_ns / 1e9));
+    set(object, "verifications", json_integer((json_int_t)t->n_verifications));
+    set(object, "drafts", json_integer((json_int_t)t->n_drafts));
+    set(object, "drafts_right", json_integer((json_int_t)t->n_drafts_right));
     set(object, "decode_expert_requests", json_integer((json_int_t)t->n_decode_requests));
     set(object, "decode_read_bytes", json_integer((json_int_t)t->decode_read_bytes));
 }

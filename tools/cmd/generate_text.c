@@ -49,10 +49,14 @@ static int step(struct sl_generate_text *text, struct sl_err *err)
     return rc;
 }
 
-static int show(const struct sl_generate_text *text, struct sl_err *err)
+static int show(struct sl_generate_text *text, struct sl_err *err)
 {
+    struct sl_generate_totals *totals = &text->totals;
     int rc = 0;
 
+    totals->n_verifications += sl_generation_drafts_tried(text->generation) > 0;
+    totals->n_drafts += sl_generation_drafts_tried(text->generation);
+    totals->n_drafts_right += sl_generation_drafts_right(text->generation);
     for (uint32_t i = 0; rc == 0 && i < sl_generation_output_count(text->generation); i++) {
         const struct sl_generation_output output = sl_generation_output(text->generation, i);
 

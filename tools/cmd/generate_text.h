@@ -22,6 +22,8 @@ struct sl_generate_totals {
     uint64_t n_new_tokens;
     uint64_t n_decoded; /* new tokens but the first of each text, which its prompt's pass gives */
     uint64_t prefill_ns, decode_ns;
+    uint64_t n_verifications, n_drafts,
+        n_drafts_right;                            /* steps with guesses, these, the right ones */
     uint64_t n_decode_requests, decode_read_bytes; /* experts, while tokens were made */
 };
 

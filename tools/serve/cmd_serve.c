@@ -151,6 +151,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
         state->child_inputs[1] = &command->options;
+        state->child_inputs[2] = &command->options;
         return 0;
     case OPTION_SOCKET:
         command->socket = value;
@@ -625,8 +626,10 @@ static void finish(struct command *command)
 
 int sl_cmd_serve(int argc, char **argv)
 {
-    static const struct argp_child children[] = {
-        {&sl_engine_argp, 0, "Running the model:", 1}, {&sl_images_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {&sl_images_argp, 0, NULL, 0},
+                                                 {&sl_draft_argp, 0, NULL, 0},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
