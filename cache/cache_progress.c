@@ -25,6 +25,13 @@ static enum sl_read_class class_of(const struct sl_expert_cache *cache, enum sl_
     return kind == SL_LOAD_PREDICTED && cache->is_paced ? SL_READ_PREDICTED : SL_READ_PREFETCH;
 }
 
+/* Something of the demand will be released before long, and leave its slot. */
+static bool can_wait(const struct sl_demand *demand)
+{
+    return demand->n_awaited > 0 || !sl_list_is_empty(&demand->claimed) ||
+           (demand->n_pins > 0 && !demand->is_waited_for);
+}
+
 bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key,
                          enum sl_load_kind kind)
 {
@@ -34,9 +41,7 @@ bool sl_cache_begin_load(struct sl_expert_cache *cache, struct sl_expert_key key
 
     if (sl_expert_loader_is_full(&cache->loader))
         return false;
-    slot = sl_slot_table_take(&cache->table, key, kind,
-                              cache->demand.n_awaited > 0 ||
-                                  !sl_list_is_empty(&cache->demand.claimed));
+    slot = sl_slot_table_take(&cache->table, key, kind, can_wait(&cache->demand));
     if (!slot)
         return false;
     cache->demand.n_awaited += sl_slot_is_awaited(slot);

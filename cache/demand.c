@@ -195,6 +195,7 @@ int sl_demand_acquire(struct sl_expert_source *source, bool wait, struct sl_expe
         demand->open = false;
         return 0;
     }
+    demand->is_waited_for = wait;
     sl_cache_progress(cache, false);
     while (wait && demand->failure.code == 0 && sl_list_is_empty(&demand->claimed) &&
            sl_list_is_empty(&demand->up_ready)) {
@@ -206,6 +207,7 @@ int sl_demand_acquire(struct sl_expert_source *source, bool wait, struct sl_expe
         }
         sl_cache_progress(cache, true);
     }
+    demand->is_waited_for = false;
     rc = take_failure(cache, err);
     if (rc < 0)
         return rc;
