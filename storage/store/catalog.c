@@ -92,11 +92,14 @@ int sl_catalog_make(struct sl_catalog **ret_catalog, const char *path, const cha
                     struct sl_err *err)
 {
     struct sl_catalog *catalog;
-    int rc = sl_catalog_create(&catalog, new_path, entries, err);
+    int rc = sl_catalog_create(&catalog, new_path, entries, err), mdb_rc;
 
     if (rc < 0)
         return rc;
     rc = sl_catalog_commit(catalog, err);
+    /* Where nothing was put, the commit has left the new file's headers unsynced. */
+    if (rc == 0 && (mdb_rc = mdb_env_sync(catalog->env, 1)) != 0)
+        rc = fail(catalog, mdb_rc, err);
     if (rc == 0 && (rc = writer->ops->rename(writer, new_path, path)) < 0)
         sl_write_error(err, rc, path, "make");
     if (rc == 0 && (rc = sl_write_name(writer, path, err)) == 0 && ret_catalog)
