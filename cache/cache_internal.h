@@ -30,7 +30,7 @@ struct sl_demand {
     uint32_t n_awaited; /* loads */
     uint16_t layer_index;
     bool open;
-    bool is_waited_for; /* the caller will not release a pin before it has another */
+    bool is_waited_for;      /* the caller will not release a pin before it has another */
     struct sl_link claimed;  /* slots that are CLAIMED */
     struct sl_link up_ready; /* slots that are UP_READY */
     uint32_t n_pins;         /* acquired and not released, whichever demand they are of */
