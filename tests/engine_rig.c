@@ -84,7 +84,7 @@ static bool has_dspark(const struct engine_rig *m)
     return m->config.dspark.block_size > 0;
 }
 
-/* The stages of DSpark have a shard of their own, of which nothing but the header is written. */
+/* The stages of DSpark have a shard of their own. */
 static bool is_in_draft_shard(const struct engine_rig *m, const char *tensor_name)
 {
     return has_dspark(m) && strncmp(tensor_name, "mtp.", 4) == 0;
@@ -105,8 +105,6 @@ static void add_experts(const struct engine_rig *m, struct fixture_list *list, c
 /* Headers first, with holes for data. */
 static void write_headers(const struct engine_rig *m)
 {
-    const uint32_t n_blocks =
-        has_dspark(m) ? m->config.num_hidden_layers + fixture_dspark.n_blocks : m->experts.n_layers;
     struct fixture_list list = {0}, draft = {0};
     char block[32];
     FILE *index;
@@ -118,7 +116,7 @@ static void write_headers(const struct engine_rig *m)
         fixture_add(is_in_draft_shard(m, weight->name) ? &draft : &list, weight->info.dtype,
                     weight->info.shape[0], matrix ? weight->info.shape[1] : 0, "%s", weight->name);
     }
-    for (uint32_t i = 0; i < n_blocks; i++) {
+    for (uint32_t i = 0; i < m->experts.n_layers; i++) {
         block_of(&m->config, i, block);
         add_experts(m, is_in_draft_shard(m, block) ? &draft : &list, block);
     }
@@ -133,19 +131,34 @@ static void write_headers(const struct engine_rig *m)
     fixture_fini(&draft);
 }
 
-static void write_tensor(const struct sl_checkpoint *checkpoint, int fd, const char *name,
-                         const void *data)
+/* The checkpoint whose shards are being filled. */
+struct filling {
+    const struct engine_rig *m;
+    struct sl_checkpoint *checkpoint;
+    int fd, draft_fd;
+};
+
+static int open_shard(const struct engine_rig *m, const char *name)
 {
-    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(checkpoint, name);
+    char path[FIXTURE_PATH_BYTES + sizeof(ENGINE_RIG_DRAFT_SHARD)];
+
+    snprintf(path, sizeof(path), "%s/%s", m->folder, name);
+    return open(path, O_WRONLY);
+}
+
+static void write_tensor(const struct filling *to, const char *name, const void *data)
+{
+    const struct sl_checkpoint_tensor *tensor = sl_checkpoint_find(to->checkpoint, name);
+    const int fd = is_in_draft_shard(to->m, name) ? to->draft_fd : to->fd;
 
     sl_assert(tensor);
     sl_assert(pwrite(fd, data, tensor->info.size_bytes, (off_t)tensor->offset_bytes) ==
               (ssize_t)tensor->info.size_bytes);
 }
 
-static void write_expert(const struct engine_rig *m, const struct sl_checkpoint *checkpoint, int fd,
-                         struct sl_expert_key key)
+static void write_expert(const struct filling *to, struct sl_expert_key key)
 {
+    const struct engine_rig *m = to->m;
     uint8_t codes[128 * 128], scales[128 * 128 / 32];
     char block[32], name[96];
 
@@ -154,35 +167,34 @@ static void write_expert(const struct engine_rig *m, const struct sl_checkpoint 
         fixture_experts_raw(&m->experts, key, matrix, codes, scales);
         snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.weight",
                  block_of(&m->config, key.layer_index, block), key.expert_index, matrix + 1);
-        write_tensor(checkpoint, fd, name, codes);
+        write_tensor(to, name, codes);
         snprintf(name, sizeof(name), "%s.ffn.experts.%u.w%d.scale", block, key.expert_index,
                  matrix + 1);
-        write_tensor(checkpoint, fd, name, scales);
+        write_tensor(to, name, scales);
     }
 }
 
 static void write_checkpoint(const struct engine_rig *m)
 {
-    const uint32_t n_layers = has_dspark(m) ? m->config.num_hidden_layers : m->experts.n_layers;
-    char path[FIXTURE_PATH_BYTES + sizeof(SHARD)];
-    struct sl_checkpoint *checkpoint;
-    int rc, fd;
+    struct filling to = {.m = m, .draft_fd = -1};
+    int rc;
 
     write_config(&m->config, m->folder);
     write_headers(m);
-    rc = sl_checkpoint_open(&checkpoint, m->folder, NULL);
+    rc = sl_checkpoint_open(&to.checkpoint, m->folder, NULL);
     sl_assert(rc == 0);
-    snprintf(path, sizeof(path), "%s/" SHARD, m->folder);
-    fd = open(path, O_WRONLY);
-    sl_assert(fd >= 0);
+    to.fd = open_shard(m, SHARD);
+    if (has_dspark(m))
+        to.draft_fd = open_shard(m, ENGINE_RIG_DRAFT_SHARD);
     for (uint32_t i = 0; i < m->source.count; i++)
-        if (!is_in_draft_shard(m, m->source.list[i].name))
-            write_tensor(checkpoint, fd, m->source.list[i].name, m->source.list[i].data);
-    for (uint16_t layer = 0; layer < n_layers; layer++)
+        write_tensor(&to, m->source.list[i].name, m->source.list[i].data);
+    for (uint16_t layer = 0; layer < m->experts.n_layers; layer++)
         for (uint16_t expert = 0; expert < m->config.n_routed_experts; expert++)
-            write_expert(m, checkpoint, fd, (struct sl_expert_key){layer, expert});
-    close(fd);
-    sl_checkpoint_close(checkpoint);
+            write_expert(&to, (struct sl_expert_key){layer, expert});
+    close(to.fd);
+    if (to.draft_fd >= 0)
+        close(to.draft_fd);
+    sl_checkpoint_close(to.checkpoint);
 }
 
 /* ---- its logits
@@ -348,7 +360,7 @@ void engine_rig_pack(const struct engine_rig *m, const char *name, uint32_t n_st
                      bool compress, char ret_folder[FIXTURE_PATH_BYTES])
 {
     static const uint64_t weights[] = {1, 1, 1};
-    const struct sl_expert_shape shape = sl_expert_shape_of(&m->config, 1);
+    const struct sl_expert_shape shape = m->experts.shape;
     const char **names = calloc(m->source.count, sizeof(*names));
     char stripes[2][FIXTURE_PATH_BYTES + 8];
     const char *const stripe_folders[] = {stripes[0], stripes[1]};
