@@ -3,11 +3,11 @@
 #include "core/base/assert.h"
 
 /* A sample's weight fades to this with each later one of its kind. */
-#define TIME_FADES_TO 0.9
+#define TIME_FADES_TO 0.8
 #define RIGHT_FADES_TO 0.98
 
-/* The account's memory: a thousand steps. */
-#define ACCOUNT_FADES_TO 0.999
+/* The account's memory: some two thousand steps. */
+#define ACCOUNT_FADES_TO 0.9995
 
 /* Before a depth was tried, its guesses are taken for right so often, with this many samples'
  * weight. */
@@ -17,7 +17,10 @@
 /* Steps without guesses come first: so many, to know what they take. Later, one in OFF_EVERY keeps
  * that known. */
 #define OFF_FIRST 4u
-#define OFF_EVERY 64u
+#define OFF_EVERY 32u
+
+/* Steps after which deeper guesses are tried again. */
+#define LOOK_EVERY 256u
 
 /* A trial of what did not pay, and its first steps, in which the draft has seen too little. */
 #define PROBE_STEPS 12u
@@ -213,6 +216,20 @@ static void note_loss(struct sl_draft_depth *d, const struct sl_draft_sample *s,
         d->lost_ns = 0;
 }
 
+/* Times and chances of deeper guesses than these may hold no more: they are tried again. */
+static void forget_deeper(struct sl_draft_depth *d, uint32_t depth, uint32_t n_texts)
+{
+    for (uint32_t g = group_of(d->n_rows + n_texts * depth) + 1; g < SL_DRAFT_ROW_GROUPS; g++)
+        d->step_ns[g].weight = d->step_ns[g].sum = 0;
+    for (uint32_t i = depth + 1; i <= d->depth_max; i++)
+        d->draft_ns[i].weight = d->draft_ns[i].sum = 0;
+    for (uint32_t i = depth; i < d->depth_max; i++)
+        if (d->right[i].weight > 2 * RIGHT_FIRST_WEIGHT) {
+            d->right[i].sum *= 2 * RIGHT_FIRST_WEIGHT / d->right[i].weight;
+            d->right[i].weight = 2 * RIGHT_FIRST_WEIGHT;
+        }
+}
+
 /* The trial that begins when a draft that was blind sees again. */
 static void note_trial(struct sl_draft_depth *d, const struct sl_draft_sample *s)
 {
@@ -221,8 +238,7 @@ static void note_trial(struct sl_draft_depth *d, const struct sl_draft_sample *s
     if (sees && !d->sees) {
         d->n_warming = WARMING_STEPS;
         d->n_probing = PROBE_STEPS;
-        d->right[0].sum /= d->right[0].weight / RIGHT_FIRST_WEIGHT;
-        d->right[0].weight = RIGHT_FIRST_WEIGHT;
+        forget_deeper(d, 0, s->n_texts);
     } else if (d->n_probing > 0) {
         d->n_probing--;
     }
@@ -241,5 +257,6 @@ void sl_draft_depth_add(struct sl_draft_depth *d, const struct sl_draft_sample *
     note_loss(d, s, s->n_texts);
     note_trial(d, s);
     d->n_rows = s->n_texts > 1 ? s->n_rows : 1; /* one text has no prompt beside it next time */
-    d->n_steps++;
+    if (++d->n_steps % LOOK_EVERY == 0 && d->sees)
+        forget_deeper(d, best_depth(d, d->n_rows, s->n_texts), s->n_texts);
 }

@@ -8,8 +8,8 @@
  *
  * A depth that is not known is tried, one after the other, and one that does not pay is tried again
  * some time. An account of what was lost against steps without guesses bounds that: SL_DRAFT_LOSS
- * of the time of the last thousand or so steps. Where nothing pays the draft is not even shown the
- * tokens.
+ * of the time of the last two thousand or so steps. Where nothing pays the draft is not even shown
+ * the tokens.
  *
  * Pure: no clock, no memory of its own. Allocates nothing. */
 #ifndef SL_DAEMON_ENGINE_DRAFT_DEPTH_H
@@ -21,7 +21,7 @@
 #define SL_DRAFT_DEPTH_MAX 5u
 
 /* Trying may cost this share of the time. */
-#define SL_DRAFT_LOSS 0.02
+#define SL_DRAFT_LOSS 0.01
 
 /* Steps are told apart by their rows: each number up to 8, then four groups from each power of two
  * to the next. */
