@@ -1,6 +1,7 @@
-/* How fast images are saved and loaded, beside the drive, and what writing them costs those who
- * demand reads of the same drive. Only with SL_BENCH=1, in $TMPDIR or /tmp; figures go to standard
- * output. Sizes are those of V4-Pro: 8,192 tokens of entries, and marks. */
+/* How fast images are saved and loaded, beside the drive, what writing them costs those who demand
+ * reads of the same drive, and how long copies keep the engine's thread. Only with SL_BENCH=1, in
+ * $TMPDIR or /tmp; figures go to standard output. Sizes are those of V4-Pro: 8,192 tokens of
+ * entries, and marks. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,8 +18,10 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/session/session_bytes.h"
 #include "storage/io/reader.h"
 #include "tests/image_rig.h"
+#include "tests/kv_rig.h"
 
 #define ENTRIES_BYTES (UINT64_C(5300) * SL_IMAGE_TOKENS)
 #define MARK_BYTES (UINT64_C(24) << 20)
@@ -227,9 +230,105 @@ static void test_demands(void **state)
     }
 }
 
+/* ---- copies ------------------------------------------------------------------------------------
+ */
+
+#define COPY_PIECES 6u
+#define COPY_TOKENS (COPY_PIECES * SL_IMAGE_TOKENS)
+
+static void read_pro(struct sl_config *config)
+{
+    static const char path[] = "tools/configs/v4-pro.json";
+    size_t length;
+    char *text;
+
+    assert_int_equal(sl_file_read_all(path, 1 << 16, &text, &length, NULL), 0);
+    assert_int_equal(sl_config_parse(config, text, length, path, NULL), 0);
+    free(text);
+}
+
+/* A session that has seen COPY_TOKENS tokens, as far as memory goes. */
+static struct sl_session *fill_session(struct sl_kv_pool *pool)
+{
+    struct sl_session *session;
+    struct sl_kv_cache *kv;
+
+    assert_int_equal(sl_session_create(&session, pool, COPY_TOKENS, NULL), 0);
+    kv = sl_session_kv(session);
+    assert_int_equal(sl_kv_cache_grow(kv, COPY_TOKENS, NULL), 0);
+    memset(pool->pages, 1, pool->n_touched * (size_t)pool->layout.page_bytes);
+    kv->n_tokens = COPY_TOKENS;
+    return session;
+}
+
+/* Time of this thread on a processor, whoever else wants one. */
+static uint64_t worked_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* What the daemon does between two layers: a piece of 8,192 tokens of V4-Pro, and a mark. */
+static void test_copies(void **state)
+{
+    uint64_t out_ns[COPY_PIECES], in_ns[COPY_PIECES], ids_ns;
+    int32_t *ids = calloc(COPY_TOKENS, sizeof(*ids));
+    struct sl_session *from, *to;
+    struct sl_config config;
+    struct sl_kv_pool pool;
+    struct sl_mark *mark;
+    uint8_t *bytes, *mark_bytes;
+
+    (void)state;
+    if (!getenv("SL_BENCH"))
+        skip();
+    read_pro(&config);
+    kv_rig_pool(&pool, &config, config.num_hidden_layers, SL_NUMERICS_NATIVE, 3, COPY_TOKENS);
+    from = fill_session(&pool);
+    assert_int_equal(sl_session_create(&to, &pool, COPY_TOKENS, NULL), 0);
+    assert_int_equal(sl_session_mark(from, &mark, NULL), 0);
+    bytes = calloc(1, sl_chunk_bytes_max(&pool.layout, SL_IMAGE_TOKENS));
+    mark_bytes = calloc(1, sl_mark_bytes_max(&pool.layout));
+    assert_true(ids && bytes && mark_bytes);
+    ids_ns = worked_ns();
+    sl_session_tokens(from, 0, COPY_TOKENS, ids);
+    ids_ns = worked_ns() - ids_ns;
+    assert_int_equal(sl_session_import_begin(to, ids, COPY_TOKENS, NULL), 0);
+    for (uint32_t i = 0; i < COPY_PIECES; i++) {
+        const uint32_t first = i * SL_IMAGE_TOKENS, end = first + SL_IMAGE_TOKENS;
+
+        out_ns[i] = worked_ns();
+        assert_int_equal(sl_session_export_chunk(from, first, end, bytes, NULL), 0);
+        sl_session_export_mark(from, mark, mark_bytes);
+        out_ns[i] = worked_ns() - out_ns[i];
+        in_ns[i] = worked_ns();
+        sl_session_import_chunk(to, first, end, bytes);
+        in_ns[i] = worked_ns() - in_ns[i];
+    }
+    sl_session_import_abandon(to);
+    qsort(out_ns, COPY_PIECES, sizeof(out_ns[0]), compare_times);
+    qsort(in_ns, COPY_PIECES, sizeof(in_ns[0]), compare_times);
+    printf(
+        "8,192 tokens of V4-Pro, %.0f MiB, and a mark of %.0f MiB: copied out in %.1f to %.1f ms; "
+        "taken in in %.1f to %.1f ms; %u ids in %.2f ms\n",
+        (double)sl_chunk_bytes(&pool.layout, 0, SL_IMAGE_TOKENS) / 1048576,
+        (double)sl_mark_bytes(from, mark) / 1048576, (double)out_ns[0] * 1e-6,
+        (double)out_ns[COPY_PIECES - 1] * 1e-6, (double)in_ns[0] * 1e-6,
+        (double)in_ns[COPY_PIECES - 1] * 1e-6, COPY_TOKENS, (double)ids_ns * 1e-6);
+    sl_session_destroy(to);
+    sl_session_destroy(from);
+    sl_kv_pool_fini(&pool);
+    free(mark_bytes);
+    free(bytes);
+    free(ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies),
         cmocka_unit_test(test_rates),
         cmocka_unit_test(test_demands),
     };
