@@ -92,6 +92,7 @@ static void end_well(struct sl_batch_runner *r, struct sl_live_item *live)
     sl_batch_line_write(live->custom_id, &live->answer, &batch->output.lines);
     count_end(r, batch, live->item_index, SL_ITEM_DONE);
     batch->n_ended_made += usage->n_new_tokens;
+    sl_batch_estimate_answer(&r->estimate, usage->n_new_tokens);
     pthread_mutex_lock(&r->lock);
     batch->record.n_in_tokens += usage->n_prompt_tokens;
     batch->record.n_cached_tokens += atomic_load(&live->answer.ticket.n_cached_tokens);

@@ -7,9 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "core/base/assert.h"
 #include "core/base/clock.h"
-#include "core/base/random.h"
 #include "daemon/batch/batch_runner_internal.h"
 
 #define NS_PER_S UINT64_C(1000000000)
@@ -62,6 +60,7 @@ struct sl_batch *sl_batch_create(void)
         return NULL;
     sl_list_init(&batch->link);
     sl_list_init(&batch->saved);
+    batch->shown.left_s = -1;
     return batch;
 }
 
@@ -174,6 +173,24 @@ static void count_ended(struct sl_batch *batch)
     batch->n_ended_made = batch->record.n_out_tokens;
 }
 
+static void find_answer_max(struct sl_batch *batch)
+{
+    const struct sl_batch_input *input = batch->input;
+
+    batch->answer_tokens_max = 0;
+    for (uint32_t i = 0; i < input->n_items; i++) {
+        const struct sl_batch_item *item = &input->items[i];
+        const uint64_t n = (uint64_t)item->n_new_max * item->n_texts;
+
+        if (n == 0 && item->n_prompt_tokens > 0) {
+            batch->answer_tokens_max = 0;
+            return;
+        }
+        if (n > batch->answer_tokens_max && n < UINT32_MAX)
+            batch->answer_tokens_max = (uint32_t)n;
+    }
+}
+
 static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
 {
     const bool is_new = batch->record.state == SL_BATCH_VALIDATING;
@@ -196,6 +213,7 @@ static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     }
     batch->is_read = true;
     count_ended(batch);
+    find_answer_max(batch);
     if (is_new)
         set_state(r, batch, SL_BATCH_IN_PROGRESS);
 }
@@ -284,7 +302,7 @@ static bool look_after_all(struct sl_batch_runner *r)
     return is_busy;
 }
 
-/* ---- the thread --------------------------------------------------------------------------------
+/* ---- commits -----------------------------------------------------------------------------------
  */
 
 static void set_pause(struct sl_batch_runner *r, const char *message)
@@ -328,40 +346,8 @@ static void commit_if_due(struct sl_batch_runner *r)
         commit(r, &err);
 }
 
-static double share_read(const struct sl_batch *batch)
-{
-    const uint64_t file_bytes = batch->input ? sl_batch_input_file_bytes(batch->input) : 0;
-
-    if (batch->is_read)
-        return 1;
-    return file_bytes > 0 ? (double)sl_batch_input_done_bytes(batch->input) / (double)file_bytes
-                          : 0;
-}
-
-/* Counts what is done, those under way included. */
-static void count_progress(struct sl_batch_runner *r)
-{
-    pthread_mutex_lock(&r->lock);
-    for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
-        struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
-
-        batch->shown.n_running = batch->n_running;
-        batch->shown.n_done_tokens = batch->n_ended_tokens;
-        batch->shown.n_made_tokens = batch->n_ended_made;
-        batch->shown.validated = share_read(batch);
-    }
-    for (struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
-        struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
-        const struct sl_ticket *ticket = &live->answer.ticket;
-        const uint32_t n_max = atomic_load(&ticket->n_prompt_tokens);
-        const uint32_t n_done =
-            atomic_load(&ticket->n_done_tokens) + atomic_load(&ticket->n_part_tokens);
-
-        live->batch->shown.n_done_tokens += n_done < n_max ? n_done : n_max;
-        live->batch->shown.n_made_tokens += live->answer.n_new_tokens;
-    }
-    pthread_mutex_unlock(&r->lock);
-}
+/* ---- the thread ---------------------------------------------------------------------------------
+ */
 
 static struct timespec time_of(uint64_t ns)
 {
@@ -394,7 +380,8 @@ static void *runner_main(void *context)
         is_busy = look_after_all(r);
         if (!r->pause[0])
             sl_batch_begin_items(r);
-        count_progress(r);
+        sl_batch_count_progress(r);
+        sl_batch_estimate_all(r);
         commit_if_due(r);
     }
     sl_batch_take_news(r);
@@ -485,219 +472,4 @@ void sl_batch_runner_destroy(struct sl_batch_runner *r)
     pthread_mutex_destroy(&r->wake_lock);
     pthread_mutex_destroy(&r->lock);
     free(r);
-}
-
-/* ---- what others ask ---------------------------------------------------------------------------
- */
-
-static char *copy(const char *text, bool *is_whole)
-{
-    char *copied = text ? strdup(text) : NULL;
-
-    *is_whole &= !text || copied;
-    return copied;
-}
-
-static struct sl_batch *make_batch(const struct sl_batch_order *order)
-{
-    struct sl_batch *batch = sl_batch_create();
-    struct sl_batch_record *record;
-    bool is_whole = true;
-
-    if (!batch)
-        return NULL;
-    record = &batch->record;
-    memcpy(record->id, "batch_", 6);
-    sl_random_name(record->id + 6, 25);
-    record->created_s = (int64_t)time(NULL);
-    record->input_path = copy(order->input_path, &is_whole);
-    record->output_path = copy(order->output_path, &is_whole);
-    record->error_path = copy(order->error_path, &is_whole);
-    record->endpoint = copy(order->endpoint, &is_whole);
-    record->about = copy(order->about, &is_whole);
-    record->priority = order->priority;
-    record->skip_bad = order->skip_bad;
-    record->expires_s = order->expires_s;
-    if (is_whole)
-        return batch;
-    sl_batch_destroy(batch);
-    return NULL;
-}
-
-int sl_batch_runner_add(struct sl_batch_runner *r, const struct sl_batch_order *order, char *ret_id,
-                        struct sl_err *err)
-{
-    struct sl_batch *batch = make_batch(order);
-    int rc;
-
-    if (!batch) {
-        sl_batch_input_close(order->input);
-        return sl_err_set(err, -ENOMEM, "batch: out of memory");
-    }
-    batch->input = order->input;
-    sl_results_init(&batch->output, r->options.writer, batch->record.output_path, 0);
-    sl_results_init(&batch->errors, r->options.writer, batch->record.error_path, 0);
-    pthread_mutex_lock(&r->lock);
-    batch->record.number = r->next_number++;
-    pthread_mutex_unlock(&r->lock);
-    rc = sl_batch_enter(r, &batch->record, err);
-    if (rc < 0) {
-        sl_batch_destroy(batch);
-        return rc;
-    }
-    memcpy(ret_id, batch->record.id, SL_BATCH_NAME_BYTES);
-    pthread_mutex_lock(&r->lock);
-    sl_list_append(&r->batches, &batch->link);
-    r->n_batches++;
-    pthread_mutex_unlock(&r->lock);
-    sl_batch_wake(r);
-    return 0;
-}
-
-/* Under the lock. */
-static struct sl_batch *find(struct sl_batch_runner *r, const char *id)
-{
-    for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
-        struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
-
-        if (strcmp(batch->record.id, id) == 0)
-            return batch;
-    }
-    return NULL;
-}
-
-int sl_batch_runner_cancel(struct sl_batch_runner *r, const char *id, struct sl_err *err)
-{
-    struct sl_batch *batch;
-    uint32_t number = 0;
-    int rc = -ENOENT;
-
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    if (batch) {
-        rc = sl_batch_has_ended(batch->record.state) ? -EALREADY : 0;
-        number = batch->record.number;
-    }
-    pthread_mutex_unlock(&r->lock);
-    if (rc == -ENOENT)
-        return sl_err_set(err, rc, "there is no batch \"%.60s\"", id);
-    if (rc == -EALREADY)
-        return sl_err_set(err, rc, "batch %.60s has ended already", id);
-    rc = sl_batch_put_text(r, "cancel", number, "", err);
-    if (rc < 0)
-        return rc;
-    pthread_mutex_lock(&r->lock);
-    batch->cancel_wanted = true;
-    if (!sl_batch_has_ended(batch->record.state) && batch->record.cancelling_s == 0)
-        batch->record.cancelling_s = (int64_t)time(NULL);
-    pthread_mutex_unlock(&r->lock);
-    sl_batch_wake(r);
-    return 0;
-}
-
-int sl_batch_runner_give_input(struct sl_batch_runner *r, const char *id,
-                               struct sl_batch_input *input)
-{
-    struct sl_batch *batch;
-
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    if (batch && !batch->input)
-        batch->input = input;
-    else
-        sl_batch_input_close(input);
-    pthread_mutex_unlock(&r->lock);
-    return batch ? 0 : -ENOENT;
-}
-
-int sl_batch_runner_set_about(struct sl_batch_runner *r, const char *id, const char *about,
-                              struct sl_err *err)
-{
-    char *copied = strdup(about), *old = NULL;
-    struct sl_batch *batch;
-    int rc;
-
-    if (!copied)
-        return sl_err_set(err, -ENOMEM, "batch: out of memory");
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    pthread_mutex_unlock(&r->lock);
-    rc = batch ? sl_batch_put_text(r, "about", batch->record.number, about, err)
-               : sl_err_set(err, -ENOENT, "there is no batch \"%.60s\"", id);
-    if (rc == 0) {
-        pthread_mutex_lock(&r->lock);
-        old = batch->record.about;
-        batch->record.about = copied;
-        pthread_mutex_unlock(&r->lock);
-        copied = NULL;
-    }
-    free(copied);
-    free(old);
-    return rc;
-}
-
-uint32_t sl_batch_runner_count(struct sl_batch_runner *r)
-{
-    uint32_t n;
-
-    pthread_mutex_lock(&r->lock);
-    n = r->n_batches;
-    pthread_mutex_unlock(&r->lock);
-    return n;
-}
-
-/* Under the lock. */
-static int fill_status(const struct sl_batch_runner *r, const struct sl_batch *batch,
-                       struct sl_batch_status *status)
-{
-    *status = (struct sl_batch_status){.n_running = batch->shown.n_running,
-                                       .n_done_tokens = batch->shown.n_done_tokens,
-                                       .n_made_tokens = batch->shown.n_made_tokens,
-                                       .validated = batch->shown.validated,
-                                       .tokens_per_s = r->tokens_per_s,
-                                       .is_stuck = batch->trouble[0] != '\0',
-                                       .left_s = -1};
-    memcpy(status->pause, batch->trouble[0] ? batch->trouble : r->pause, sizeof(status->pause));
-    if (sl_batch_record_copy(&status->record, &batch->record) < 0)
-        return -ENOMEM;
-    status->record.state = batch->kept_state; /* nothing is told that a kill could take back */
-    if (!sl_batch_has_ended(batch->kept_state))
-        status->record.ended_s = 0;
-    return 0;
-}
-
-int sl_batch_runner_status(struct sl_batch_runner *r, const char *id,
-                           struct sl_batch_status *ret_status)
-{
-    const struct sl_batch *batch;
-    int rc = -ENOENT;
-
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    if (batch)
-        rc = fill_status(r, batch, ret_status);
-    pthread_mutex_unlock(&r->lock);
-    return rc;
-}
-
-int sl_batch_runner_status_at(struct sl_batch_runner *r, uint32_t index,
-                              struct sl_batch_status *ret_status)
-{
-    struct sl_link *at;
-    int rc = -ENOENT;
-
-    pthread_mutex_lock(&r->lock);
-    if (index < r->n_batches) {
-        at = r->batches.next;
-        while (index-- > 0)
-            at = at->next;
-        rc = fill_status(r, sl_list_item(at, struct sl_batch, link), ret_status);
-    }
-    pthread_mutex_unlock(&r->lock);
-    return rc;
-}
-
-void sl_batch_status_fini(struct sl_batch_status *status)
-{
-    sl_batch_record_fini(&status->record);
 }

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "core/base/list.h"
+#include "daemon/batch/batch_estimate.h"
 #include "daemon/batch/batch_input.h"
 #include "daemon/batch/batch_runner.h"
 #include "daemon/batch/made_tokens.h"
@@ -44,11 +45,12 @@ struct sl_batch {
     struct sl_results_file output, errors;
     bool has_changed;                      /* the record is to be journalled */
     bool is_to_tell;                       /* and then on_change() */
+    uint32_t answer_tokens_max;            /* of an item; 0: no limit but the context's */
     uint64_t n_ended_tokens, n_ended_made; /* of items that have ended: prompts, answers */
     struct { /* as it was when the thread last counted; under the runner's lock */
         uint32_t n_running;
         uint64_t n_done_tokens, n_made_tokens; /* with those under way */
-        double validated;
+        double validated, left_s;
     } shown;
     char trouble[SL_ERR_MESSAGE_BYTES]; /* why it stands still; "": it does not; under the lock */
 };
@@ -93,6 +95,8 @@ struct sl_batch_runner {
     struct sl_journal_changes lasting; /* of items that have ended since the last commit */
     bool has_ended_items;
     uint64_t committed_ns, retry_ns;
+    struct sl_batch_estimate estimate;
+    uint64_t estimated_ns;
     struct sl_err park_err;
 };
 
@@ -147,6 +151,10 @@ void sl_batch_destroy(struct sl_batch *batch);
 
 /* Frees what a batch that has ended does not need. */
 void sl_batch_empty(struct sl_batch *batch);
+
+/* Count what is done, those under way included, and say what is left: batch_progress.c. */
+void sl_batch_count_progress(struct sl_batch_runner *r);
+void sl_batch_estimate_all(struct sl_batch_runner *r);
 
 /* Wakes the runner's thread. */
 void sl_batch_wake(struct sl_batch_runner *r);
