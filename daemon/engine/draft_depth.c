@@ -128,6 +128,19 @@ static double gain_of(const struct sl_draft_depth *d, uint32_t depth, uint32_t n
     return ns > 0 ? tokens_of(d, depth) * off_ns / ns : 1;
 }
 
+/* A guess adds a row to a step that makes a token of each text in a time. Where it is right, it
+ * saves a text's share of such a step. */
+double sl_draft_depth_chance_min(const struct sl_draft_depth *d, uint32_t n_guesses,
+                                 uint32_t n_texts)
+{
+    const double off_ns = step_ns(d, d->n_rows);
+    const double more_ns = step_ns(d, d->n_rows + n_texts * n_guesses) - off_ns;
+
+    if (!d->is_chosen || d->n_probing > 0 || n_guesses == 0 || off_ns <= 0 || more_ns <= 0)
+        return 0;
+    return more_ns / n_guesses < off_ns ? more_ns / n_guesses / off_ns : 1;
+}
+
 /* The next depth is tried when the one before it is known. */
 static bool may_try(const struct sl_draft_depth *d, uint32_t depth)
 {

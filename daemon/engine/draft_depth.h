@@ -70,6 +70,11 @@ uint32_t sl_draft_depth_choose(const struct sl_draft_depth *depth, uint32_t n_ro
 #define SL_DRAFT_BLIND UINT32_MAX
 uint32_t sl_draft_depth_wanted(const struct sl_draft_depth *depth, uint32_t n_texts);
 
+/* The least chance to be right with which a guess is worth its row, where n_guesses are
+ * wanted of each of n_texts: for drafts that know their chances. */
+double sl_draft_depth_chance_min(const struct sl_draft_depth *depth, uint32_t n_guesses,
+                                 uint32_t n_texts);
+
 /* Takes in a step that ended. */
 void sl_draft_depth_add(struct sl_draft_depth *depth, const struct sl_draft_sample *sample);
 

@@ -61,12 +61,11 @@ static uint64_t table_bytes(const struct sl_memory_plan *plan, uint64_t cache_by
     return plan->table_bytes + map_bytes(mapped) + held / SMALL_PAGE_BYTES * HOLD_ENTRY_BYTES;
 }
 
-static uint64_t activation_bytes(const struct sl_config *config, const struct sl_memory_case *what,
-                                 const struct sl_draft *draft, uint32_t segment_tokens)
+static uint64_t forward_bytes(const struct sl_config *config, const struct sl_memory_case *what,
+                              const struct sl_draft *draft, uint32_t segment_tokens)
 {
-    return sl_arena_mapped_bytes(sl_forward_measure(config, draft, what->numerics, what->n_threads,
-                                                    segment_tokens, what->context_tokens,
-                                                    what->n_sequences));
+    return sl_forward_measure(config, draft, what->numerics, what->n_threads, segment_tokens,
+                              what->context_tokens, what->n_sequences);
 }
 
 /* Books the activations of a forward: what they take for the draft is its own. */
@@ -74,11 +73,12 @@ static void book_activations(struct sl_memory_plan *plan, const struct sl_config
                              const struct sl_memory_case *what, enum sl_memory_user user,
                              uint32_t segment_tokens)
 {
-    const uint64_t all = activation_bytes(config, what, what->draft, segment_tokens);
+    const uint64_t all = forward_bytes(config, what, what->draft, segment_tokens);
+    const uint64_t draft = all - forward_bytes(config, what, NULL, segment_tokens);
 
-    plan->need_bytes[user] = activation_bytes(config, what, NULL, segment_tokens);
-    plan->draft_working_bytes += all - plan->need_bytes[user];
-    plan->need_bytes[SL_MEMORY_DRAFT] += all - plan->need_bytes[user];
+    plan->need_bytes[user] = sl_arena_mapped_bytes(all) - draft;
+    plan->draft_working_bytes += draft;
+    plan->need_bytes[SL_MEMORY_DRAFT] += draft;
 }
 
 /* Chooses the segment; the plan's other needs must be known. */
@@ -98,7 +98,7 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
         low = high = what->segment_tokens;
     while (low < high) {
         uint32_t middle = high - (high - low) / 2;
-        uint64_t bytes = activation_bytes(config, what, what->draft, middle);
+        uint64_t bytes = sl_arena_mapped_bytes(forward_bytes(config, what, what->draft, middle));
 
         if (bytes <= share && bytes + map_bytes(bytes) <= room)
             low = middle;

@@ -13,7 +13,8 @@
 /* A generation's part of the step. */
 struct part {
     struct sl_generation *generation;
-    uint32_t n_drafts; /* guesses that its span carries */
+    uint32_t n_drafts; /* guesses that its span carries, */
+    bool is_cut;       /* and the next one was not worth its row */
     int rc;            /* result of sampling its first token */
     struct sl_err err;
 };
@@ -37,6 +38,8 @@ struct sl_shared_step {
     struct sl_draft_depth depth;
     struct sl_draft_sample sample; /* of the open step */
     uint32_t window;               /* tokens that a draft sees at most of a prompt */
+    uint32_t n_asked;              /* guesses that the latest pass was to make of a text, */
+    float chance_min;              /* but for those that are less likely to be right */
     struct sl_draft_span *seen;    /* (parts_max) of the parts that a draft sees */
     uint32_t *seen_part;           /* (parts_max) which part each is */
     int32_t *followers;            /* (parts_max, window) */
@@ -203,6 +206,8 @@ static void choose_drafts(struct sl_shared_step *step)
 
         part->n_drafts = n < depth ? n : depth;
         part->n_drafts = part->n_drafts < spare ? part->n_drafts : spare;
+        part->is_cut = step->chance_min > 0 && step->n_tokens[i] == 1 && part->n_drafts == n &&
+                       n < step->n_asked;
         spare -= part->n_drafts;
         step->sample.n_tried += part->n_drafts;
     }
@@ -316,6 +321,10 @@ static int begin_guessing(struct sl_shared_step *step)
                                        .on_drafts_context = step};
     const uint32_t depth = sl_draft_depth_wanted(&step->depth, step->n_parts);
 
+    step->n_asked = 0;
+    step->chance_min = 0;
+    if (depth != SL_DRAFT_BLIND && step->engine->draft.kind == SL_DRAFT_DSPARK)
+        step->chance_min = (float)sl_draft_depth_chance_min(&step->depth, depth, step->n_parts);
     for (uint32_t i = 0; depth != SL_DRAFT_BLIND && i < step->n_parts; i++) {
         const struct part *part = &step->parts[i];
         int32_t *next = step->followers + (size_t)request.n_spans * step->window;
@@ -330,12 +339,13 @@ static int begin_guessing(struct sl_shared_step *step)
             (struct sl_draft_span){.span_index = i,
                                    .next = next,
                                    .n_seen = n_seen,
-                                   .n_drafts = depth < n_max ? depth : n_max};
+                                   .n_drafts = depth < n_max ? depth : n_max,
+                                   .chance_min = step->chance_min};
         step->sample.n_guessing += n_max > 0;
     }
     if (request.n_spans == 0 || sl_forward_begin_drafts(step->forward, &request, NULL) < 0)
         return 0;
-    step->sample.depth_wanted = depth;
+    step->sample.depth_wanted = step->n_asked = depth;
     step->phase = GUESSING;
     return 1;
 }
@@ -352,6 +362,9 @@ static void note_drafts(struct sl_shared_step *step)
             step->sample.tried[d]++;
             step->sample.right[d] += d < n_right;
         }
+        /* A guess that was not worth its row makes no token either: the depth is judged by both. */
+        if (step->parts[i].is_cut && n_right == n_tried && n_tried < SL_DRAFT_DEPTH_MAX)
+            step->sample.tried[n_tried]++;
     }
 }
 
