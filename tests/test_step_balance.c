@@ -59,7 +59,7 @@ static struct sl_balance_sample take(struct machine *m, uint32_t rows)
 }
 
 /* The rows with which reading and computing take equally long; or more, with which what any step
- * takes is a fifth of it. */
+ * takes is a fifth of it, or as many as a step has at least. */
 static double balanced_rows(const struct machine *m)
 {
     double low = 0, high = 1e6;
@@ -72,7 +72,8 @@ static double balanced_rows(const struct machine *m)
         else
             high = rows;
     }
-    return low > 4 * m->step_ns / m->row_ns ? low : 4 * m->step_ns / m->row_ns;
+    low = low > 4 * m->step_ns / m->row_ns ? low : 4 * m->step_ns / m->row_ns;
+    return low > SL_BALANCE_ROWS_MIN ? low : SL_BALANCE_ROWS_MIN;
 }
 
 static double run(struct machine *m, struct sl_step_balance *balance, uint32_t n_steps)
@@ -130,7 +131,7 @@ static void test_balance_is_found(void **state)
 static void test_nothing_to_read(void **state)
 {
     struct machine m = {.bytes_per_ns = 1,
-                        .step_ns = 5e7,
+                        .step_ns = 5e8,
                         .row_ns = 1e6,
                         .all_bytes = 0,
                         .n_experts = 256,
@@ -141,13 +142,13 @@ static void test_nothing_to_read(void **state)
     struct sl_step_balance balance = {0};
 
     (void)state;
-    assert_int_equal(sl_step_balance_rows(&balance), SL_BALANCE_ROWS_FIRST);
-    for (uint32_t rows = 20; rows <= 400; rows += 20) { /* as others fill the steps */
+    assert_int_equal(sl_step_balance_rows(&balance), SL_BALANCE_ROWS_MIN);
+    for (uint32_t rows = 200; rows <= 4000; rows += 200) { /* as others fill the steps */
         const struct sl_balance_sample sample = take(&m, rows);
 
         sl_step_balance_add(&balance, &sample);
     }
-    assert_in_range(sl_step_balance_rows(&balance), 100, 400);
+    assert_in_range(sl_step_balance_rows(&balance), 1000, 4000);
 }
 
 /* Whatever it is told, it names a number of rows. */
@@ -169,7 +170,7 @@ static void test_any_figures(void **state)
             };
 
             sl_step_balance_add(&balance, &sample);
-            assert_true(sl_step_balance_rows(&balance) >= 1);
+            assert_true(sl_step_balance_rows(&balance) >= SL_BALANCE_ROWS_MIN);
         }
     }
 }

@@ -1,5 +1,7 @@
 #include "daemon/scheduler/step_balance.h"
 
+#include <stdbool.h>
+
 /* A step's weight fades to this when the next one is through: to a half after eight. */
 #define FADES_TO 0.917
 
@@ -8,8 +10,9 @@
  * whether the drives could do more. */
 #define WAIT_SHOWS 0.1
 
-/* Then they are taken for so much faster each time. */
+/* Then they are taken for so much faster each time, up to a multiple of what was seen. */
 #define FASTER 1.02
+#define FASTEST_TIMES 1.5
 
 /* Steps whose rows vary by less than that, from their mean, show no line. */
 #define SPREAD_LEAST 0.05
@@ -23,22 +26,36 @@
 /* Rows take so many times as long together as what any step takes. */
 #define STEP_TIMES 4.0
 
+#define ROWS_MAX 1e9
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
 static void note_drives(struct sl_step_balance *b, const struct sl_balance_sample *s)
 {
-    const double bytes = (double)s->read_bytes;
-    const double least = s->elapsed_ns > 0 ? bytes / (double)s->elapsed_ns : 0;
+    const double bytes = (double)s->read_bytes, elapsed_ns = (double)s->elapsed_ns;
+    const double rate = s->busy_ns > 0 ? bytes / (double)s->busy_ns : 0;
+    const double least = elapsed_ns > 0 ? bytes / elapsed_ns : 0;
+    const bool shows = (double)s->wait_ns >= WAIT_SHOWS * elapsed_ns;
 
     b->read_bytes = b->n > 0 ? (b->read_bytes + bytes) / 2 : bytes;
-    if (s->busy_ns == 0)
+    if (rate == 0)
         return;
     if (b->bytes_per_ns == 0)
-        b->bytes_per_ns = bytes / (double)s->busy_ns;
-    else if ((double)s->wait_ns >= WAIT_SHOWS * (double)s->elapsed_ns)
-        b->bytes_per_ns = (b->bytes_per_ns + bytes / (double)s->busy_ns) / 2;
+        b->bytes_per_ns = rate;
+    b->fastest = larger(b->fastest > 0 ? b->fastest : b->bytes_per_ns, shows ? rate : least);
+    if (shows)
+        b->bytes_per_ns = (b->bytes_per_ns + rate) / 2;
     else
-        b->bytes_per_ns *= FASTER;
-    if (b->bytes_per_ns < least)
-        b->bytes_per_ns = least;
+        b->bytes_per_ns = smaller(b->bytes_per_ns * FASTER, b->fastest * FASTEST_TIMES);
+    b->bytes_per_ns = larger(b->bytes_per_ns, least);
 }
 
 void sl_step_balance_add(struct sl_step_balance *b, const struct sl_balance_sample *s)
@@ -59,7 +76,7 @@ uint32_t sl_step_balance_rows(const struct sl_step_balance *b)
     double mean_rows, mean_ns, row_ns, step_ns, spread, reading_ns, rows;
 
     if (b->n == 0 || b->ns <= 0)
-        return SL_BALANCE_ROWS_FIRST;
+        return SL_BALANCE_ROWS_MIN;
     mean_rows = b->rows / b->n;
     mean_ns = b->ns / b->n;
     row_ns = mean_ns / mean_rows;
@@ -74,8 +91,6 @@ uint32_t sl_step_balance_rows(const struct sl_step_balance *b)
     }
     step_ns = mean_ns - mean_rows * row_ns;
     reading_ns = b->bytes_per_ns > 0 ? b->read_bytes / b->bytes_per_ns : 0;
-    rows = (reading_ns - step_ns) / row_ns;
-    if (rows < STEP_TIMES * step_ns / row_ns)
-        rows = STEP_TIMES * step_ns / row_ns;
-    return rows < 1 ? 1 : rows > 1e9 ? 1000000000 : (uint32_t)rows;
+    rows = larger((reading_ns - step_ns) / row_ns, STEP_TIMES * step_ns / row_ns);
+    return (uint32_t)smaller(larger(rows, SL_BALANCE_ROWS_MIN), ROWS_MAX);
 }

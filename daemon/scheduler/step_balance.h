@@ -17,9 +17,11 @@
 
 #include <stdint.h>
 
-/* Rows before anything was measured: as many as ask for nearly all experts of the released models,
- * so that what such a step reads is what any larger one does. */
-#define SL_BALANCE_ROWS_FIRST 256u
+/* The least rows, and those before anything was measured: as many as ask for nearly all experts of
+ * the released models. Fewer would be read for as much, or nearly, and all else that a step costs
+ * would be spread over less. Where the cores are slower than the drives even then, longer steps
+ * take longer and do as much more. */
+#define SL_BALANCE_ROWS_MIN 256u
 
 /* The figures of one step. */
 struct sl_balance_sample {
@@ -33,6 +35,7 @@ struct sl_balance_sample {
 /* Zeroed: nothing is known. bytes_per_ns may be set before the first step. */
 struct sl_step_balance {
     double bytes_per_ns;                    /* of the drives, all together; 0: not known */
+    double fastest;                         /* that they have been seen, likewise */
     double read_bytes;                      /* of a step, lately */
     double n, rows, ns, rows_rows, rows_ns; /* sums over the last steps, older ones fading */
 };
@@ -40,7 +43,7 @@ struct sl_step_balance {
 /* Takes in a step that ended well. */
 void sl_step_balance_add(struct sl_step_balance *balance, const struct sl_balance_sample *sample);
 
-/* Returns how many rows the next step is to have; at least 1. */
+/* Returns how many rows the next step is to have; at least SL_BALANCE_ROWS_MIN. */
 uint32_t sl_step_balance_rows(const struct sl_step_balance *balance);
 
 #endif
