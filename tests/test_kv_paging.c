@@ -194,6 +194,38 @@ static void test_rewind_into_disk(void **state)
     close_world(&w);
 }
 
+/* A sequence comes back to memory whole, or where reads fail, not at all. */
+static void test_page_in(void **state)
+{
+    struct session_follower life;
+    struct sl_kv_cache *kv;
+    uint64_t in_bytes, used;
+    struct world w;
+    uint32_t n;
+
+    open_world(&w, state, UINT64_C(64) << 20);
+    w.file.delay_permille = 500;
+    life = begin_text(&w, 0, true);
+    kv = sl_session_kv(life.session);
+    session_rig_run_on(w.m, &life, 2200);
+    used = sl_kv_pool_used_bytes(&w.pool);
+    n = page_out(&life);
+    w.file.fault_nth = 1;
+    w.file.n_fail = 1000;
+    assert_int_equal(sl_kv_cache_page_in(kv, NULL), -EIO);
+    w.file.n_fail = 0;
+    assert_int_equal(far_pages(&life), n);
+    assert_int_equal(sl_kv_cache_page_in(kv, NULL), 0);
+    assert_int_equal(far_pages(&life), 0);
+    assert_int_equal(sl_kv_pool_used_bytes(&w.pool), used);
+    assert_int_equal(sl_kv_pager_counters(w.pool.pager).file_bytes, 0);
+    in_bytes = sl_kv_pager_counters(w.pool.pager).in_bytes;
+    session_rig_run_on(w.m, &life, 50);
+    assert_int_equal(sl_kv_pager_counters(w.pool.pager).in_bytes, in_bytes);
+    sl_session_destroy(life.session);
+    close_world(&w);
+}
+
 /* ---- failures ----------------------------------------------------------------------------------
  */
 
@@ -322,9 +354,10 @@ static void test_windows_need_room(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_at_every_border),  cmocka_unit_test(test_forks_read_once),
-        cmocka_unit_test(test_rewind_into_disk), cmocka_unit_test(test_each_read_fails),
-        cmocka_unit_test(test_writes_fail),      cmocka_unit_test(test_windows_need_room),
+        cmocka_unit_test(test_at_every_border),   cmocka_unit_test(test_forks_read_once),
+        cmocka_unit_test(test_rewind_into_disk),  cmocka_unit_test(test_page_in),
+        cmocka_unit_test(test_each_read_fails),   cmocka_unit_test(test_writes_fail),
+        cmocka_unit_test(test_windows_need_room),
     };
 
     return cmocka_run_group_tests_name("kv_paging", tests, session_rig_create_wide,

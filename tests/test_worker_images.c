@@ -341,7 +341,8 @@ static struct sl_kept_session *pins_feed(struct pins *p, int32_t tokens[PIN_TOKE
     for (uint32_t i = 0; i < PIN_TOKENS; i++)
         tokens[i] = (int32_t)fixture_below(&p->random, p->n_vocab);
     assert_int_equal(
-        sl_session_get(&p->pool, tokens, PIN_TOKENS, 0, PIN_TOKENS, &kept, &gives_way, NULL), 0);
+        sl_session_get(&p->pool, tokens, PIN_TOKENS, 0, PIN_TOKENS, false, &kept, &gives_way, NULL),
+        0);
     kept->user = &p->user;
     kept->tokens = tokens;
     kept->n_tokens = PIN_TOKENS;

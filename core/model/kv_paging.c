@@ -30,14 +30,27 @@ static uint32_t n_listed(const struct sl_kv_cache *kv, uint32_t layer_index, siz
  */
 
 /* The first pages of a part, which are full. */
+static uint32_t full_pages(const struct sl_kv_layout *layout, uint32_t layer_index, size_t part,
+                           uint32_t n_tokens)
+{
+    const struct sl_kv_part_layout *p = &layout->parts[layer_index][paged_parts[part]];
+
+    return p->item_bytes ? n_tokens / p->ratio / p->units_per_item / p->items_per_page : 0;
+}
+
 static uint32_t n_full(const struct sl_kv_cache *kv, uint32_t layer_index, size_t part)
 {
-    const struct sl_kv_part_layout *layout =
-        &kv->pool->layout.parts[layer_index][paged_parts[part]];
+    return full_pages(&kv->pool->layout, layer_index, part, kv->n_tokens);
+}
 
-    if (layout->item_bytes == 0)
-        return 0;
-    return kv->n_tokens / layout->ratio / layout->units_per_item / layout->items_per_page;
+uint64_t sl_kv_full_pages(const struct sl_kv_layout *layout, uint32_t n_tokens)
+{
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < layout->n_hidden_layers; i++)
+        for (size_t part = 0; part < SL_ARRAY_LEN(paged_parts); part++)
+            n += full_pages(layout, i, part, n_tokens);
+    return n;
 }
 
 static bool can_go(const struct sl_kv_cache *kv, const uint8_t *page)
@@ -116,6 +129,85 @@ uint32_t sl_kv_cache_far_pages(const struct sl_kv_cache *kv, uint32_t layer_inde
     return n;
 }
 
+/* ---- paging in ---------------------------------------------------------------------------------
+ */
+
+uint64_t sl_kv_cache_page_in_bytes(const struct sl_kv_cache *kv)
+{
+    return sl_kv_cache_far_pages(kv, UINT32_MAX) * sl_kv_page_cost(&kv->pool->layout);
+}
+
+/* Pages that come from disk together. */
+struct arrivals {
+    uint8_t **cells[SL_KV_WRITE_PAGES_MAX];
+    struct sl_kv_load loads[SL_KV_WRITE_PAGES_MAX];
+    uint32_t n;
+};
+
+/* Waits for a load, and begins those from it on as there are buffers. */
+static int wait_for_load(struct sl_kv_pager *pager, struct arrivals *in, uint32_t i,
+                         struct sl_err *failure)
+{
+    struct sl_kv_load *load = &in->loads[i];
+    uint32_t next = i, n = 1;
+
+    while (load->state == SL_KV_LOAD_WAITING || load->state == SL_KV_LOAD_READING) {
+        for (; next < in->n && n > 0; next += n) {
+            n = 1;
+            if (in->loads[next].state == SL_KV_LOAD_WAITING)
+                n = sl_kv_pager_begin(pager, &in->loads[next], in->n - next, true, failure);
+        }
+        n = 1;
+        sl_kv_pager_start(pager);
+        if (!sl_kv_pager_progress(pager, load))
+            return sl_err_set(failure, -ETIMEDOUT, SL_KV_NO_BUFFER);
+    }
+    return load->state == SL_KV_LOAD_DONE ? 0 : failure->code;
+}
+
+/* Reads a batch, or leaves it where it was. */
+static int take_arrivals(struct sl_kv_pool *pool, struct arrivals *in, struct sl_err *err)
+{
+    struct sl_err failure = {0};
+    int rc = 0;
+
+    for (uint32_t i = 0; i < in->n && rc == 0; i++)
+        rc = wait_for_load(pool->pager, in, i, &failure);
+    sl_kv_pager_cancel(pool->pager, in->loads, in->n);
+    for (uint32_t i = 0; i < in->n; i++) {
+        sl_kv_pool_release(pool, rc < 0 ? in->loads[i].page : *in->cells[i]);
+        if (rc == 0)
+            *in->cells[i] = in->loads[i].page;
+    }
+    in->n = 0;
+    if (rc < 0 && err)
+        *err = failure;
+    return rc;
+}
+
+int sl_kv_cache_page_in(struct sl_kv_cache *kv, struct sl_err *err)
+{
+    struct sl_kv_pool *pool = kv->pool;
+    struct arrivals in = {.n = 0};
+    int rc = sl_kv_pool_check(pool, sl_kv_cache_page_in_bytes(kv), "a sequence on disk", err);
+
+    sl_assert(!kv->in_step);
+    for (uint32_t i = 0; i < pool->layout.n_hidden_layers; i++)
+        for (size_t part = 0; part < SL_ARRAY_LEN(paged_parts); part++)
+            for (uint32_t p = 0; rc == 0 && p < n_listed(kv, i, part); p++) {
+                uint8_t **cell = &list_of(kv, i, part)[p];
+
+                if (!sl_kv_is_far(*cell))
+                    continue;
+                in.cells[in.n] = cell;
+                in.loads[in.n++] = (struct sl_kv_load){.page = sl_kv_pool_take(pool),
+                                                       .place = sl_kv_far_place(*cell)};
+                if (in.n == SL_KV_WRITE_PAGES_MAX)
+                    rc = take_arrivals(pool, &in, err);
+            }
+    return rc == 0 && in.n > 0 ? take_arrivals(pool, &in, err) : rc;
+}
+
 /* ---- a window's memory -------------------------------------------------------------------------
  */
 
@@ -149,18 +241,18 @@ struct sizes {
     uint64_t least, most;
 };
 
-static struct sizes measure(const struct sl_kv_window *window)
+static struct sizes measure(struct sl_kv_cache *const *kvs, uint32_t n_kvs)
 {
     struct sizes sizes = {0, 0};
     uint64_t before = 0;
 
-    if (window->n_kvs == 0 || !window->kvs[0]->pool->pager)
+    if (n_kvs == 0 || !kvs[0]->pool->pager)
         return sizes;
-    for (uint32_t i = 0; i < window->kvs[0]->pool->layout.n_hidden_layers; i++) {
+    for (uint32_t i = 0; i < kvs[0]->pool->layout.n_hidden_layers; i++) {
         uint64_t n = 0;
 
-        for (uint32_t k = 0; k < window->n_kvs; k++)
-            n += sl_kv_cache_far_pages(window->kvs[k], i);
+        for (uint32_t k = 0; k < n_kvs; k++)
+            n += sl_kv_cache_far_pages(kvs[k], i);
         sizes.least = n > sizes.least ? n : sizes.least;
         sizes.most = before + n > sizes.most ? before + n : sizes.most;
         before = n;
@@ -173,23 +265,42 @@ static uint64_t item_bytes(void)
     return sizeof(struct sl_kv_window_load) + sizeof(struct sl_kv_load) + sizeof(uint8_t *);
 }
 
-static uint64_t page_bytes(const struct sl_kv_window *window)
+static uint64_t page_bytes(const struct sl_kv_layout *layout)
 {
-    return sl_kv_page_cost(&window->kvs[0]->pool->layout) + item_bytes();
+    return sl_kv_page_cost(layout) + item_bytes();
+}
+
+uint64_t sl_kv_window_bytes(struct sl_kv_cache *const *kvs, uint32_t n_kvs)
+{
+    const uint64_t least = measure(kvs, n_kvs).least;
+
+    return least > 0 ? least * page_bytes(&kvs[0]->pool->layout) : 0;
 }
 
 uint64_t sl_kv_window_need(const struct sl_kv_window *window)
 {
-    const uint64_t least = measure(window).least;
+    return sl_kv_window_bytes(window->kvs, window->n_kvs);
+}
 
-    return least > 0 ? least * page_bytes(window) : 0;
+uint64_t sl_kv_window_share(const struct sl_kv_layout *layout, uint32_t n_tokens)
+{
+    uint64_t most = 0;
+
+    for (uint32_t i = 0; i < layout->n_hidden_layers; i++) {
+        uint64_t n = 0;
+
+        for (size_t part = 0; part < SL_ARRAY_LEN(paged_parts); part++)
+            n += full_pages(layout, i, part, n_tokens);
+        most = n > most ? n : most;
+    }
+    return most * page_bytes(layout);
 }
 
 static void read_on(struct sl_kv_window *window);
 
 int sl_kv_window_open(struct sl_kv_window *window, struct sl_err *err)
 {
-    const struct sizes sizes = measure(window);
+    const struct sizes sizes = measure(window->kvs, window->n_kvs);
     struct sl_kv_pool *pool = sizes.least > 0 ? window->kvs[0]->pool : NULL;
     uint64_t n = sizes.least, left;
     void *memory;
@@ -198,10 +309,12 @@ int sl_kv_window_open(struct sl_kv_window *window, struct sl_err *err)
     sl_assert(!window->pool);
     if (!pool)
         return 0;
-    rc = sl_kv_pool_check(pool, n * page_bytes(window), "pages on disk of the next step", err);
+    rc = sl_kv_pool_check(pool, n * page_bytes(&pool->layout), "pages on disk of the next step",
+                          err);
     if (rc < 0)
         return rc;
-    left = (sl_kv_pool_left_bytes(pool) - n * page_bytes(window)) / page_bytes(window);
+    left =
+        (sl_kv_pool_left_bytes(pool) - n * page_bytes(&pool->layout)) / page_bytes(&pool->layout);
     n += left / AHEAD_SHARE < sizes.most - n ? left / AHEAD_SHARE : sizes.most - n;
     rc = sl_kv_pool_table(pool, n * item_bytes(), &memory, err);
     if (rc < 0)

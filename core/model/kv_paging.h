@@ -26,8 +26,16 @@
  * pages that were written by then are on disk, and nothing is lost. */
 int sl_kv_cache_page_out(struct sl_kv_cache *kv, struct sl_err *err);
 
-/* Bytes of memory that sl_kv_cache_page_out() would free. */
+/* Bytes of memory that sl_kv_cache_page_out() would free, and that page_in() would take. */
 uint64_t sl_kv_cache_page_out_bytes(const struct sl_kv_cache *kv);
+uint64_t sl_kv_cache_page_in_bytes(const struct sl_kv_cache *kv);
+
+/* Brings all pages of a sequence back, for good. Blocks. Fails with -SL_EBUDGET, and as reads do;
+ * what has not come back then is on disk, and nothing is lost. */
+int sl_kv_cache_page_in(struct sl_kv_cache *kv, struct sl_err *err);
+
+/* Pages that are full in a sequence of n_tokens. */
+uint64_t sl_kv_full_pages(const struct sl_kv_layout *layout, uint32_t n_tokens);
 
 /* Pages of a layer, or with UINT32_MAX of all layers, that are on disk. */
 uint32_t sl_kv_cache_far_pages(const struct sl_kv_cache *kv, uint32_t layer_index);
@@ -65,6 +73,11 @@ void sl_kv_window_add(struct sl_kv_window *window, struct sl_kv_cache *kv);
 
 /* Bytes of the pool that a pass over these sequences takes at least; 0 where nothing is on disk. */
 uint64_t sl_kv_window_need(const struct sl_kv_window *window);
+
+/* They do so for a list of sequences; and tell what one of n_tokens adds to it at most, if all its
+ * full pages are on disk. */
+uint64_t sl_kv_window_bytes(struct sl_kv_cache *const *kvs, uint32_t n_kvs);
+uint64_t sl_kv_window_share(const struct sl_kv_layout *layout, uint32_t n_tokens);
 
 /* Takes the memory, and begins to read. close() follows, also after a failure of what comes between
  * them, but not of this: with -SL_EBUDGET or -ENOMEM. */

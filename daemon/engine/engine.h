@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "cache/expert_cache.h"
+#include "core/base/metrics.h"
 #include "core/base/progress_fn.h"
 #include "core/base/topology.h"
 #include "core/model/forward.h"
@@ -180,6 +181,11 @@ struct sl_engine_pages {
     struct sl_reader_counters reads;
 };
 struct sl_engine_pages sl_engine_pages(const struct sl_engine *engine);
+extern const struct sl_metrics sl_engine_pages_metrics;
+
+/* Bytes that a step of many texts reads whatever these are: all experts that the cache does not
+ * hold, and the dense weights that stream (daemon/engine/paging_gain.h). */
+uint64_t sl_engine_sweep_bytes(const struct sl_engine *engine);
 
 /* Returns how many experts the cache holds at most. */
 uint32_t sl_engine_slot_count(const struct sl_engine *engine);

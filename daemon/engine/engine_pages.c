@@ -1,6 +1,5 @@
 /* Pages of KV caches on disk: joins the file of storage with the pager of core. */
-#include <stdlib.h>
-
+#include "core/base/size.h"
 #include "daemon/engine/engine_internal.h"
 
 static int page_bytes(const struct sl_engine *e, uint32_t *ret_page_bytes, struct sl_err *err)
@@ -46,3 +45,33 @@ struct sl_engine_pages sl_engine_pages(const struct sl_engine *e)
     }
     return pages;
 }
+
+uint64_t sl_engine_sweep_bytes(const struct sl_engine *e)
+{
+    const uint64_t n_slots = sl_expert_cache_slot_count(e->cache);
+
+    return (e->plan.slots_max > n_slots ? e->plan.slots_max - n_slots : 0) * e->plan.slot_bytes +
+           e->plan.streamed_bytes;
+}
+
+static const struct sl_metric metrics[] = {
+#define COUNTER(field, name, unit, help, falls)                                                    \
+    {                                                                                              \
+        name, unit, help, offsetof(struct sl_engine_pages, pager.field), falls                     \
+    }
+    COUNTER(out_bytes, "kv_paged_out_bytes", SL_METRIC_BYTES, "Bytes of KV caches put on disk",
+            false),
+    COUNTER(in_bytes, "kv_paged_in_bytes", SL_METRIC_BYTES, "Bytes of KV caches read back", false),
+    COUNTER(n_layers, "kv_paged_layers", SL_METRIC_COUNT,
+            "Layers of steps that had KV caches on disk", false),
+    COUNTER(n_waits, "kv_paged_waits", SL_METRIC_COUNT,
+            "Layers of steps that waited for KV caches on disk", false),
+    COUNTER(wait_ns, "kv_paged_wait_seconds", SL_METRIC_NANOSECONDS,
+            "Time that steps waited for KV caches on disk", false),
+    COUNTER(n_rereads, "kv_paged_rereads", SL_METRIC_COUNT,
+            "Reads of KV caches that came back corrupt and were repeated", false),
+    COUNTER(file_bytes, "kv_disk_bytes", SL_METRIC_BYTES, "Bytes of KV caches on disk now", true),
+#undef COUNTER
+};
+
+const struct sl_metrics sl_engine_pages_metrics = {metrics, SL_ARRAY_LEN(metrics)};

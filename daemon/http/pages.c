@@ -121,6 +121,8 @@ void sl_page_metrics(const struct sl_front *front, struct sl_http_call *call)
     write_drives(out, &status);
     if (status.keeps_images)
         sl_metrics_write_prometheus(out, &sl_images_metrics, &status.images);
+    if (status.keeps_pages)
+        sl_metrics_write_prometheus(out, &sl_engine_pages_metrics, &status.pages);
     if (front->batches) {
         const struct sl_batch_counters batches = sl_batch_service_counters(front->batches);
 
@@ -220,6 +222,12 @@ void sl_page_status(const struct sl_front *front, struct sl_http_call *call)
 
         sl_metrics_set_json(images, &sl_images_metrics, &status.images);
         json_object_set_new(object, "images", images);
+    }
+    if (status.keeps_pages) {
+        json_t *pages = json_object();
+
+        sl_metrics_set_json(pages, &sl_engine_pages_metrics, &status.pages);
+        json_object_set_new(object, "kv_on_disk", pages);
     }
     json_object_set_new(object, "batches",
                         front->batches ? sl_batch_service_status(front->batches) : json_array());

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/model/kv_paging.h"
+#include "daemon/engine/paging_gain.h"
 
 /* It is worth waiting for a session that will know so many tokens more than any does now. */
 #define WORTH_WAITING_TOKENS 64u
@@ -115,12 +117,42 @@ static uint64_t need(const struct sl_kept_session *kept, uint32_t n_tokens)
     return kept->kv->n_tokens < n_tokens ? sl_kv_cache_need(kept->kv, n_tokens) : 0;
 }
 
-/* Bytes that a session takes on its way to n_tokens, with the marks of a prompt. */
-static uint64_t way(const struct sl_kept_session *kept, uint32_t n_tokens, bool with_marks)
+bool sl_session_page_out(struct sl_session_pool *pool)
 {
-    const uint64_t mark_bytes = sl_kv_mark_measure(&kept->kv->pool->layout);
+    struct sl_kept_session *best = NULL;
+    uint64_t most = 0;
 
-    return need(kept, n_tokens) + (with_marks ? SL_PROMPT_MARKS * mark_bytes : 0);
+    for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
+        struct sl_kept_session *kept = kept_of(at);
+        uint64_t bytes;
+
+        if (!pool->kv_pool->pager || !kept->may_page || kept->kv->in_step)
+            continue;
+        bytes = sl_kv_cache_page_out_bytes(kept->kv);
+        if (bytes > most) {
+            most = bytes;
+            best = kept;
+        }
+    }
+    return best && sl_kv_cache_page_out(best->kv, &pool->failure) > 0;
+}
+
+/* Bytes that a session takes on its way to n_tokens, with the marks of a prompt. Of one that is
+ * paged out on the way, what a step adds is in memory, and its part of the page window. */
+static uint64_t way(const struct sl_session_pool *pool, const struct sl_kept_session *kept,
+                    uint32_t n_tokens, bool with_marks)
+{
+    const struct sl_kv_layout *layout = &pool->kv_pool->layout;
+    const uint64_t mark_bytes = with_marks ? SL_PROMPT_MARKS * sl_kv_mark_measure(layout) : 0;
+    const uint32_t first =
+        kept->load_tokens > kept->kv->n_tokens ? kept->load_tokens : kept->kv->n_tokens;
+
+    if (!kept->may_page)
+        return need(kept, n_tokens) + sl_kv_cache_page_in_bytes(kept->kv) + mark_bytes;
+    if (!pool->is_paging)
+        return need(kept, n_tokens) + mark_bytes;
+    return need(kept, n_tokens - first < pool->step_tokens ? n_tokens : first + pool->step_tokens) +
+           sl_kv_window_share(layout, n_tokens) + mark_bytes;
 }
 
 /* Bytes that those who use sessions will still take, up to their targets. */
@@ -130,8 +162,34 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 
     for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next)
         if (kept_of(at)->user)
-            bytes += way(kept_of(at), kept_of(at)->target_tokens, kept_of(at)->next_mark > 0);
+            bytes += way(pool, kept_of(at), kept_of(at)->target_tokens, kept_of(at)->next_mark > 0);
     return bytes;
+}
+
+/* Makes room for a session that is to grow to its target beside the others, with pages on disk
+ * where that is to be. */
+static bool find_room(struct sl_session_pool *pool, const struct sl_kept_session *kept,
+                      uint32_t target_tokens, bool with_pages)
+{
+    const bool was_paging = pool->is_paging;
+    uint64_t needed;
+
+    pool->is_paging |= with_pages;
+    needed = way(pool, kept, target_tokens, true) + promised_bytes(pool);
+    while (sl_kv_pool_left_bytes(pool->kv_pool) < needed)
+        if (!evict(pool, kept) && !(pool->is_paging && sl_session_page_out(pool)))
+            break;
+    if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
+        return true;
+    pool->is_paging = was_paging;
+    return false;
+}
+
+/* Whether pages on disk are worth it, so that one more session finds room. */
+static bool should_page(const struct sl_session_pool *pool, const struct sl_kept_session *kept)
+{
+    return kept->may_page && pool->kv_pool->pager &&
+           (pool->n_used == 0 || sl_paging_pays(pool->sweep_bytes, pool->kv_pool->budget_bytes));
 }
 
 /* A session that is to grow to its target has to find room beside the others; alone it may try with
@@ -139,12 +197,9 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept, uint32_t n_tokens,
                       uint32_t target_tokens, struct sl_err *err)
 {
-    const uint64_t needed = way(kept, target_tokens, true) + promised_bytes(pool);
-
-    while (sl_kv_pool_left_bytes(pool->kv_pool) < needed)
-        if (!evict(pool, kept))
-            break;
-    if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
+    pool->is_paging &= pool->n_used > 0;
+    if (find_room(pool, kept, target_tokens, false) ||
+        (should_page(pool, kept) && find_room(pool, kept, target_tokens, true)))
         return 0;
     if (will_have_room(pool, kept))
         return -EBUSY;
@@ -250,8 +305,9 @@ static int begin(struct sl_session_pool *pool, const struct candidate *from,
 }
 
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                   uint32_t n_stored, uint32_t target_tokens, struct sl_kept_session **ret_kept,
-                   struct sl_text **ret_gives_way, struct sl_err *err)
+                   uint32_t n_stored, uint32_t target_tokens, bool may_page,
+                   struct sl_kept_session **ret_kept, struct sl_text **ret_gives_way,
+                   struct sl_err *err)
 {
     struct sl_kept_session *kept;
     struct candidate best;
@@ -270,18 +326,25 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
     }
     if (!kept || best.mark)
         rc = begin(pool, &best, &kept, err);
-    if (rc == 0)
+    if (rc == 0) {
+        kept->may_page = may_page;
+        kept->load_tokens = is_to_load ? n_stored : 0;
         rc = check_room(pool, kept, n_tokens, target_tokens, err);
+    }
     if (rc < 0) { /* a session that knows something stays, idle */
+        if (kept)
+            kept->load_tokens = 0;
         if (kept && kept->kv->n_tokens == 0)
             destroy(pool, kept);
         return rc;
     }
+    /* Nobody waits for the disk who is no batch, but where it fails: then a step may do better. */
+    if (!may_page && sl_kv_cache_page_in_bytes(kept->kv) > 0)
+        sl_kv_cache_page_in(kept->kv, &pool->failure);
     sl_list_remove(&kept->link);
     sl_list_append(&pool->sessions, &kept->link);
     pool->n_idle--;
     pool->n_used++;
-    kept->load_tokens = is_to_load ? n_stored : 0;
     *ret_kept = kept;
     return 0;
 }

@@ -35,6 +35,7 @@ struct sl_kept_session {
     uint32_t n_tokens;
     uint32_t next_mark;     /* tokens before the next mark that will be taken; 0: none will */
     uint32_t target_tokens; /* memory is kept for so many */
+    bool may_page;          /* its pages may go to disk: it is of a batch */
     uint32_t load_tokens;   /* it is empty, and is to be brought so far by images; 0: it is not */
     bool is_pinning;        /* its images are pinned, the latest of them: */
     bool has_pin;
@@ -51,7 +52,11 @@ struct sl_session_pool {
     struct sl_link sessions; /* those used last at the end */
     uint32_t n_idle, n_used;
     uint32_t context_tokens;
-    bool is_short; /* somebody waits for memory of sessions whose images are to be kept */
+    uint32_t step_tokens;  /* most of one step */
+    uint64_t sweep_bytes;  /* see sl_engine_sweep_bytes() */
+    bool is_paging;        /* memory is kept for sessions of batches as for those on disk */
+    struct sl_err failure; /* of the latest page that could not be put there; code 0: none */
+    bool is_short;         /* somebody waits for memory of sessions whose images are to be kept */
 };
 
 void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_pool,
@@ -60,18 +65,25 @@ void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_po
 /* Destroys all sessions; before the engine closes. A zeroed pool is allowed. */
 void sl_session_pool_fini(struct sl_session_pool *pool);
 
+/* Puts pages of one session to disk that is of a batch and that no step has: the most that can go
+ * at once. Returns false if there is none, or it failed, which `failure` tells. */
+bool sl_session_page_out(struct sl_session_pool *pool);
+
 /* Gets a session for a prompt: *ret_kept, which has seen the first so many of its tokens, fewer
  * than all, and for which there is memory up to target_tokens, as far as can be told. Of n_stored
  * tokens there is an image: where no session knows nearly as much, an empty one with load_tokens
- * comes. The caller sets the fields of its user.
+ * comes. With may_page its pages may go to disk, and do where memory would not suffice and more
+ * documents at once pay (daemon/engine/paging_gain.h); a single one always may. The caller sets the
+ * fields of its user.
  *
  * Returns -EBUSY where it is better to wait until something has changed: for memory, or for a
  * session that takes in the same prompt and will soon have a mark there. Returns 1 where the text
  * *ret_gives_way has to end first, so that its session can be used. Fails with -SL_EBUDGET where
  * there will never be memory enough, or with -ENOMEM. */
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
-                   uint32_t n_stored, uint32_t target_tokens, struct sl_kept_session **ret_kept,
-                   struct sl_text **ret_gives_way, struct sl_err *err);
+                   uint32_t n_stored, uint32_t target_tokens, bool may_page,
+                   struct sl_kept_session **ret_kept, struct sl_text **ret_gives_way,
+                   struct sl_err *err);
 
 /* Gives a session back; no step has it. */
 void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept);

@@ -234,6 +234,8 @@ static void publish(struct sl_worker *w, uint64_t now_ns)
     w->status.keeps_images = w->images.images != NULL;
     if (w->images.images)
         w->status.images = sl_images_counters(w->images.images);
+    w->status.keeps_pages = w->sessions.kv_pool->pager != NULL;
+    w->status.pages = sl_engine_pages(w->engine);
     w->status.first_token = w->first_token;
     w->status.next_token = w->next_token;
     w->status.slot_count = sl_engine_slot_count(w->engine);
@@ -499,7 +501,8 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
     limits.n_layers = w->n_layers;
     w->layer_bytes = (sl_engine_config(w->engine)->n_routed_experts + 7) / 8;
     w->resident = calloc(w->n_layers, w->layer_bytes);
-    if (!w->resident)
+    w->step_kvs = calloc(w->spans_max, sizeof(*w->step_kvs));
+    if (!w->resident || !w->step_kvs)
         return sl_err_set(err, -ENOMEM, "worker: out of memory");
     /* Batch leaves a session to those who wait for one. */
     limits.batch_running_max -= limits.batch_running_max > 1;
@@ -514,6 +517,8 @@ static int open_parts(struct sl_worker *w, struct sl_err *err)
         rc = open_step(w, (enum sl_step_size)size, err);
     sl_worker_name_drives(w);
     sl_session_pool_init(&w->sessions, sl_engine_kv_pool(w->engine), w->options.context_tokens);
+    w->sessions.step_tokens = limits.step_tokens_max[SL_STEP_LARGE];
+    w->sessions.sweep_bytes = sl_engine_sweep_bytes(w->engine);
     sl_session_images_init(&w->images, w->engine, &w->sessions);
     return rc;
 }
@@ -527,6 +532,7 @@ static void close_parts(struct sl_worker *w)
         free(w->steps[size].n_tokens);
     }
     sl_session_pool_fini(&w->sessions);
+    free(w->step_kvs);
     sl_scheduler_fini(&w->scheduler);
     sl_engine_close(w->engine);
 }

@@ -73,6 +73,8 @@ struct sl_worker_status {
     struct sl_expert_cache_counters cache;
     bool keeps_images;
     struct sl_images_counters images;
+    bool keeps_pages; /* KV caches may be on disk */
+    struct sl_engine_pages pages;
     struct sl_histogram first_token, next_token; /* times */
     uint32_t slot_count;
     struct sl_worker_drive drives[SL_WORKER_DRIVES_MAX]; /* (n_drives) */

@@ -46,6 +46,7 @@ struct sl_worker {
     struct sl_session_images images;
     struct sl_link live; /* tickets */
     uint32_t spans_max, n_layers;
+    struct sl_kv_cache **step_kvs; /* (spans_max) of the step that room is made for */
     uint64_t n_steps;
     struct sl_worker_counters counters;
     struct sl_histogram first_token, next_token;

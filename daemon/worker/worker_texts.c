@@ -5,6 +5,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/clock.h"
+#include "core/model/kv_paging.h"
 #include "daemon/worker/worker_internal.h"
 
 /* A mark in a prompt is worth a step of its own if it saves so many tokens. */
@@ -335,6 +336,14 @@ static void look_for_image(struct sl_worker *w, struct sl_text *text)
     text->n_images_seen = n_seen;
 }
 
+/* Pages that could not be put on disk stay in memory, so that fewer texts find room. */
+static void tell_paging(struct sl_worker *w)
+{
+    if (w->sessions.failure.code < 0 && w->options.on_failure)
+        w->options.on_failure(w->options.context, &w->sessions.failure);
+    w->sessions.failure.code = 0;
+}
+
 void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 {
     struct sl_text *gives_way;
@@ -343,8 +352,10 @@ void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 
     look_for_image(w, text);
     while ((rc = sl_session_get(&w->sessions, text->tokens, text->n_tokens, text->stored.n_tokens,
-                                target_tokens(w, text), &text->session, &gives_way, &err)) == 1)
+                                target_tokens(w, text), text->ticket->class == SL_JOB_BATCH,
+                                &text->session, &gives_way, &err)) == 1)
         end_text(w, gives_way);
+    tell_paging(w);
     if (rc == -EBUSY) {
         sl_scheduler_defer(&w->scheduler, &text->job);
         return;
@@ -376,20 +387,22 @@ void sl_worker_loaded(struct sl_worker *w, struct sl_kept_session *session)
 }
 
 /* Bytes that a step takes; *ret_last is the text of it that came last. */
-static uint64_t step_bytes(const struct sl_open_step *step, struct sl_text **ret_last)
+static uint64_t step_bytes(struct sl_worker *w, const struct sl_open_step *step,
+                           struct sl_text **ret_last)
 {
     uint64_t bytes = 0;
 
     *ret_last = NULL;
     for (uint32_t i = 0; i < step->n_parts; i++) {
         struct sl_text *text = sl_text_of(step->parts[i].job);
-        const struct sl_kv_cache *kv = text->session->kv;
+        struct sl_kv_cache *kv = text->session->kv;
 
+        w->step_kvs[i] = kv;
         bytes += sl_kv_cache_need(kv, kv->n_tokens + step->parts[i].n_tokens);
         if (!*ret_last || text->job.arrival > (*ret_last)->job.arrival)
             *ret_last = text;
     }
-    return bytes;
+    return bytes + sl_kv_window_bytes(w->step_kvs, step->n_parts);
 }
 
 int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
@@ -400,11 +413,12 @@ int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
     int rc;
 
     /* Without a mark fewer pages are shared, so that fewer have to be copied. */
-    while (step_bytes(step, &last) > sl_kv_pool_left_bytes(kv_pool))
-        if (!sl_session_give_up(&w->sessions) && !sl_session_images_flush_one(&w->images) &&
-            !sl_session_give_up_mark(&w->sessions))
+    while (step_bytes(w, step, &last) > sl_kv_pool_left_bytes(kv_pool))
+        if (!sl_session_give_up(&w->sessions) && !sl_session_page_out(&w->sessions) &&
+            !sl_session_images_flush_one(&w->images) && !sl_session_give_up_mark(&w->sessions))
             break;
-    rc = sl_kv_pool_check(kv_pool, step_bytes(step, &last), "the next step", &err);
+    tell_paging(w);
+    rc = sl_kv_pool_check(kv_pool, step_bytes(w, step, &last), "the next step", &err);
     if (rc < 0)
         sl_worker_fail(w, last->ticket, 503, err.message);
     return rc;

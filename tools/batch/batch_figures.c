@@ -38,6 +38,16 @@ void sl_batch_figures_line(const struct sl_batch_status *status, char *line, siz
              status->left_s >= 0 ? sl_seconds_format(status->left_s, left) : "");
 }
 
+static void print_pages(const struct sl_kv_pager_counters *c)
+{
+    char out[SL_SIZE_TEXT_BYTES], in[SL_SIZE_TEXT_BYTES], text[SL_SECONDS_TEXT_BYTES];
+
+    fprintf(stderr, "KV       %s on disk, %s read back; %llu of %llu layers waited, %s in all\n",
+            sl_size_format(c->out_bytes, out), sl_size_format(c->in_bytes, in),
+            (unsigned long long)c->n_waits, (unsigned long long)c->n_layers,
+            sl_seconds_format((double)c->wait_ns / 1e9, text));
+}
+
 static void print_work(const struct sl_batch_figures *f)
 {
     const struct sl_expert_cache_counters *c = &f->worker.cache;
@@ -56,6 +66,8 @@ static void print_work(const struct sl_batch_figures *f)
             c->n_requests > 0
                 ? 100 * (double)(c->n_hits + c->n_prefetch_hits) / (double)c->n_requests
                 : 0);
+    if (f->worker.pages.pager.out_bytes > 0)
+        print_pages(&f->worker.pages.pager);
     if (f->joules >= 0)
         fprintf(stderr, "energy   %.0f J of the processors (RAPL)\n", f->joules);
 }

@@ -91,6 +91,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &command->options;
         state->child_inputs[1] = &command->options;
+        state->child_inputs[2] = &command->options;
         return 0;
     case OPTION_ITEMS_MAX:
         command->items_max = sl_parse_count(state, "--max-items-at-once", value, 4095);
@@ -496,8 +497,10 @@ static void finish(struct command *command)
 
 int sl_batch_run(int argc, char **argv)
 {
-    static const struct argp_child children[] = {
-        {&sl_engine_argp, 0, "Running the model:", 1}, {&sl_draft_argp, 0, NULL, 0}, {0}};
+    static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {&sl_draft_argp, 0, NULL, 0},
+                                                 {&sl_pages_argp, 0, NULL, 0},
+                                                 {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,

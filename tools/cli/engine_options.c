@@ -35,6 +35,7 @@ enum {
     OPTION_IMAGES_MAX,
     OPTION_IMAGES_EVERY,
     OPTION_DRAFT,
+    OPTION_KV_DISK,
 };
 
 static const struct argp_option options[] = {
@@ -347,6 +348,25 @@ static error_t parse_draft_option(int key, char *value, struct argp_state *state
 }
 
 const struct argp sl_draft_argp = {.options = draft_options, .parser = parse_draft_option};
+
+static const struct argp_option pages_options[] = {
+    {"kv-disk", OPTION_KV_DISK, "SIZE", 0,
+     "let KV caches of batch texts that memory has no room for go to a file of up to SIZE in the "
+     "folder of images, where more texts at a time pay",
+     0},
+    {0}};
+
+static error_t parse_pages_option(int key, char *value, struct argp_state *state)
+{
+    struct sl_engine_options *o = state->input;
+
+    if (key != OPTION_KV_DISK)
+        return ARGP_ERR_UNKNOWN;
+    o->kv_disk_bytes = sl_parse_size(state, "--kv-disk", value);
+    return 0;
+}
+
+const struct argp sl_pages_argp = {.options = pages_options, .parser = parse_pages_option};
 
 /* ---- opening -----------------------------------------------------------------------------------
  */

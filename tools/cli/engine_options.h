@@ -20,6 +20,9 @@ extern const struct argp sl_images_argp;
 /* --draft, for the commands that generate; likewise. */
 extern const struct argp sl_draft_argp;
 
+/* --kv-disk, for the commands that run batches; likewise. */
+extern const struct argp sl_pages_argp;
+
 /* Parses a size for struct sl_reader_options, or ends with argp_error(). */
 #define SL_IO_PIECE_BYTES_MAX (UINT32_C(64) << 20)
 #define SL_IO_DEPTH_MAX 256u

@@ -152,6 +152,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         state->child_inputs[0] = &command->options;
         state->child_inputs[1] = &command->options;
         state->child_inputs[2] = &command->options;
+        state->child_inputs[3] = &command->options;
         return 0;
     case OPTION_SOCKET:
         command->socket = value;
@@ -629,6 +630,7 @@ int sl_cmd_serve(int argc, char **argv)
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
                                                  {&sl_images_argp, 0, NULL, 0},
                                                  {&sl_draft_argp, 0, NULL, 0},
+                                                 {&sl_pages_argp, 0, NULL, 0},
                                                  {0}};
     static const struct argp argp = {
         .options = options,

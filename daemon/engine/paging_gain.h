@@ -1,0 +1,36 @@
+/* How many documents at once pay whose KV caches do not all fit in memory. Pure arithmetic.
+ *
+ * A sweep of n documents reads what it reads anyway, and of their KV caches what memory does not
+ * hold: sweep + n * document - kv bytes. So each document more brings the bytes of a token down as
+ * long as sweep > kv, whatever a document's size; where memory for KV caches is larger than what a
+ * sweep reads, documents on disk cost more than they spread. Where they pay, memory ends it: for
+ * what of each document stays in it, and its part of the page window. */
+#ifndef SL_DAEMON_ENGINE_PAGING_GAIN_H
+#define SL_DAEMON_ENGINE_PAGING_GAIN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/model/kv_layout.h"
+
+struct sl_paging_case {
+    uint64_t sweep_bytes;    /* experts that are not in the cache, dense weights that stream */
+    uint64_t kv_bytes;       /* memory for KV caches */
+    uint64_t document_bytes; /* of the KV cache of one, */
+    uint64_t stays_bytes;    /* of it, what stays in memory, with its part of the page window */
+};
+
+/* The sizes of a document of n_tokens. */
+void sl_paging_measure(const struct sl_kv_layout *layout, uint32_t n_tokens,
+                       uint64_t *ret_document_bytes, uint64_t *ret_stays_bytes);
+
+bool sl_paging_pays(uint64_t sweep_bytes, uint64_t kv_bytes);
+
+struct sl_paging_choice {
+    uint64_t n_in_memory; /* documents that fit memory whole */
+    uint64_t n_documents; /* that pay: as many, or more */
+    uint64_t read_bytes;  /* of KV caches, by a sweep of these */
+};
+struct sl_paging_choice sl_paging_choose(const struct sl_paging_case *what);
+
+#endif
