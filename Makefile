@@ -79,8 +79,9 @@ TOOL_LIB := $(B)/libtools.a
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
-        check-every-bit check-batch check-images check-sessions check-clients check-debian check-load check-tokenizer check-numa asan \
-        ubsan tsan valgrind lint fuzz-replay fuzz bench install uninstall clean help
+        check-every-bit check-batch check-images check-sessions check-clients check-debian \
+        check-load measure-serve check-tokenizer check-numa asan ubsan tsan valgrind lint \
+        fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
 
@@ -195,6 +196,10 @@ REQUESTS ?= 1000
 check-load: $(B)/sluice ## sluice serve under load: 64 clients, hang-ups, slow readers, kill -9 (minutes)
 	$(Q)SL_SANITIZED=$(filter asan ubsan tsan,$(CONFIG)) $(or $(PYTHON),/usr/bin/python3) \
 	    tests/serve_load.py $(B)/sluice tests/small $(REQUESTS)
+
+SLICE ?= build/slice
+measure-serve: $(B)/sluice ## speed of sluice serve beside the engine's, and waits; 6 GB of disk and RAM (minutes)
+	$(Q)$(or $(PYTHON),/usr/bin/python3) tests/measure_serve.py $(B)/sluice $(SLICE)
 
 lint: deps ## layers, names, headers, format
 	$(Q)tests/lint.sh

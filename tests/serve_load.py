@@ -300,4 +300,4 @@ finally:
         server.process.kill()
 for failure in failures[:10]:
     print("failure:", failure[:600])
-sys.exit(bool(failures) or not all(counts.values()))
+sys.exit(bool(failures) or (REQUESTS >= 1000 and not all(counts.values())))

@@ -122,9 +122,13 @@ static void check_step(struct world *w, enum sl_step_size size)
         n_tokens += part->n_tokens;
         for (uint32_t k = 0; k < i; k++) {
             assert_ptr_not_equal(step->parts[k].job, part->job);
-            /* Prompts in the order of their coming: only the last of them is cut short. */
+            /* Prompts in the order of their coming, or of their length: only the last of them is
+             * cut short. */
             if (!step->parts[k].job->decodes && !part->job->decodes) {
-                assert_true(step->parts[k].job->arrival < part->job->arrival);
+                if (size == SL_STEP_LARGE)
+                    assert_true(step->parts[k].job->arrival < part->job->arrival);
+                else
+                    assert_true(step->parts[k].job->n_left <= part->job->n_left);
                 assert_int_equal(step->parts[k].n_tokens, step->parts[k].job->n_left);
             }
         }
@@ -427,6 +431,27 @@ static void first_step_waits_a_layer(enum sl_job_class of_the_long)
     sl_scheduler_fini(&w.s);
 }
 
+/* A user's short request comes when many longer prompts wait, more than a large step takes. */
+static void test_first_token_beside_many_prompts(void **state)
+{
+    struct world w;
+    uint64_t come_ns;
+
+    (void)state;
+    create(&w, 40, 0, 1);
+    for (uint32_t i = 1; i < 40; i++)
+        submit(&w, i, SL_JOB_INTERACTIVE, 15, 3);
+    for (uint32_t i = 0; i < 50; i++)
+        act(&w, false, false);
+    come_ns = w.now_ns;
+    submit(&w, 0, SL_JOB_INTERACTIVE, 6, 3);
+    while (!w.texts[0].has_been_in_step)
+        act(&w, false, false);
+    /* The small step that is under way, a layer of the large one, and its own first layer. */
+    assert_true(w.now_ns - come_ns <= (LAYERS + 2) * LAYER_NS);
+    sl_scheduler_fini(&w.s);
+}
+
 static void test_first_token_beside_a_sweep(void **state)
 {
     (void)state;
@@ -584,6 +609,7 @@ int main(void)
         cmocka_unit_test(test_simulation),
         cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_first_token_beside_a_sweep),
+        cmocka_unit_test(test_first_token_beside_many_prompts),
         cmocka_unit_test(test_shares_of_the_large_step),
         cmocka_unit_test(test_batch_share),
         cmocka_unit_test(test_batch_gives_way),

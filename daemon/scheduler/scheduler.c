@@ -238,21 +238,33 @@ static uint32_t add_decodes(struct sl_scheduler *s, enum sl_step_size size, enum
     return n;
 }
 
+static int by_length(const void *a, const void *b)
+{
+    const struct sl_job *x = *(struct sl_job *const *)a, *y = *(struct sl_job *const *)b;
+
+    if (x->n_left != y->n_left)
+        return x->n_left < y->n_left ? -1 : 1;
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+/* A large step takes prompts in the order in which they came. A small one takes the shortest first,
+ * so that a short question does not wait for many longer ones: those have the large step, whose
+ * turn comes when all do not fit this one. */
 static void add_prompts(struct sl_scheduler *s, enum sl_step_size size, enum sl_job_class class,
                         uint32_t room)
 {
     struct sl_job *job;
+    uint32_t n = 0;
 
     FOR_EACH_JOB(job, &s->running)
-    {
-        uint32_t n_tokens;
+    if (can_step(job, class) && !job->decodes)
+        s->order[n++] = job;
+    if (size == SL_STEP_SMALL && n > 1)
+        qsort(s->order, n, sizeof(struct sl_job *), by_length);
+    for (uint32_t i = 0; i < n && room > 0 && s->steps[size].n_parts < s->limits.spans_max; i++) {
+        const uint32_t n_left = s->order[i]->n_left, n_tokens = n_left < room ? n_left : room;
 
-        if (room == 0 || s->steps[size].n_parts == s->limits.spans_max)
-            return;
-        if (!can_step(job, class) || job->decodes)
-            continue;
-        n_tokens = job->n_left < room ? job->n_left : room;
-        add_part(s, size, job, n_tokens);
+        add_part(s, size, s->order[i], n_tokens);
         room -= n_tokens;
     }
 }

@@ -18,8 +18,8 @@
  *
  * Jobs are interactive or batch. A step is of one class. Batch gets the time that nobody
  * interactive wants, and batch_permille of the rest. Inside a class prompts are taken in the order
- * in which they came, and all that decode take part, the longest unserved first if they are too
- * many. */
+ * in which they came, by small steps the shortest first, and all that decode take part, the longest
+ * unserved first if they are too many. */
 #ifndef SL_DAEMON_SCHEDULER_SCHEDULER_H
 #define SL_DAEMON_SCHEDULER_SCHEDULER_H
 

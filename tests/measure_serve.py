@@ -1,0 +1,208 @@
+"""Speed of `sluice serve` beside the engine alone, and how long others keep a short request waiting.
+
+measure_serve.py SLUICE MODEL [SHARE]. For 1, 8 and 64 conversations, with a cache for all experts
+and for SHARE of them (0.25): tokens a second of the server and of `bench decode` with as many
+texts, and the part of the time that the server's engine was in no step, which is what HTTP and
+scheduling cost. Then the time to the first token of a short request: alone, and beside a long
+prompt and 64 prompts that are being taken in, with the time of a layer of theirs. Where there is no
+MODEL it is made: four layers of V4-Flash with 64 experts each, 6 GB, which must fit into memory.
+WAITS_ONLY=1 leaves the speed out.
+"""
+import asyncio
+import atexit
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import httpx
+
+SLUICE, MODEL = sys.argv[1:3]
+SHARE = float(sys.argv[3]) if len(sys.argv) > 3 else 0.25
+FOLDER = tempfile.TemporaryDirectory()
+SOCKET = FOLDER.name + "/socket"
+PAST_TOKENS, N_NEW, ROUNDS = 16, 40, 5
+LONG_TOKENS, MANY_TOKENS = 4000, 200
+
+# Decode of the same length as bench decode's, on prompts of the same length, in the same threads.
+SERVE = [SLUICE, "serve", MODEL, "--socket", SOCKET, "--no-hot-list", "--quiet", "--kv", "1G",
+         "--context", "8192", "--parallel", "96", "--keep-prompt", "0"]
+
+
+
+def make_slice():
+    with open("tools/configs/v4-flash.json") as file:
+        config = json.load(file)
+    config.update(num_hidden_layers=4, n_routed_experts=64, num_hash_layers=1,
+                  num_nextn_predict_layers=0, compress_ratios=config["compress_ratios"][:4])
+    with open(FOLDER.name + "/config.json", "w") as file:
+        json.dump(config, file)
+    subprocess.run([SLUICE, "synth", FOLDER.name + "/config.json", MODEL, "--no-mtp"], check=True)
+
+
+if not os.path.exists(MODEL):
+    make_slice()
+with open(MODEL + "/config.json") as file:
+    CONFIG = json.load(file)
+plan = json.loads(subprocess.run([SLUICE, "inspect", MODEL, "--json"], capture_output=True,
+                                 text=True, check=True).stdout)["memory"]
+chance = random.Random(1)
+
+
+def ids(n):
+    return [chance.randrange(10, CONFIG["vocab_size"]) for _ in range(n)]
+
+
+def client():
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=SOCKET), base_url="http://x",
+                             timeout=3600, limits=httpx.Limits(max_connections=None))
+
+
+async def counters(http):
+    lines = (await http.get("/metrics")).text.splitlines()
+    return {"s": time.monotonic()} | {
+        name.removeprefix("sluice_").removesuffix("_total"): float(value) for name, value in
+        (line.split()[:2] for line in lines if line.startswith("sluice_") and "{" not in line)}
+
+
+async def talk(http, n_new, on_token):
+    body = {"prompt": ids(PAST_TOKENS), "max_tokens": n_new, "stream": True, "temperature": 1}
+    async with http.stream("POST", "/v1/completions", json=body) as reply:
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {"):
+                on_token()
+
+
+async def decode(http, n_texts):
+    """Counters when all texts have begun, and when the first one is about to end."""
+    seen, begun, ends = [0] * n_texts, asyncio.Event(), asyncio.Event()
+
+    def on_token(i):
+        seen[i] += 1
+        if min(seen) >= 4:
+            begun.set()
+        if max(seen) >= N_NEW - 4:
+            ends.set()
+
+    texts = [asyncio.create_task(talk(http, N_NEW, lambda i=i: on_token(i)))
+             for i in range(n_texts)]
+    over = asyncio.gather(*texts)
+    over.add_done_callback(lambda _: (begun.set(), ends.set())) # a text may end by itself
+    await begun.wait()
+    first = await counters(http)
+    await ends.wait()
+    last = await counters(http)
+    await over
+    return {key: last[key] - first[key] for key in last if key in first}
+
+
+def bench(n_texts, cache, warm):
+    made = subprocess.run([SLUICE, "bench", "decode", MODEL, "--tokens", "8", "--sequences",
+                           str(n_texts), "--cache", cache, "--json", *(["--warm"] if warm else [])],
+                          capture_output=True, text=True, check=True).stdout
+    return {f["what"]: f["value"] for f in map(json.loads, made.splitlines())}["decode"]
+
+
+async def start(cache):
+    server = subprocess.Popen([*SERVE, "--cache", cache])
+    atexit.register(server.kill)
+    async with client() as http:
+        while True:
+            try:
+                if (await http.get("/health")).status_code == 200:
+                    return server
+            except httpx.TransportError:
+                pass
+            if server.poll() is not None:
+                sys.exit("the server does not start")
+            await asyncio.sleep(0.2)
+
+
+def stop(server):
+    server.terminate()
+    server.wait()
+
+
+async def measure_decode(share):
+    cache = str(max(plan["slots_min"], int(plan["slots_max"] * share)) * plan["slot_bytes"])
+    server = await start(cache)
+    rates, outside = {}, {}
+    async with client() as http:
+        await decode(http, 64) # fills the cache
+        for n_texts in 1, 8, 64:
+            runs = [await decode(http, n_texts) for _ in range(ROUNDS)]
+            rates[n_texts] = statistics.median(run["new_tokens"] / run["s"] for run in runs)
+            outside[n_texts] = statistics.median(1 - run["busy_seconds"] / run["s"] for run in runs)
+    stop(server)
+    for n_texts in rates:
+        alone = bench(n_texts, cache, share < 1)
+        print(f"cache for {share:4.0%}  {n_texts:2} texts: {rates[n_texts]:8.2f} tokens/s, bench decode"
+              f" {alone:8.2f} ({rates[n_texts] / alone:.1%}), outside of steps "
+              f"{outside[n_texts]:.2%}", flush=True)
+
+
+# ---- the first token of a short request ---------------------------------------------------------
+
+async def first_token(http):
+    began = time.monotonic()
+    await http.post("/v1/completions", json={"prompt": ids(PAST_TOKENS), "max_tokens": 1})
+    return time.monotonic() - began
+
+
+async def take_in(http, n_prompts, n_tokens):
+    await asyncio.gather(*(http.post("/v1/completions", json={"prompt": ids(n_tokens),
+                                                              "max_tokens": 1})
+                           for _ in range(n_prompts)))
+
+
+async def layer_s(http, n_prompts, n_tokens):
+    """Seconds of a layer of the large steps that take these prompts in, with nobody beside them."""
+    first = await counters(http)
+    await take_in(http, n_prompts, n_tokens)
+    last = await counters(http)
+    n_steps = max(1, last["steps_large"] - first["steps_large"])
+    return (last["busy_seconds"] - first["busy_seconds"]) / n_steps / CONFIG["num_hidden_layers"]
+
+
+async def measure_first_token(http, alone, what, n_prompts, n_tokens):
+    layer = await layer_s(http, n_prompts, n_tokens)
+    others = asyncio.create_task(take_in(http, n_prompts, n_tokens))
+    waits = []
+    await asyncio.sleep(layer)
+    while True:
+        wait = await first_token(http)
+        if others.done():
+            break
+        waits.append(wait)
+        await asyncio.sleep(chance.random() * layer)
+    await others
+    if not waits:
+        sys.exit(f"beside {what}: over before a request could be made")
+    print(f"first token beside {what}: {statistics.median(waits):.3f} s, at most {max(waits):.3f} of "
+          f"{len(waits)}; alone {alone:.3f}; a layer {layer:.3f}: at most "
+          f"{(max(waits) - alone) / layer:.2f} layers more", flush=True)
+
+
+async def measure_waits():
+    server = await start(str(plan["slots_max"] * plan["slot_bytes"]))
+    async with client() as http:
+        await decode(http, 64)
+        alone = statistics.median([await first_token(http) for _ in range(2 * ROUNDS)])
+        await measure_first_token(http, alone, f"a prompt of {LONG_TOKENS} tokens", 1, LONG_TOKENS)
+        await measure_first_token(http, alone, f"64 prompts of {MANY_TOKENS} tokens", 64,
+                                  MANY_TOKENS)
+    stop(server)
+
+
+async def main():
+    if not os.environ.get("WAITS_ONLY"):
+        for share in 1, SHARE:
+            await measure_decode(share)
+    await measure_waits()
+
+
+asyncio.run(main())
