@@ -77,6 +77,19 @@ drafts_agree() {
         "$scratch/drafts" --dspark --against exact
 }
 check "whose drafts are the oracle's" drafts_agree
+"$sluice" pack "$scratch/dspark" "$scratch/dspark-store" >"$scratch/stdout"
+text() { # flags...: of a prompt that wraps the stages' rings
+    "$sluice" generate "$scratch/dspark-store" --prompt "$(seq -s' ' 1 30)" -n 30 --seed 3 "$@" \
+        2>"$scratch/stderr"
+}
+text --draft off >"$scratch/text"
+for flags in "--draft 1" "--draft 5 --segment 64" "--draft 5 --cache min --dense stream" "--draft auto" \
+    "--draft 3 --images $scratch/images" "--draft 3 --images $scratch/images"; do
+    # Flags are split at their spaces.
+    # shellcheck disable=SC2086
+    check "a text with drafts is the one without: ${flags/$scratch\//}" cmp <(text $flags) "$scratch/text"
+done
+check "and goes on from an image, with the stages' rows" grep -q 'images  *[1-9][0-9]* tokens' "$scratch/stderr"
 refuses "too few layers for DSpark" 1 "less than the 3 that --dspark reads" \
     "$configs/tiny-flash.json" "$scratch/x" --layers 2 --dspark
 check "without MTP" "$sluice" synth "$configs/tiny-flash.json" "$scratch/no-mtp" --no-mtp &&
