@@ -137,18 +137,18 @@ static void test_long_sequences_are_cut(void **state)
  * image holds these entries as well, and what nobody continues can go. */
 static void test_few_entries_are_stored_again(void **state)
 {
-    static const uint32_t ends[] = {3, 6, 9, 15}; /* 3 bytes a token, and 20 a mark */
+    static const uint32_t ends[] = {3, 6, 30, 35}; /* 3 bytes a token, and 20 a mark */
     struct fixture *f = *state;
     struct image_rig *rig = &f->rig;
-    int32_t parts[20];
+    int32_t parts[40];
 
     for (int i = 0; i < 3; i++)
         assert_true(image_rig_save(rig, f->a, ends[i]));
-    for (int i = 0; i < 20; i++)
-        parts[i] = i < 8 ? f->a[i] : -f->a[i] - 1;
-    assert_int_equal(sl_images_find(rig->images, parts, 20).n_tokens, 6);
-    assert_int_equal(sl_images_find(rig->images, parts, 20).n_shared, 8);
-    assert_true(image_rig_save(rig, f->a, ends[3])); /* nine tokens are enough to be continued */
+    for (int i = 0; i < 40; i++)
+        parts[i] = i < 25 ? f->a[i] : -f->a[i] - 1;
+    assert_int_equal(sl_images_find(rig->images, parts, 40).n_tokens, 6);
+    assert_int_equal(sl_images_find(rig->images, parts, 40).n_shared, 25);
+    assert_true(image_rig_save(rig, f->a, ends[3])); /* thirty tokens are worth being continued */
     reopen(f);
     for (int i = 0; i < 4; i++)
         assert_int_equal(image_rig_load(rig, f->a, ends[i]), ends[i]);
@@ -157,8 +157,8 @@ static void test_few_entries_are_stored_again(void **state)
     reopen(f);
     assert_true(image_rig_save(rig, f->b + 1, 3));
     assert_true(image_rig_save(rig, f->b + 2, 3));
-    assert_int_equal(image_rig_load(rig, f->a, 8), 0);
-    assert_int_equal(image_rig_load(rig, f->a, 15), 15);
+    assert_int_equal(image_rig_load(rig, f->a, 29), 0);
+    assert_int_equal(image_rig_load(rig, f->a, 35), 35);
     assert_int_equal(rig->n_notes, 0);
 }
 

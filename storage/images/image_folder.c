@@ -149,7 +149,7 @@ void sl_image_folder_fini(struct sl_image_folder *folder)
 static int read_header(int fd, const char *path, uint64_t prefix, struct sl_image *ret_image,
                        struct sl_err *err)
 {
-    uint8_t bytes[SL_IMAGE_HEADER_BYTES];
+    uint8_t bytes[SL_IMAGE_HEADER_BYTES + sizeof(ret_image->first_ids)] = {0};
     const int64_t n_bytes = sl_file_read_at(fd, bytes, sizeof(bytes), 0);
     struct sl_image image = {.n_children = 0};
     struct stat status;
@@ -157,8 +157,9 @@ static int read_header(int fd, const char *path, uint64_t prefix, struct sl_imag
     if (n_bytes < 0 || fstat(fd, &status) < 0)
         return sl_err_set(err, n_bytes < 0 ? (int)n_bytes : -errno, "%s: cannot read: %s", path,
                           sl_strerror(n_bytes < 0 ? (int)n_bytes : -errno));
-    if (n_bytes < (int64_t)sizeof(bytes) || !sl_image_header_decode(&image.header, bytes))
+    if (n_bytes < (int64_t)SL_IMAGE_HEADER_BYTES || !sl_image_header_decode(&image.header, bytes))
         return sl_err_set(err, -SL_ECORRUPT, "%s: damaged: its header is not sound", path);
+    memcpy(image.first_ids, bytes + SL_IMAGE_HEADER_BYTES, sizeof(image.first_ids));
     image.file_bytes = (uint64_t)status.st_size;
     image.used_ns =
         (uint64_t)status.st_mtim.tv_sec * 1000000000u + (uint64_t)status.st_mtim.tv_nsec;

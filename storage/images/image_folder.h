@@ -11,8 +11,13 @@
 #include "core/base/err.h"
 #include "storage/images/image_format.h"
 
+/* So many of an image's ids are in memory, to tell in a moment what it has nothing in common with.
+ */
+#define SL_IMAGE_FIRST_IDS 16u
+
 struct sl_image {
     struct sl_image_header header; /* of another version, its prefix is what the name says */
+    int32_t first_ids[SL_IMAGE_FIRST_IDS]; /* of a shorter image, with zeros behind; only a hint */
     uint64_t file_bytes;
     uint64_t used_ns;    /* wall clock */
     uint32_t n_children; /* that continue it */

@@ -285,6 +285,7 @@ static void take_in(struct sl_images *images, bool wait)
         return;
     }
     image.header = job.header;
+    memcpy(image.first_ids, job.bytes + SL_IMAGE_HEADER_BYTES, sizeof(image.first_ids));
     image.file_bytes = sl_image_file_bytes(&job.header);
     image.used_ns = next_use(images);
     image.n_pins = images->job_pins;
@@ -368,7 +369,15 @@ static struct sl_image *longest(struct sl_images *images, const int32_t *tokens,
 }
 
 /* So many images that hold the end of a prefix are looked into for what is shared. */
-#define CANDIDATES_MAX 64u
+#define CANDIDATES_MAX 16u
+
+/* Whether the first ids of the image are the tokens', so that it is worth a look at its file. */
+static bool begins_alike(const struct sl_image *image, const int32_t *tokens, uint32_t n_tokens)
+{
+    return n_tokens - image->header.first_token >= SL_IMAGE_FIRST_IDS &&
+           memcmp(image->first_ids, tokens + image->header.first_token, sizeof(image->first_ids)) ==
+               0;
+}
 
 /* Whether the image begins where one of those begins or ends that `found` consists of: then it is
  * of the same tokens up to there. */
@@ -394,7 +403,8 @@ static uint32_t count_shared(const struct sl_images *images, const struct sl_ima
         uint32_t n;
 
         if (!is_ours(images, image) || first > n_found || image->header.end_token <= n_found ||
-            n_found == n_tokens || !begins_in(images, image, found))
+            n_found == n_tokens || !begins_alike(image, tokens, n_tokens) ||
+            !begins_in(images, image, found))
             continue;
         n_looked++;
         n = first + sl_image_shared_tokens(&images->folder, image, tokens, first, n_tokens);

@@ -73,7 +73,7 @@ struct sl_images_match {
     uint32_t n_tokens; /* of the longest stored prefix that a sequence can begin at; 0: none */
     uint64_t prefix;   /* its name, for pins */
     /* So many tokens some other sequence begins with, too: an image that ends there would serve
-     * both. At least n_tokens. */
+     * both. At least n_tokens; sequences that are alike in a few more are not looked at. */
     uint32_t n_shared;
 };
 
