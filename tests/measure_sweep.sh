@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Measures texts in lockstep (sluice bench sweep) on a store of V4-Flash's sizes, from a drive that
-# the kernel holds to a rate. Needs root, and 16 GB in FOLDER.
+# the kernel holds to a rate, beside what sluice plan predicts. Needs root, and 4 GB in FOLDER for
+# each layer.
 #
-#   tests/measure_sweep.sh FOLDER [MB_PER_S...] [-- OPTION...]
+#   [LAYERS=4] tests/measure_sweep.sh FOLDER [MB_PER_S...] [-- OPTION...]
 #
-# 4 layers of 128 experts, with a cache of a quarter of them. The store lies in a file system of its
+# LAYERS layers of 128 experts, with a cache of a quarter of them. The store lies in a file system of its
 # own on a loop device, whose reads blkio.throttle bounds; without rates it is measured as it is.
 # What was made stays for the next time, but for the mount and the loop device.
 set -eu
@@ -17,6 +18,8 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ $# = 0 ] || shift
 sluice=${SLUICE:-build/release/sluice}
+layers=${LAYERS:-4}
+cache=$((layers * 32 * 13369344 + (1 << 20)))
 image=$folder/drive.ext4
 mount=$folder/drive
 throttle=/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device
@@ -35,19 +38,19 @@ mkdir -p "$mount"
 is_new=
 if [ ! -e "$image" ]; then
     is_new=1
-    truncate -s 9G "$image"
+    truncate -s $((1 + 2 * layers))G "$image"
     mkfs.ext4 -q -m 0 "$image"
 fi
 device=$(losetup --find --show --direct-io=on "$image")
 numbers=$(($(stat -c 0x%t "$device"))):$(($(stat -c 0x%T "$device")))
 mount "$device" "$mount"
 if [ -n "$is_new" ]; then
-    /usr/bin/python3 - tools/configs/v4-flash.json "$folder/config.json" <<'PYTHON'
+    /usr/bin/python3 - tools/configs/v4-flash.json "$folder/config.json" "$layers" <<'PYTHON'
 import json, sys
 config = json.load(open(sys.argv[1]))
-config.update(num_hidden_layers=4, n_routed_experts=128, num_hash_layers=1,
+config.update(num_hidden_layers=int(sys.argv[3]), n_routed_experts=128, num_hash_layers=1,
               num_nextn_predict_layers=0, vocab_size=32768,
-              compress_ratios=config["compress_ratios"][:4])
+              compress_ratios=config["compress_ratios"][:int(sys.argv[3])])
 json.dump(config, open(sys.argv[2], "w"))
 PYTHON
     rm -rf "$folder/checkpoint"
@@ -57,6 +60,12 @@ PYTHON
 fi
 for rate in "${rates[@]:-0}"; do
     echo "$numbers ${rate}000000" >"$throttle"
-    [ "$rate" = 0 ] || echo "held to $rate MB/s"
-    "$sluice" bench sweep "$mount/store" --cache 1760M "$@"
+    ssd=()
+    if [ "$rate" != 0 ]; then
+        echo "held to $rate MB/s"
+        ssd=(--ssd "${rate}M/s")
+    fi
+    "$sluice" plan "$mount/store" --probe "${ssd[@]}" --curve even --cache "$cache" --context 131 |
+        grep -e '^ *sequences' -e '^decode'
+    "$sluice" bench sweep "$mount/store" --cache "$cache" "$@"
 done

@@ -4,12 +4,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
 
 #include "core/base/file.h"
+#include "tests/fault_alloc.h"
 #include "tools/plan/night.h"
 
 #define DOCUMENTS 200u
@@ -133,11 +135,45 @@ static void test_both_are_busy(void **state)
     }
 }
 
+/* Whichever allocation fails, it is told, and nothing is left behind. */
+static void test_failing_allocations(void **state)
+{
+    const struct sl_config config = flash();
+    const struct sl_night_document documents[] = {{300, 4}, {20, 9}, {700, 2}};
+    const struct sl_night_case what = {.config = &config,
+                                       .dense = &dense,
+                                       .speeds = &speeds,
+                                       .documents = documents,
+                                       .n_documents = 3,
+                                       .n_at_once = 2,
+                                       .rows_max = 64,
+                                       .n_slots = 2752};
+    const int64_t live = fault_alloc_live_count();
+    struct sl_night night;
+    struct sl_err err;
+    uint64_t nth = 1;
+    int rc;
+
+    (void)state;
+    if (!fault_alloc_works())
+        skip();
+    do {
+        fault_alloc_set(nth++, false);
+        rc = sl_night_run(&what, INFINITY, &night, &err);
+        assert_true(rc == 0 || rc == -ENOMEM);
+        assert_int_equal(fault_alloc_live_count(), live);
+    } while (rc < 0);
+    fault_alloc_set(0, false);
+    assert_true(nth > 5);
+    assert_int_equal(night.n_documents, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_document),
         cmocka_unit_test(test_both_are_busy),
+        cmocka_unit_test(test_failing_allocations),
     };
 
     return cmocka_run_group_tests_name("night", tests, NULL, NULL);
