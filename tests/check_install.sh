@@ -45,6 +45,8 @@ check "... without symbols" stripped
 check "... with configs that are found by name" plans_by_name
 check "... and commands that bash completes" completes "sluice gen" generate
 check "... and their options" completes "sluice generate --st" --stats
+check "... and kinds of commands" completes "sluice batch ch" check
+check "... and the options of kinds" completes "sluice batch run --un" --until
 check "... and takes it away again" uninstalled
 check "STRIP=: leaves the symbols" keeps_symbols
 

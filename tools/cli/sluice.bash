@@ -12,6 +12,16 @@ _sluice() {
             return
         fi
         command=("${COMP_WORDS[1]}")
+        case ${COMP_WORDS[1]} in
+        batch | bench | images | trace) # in kinds, which the lines of --help name
+            if ((COMP_CWORD == 2)); then
+                mapfile -t COMPREPLY < <(compgen -W "$("$program" "${command[@]}" --help 2>/dev/null |
+                    sed -n "s/.* sluice ${COMP_WORDS[1]} \([a-z|]*\) .*/\1/p" | tr '|' ' ')" -- "$word")
+                return
+            fi
+            command+=("${COMP_WORDS[2]}")
+            ;;
+        esac
     fi
     [[ $word == -* ]] || return
     mapfile -t COMPREPLY < <(compgen -W "$("$program" "${command[@]}" --help 2>/dev/null |
