@@ -144,12 +144,13 @@ killed() {
 }
 check "killed $kills times, the results are the same bytes" killed
 
-# Starts a run in the background and waits until a part is done, and not all of it.
+# Starts a run in the background and waits until a part is done, and not all of it. A line that comes
+# second is written when the journal has the first.
 begin() { # OUT [OPTION...]
     "$sluice" batch run "$model" in.jsonl "$@" --ram 2G --journal-every 0.1 --max-items-at-once 1 \
         2>"$scratch/background" &
     runner=$!
-    until [ -s "$1" ]; do sleep 0.05; done
+    until [ "$(wc -l <"$1")" -ge 2 ]; do sleep 0.05; done 2>/dev/null
 }
 parks() {
     begin parked.jsonl
