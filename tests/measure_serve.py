@@ -30,6 +30,7 @@ LONG_TOKENS, MANY_TOKENS = 4000, 200
 
 # Decode of the same length as bench decode's, on prompts of the same length, in the same threads.
 SERVE = [SLUICE, "serve", MODEL, "--socket", SOCKET, "--no-hot-list", "--quiet", "--kv", "1G",
+         "--state", "none",
          "--context", "8192", "--parallel", "96", "--keep-prompt", "0"]
 
 
@@ -190,7 +191,7 @@ async def measure_first_token(http, alone, what, n_prompts, n_tokens):
 async def measure_waits():
     server = await start(str(plan["slots_max"] * plan["slot_bytes"]))
     async with client() as http:
-        await decode(http, 64)
+        await take_in(http, 8, 100) # fills the cache
         alone = statistics.median([await first_token(http) for _ in range(2 * ROUNDS)])
         await measure_first_token(http, alone, f"a prompt of {LONG_TOKENS} tokens", 1, LONG_TOKENS)
         await measure_first_token(http, alone, f"64 prompts of {MANY_TOKENS} tokens", 64,

@@ -27,10 +27,11 @@ N_NEW, SEED = 12, 7
 KILLS = 3
 PROMPT_TIMEOUT_S = 600
 
-# Sequences are few and the queue is short, so that requests wait, and some are refused.
+# It guesses ahead and goes on from images, as none of the references does. Sequences are few and the queue is short, so that requests wait, and some are refused.
 SERVE = [SLUICE, "serve", MODEL, "--socket", SOCKET, "--ram", "2G", "--kv", "64M", "--context", "4096",
          "--parallel", "32", "--queue", "30", "--small-step", "64", "--keep-prompt", "2",
-         "--no-hot-list", "--quiet"]
+         "--no-hot-list", "--quiet", "--state", FOLDER.name + "/state", "--images",
+         FOLDER.name + "/images", "--images-max", "200M", "--draft", "2"]
 
 # ---- what is asked, and what the answers are ----------------------------------------------------
 
