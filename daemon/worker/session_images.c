@@ -33,9 +33,11 @@ static struct sl_kept_session *find(const struct sl_session_images *si, bool to_
 void sl_session_images_want(struct sl_session_images *si, struct sl_kept_session *kept,
                             struct sl_mark *mark, uint64_t now_ns)
 {
-    if (!si->images || !mark || now_ns < si->rest_until_ns)
+    if (!si->images || !mark)
         return;
     kept->n_kept = sl_mark_token_count(mark);
+    if (now_ns < si->rest_until_ns)
+        return;
     if (kept->n_unsaved > 0 && kept->unsaved[kept->n_unsaved - 1] == mark)
         return;
     sl_assert(kept->n_unsaved < SL_SESSION_MARKS_MAX);

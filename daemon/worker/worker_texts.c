@@ -34,13 +34,25 @@ static void keep_image(struct sl_worker *w, struct sl_kept_session *session, uin
         sl_session_images_want(&w->images, session, sl_session_keep_mark(session), sl_clock_ns());
 }
 
+/* Keeps an image of a session that nobody will use for a while, and that may have to go then: where
+ * there is no memory for its mark, others go first. */
+static void keep_last_image(struct sl_worker *w, struct sl_kept_session *session)
+{
+    const uint32_t n_tokens = session->kv->n_tokens;
+
+    do
+        keep_image(w, session, MARK_GAIN_TOKENS);
+    while (w->images.images && n_tokens >= session->n_kept + MARK_GAIN_TOKENS &&
+           (sl_session_give_up(&w->sessions) || sl_session_images_flush_one(&w->images)));
+}
+
 /* The text needs no memory any more. */
 static void release_text(struct sl_worker *w, struct sl_text *text)
 {
     struct sl_ticket *ticket = text->ticket;
 
     if (text->session) {
-        keep_image(w, text->session, MARK_GAIN_TOKENS);
+        keep_last_image(w, text->session);
         sl_session_images_release(&w->images, text->session);
         sl_session_put(&w->sessions, text->session);
     }

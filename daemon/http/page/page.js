@@ -46,6 +46,8 @@ function figures(status) {
     ["Failed", number(serving.requests_failed)],
     ["Prompt tokens", number(serving.prompt_tokens)],
     ["Made tokens", number(serving.new_tokens)],
+    ...(status.images ? [["Images",
+      `${number(status.images.images)}, ${bytes(status.images.images_bytes)}`]] : []),
     ["Context", number(status.context_tokens)],
     ["Up for", duration(status.uptime_s)],
   ];
