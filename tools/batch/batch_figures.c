@@ -60,11 +60,16 @@ static void print_work(const struct sl_batch_figures *f)
             seconds > 0
                 ? (double)(w->n_prompt_tokens - w->n_cached_tokens + w->n_new_tokens) / seconds
                 : 0);
-    fprintf(stderr, "experts  %s read, %.2f GB a step, hit rate %.1f %%\n",
+    fprintf(stderr,
+            "experts  %s read, %.2f GB a step; hit rate %.1f %%, %.2f reads of each that was not "
+            "there\n",
             sl_size_format(c->read_bytes, size),
             w->n_steps > 0 ? (double)c->read_bytes / 1e9 / (double)w->n_steps : 0,
             c->n_requests > 0
                 ? 100 * (double)(c->n_hits + c->n_prefetch_hits) / (double)c->n_requests
+                : 0,
+            c->n_requests > c->n_hits
+                ? (double)(c->n_loads - c->n_preloads) / (double)(c->n_requests - c->n_hits)
                 : 0);
     if (f->worker.pages.pager.out_bytes > 0)
         print_pages(&f->worker.pages.pager);

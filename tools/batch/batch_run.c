@@ -391,6 +391,7 @@ static int watch(struct command *command, struct sl_err *err)
     command->progress = sl_progress_start(stderr, "batch", "tokens");
     while (goes_on && rc == 0) {
         nanosleep(&pulse, NULL);
+        sl_energy_note(&command->figures.energy);
         rc = sl_batch_runner_status(command->runner, command->id, &status);
         if (rc < 0)
             return sl_err_set(err, rc, "batch: %s", sl_strerror(rc));

@@ -1,5 +1,8 @@
-/* The energy that the processors' packages took, as RAPL counts it where the system lets us read
- * that (/sys/class/powercap; only root may, on many). */
+/* The energy that the processors' packages take, as RAPL counts it where the system lets us read
+ * that (/sys/class/powercap; on many only root may).
+ *
+ * A counter begins anew after some 60 kJ, in minutes of work, so it has to be noted now and then.
+ */
 #ifndef SL_TOOLS_CLI_ENERGY_H
 #define SL_TOOLS_CLI_ENERGY_H
 
@@ -9,16 +12,19 @@
 
 struct sl_energy {
     uint32_t n; /* packages that can be read */
+    uint64_t noted_ns, sum_uj;
     struct {
-        uint64_t start_uj, range_uj; /* the counter begins anew after that much */
+        uint64_t last_uj, range_uj; /* the counter begins anew after that much */
         uint32_t number;
     } packages[SL_ENERGY_PACKAGES_MAX];
 };
 
 struct sl_energy sl_energy_start(void);
 
-/* Joules since the start, of all packages; below 0 where none can be read. Where so much time has
- * passed that a counter has begun anew more than once, too little is counted. */
-double sl_energy_joules(const struct sl_energy *energy);
+/* To be called often; looks every ten seconds. */
+void sl_energy_note(struct sl_energy *energy);
+
+/* Returns joules since the start, of all packages; below 0 where none can be read. */
+double sl_energy_joules(struct sl_energy *energy);
 
 #endif
