@@ -14,6 +14,49 @@ ended() { grep -q "^text .*, $1\$" "$scratch/stderr"; }
 greedy=$(generate -n 60 --temp 0)
 check "-n is why it ended" ended 'stopped at -n 60'
 
+# Guesses of the model's draft change nothing but the number of steps.
+drafts_change_nothing() {
+    local how depth
+
+    for how in "--temp 0.7 --top-k 20 --seed 3 --logprobs=3" "--top-p 0.8 --min-p 0.05" \
+        "--temp 0 --stop ${greedy:20:4}" "-n -1 --context 80 --temp 0"; do
+        # shellcheck disable=SC2086 # several options
+        generate -n 60 $how >"$scratch/without" || return
+        for depth in 1 3 auto; do
+            # shellcheck disable=SC2086
+            generate -n 60 $how --draft "$depth" --stats "$scratch/stats" >"$scratch/with" &&
+                cmp "$scratch/without" "$scratch/with" || return
+        done
+    done
+}
+check "--draft makes the same texts" drafts_change_nothing
+drafts_are_right() {
+    generate -n 100 --temp 0 --draft 2 --stats "$scratch/stats" >/dev/null &&
+        grep -q '^drafts .* checked in .* steps, .* right: [0-9.]* tokens a step' "$scratch/stderr" &&
+        "$python" - "$scratch/stats" <<'PYTHON'
+import json, sys
+stats = json.load(open(sys.argv[1]))
+assert stats["new_tokens"] == 100
+assert 10 < stats["drafts_right"] < stats["drafts"] <= 2 * stats["verifications"], stats
+PYTHON
+}
+check "... in fewer steps" drafts_are_right
+drafts_off() {
+    generate -n 30 --temp 0 --draft off >/dev/null && ! grep -q '^drafts' "$scratch/stderr"
+}
+check "--draft off checks none" drafts_off
+drafts_and_images() {
+    generate -n 40 --temp 0 --draft 2 --images "$scratch/images" >"$scratch/first" &&
+        generate -n 60 --temp 0 --draft 2 --images "$scratch/images" >"$scratch/again" &&
+        grep -q '^images .* loaded' "$scratch/stderr" && [ "$(cat "$scratch/again")" = "$greedy" ] &&
+        [[ $greedy == "$(cat "$scratch/first")"* ]]
+}
+check "... and goes on from images" drafts_and_images
+no_such_depth() {
+    ! generate -n 1 --draft 6 && grep -q -- '--draft' "$scratch/stderr"
+}
+check "--draft refuses what it does not know" no_such_depth
+
 # A stop string from the middle of the text, which begins and ends inside tokens; and one that comes
 # later in vain.
 stops_before() {
