@@ -90,6 +90,14 @@ for flags in "--draft 1" "--draft 5 --segment 64" "--draft 5 --cache min --dense
     check "a text with drafts is the one without: ${flags/$scratch\//}" cmp <(text $flags) "$scratch/text"
 done
 check "and goes on from an image, with the stages' rows" grep -q 'images  *[1-9][0-9]* tokens' "$scratch/stderr"
+same_plan() { # plan and inspect of the config alone give the draft the bytes of the checkpoint's
+    local line
+
+    line=$("$sluice" inspect "$scratch/dspark" --draft 3 | grep '^  draft  *[0-9.]* [KM]iB ') &&
+        "$sluice" inspect "$scratch/dspark/config.json" --draft 3 | grep -x "$line" &&
+        "$sluice" plan "$scratch/dspark/config.json" --ssd 1G/s --dram 10G/s --with-draft | grep -x "$line"
+}
+check "its memory is known from the config alone" same_plan
 refuses "too few layers for DSpark" 1 "less than the 3 that --dspark reads" \
     "$configs/tiny-flash.json" "$scratch/x" --layers 2 --dspark
 check "without MTP" "$sluice" synth "$configs/tiny-flash.json" "$scratch/no-mtp" --no-mtp &&

@@ -161,7 +161,9 @@ static int summarize_config(const struct sl_engine_options *options, struct summ
 
     s->kind = "config";
     what.dense = &dense;
-    if ((rc = sl_plan_dense(&s->config, &cost, &dense, err)) < 0 ||
+    if (options->drafts > 0)
+        what.draft = &s->draft;
+    if ((rc = sl_plan_dense(&s->config, what.draft ? &s->draft : NULL, &cost, &dense, err)) < 0 ||
         (rc = sl_plan_disk(&s->config, &s->disk, err)) < 0)
         return rc;
     s->verdict = sl_plan_memory(&s->config, &what, &s->plan, &s->why);

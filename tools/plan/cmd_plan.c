@@ -43,6 +43,7 @@ struct command {
     uint32_t segment_tokens; /* at most; 0: as many as memory allows */
     bool even;               /* the cache finds what its share of the experts is */
     bool probe;
+    bool with_draft;
     bool json;
     struct sl_machine_speeds speeds; /* 0 where not given */
 
@@ -54,6 +55,7 @@ struct command {
     struct sl_config config;
     struct sl_dense_cost dense;
     struct sl_weight_sizes dense_sizes;
+    struct sl_draft draft;    /* with --with-draft */
     struct sl_trace replayed; /* with --trace */
 };
 
@@ -77,6 +79,7 @@ enum {
     OPTION_IO,
     OPTION_CURVE,
     OPTION_TRACE,
+    OPTION_WITH_DRAFT,
     OPTION_JSON,
 };
 
@@ -203,6 +206,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_CURVE:
         command->even = sl_parse_word(state, "--curve", value, curve_words);
         return 0;
+    case OPTION_WITH_DRAFT:
+        command->with_draft = true;
+        return 0;
     case OPTION_TRACE:
         command->trace = value;
         return 0;
@@ -283,6 +289,7 @@ static struct sl_memory_case memory_case(const struct command *command)
         .cache_bytes = command->cache_bytes,
         .kv_bytes = command->kv_bytes,
         .dense = &command->dense_sizes,
+        .draft = command->with_draft ? &command->draft : NULL,
         .dense_mode = command->dense_mode,
         .n_threads = command->n_cores,
         .segment_tokens = command->segment_tokens,
@@ -569,7 +576,8 @@ static int run(struct command *command, struct sl_err *err)
                                       ? command->config.max_position_embeddings
                                       : longest;
     if ((rc = read_trace(command, err)) < 0 ||
-        (rc = sl_plan_dense(&command->config, &command->dense, &command->dense_sizes, err)) < 0 ||
+        (rc = sl_plan_dense(&command->config, command->with_draft ? &command->draft : NULL,
+                            &command->dense, &command->dense_sizes, err)) < 0 ||
         (rc = find_speeds(command, err)) < 0)
         return rc;
     /* Larger numbers of sequences are tried only while they fit. */
@@ -611,6 +619,8 @@ int sl_cmd_plan(int argc, char **argv)
          "(default), or all alike",
          0},
         {"trace", OPTION_TRACE, "FILE", 0, "or what a replay of this trace finds", 0},
+        {"with-draft", OPTION_WITH_DRAFT, NULL, 0,
+         "with the model's draft in memory, as --draft loads it; the speeds are without", 0},
         {"batch", OPTION_BATCH, "IN.jsonl", 0,
          "plan this batch, too: how many texts at a time, sweeps, hours, and what binds", 0},
         {"documents", OPTION_DOCUMENTS, "N", 0, "or one of N documents that are alike", 0},

@@ -22,7 +22,8 @@ struct listed_source {
     struct sl_dense_cost cost; /* of what was found so far */
 };
 
-/* Each shard holds the embedding, a layer or the head, so a tensor's name tells its shard. */
+/* Each shard holds the embedding, a layer, the head or a block of the draft, in that order: so a
+ * tensor's name tells its shard. */
 static int listed_find(struct sl_weight_source *source, const char *name,
                        struct sl_tensor_info *ret_info)
 {
@@ -31,6 +32,9 @@ static int listed_find(struct sl_weight_source *source, const char *name,
 
     if (sscanf(name, "layers.%u.", &layer) == 1) {
         first = layer + 1;
+        step = in->plan->n_shards;
+    } else if (sscanf(name, "mtp.%u.", &layer) == 1) {
+        first = in->config->num_hidden_layers + 2 + layer;
         step = in->plan->n_shards;
     }
     for (uint32_t s = first; s < in->plan->n_shards; s += step) {
@@ -69,8 +73,19 @@ static int list_tensors(const struct sl_config *config, bool without_experts,
     return rc;
 }
 
-int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
-                  struct sl_weight_sizes *ret_sizes, struct sl_err *err)
+/* Takes the draft's sizes in. */
+static int add_draft(struct listed_source *in, struct sl_draft *ret_draft,
+                     struct sl_weight_sizes *ret_sizes, struct sl_err *err)
+{
+    *ret_draft = sl_draft_find(in->config, &in->source);
+    if (ret_draft->kind == SL_DRAFT_NONE)
+        return sl_err_set(err, -SL_EUNSUPPORTED, "the config announces no draft");
+    return sl_weights_measure(in->config, &in->source, ret_draft, ret_sizes, err);
+}
+
+int sl_plan_dense(const struct sl_config *config, struct sl_draft *ret_draft,
+                  struct sl_dense_cost *ret_cost, struct sl_weight_sizes *ret_sizes,
+                  struct sl_err *err)
 {
     /* There is no read, since measuring reads nothing. */
     static const struct sl_weight_source_ops ops = {.find = listed_find, .where = listed_where};
@@ -79,7 +94,8 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     struct sl_synth_plan *plan = NULL;
     int rc;
 
-    body.num_nextn_predict_layers = body.dspark.n_targets = 0;
+    if (!ret_draft)
+        body.num_nextn_predict_layers = body.dspark.n_targets = 0;
     rc = list_tensors(&body, true, &plan, err);
     if (rc == 0) {
         in.plan = plan;
@@ -87,6 +103,8 @@ int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost
     }
     if (rc == 0)
         *ret_cost = in.cost;
+    if (rc == 0 && ret_draft)
+        rc = add_draft(&in, ret_draft, ret_sizes, err);
     sl_synth_plan_destroy(plan);
     return rc;
 }
@@ -118,7 +136,8 @@ static uint64_t headers_bytes(const struct sl_config *config)
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err)
 {
-    const struct sl_expert_shape shape = sl_expert_shape_of(config, 0);
+    const struct sl_expert_shape shape =
+        sl_expert_shape_of(config, what->draft ? what->draft->n_blocks : 0);
     const uint32_t inflight_max = sl_expert_cache_inflight_default(config->num_experts_per_tok);
     const struct sl_process_memory process = sl_process_memory();
     struct sl_memory_case with_budget = *what;

@@ -10,9 +10,12 @@
 #include "daemon/engine/memory_plan.h"
 #include "tools/plan/cost.h"
 
-/* Computes the cost and the sizes of the dense weights, without MTP blocks. Fails with -ENOMEM. */
-int sl_plan_dense(const struct sl_config *config, struct sl_dense_cost *ret_cost,
-                  struct sl_weight_sizes *ret_sizes, struct sl_err *err);
+/* Computes the cost of the layers' dense weights, and the sizes of all that is loaded: with the
+ * draft that the config announces, unless ret_draft is NULL. Fails with -ENOMEM, or
+ * -SL_EUNSUPPORTED where there is no draft. */
+int sl_plan_dense(const struct sl_config *config, struct sl_draft *ret_draft,
+                  struct sl_dense_cost *ret_cost, struct sl_weight_sizes *ret_sizes,
+                  struct sl_err *err);
 
 /* The sizes of a checkpoint in the official layout: all tensors, MTP blocks included. Computing
  * them fails with -ENOMEM. */
@@ -24,9 +27,10 @@ struct sl_disk_sizes {
 int sl_plan_disk(const struct sl_config *config, struct sl_disk_sizes *ret_sizes,
                  struct sl_err *err);
 
-/* Calls sl_memory_plan_make() for a run without MTP blocks, of a checkpoint as it is: a store that
- * is not compressed takes no memory for reads in flight. The program's bytes and theirs are filled
- * in. Where no budget is given, takes the one that a run on this machine would choose. */
+/* Calls sl_memory_plan_make() for a run, with what->draft if there is one, of a checkpoint as it
+ * is: a store that is not compressed takes no memory for reads in flight. The program's bytes and
+ * theirs are filled in. Where no budget is given, takes the one that a run on this machine would
+ * choose. */
 int sl_plan_memory(const struct sl_config *config, const struct sl_memory_case *what,
                    struct sl_memory_plan *ret_plan, struct sl_err *err);
 
