@@ -39,7 +39,7 @@ fi
 port=$("$python" -c 'import socket
 s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 echo "a key of its own" >"$scratch/key"
-serve --listen "127.0.0.1:$port" --api-key-file "$scratch/key" --context 4096 --max-body 2M \
+serve --draft 2 --listen "127.0.0.1:$port" --api-key-file "$scratch/key" --context 4096 --max-body 2M \
     --body-time 2 --parallel 16
 timeout 240 "$python" tests/serve_requests.py "$socket" "$sluice" tests/small "$port" \
     "a key of its own" >"$scratch/tests" 2>&1 || echo "not ok the script: $(tail -n 1 "$scratch/tests")" >>"$scratch/tests"

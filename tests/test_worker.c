@@ -18,11 +18,12 @@
 /* ---- tests -------------------------------------------------------------------------------------
  */
 
-static void test_company(void **state)
+static void check_company(void **state, uint32_t drafts)
 {
-    static struct worker_rig w = {.kv_bytes = UINT64_C(64) << 20};
+    static struct worker_rig w;
     struct sl_worker_status status;
 
+    w = (struct worker_rig){.kv_bytes = UINT64_C(64) << 20, .drafts = drafts};
     worker_rig_init(&w, *state);
     worker_rig_start(&w, WORKER_CLIENTS);
     for (uint32_t round = 0; round < 2; round++) {
@@ -49,9 +50,20 @@ static void test_company(void **state)
     assert_int_equal(status.counters.n_requests, 2 * WORKER_CLIENTS);
     assert_int_equal(status.counters.n_failed, 0);
     assert_true(status.counters.n_cached_tokens > 1000); /* of prompts that begin alike */
+    assert_int_equal(status.counters.n_drafts > 0, drafts > 0);
     worker_rig_stop(&w, 10 * NS_PER_S);
     worker_rig_assert_released(&w);
     worker_rig_fini(&w);
+}
+
+static void test_company(void **state)
+{
+    check_company(state, 0);
+}
+
+static void test_company_with_drafts(void **state)
+{
+    check_company(state, 3);
 }
 
 /* A batch's texts share large steps, filled with each other's prompts, while users come one after
@@ -189,8 +201,11 @@ static void test_queue_and_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_company),        cmocka_unit_test(test_batch_beside_users),
-        cmocka_unit_test(test_failed_reads),   cmocka_unit_test(test_one_failed_step),
+        cmocka_unit_test(test_company),
+        cmocka_unit_test(test_company_with_drafts),
+        cmocka_unit_test(test_batch_beside_users),
+        cmocka_unit_test(test_failed_reads),
+        cmocka_unit_test(test_one_failed_step),
         cmocka_unit_test(test_queue_and_stop),
     };
 

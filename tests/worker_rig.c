@@ -45,6 +45,7 @@ static struct sl_engine_options engine_options(struct worker_rig *w)
     struct sl_engine_options options = engine_rig_options(w->m);
 
     options.draft = SL_DRAFT_NONE;
+    options.drafts = w->drafts;
     options.n_sequences = 6;
     options.context_tokens = WORKER_CONTEXT_TOKENS;
     options.segment_tokens = 48;
@@ -161,6 +162,7 @@ static void make_all_alone(struct worker_rig *w)
     struct sl_engine *engine;
 
     options.images = NULL;
+    options.drafts = 0;
     assert_int_equal(sl_engine_open(&engine, &options, NULL, NULL), 0);
     assert_int_equal(sl_shared_step_create(&step, engine, SL_STEP_LARGE, NULL), 0);
     for (uint32_t i = 0; i < WORKER_CLIENTS; i++)

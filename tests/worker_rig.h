@@ -39,6 +39,7 @@ struct worker_rig {
     uint32_t kv_sessions; /* for so many sequences instead, of the longest that there are */
     const char *images;   /* a folder; NULL: none are kept */
     uint64_t images_bytes_max;
+    uint32_t drafts;  /* as struct sl_engine_options; texts alone are made without */
     uint32_t n_notes; /* the worker's thread counts */
     char note[SL_ERR_MESSAGE_BYTES];
     struct sl_tokenizer *tok;
