@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "core/model/kv_paging.h"
+#include "daemon/engine/paging_gain.h"
 #include "tests/fixture_kv_file.h"
 #include "tests/session_rig.h"
 
@@ -351,13 +352,40 @@ static void test_windows_need_room(void **state)
     close_world(&w);
 }
 
+/* What is told of a document's sizes before it is there holds when it is. */
+static void test_sizes_hold(void **state)
+{
+    uint64_t document, stays = 0, share;
+    struct session_follower life;
+    struct sl_kv_cache *kv;
+    struct world w;
+
+    open_world(&w, state, UINT64_C(64) << 20);
+    life = begin_text(&w, 0, true);
+    kv = sl_session_kv(life.session);
+    for (uint32_t n = 100; n <= 3000; n += 580) {
+        session_rig_run_on(w.m, &life, n - sl_session_token_count(life.session));
+        sl_paging_measure(&w.pool.layout, n, &document, &stays);
+        share = sl_kv_window_share(&w.pool.layout, n);
+        assert_true(sl_kv_pool_used_bytes(&w.pool) <= document);
+        page_out(&life);
+        assert_int_equal(far_pages(&life), sl_kv_full_pages(&w.pool.layout, n));
+        assert_int_equal(sl_kv_window_bytes(&kv, 1), share);
+        assert_true(sl_kv_pool_used_bytes(&w.pool) + share <= stays);
+        assert_int_equal(stays - share + sl_kv_cache_page_in_bytes(kv), document);
+        assert_int_equal(sl_kv_cache_page_in(kv, NULL), 0);
+    }
+    sl_session_destroy(life.session);
+    close_world(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_at_every_border),   cmocka_unit_test(test_forks_read_once),
-        cmocka_unit_test(test_rewind_into_disk),  cmocka_unit_test(test_page_in),
-        cmocka_unit_test(test_each_read_fails),   cmocka_unit_test(test_writes_fail),
-        cmocka_unit_test(test_windows_need_room),
+        cmocka_unit_test(test_at_every_border),  cmocka_unit_test(test_forks_read_once),
+        cmocka_unit_test(test_rewind_into_disk), cmocka_unit_test(test_page_in),
+        cmocka_unit_test(test_sizes_hold),       cmocka_unit_test(test_each_read_fails),
+        cmocka_unit_test(test_writes_fail),      cmocka_unit_test(test_windows_need_room),
     };
 
     return cmocka_run_group_tests_name("kv_paging", tests, session_rig_create_wide,

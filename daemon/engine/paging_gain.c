@@ -17,16 +17,3 @@ bool sl_paging_pays(uint64_t sweep_bytes, uint64_t kv_bytes)
 {
     return sweep_bytes > kv_bytes;
 }
-
-struct sl_paging_choice sl_paging_choose(const struct sl_paging_case *what)
-{
-    struct sl_paging_choice choice = {.n_in_memory = what->kv_bytes / what->document_bytes};
-
-    choice.n_documents = choice.n_in_memory;
-    if (sl_paging_pays(what->sweep_bytes, what->kv_bytes) &&
-        what->stays_bytes < what->document_bytes)
-        choice.n_documents = what->kv_bytes / what->stays_bytes;
-    if (choice.n_documents > choice.n_in_memory)
-        choice.read_bytes = choice.n_documents * what->document_bytes - what->kv_bytes;
-    return choice;
-}

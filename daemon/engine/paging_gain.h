@@ -13,24 +13,12 @@
 
 #include "core/model/kv_layout.h"
 
-struct sl_paging_case {
-    uint64_t sweep_bytes;    /* experts that are not in the cache, dense weights that stream */
-    uint64_t kv_bytes;       /* memory for KV caches */
-    uint64_t document_bytes; /* of the KV cache of one, */
-    uint64_t stays_bytes;    /* of it, what stays in memory, with its part of the page window */
-};
-
-/* The sizes of a document of n_tokens. */
+/* Bytes of the KV cache of a document of n_tokens; and of them, with its part of the page window,
+ * what stays in memory when all else is on disk. */
 void sl_paging_measure(const struct sl_kv_layout *layout, uint32_t n_tokens,
                        uint64_t *ret_document_bytes, uint64_t *ret_stays_bytes);
 
+/* sweep_bytes: of experts that are not in the cache, and dense weights that stream. */
 bool sl_paging_pays(uint64_t sweep_bytes, uint64_t kv_bytes);
-
-struct sl_paging_choice {
-    uint64_t n_in_memory; /* documents that fit memory whole */
-    uint64_t n_documents; /* that pay: as many, or more */
-    uint64_t read_bytes;  /* of KV caches, by a sweep of these */
-};
-struct sl_paging_choice sl_paging_choose(const struct sl_paging_case *what);
 
 #endif

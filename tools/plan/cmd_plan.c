@@ -36,7 +36,7 @@ struct command {
     const char *drive;      /* file to probe */
     sl_io_open_fn *open_io; /* to probe with; NULL: the machine's */
     const char *trace;
-    uint64_t ram_bytes, cache_bytes, kv_bytes;
+    uint64_t ram_bytes, cache_bytes, kv_bytes, kv_disk_bytes;
     enum sl_dense_mode dense_mode;
     uint32_t n_cores;
     uint32_t context_tokens;
@@ -65,6 +65,7 @@ enum {
     OPTION_SSD,
     OPTION_DRAM,
     OPTION_KV,
+    OPTION_KV_DISK,
     OPTION_DENSE,
     OPTION_BATCH,
     OPTION_DOCUMENTS,
@@ -181,6 +182,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_KV:
         command->kv_bytes = sl_parse_size(state, "--kv", value);
+        return 0;
+    case OPTION_KV_DISK:
+        command->kv_disk_bytes = sl_parse_size(state, "--kv-disk", value);
         return 0;
     case OPTION_DENSE:
         command->dense_mode = sl_parse_dense(state, value);
@@ -519,6 +523,7 @@ static int plan_night(const struct command *command, struct sl_err *err)
         .dense = &command->dense,
         .speeds = &command->speeds,
         .memory = memory_case(command),
+        .kv_disk_bytes = command->kv_disk_bytes,
         .even = command->even,
         .json = command->json,
         .n_documents = command->n_documents,
@@ -626,6 +631,8 @@ int sl_cmd_plan(int argc, char **argv)
         {"documents", OPTION_DOCUMENTS, "N", 0, "or one of N documents that are alike", 0},
         {"prompt-tokens", OPTION_PROMPT_TOKENS, "N", 0, "of each document", 0},
         {"answer-tokens", OPTION_ANSWER_TOKENS, "N", 0, "that each gets at most", 0},
+        {"kv-disk", OPTION_KV_DISK, "SIZE", 0,
+         "let KV caches of the batch be on disk, as far as memory has no room and it pays", 0},
         {"until", OPTION_UNTIL, "HH:MM", 0, "tell how much is done by then, beginning now", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};

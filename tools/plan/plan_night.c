@@ -7,6 +7,7 @@
 #include "core/base/json.h"
 #include "core/base/size.h"
 #include "core/model/kv_cache.h"
+#include "daemon/engine/paging_gain.h"
 #include "tools/cli/json_lines.h"
 
 #define NS_PER_HOUR 3.6e12
@@ -15,7 +16,14 @@
 struct trial {
     uint32_t n_at_once;
     struct sl_memory_plan plan;
+    uint64_t kv_read_bytes; /* of KV caches on disk, by a sweep */
     struct sl_night night;
+};
+
+/* KV caches of so many documents take this, of the average length, at least the longest one's: all
+ * of it; and in memory, when full pages are on disk. */
+struct kv_sizes {
+    uint64_t all_bytes, least_bytes;
 };
 
 static uint64_t tokens_of(const struct sl_night_document *document)
@@ -32,13 +40,17 @@ static uint32_t longest(const struct sl_plan_night *n)
     return (uint32_t)most;
 }
 
-/* Returns what the KV caches of so many documents take, of the average length; at least the longest
- * one's. Fails with -ENOMEM. */
-static int kv_bytes(const struct sl_plan_night *n, uint32_t n_at_once, uint64_t *ret_bytes,
-                    struct sl_err *err)
+static uint64_t most_of(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Fails with -ENOMEM. */
+static int measure_kv(const struct sl_plan_night *n, uint32_t n_at_once, struct kv_sizes *ret_sizes,
+                      struct sl_err *err)
 {
     struct sl_kv_layout layout;
-    uint64_t one, mean, sum = 0;
+    uint64_t one, mean, stays, sum = 0;
     int rc = sl_kv_layout_init(&layout, n->config, n->config->num_hidden_layers, n->memory.numerics,
                                err);
 
@@ -47,9 +59,10 @@ static int kv_bytes(const struct sl_plan_night *n, uint32_t n_at_once, uint64_t 
     for (uint32_t i = 0; i < n->n_documents; i++)
         sum += tokens_of(&n->documents[i]);
     one = sl_kv_cache_measure(&layout, longest(n));
-    mean = sl_kv_cache_measure(&layout, (uint32_t)(sum / n->n_documents));
+    sl_paging_measure(&layout, (uint32_t)(sum / n->n_documents), &mean, &stays);
     sl_kv_layout_fini(&layout);
-    *ret_bytes = n_at_once * mean > one ? n_at_once * mean : one;
+    ret_sizes->all_bytes = most_of(n_at_once * mean, one);
+    ret_sizes->least_bytes = most_of(n_at_once * stays, one);
     return 0;
 }
 
@@ -68,8 +81,28 @@ static void night_case(const struct sl_plan_night *n, const struct trial *trial,
         .rows_max = plan->segment_tokens,
         .n_slots = plan->need_bytes[SL_MEMORY_CACHE] / plan->slot_bytes,
         .even = n->even,
-        .streamed_bytes = plan->streamed_bytes,
+        .streamed_bytes = plan->streamed_bytes + trial->kv_read_bytes,
     };
+}
+
+/* Plans memory with so much for KV caches, of which the rest is on disk. */
+static int fit_kv(const struct sl_plan_night *n, const struct sl_memory_case *memory,
+                  const struct kv_sizes *sizes, struct trial *trial, struct sl_err *ret_why)
+{
+    const uint64_t far_bytes =
+        sizes->all_bytes > memory->kv_bytes ? sizes->all_bytes - memory->kv_bytes : 0;
+    const uint64_t least_bytes = n->kv_disk_bytes > 0 ? sizes->least_bytes : sizes->all_bytes;
+    int rc;
+
+    if (least_bytes > memory->kv_bytes)
+        return sl_err_set(ret_why, -SL_EBUDGET, "KV caches of %u documents take more than --kv",
+                          trial->n_at_once);
+    if (far_bytes > n->kv_disk_bytes)
+        return sl_err_set(ret_why, -SL_EBUDGET,
+                          "KV caches of %u documents take more than --kv-disk", trial->n_at_once);
+    rc = sl_plan_memory(n->config, memory, &trial->plan, ret_why);
+    trial->kv_read_bytes = far_bytes;
+    return rc;
 }
 
 /* Plans memory for so many documents at a time, and lets trial->night be. Returns 1, or 0 with the
@@ -78,21 +111,21 @@ static int fit(const struct sl_plan_night *n, struct trial *trial, struct sl_err
                struct sl_err *err)
 {
     struct sl_memory_case memory = n->memory;
-    uint64_t bytes;
-    int rc = kv_bytes(n, trial->n_at_once, &bytes, err);
+    struct kv_sizes sizes;
+    int rc = measure_kv(n, trial->n_at_once, &sizes, err);
 
     if (rc < 0)
         return rc;
     memory.context_tokens = longest(n);
     memory.n_sequences = trial->n_at_once;
-    if (memory.kv_bytes == 0) {
-        memory.kv_bytes = bytes;
-    } else if (bytes > memory.kv_bytes) {
-        sl_err_set(ret_why, -SL_EBUDGET, "KV caches of %u documents take more than --kv",
-                   trial->n_at_once);
-        return 0;
+    memory.kv_disk_bytes = n->kv_disk_bytes;
+    if (n->memory.kv_bytes == 0)
+        memory.kv_bytes = sizes.all_bytes;
+    rc = fit_kv(n, &memory, &sizes, trial, ret_why);
+    if (rc == -SL_EBUDGET && n->memory.kv_bytes == 0 && n->kv_disk_bytes > 0) {
+        memory.kv_bytes = sizes.least_bytes;
+        rc = fit_kv(n, &memory, &sizes, trial, ret_why);
     }
-    rc = sl_plan_memory(n->config, &memory, &trial->plan, ret_why);
     return rc == 0 ? 1 : rc == -ENOMEM ? rc : 0;
 }
 
@@ -125,6 +158,23 @@ static int choose(const struct sl_plan_night *n, struct trial *ret_best, struct 
     return found;
 }
 
+/* Where KV caches on disk are not faster than fewer documents in memory, these are chosen. */
+static int choose_where(const struct sl_plan_night *n, struct trial *ret_best,
+                        struct sl_err *ret_why, struct sl_err *err)
+{
+    struct sl_plan_night in_memory = *n;
+    struct trial other;
+    int rc = choose(n, ret_best, ret_why, err);
+
+    if (rc <= 0 || ret_best->kv_read_bytes == 0)
+        return rc;
+    in_memory.kv_disk_bytes = 0;
+    rc = choose(&in_memory, &other, ret_why, err);
+    if (rc > 0 && other.night.ns <= ret_best->night.ns)
+        *ret_best = other;
+    return rc < 0 ? rc : 1;
+}
+
 /* ---- figures -----------------------------------------------------------------------------------
  */
 
@@ -143,12 +193,13 @@ static void print_json(const struct sl_plan_night *n, const struct trial *t,
     json_t *object = done_object(night);
 
     json_object_update_new(
-        object, json_pack("{s:s, s:b, s:i, s:I, s:I, s:i, s:f, s:f, s:f, s:f}", "what", "night",
-                          "fits", 1, "at_once", (int)t->n_at_once, "cache_bytes",
+        object, json_pack("{s:s, s:b, s:i, s:I, s:I, s:I, s:i, s:f, s:f, s:f, s:f}", "what",
+                          "night", "fits", 1, "at_once", (int)t->n_at_once, "cache_bytes",
                           (json_int_t)t->plan.need_bytes[SL_MEMORY_CACHE], "kv_bytes",
-                          (json_int_t)t->plan.need_bytes[SL_MEMORY_KV], "rows_max",
-                          (int)t->plan.segment_tokens, "drive_bytes", night->drive_bytes,
-                          "drive_share", night->bound_ns[SL_COST_DRIVE] / night->ns, "memory_share",
+                          (json_int_t)t->plan.need_bytes[SL_MEMORY_KV], "kv_read_bytes",
+                          (json_int_t)t->kv_read_bytes, "rows_max", (int)t->plan.segment_tokens,
+                          "drive_bytes", night->drive_bytes, "drive_share",
+                          night->bound_ns[SL_COST_DRIVE] / night->ns, "memory_share",
                           night->bound_ns[SL_COST_MEMORY] / night->ns, "multiply_share",
                           night->bound_ns[SL_COST_MULTIPLY] / night->ns));
     if (n->until)
@@ -177,6 +228,9 @@ static void print_text(const struct sl_plan_night *n, const struct trial *t,
            100 * night->bound_ns[SL_COST_DRIVE] / night->ns,
            100 * night->bound_ns[SL_COST_MEMORY] / night->ns,
            100 * night->bound_ns[SL_COST_MULTIPLY] / night->ns);
+    if (t->kv_read_bytes > 0)
+        printf("  KV caches beyond memory: a sweep reads %s of them from disk, which pays\n",
+               sl_size_format(t->kv_read_bytes, kv));
     if (n->until)
         printf("  by %s, in %.2f hours: %u documents, %llu tokens in, %llu out\n", n->until,
                n->until_ns / NS_PER_HOUR, by->n_documents, (unsigned long long)by->n_prompt_tokens,
@@ -189,7 +243,7 @@ int sl_plan_night_print(const struct sl_plan_night *n, struct sl_err *err)
     struct sl_night_case what;
     struct trial best;
     struct sl_err why;
-    int rc = choose(n, &best, &why, err);
+    int rc = choose_where(n, &best, &why, err);
 
     if (rc == 0) {
         if (n->json)

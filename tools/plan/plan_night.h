@@ -15,6 +15,7 @@ struct sl_plan_night {
     const struct sl_dense_cost *dense;
     const struct sl_machine_speeds *speeds;
     struct sl_memory_case memory; /* context, sequences and, unless given, kv_bytes are chosen */
+    uint64_t kv_disk_bytes;       /* of KV caches that may be on disk; 0: none */
     bool even, json;
     const struct sl_night_document *documents; /* (n_documents) */
     uint32_t n_documents;
