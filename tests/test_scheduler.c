@@ -452,6 +452,24 @@ static void test_first_token_beside_many_prompts(void **state)
     sl_scheduler_fini(&w.s);
 }
 
+/* A user's short request comes together with a long prompt, for which a large step begins. */
+static void test_short_prompts_stay_out_of_large_steps(void **state)
+{
+    struct world w;
+
+    (void)state;
+    create(&w, 8, 0, 1);
+    submit(&w, 0, SL_JOB_INTERACTIVE, 6, 3);
+    submit(&w, 1, SL_JOB_INTERACTIVE, 1000, 3);
+    submit(&w, 2, SL_JOB_INTERACTIVE, 8, 3);
+    while (!w.texts[0].has_been_in_step || !w.texts[2].has_been_in_step)
+        act(&w, false, false);
+    assert_int_equal(w.n_in_step[SL_STEP_LARGE], 1);
+    assert_int_equal(w.n_in_step[SL_STEP_SMALL], 2);
+    assert_true(w.now_ns <= 2 * LAYER_NS);
+    sl_scheduler_fini(&w.s);
+}
+
 static void test_first_token_beside_a_sweep(void **state)
 {
     (void)state;
@@ -610,6 +628,7 @@ int main(void)
         cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_first_token_beside_a_sweep),
         cmocka_unit_test(test_first_token_beside_many_prompts),
+        cmocka_unit_test(test_short_prompts_stay_out_of_large_steps),
         cmocka_unit_test(test_shares_of_the_large_step),
         cmocka_unit_test(test_batch_share),
         cmocka_unit_test(test_batch_gives_way),

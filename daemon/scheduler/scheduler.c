@@ -247,21 +247,34 @@ static int by_length(const void *a, const void *b)
     return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
 }
 
+static int by_arrival(const void *a, const void *b)
+{
+    const struct sl_job *x = *(struct sl_job *const *)a, *y = *(struct sl_job *const *)b;
+
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
 /* A large step takes prompts in the order in which they came. A small one takes the shortest first,
- * so that a short question does not wait for many longer ones: those have the large step, whose
- * turn comes when all do not fit this one. */
+ * so that a short question does not wait for longer ones: those have the large step, whose turn
+ * comes when all do not fit this one. For the same reason a large step leaves out the shortest, as
+ * many as have `spared` tokens together: the next small step takes them. */
 static void add_prompts(struct sl_scheduler *s, enum sl_step_size size, enum sl_job_class class,
-                        uint32_t room)
+                        uint32_t room, uint32_t spared)
 {
     struct sl_job *job;
-    uint32_t n = 0;
+    uint32_t n = 0, first = 0;
 
     FOR_EACH_JOB(job, &s->running)
     if (can_step(job, class) && !job->decodes)
         s->order[n++] = job;
-    if (size == SL_STEP_SMALL && n > 1)
+    if (size == SL_STEP_SMALL || spared > 0)
         qsort(s->order, n, sizeof(struct sl_job *), by_length);
-    for (uint32_t i = 0; i < n && room > 0 && s->steps[size].n_parts < s->limits.spans_max; i++) {
+    while (first < n && s->order[first]->n_left <= spared)
+        spared -= s->order[first++]->n_left;
+    if (size == SL_STEP_LARGE)
+        qsort(s->order + first, n - first, sizeof(struct sl_job *), by_arrival);
+    for (uint32_t i = first; i < n && room > 0 && s->steps[size].n_parts < s->limits.spans_max;
+         i++) {
         const uint32_t n_left = s->order[i]->n_left, n_tokens = n_left < room ? n_left : room;
 
         add_part(s, size, s->order[i], n_tokens);
@@ -309,6 +322,13 @@ static uint32_t prompts_max(const struct sl_scheduler *s, enum sl_step_size size
     return n < room ? n : room;
 }
 
+/* Tokens of users' prompts that the next small step takes. */
+static uint32_t small_room(const struct sl_scheduler *s, const struct wish *users)
+{
+    return s->limits.step_tokens_max[SL_STEP_SMALL] -
+           decodes_max(s, SL_STEP_SMALL, SL_JOB_INTERACTIVE, users);
+}
+
 /* ---- the next step -----------------------------------------------------------------------------
  */
 
@@ -323,7 +343,8 @@ static struct sl_action begin(struct sl_scheduler *s, enum sl_step_size size,
     s->n_steps++;
     if (n_max > 0)
         n = add_decodes(s, size, class, n_max);
-    add_prompts(s, size, class, prompts_max(s, size, class, n));
+    add_prompts(s, size, class, prompts_max(s, size, class, n),
+                size == SL_STEP_LARGE && class == SL_JOB_INTERACTIVE ? small_room(s, wish) : 0);
     sl_assert(step->n_parts > 0);
     return (struct sl_action){.kind = SL_ACTION_BEGIN, .size = size};
 }
@@ -365,8 +386,7 @@ static struct sl_action abandon(struct sl_scheduler *s, enum sl_step_size size)
 /* Users' prompts that a small step has no room for. */
 static bool wants_large(const struct sl_scheduler *s, const struct wish *users)
 {
-    return users->prompt_tokens > s->limits.step_tokens_max[SL_STEP_SMALL] -
-                                      decodes_max(s, SL_STEP_SMALL, SL_JOB_INTERACTIVE, users);
+    return users->prompt_tokens > small_room(s, users);
 }
 
 static bool batch_may_run(const struct sl_scheduler *s, bool users_served)
