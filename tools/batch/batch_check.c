@@ -28,11 +28,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
         return 0;
     case OPTION_OTHER_NAME:
-        if (!sl_served_model_add_name(&command->served, value))
-            argp_error(state, "--alias can be given %u times", SL_MODEL_NAMES_MAX - 1);
+        sl_parse_alias(state, &command->served, value);
         return 0;
     case OPTION_PROFILE:
-        command->served.profile = value;
+        sl_parse_profile(state, &command->served, value);
         return 0;
     case OPTION_JSON:
         command->json = true;

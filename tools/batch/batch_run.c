@@ -113,11 +113,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->journal_s = sl_parse_seconds(state, "--journal-every", value);
         return 0;
     case OPTION_OTHER_NAME:
-        if (!sl_served_model_add_name(&command->served, value))
-            argp_error(state, "--alias can be given %u times", SL_MODEL_NAMES_MAX - 1);
+        sl_parse_alias(state, &command->served, value);
         return 0;
     case OPTION_PROFILE:
-        command->served.profile = value;
+        sl_parse_profile(state, &command->served, value);
         return 0;
     case OPTION_QUIET:
         command->quiet = true;

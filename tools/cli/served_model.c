@@ -10,12 +10,20 @@
 /* A conversation rarely has more; longer contexts are asked for. */
 #define CONTEXT_TOKENS_DEFAULT 65536u
 
-bool sl_served_model_add_name(struct sl_served_model *served, const char *name)
+void sl_parse_alias(struct argp_state *state, struct sl_served_model *served, char *value)
 {
     if (served->n_names == SL_MODEL_NAMES_MAX - 1)
-        return false;
-    served->names[++served->n_names] = name;
-    return true;
+        argp_error(state, "--alias can be given %u times", SL_MODEL_NAMES_MAX - 1);
+    if (sl_utf8_mend(value))
+        argp_error(state, "--alias takes UTF-8, not \"%s\"", value);
+    served->names[++served->n_names] = value;
+}
+
+void sl_parse_profile(struct argp_state *state, struct sl_served_model *served, const char *value)
+{
+    served->profile = value;
+    if (sl_chat_profile_find(&served->model.profile.profile, value, NULL) < 0)
+        argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
 }
 
 static int choose_profile(struct sl_served_model *served, const char *folder, struct sl_err *err)

@@ -3,6 +3,8 @@
 #ifndef SL_TOOLS_CLI_SERVED_MODEL_H
 #define SL_TOOLS_CLI_SERVED_MODEL_H
 
+#include <argp.h>
+
 #include "daemon/answer/answer.h"
 
 #define SL_MODEL_NAMES_MAX 16u
@@ -18,8 +20,9 @@ struct sl_served_model {
     struct sl_answer_model model;
 };
 
-/* Adds a name, which must be UTF-8 and is borrowed. Returns false if there are too many. */
-bool sl_served_model_add_name(struct sl_served_model *served, const char *name);
+/* Take the options --alias and --profile, whose values are borrowed, or end with argp_error(). */
+void sl_parse_alias(struct argp_state *state, struct sl_served_model *served, char *value);
+void sl_parse_profile(struct argp_state *state, struct sl_served_model *served, const char *value);
 
 /* Opens the model in a folder; *context_tokens is set where it is 0. Prints the tokenizer's notes.
  * The caller closes it, also after an error. */

@@ -15,7 +15,6 @@
 #include "core/base/file.h"
 #include "core/base/size.h"
 #include "core/text/chat_format.h"
-#include "core/text/utf8.h"
 #include "daemon/http/routes.h"
 #include "daemon/http/listen_socket.h"
 #include "daemon/http/service_manager.h"
@@ -23,13 +22,13 @@
 #include "tools/cli/commands.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/model_profile.h"
+#include "tools/cli/served_model.h"
 #include "tools/cli/version.h"
 #include "tools/serve/serve_log.h"
 #include "tools/serve/serve_state.h"
 
 #define NS_PER_S UINT64_C(1000000000)
 #define SOCKETS_MAX 8u
-#define NAMES_MAX 16u
 #define KEY_BYTES_MAX 4096u
 
 /* Bodies that are being read take their size, and about three times that as JSON, prompt and token
@@ -68,22 +67,18 @@ struct command {
     const char *socket_group;
     const char *listen;
     const char *key_file;
-    const char *profile;
     const char *trace;
     const char *state_folder; /* NULL: the default */
     bool log_json, quiet;
     uint32_t body_s;
     double grace_s;
     struct sl_worker_options work;
-    const char *names[NAMES_MAX]; /* the model's own is put in front */
-    uint32_t n_names;
 
     struct sl_serve_log log;
     bool has_log;
     struct sl_serve_state state;
-    struct sl_config config;
-    struct sl_tokenizer *tok;
-    char *name, *socket_path, *tcp_host, *key;
+    struct sl_served_model served;
+    char *socket_path, *tcp_host, *key;
     bool made_socket; /* it goes when the server ends */
     struct sl_socket_file socket_file;
     struct {
@@ -167,16 +162,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->key_file = value;
         return 0;
     case OPTION_OTHER_NAME:
-        if (command->n_names == NAMES_MAX - 1)
-            argp_error(state, "--alias can be given %u times", NAMES_MAX - 1);
-        if (sl_utf8_mend(value))
-            argp_error(state, "--alias takes UTF-8, not \"%s\"", value);
-        command->names[++command->n_names] = value;
+        sl_parse_alias(state, &command->served, value);
         return 0;
     case OPTION_PROFILE:
-        command->profile = value;
-        if (sl_chat_profile_find(&command->front.model.profile.profile, value, NULL) < 0)
-            argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
+        sl_parse_profile(state, &command->served, value);
         return 0;
     case OPTION_QUIET:
         command->quiet = true;
@@ -254,52 +243,17 @@ static int read_key(struct command *command, struct sl_err *err)
     return 0;
 }
 
-static int choose_profile(struct command *command, struct sl_err *err)
-{
-    struct sl_chat_profile_found *found = &command->front.model.profile;
-
-    if (!command->profile)
-        return sl_model_profile(command->options.model, found, err);
-    found->is_chat = true;
-    found->file = "--profile";
-    return 0;
-}
-
-/* The folder's name, as the shell would complete it. */
-static int choose_name(struct command *command, struct sl_err *err)
-{
-    char *path = realpath(command->options.model, NULL);
-    const char *last = path ? strrchr(path, '/') : NULL;
-
-    if (last)
-        command->name = strdup(last[1] ? last + 1 : "model");
-    free(path);
-    if (!command->name)
-        return sl_err_set(err, -errno, "%s: %s", command->options.model, sl_strerror(errno));
-    sl_utf8_mend(command->name); /* replies hold it */
-    command->names[0] = command->name;
-    command->n_names++;
-    return 0;
-}
-
-static int choose_sizes(struct command *command, struct sl_err *err)
+static void choose_sizes(struct command *command)
 {
     struct sl_engine_options *o = &command->options;
-    const uint32_t model_max = command->config.max_position_embeddings;
     const uint64_t body_bytes = command->front.body_bytes_max;
 
-    if (o->context_tokens == 0)
-        o->context_tokens = model_max < 65536 ? model_max : 65536;
-    if (o->context_tokens < 2)
-        return sl_err_set(err, -SL_EBUDGET, "a context of %u tokens has no room for an answer",
-                          o->context_tokens);
     if (o->small_step_tokens == 0)
         o->small_step_tokens = 256;
     o->n_sequences = command->work.n_texts_max;
     o->kv_share = o->kv_bytes == 0;
     o->other_bytes = BODY_COPIES * body_bytes + (uint64_t)CONNECTIONS_MAX * CONNECTION_BYTES;
     command->work.context_tokens = o->context_tokens;
-    return 0;
 }
 
 /* ---- sockets -----------------------------------------------------------------------------------
@@ -367,7 +321,7 @@ static int open_sockets(struct command *command, struct sl_err *err)
 
 static int prepare(struct command *command, struct sl_err *err)
 {
-    const char *note;
+    struct sl_engine_options *o = &command->options;
     uint32_t turn_token;
     int rc;
 
@@ -375,15 +329,12 @@ static int prepare(struct command *command, struct sl_err *err)
                                 err)) < 0)
         return rc;
     command->has_log = true;
-    if ((rc = sl_config_read(&command->config, command->options.model, err)) < 0 ||
-        (rc = choose_profile(command, err)) < 0 || (rc = choose_name(command, err)) < 0 ||
-        (rc = choose_sizes(command, err)) < 0 || (rc = read_key(command, err)) < 0 ||
-        (rc = sl_tokenizer_open(&command->tok, command->options.model, err)) < 0)
+    if ((rc = sl_served_model_open(&command->served, o->model, &o->context_tokens, err)) < 0 ||
+        (rc = read_key(command, err)) < 0)
         return rc;
-    for (size_t i = 0; (note = sl_tokenizer_note(command->tok, i)); i++)
-        fprintf(stderr, "note: %s\n", note);
+    choose_sizes(command);
     command->work.turn_token = -1;
-    if (sl_tokenizer_find(command->tok, SL_CHAT_USER, &turn_token) == 0)
+    if (sl_tokenizer_find(command->served.tok, SL_CHAT_USER, &turn_token) == 0)
         command->work.turn_token = (int32_t)turn_token;
     return open_sockets(command, err);
 }
@@ -427,11 +378,7 @@ static void fill_front(struct command *command)
 {
     struct sl_front *front = &command->front;
 
-    front->model.tok = command->tok;
-    front->model.config = &command->config;
-    front->model.context_tokens = command->options.context_tokens;
-    front->model.names = command->names;
-    front->model.n_names = command->n_names;
+    front->model = command->served.model;
     front->started_s = (int64_t)time(NULL);
     front->version = sl_version_line;
     front->api_key = command->key;
@@ -500,11 +447,11 @@ static void tell_ready(struct command *command)
     sl_service_notify("READY=1\nSTATUS=serving");
     if (command->quiet)
         return;
-    sl_serve_log_line(&command->log, "serving %s (chat format %s)%s%s%s%s", command->name,
-                      sl_chat_profile_found_name(&command->front.model.profile),
-                      command->socket_path ? " on " : "",
-                      command->socket_path ? command->socket_path : "",
-                      command->listen ? " and " : "", command->listen ? command->listen : "");
+    sl_serve_log_line(
+        &command->log, "serving %s (chat format %s)%s%s%s%s", command->served.own_name,
+        sl_chat_profile_found_name(&command->front.model.profile),
+        command->socket_path ? " on " : "", command->socket_path ? command->socket_path : "",
+        command->listen ? " and " : "", command->listen ? command->listen : "");
 }
 
 /* The first signal ends the server when what is under way has ended; the second at once. */
@@ -616,10 +563,9 @@ static void finish(struct command *command)
         if (command->sockets[i].fd >= 0)
             close(command->sockets[i].fd);
     sl_serve_state_close(&command->state);
-    sl_tokenizer_close(command->tok);
+    sl_served_model_close(&command->served);
     if (command->has_log)
         sl_serve_log_close(&command->log);
-    free(command->name);
     free(command->socket_path);
     free(command->tcp_host);
     free(command->key);
