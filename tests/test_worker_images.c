@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include "core/base/clock.h"
 #include "daemon/engine/feed.h"
 #include "daemon/worker/session_images.h"
+#include "tests/crash_writer.h"
 #include "tests/store_rig.h"
 #include "tests/worker_rig.h"
 
@@ -291,10 +293,11 @@ static void test_stop_in_the_middle(void **state)
     rig_destroy(w);
 }
 
-/* ---- pins --------------------------------------------------------------------------------------
+/* ---- one by one, without a worker ---------------------------------------------------------------
  */
 
-struct pins {
+struct alone {
+    char folder[FIXTURE_PATH_BYTES];
     struct sl_engine *engine;
     struct sl_session_pool pool;
     struct sl_session_images images;
@@ -303,25 +306,27 @@ struct pins {
     uint32_t n_vocab;
 };
 
-#define PIN_TOKENS 100u
+#define ALONE_TOKENS 100u
 
-static void pins_open(struct pins *p, const struct engine_rig *m, uint64_t bytes_max)
+static void alone_open(struct alone *p, const struct engine_rig *m, uint64_t bytes_max,
+                       struct sl_file_writer *writer)
 {
     struct sl_engine_options options = engine_rig_options(m);
-    static char folder[FIXTURE_PATH_BYTES];
 
-    snprintf(folder, sizeof(folder), "%.200s/pinned", m->folder);
+    *p = (struct alone){.random = 3, .n_vocab = m->config.vocab_size};
+    snprintf(p->folder, sizeof(p->folder), "%.200s/alone", m->folder);
     options.draft = SL_DRAFT_NONE;
     options.context_tokens = WORKER_CONTEXT_TOKENS;
-    options.images = folder;
+    options.images = p->folder;
     options.images_bytes_max = bytes_max;
-    *p = (struct pins){.random = 3, .n_vocab = m->config.vocab_size};
+    options.images_writer = writer;
+    options.images_optional = true;
     assert_int_equal(sl_engine_open(&p->engine, &options, NULL, NULL), 0);
     sl_session_pool_init(&p->pool, sl_engine_kv_pool(p->engine), WORKER_CONTEXT_TOKENS);
     sl_session_images_init(&p->images, p->engine, &p->pool);
 }
 
-static void pins_close(struct pins *p)
+static void alone_close(struct alone *p)
 {
     sl_session_images_flush(&p->images);
     sl_session_pool_fini(&p->pool);
@@ -329,23 +334,23 @@ static void pins_close(struct pins *p)
 }
 
 /* Takes in a prompt, and keeps its image. */
-static struct sl_kept_session *pins_feed(struct pins *p, int32_t tokens[PIN_TOKENS],
-                                         bool is_pinning)
+static struct sl_kept_session *alone_feed(struct alone *p, int32_t tokens[ALONE_TOKENS],
+                                          bool is_pinning)
 {
     static const struct sl_step_request hooks;
-    struct sl_feed feed = {.tokens = tokens, .n_tokens = PIN_TOKENS - 1};
+    struct sl_feed feed = {.tokens = tokens, .n_tokens = ALONE_TOKENS - 1};
     struct sl_kept_session *kept;
     struct sl_text *gives_way;
     bool has_changed;
 
-    for (uint32_t i = 0; i < PIN_TOKENS; i++)
+    for (uint32_t i = 0; i < ALONE_TOKENS; i++)
         tokens[i] = (int32_t)fixture_below(&p->random, p->n_vocab);
-    assert_int_equal(
-        sl_session_get(&p->pool, tokens, PIN_TOKENS, 0, PIN_TOKENS, false, &kept, &gives_way, NULL),
-        0);
+    assert_int_equal(sl_session_get(&p->pool, tokens, ALONE_TOKENS, 0, ALONE_TOKENS, false, &kept,
+                                    &gives_way, NULL),
+                     0);
     kept->user = &p->user;
     kept->tokens = tokens;
-    kept->n_tokens = PIN_TOKENS;
+    kept->n_tokens = ALONE_TOKENS;
     kept->is_pinning = is_pinning;
     feed.kv = kept->kv;
     assert_int_equal(sl_feed_run(p->engine, &feed, &hooks, NULL), 0);
@@ -355,7 +360,7 @@ static struct sl_kept_session *pins_feed(struct pins *p, int32_t tokens[PIN_TOKE
     return kept;
 }
 
-static void pins_put(struct pins *p, struct sl_kept_session *kept)
+static void alone_put(struct alone *p, struct sl_kept_session *kept)
 {
     sl_session_images_release(&p->images, kept);
     sl_session_put(&p->pool, kept);
@@ -365,27 +370,85 @@ static void pins_put(struct pins *p, struct sl_kept_session *kept)
  * keep; then it goes like any other. */
 static void test_pins(void **state)
 {
-    int32_t pinned[PIN_TOKENS], other[PIN_TOKENS];
+    int32_t pinned[ALONE_TOKENS], other[ALONE_TOKENS];
     struct sl_kept_session *kept;
     uint64_t image_bytes;
-    struct pins p;
+    struct alone p;
 
-    pins_open(&p, *state, UINT64_MAX);
-    pins_put(&p, pins_feed(&p, other, false));
+    alone_open(&p, *state, UINT64_MAX, NULL);
+    alone_put(&p, alone_feed(&p, other, false));
     image_bytes = sl_images_counters(sl_engine_images(p.engine)).saved_bytes;
-    pins_close(&p);
+    alone_close(&p);
 
-    pins_open(&p, *state, 3 * image_bytes);
-    kept = pins_feed(&p, pinned, true);
+    alone_open(&p, *state, 3 * image_bytes, NULL);
+    kept = alone_feed(&p, pinned, true);
     for (int i = 0; i < 6; i++)
-        pins_put(&p, pins_feed(&p, other, false));
-    assert_int_equal(sl_engine_find_image(p.engine, pinned, PIN_TOKENS).n_tokens, PIN_TOKENS - 1);
-    pins_put(&p, kept);
+        alone_put(&p, alone_feed(&p, other, false));
+    assert_int_equal(sl_engine_find_image(p.engine, pinned, ALONE_TOKENS).n_tokens,
+                     ALONE_TOKENS - 1);
+    alone_put(&p, kept);
     for (int i = 0; i < 6; i++)
-        pins_put(&p, pins_feed(&p, other, false));
-    assert_int_equal(sl_engine_find_image(p.engine, pinned, PIN_TOKENS).n_tokens, 0);
-    assert_int_equal(sl_engine_find_image(p.engine, other, PIN_TOKENS).n_tokens, PIN_TOKENS - 1);
-    pins_close(&p);
+        alone_put(&p, alone_feed(&p, other, false));
+    assert_int_equal(sl_engine_find_image(p.engine, pinned, ALONE_TOKENS).n_tokens, 0);
+    assert_int_equal(sl_engine_find_image(p.engine, other, ALONE_TOKENS).n_tokens,
+                     ALONE_TOKENS - 1);
+    alone_close(&p);
+}
+
+/* Wakes a session up as far as its prompt's image goes; returns how far. */
+static uint32_t wake(struct alone *p, const int32_t tokens[ALONE_TOKENS])
+{
+    const uint32_t n_stored = sl_engine_find_image(p->engine, tokens, ALONE_TOKENS - 1).n_tokens;
+    struct sl_kept_session *kept;
+    struct sl_text *gives_way;
+    uint32_t n_tokens;
+    bool has_changed;
+
+    assert_int_equal(sl_session_get(&p->pool, tokens, ALONE_TOKENS, n_stored, ALONE_TOKENS, false,
+                                    &kept, &gives_way, NULL),
+                     0);
+    assert_int_equal(kept->load_tokens, n_stored);
+    kept->user = &p->user;
+    kept->tokens = tokens;
+    kept->n_tokens = ALONE_TOKENS;
+    while (kept->load_tokens > 0)
+        sl_session_images_tick(&p->images, true, sl_clock_ns(), &has_changed);
+    n_tokens = kept->kv->n_tokens;
+    alone_put(p, kept);
+    return n_tokens;
+}
+
+/* Each call to the disk fails once, while two prompts' images are kept. Sessions may go whatever
+ * came of their images, and wake up where these are. */
+static void test_each_call_fails(void **state)
+{
+    uint32_t n_least = 2;
+    bool has_failed = true;
+
+    for (uint64_t nth = 1; has_failed; nth++) {
+        struct crash_writer *writer = crash_writer_open(nth, nth, nth % 2 ? -ENOSPC : -EIO);
+        int32_t tokens[2][ALONE_TOKENS];
+        uint32_t n_woken = 0;
+        struct alone p;
+
+        alone_open(&p, *state, UINT64_MAX, crash_writer_ops(writer));
+        for (int i = 0; i < 2; i++)
+            alone_put(&p, alone_feed(&p, tokens[i], false));
+        while (sl_session_give_up(&p.pool))
+            ;
+        assert_int_equal(p.pool.n_idle + p.pool.n_used, 0);
+        for (int i = 0; p.images.images && i < 2; i++)
+            n_woken += wake(&p, tokens[i]) == ALONE_TOKENS - 1;
+        if (p.images.images)
+            assert_int_equal(n_woken, sl_images_counters(p.images.images).n_saved);
+        has_failed = crash_writer_count(writer) >= nth;
+        alone_close(&p);
+        crash_writer_close(writer);
+        store_rig_remove(p.folder);
+        assert_true(has_failed || n_woken == 2);
+        n_least = n_woken < n_least ? n_woken : n_least;
+    }
+    assert_int_equal(n_least, 0);
 }
 
 int main(void)
@@ -397,6 +460,7 @@ int main(void)
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_stop_in_the_middle),
         cmocka_unit_test(test_pins),
+        cmocka_unit_test(test_each_call_fails),
     };
 
     return cmocka_run_group_tests_name("images of the worker's sessions", tests, engine_rig_create,

@@ -73,6 +73,7 @@ struct sl_engine_options {
                                   0: all are in memory */
     uint32_t images_every;     /* tokens of a long text between two; 0: SL_IMAGE_EVERY_TOKENS */
     bool images_optional;      /* where the folder cannot be had, a note, and none are kept */
+    struct sl_file_writer *images_writer; /* NULL: sl_file_writer_private() */
 
     sl_note_fn *on_note; /* NULL, or told of images that were dropped or not kept */
     void *on_note_context;

@@ -34,7 +34,7 @@ int sl_engine_images_open(struct sl_engine *e, struct sl_err *err)
         .bytes_max = e->options.images_bytes_max,
         .owner = {.exact = e->options.numerics == SL_NUMERICS_EXACT,
                   .with_mtp = e->options.draft != SL_DRAFT_NONE},
-        .writer = sl_file_writer_private(),
+        .writer = e->options.images_writer ? e->options.images_writer : sl_file_writer_private(),
         .open_io = e->options.io,
         .reader = e->options.reader,
         .on_note = e->options.on_note,
