@@ -10,7 +10,8 @@
  *
  * Beside the policies there is the offline optimum, which knows the future: it lets go of the
  * expert that is asked for last (Belady). It too has to load all that is asked for, and to keep
- * what a demand names until that ends. Nobody can do better without changing the steps. */
+ * what a demand names until that ends. Nobody can do better without changing the steps; but for
+ * sweeps through a cache of a few layers, which let go of experts that their demand has used. */
 #ifndef SL_CACHE_CACHE_REPLAY_H
 #define SL_CACHE_CACHE_REPLAY_H
 

@@ -300,7 +300,7 @@ static const struct sl_metric metrics[] = {
            "Demanded experts that a prefetch had brought, for the first time"),
     METRIC("sweep_requests", COUNT, n_sweep_requests,
            "Demanded experts of sweeps, which pin an equal share of each layer"),
-    METRIC("sweep_hits", COUNT, n_sweep_hits, "Hits of either kind among the requests of sweeps"),
+    METRIC("sweep_hits", COUNT, n_sweep_hits, "Requests of sweeps that found what was kept"),
     {"sweep_pinned", SL_METRIC_COUNT, "Experts of each layer that stay through a sweep",
      offsetof(struct sl_expert_cache_counters, n_pinned), true},
     METRIC("expert_loads", COUNT, n_loads,

@@ -57,7 +57,7 @@ struct sl_expert_cache_counters {
                           * preload */
     uint64_t n_prefetch_hits;   /* of these, brought by a prefetch, for the first time */
     uint64_t n_sweep_requests;  /* of n_requests, in sweeps (cache/slot_table.h), */
-    uint64_t n_sweep_hits;      /* and of these, in either kind of hits */
+    uint64_t n_sweep_hits;      /* and of n_hits */
     uint64_t n_pinned;          /* of each layer: what stays through a sweep; a gauge */
     uint64_t n_predicted;       /* experts that predictions named */
     uint64_t n_predicted_right; /* of these, in the demand that followed */

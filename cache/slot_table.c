@@ -137,11 +137,9 @@ struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_exper
     table->counters.n_sweep_requests += table->in_sweep;
     if (slot) {
         sl_assert(slot->state == SL_SLOT_LOADING_PREFETCH || slot->state == SL_SLOT_READY);
-        if (slot->prefetched)
-            table->counters.n_prefetch_hits++;
-        else
-            table->counters.n_hits++;
-        table->counters.n_sweep_hits += table->in_sweep;
+        table->counters.n_prefetch_hits += slot->prefetched;
+        table->counters.n_hits += !slot->prefetched;
+        table->counters.n_sweep_hits += !slot->prefetched && table->in_sweep;
         sl_slot_table_end_prefetch(table, slot);
         if (slot->state == SL_SLOT_READY) {
             table->policy->ops->withdraw(table->policy, sl_slot_index(table, slot));
@@ -179,30 +177,35 @@ static struct sl_slot *evict_any(struct sl_slot_table *table)
     return evict(table, table->policy->ops->choose(table->policy));
 }
 
-/* Evicts what is not pinned, in the layer that is furthest ahead. Returns NULL where there is
- * nothing. */
-static struct sl_slot *evict_unpinned(struct sl_slot_table *table)
+/* Evicts what is not pinned, in the layer that is furthest ahead: the one just passed. While a
+ * demand is open, or its layer is being read ahead, that is the one before the present layer; when
+ * certain experts are prefetched for the next step, it is the present one. Nothing is read ahead in
+ * place of its own layer's experts. Returns NULL where there is nothing to evict. */
+static struct sl_slot *evict_unpinned(struct sl_slot_table *table, uint16_t for_layer,
+                                      enum sl_load_kind kind)
 {
-    const uint32_t n_layers = table->n_layers;
+    const uint32_t n_layers = table->n_layers, first_back = kind != SL_LOAD_CERTAIN;
     struct sl_slot *slot = NULL;
 
-    for (uint32_t back = 1; back <= n_layers && !slot; back++) {
+    for (uint32_t i = 0; i < n_layers && !slot; i++) {
+        const uint32_t back = first_back + i;
         const uint32_t layer = (table->layer_index + n_layers - back) % n_layers;
 
-        if (table->n_resident[layer] > table->n_pinned)
+        if (table->n_resident[layer] > table->n_pinned &&
+            (layer != for_layer || kind == SL_LOAD_DEMAND))
             slot = evict(table, table->policy->ops->choose_of(table->policy, (uint16_t)layer));
     }
     return slot;
 }
 
-static struct sl_slot *make_room(struct sl_slot_table *table, enum sl_load_kind kind, bool can_wait)
+static struct sl_slot *make_room(struct sl_slot_table *table, uint16_t for_layer,
+                                 enum sl_load_kind kind, bool can_wait)
 {
     struct sl_slot *slot;
 
     if (!table->in_sweep)
         return evict_any(table);
-    slot = evict_unpinned(table);
-    /* An expert that is read ahead would only take the place of what will be asked for as soon. */
+    slot = evict_unpinned(table, for_layer, kind);
     if (slot || can_wait || kind != SL_LOAD_DEMAND)
         return slot;
     return evict_any(table);
@@ -212,8 +215,8 @@ struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert
                                    enum sl_load_kind kind, bool can_wait)
 {
     struct sl_link *link = sl_list_pop(&table->empty);
-    struct sl_slot *slot =
-        link ? sl_list_item(link, struct sl_slot, link) : make_room(table, kind, can_wait);
+    struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link)
+                                : make_room(table, key.layer_index, kind, can_wait);
 
     if (!slot)
         return NULL;

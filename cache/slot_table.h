@@ -83,7 +83,7 @@ struct sl_slot_counters {
     uint64_t n_hits;           /* of these, resident or landing, and claimed before */
     uint64_t n_prefetch_hits;  /* of these, brought by a prefetch and claimed for the first time */
     uint64_t n_sweep_requests; /* of n_requests, in sweeps, */
-    uint64_t n_sweep_hits;     /* and of these, in either kind of hits */
+    uint64_t n_sweep_hits;     /* and of n_hits */
     uint64_t n_loads;
     uint64_t n_evictions;
 };

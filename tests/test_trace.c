@@ -399,6 +399,19 @@ static void test_sweeps_pin(void **state)
     assert_int_equal(c.n_sweep_requests, 0);
     sl_replay_plan_destroy(plan);
 
+    /* With certain experts prefetched for each step, nothing more is read for that. */
+    trace.shape.num_hash_layers = 2;
+    assert_int_equal(sl_replay_plan_create(&plan, &trace, &many, NULL), 0);
+    for (uint32_t p = 0; p < 2; p++) {
+        assert_int_equal(sl_replay_run(plan, policies[p], n_slots, &c, NULL), 0);
+        assert_true(c.n_prefetch_hits > 0);
+        assert_int_equal(c.n_loads + c.n_hits, c.n_requests);
+        assert_in_range(c.n_hits, (n_steps - 2) * LAYERS * n_pinned,
+                        (n_steps - 1) * LAYERS * n_pinned);
+    }
+    sl_replay_plan_destroy(plan);
+    trace.shape.num_hash_layers = 0;
+
     assert_int_equal(sl_replay_plan_create(&plan, &trace, &few, NULL), 0);
     assert_int_equal(sl_replay_run(plan, &sl_policy_lru, n_slots, &c, NULL), 0);
     assert_int_equal(c.n_sweep_requests, 0);

@@ -120,8 +120,8 @@ void sl_generate_print_figures(const struct sl_generate_text *g,
             (unsigned long long)c.n_prefetch_hits);
     if (c.n_sweep_requests > 0)
         fprintf(stderr,
-                "sweeps   %llu of them asked for by steps of many tokens, %.1f %% found; %llu of "
-                "each layer stay for the next sweep\n",
+                "sweeps   %llu of them asked for by steps of many tokens, %.1f %% were kept; %llu "
+                "of each layer stay for the next such step\n",
                 (unsigned long long)c.n_sweep_requests,
                 100 * (double)c.n_sweep_hits / (double)c.n_sweep_requests,
                 (unsigned long long)c.n_pinned);
