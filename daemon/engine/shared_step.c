@@ -445,6 +445,11 @@ bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation
     return true;
 }
 
+uint32_t sl_shared_step_draft_count(const struct sl_shared_step *step)
+{
+    return step->sample.n_tried;
+}
+
 void sl_shared_step_abandon(struct sl_shared_step *step)
 {
     sl_assert(step->phase != CLOSED);

@@ -4,6 +4,10 @@
  *     begin() ──► advance() ──► ... ──► advance() returns 0: every generation has its output
  *                     └──fails, or abandon()──► every generation is where it was before
  *
+ * Where the engine has drafts, the step carries guesses of texts that decode, in rows that nobody
+ * needs, and when it is through the draft guesses on, by the same calls: from then on the texts
+ * have moved, whatever becomes of the guesses.
+ *
  * Between two calls of advance() the step stands still: another one, of the other size, may run,
  * and generations may leave this one. Belongs to the engine's thread. Allocates nothing after
  * create. */
@@ -47,10 +51,15 @@ int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err);
 
 /* Takes a generation out of the open step, if it has one and others are in it: it is where it was
  * before the step, which goes on with the others, and is borrowed no more. Returns whether it has
- * been taken out; the only one of a step leaves by abandon(). */
+ * been taken out; the only one of a step leaves by abandon(), and none while the draft guesses on.
+ */
 bool sl_shared_step_drop(struct sl_shared_step *step, const struct sl_generation *generation);
 
-/* Gives up an open step. */
+/* How many guesses the latest step carried, in rows of their own. */
+uint32_t sl_shared_step_draft_count(const struct sl_shared_step *step);
+
+/* Gives up an open step: generations are where they were, or, if the draft was guessing on already,
+ * have their output. */
 void sl_shared_step_abandon(struct sl_shared_step *step);
 
 /* Takes a whole step, from begin() to its end. Returns 0, or fails as begin() and advance() do. */

@@ -313,6 +313,7 @@ static void balance(struct sl_worker *w, const struct sl_worker_step *step)
 
     for (uint32_t i = 0; i < step->n_texts; i++)
         sample.n_rows += step->n_tokens[i];
+    sample.n_rows += sl_shared_step_draft_count(step->step);
     sl_step_balance_add(&w->balance, &sample);
     set_batch_rows(w);
 }
