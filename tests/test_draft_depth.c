@@ -164,6 +164,86 @@ static void test_worlds_that_change(void **state)
         }
 }
 
+/* ---- chances that are told ---------------------------------------------------------------------
+ */
+
+#define SURE 0.95
+#define UNSURE 0.05
+
+/* One text, whose guesses are nearly certain or nearly wrong, as often as makes the world's chance.
+ * Those that are told are made as far as they are worth it. Returns the time per token. */
+static double run_told(const struct world *w, bool told, uint64_t *random)
+{
+    uint32_t n_ready = 0, n_asked = 0, wanted;
+    double us = 0, n_tokens = 0, chances[DEPTH_MAX], least = 0;
+    struct sl_draft_depth d;
+
+    sl_draft_depth_init(&d, DEPTH_MAX, true);
+    for (uint32_t i = 0; i < STEPS; i++) {
+        const uint32_t wish = sl_draft_depth_choose(&d, 1, n_ready > 0);
+        const uint32_t depth = wish < n_ready ? wish : n_ready;
+        struct sl_draft_sample s = {.n_rows = 1, .n_texts = 1, .n_tried = depth};
+        uint32_t n = 0;
+        double all = 1;
+
+        for (; n < depth && chance(random) < chances[n]; n++)
+            s.tried[n]++, s.right[n]++;
+        if (n < depth || (least > 0 && depth == n_ready && n_ready < n_asked))
+            s.tried[n]++;
+        for (uint32_t k = 0; k < depth; k++)
+            s.carried[k]++;
+        for (uint32_t k = depth; least > 0 && depth == n_ready && k < n_asked; k++)
+            s.left_out[k]++;
+        s.n_made = n + 1;
+        s.step_ns = (uint64_t)(1000 * loud(w, w->step_us + w->row_us * (1 + depth), random));
+        wanted = sl_draft_depth_wanted(&d, 1);
+        n_ready = n_asked = 0;
+        if (wanted != SL_DRAFT_BLIND) {
+            s.depth_wanted = n_asked = wanted;
+            s.n_guessing = 1;
+            s.draft_ns = (uint64_t)(1000 * loud(w, w->see_us + wanted * w->guess_us, random));
+            least = told ? sl_draft_depth_chance_min(&d, wanted, 1) : 0;
+            for (; n_ready < wanted; n_ready++) {
+                const double often = (w->right[n_ready] - UNSURE) / (SURE - UNSURE);
+
+                chances[n_ready] = chance(random) < often ? SURE : UNSURE;
+                all *= chances[n_ready];
+                if (all < least)
+                    break;
+            }
+        }
+        sl_draft_depth_add(&d, &s);
+        us += (double)(s.step_ns + s.draft_ns) / 1000;
+        n_tokens += s.n_made;
+    }
+    return us / n_tokens;
+}
+
+/* What a row costs is not spent on a guess that will be wrong; where rows cost little, all are
+ * made. */
+static void test_chances_that_are_told(void **state)
+{
+    static const struct world dear = {"half, even chances", 1,  50, 50, 0.5, 2,
+                                      {0.6, 0.5, 0.4},      0.1};
+    uint64_t random = inputs_seed();
+    double told, untold;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(worlds) / sizeof(worlds[0]); i++) {
+        if (worlds[i].n_texts > 1)
+            continue;
+        untold = run_told(&worlds[i], false, &random);
+        told = run_told(&worlds[i], true, &random);
+        print_message("%-28s untold %.1f, told %.1f us a token\n", worlds[i].name, untold, told);
+        if (told > 1.03 * untold || told > 1.03 * expected_us(&worlds[i], 0))
+            fail_msg("%s: slower when chances are told", worlds[i].name);
+    }
+    untold = run_told(&dear, false, &random);
+    told = run_told(&dear, true, &random);
+    print_message("%-28s untold %.1f, told %.1f us a token\n", dear.name, untold, told);
+    assert_true(told < 0.93 * untold);
+}
+
 static void test_a_depth_that_is_set_stays(void **state)
 {
     uint64_t random = inputs_seed();
@@ -181,6 +261,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_pays_is_found),
         cmocka_unit_test(test_worlds_that_change),
+        cmocka_unit_test(test_chances_that_are_told),
         cmocka_unit_test(test_a_depth_that_is_set_stays),
     };
 

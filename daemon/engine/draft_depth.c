@@ -118,12 +118,28 @@ static double tokens_of(const struct sl_draft_depth *d, uint32_t depth)
     return sum;
 }
 
+/* A step's time with guesses of n texts, of which not all may be worth their rows. */
+static double guessing_ns(const struct sl_draft_depth *d, uint32_t depth, uint32_t n_rows,
+                          uint32_t n)
+{
+    double carried = 0, low_ns, high_ns;
+    uint32_t low;
+
+    for (uint32_t i = 0; i < depth; i++)
+        carried += d->carried[i].weight > 0 ? d->carried[i].sum / d->carried[i].weight : 1;
+    carried *= n;
+    low = (uint32_t)carried;
+    low_ns = step_ns(d, n_rows + low);
+    high_ns = step_ns(d, n_rows + low + 1);
+    return low_ns + (high_ns - low_ns) * (carried - low);
+}
+
 /* How many times as many tokens a depth makes in a time as none does: in steps of n_rows in which
  * n texts have guesses. */
 static double gain_of(const struct sl_draft_depth *d, uint32_t depth, uint32_t n_rows, uint32_t n)
 {
     const double off_ns = step_ns(d, n_rows);
-    const double ns = step_ns(d, n_rows + n * depth) + n * draft_ns(d, depth);
+    const double ns = guessing_ns(d, depth, n_rows, n) + n * draft_ns(d, depth);
 
     return ns > 0 ? tokens_of(d, depth) * off_ns / ns : 1;
 }
@@ -213,6 +229,12 @@ static void note_right(struct sl_draft_depth *d, const struct sl_draft_sample *s
     for (uint32_t i = 0; i < d->depth_max; i++)
         if (s->tried[i] > 0)
             add(&d->right[i], RIGHT_FADES_TO, s->tried[i], (double)s->right[i] / s->tried[i]);
+    for (uint32_t i = 0; i < d->depth_max; i++) {
+        const uint32_t n = s->carried[i] + s->left_out[i];
+
+        if (n > 0)
+            add(&d->carried[i], RIGHT_FADES_TO, n, (double)s->carried[i] / n);
+    }
 }
 
 /* Steps without guesses would have made as many tokens a text in so many steps. */

@@ -38,6 +38,7 @@ struct sl_draft_depth {
     struct sl_draft_mean step_ns[SL_DRAFT_ROW_GROUPS];
     struct sl_draft_mean draft_ns[SL_DRAFT_DEPTH_MAX + 1]; /* by depth, for a text */
     struct sl_draft_mean right[SL_DRAFT_DEPTH_MAX];        /* of guesses whose earlier ones were */
+    struct sl_draft_mean carried[SL_DRAFT_DEPTH_MAX];      /* of guesses: worth their rows */
     double total_ns, lost_ns;                              /* fading */
     uint64_t n_steps;
     uint32_t n_rows;    /* of the latest step, without guesses */
@@ -56,6 +57,7 @@ struct sl_draft_sample {
     uint32_t depth_wanted; /* of these guesses */
     uint64_t step_ns, draft_ns;
     uint32_t tried[SL_DRAFT_DEPTH_MAX], right[SL_DRAFT_DEPTH_MAX]; /* by depth, as above */
+    uint32_t carried[SL_DRAFT_DEPTH_MAX], left_out[SL_DRAFT_DEPTH_MAX];
 };
 
 /* depth_max is 1 to SL_DRAFT_DEPTH_MAX. */

@@ -14,7 +14,8 @@
 struct part {
     struct sl_generation *generation;
     uint32_t n_drafts; /* guesses that its span carries, */
-    bool is_cut;       /* and the next one was not worth its row */
+    bool is_cut;       /* and the next one was not worth its row, */
+    uint32_t n_asked;  /* of so many that were asked for */
     int rc;            /* result of sampling its first token */
     struct sl_err err;
 };
@@ -208,6 +209,7 @@ static void choose_drafts(struct sl_shared_step *step)
         part->n_drafts = part->n_drafts < spare ? part->n_drafts : spare;
         part->is_cut = step->chance_min > 0 && step->n_tokens[i] == 1 && part->n_drafts == n &&
                        n < step->n_asked;
+        part->n_asked = step->n_asked;
         spare -= part->n_drafts;
         step->sample.n_tried += part->n_drafts;
     }
@@ -365,6 +367,10 @@ static void note_drafts(struct sl_shared_step *step)
         /* A guess that was not worth its row makes no token either: the depth is judged by both. */
         if (step->parts[i].is_cut && n_right == n_tried && n_tried < SL_DRAFT_DEPTH_MAX)
             step->sample.tried[n_tried]++;
+        for (uint32_t d = 0; d < n_tried; d++)
+            step->sample.carried[d]++;
+        for (uint32_t d = n_tried; step->parts[i].is_cut && d < step->parts[i].n_asked; d++)
+            step->sample.left_out[d]++;
     }
 }
 
