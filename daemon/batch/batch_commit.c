@@ -120,10 +120,13 @@ static int write_results(struct sl_batch_runner *r, struct sl_results_file *resu
 static int write_batch(struct sl_batch_runner *r, struct sl_batch *batch,
                        struct sl_journal_changes *changes, struct sl_err *err)
 {
-    struct sl_batch_record record = batch->record; /* shares the strings */
+    struct sl_batch_record record; /* shares the strings */
     char key[KEY_BYTES];
     int rc = 0;
 
+    pthread_mutex_lock(&r->lock);
+    record = batch->record;
+    pthread_mutex_unlock(&r->lock);
     if (batch->output.lines.length > 0)
         rc = write_results(r, &batch->output, err);
     if (rc == 0 && batch->errors.lines.length > 0)
@@ -173,6 +176,21 @@ static void keep_made(struct sl_batch_runner *r)
     }
 }
 
+/* Others may change what they keep with a batch meanwhile, so a copy is shown. */
+static void tell_change(struct sl_batch_runner *r, const struct sl_batch *batch)
+{
+    struct sl_batch_record record;
+    int rc;
+
+    pthread_mutex_lock(&r->lock);
+    rc = sl_batch_record_copy(&record, &batch->record);
+    pthread_mutex_unlock(&r->lock);
+    if (rc < 0)
+        return;
+    r->options.on_change(r->options.context, &record);
+    sl_batch_record_fini(&record);
+}
+
 static void keep_batch(struct sl_batch_runner *r, struct sl_batch *batch)
 {
     sl_results_keep(&batch->output);
@@ -184,7 +202,7 @@ static void keep_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     pthread_mutex_unlock(&r->lock);
     batch->has_changed = false;
     if (batch->is_to_tell && r->options.on_change)
-        r->options.on_change(r->options.context, &batch->record);
+        tell_change(r, batch);
     batch->is_to_tell = false;
     if (sl_batch_has_ended(batch->record.state))
         sl_batch_empty(batch);
