@@ -26,6 +26,7 @@
 #include "tools/cli/time_of_day.h"
 
 #define PULSE_NS 100000000
+#define LOCK_PULSES 30u
 #define ITEMS_MAX_DEFAULT 64u
 #define IMAGE_TOKENS 8192u
 
@@ -313,6 +314,20 @@ static int open_batch(struct command *command, struct sl_err *err)
     return add_batch(command, input, err);
 }
 
+/* A run that was killed keeps its lock until the system has taken back all of its memory. */
+static int open_journal(struct command *command, struct sl_err *err)
+{
+    static const struct timespec pulse = {0, PULSE_NS};
+    int rc;
+
+    for (uint32_t i = 0;; i++) {
+        rc = sl_journal_open(&command->journal, command->journal_path, sl_file_writer(), err);
+        if (rc != -EBUSY || i == LOCK_PULSES)
+            return rc;
+        nanosleep(&pulse, NULL);
+    }
+}
+
 static int prepare(struct command *command, struct sl_err *err)
 {
     struct sl_engine_options *o = &command->options;
@@ -322,8 +337,7 @@ static int prepare(struct command *command, struct sl_err *err)
         command->until_s = sl_next_time_of_day(command->until_second, time(NULL));
     if ((rc = choose_paths(command, err)) < 0 ||
         (rc = sl_served_model_open(&command->served, o->model, &o->context_tokens, err)) < 0 ||
-        (rc = identify(command, err)) < 0 ||
-        (rc = sl_journal_open(&command->journal, command->journal_path, sl_file_writer(), err)) < 0)
+        (rc = identify(command, err)) < 0 || (rc = open_journal(command, err)) < 0)
         return rc;
     o->n_sequences = command->items_max + 1; /* the worker leaves one to others */
     o->small_step_tokens = 1;
