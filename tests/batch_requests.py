@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 
 import httpx
 
@@ -418,10 +419,10 @@ def status_and_metrics():
     def shown():
         rows = client.get("/status").json()["batches"]
         row = next(r for r in rows if r["id"] == batch_id)
-        return row["tokens_per_s"] > 0 and row["left_s"] is not None and row
+        return row["completed"] > 0 and row["tokens_per_s"] > 0 and row["left_s"] and row
 
     row = wait_until(shown)
-    assert row["total"] == 64 and row["status"] == "in_progress" and row["paused"] is None
+    assert row["total"] == 64 and row["status"] == "in_progress" and row["paused"] is None, row
     metrics = client.get("/metrics").text
     assert "sluice_batches_live 1\n" in metrics and "sluice_drive_read_bytes_total{" in metrics
     client.post(f"/v1/batches/{batch_id}/cancel")
@@ -488,7 +489,8 @@ for test in tests:
         detail = test()
         print(f"ok {name}: {detail or ''} {time.monotonic() - began:.1f} s", flush=True)
     except Exception as error: # the next test may still tell something
-        print(f"not ok {name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        print(f"not ok {name}: line {line}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
         if daemon.poll() is not None:
             start()
 end()

@@ -188,6 +188,19 @@ static bool is_there(const struct sl_batch_service *service, const char *id)
     return sl_file_store_find(service->options.files, id, &file);
 }
 
+/* As clients are to see it: what they wanted, and what has become true for good. */
+static const char *status_of(const struct sl_batch_record *record)
+{
+    if (!sl_batch_has_ended(record->state))
+        return record->cancelling_s > 0 ? sl_batch_state_name(SL_BATCH_CANCELLING)
+                                        : sl_batch_state_name(record->state);
+    if (!is_finalizing(record))
+        return sl_batch_state_name(record->state);
+    return record->state == SL_BATCH_CANCELLED ? "cancelling"
+           : record->state == SL_BATCH_FAILED  ? "validating"
+                                               : "finalizing";
+}
+
 static json_t *object_of(const struct sl_batch_service *service,
                          const struct sl_batch_record *record)
 {
@@ -197,7 +210,7 @@ static json_t *object_of(const struct sl_batch_service *service,
         .input_file_id = "",
         .window = "none",
         .model = service->options.model->names[0],
-        .status = sl_batch_state_name(record->state),
+        .status = status_of(record),
         .created_s = record->created_s,
         .in_progress_s = record->in_progress_s,
         .expires_s = record->expires_s,
@@ -225,11 +238,7 @@ static json_t *object_of(const struct sl_batch_service *service,
     }
     if (record->state == SL_BATCH_COMPLETED)
         view.finalizing_s = record->ended_s;
-    if (is_finalizing(record))
-        view.status = record->state == SL_BATCH_CANCELLED ? "cancelling"
-                      : record->state == SL_BATCH_FAILED  ? "validating"
-                                                          : "finalizing";
-    else
+    if (!is_finalizing(record))
         *(record->state == SL_BATCH_FAILED      ? &view.failed_s
           : record->state == SL_BATCH_EXPIRED   ? &view.expired_s
           : record->state == SL_BATCH_CANCELLED ? &view.cancelled_s
@@ -311,10 +320,10 @@ static json_t *entry_of(const struct sl_batch_status *status)
     const bool is_live = !sl_batch_has_ended(record->state);
 
     return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:f, s:o, s:s?}", "id", record->id, "status",
-                     sl_batch_state_name(record->state), "priority", (int)record->priority, "total",
+                     status_of(record), "priority", (int)record->priority, "total",
                      (json_int_t)record->n_items, "completed", (json_int_t)record->n_done, "failed",
                      (json_int_t)record->n_failed, "tokens_per_s",
-                     is_live ? status->tokens_per_s : 0.0, "left_s",
+                     status->n_running > 0 ? status->tokens_per_s : 0.0, "left_s",
                      is_live && status->left_s >= 0 ? json_real(status->left_s) : json_null(),
                      "paused", is_live && status->pause[0] ? status->pause : NULL);
 }
