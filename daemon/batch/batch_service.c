@@ -188,7 +188,7 @@ static bool is_there(const struct sl_batch_service *service, const char *id)
     return sl_file_store_find(service->options.files, id, &file);
 }
 
-/* As clients are to see it: what they wanted, and what has become true for good. */
+/* Clients see what they wanted, and what has become true for good. */
 static const char *status_of(const struct sl_batch_record *record)
 {
     if (!sl_batch_has_ended(record->state))

@@ -124,7 +124,11 @@ function showDrives(drives) {
   drivesBefore = { now, bytes: drives.map((drive) => drive.read_bytes) };
 }
 
-function showQueue(queue, length) {
+// The first of those who wait tell enough.
+const QUEUE_ROWS = 12;
+
+function showQueue(all, length) {
+  const queue = all.slice(0, QUEUE_ROWS);
   $("queue-none").hidden = length > 0;
   $("queue-table").hidden = length === 0;
   showRows($("queue"), queue.map((entry) => [
@@ -142,12 +146,12 @@ function showBatches(batches) {
   $("batches-none").hidden = batches.length > 0;
   $("batches-table").hidden = batches.length === 0;
   showRows($("batches"), batches.map((batch) => [
-    batch.id,
     batch.paused ? `${batch.status}: ${batch.paused}` : batch.status,
     share(batch.completed + batch.failed, batch.total),
     number(batch.failed),
     batch.tokens_per_s ? number(batch.tokens_per_s, 1) : "",
     batch.left_s === null ? "" : duration(batch.left_s),
+    batch.id,
   ]));
 }
 
