@@ -22,12 +22,16 @@ void sl_worker_name_drives(struct sl_worker *w)
 
 static struct sl_worker_entry entry_of(const struct sl_ticket *ticket, uint64_t now_ns)
 {
+    const uint32_t n_prompt_tokens = atomic_load(&ticket->n_prompt_tokens);
+    const uint32_t n_done_tokens =
+        atomic_load(&ticket->n_done_tokens) + atomic_load(&ticket->n_part_tokens);
+
     return (struct sl_worker_entry){
         .class = ticket->class,
         .is_waiting = !atomic_load(&ticket->has_begun),
         .n_texts = ticket->n_texts,
-        .n_prompt_tokens = atomic_load(&ticket->n_prompt_tokens),
-        .n_done_tokens = atomic_load(&ticket->n_done_tokens) + atomic_load(&ticket->n_part_tokens),
+        .n_prompt_tokens = n_prompt_tokens,
+        .n_done_tokens = n_done_tokens < n_prompt_tokens ? n_done_tokens : n_prompt_tokens,
         .n_new_tokens = ticket->usage.n_new_tokens,
         .age_ns = now_ns - ticket->submitted_ns,
     };
