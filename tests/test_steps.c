@@ -339,7 +339,7 @@ static void create_world(struct world *w, const struct engine_rig *m, const char
     const struct io_fault_plan plan = {.seed = inputs_seed(),
                                        .short_permille = 20,
                                        .shuffle = true,
-                                       .gap_reads = 25,
+                                       .gap_reads = 20,
                                        .late_ns = 2 * SL_READER_STALL_NS,
                                        .fail_for_good = true};
     struct sl_engine_options options = engine_rig_options(m);
