@@ -28,7 +28,11 @@ device=
 clean_up() {
     if [ -n "$device" ]; then
         [ ! -e "$throttle" ] || echo "$numbers 0" >"$throttle"
-        umount "$mount" 2>/dev/null || true
+        # The kernel lets go of a ring's files a while after its process.
+        for _ in 1 2 3 4 5; do
+            umount "$mount" 2>/dev/null && break
+            sleep 1
+        done
         losetup -d "$device"
     fi
 }
