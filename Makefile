@@ -193,8 +193,10 @@ $(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
 # REQUESTS=10000 for a long run, or CONFIG=asan REQUESTS=300: the sanitizer, not the test, then looks
 # at memory.
 REQUESTS ?= 1000
+check-load: SANITIZED := $(filter asan ubsan tsan,$(CONFIG))
 check-load: $(B)/sluice ## sluice serve under load: 64 clients, hang-ups, slow readers, kill -9 (minutes)
-	$(Q)SL_SANITIZED=$(filter asan ubsan tsan,$(CONFIG)) $(or $(PYTHON),/usr/bin/python3) \
+	$(Q)$(if $(SANITIZED),$(MAKE) CONFIG=release build/release/sluice)
+	$(Q)SL_SANITIZED=$(SANITIZED) SL_REFERENCE=$(if $(SANITIZED),build/release,$(B))/sluice $(or $(PYTHON),/usr/bin/python3) \
 	    tests/serve_load.py $(B)/sluice tests/small $(REQUESTS)
 
 SLICE ?= build/slice

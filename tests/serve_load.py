@@ -5,7 +5,8 @@ serve_load.py SLUICE MODEL REQUESTS [CLIENTS]. Every answer that is read whole m
 `sluice generate` makes with the same seed, and one that is not whole needs a reason: the server was
 killed meanwhile, or said 429 or 5xx. Between two thirds of the requests and the end, the server's
 memory, threads and open files must not grow, at the end nothing may run, and SIGTERM must end it
-with status 0. Where SL_SANITIZED says something, memory is the sanitizer's to look at.
+with status 0. Where SL_SANITIZED says something, memory is the sanitizer's to look at. SL_REFERENCE
+is a faster build that gives the texts to compare with.
 """
 import asyncio
 import json
@@ -20,6 +21,7 @@ import time
 import httpx
 
 SLUICE, MODEL, REQUESTS = sys.argv[1], sys.argv[2], int(sys.argv[3])
+REFERENCE = os.environ.get("SL_REFERENCE", SLUICE)
 CLIENTS = int(sys.argv[4]) if len(sys.argv) > 4 else 64
 FOLDER = tempfile.TemporaryDirectory()
 SOCKET = FOLDER.name + "/socket"
@@ -51,7 +53,7 @@ def conversation(i):
 
 
 def rendered(messages, *options):
-    return subprocess.run([SLUICE, "chat-template", MODEL, "-", "--no-bos", *options], text=True,
+    return subprocess.run([REFERENCE, "chat-template", MODEL, "-", "--no-bos", *options], text=True,
                           input=json.dumps(messages), capture_output=True, check=True).stdout
 
 
@@ -116,7 +118,7 @@ CASES = []
 for kind in "completions", "chat", "thinking", "messages", "responses":
     CASES += [Case(kind, i, len(CASES) + i) for i in range(len(WORDS))]
 made = subprocess.run(
-    [SLUICE, "generate", MODEL, "--jsonl", "-", "--special", "-n", str(N_NEW), "--seed", str(SEED),
+    [REFERENCE, "generate", MODEL, "--jsonl", "-", "--special", "-n", str(N_NEW), "--seed", str(SEED),
      "--context", "4096", "--no-hot-list"], input="".join(json.dumps(c.prompt) + "\n" for c in CASES),
     capture_output=True, text=True, check=True)
 for case, line in zip(CASES, made.stdout.splitlines(), strict=True):
