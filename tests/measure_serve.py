@@ -6,13 +6,15 @@ texts, and the part of the time that the server's engine was in no step, which i
 scheduling cost. Then the time to the first token of a short request: alone, and beside a long
 prompt and 64 prompts that are being taken in, with the time of a layer of theirs. Where there is no
 MODEL it is made: four layers of V4-Flash with 64 experts each, 6 GB, which must fit into memory.
-WAITS_ONLY=1 leaves the speed out.
+WAITS_ONLY=1 leaves the speed out; SHARES=0.25 takes that cache alone; ROUNDS (5) runs are made of
+each.
 """
 import asyncio
 import atexit
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +27,7 @@ SLUICE, MODEL = sys.argv[1:3]
 SHARE = float(sys.argv[3]) if len(sys.argv) > 3 else 0.25
 FOLDER = tempfile.TemporaryDirectory()
 SOCKET = FOLDER.name + "/socket"
-PAST_TOKENS, N_NEW, ROUNDS = 16, 40, 5
+PAST_TOKENS, N_NEW, ROUNDS = 16, 40, int(os.environ.get("ROUNDS", 5))
 LONG_TOKENS, MANY_TOKENS = 4000, 200
 
 # Decode of the same length as bench decode's, on prompts of the same length, in the same threads.
@@ -201,9 +203,10 @@ async def measure_waits():
 
 async def main():
     if not os.environ.get("WAITS_ONLY"):
-        for share in 1, SHARE:
+        for share in map(float, os.environ.get("SHARES", f"1 {SHARE}").split()):
             await measure_decode(share)
     await measure_waits()
 
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # so that the server ends, too
 asyncio.run(main())
