@@ -274,7 +274,7 @@ static uint64_t worked_ns(void)
 static void test_copies(void **state)
 {
     uint64_t out_ns[COPY_PIECES], in_ns[COPY_PIECES], ids_ns;
-    int32_t *ids = calloc(COPY_TOKENS, sizeof(*ids));
+    int32_t *ids;
     struct sl_session *from, *to;
     struct sl_config config;
     struct sl_kv_pool pool;
@@ -289,6 +289,7 @@ static void test_copies(void **state)
     from = fill_session(&pool);
     assert_int_equal(sl_session_create(&to, &pool, COPY_TOKENS, NULL), 0);
     assert_int_equal(sl_session_mark(from, &mark, NULL), 0);
+    ids = calloc(COPY_TOKENS, sizeof(*ids));
     bytes = calloc(1, sl_chunk_bytes_max(&pool.layout, SL_IMAGE_TOKENS));
     mark_bytes = calloc(1, sl_mark_bytes_max(&pool.layout));
     assert_true(ids && bytes && mark_bytes);
