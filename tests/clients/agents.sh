@@ -53,7 +53,7 @@ build/release/tests/clients/scripted_serve tests/small --socket "$scratch/socket
 daemon=$!
 export HOME=$scratch/home
 mkdir -p "$HOME/.codex" "$HOME/project"
-: >"$HOME/work/treasure.txt"
+: >"$HOME/project/treasure.txt"
 cat >"$HOME/.codex/config.toml" <<END
 model = "deepseek-v4-pro"
 model_provider = "sluice"
