@@ -237,6 +237,12 @@ $(B)/kernels-avx512/%_avx512.o: kernels-avx512/%_avx512.c
 	$(say) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) $(AVX512_FILES) -c -o $@ $<
 
+AMX_FILES := $(AVX512_FILES) -mamx-tile -mamx-int8 -mamx-bf16
+$(B)/kernels-avx512/%_amx.o: kernels-avx512/%_amx.c
+	@mkdir -p $(@D)
+	$(say) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(AMX_FILES) -c -o $@ $<
+
 # The same source as for the baseline, with the int8 dot product.
 $(B)/kernels-neon/%.dot.o: kernels-neon/%.c
 	@mkdir -p $(@D)

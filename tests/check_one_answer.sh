@@ -39,7 +39,7 @@ variants=(
     "--threads 2 --cache min --io uring --segment 7"
     "--cache min --io-piece 4K --io-depth 1" "--cache min --io threads --io-piece 12K --io-depth 3"
 )
-for isa in avx2 avx512 neon; do
+for isa in avx2 avx512 amx neon; do
     if grep -q "$isa" /proc/cpuinfo || [ "$isa $(uname -m)" = "neon aarch64" ]; then
         variants+=("--isa $isa" "--isa $isa --segment 1 --threads 1")
     else
@@ -79,7 +79,7 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
 done
 # FP8 experts and float32 scales, from a checkpoint and from stores of it.
 few=("--threads 1 --segment 1 --cache min --prefetch gate" "--threads 3 --segment 7" "--isa ref")
-for isa in avx2 avx512 neon; do
+for isa in avx2 avx512 amx neon; do
     if grep -q "$isa" /proc/cpuinfo || [ "$isa $(uname -m)" = "neon aarch64" ]; then
         few+=("--isa $isa --threads 2")
     fi

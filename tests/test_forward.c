@@ -391,10 +391,12 @@ static void run_random_steps(struct model *m, const struct trial *trial, uint64_
     rig_fini(&rig);
 }
 
+#define ISAS_MAX 5u
+
 /* The instruction sets that this machine has; "ref" is one of them. */
-static uint32_t list_isas(const char *isas[4])
+static uint32_t list_isas(const char *isas[ISAS_MAX])
 {
-    static const char *const all[] = {"ref", "avx2", "avx512", "neon"};
+    static const char *const all[ISAS_MAX] = {"ref", "avx2", "avx512", "amx", "neon"};
     struct sl_kernels kernels;
     uint32_t n = 0;
 
@@ -410,7 +412,7 @@ static uint32_t list_isas(const char *isas[4])
 static void test_any_steps_give_one_answer(void **state)
 {
     static const uint32_t threads[] = {1, 2, 3, 5};
-    const char *isas[4];
+    const char *isas[ISAS_MAX];
     const uint32_t n_isas = list_isas(isas);
     struct model *m = *state;
     uint64_t random = 11;

@@ -20,7 +20,7 @@
 #include "core/kernels/dispatch.h"
 #include "tests/kernel_cases.h"
 
-static const char *const isas[] = {"avx2", "avx512", "neon"};
+static const char *const isas[] = {"avx2", "avx512", "amx", "neon"};
 #define N_ISAS (sizeof(isas) / sizeof(isas[0]))
 #define KERNELS_MAX 32u
 

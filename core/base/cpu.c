@@ -3,6 +3,26 @@
 #include <sched.h>
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#include <stdbool.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ARCH_REQ_XCOMP_PERM 0x1023 /* asm/prctl.h, not in older kernels' headers */
+#define XFEATURE_XTILEDATA 18
+
+#define CPUID_7_EDX_AMX ((1u << 22) | (1u << 24) | (1u << 25)) /* BF16, tiles, int8 */
+
+/* Tiles are large, so Linux gives a process room for them only when asked (since 5.16). */
+static bool amx_is_usable(void)
+{
+    unsigned int eax, ebx, ecx, edx = 0;
+
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+           (edx & CPUID_7_EDX_AMX) == CPUID_7_EDX_AMX &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
 uint32_t sl_cpu_flags(void)
@@ -21,6 +41,8 @@ uint32_t sl_cpu_flags(void)
             flags |= SL_CPU_AVX512_BF16;
         if (__builtin_cpu_supports("avx512vbmi"))
             flags |= SL_CPU_AVX512_VBMI;
+        if (amx_is_usable())
+            flags |= SL_CPU_AMX;
     }
 #elif defined(__aarch64__)
     unsigned long capabilities = getauxval(AT_HWCAP);

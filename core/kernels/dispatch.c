@@ -36,9 +36,16 @@ static void install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
     sl_install_probes_avx512(kernels);
     sl_install_avx512(kernels, cpu_flags);
 }
+
+static void install_amx(struct sl_kernels *kernels, uint32_t cpu_flags)
+{
+    install_avx512(kernels, cpu_flags);
+    sl_install_amx(kernels);
+}
 #else
 #define install_avx2 NULL
 #define install_avx512 NULL
+#define install_amx NULL
 #endif
 
 #if defined(__aarch64__)
@@ -62,6 +69,10 @@ static const struct {
     {"ref", 0, install_ref},
     {"avx2", SL_CPU_AVX2_FMA, install_avx2},
     {"avx512", SL_CPU_AVX2_FMA | SL_CPU_AVX512, install_avx512},
+    {"amx",
+     SL_CPU_AVX2_FMA | SL_CPU_AVX512 | SL_CPU_AVX512_VNNI | SL_CPU_AVX512_BF16 |
+         SL_CPU_AVX512_VBMI | SL_CPU_AMX,
+     install_amx},
     {"neon", SL_CPU_NEON, install_neon},
 };
 

@@ -25,6 +25,7 @@ SL_DECLARE_INSTALLERS(avx512)
 
 /* Overwrite entries of a table that the above filled: kernels-avx512/ and kernels-neon/. */
 void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags);
+void sl_install_amx(struct sl_kernels *kernels);
 void sl_install_neon(struct sl_kernels *kernels, uint32_t cpu_flags);
 
 #endif

@@ -102,7 +102,7 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
 static int bench_kernels(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+        {"isa", OPTION_ISA, "ref|avx2|avx512|amx|neon", 0,
          "instruction set (default: the best there is)", 0},
         {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
         {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 0.3)", 0},

@@ -76,7 +76,7 @@ static const struct argp_option options[] = {
      "(hash, the default), or also those predicted for the next layer, where that pays (auto) or "
      "always (gate)",
      0},
-    {"isa", OPTION_ISA, "ref|avx2|avx512|neon", 0,
+    {"isa", OPTION_ISA, "ref|avx2|avx512|amx|neon", 0,
      "instruction set (default: $SLUICE_ISA, or the best there is)", 0},
     {"numerics", OPTION_NUMERICS, "native|exact", 0,
      "exact rounds nothing and is slow: for tests (default native)", 0},

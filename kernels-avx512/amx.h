@@ -1,0 +1,7 @@
+/* The AMX entries of the kernel table. */
+#ifndef SL_KERNELS_AVX512_AMX_H
+#define SL_KERNELS_AVX512_AMX_H
+
+#include "core/kernels/kernels.h"
+
+#endif
