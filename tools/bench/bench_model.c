@@ -28,7 +28,8 @@ struct command {
     uint64_t seed;
     uint32_t n_tokens; /* of one run and sequence */
     uint32_t n_sequences;
-    uint32_t position; /* where each run begins, behind a past that nobody computed; 0: none */
+    uint32_t n_runs_max; /* that are measured */
+    uint32_t position;   /* where each run begins, behind a past that nobody computed; 0: none */
     bool prefill;
     bool cold; /* each run begins with an empty cache */
     bool warm; /* runs begin after as much of the same text as they take */
@@ -50,6 +51,7 @@ struct command {
 
 enum {
     OPTION_TOKENS = 256,
+    OPTION_RUNS,
     OPTION_POSITION,
     OPTION_JSON,
     OPTION_SEED,
@@ -71,6 +73,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_TOKENS:
         command->n_tokens = sl_parse_count(state, "--tokens", value, 1u << 20);
+        return 0;
+    case OPTION_RUNS:
+        command->n_runs_max = sl_parse_count(state, "--runs", value, SL_BENCH_RUNS);
         return 0;
     case OPTION_POSITION:
         command->position = sl_parse_count(state, "--position", value, 1u << 24);
@@ -139,9 +144,10 @@ static int prepare(struct command *command, struct sl_err *err)
     uint64_t needed = command->n_tokens, context;
     int rc;
 
-    command->n_before = command->warm ? SL_BENCH_RUNS : 1;
+    command->n_before = command->warm ? command->n_runs_max : 1;
     if (!command->prefill)
-        needed = PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + SL_BENCH_RUNS);
+        needed =
+            PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + command->n_runs_max);
     if (needed * command->n_sequences > UINT32_MAX)
         return sl_err_set(err, -SL_EBUDGET, "too many tokens");
     command->tokens_needed = (uint32_t)needed * command->n_sequences;
@@ -265,7 +271,7 @@ static int measure(struct command *command, struct sl_err *err)
     for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
         rc = feed_run(command, i, err);
     command->begin = sl_engine_counters(command->engine);
-    while (rc == 0 && command->n_runs < SL_BENCH_RUNS) {
+    while (rc == 0 && command->n_runs < command->n_runs_max) {
         struct counted_run run = {command, command->n_runs};
 
         rc = sl_bench_run_measure(&runner, work, &run, &command->runs[command->n_runs], err);
@@ -485,6 +491,7 @@ static int bench_model(int argc, char **argv, bool prefill)
 {
     static const struct argp_option options[] = {
         {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
+        {"runs", OPTION_RUNS, "N", 0, "measure so many runs, 5 at most (default 5)", 0},
         {"sequences", OPTION_SEQUENCES, "N", 0,
          "decode: so many texts at a time, each gets a token in each step (default 1)", 0},
         {"position", OPTION_POSITION, "N", 0,
@@ -509,6 +516,7 @@ static int bench_model(int argc, char **argv, bool prefill)
         .children = children};
     struct command command = {.prefill = prefill,
                               .n_sequences = 1,
+                              .n_runs_max = SL_BENCH_RUNS,
                               .n_tokens = prefill ? PREFILL_TOKENS_DEFAULT : DECODE_TOKENS_DEFAULT};
     struct sl_err err = {0};
     int rc;

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# How speed grows with threads: decode, texts in lockstep and prompts with everything resident, each
+# beside what memory and the multipliers allowed in the same runs.
+#
+#   [OUT=FOLDER] [RUNS=3] [LIMIT_S=570] tests/measure_threads.sh MODEL [THREADS...]
+#
+# With 1, 2, 4, 8 and 16 threads, as many of these as there are processors, if none are given. Each
+# measurement leaves a file of JSON in OUT (build/threads) and is not made again while that is there;
+# after LIMIT_S seconds no other is begun, and the next call goes on. A model is opened anew for each,
+# so it had better lie in the page cache. Needs bash, coreutils, python3 and the program alone.
+set -eu
+[ $# -gt 0 ] || { echo "usage: tests/measure_threads.sh MODEL [THREADS...]" >&2; exit 2; }
+model=$1
+shift
+sluice=${SLUICE:-build/release/sluice}
+out=${OUT:-build/threads}
+runs=${RUNS:-3}
+limit_s=${LIMIT_S:-570}
+processors=$(nproc)
+[ $# -gt 0 ] || for n in 1 2 4 8 16; do
+    [ "$n" -gt "$processors" ] || set -- "$@" "$n"
+done
+mkdir -p "$out"
+echo "$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1), $processors processors;" \
+    "$("$sluice" --version); $model"
+
+show() { # threads what file: tokens/s, the limits, the ratio, and where waiting went
+    python3 - "$@" <<'PYTHON'
+import json, sys
+threads, what, path = sys.argv[1:]
+lines = [json.loads(line) for line in open(path)]
+speed = lines[0]
+limits = {line["unit"]: line["limit"] for line in lines if line["shape"] == "rate"}
+at = {line["what"].split(", ")[-1]: line for line in lines if line["what"] != speed["what"]}
+waits = next((100 * line["ratio"] for line in lines
+              if line["what"].endswith("barriers")), 0)
+peak = {name: next((line["limit"] for line in lines if line["shape"] == "rate" and
+                    line["what"].endswith(phase) and line["unit"] == "GMAC/s"), None)
+        for name, phase in (("int8", "routed experts"), ("BF16", "attention projections"))}
+print(f"{threads:>3} threads  {what:<11} {speed['value']:9.2f} of {speed['limit']:9.2f} tokens/s "
+      f"{100 * speed['ratio']:5.1f} %  ({at['slowest']['value']:.2f} to {at['fastest']['value']:.2f})"
+      f"  barriers {waits:4.1f} %"
+      + (f"  memory {limits['GB/s']:.1f} GB/s" if "GB/s" in limits else "")
+      + "".join(f"  {name} {rate:.0f} GMAC/s" for name, rate in peak.items() if rate)
+      + ("" if "resident" in speed["shape"] else "  NOT RESIDENT"))
+PYTHON
+}
+
+measure() { # threads what kind arguments...
+    local threads=$1 what=$2 kind=$3 file=$out/$1-$2.json
+
+    shift 3
+    if [ ! -e "$file" ]; then
+        if [ "$SECONDS" -ge "$limit_s" ]; then
+            echo "$limit_s s are over: call again to go on" >&2
+            exit 75
+        fi
+        "$sluice" bench "$kind" "$model" --threads "$threads" --runs "$runs" --json "$@" \
+            >"$file.part" 2>"$file.stderr" || { cat "$file.stderr" >&2; exit 1; }
+        mv "$file.part" "$file"
+    fi
+    show "$threads" "$what" "$file"
+}
+
+for n in "$@"; do
+    measure "$n" decode decode --tokens 16 --position 128
+    measure "$n" 8-texts decode --tokens 8 --sequences 8 --position 128
+    measure "$n" 64-texts decode --tokens 2 --sequences 64 --position 128
+    measure "$n" prompt-512 prefill --tokens 512
+    measure "$n" prompt-2048 prefill --tokens 2048
+done
