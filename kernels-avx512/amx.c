@@ -4,5 +4,5 @@
 
 void sl_install_amx(struct sl_kernels *kernels)
 {
-    (void)kernels;
+    kernels->probes.int8 = sl_probe_int8_amx;
 }

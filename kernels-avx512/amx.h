@@ -4,4 +4,6 @@
 
 #include "core/kernels/kernels.h"
 
+sl_probe_multiply_fn sl_probe_int8_amx;
+
 #endif

@@ -10,7 +10,8 @@ enum sl_cpu_flag {
     SL_CPU_AVX512_VNNI = 1u << 2,
     SL_CPU_AVX512_BF16 = 1u << 3,
     SL_CPU_AVX512_VBMI = 1u << 4,
-    SL_CPU_AMX = 1u << 5, /* tiles, their int8 and BF16 products, and the kernel's leave to use them */
+    SL_CPU_AMX =
+        1u << 5, /* tiles, their int8 and BF16 products, and the kernel's leave to use them */
     SL_CPU_NEON = 1u << 6,
     SL_CPU_NEON_DOT = 1u << 7, /* int8 dot products */
 };
