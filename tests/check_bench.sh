@@ -17,7 +17,9 @@ figures() { # file what...: lines are sound, and among them are these. A limit m
 import json, math, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]
 for line in lines:
-    assert list(line) == ["what", "shape", "value", "unit", "limit", "ratio"], line
+    assert list(line) == ["what", "shape", "value", "unit", "limit", "ratio",
+                          "disturbed"], line
+    assert isinstance(line["disturbed"], bool), line
     assert line["what"] and line["shape"] and line["unit"], line
     known = ("value",) if line["limit"] is None else ("value", "limit", "ratio")
     assert all(math.isfinite(line[k]) and line[k] > 0 for k in known), line
@@ -53,7 +55,7 @@ check "... the last as well" figures "$scratch/last" mHC
 
 seq -s ' ' 3000 >"$scratch/text"
 decode() { # flags...
-    "$sluice" bench decode "$model" --tokens 20 --json "$@" >"$scratch/decode" 2>"$scratch/stderr" &&
+    "$sluice" bench decode "$model" --tokens 20 --runs 1 --json "$@" >"$scratch/decode" 2>"$scratch/stderr" &&
         figures "$scratch/decode" decode "decode, slowest" "decode, fastest" \
             "decode, reading memory" "decode, attention projections" "decode, shared expert" \
             "decode, routed experts" "decode, head" "decode, attention" "decode, indexer" \
@@ -69,7 +71,7 @@ import json, sys
 found = [f for f in map(json.loads, open(sys.argv[1])) if f["what"] == "decode, experts found"]
 assert [f["ratio"] for f in found] == [1] and found[0]["value"] == 36, found' "$scratch/decode"
 check "bench decode of three texts at a time" decode --threads 2 --sequences 3
-check "... says so" grep -q '20 tokens of 3 texts, all resident' "$scratch/decode"
+check "... says so" grep -q '20 tokens, all resident, 3 texts' "$scratch/decode"
 check "... and asks once for an expert that two want" "$python" -c '
 import json, sys
 found = [f for f in map(json.loads, open(sys.argv[1])) if f["what"] == "decode, experts found"]
@@ -97,7 +99,7 @@ check "bench decode behind tokens that are not computed" decode --threads 2 --po
 check "... says where" grep -q '20 tokens at 9000, all resident' "$scratch/decode"
 
 prefill() {
-    "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --json "$@" \
+    "$sluice" bench prefill "$model" --tokens 40 --segment 16 --cache min --threads 2 --runs 1 --json "$@" \
         >"$scratch/prefill" 2>/dev/null &&
         figures "$scratch/prefill" prefill "prefill, slowest" "prefill, fastest" \
             "prefill, multiplying" "prefill, attention projections" "prefill, routed experts" \
@@ -106,28 +108,29 @@ prefill() {
 check "bench prefill" prefill
 check "... behind tokens that are not computed" prefill --position 9000
 check "a table for people" bash -c "
-    '$sluice' bench prefill '$model' --tokens 8 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
+    '$sluice' bench prefill '$model' --tokens 8 --runs 1 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
 
 # Texts in lockstep: what is read once is read once, of all that a step wants; a prompt shares it.
-sweep() {
-    "$sluice" bench sweep "$model" --sequences 1,40 --steps 2 --cache min --threads 2 --json "$@" \
-        >"$scratch/sweep" 2>/dev/null &&
-        figures "$scratch/sweep" sweep "sweep, step" "sweep, beside the drives" \
-            "sweep, beside the cores" "sweep, experts kept" "sweep, reads of an expert" &&
+lockstep() {
+    "$sluice" bench decode "$model" --sequences 1,40 --tokens 2 --runs 2 --cache min --threads 2 \
+        --json "$@" >"$scratch/lockstep" 2>/dev/null &&
+        figures "$scratch/lockstep" decode "decode, beside the drive" "decode, experts found" \
+            "decode, experts kept" "decode, reads of an expert" "decode, drives at work" &&
         "$python" -c '
 import json, sys
 figures = [f for f in map(json.loads, open(sys.argv[1]))]
-reads = [f["ratio"] for f in figures if f["what"] == "sweep, reads of an expert"]
+reads = [f["ratio"] for f in figures if f["what"] == "decode, reads of an expert"]
 assert len(reads) == 2 and all(1 <= r <= 1.02 for r in reads), reads
-kept = [f for f in figures if f["what"] == "sweep, experts kept"]
-assert ["pinned" in f["shape"] for f in kept] == ["prompt" in kept[0]["shape"], True], kept
-step = [f for f in figures if f["what"] == "sweep, step"]
-tokens = [f for f in figures if f["what"] == "sweep"]
-assert abs(tokens[1]["value"] * step[1]["value"] - 40) < 0.1, (tokens, step)' "$scratch/sweep"
+kept = [f["shape"] for f in figures if f["what"] == "decode, experts kept"]
+assert len(kept) == (2 if "prompt" in kept[-1] else 1) and "40 texts" in kept[-1], kept
+assert all("of each layer pinned" in shape for shape in kept), kept' "$scratch/lockstep"
 }
-check "bench sweep" sweep
-check "... with a prompt's rows" sweep --prompt-rows 30
-check "... which it says" grep -q '40 texts and 30 of a prompt' "$scratch/sweep"
+check "bench decode of 1 and of 40 texts" lockstep
+check "... with a prompt's rows" lockstep --prompt-rows 30
+check "... which it says" grep -q '40 texts and 30 of a prompt' "$scratch/lockstep"
+check "a past that is computed comes anew for each number" bash -c "
+    '$sluice' bench decode '$model' --sequences 1,3 --tokens 4 --runs 1 -f '$scratch/text' --json \
+        2>/dev/null | grep -c '\"decode\"' | grep -qx 2"
 
 # fio is a program of its own; where it is missing, its column says so.
 io() { # path arguments...
@@ -149,7 +152,7 @@ fi
 
 # Work that one thread does alone has no barriers.
 check "one thread has no barriers" bash -c "
-    '$sluice' bench decode '$model' --tokens 2 --threads 1 --json >'$scratch/one' 2>/dev/null &&
+    '$sluice' bench decode '$model' --tokens 2 --runs 1 --threads 1 --json >'$scratch/one' 2>/dev/null &&
     grep -q 'decode, head' '$scratch/one' && ! grep -q 'barriers' '$scratch/one'"
 
 misuse() { # status pattern arguments...
@@ -164,12 +167,14 @@ check "a text that is too short" misuse 1 "short: [0-9]* tokens, 40 are needed" 
     decode "$model" --tokens 4 -f "$scratch/short"
 check "a position beyond the context" misuse 1 "10004 tokens do not fit --context 10003" \
     decode "$model" --tokens 4 --position 10000 --context 10003
-check "tokens that do not fit the context" misuse 1 "40 tokens do not fit --context 39" \
-    decode "$model" --tokens 4 --context 39
+check "tokens that do not fit the context" misuse 1 "20 tokens do not fit --context 19" \
+    decode "$model" --tokens 4 --context 19
 check "no kind" misuse 2 "Usage: "
 check "an unknown kind" misuse 2 "there is no kind \"walking\"" walking
 check "no model" misuse 2 "MODEL is missing" prefill
 check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
+check "a prompt in lockstep" misuse 2 "are for decode" prefill "$model" --sequences 8
+check "a number of texts that is none" misuse 2 "--sequences takes" decode "$model" --sequences 1,
 check "cold and warm" misuse 2 "exclude each other" decode "$model" --cold --warm
 check "a cold prefill" misuse 2 "are for decode" prefill "$model" --cold
 check "no drives" misuse 2 "MODEL or FILE is missing" io

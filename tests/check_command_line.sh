@@ -13,7 +13,7 @@ model=$scratch/model
 printf '5 6 7 8\n' >"$scratch/ids"
 
 mapfile -t commands < <("$sluice" --help | sed -n 's/^  \([a-z-]*\) .*/\1/p')
-kinds=("bench decode" "bench io" "bench kernels" "bench prefill" "bench sweep" "images list"
+kinds=("bench decode" "bench io" "bench kernels" "bench prefill" "images list"
     "images prune" "images verify" "trace record" "trace replay"
     "trace summary")
 

@@ -18,7 +18,7 @@ trap 'rm -rf "$scratch"' EXIT
 bytes=$("$sluice" plan "$model" --ssd 1G --dram 1G --cores 1 --json | sed -n 's/.*"expert_bytes": \([0-9]*\).*/\1/p')
 experts=$(sed -n 's/.*"n_routed_experts": *\([0-9]*\).*/\1/p' "$model/config.json")
 layers=$(sed -n 's/.*"num_hidden_layers": *\([0-9]*\).*/\1/p' "$model/config.json")
-context=$((16 + tokens * 6)) # as bench decode has it
+context=$((16 + tokens)) # as bench decode has it
 for size in "$((bytes * experts * layers))" "$cache"; do
     "$sluice" plan "$model" --probe --curve even --cache "$size" --context "$context" --segment "$prompt" \
         --json >"$scratch/plan"

@@ -30,19 +30,21 @@ import json, sys
 threads, what, path = sys.argv[1:]
 lines = [json.loads(line) for line in open(path)]
 speed = lines[0]
-limits = {line["unit"]: line["limit"] for line in lines if line["shape"] == "rate"}
+rates = [line for line in lines if line["shape"].startswith("rate")]
+limits = {line["unit"]: line["limit"] for line in rates}
 at = {line["what"].split(", ")[-1]: line for line in lines if line["what"] != speed["what"]}
 waits = next((100 * line["ratio"] for line in lines
               if line["what"].endswith("barriers")), 0)
-peak = {name: next((line["limit"] for line in lines if line["shape"] == "rate" and
-                    line["what"].endswith(phase) and line["unit"] == "GMAC/s"), None)
+peak = {name: next((line["limit"] for line in rates if line["what"].endswith(phase) and
+                    line["unit"] == "GMAC/s"), None)
         for name, phase in (("int8", "routed experts"), ("BF16", "attention projections"))}
 print(f"{threads:>3} threads  {what:<11} {speed['value']:9.2f} of {speed['limit']:9.2f} tokens/s "
       f"{100 * speed['ratio']:5.1f} %  ({at['slowest']['value']:.2f} to {at['fastest']['value']:.2f})"
       f"  barriers {waits:4.1f} %"
       + (f"  memory {limits['GB/s']:.1f} GB/s" if "GB/s" in limits else "")
       + "".join(f"  {name} {rate:.0f} GMAC/s" for name, rate in peak.items() if rate)
-      + ("" if "resident" in speed["shape"] else "  NOT RESIDENT"))
+      + ("" if "resident" in speed["shape"] else "  NOT RESIDENT")
+      + ("  disturbed" if speed["disturbed"] else ""))
 PYTHON
 }
 

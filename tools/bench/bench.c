@@ -1,7 +1,6 @@
-/* Owns the probes' loops and the form of the output. */
+/* Owns the measuring of single jobs, and the form of the output. */
 #include "tools/bench/bench.h"
 
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,54 +10,10 @@
 #include "core/base/size.h"
 #include "tools/cli/json_lines.h"
 
-#define AREA_BYTES_MIN (UINT64_C(64) << 20)
-#define AREA_BYTES_MAX (UINT64_C(2) << 30)
-#define READ_RATE_MAX 2e12 /* bytes a second that no machine of today reads from memory */
-
-/* Between two looks at the clock a thread reads this many bytes, or multiplies this often. */
-#define READ_PIECE_BYTES (UINT64_C(2) << 20)
-#define MULTIPLY_ROUNDS 200000u
-
-/* Returns the size of the last-level cache of processor `cpu`, if it is the first of those that
- * share the cache; 0 beyond the last processor, and where the system does not tell. (sysconf() also
- * tells, but counts differently on some machines.) */
-static uint64_t last_level_cache_bytes(uint32_t cpu)
-{
-    char path[96];
-    unsigned long kilobytes = 0;
-    uint32_t first = 0;
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%u/cache/index3/shared_cpu_list", cpu);
-    file = fopen(path, "re");
-    if (!file || fscanf(file, "%u", &first) != 1)
-        first = UINT32_MAX;
-    if (file)
-        fclose(file);
-    if (first != cpu)
-        return 0;
-    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%u/cache/index3/size", cpu);
-    file = fopen(path, "re");
-    if (file && fscanf(file, "%luK", &kilobytes) != 1)
-        kilobytes = 0;
-    if (file)
-        fclose(file);
-    return (uint64_t)kilobytes << 10;
-}
-
-uint64_t sl_bench_area_bytes(const struct sl_bench *bench)
-{
-    const double seen = bench->seconds * READ_RATE_MAX;
-    uint64_t bytes = 0;
-
-    for (uint32_t cpu = 0; cpu < SL_CPU_NUMBERS_MAX; cpu++)
-        bytes += 4 * last_level_cache_bytes(cpu);
-    if ((double)bytes > seen)
-        bytes = (uint64_t)seen;
-    return bytes < AREA_BYTES_MIN   ? AREA_BYTES_MIN
-           : bytes > AREA_BYTES_MAX ? AREA_BYTES_MAX
-                                    : bytes;
-}
+/* Shares of the time of a run of one job: of the work, and of a reading of a limit, of which there
+ * are three and more. */
+#define WORK_SHARE 0.7
+#define PROBE_SHARE 0.05
 
 uint64_t sl_bench_random(uint64_t *state)
 {
@@ -68,22 +23,16 @@ uint64_t sl_bench_random(uint64_t *state)
     return *state;
 }
 
-static size_t piece_count(const struct sl_bench *bench)
-{
-    return bench->area.size_bytes / READ_PIECE_BYTES;
-}
-
-int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, double seconds,
+int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, uint64_t work_bytes,
                   bool json, struct sl_err *err)
 {
-    int rc;
+    *bench = (struct sl_bench){.compute = *compute, .json = json};
+    return sl_bench_probe_open(&bench->probe, compute, work_bytes, err);
+}
 
-    *bench = (struct sl_bench){.compute = *compute, .seconds = seconds, .json = json};
-    rc = sl_arena_map(&bench->area, sl_bench_area_bytes(bench), "bench", err);
-    if (rc == 0)
-        sl_pool_first_touch(compute->pool, bench->area.base, piece_count(bench), READ_PIECE_BYTES,
-                            1, 0);
-    return rc;
+void sl_bench_fini(struct sl_bench *bench)
+{
+    sl_bench_probe_close(&bench->probe);
 }
 
 static void take_down(struct sl_bench_names *names, const char *what)
@@ -108,78 +57,6 @@ bool sl_bench_wants(const struct sl_bench *bench, const char *what)
     return false;
 }
 
-void sl_bench_fini(struct sl_bench *bench)
-{
-    sl_arena_fini(&bench->area);
-}
-
-/* ---- limits ------------------------------------------------------------------------------------
- */
-
-struct probe {
-    const struct sl_bench *bench;
-    sl_probe_multiply_fn *multiply;
-    atomic_uint_fast64_t n_multiplied;
-    atomic_uint_fast64_t sum; /* keeps the compiler from leaving things out */
-};
-
-static void read_pieces(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct probe *probe = context;
-    const struct sl_bench *bench = probe->bench;
-    uint64_t sum = 0;
-
-    (void)thread_index;
-    for (size_t i = first; i < end; i++)
-        sum ^= bench->compute.kernels->probes.read(READ_PIECE_BYTES,
-                                                   bench->area.base + i * READ_PIECE_BYTES);
-    atomic_fetch_add(&probe->sum, sum);
-}
-
-double sl_bench_read_rate(const struct sl_bench *bench, uint64_t ns)
-{
-    struct probe probe = {.bench = bench};
-    uint64_t start_ns = sl_clock_ns(), spent_ns, n = 0;
-
-    do {
-        sl_pool_run(bench->compute.pool, SL_PHASE_OUTSIDE, piece_count(bench), 1, read_pieces,
-                    &probe);
-        spent_ns = sl_clock_ns() - start_ns;
-        n++;
-    } while (spent_ns < ns);
-    return (double)(n * piece_count(bench) * READ_PIECE_BYTES) / (double)spent_ns;
-}
-
-static void multiply(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    struct probe *probe = context;
-    float sum = 0;
-
-    (void)first;
-    (void)end;
-    (void)thread_index;
-    atomic_fetch_add(&probe->n_multiplied, probe->multiply(MULTIPLY_ROUNDS, &sum));
-    atomic_fetch_add(&probe->sum, sum > 0);
-}
-
-double sl_bench_multiply_rate(const struct sl_bench *bench, enum sl_bench_peak peak, uint64_t ns)
-{
-    const struct sl_probes *probes = &bench->compute.kernels->probes;
-    struct probe probe = {.bench = bench, .multiply = probes->f32};
-    uint64_t start_ns = sl_clock_ns(), spent_ns;
-
-    if (peak == SL_BENCH_BF16 && probes->bf16)
-        probe.multiply = probes->bf16;
-    if (peak == SL_BENCH_INT8 && probes->int8)
-        probe.multiply = probes->int8;
-    do {
-        sl_pool_run(bench->compute.pool, SL_PHASE_OUTSIDE,
-                    sl_pool_thread_count(bench->compute.pool), 1, multiply, &probe);
-        spent_ns = sl_clock_ns() - start_ns;
-    } while (spent_ns < ns);
-    return (double)atomic_load(&probe.n_multiplied) / (double)spent_ns;
-}
-
 /* ---- figures -----------------------------------------------------------------------------------
  */
 
@@ -196,55 +73,91 @@ double sl_bench_median(double *values, size_t n)
     return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
-void sl_bench_measure(const struct sl_bench *bench, const struct sl_bench_work *work)
+bool sl_bench_is_disturbed(uint32_t n_disturbed, uint32_t n_runs)
 {
-    const double run_ns = bench->seconds * 1e9 / SL_BENCH_RUNS;
+    return n_disturbed > 0 && 2 * n_disturbed >= n_runs;
+}
+
+/* A job is held against these; rates that nobody asked for are 0. */
+struct limits {
+    struct sl_bench_rate read, multiply;
+};
+
+static struct limits probe(struct sl_bench *bench, const struct sl_bench_work *work)
+{
+    const uint64_t reading_ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS * PROBE_SHARE);
+    struct limits limits = {.read.rate = 0};
+
+    if (work->bytes)
+        limits.read = sl_bench_probe_read(&bench->probe, reading_ns);
+    if (work->multiplications)
+        limits.multiply = sl_bench_probe_multiply(&bench->probe, work->peak, reading_ns);
+    return limits;
+}
+
+/* Returns the least time for one run of the work, in nanoseconds. */
+static double limit_ns(const struct sl_bench_work *work, const struct limits *limits)
+{
+    const double read_ns = work->bytes ? (double)work->bytes / limits->read.rate : 0;
+    const double multiply_ns =
+        work->multiplications ? (double)work->multiplications / limits->multiply.rate : 0;
+
+    return read_ns > multiply_ns ? read_ns : multiply_ns;
+}
+
+void sl_bench_measure(struct sl_bench *bench, const struct sl_bench_work *work)
+{
+    const uint64_t run_ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS * WORK_SHARE);
     const double amount = (double)(work->in_bytes ? work->bytes : work->multiplications);
-    double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
+    double values[SL_BENCH_RUNS], bounds[SL_BENCH_RUNS];
+    struct limits before, after, limits;
+    uint32_t n_disturbed = 0;
 
     if (!sl_bench_wants(bench, work->what))
         return;
     work->run(work->context); /* what is touched for the first time is now */
+    before = probe(bench, work);
     for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
-        double limit_ns = 0;
-        uint64_t start_ns, spent_ns = 0, n = 0;
+        uint64_t start_ns = sl_clock_ns(), spent_ns = 0, n = 0;
 
-        if (work->bytes)
-            limit_ns = (double)work->bytes / sl_bench_read_rate(bench, (uint64_t)(run_ns * 0.2));
-        if (work->multiplications) {
-            double multiply_ns =
-                (double)work->multiplications /
-                sl_bench_multiply_rate(bench, work->peak, (uint64_t)(run_ns * 0.1));
-
-            limit_ns = multiply_ns > limit_ns ? multiply_ns : limit_ns;
-        }
-        start_ns = sl_clock_ns();
         do {
             spent_ns += work->run(work->context);
             n++;
-        } while (sl_clock_ns() - start_ns < (uint64_t)(run_ns * 0.7));
+        } while (sl_clock_ns() - start_ns < run_ns);
+        after = probe(bench, work);
+        limits.read = sl_bench_rate_between(before.read, after.read);
+        limits.multiply = sl_bench_rate_between(before.multiply, after.multiply);
+        before = after;
         values[i] = amount * (double)n / (double)spent_ns;
-        limits[i] = amount / limit_ns;
+        bounds[i] = amount / limit_ns(work, &limits);
+        n_disturbed += limits.read.disturbed || limits.multiply.disturbed;
     }
-    sl_bench_print(bench, work->what, work->shape, sl_bench_median(values, SL_BENCH_RUNS),
-                   work->in_bytes ? "GB/s" : "GMAC/s", sl_bench_median(limits, SL_BENCH_RUNS));
+    sl_bench_print(bench, (struct sl_bench_figure){
+                              .what = work->what,
+                              .shape = work->shape,
+                              .unit = work->in_bytes ? "GB/s" : "GMAC/s",
+                              .value = sl_bench_median(values, SL_BENCH_RUNS),
+                              .limit = sl_bench_median(bounds, SL_BENCH_RUNS),
+                              .disturbed = sl_bench_is_disturbed(n_disturbed, SL_BENCH_RUNS),
+                          });
 }
 
-void sl_bench_print(const struct sl_bench *bench, const char *what, const char *shape, double value,
-                    const char *unit, double limit)
+void sl_bench_print(const struct sl_bench *bench, struct sl_bench_figure f)
 {
+    const double ratio = f.limit > 0 ? f.value / f.limit : 0;
     json_t *object;
 
     if (bench->json) {
-        object = json_pack("{s:s, s:s, s:f, s:s, s:o, s:o}", "what", what, "shape", shape, "value",
-                           value, "unit", unit, "limit", limit > 0 ? json_real(limit) : json_null(),
-                           "ratio", limit > 0 ? json_real(value / limit) : json_null());
+        object = json_pack("{s:s, s:s, s:f, s:s, s:o, s:o, s:b}", "what", f.what, "shape", f.shape,
+                           "value", f.value, "unit", f.unit, "limit",
+                           f.limit > 0 ? json_real(f.limit) : json_null(), "ratio",
+                           f.limit > 0 ? json_real(ratio) : json_null(), "disturbed", f.disturbed);
         sl_json_line_print(object);
-    } else if (limit <= 0) {
-        printf("%-32s %-32s %10.4g    %8s %-10s\n", what, shape, value, "", unit);
+    } else if (f.limit <= 0) {
+        printf("%-32s %-32s %10.4g    %8s %-10s\n", f.what, f.shape, f.value, "", f.unit);
     } else {
-        printf("%-32s %-32s %10.4g of %8.4g %-10s %6.1f %%\n", what, shape, value, limit, unit,
-               100 * value / limit);
+        printf("%-32s %-32s %10.4g of %8.4g %-10s %6.1f %%%s\n", f.what, f.shape, f.value, f.limit,
+               f.unit, 100 * ratio, f.disturbed ? ", disturbed" : "");
     }
     fflush(stdout);
 }
@@ -260,7 +173,22 @@ void sl_bench_print_header(const struct sl_bench *bench)
            "ratio");
 }
 
-void sl_bench_probes(const struct sl_bench *bench)
+static void print_peak(const struct sl_bench *bench, const char *what, const char *unit,
+                       struct sl_bench_rate rate)
+{
+    const uint32_t n_threads = sl_pool_thread_count(bench->compute.pool);
+    char shape[64];
+
+    snprintf(shape, sizeof(shape), "%u thread%s", n_threads, sl_plural(n_threads));
+    sl_bench_print(bench, (struct sl_bench_figure){.what = what,
+                                                   .shape = shape,
+                                                   .unit = unit,
+                                                   .value = rate.rate,
+                                                   .limit = rate.rate,
+                                                   .disturbed = rate.disturbed});
+}
+
+void sl_bench_probes(struct sl_bench *bench)
 {
     static const char *const names[SL_BENCH_PEAKS] = {
         [SL_BENCH_F32] = "float32 multiply peak",
@@ -268,21 +196,11 @@ void sl_bench_probes(const struct sl_bench *bench)
         [SL_BENCH_INT8] = "int8 multiply peak",
     };
     const uint64_t ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS);
-    double values[SL_BENCH_RUNS], median;
-    char shape[64];
 
-    snprintf(shape, sizeof(shape), "%u thread%s", sl_pool_thread_count(bench->compute.pool),
-             sl_plural(sl_pool_thread_count(bench->compute.pool)));
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
-        values[i] = sl_bench_read_rate(bench, ns);
-    median = sl_bench_median(values, SL_BENCH_RUNS);
-    sl_bench_print(bench, "read bandwidth", shape, median, "GB/s", median);
-    for (int peak = 0; peak < SL_BENCH_PEAKS; peak++) {
-        for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
-            values[i] = sl_bench_multiply_rate(bench, (enum sl_bench_peak)peak, ns);
-        median = sl_bench_median(values, SL_BENCH_RUNS);
-        sl_bench_print(bench, names[peak], shape, median, "GMAC/s", median);
-    }
+    print_peak(bench, "read bandwidth", "GB/s", sl_bench_probe_read(&bench->probe, ns));
+    for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)
+        print_peak(bench, names[peak], "GMAC/s",
+                   sl_bench_probe_multiply(&bench->probe, (enum sl_bench_peak)peak, ns));
 }
 
 /* ---- random weights ----------------------------------------------------------------------------

@@ -503,6 +503,15 @@ static const char *shape_of(const struct command *command, uint32_t size_bytes, 
     return shape;
 }
 
+static void print(const struct command *command, const char *what, const char *shape, double value,
+                  double limit)
+{
+    sl_bench_print(
+        &command->bench,
+        (struct sl_bench_figure){
+            .what = what, .shape = shape, .unit = "GB/s", .value = value, .limit = limit});
+}
+
 /* Runs our reader and fio in turn. Raises *best to fio's rate, or to ours where there is no fio. */
 static int measure(struct command *command, uint32_t size_bytes, uint32_t depth, double *best,
                    struct sl_err *err)
@@ -520,8 +529,7 @@ static int measure(struct command *command, uint32_t size_bytes, uint32_t depth,
     }
     value = sl_bench_median(values, SL_BENCH_RUNS);
     limit = sl_bench_median(limits, SL_BENCH_RUNS);
-    sl_bench_print(&command->bench, "expert reads", shape_of(command, size_bytes, depth, shape),
-                   value, "GB/s", limit);
+    print(command, "expert reads", shape_of(command, size_bytes, depth, shape), value, limit);
     if ((limit > 0 ? limit : value) > *best)
         *best = limit > 0 ? limit : value;
     return 0;
@@ -545,13 +553,12 @@ static int run(struct command *command, struct sl_err *err)
     if (rc < 0)
         return rc;
     if (probe.bytes_per_s > 0)
-        sl_bench_print(&command->bench, "what the engine's probe finds",
-                       shape_of(command, probe.piece_bytes, probe.depth, shape),
-                       (double)probe.bytes_per_s / 1e9, "GB/s", best);
+        print(command, "what the engine's probe finds",
+              shape_of(command, probe.piece_bytes, probe.depth, shape),
+              (double)probe.bytes_per_s / 1e9, best);
     rc = time_mmap(command, &rate, err);
     if (rc == 0)
-        sl_bench_print(&command->bench, "mmap of the same records", "page by page, one thread",
-                       rate, "GB/s", best);
+        print(command, "mmap of the same records", "page by page, one thread", rate, best);
     return rc;
 }
 

@@ -244,7 +244,7 @@ static uint64_t run_phase(void *context)
     return spent.of[in->phase].work_ns + spent.of[in->phase].wait_ns;
 }
 
-static void bench_phase(const struct sl_bench *bench, struct layer *in, enum sl_phase phase,
+static void bench_phase(struct sl_bench *bench, struct layer *in, enum sl_phase phase,
                         uint32_t n_tokens, enum sl_bench_peak peak, const char *shape)
 {
     struct sl_bench_work work = {.what = sl_phase_name(phase),
@@ -264,7 +264,7 @@ static void bench_phase(const struct sl_bench *bench, struct layer *in, enum sl_
         sl_bench_measure(bench, &work);
 }
 
-static void bench_phases(const struct sl_bench *bench, struct layer *in, const char *model)
+static void bench_phases(struct sl_bench *bench, struct layer *in, const char *model)
 {
     const struct sl_config *c = &in->config;
     char shape[64];
@@ -289,8 +289,8 @@ static void bench_phases(const struct sl_bench *bench, struct layer *in, const c
     }
 }
 
-static int bench_layer(const struct sl_bench *bench, const struct sl_config *config,
-                       const char *model, uint32_t past_tokens, struct sl_err *err)
+static int bench_layer(struct sl_bench *bench, const struct sl_config *config, const char *model,
+                       uint32_t past_tokens, struct sl_err *err)
 {
     static const struct sl_expert_source_ops ops = {.prefetch = source_prefetch,
                                                     .demand = source_demand,
@@ -324,7 +324,7 @@ static int bench_layer(const struct sl_bench *bench, const struct sl_config *con
 }
 
 /* Returns whether any of the phases that bench_phases() measures on such a layer is wanted. */
-static bool wants_layer(const struct sl_bench *bench, uint32_t ratio)
+static bool wants_layer(struct sl_bench *bench, uint32_t ratio)
 {
     if (ratio != SL_CSA_RATIO)
         return sl_bench_wants(bench, sl_phase_name(SL_PHASE_ATTENTION));
@@ -333,7 +333,7 @@ static bool wants_layer(const struct sl_bench *bench, uint32_t ratio)
            sl_bench_wants(bench, sl_phase_name(SL_PHASE_HYPER_CONNECTION));
 }
 
-int sl_bench_layers(const struct sl_bench *bench, struct sl_err *err)
+int sl_bench_layers(struct sl_bench *bench, struct sl_err *err)
 {
     /* The values of config.json that Flash and Pro share, and then those in which they differ. */
     struct sl_config config = {

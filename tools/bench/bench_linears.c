@@ -43,19 +43,19 @@ static void carve(struct linear *in, struct sl_arena *arena)
     in->y = sl_arena_take(arena, TOKENS_MAX * sl_r16_padded_rows(m->rows), sizeof(float));
 }
 
-static struct linear linear_of(const struct sl_bench *bench, enum sl_matrix_kind kind,
-                               uint32_t rows, uint32_t cols)
+static struct linear linear_of(struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
+                               uint32_t cols)
 {
     struct linear linear = {.compute = &bench->compute,
                             .matrix = {.kind = kind, .rows = rows, .cols = cols}};
 
     linear.copy_bytes = sl_r16_tile_count(rows) * sl_matrix_tile_bytes(&linear.matrix);
     linear.copy_bytes = sl_round_up(linear.copy_bytes, SL_BLOCK_BYTES);
-    linear.n_copies = (uint32_t)(sl_bench_area_bytes(bench) / linear.copy_bytes) + 1;
+    linear.n_copies = (uint32_t)(bench->probe.area.size_bytes / linear.copy_bytes) + 1;
     return linear;
 }
 
-static uint64_t linear_bytes(const struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
+static uint64_t linear_bytes(struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
                              uint32_t cols)
 {
     struct linear linear = linear_of(bench, kind, rows, cols);
@@ -128,7 +128,7 @@ static uint64_t run_linear(void *context)
     return sl_clock_ns() - start_ns;
 }
 
-static void bench_linear(const struct sl_bench *bench, struct shared_area *area, const char *what,
+static void bench_linear(struct sl_bench *bench, struct shared_area *area, const char *what,
                          enum sl_matrix_kind kind, uint32_t rows, uint32_t cols)
 {
     static const uint32_t n_tokens[] = {1, 4, 16, 64};
@@ -200,12 +200,12 @@ static uint64_t run_repack(void *context)
 }
 
 /* The expert with the larger matrices, with room to align three arrays. */
-static uint64_t repack_bytes(const struct sl_bench *bench)
+static uint64_t repack_bytes(struct sl_bench *bench)
 {
-    return sl_bench_area_bytes(bench) + UINT64_C(7168) * 3072 * 4 + 3 * SL_CACHE_LINE_BYTES;
+    return bench->probe.area.size_bytes + UINT64_C(7168) * 3072 * 4 + 3 * SL_CACHE_LINE_BYTES;
 }
 
-static void bench_repack(const struct sl_bench *bench, struct shared_area *area, const char *what,
+static void bench_repack(struct sl_bench *bench, struct shared_area *area, const char *what,
                          enum sl_expert_dtype dtype, uint32_t rows, uint32_t cols)
 {
     struct repack in = {
@@ -230,7 +230,7 @@ static void bench_repack(const struct sl_bench *bench, struct shared_area *area,
     in.packed_bytes =
         sl_round_up(sl_expert_matrix_bytes(&in.shape, SL_EXPERT_W1), SL_CACHE_LINE_BYTES);
     work.bytes = in.code_bytes + in.scale_bytes + in.packed_bytes;
-    in.n_copies = (uint32_t)(sl_bench_area_bytes(bench) / work.bytes) + 1;
+    in.n_copies = (uint32_t)(bench->probe.area.size_bytes / work.bytes) + 1;
     arena = area_emptied(area);
     in.codes = sl_arena_take(arena, in.n_copies, in.code_bytes);
     in.scales = sl_arena_take(arena, in.n_copies, in.scale_bytes);
@@ -243,7 +243,7 @@ static void bench_repack(const struct sl_bench *bench, struct shared_area *area,
     sl_bench_measure(bench, &work);
 }
 
-int sl_bench_linears(const struct sl_bench *bench, struct sl_err *err)
+int sl_bench_linears(struct sl_bench *bench, struct sl_err *err)
 {
     static const struct {
         const char *what;

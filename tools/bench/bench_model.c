@@ -1,52 +1,56 @@
 /* sluice bench decode and prefill: how fast a model runs, where the time goes, and what the machine
  * would allow. Limits are measured between the runs, on the same threads. */
+#include "tools/bench/bench_model.h"
+
 #include <argp.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/size.h"
 #include "daemon/engine/feed.h"
-#include "tools/bench/bench.h"
 #include "tools/bench/bench_past.h"
-#include "tools/bench/bench_run.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/interrupt.h"
 #include "tools/cli/progress.h"
 #include "tools/cli/prompt.h"
 
+#define LEVELS_MAX 16u
+#define TEXTS_MAX 4096u
 #define PAST_TOKENS 16u /* before what decode measures, unless a position is given */
 #define DECODE_TOKENS_DEFAULT 32u
 #define PREFILL_TOKENS_DEFAULT 512u
-#define PROBE_SECONDS 0.1
 
 struct command {
     struct sl_engine_options options;
     const char *file;
     uint64_t seed;
-    uint32_t n_tokens; /* of one run and sequence */
-    uint32_t n_sequences;
-    uint32_t n_runs_max; /* that are measured */
-    uint32_t position;   /* where each run begins, behind a past that nobody computed; 0: none */
+    uint32_t n_tokens;            /* of one run and text */
+    uint32_t n_texts[LEVELS_MAX]; /* each is measured */
+    uint32_t n_levels, n_texts_max;
+    uint32_t prompt_rows; /* of another text, in each step */
+    uint32_t n_runs_max;  /* that are measured */
+    uint32_t position;    /* as it is given; 0: it is not */
     bool prefill;
     bool cold; /* each run begins with an empty cache */
     bool warm; /* runs begin after as much of the same text as they take */
     bool json;
 
     struct sl_config config;
-    int32_t *tokens; /* all that is fed, sequence by sequence; malloc's */
-    uint32_t tokens_needed;
+    uint32_t past;   /* each run begins behind so many tokens that nobody computed */
+    int32_t *tokens; /* (n_texts_max, text_tokens), all that is fed; malloc's */
+    uint32_t text_tokens;
+    int32_t *prompt; /* (prompt_rows) of a step */
+    uint64_t random; /* its state */
     struct sl_engine *engine;
-    struct sl_kv_cache *kvs[SL_FEEDS_MAX]; /* (n_sequences) */
+    struct sl_kv_cache **kvs; /* (n_texts_max + 1): the last is of the prompt, if there is one */
+    struct sl_span *spans;    /* as many */
     struct sl_bench bench;
     struct sl_bench_drive drive;
+    struct sl_progress progress;
     bool resident;
-    uint32_t n_before; /* runs that do not count, before those that do */
-    struct sl_bench_run runs[SL_BENCH_RUNS];
-    uint32_t n_runs;                            /* that are through: all, unless interrupted */
-    struct sl_expert_cache_counters begin, end; /* around the runs */
+    uint32_t n_before;    /* runs that do not count, before those that do */
+    uint32_t n_runs_done; /* of all levels */
 };
 
 enum {
@@ -58,7 +62,23 @@ enum {
     OPTION_COLD,
     OPTION_WARM,
     OPTION_SEQUENCES,
+    OPTION_PROMPT_ROWS,
 };
+
+static void parse_texts(struct command *command, char *text, struct argp_state *state)
+{
+    char *rest = text, *part;
+
+    command->n_levels = command->n_texts_max = 0;
+    while ((part = strsep(&rest, ","))) {
+        const uint32_t n = sl_parse_count(state, "--sequences", part, TEXTS_MAX);
+
+        if (command->n_levels == LEVELS_MAX)
+            argp_error(state, "--sequences takes at most %u numbers", LEVELS_MAX);
+        command->n_texts[command->n_levels++] = n;
+        command->n_texts_max = n > command->n_texts_max ? n : command->n_texts_max;
+    }
+}
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -81,7 +101,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->position = sl_parse_count(state, "--position", value, 1u << 24);
         return 0;
     case OPTION_SEQUENCES:
-        command->n_sequences = sl_parse_count(state, "--sequences", value, SL_FEEDS_MAX);
+        parse_texts(command, value, state);
+        return 0;
+    case OPTION_PROMPT_ROWS:
+        command->prompt_rows = sl_parse_count(state, "--prompt-rows", value, 1u << 20);
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -98,8 +121,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case ARGP_KEY_END:
         if (command->prefill && (command->cold || command->warm))
             argp_error(state, "--cold and --warm are for decode");
-        if (command->prefill && command->n_sequences > 1)
-            argp_error(state, "--sequences is for decode");
+        if (command->prefill && (command->n_texts_max > 1 || command->prompt_rows > 0))
+            argp_error(state, "--sequences and --prompt-rows are for decode");
         if (command->cold && command->warm)
             argp_error(state, "--cold and --warm exclude each other");
         return 0;
@@ -111,55 +134,104 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 /* ---- setting up --------------------------------------------------------------------------------
  */
 
+static int32_t random_token(const struct command *command, uint64_t *state)
+{
+    return (int32_t)(sl_bench_random(state) * UINT64_C(0x9e3779b97f4a7c15) >> 33) %
+           (int32_t)command->config.vocab_size;
+}
+
 static int make_tokens(struct command *command, struct sl_err *err)
 {
+    const uint32_t needed = command->text_tokens * command->n_texts_max;
     struct sl_prompt_maker prompts = {0};
     struct sl_prompt text = {0};
     uint64_t state = command->seed + 1;
     int rc;
 
     if (!command->file) {
-        command->tokens = calloc(command->tokens_needed, sizeof(*command->tokens));
+        command->tokens = calloc(needed, sizeof(*command->tokens));
         if (!command->tokens)
             return sl_err_set(err, -ENOMEM, "tokens: out of memory");
-        for (uint32_t i = 0; i < command->tokens_needed; i++)
-            command->tokens[i] =
-                (int32_t)(sl_bench_random(&state) * UINT64_C(0x9e3779b97f4a7c15) >> 33) %
-                (int32_t)command->config.vocab_size;
+        for (uint32_t i = 0; i < needed; i++)
+            command->tokens[i] = random_token(command, &state);
         return 0;
     }
     rc = sl_prompt_maker_open(&prompts, command->options.model, &command->config, 0, err);
     if (rc == 0)
         rc = sl_prompt_read(&prompts, NULL, command->file, &text, err);
     sl_prompt_maker_close(&prompts);
-    if (rc == 0 && text.n_tokens < command->tokens_needed)
+    if (rc == 0 && text.n_tokens < needed)
         rc = sl_err_set(err, -SL_EFORMAT, "%s: %u tokens, %u are needed", command->file,
-                        text.n_tokens, command->tokens_needed);
+                        text.n_tokens, needed);
     command->tokens = text.tokens;
     return rc;
 }
 
+static uint32_t sequence_count(const struct command *command)
+{
+    return command->n_texts_max + (command->prompt_rows > 0);
+}
+
+/* Random tokens need no past that is computed: they are routed at random behind any. */
+static int choose_sizes(struct command *command, struct sl_err *err)
+{
+    struct sl_engine_options *o = &command->options;
+    uint64_t text_tokens = command->n_tokens, context;
+
+    command->past = command->position;
+    command->n_before = command->warm ? command->n_runs_max : 1;
+    if (!command->prefill) {
+        if (!command->position && !command->file)
+            command->past = PAST_TOKENS;
+        text_tokens =
+            PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + command->n_runs_max);
+    }
+    if (text_tokens * command->n_texts_max > UINT32_MAX)
+        return sl_err_set(err, -SL_EBUDGET, "too many tokens");
+    command->text_tokens = (uint32_t)text_tokens;
+    context = command->past ? (uint64_t)command->past + command->n_tokens : text_tokens;
+    if (context < command->prompt_rows)
+        context = command->prompt_rows;
+    if (o->context_tokens == 0)
+        o->context_tokens = (uint32_t)context;
+    if (context > o->context_tokens)
+        return sl_err_set(err, -SL_EBUDGET, "%llu tokens do not fit --context %u",
+                          (unsigned long long)context, o->context_tokens);
+    o->n_sequences = sequence_count(command);
+    if (o->segment_tokens == 0 && o->n_sequences > 1)
+        o->segment_tokens = command->n_texts_max + command->prompt_rows;
+    return 0;
+}
+
 static int prepare(struct command *command, struct sl_err *err)
 {
-    uint64_t needed = command->n_tokens, context;
-    int rc;
+    const uint32_t n_sequences = sequence_count(command);
+    int rc = choose_sizes(command, err);
 
-    command->n_before = command->warm ? command->n_runs_max : 1;
-    if (!command->prefill)
-        needed =
-            PAST_TOKENS + (uint64_t)command->n_tokens * (command->n_before + command->n_runs_max);
-    if (needed * command->n_sequences > UINT32_MAX)
-        return sl_err_set(err, -SL_EBUDGET, "too many tokens");
-    command->tokens_needed = (uint32_t)needed * command->n_sequences;
-    command->options.n_sequences = command->n_sequences;
-    context = command->position ? (uint64_t)command->position + command->n_tokens : needed;
-    if (command->options.context_tokens == 0)
-        command->options.context_tokens = (uint32_t)context;
-    if (context > command->options.context_tokens)
-        return sl_err_set(err, -SL_EBUDGET, "%llu tokens do not fit --context %u",
-                          (unsigned long long)context, command->options.context_tokens);
+    if (rc < 0)
+        return rc;
+    command->random = command->seed + 1;
+    command->kvs = calloc(n_sequences, sizeof(struct sl_kv_cache *));
+    command->spans = calloc(n_sequences, sizeof(*command->spans));
+    command->prompt = calloc(command->prompt_rows + 1, sizeof(*command->prompt));
+    if (!command->kvs || !command->spans || !command->prompt)
+        return sl_err_set(err, -ENOMEM, "lists of texts: out of memory");
     rc = sl_config_read(&command->config, command->options.model, err);
     return rc < 0 ? rc : make_tokens(command, err);
+}
+
+static int create_sequences(struct command *command, struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; rc == 0 && i < sequence_count(command); i++) {
+        rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
+                                       &command->kvs[i], err);
+        if (rc == 0 && command->past && i < command->n_texts_max)
+            rc = sl_bench_past_fill(command->kvs[i], &command->config, &command->engine->compute,
+                                    command->past, command->seed + i, err);
+    }
+    return rc;
 }
 
 static int load_experts(struct command *command, struct sl_err *err)
@@ -186,304 +258,165 @@ static void ignore_logits(void *context, const struct sl_logits_row *rows, uint3
     (void)n_rows;
 }
 
-/* Feeds tokens first .. first + n of each sequence: a token of all in each step, or one sequence
- * after the other, as many tokens as a step takes. */
-static int feed(struct command *command, uint32_t first, uint32_t n, bool singly,
-                struct sl_err *err)
+static struct sl_step_request hooks(struct command *command)
 {
-    const struct sl_step_request hooks = {
+    return (struct sl_step_request){
         .on_logits = ignore_logits,
         .stop = sl_interrupt_stop(),
         .on_route = sl_bench_drive_note,
         .on_route_context = &command->drive,
     };
-    const uint32_t stride = command->tokens_needed / command->n_sequences;
-    struct sl_feed feeds[SL_FEEDS_MAX];
+}
+
+/* Feeds tokens first .. first + n of a text, as many as a step takes. */
+static int feed(struct command *command, uint32_t text, uint32_t first, uint32_t n,
+                struct sl_err *err)
+{
+    const struct sl_step_request request = hooks(command);
+    struct sl_feed feed = {.kv = command->kvs[text],
+                           .tokens = command->tokens + (size_t)text * command->text_tokens + first,
+                           .n_tokens = n,
+                           .logits = SL_LOGITS_LAST};
+
+    return sl_feed_run(command->engine, &feed, &request, err);
+}
+
+/* Takes a step: a token of each text, and the prompt's rows, which begin a text anew each time. */
+static int take_step(struct command *command, uint32_t n_texts, uint32_t token, struct sl_err *err)
+{
+    struct sl_step_request request = hooks(command);
+
+    request.spans = command->spans;
+    request.n_spans = n_texts;
+    for (uint32_t i = 0; i < n_texts; i++)
+        command->spans[i] = (struct sl_span){
+            command->kvs[i], command->tokens + (size_t)i * command->text_tokens + token, 1,
+            SL_LOGITS_LAST};
+    if (command->prompt_rows > 0) {
+        struct sl_kv_cache *kv = command->kvs[command->n_texts_max];
+
+        sl_kv_cache_clear(kv);
+        for (uint32_t i = 0; i < command->prompt_rows; i++)
+            command->prompt[i] = random_token(command, &command->random);
+        command->spans[request.n_spans++] =
+            (struct sl_span){kv, command->prompt, command->prompt_rows, SL_LOGITS_NONE};
+    }
+    return sl_engine_step(command->engine, &request, err);
+}
+
+/* A run behind a past begins where all others did: what follows is written over. */
+static int run_once(struct command *command, uint32_t n_texts, uint32_t index, struct sl_err *err)
+{
+    const uint32_t first = PAST_TOKENS + index * command->n_tokens;
     int rc = 0;
 
-    for (uint32_t i = 0; i < command->n_sequences; i++)
-        feeds[i] = (struct sl_feed){.kv = command->kvs[i],
-                                    .tokens = command->tokens + i * stride + first,
-                                    .n_tokens = n,
-                                    .logits = SL_LOGITS_LAST};
-    for (uint32_t i = 0; !singly && rc == 0 && i < command->n_sequences; i++)
-        rc = sl_feed_run(command->engine, &feeds[i], &hooks, err);
-    for (uint32_t done = 0; singly && rc >= 0 && done < n; done++) {
-        for (uint32_t i = 0; i < command->n_sequences; i++) {
-            feeds[i].tokens = command->tokens + i * stride + first + done;
-            feeds[i].n_tokens = 1;
-            feeds[i].n_done = 0;
-        }
-        rc = sl_feed_step(command->engine, feeds, command->n_sequences, &hooks, err);
+    for (uint32_t i = 0; command->past && i < n_texts; i++)
+        command->kvs[i]->n_tokens = command->past;
+    if (command->prefill) {
+        if (!command->past)
+            sl_kv_cache_clear(command->kvs[0]);
+        rc = feed(command, 0, 0, command->n_tokens, err);
+    }
+    for (uint32_t i = 0; !command->prefill && rc == 0 && i < command->n_tokens; i++)
+        rc = take_step(command, n_texts, first + i, err);
+    sl_progress_show(&command->progress, ++command->n_runs_done,
+                     (uint64_t)(command->n_before + command->n_runs_max) * command->n_levels);
+    return rc;
+}
+
+/* Computes what lies before the runs, where it is not filled in. */
+static int make_past(struct command *command, uint32_t n_texts, struct sl_err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; !command->past && !command->prefill && rc == 0 && i < n_texts; i++) {
+        sl_kv_cache_clear(command->kvs[i]);
+        rc = feed(command, i, 0, PAST_TOKENS, err);
     }
     return rc;
 }
 
-static int feed_run(struct command *command, uint32_t index, struct sl_err *err)
-{
-    for (uint32_t i = 0; i < command->n_sequences; i++) {
-        if (command->position)
-            command->kvs[i]->n_tokens = command->position; /* what follows is written over */
-        else if (command->prefill)
-            sl_kv_cache_clear(command->kvs[i]);
-    }
-    return feed(command, command->prefill ? 0 : PAST_TOKENS + index * command->n_tokens,
-                command->n_tokens, !command->prefill, err);
-}
-
-/* Has what lies before the runs in the KV caches. */
-static int make_past(struct command *command, struct sl_err *err)
-{
-    int rc = 0;
-
-    for (uint32_t i = 0; command->position && rc == 0 && i < command->n_sequences; i++)
-        rc = sl_bench_past_fill(command->kvs[i], &command->config, &command->engine->compute,
-                                command->position, command->seed + i, err);
-    if (!command->position && !command->prefill)
-        rc = feed(command, 0, PAST_TOKENS, false, err);
-    return rc;
-}
-
-/* Tokens of all sequences in one run. */
-static uint32_t run_tokens(const struct command *command)
-{
-    return command->n_tokens * command->n_sequences;
-}
-
-struct counted_run {
+struct counted_runs {
     struct command *command;
-    uint32_t index;
+    uint32_t n_texts;
 };
 
-static int work(void *context, struct sl_err *err)
+static int work(void *context, uint32_t run_index, struct sl_err *err)
 {
-    const struct counted_run *run = context;
+    const struct counted_runs *runs = context;
 
-    return feed_run(run->command, run->command->n_before + run->index, err);
+    return run_once(runs->command, runs->n_texts, runs->command->n_before + run_index, err);
 }
 
-static int measure(struct command *command, struct sl_err *err)
+static int measure(struct command *command, struct sl_bench_level *level, struct sl_err *err)
 {
-    const struct sl_bench_runner runner = {command->engine, &command->bench, &command->drive,
+    const struct sl_bench_runner runner = {command->engine, &command->bench.probe, &command->drive,
                                            command->cold};
-    int rc = make_past(command, err);
+    struct counted_runs runs = {command, level->n_texts};
+    int rc = make_past(command, level->n_texts, err);
 
     for (uint32_t i = 0; rc == 0 && i < command->n_before; i++)
-        rc = feed_run(command, i, err);
-    command->begin = sl_engine_counters(command->engine);
-    while (rc == 0 && command->n_runs < command->n_runs_max) {
-        struct counted_run run = {command, command->n_runs};
-
-        rc = sl_bench_run_measure(&runner, work, &run, &command->runs[command->n_runs], err);
-        if (rc < 0)
-            break;
-        command->end = sl_engine_counters(command->engine);
-        command->n_runs++;
-    }
+        rc = run_once(command, level->n_texts, i, err);
+    level->begin = sl_engine_counters(command->engine);
+    if (rc == 0)
+        rc = sl_bench_runs_measure(&runner, work, &runs, level->runs, command->n_runs_max,
+                                   &level->n_runs, err);
+    level->end = sl_engine_counters(command->engine);
     return rc;
 }
 
-/* ---- figures -----------------------------------------------------------------------------------
- */
-
-/* Prints a value, or nothing if it could not be measured. */
-static void print_value(const struct command *command, const char *what, const char *shape,
-                        const char *unit, double value, double limit)
+/* An interrupt ends with the figures of the runs that are through. */
+static int measure_all(struct command *command, struct sl_err *err)
 {
-    char name[64];
+    int rc = 0;
 
-    snprintf(name, sizeof(name), "%s%s%s", command->prefill ? "prefill" : "decode",
-             what[0] ? ", " : "", what);
-    if (value > 0 && limit > 0)
-        sl_bench_print(&command->bench, name, shape, value, unit, limit);
-}
+    sl_bench_print_header(&command->bench);
+    for (uint32_t i = 0; i < command->n_levels && rc == 0; i++) {
+        struct sl_bench_level level = {.engine = command->engine,
+                                       .bench = &command->bench,
+                                       .prefill = command->prefill,
+                                       .resident = command->resident,
+                                       .cold = command->cold,
+                                       .n_tokens = command->n_tokens,
+                                       .n_texts = command->n_texts[i],
+                                       .prompt_rows = command->prompt_rows,
+                                       .position = command->position};
 
-/* A value and its limit, for each run. */
-struct figure {
-    double values[SL_BENCH_RUNS], limits[SL_BENCH_RUNS];
-};
-
-static void print_medians(const struct command *command, const char *what, const char *shape,
-                          const char *unit, struct figure figure)
-{
-    print_value(command, what, shape, unit, sl_bench_median(figure.values, command->n_runs),
-                sl_bench_median(figure.limits, command->n_runs));
-}
-
-/* Prints tokens a second: the median, the spread, and the bytes or multiplications that they amount
- * to. */
-static void print_speed(const struct command *command)
-{
-    const uint32_t n_experts = command->config.num_hidden_layers * command->config.n_routed_experts;
-    struct figure speed, rate;
-    uint32_t slowest = 0, fastest = 0;
-    double amount = 0;
-    char shape[96], where[64] = "";
-
-    for (uint32_t i = 0; i < command->n_runs; i++) {
-        const struct sl_bench_run *run = &command->runs[i];
-        struct sl_bench_totals t = sl_bench_run_totals(run);
-
-        amount = (double)(command->prefill ? t.multiplications : t.read_bytes);
-        speed.values[i] = run_tokens(command) * 1e9 / (double)run->ns;
-        speed.limits[i] = run_tokens(command) * 1e9 / t.limit_ns;
-        rate.values[i] = amount / (double)run->ns;
-        rate.limits[i] = amount / t.limit_ns;
-        slowest = run->ns > command->runs[slowest].ns ? i : slowest;
-        fastest = run->ns < command->runs[fastest].ns ? i : fastest;
+        command->progress = sl_progress_start(stderr, "measuring", "runs");
+        rc = measure(command, &level, err);
+        sl_progress_end(&command->progress);
+        if (level.n_runs > 0 && (rc == 0 || rc == -ECANCELED))
+            sl_bench_level_print(&level);
     }
-    if (command->position)
-        snprintf(where, sizeof(where), " at %u", command->position);
-    if (command->n_sequences > 1)
-        snprintf(where + strlen(where), sizeof(where) - strlen(where), " of %u texts",
-                 command->n_sequences);
-    if (command->resident)
-        snprintf(shape, sizeof(shape), "%u tokens%s, all resident", command->n_tokens, where);
-    else
-        snprintf(shape, sizeof(shape), "%u tokens%s, %sroom for %u of %u", command->n_tokens, where,
-                 command->cold ? "cold, " : "", sl_engine_slot_count(command->engine), n_experts);
-    print_medians(command, "", shape, "tokens/s", speed);
-    print_value(command, "slowest", shape, "tokens/s", speed.values[slowest],
-                speed.limits[slowest]);
-    print_value(command, "fastest", shape, "tokens/s", speed.values[fastest],
-                speed.limits[fastest]);
-    snprintf(shape, sizeof(shape), "%.4g %s a token", amount / run_tokens(command) * 1e-9,
-             command->prefill ? "GMAC" : "GB");
-    print_medians(command, command->prefill ? "multiplying" : "reading memory", shape,
-                  command->prefill ? "GMAC/s" : "GB/s", rate);
-}
-
-/* Prints the phases' shares of the time. */
-static void print_times(const struct command *command)
-{
-    const double per_token = 1e-6 / run_tokens(command);
-    const uint32_t step_tokens = sl_engine_step_tokens_max(command->engine, SL_STEP_LARGE);
-    const uint32_t segment = command->n_tokens < step_tokens ? command->n_tokens : step_tokens;
-    const uint32_t n_steps =
-        command->prefill ? (command->n_tokens + segment - 1) / segment : command->n_tokens;
-    struct figure figure;
-    uint64_t n_barriers = 0;
-    char shape[64];
-
-    for (int phase = SL_PHASE_OUTSIDE + 1; phase <= SL_PHASES; phase++) {
-        for (uint32_t i = 0; i < command->n_runs; i++) {
-            const struct sl_bench_run *run = &command->runs[i];
-            struct sl_bench_totals t = sl_bench_run_totals(run);
-            uint64_t ns = phase < SL_PHASES ? run->spent.of[phase].work_ns : t.wait_ns;
-
-            n_barriers = t.n_barriers;
-            figure.values[i] = (double)ns * per_token;
-            figure.limits[i] = (double)run->ns * per_token;
-        }
-        if (phase < SL_PHASES) {
-            print_medians(command, sl_phase_name((enum sl_phase)phase), "time", "ms/token", figure);
-            continue;
-        }
-        snprintf(shape, sizeof(shape), "time, %.1f a layer",
-                 (double)n_barriers / n_steps / command->config.num_hidden_layers);
-        print_medians(command, "barriers", shape, "ms/token", figure);
-    }
-}
-
-/* Prints how fast each kind of work ran, counting the waits in its own barriers: in what binds it,
- * bytes or multiplications. */
-static void print_rates(const struct command *command)
-{
-    for (int phase = SL_PHASE_OUTSIDE + 1; phase < SL_PHASES; phase++) {
-        double reading_ns = 0, multiplying_ns = 0;
-        struct figure figure;
-        bool in_bytes;
-
-        for (uint32_t i = 0; i < command->n_runs; i++) {
-            reading_ns += sl_bench_run_read_ns(&command->runs[i], phase);
-            multiplying_ns += sl_bench_run_multiply_ns(&command->runs[i], phase);
-        }
-        in_bytes = reading_ns > multiplying_ns;
-        for (uint32_t i = 0; i < command->n_runs; i++) {
-            const struct sl_bench_run *run = &command->runs[i];
-            uint64_t ns = run->spent.of[phase].work_ns + run->spent.of[phase].wait_ns;
-            uint64_t amount =
-                in_bytes ? run->spent.of[phase].read_bytes : run->spent.of[phase].multiplications;
-
-            figure.values[i] = ns ? (double)amount / (double)ns : 0;
-            figure.limits[i] = in_bytes ? run->read_rate : sl_bench_run_peak(run, phase);
-        }
-        print_medians(command, sl_phase_name((enum sl_phase)phase), "rate",
-                      in_bytes ? "GB/s" : "GMAC/s", figure);
-    }
-}
-
-/* Prints the time of a token beside the time that the drives alone would take for its misses. Where
- * the drives are the limit, the ratio shows the cost of everything else. */
-static void print_drive(const struct command *command)
-{
-    struct figure time, rate;
-    char shape[64];
-    double gigabytes = 0;
-
-    for (uint32_t i = 0; i < command->n_runs; i++) {
-        const struct sl_bench_run *run = &command->runs[i];
-
-        gigabytes += (double)run->missed_bytes / command->n_runs / run_tokens(command) * 1e-9;
-        time.values[i] = (double)run->ns / run_tokens(command) * 1e-6;
-        time.limits[i] = (double)run->missed_bytes / run->drive_rate / run_tokens(command) * 1e-6;
-        rate.values[i] = (double)run->missed_bytes / (double)run->ns;
-        rate.limits[i] = run->drive_rate;
-    }
-    snprintf(shape, sizeof(shape), "%.3g GB of misses a token", gigabytes);
-    print_medians(command, "beside the drive", shape, "ms/token", time);
-    print_medians(command, "reading the drive", shape, "GB/s", rate);
-}
-
-/* Prints how many of the requested experts the cache had or was loading, and how often a missing
- * one was read. */
-static void print_experts(const struct command *command)
-{
-    const double n_tokens = (double)run_tokens(command) * command->n_runs;
-    struct sl_expert_cache_counters c;
-    char shape[64], text[SL_SIZE_TEXT_BYTES];
-
-    sl_metrics_difference(&sl_expert_cache_metrics, &command->begin, &command->end, &c);
-    snprintf(shape, sizeof(shape), "%s read a token",
-             sl_size_format((uint64_t)((double)c.read_bytes / n_tokens), text));
-    print_value(command, "experts found", shape, "a token",
-                (double)(c.n_hits + c.n_prefetch_hits) / n_tokens, (double)c.n_requests / n_tokens);
-    print_value(command, "reads of an expert", "in each step that misses it", "reads",
-                (double)c.n_loads, (double)(c.n_requests - c.n_hits));
+    return rc;
 }
 
 /* ---- the commands ------------------------------------------------------------------------------
  */
 
-static int create_sequences(struct command *command, struct sl_err *err)
+/* Returns the most that a step goes through: the probe of memory need not read more. */
+static uint64_t model_bytes(const struct command *command)
 {
-    int rc = 0;
+    const struct sl_memory_plan *plan = &command->engine->plan;
 
-    for (uint32_t i = 0; rc == 0 && i < command->n_sequences; i++)
-        rc = sl_engine_sequence_create(command->engine, command->options.context_tokens,
-                                       &command->kvs[i], err);
-    return rc;
+    return plan->need_bytes[SL_MEMORY_WEIGHTS] + plan->need_bytes[SL_MEMORY_CACHE];
 }
 
 static int run(struct command *command, struct sl_err *err)
 {
     int rc;
 
-    if ((rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
+    if ((rc = prepare(command, err)) < 0 ||
+        (rc = sl_open_engine(&command->engine, &command->options, err)) < 0 ||
         (rc = create_sequences(command, err)) < 0 || (rc = load_experts(command, err)) < 0 ||
         (!command->resident && (rc = sl_bench_drive_open(&command->drive, command->engine,
                                                          command->options.io, err)) < 0) ||
-        (rc = sl_bench_init(&command->bench, &command->engine->compute, PROBE_SECONDS,
-                            command->json, err)) < 0 ||
-        ((rc = measure(command, err)) < 0 && (rc != -ECANCELED || command->n_runs == 0)))
+        (rc = sl_bench_init(&command->bench, &command->engine->compute, model_bytes(command),
+                            command->json, err)) < 0)
         return rc;
-    sl_bench_print_header(&command->bench);
-    print_speed(command);
-    print_times(command);
-    print_rates(command);
-    print_drive(command);
-    print_experts(command);
-    sl_print_resources(command->engine, &command->options.affinity, stderr);
+    rc = measure_all(command, err);
+    if (rc == 0 || rc == -ECANCELED)
+        sl_print_resources(command->engine, &command->options.affinity, stderr);
     return rc;
 }
 
@@ -492,8 +425,12 @@ static int bench_model(int argc, char **argv, bool prefill)
     static const struct argp_option options[] = {
         {"tokens", OPTION_TOKENS, "N", 0, "tokens of one run (default: decode 32, prefill 512)", 0},
         {"runs", OPTION_RUNS, "N", 0, "measure so many runs, 5 at most (default 5)", 0},
-        {"sequences", OPTION_SEQUENCES, "N", 0,
-         "decode: so many texts at a time, each gets a token in each step (default 1)", 0},
+        {"sequences", OPTION_SEQUENCES, "N,...", 0,
+         "decode: so many texts at a time, each gets a token in each step; each number is measured "
+         "(default 1)",
+         0},
+        {"prompt-rows", OPTION_PROMPT_ROWS, "N", 0,
+         "decode: each step takes in N tokens of a prompt, too", 0},
         {"position", OPTION_POSITION, "N", 0,
          "begin behind N tokens, whose entries and keys are random ones: they are not computed", 0},
         {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
@@ -512,23 +449,27 @@ static int bench_model(int argc, char **argv, bool prefill)
         .doc = prefill ? "Measures how fast a prompt goes through the model in the checkpoint "
                          "folder MODEL, and where the time goes."
                        : "Measures how fast the model in the checkpoint folder MODEL makes tokens, "
-                         "one after the other, and where the time goes.",
+                         "one after the other of one text or of many in lockstep, and where the "
+                         "time goes.",
         .children = children};
     struct command command = {.prefill = prefill,
-                              .n_sequences = 1,
+                              .n_texts = {1},
+                              .n_levels = 1,
+                              .n_texts_max = 1,
                               .n_runs_max = SL_BENCH_RUNS,
                               .n_tokens = prefill ? PREFILL_TOKENS_DEFAULT : DECODE_TOKENS_DEFAULT};
     struct sl_err err = {0};
     int rc;
 
     sl_command_parse(&argp, argc, argv, &command);
-    rc = prepare(&command, &err);
-    if (rc == 0)
-        rc = run(&command, &err);
+    rc = run(&command, &err);
     sl_bench_fini(&command.bench);
     sl_bench_drive_close(&command.drive);
     sl_engine_close(command.engine);
     free(command.tokens);
+    free(command.prompt);
+    free(command.spans);
+    free(command.kvs);
     return sl_command_status(rc, &err);
 }
 

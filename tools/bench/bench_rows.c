@@ -226,7 +226,7 @@ static void prepare(struct rows *in, uint32_t n_threads)
     }
 }
 
-int sl_bench_rows(const struct sl_bench *bench, struct sl_err *err)
+int sl_bench_rows(struct sl_bench *bench, struct sl_err *err)
 {
     const uint32_t n_threads = sl_pool_thread_count(bench->compute.pool);
     struct rows in = {.compute = &bench->compute};

@@ -1,7 +1,7 @@
-/* One measured run of a model, and the least that it could have taken.
+/* Measured runs of a model, and the least that each could have taken.
  *
- * The machine's limits are measured before the run and, the drives', after it too, on the same
- * threads. One thread (the pool's driver) makes all calls. */
+ * The machine's limits are measured before each run and after it, on the same threads. One thread
+ * (the pool's driver) makes all calls. */
 #ifndef SL_TOOLS_BENCH_BENCH_RUN_H
 #define SL_TOOLS_BENCH_BENCH_RUN_H
 
@@ -11,28 +11,39 @@
 #include "tools/bench/bench.h"
 #include "tools/bench/bench_drive.h"
 
+struct sl_bench_limits {
+    struct sl_bench_rate read; /* of memory */
+    struct sl_bench_rate multiply[SL_BENCH_PEAKS];
+    struct sl_bench_rate drive; /* of the drives; 0: not known */
+};
+
 struct sl_bench_run {
     uint64_t ns;
     struct sl_account spent;
-    double read_rate;      /* of memory, 10^9 bytes a second */
-    double drive_rate;     /* of the drives, before and after the run; 0: not known */
-    uint64_t missed_bytes; /* read from the drives, but for predictions in vain */
-    double multiply_rate[SL_BENCH_PEAKS]; /* 10^9 a second */
+    uint64_t missed_bytes;         /* read from the drives, but for predictions in vain */
+    struct sl_bench_limits limits; /* between those before the run and after it */
 };
 
-/* Everything that a run is measured with; borrowed. */
+/* Everything that runs are measured with; borrowed. */
 struct sl_bench_runner {
     struct sl_engine *engine;
-    const struct sl_bench *bench;
+    struct sl_bench_probe *probe;
     struct sl_bench_drive *drive; /* may be closed */
     bool cold;                    /* each run begins with an empty cache */
 };
 
-/* Measures the limits, then work(context), then the drives again with the experts that the work
- * asked for: it tells them to sl_bench_drive_note(). Fails as the work and reads do. */
-typedef int sl_bench_work_fn(void *context, struct sl_err *err);
-int sl_bench_run_measure(const struct sl_bench_runner *runner, sl_bench_work_fn *work,
-                         void *context, struct sl_bench_run *ret_run, struct sl_err *err);
+/* Does the work of one run. */
+typedef int sl_bench_work_fn(void *context, uint32_t run_index, struct sl_err *err);
+
+/* Measures n_runs runs of the work in turn with the limits, the drives' with the experts that the
+ * work asked for: it tells them to sl_bench_drive_note(), also before the first run. *ret_n_done is
+ * how many are through, also where the work or a read fails. */
+int sl_bench_runs_measure(const struct sl_bench_runner *runner, sl_bench_work_fn *work,
+                          void *context, struct sl_bench_run *runs, uint32_t n_runs,
+                          uint32_t *ret_n_done, struct sl_err *err);
+
+/* Returns whether the limits of the cores, or of the drives, were disturbed. */
+bool sl_bench_run_is_disturbed(const struct sl_bench_run *run);
 
 /* The least that a phase could have taken: reading once what it needs, or multiplying at its
  * peak. */
@@ -40,11 +51,12 @@ double sl_bench_run_read_ns(const struct sl_bench_run *run, int phase);
 double sl_bench_run_multiply_ns(const struct sl_bench_run *run, int phase);
 
 /* Returns the rate at which a phase multiplies at most. */
-double sl_bench_run_peak(const struct sl_bench_run *run, int phase);
+struct sl_bench_rate sl_bench_run_peak(const struct sl_bench_run *run, int phase);
 
 struct sl_bench_totals {
     uint64_t read_bytes, multiplications, n_barriers, wait_ns;
-    double limit_ns; /* the least that the run could have taken, but for the drives */
+    double cores_ns; /* the least that the run could have taken, but for the drives */
+    double drive_ns; /* and they alone; 0: they were not read, or how fast they are is not known */
 };
 struct sl_bench_totals sl_bench_run_totals(const struct sl_bench_run *run);
 

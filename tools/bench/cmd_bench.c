@@ -14,6 +14,7 @@
 #include "core/base/size.h"
 
 #define SECONDS_DEFAULT 0.3
+#define READ_RATE_MAX 5e10 /* bytes a second that no thread of today reads from memory */
 
 struct arguments {
     struct sl_affinity affinity;
@@ -53,7 +54,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     }
 }
 
-static int run_all(const struct sl_bench *bench, struct sl_err *err)
+static int run_all(struct sl_bench *bench, struct sl_err *err)
 {
     int rc;
 
@@ -85,8 +86,12 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
     struct sl_bench bench;
     int rc;
 
-    rc = sl_bench_init(&bench, compute, arguments->seconds, arguments->json, err);
+    rc = sl_bench_init(
+        &bench, compute,
+        (uint64_t)(arguments->seconds * READ_RATE_MAX * sl_pool_thread_count(compute->pool)),
+        arguments->json, err);
     if (rc == 0) {
+        bench.seconds = arguments->seconds;
         bench.only = arguments->only;
         rc = check_only(&bench, err);
     }
@@ -136,11 +141,12 @@ static int bench_kernels(int argc, char **argv)
 int sl_cmd_bench(int argc, char **argv)
 {
     static const struct sl_kind kinds[] = {
-        {"decode", sl_bench_decode},   {"io", sl_bench_io},       {"kernels", bench_kernels},
-        {"prefill", sl_bench_prefill}, {"sweep", sl_bench_sweep},
+        {"decode", sl_bench_decode},
+        {"io", sl_bench_io},
+        {"kernels", bench_kernels},
+        {"prefill", sl_bench_prefill},
     };
-    static const char *const usage[] = {"kernels [OPTION...]",
-                                        "decode|prefill|sweep MODEL [OPTION...]",
+    static const char *const usage[] = {"kernels [OPTION...]", "decode|prefill MODEL [OPTION...]",
                                         "io MODEL|FILE... [OPTION...]", NULL};
 
     return sl_run_kind(kinds, SL_ARRAY_LEN(kinds), argc, argv, usage);

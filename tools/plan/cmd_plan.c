@@ -241,6 +241,7 @@ static int find_speeds(struct command *command, struct sl_err *err)
     const struct sl_multiplications core = sl_plan_core_peaks();
     struct sl_machine_speeds *s = &command->speeds;
     struct sl_machine_speeds measured = *s;
+    bool disturbed = false;
     int rc = 0;
 
     if (!command->probe) {
@@ -253,7 +254,9 @@ static int find_speeds(struct command *command, struct sl_err *err)
         rc = sl_plan_probe_drive(command->drive ? command->drive : command->model,
                                  sl_choose_io(command->open_io), &s->drive, err);
     if (rc == 0)
-        rc = sl_plan_probe_cores(command->n_cores, &measured, err);
+        rc = sl_plan_probe_cores(command->n_cores, &measured, &disturbed, err);
+    if (disturbed)
+        fprintf(stderr, "note: other work disturbed the cores while they were measured\n");
     s->multiply = measured.multiply;
     if (s->memory == 0)
         s->memory = measured.memory;

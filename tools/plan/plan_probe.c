@@ -5,47 +5,38 @@
 #include <sys/stat.h>
 
 #include "storage/io/io_probe.h"
-#include "tools/bench/bench.h"
+#include "tools/bench/bench_probe.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/expert_files.h"
 #include "core/kernels/dispatch.h"
 
-#define PROBE_NS UINT64_C(200000000)
+#define READING_NS UINT64_C(10000000)
 
 struct sl_multiplications sl_plan_core_peaks(void)
 {
     return (struct sl_multiplications){.int8 = 225, .bf16 = 112, .f32 = 56};
 }
 
-static double median_multiply_rate(const struct sl_bench *bench, enum sl_bench_peak peak)
+static void probe(struct sl_bench_probe *probe, struct sl_machine_speeds *speeds,
+                  bool *ret_disturbed)
 {
-    double rates[SL_BENCH_RUNS];
+    const struct sl_bench_rate memory = sl_bench_probe_read(probe, READING_NS),
+                               int8 = sl_bench_probe_multiply(probe, SL_BENCH_INT8, READING_NS),
+                               bf16 = sl_bench_probe_multiply(probe, SL_BENCH_BF16, READING_NS),
+                               f32 = sl_bench_probe_multiply(probe, SL_BENCH_F32, READING_NS);
 
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
-        rates[i] = sl_bench_multiply_rate(bench, peak, PROBE_NS / SL_BENCH_RUNS);
-    return sl_bench_median(rates, SL_BENCH_RUNS);
+    speeds->memory = memory.rate;
+    speeds->multiply = (struct sl_multiplications){int8.rate, bf16.rate, f32.rate};
+    *ret_disturbed = memory.disturbed || int8.disturbed || bf16.disturbed || f32.disturbed;
 }
 
-static void probe(const struct sl_bench *bench, struct sl_machine_speeds *speeds)
-{
-    double rates[SL_BENCH_RUNS];
-
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++)
-        rates[i] = sl_bench_read_rate(bench, PROBE_NS / 2);
-    speeds->memory = sl_bench_median(rates, SL_BENCH_RUNS);
-    speeds->multiply = (struct sl_multiplications){
-        .int8 = median_multiply_rate(bench, SL_BENCH_INT8),
-        .bf16 = median_multiply_rate(bench, SL_BENCH_BF16),
-        .f32 = median_multiply_rate(bench, SL_BENCH_F32),
-    };
-}
-
-int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err)
+int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bool *ret_disturbed,
+                        struct sl_err *err)
 {
     const struct sl_affinity affinity = sl_choose_affinity(n_threads);
     struct sl_kernels kernels;
     struct sl_pool *pool = NULL;
-    struct sl_bench bench;
+    struct sl_bench_probe cores;
     int rc;
 
     if ((rc = sl_kernels_select(&kernels, NULL, err)) == 0 &&
@@ -54,10 +45,10 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, st
             .kernels = &kernels, .pool = pool, .numerics = SL_NUMERICS_NATIVE};
 
         sl_pool_pin(pool, &affinity);
-        rc = sl_bench_init(&bench, &compute, PROBE_NS * 1e-9, false, err);
+        rc = sl_bench_probe_open(&cores, &compute, UINT64_MAX, err);
         if (rc == 0)
-            probe(&bench, speeds);
-        sl_bench_fini(&bench);
+            probe(&cores, speeds, ret_disturbed);
+        sl_bench_probe_close(&cores);
     }
     sl_pool_destroy(pool);
     return rc;

@@ -2,6 +2,7 @@
 #ifndef SL_TOOLS_PLAN_PLAN_PROBE_H
 #define SL_TOOLS_PLAN_PLAN_PROBE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/err.h"
@@ -12,9 +13,10 @@
  * (docs/PERFORMANCE.md, Kernels). */
 struct sl_multiplications sl_plan_core_peaks(void);
 
-/* Reads memory and multiplies with that many threads, for about a second; leaves the drive alone.
- * Fails with -ENOMEM. */
-int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, struct sl_err *err);
+/* Reads memory and multiplies with that many threads, for a part of a second; leaves the drive
+ * alone. Tells whether something disturbed that all the while. Fails with -ENOMEM. */
+int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bool *ret_disturbed,
+                        struct sl_err *err);
 
 /* Reads the drive, or drives, that hold the experts of the model in folder `path`, or else the file
  * `path`, through the back end `open_io`. Fails as opening does, and with -SL_EUNSUPPORTED where

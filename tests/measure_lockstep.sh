@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Measures texts in lockstep (sluice bench sweep) on a store of V4-Flash's sizes, from a drive that
+# Measures texts in lockstep (sluice bench decode) on a store of V4-Flash's sizes, from a drive that
 # the kernel holds to a rate, beside what sluice plan predicts. Needs root, and 4 GB in FOLDER for
 # each layer.
 #
-#   [LAYERS=4] tests/measure_sweep.sh FOLDER [MB_PER_S...] [-- OPTION...]
+#   [LAYERS=4] tests/measure_lockstep.sh FOLDER [MB_PER_S...] [-- OPTION...]
+#
+# Options go to bench decode, which has 1, 64 and 256 texts and two runs if they do not say otherwise:
+# some five minutes at 200 MB/s.
 #
 # LAYERS layers of 128 experts, with a cache of a quarter of them. The store lies in a file system of its
 # own on a loop device, whose reads blkio.throttle bounds; without rates it is measured as it is.
@@ -62,6 +65,7 @@ PYTHON
     "$sluice" pack "$folder/checkpoint" "$mount/store"
     rm -rf "$folder/checkpoint"
 fi
+sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1
 for rate in "${rates[@]:-0}"; do
     echo "$numbers ${rate}000000" >"$throttle"
     ssd=()
@@ -71,5 +75,6 @@ for rate in "${rates[@]:-0}"; do
     fi
     "$sluice" plan "$mount/store" --probe "${ssd[@]}" --curve even --cache "$cache" --context 131 |
         grep -e '^ *sequences' -e '^decode'
-    "$sluice" bench sweep "$mount/store" --cache "$cache" "$@"
+    "$sluice" bench decode "$mount/store" --cache "$cache" --sequences 1,64,256 --tokens 1 --runs 2 \
+        --position 128 "$@"
 done
