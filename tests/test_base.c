@@ -1,17 +1,20 @@
 /* Base: sizes, arenas, messages, the pool. Sizes are parsed and printed as people write them; an
  * arena measures exactly what it later hands out; the pool runs every item once, whatever the
- * number of threads. */
+ * number of threads, and no part of a job waits for its own thread. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "core/base/arena.h"
+#include "core/base/clock.h"
 #include "core/base/err.h"
 #include "core/base/pool.h"
 #include "core/base/size.h"
@@ -146,6 +149,47 @@ static void test_pool_runs_each_item_once(void **state)
     }
 }
 
+#define LATE_ITEMS 64u
+
+struct late {
+    atomic_uint n_done, n_gave_up;
+};
+
+/* The first piece of the second thread's part ends after all the rest of the job. */
+static void visit_late(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct late *late = context;
+    const uint64_t until_ns = sl_clock_ns() + 20 * UINT64_C(1000000000);
+
+    (void)thread_index;
+    if (first == LATE_ITEMS / 2)
+        while (atomic_load(&late->n_done) != LATE_ITEMS - (end - first))
+            if (sl_clock_ns() > until_ns) {
+                atomic_fetch_add(&late->n_gave_up, 1);
+                break;
+            }
+    atomic_fetch_add(&late->n_done, (uint32_t)(end - first));
+}
+
+/* Whoever has the late piece, the other thread must take over what is left of that part; also where
+ * threads sleep between two jobs. */
+static void test_pool_takes_over_from_a_late_thread(void **state)
+{
+    struct sl_pool *pool;
+
+    (void)state;
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    for (uint32_t i = 0; i < 200; i++) {
+        struct late late = {0};
+
+        sl_pool_run(pool, 0, LATE_ITEMS, 1, visit_late, &late);
+        assert_int_equal(late.n_gave_up, 0);
+        if (i % 10 == 0)
+            usleep(200);
+    }
+    sl_pool_destroy(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -155,6 +199,7 @@ int main(void)
         cmocka_unit_test(test_arena_hands_out_what_it_measured),
         cmocka_unit_test(test_messages_are_one_line),
         cmocka_unit_test(test_pool_runs_each_item_once),
+        cmocka_unit_test(test_pool_takes_over_from_a_late_thread),
     };
 
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);

@@ -1,14 +1,20 @@
-/* Owns the worker threads and the hand-over of one job at a time. A job is published under the
- * lock by raising `generation`; each worker takes its range, and the last to finish wakes the
- * driver. Workers look at `generation` for a short while before they sleep, since inside a step
- * jobs follow each other within microseconds. */
+/* Owns the worker threads and the hand-over of one job at a time. A job is published by raising
+ * `generation`; each worker works through its part piece by piece and then helps with the others',
+ * and the last to finish wakes the driver. Workers look at `generation` for a short while before
+ * they sleep, since inside a step jobs follow each other within microseconds. They sleep on the
+ * word itself (futex): behind a condition variable's lock they would all queue when woken. */
 #include "core/base/pool.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/base/assert.h"
 #include "core/base/clock.h"
@@ -16,11 +22,24 @@
 
 /* How long an idle thread watches for the next job before it sleeps: longer than the gap between
  * two jobs of a step, far shorter than a wait for the drive. */
-#define WATCH_NS 20000
+#define WATCH_NS 50000
+
+/* Pieces that a thread's part is cut into, so that others can take what a late thread leaves: a
+ * core that another program uses, or a slower one, keeps the rest waiting for a piece, not a part.
+ */
+#define PIECES_PER_PART 4u
+
+#define CACHE_LINE_BYTES 64
 
 #define PAGE_BYTES                                                                                 \
     4096u /* the smallest there is; touching larger ones several times is harmless                 \
            */
+
+/* One thread's part of a job. Anybody takes pieces from its front. */
+struct part {
+    _Alignas(CACHE_LINE_BYTES) atomic_size_t next;
+    size_t end;
+};
 
 struct worker {
     struct sl_pool *pool;
@@ -35,20 +54,20 @@ struct sl_pool {
     struct sl_affinity affinity;   /* all 0 before sl_pool_pin() */
     struct sl_cpu_mask driver_was; /* what the driver was tied to before */
 
-    pthread_mutex_t lock;        /* guards sleeping and waking; the job is published under it */
-    pthread_cond_t job_posted;   /* workers wait here */
-    pthread_cond_t job_finished; /* the driver waits here */
-
     /* The job. Written by the driver before it raises `generation` (release); read by workers after
      * they saw it raised (acquire). */
     sl_pool_fn *fn;
     void *context;
-    size_t n_items;
+    struct part *parts; /* n_threads; n_parts of them are the job's */
     uint32_t n_parts;
+    size_t piece_items; /* that are taken at a time */
+    bool is_tied;       /* each part is for its own thread */
 
-    atomic_uint_fast64_t generation; /* written by the driver only */
-    atomic_uint_fast64_t busy_ns;    /* of the present job: each worker adds its time in it */
-    atomic_uint_fast32_t n_busy;     /* workers that have not finished the present job */
+    _Alignas(CACHE_LINE_BYTES) atomic_uint generation; /* written by the driver only */
+    atomic_uint n_asleep;                              /* workers that wait for it to be raised */
+    _Alignas(CACHE_LINE_BYTES) atomic_uint n_busy;     /* workers that have not finished the job */
+    atomic_bool driver_is_asleep;                      /* until that is 0 */
+    atomic_uint_fast64_t busy_ns; /* of the present job: each worker adds its time in it */
     atomic_bool stop;
 
     /* The account of time: the driver's own. */
@@ -64,21 +83,42 @@ static size_t part_start(size_t n_items, uint32_t n_parts, uint32_t part)
     return n_items * part / n_parts;
 }
 
-static void run_part(const struct sl_pool *pool, uint32_t part)
+static void run_pieces(struct sl_pool *pool, struct part *part, uint32_t thread_index)
 {
-    size_t first = part_start(pool->n_items, pool->n_parts, part);
-    size_t end = part_start(pool->n_items, pool->n_parts, part + 1);
-    uint64_t saved;
+    for (;;) {
+        size_t first =
+            atomic_fetch_add_explicit(&part->next, pool->piece_items, memory_order_relaxed);
+        size_t end = first + pool->piece_items;
 
-    if (first == end)
-        return;
-    saved = sl_cpu_flush_subnormals();
-    pool->fn(pool->context, first, end, part);
+        if (first >= part->end)
+            return;
+        pool->fn(pool->context, first, end < part->end ? end : part->end, thread_index);
+    }
+}
+
+/* The thread's own part of the job, then what others have left of theirs. */
+static void run_share(struct sl_pool *pool, uint32_t thread_index)
+{
+    const uint32_t n_mine = pool->is_tied ? 1 : pool->n_parts;
+    const uint64_t saved = sl_cpu_flush_subnormals();
+
+    for (uint32_t i = 0; i < n_mine; i++)
+        run_pieces(pool, &pool->parts[(thread_index + i) % pool->n_parts], thread_index);
     sl_cpu_restore_float_mode(saved);
 }
 
+static void sleep_while(atomic_uint *word, uint32_t value)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void wake(atomic_uint *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
 /* Returns once `generation` differs from `seen`. */
-static void await_job(struct sl_pool *pool, uint64_t seen)
+static void await_job(struct sl_pool *pool, uint32_t seen)
 {
     uint64_t until_ns = sl_clock_ns() + WATCH_NS;
 
@@ -87,10 +127,11 @@ static void await_job(struct sl_pool *pool, uint64_t seen)
             sl_cpu_relax();
             continue;
         }
-        pthread_mutex_lock(&pool->lock);
-        while (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen)
-            pthread_cond_wait(&pool->job_posted, &pool->lock);
-        pthread_mutex_unlock(&pool->lock);
+        /* Counted before the word is looked at for the last time, by the kernel: either that sees
+         * it raised, or whoever raises it sees the count. */
+        atomic_fetch_add(&pool->n_asleep, 1);
+        sleep_while(&pool->generation, seen);
+        atomic_fetch_sub(&pool->n_asleep, 1);
     }
 }
 
@@ -98,7 +139,8 @@ static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
     struct sl_pool *pool = worker->pool;
-    uint64_t seen = 0, start_ns;
+    uint32_t seen = 0;
+    uint64_t start_ns;
 
     for (;;) {
         await_job(pool, seen);
@@ -107,16 +149,13 @@ static void *worker_main(void *argument)
             return NULL;
         if (worker->thread_index < pool->n_parts) {
             start_ns = sl_clock_ns();
-            run_part(pool, worker->thread_index);
+            run_share(pool, worker->thread_index);
             atomic_fetch_add_explicit(&pool->busy_ns, sl_clock_ns() - start_ns,
                                       memory_order_relaxed);
         }
-        /* Release: the driver reads what this part wrote after it sees the count reach zero. */
-        if (atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->job_finished);
-            pthread_mutex_unlock(&pool->lock);
-        }
+        /* The driver reads what this thread wrote after it sees the count reach zero. */
+        if (atomic_fetch_sub(&pool->n_busy, 1) == 1 && atomic_load(&pool->driver_is_asleep))
+            wake(&pool->n_busy);
     }
 }
 
@@ -124,25 +163,24 @@ static void post_job(struct sl_pool *pool)
 {
     atomic_store_explicit(&pool->n_busy, pool->n_started, memory_order_relaxed);
     atomic_store_explicit(&pool->busy_ns, 0, memory_order_relaxed);
-    pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-    pthread_cond_broadcast(&pool->job_posted);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_add(&pool->generation, 1);
+    if (atomic_load(&pool->n_asleep) != 0)
+        wake(&pool->generation);
 }
 
 static void await_finish(struct sl_pool *pool)
 {
     uint64_t until_ns = sl_clock_ns() + WATCH_NS;
+    uint32_t n_busy;
 
-    while (atomic_load_explicit(&pool->n_busy, memory_order_acquire) != 0) {
+    while ((n_busy = atomic_load_explicit(&pool->n_busy, memory_order_acquire)) != 0) {
         if (sl_clock_ns() < until_ns) {
             sl_cpu_relax();
             continue;
         }
-        pthread_mutex_lock(&pool->lock);
-        while (atomic_load_explicit(&pool->n_busy, memory_order_acquire) != 0)
-            pthread_cond_wait(&pool->job_finished, &pool->lock);
-        pthread_mutex_unlock(&pool->lock);
+        atomic_store(&pool->driver_is_asleep, true);
+        sleep_while(&pool->n_busy, n_busy);
+        atomic_store(&pool->driver_is_asleep, false);
     }
 }
 
@@ -152,16 +190,15 @@ int sl_pool_create(struct sl_pool **ret_pool, uint32_t n_threads, struct sl_err 
     int rc;
 
     sl_assert(n_threads >= 1 && n_threads <= SL_POOL_THREADS_MAX);
-    pool = calloc(1, sizeof(*pool));
+    pool = aligned_alloc(_Alignof(struct sl_pool), sizeof(*pool));
     if (!pool)
         return sl_err_set(err, -ENOMEM, "thread pool: out of memory");
+    memset(pool, 0, sizeof(*pool));
     pool->n_threads = n_threads;
     pool->since_ns = sl_clock_ns();
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->job_posted, NULL);
-    pthread_cond_init(&pool->job_finished, NULL);
     pool->workers = calloc(n_threads, sizeof(*pool->workers));
-    if (!pool->workers) {
+    pool->parts = aligned_alloc(_Alignof(struct part), n_threads * sizeof(*pool->parts));
+    if (!pool->workers || !pool->parts) {
         sl_pool_destroy(pool);
         return sl_err_set(err, -ENOMEM, "thread pool: out of memory");
     }
@@ -214,10 +251,8 @@ void sl_pool_destroy(struct sl_pool *pool)
         for (uint32_t i = 0; i < pool->n_started; i++)
             pthread_join(pool->workers[i].thread, NULL);
     }
+    free(pool->parts);
     free(pool->workers);
-    pthread_cond_destroy(&pool->job_finished);
-    pthread_cond_destroy(&pool->job_posted);
-    pthread_mutex_destroy(&pool->lock);
     free(pool);
 }
 
@@ -232,7 +267,7 @@ static void run_together(struct sl_pool *pool)
     uint64_t start_ns = sl_clock_ns(), had_ns, busy_ns;
 
     post_job(pool);
-    run_part(pool, 0);
+    run_share(pool, 0);
     busy_ns = sl_clock_ns() - start_ns;
     await_finish(pool);
     had_ns = (sl_clock_ns() - start_ns) * pool->n_threads;
@@ -242,26 +277,43 @@ static void run_together(struct sl_pool *pool)
     pool->account.of[pool->phase].n_barriers++;
 }
 
-void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
-                 void *context)
+/* Cuts the job into parts and runs it. */
+static void run_job(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain,
+                    bool is_tied, sl_pool_fn *fn, void *context)
 {
-    size_t parts_useful;
-    uint32_t outer;
+    const uint32_t outer = sl_pool_phase(pool, phase);
+    const size_t parts_useful = (n_items + grain - 1) / grain;
+    size_t part_items;
 
-    sl_assert(grain >= 1);
-    if (n_items == 0)
-        return;
-    outer = sl_pool_phase(pool, phase);
-    parts_useful = (n_items + grain - 1) / grain;
     pool->fn = fn;
     pool->context = context;
-    pool->n_items = n_items;
     pool->n_parts = parts_useful < pool->n_threads ? (uint32_t)parts_useful : pool->n_threads;
+    pool->is_tied = is_tied;
+    part_items = (n_items + pool->n_parts - 1) / pool->n_parts;
+    pool->piece_items = part_items;
+    if (!is_tied && pool->n_parts > 1) {
+        pool->piece_items = (part_items + PIECES_PER_PART - 1) / PIECES_PER_PART;
+        if (pool->piece_items < grain)
+            pool->piece_items = grain;
+    }
+    for (uint32_t i = 0; i < pool->n_parts; i++) {
+        atomic_store_explicit(&pool->parts[i].next, part_start(n_items, pool->n_parts, i),
+                              memory_order_relaxed);
+        pool->parts[i].end = part_start(n_items, pool->n_parts, i + 1);
+    }
     if (pool->n_parts == 1)
-        run_part(pool, 0);
+        run_share(pool, 0);
     else
         run_together(pool);
     sl_pool_phase(pool, outer);
+}
+
+void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
+                 void *context)
+{
+    sl_assert(grain >= 1);
+    if (n_items)
+        run_job(pool, phase, n_items, grain, false, fn, context);
 }
 
 struct first_touch {
@@ -295,7 +347,8 @@ uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, s
 {
     struct first_touch job = {base, item_bytes, n_copies, stride_bytes, 0};
 
-    sl_pool_run(pool, pool->phase, n_items, 1, touch, &job);
+    if (n_items)
+        run_job(pool, pool->phase, n_items, 1, true, touch, &job);
     return atomic_load_explicit(&job.taken_ns, memory_order_relaxed);
 }
 

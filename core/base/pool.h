@@ -1,8 +1,9 @@
 /* The compute threads.
  *
  * One pool for the process. A job is a function over items 0..n-1; the pool gives each thread one
- * contiguous range, so that the same thread meets the same rows again on the next step. What a job
- * computes must not depend on where the ranges are cut (docs/NUMERICS.md, one answer).
+ * contiguous part, so that the same thread meets the same rows again on the next step, in a few
+ * pieces, of which threads that are ready take over those of others that are late. What a job
+ * computes must not depend on where it is cut (docs/NUMERICS.md, one answer).
  *
  * One thread drives the pool: it calls sl_pool_run() and computes along. Workers sleep when idle.
  * Compute threads, the driver included, run with subnormals flushed to zero inside a job. */
@@ -19,8 +20,8 @@
 
 struct sl_pool;
 
-/* Works on items first <= i < end. thread_index is below sl_pool_thread_count(): it selects a
- * thread's own scratch memory. */
+/* Works on items first <= i < end; a thread may call it several times for one job. thread_index is
+ * below sl_pool_thread_count(): it selects a thread's own scratch memory. */
 typedef void sl_pool_fn(void *context, size_t first, size_t end, uint32_t thread_index);
 
 /* n_threads counts the driver: 1 makes a pool without workers. At most SL_POOL_THREADS_MAX.
@@ -38,8 +39,8 @@ void sl_pool_destroy(struct sl_pool *pool);
 uint32_t sl_pool_thread_count(const struct sl_pool *pool);
 
 /* Runs fn over n_items items and returns when all are done. `grain` is the least number of items
- * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone. The
- * job's time is booked in `phase` of the account. */
+ * worth a thread's waking (at least 1): a job of up to that many runs on the driver alone, and no
+ * piece has fewer, but for a part's last. The job's time is booked in `phase` of the account. */
 void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
                  void *context);
 

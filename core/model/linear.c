@@ -6,6 +6,11 @@
 /* Multiplications that are worth waking a thread for: some 20 microseconds' work. */
 #define MULTIPLICATIONS_PER_SHARE 65536u
 
+/* Shares of each thread, so that others can take over what a late thread leaves, where they stay
+ * large enough for the kernels to be at their best: they lay the activations out for each. */
+#define SHARES_PER_THREAD 4u
+#define TILES_PER_SHARE 8u
+
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics)
 {
@@ -172,15 +177,22 @@ static void run_shares(void *context, size_t first, size_t end, uint32_t thread_
 void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
                    const struct sl_linear_job *jobs, size_t n_jobs)
 {
-    struct shares shares = {compute, jobs, n_jobs, sl_pool_thread_count(compute->pool)};
+    const size_t n_threads = sl_pool_thread_count(compute->pool);
+    struct shares shares = {compute, jobs, n_jobs, n_threads};
     uint64_t work = 0, read_bytes = 0;
+    size_t n_tiles_max = 0;
 
     for (size_t i = 0; i < n_jobs; i++) {
         const struct sl_matrix *m = jobs[i].matrix;
 
         work += (uint64_t)m->rows * m->cols * jobs[i].token_count;
         read_bytes += sl_r16_tile_count(m->rows) * sl_matrix_tile_bytes(m);
+        if (sl_r16_tile_count(m->rows) > n_tiles_max)
+            n_tiles_max = sl_r16_tile_count(m->rows);
     }
+    for (size_t n = 2; n <= SHARES_PER_THREAD; n++)
+        if (n * n_threads * TILES_PER_SHARE <= n_tiles_max)
+            shares.n_shares = n * n_threads;
     sl_pool_count(compute->pool, phase, read_bytes, work);
     if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
         shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
