@@ -124,6 +124,14 @@ assert all(i["first_token"] < i["end_token"] and i["resumable"] for i in images)
 print(len(images), "images")'
 }
 check "images list" lists
+names_the_draft() { # draft model
+    "$sluice" generate "$2" -p "12 13" -n 4 --draft 1 --images "$scratch/$1-images" >/dev/null 2>&1 &&
+        "$sluice" images list "$scratch/$1-images" | grep " [0-9a-f]* $1  " &&
+        "$sluice" images list "$scratch/$1-images" --json | grep "\"draft\": \"$1\""
+}
+"$sluice" synth tests/oracle/configs/tiny-flash.json "$scratch/model" --dspark >/dev/null
+check "... says whose guesses an image is for" names_the_draft mtp tests/small
+check "... or those of DSpark" names_the_draft dspark "$scratch/model"
 check "images verify" "$sluice" images verify "$images"
 damaged() {
     local file rc

@@ -29,11 +29,14 @@ static const atomic_uint *reads_ahead(const struct sl_engine *e)
 
 int sl_engine_images_open(struct sl_engine *e, struct sl_err *err)
 {
+    const enum sl_draft_kind draft =
+        e->options.draft != SL_DRAFT_NONE ? e->draft.kind : SL_DRAFT_NONE;
     struct sl_images_options options = {
         .folder = e->options.images,
         .bytes_max = e->options.images_bytes_max,
         .owner = {.exact = e->options.numerics == SL_NUMERICS_EXACT,
-                  .with_mtp = e->options.draft != SL_DRAFT_NONE},
+                  .with_mtp = draft == SL_DRAFT_MTP,
+                  .with_dspark = draft == SL_DRAFT_DSPARK},
         .writer = e->options.images_writer ? e->options.images_writer : sl_file_writer_private(),
         .open_io = e->options.io,
         .reader = e->options.reader,

@@ -33,7 +33,8 @@
 struct sl_image_owner {
     uint64_t model; /* tells the weights and the config: see sl_model_identity() */
     bool exact;     /* numerics */
-    bool with_mtp;  /* the MTP block's part of the KV cache is there */
+    /* A draft's part of the KV cache is there: the MTP block's, or DSpark's stages'. */
+    bool with_mtp, with_dspark;
 };
 
 enum sl_image_part { SL_IMAGE_IDS, SL_IMAGE_ENTRIES, SL_IMAGE_MARK, SL_IMAGE_PARTS };

@@ -10,7 +10,7 @@
 #include "tools/cli/json_lines.h"
 #include "tools/cli/served_model.h"
 
-enum { OPTION_CONTEXT = 256, OPTION_OTHER_NAME, OPTION_PROFILE, OPTION_JSON };
+enum { OPTION_CONTEXT = 256, OPTION_JSON };
 
 struct command {
     const char *folder, *path;
@@ -24,14 +24,11 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     struct command *command = state->input;
 
     switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &command->served;
+        return 0;
     case OPTION_CONTEXT:
         command->context_tokens = sl_parse_count(state, "--context", value, 1u << 24);
-        return 0;
-    case OPTION_OTHER_NAME:
-        sl_parse_alias(state, &command->served, value);
-        return 0;
-    case OPTION_PROFILE:
-        sl_parse_profile(state, &command->served, value);
         return 0;
     case OPTION_JSON:
         command->json = true;
@@ -113,18 +110,16 @@ int sl_batch_check(int argc, char **argv)
     static const struct argp_option options[] = {
         {"context", OPTION_CONTEXT, "TOKENS", 0,
          "tokens that a prompt and its answer may have (default 65536, or what the model has)", 0},
-        {"alias", OPTION_OTHER_NAME, "NAME", 0,
-         "another name of the model that requests may name; may be given several times", 0},
-        {"profile", OPTION_PROFILE, "v4-preview|v4-0731", 0,
-         "the chat format (default: what the model's folder says, as inspect shows)", 0},
         {"json", OPTION_JSON, NULL, 0, "print one JSON object", 0},
         {0}};
+    static const struct argp_child children[] = {{&sl_served_model_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL IN",
         .doc = "Checks every line of a batch's input, IN, as MODEL would read it, and counts its "
-               "tokens. Prints a line for each fault, and fails if there is any."};
+               "tokens. Prints a line for each fault, and fails if there is any.",
+        .children = children};
     struct command command = {.folder = NULL};
     struct sl_err err = {0};
     int rc;

@@ -30,6 +30,9 @@
 #define ITEMS_MAX_DEFAULT 64u
 #define IMAGE_TOKENS 8192u
 
+/* Stands for a folder in the journal's, until that is known. */
+static const char images_default[] = "";
+
 /* An exit status of its own: all went well, and there is more to do. */
 #define STATUS_PARKED 3
 
@@ -40,16 +43,12 @@ enum {
     OPTION_ERRORS,
     OPTION_JOURNAL,
     OPTION_JOURNAL_EVERY,
-    OPTION_OTHER_NAME,
-    OPTION_PROFILE,
     OPTION_QUIET,
-    OPTION_BATCH_IMAGES,
-    OPTION_BATCH_IMAGES_MAX,
 };
 
 struct command {
     struct sl_engine_options options;
-    const char *input_path, *output_path, *error_path, *journal_path, *images;
+    const char *input_path, *output_path, *error_path, *journal_path;
     uint32_t items_max;
     double journal_s;
     bool skip_bad, quiet, has_until;
@@ -93,6 +92,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         state->child_inputs[0] = &command->options;
         state->child_inputs[1] = &command->options;
         state->child_inputs[2] = &command->options;
+        state->child_inputs[3] = &command->options;
+        state->child_inputs[4] = &command->served;
         return 0;
     case OPTION_ITEMS_MAX:
         command->items_max = sl_parse_count(state, "--max-items-at-once", value, 4095);
@@ -113,20 +114,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_JOURNAL_EVERY:
         command->journal_s = sl_parse_seconds(state, "--journal-every", value);
         return 0;
-    case OPTION_OTHER_NAME:
-        sl_parse_alias(state, &command->served, value);
-        return 0;
-    case OPTION_PROFILE:
-        sl_parse_profile(state, &command->served, value);
-        return 0;
     case OPTION_QUIET:
         command->quiet = true;
-        return 0;
-    case OPTION_BATCH_IMAGES:
-        command->images = value;
-        return 0;
-    case OPTION_BATCH_IMAGES_MAX:
-        command->options.images_bytes_max = sl_parse_size(state, "--images-max", value);
         return 0;
     case ARGP_KEY_ARG:
         return parse_argument(command, value, state);
@@ -151,14 +140,6 @@ static const struct argp_option options[] = {
      "what is needed to go on after a kill (default OUT.journal)", 0},
     {"journal-every", OPTION_JOURNAL_EVERY, "SECONDS", 0,
      "how often answers that are under way are journalled (default 10)", 0},
-    {"images", OPTION_BATCH_IMAGES, "DIR|none", 0,
-     "images of long prompts, so that a kill costs little (default: in the journal's folder)", 0},
-    {"images-max", OPTION_BATCH_IMAGES_MAX, "SIZE", 0,
-     "most bytes of all images in DIR (default 32G)", 0},
-    {"alias", OPTION_OTHER_NAME, "NAME", 0,
-     "another name of the model that requests may name; may be given several times", 0},
-    {"profile", OPTION_PROFILE, "v4-preview|v4-0731", 0,
-     "the chat format (default: what the model's folder says, as inspect shows)", 0},
     {"quiet", OPTION_QUIET, NULL, 0, "tell of nothing but what goes wrong", 0},
     {0}};
 
@@ -177,18 +158,12 @@ static int choose_paths(struct command *command, struct sl_err *err)
         command->error_path = command->default_error;
     if (n >= 0 && !command->journal_path)
         command->journal_path = command->default_journal;
-    if (n >= 0 && !command->images)
+    if (n >= 0 && command->options.images == images_default) {
         n |= asprintf(&command->default_images, "%s/images", command->journal_path);
-    if (n < 0)
-        return sl_err_set(err, -ENOMEM, "out of memory");
-    if (!command->images)
         command->options.images = command->default_images;
-    else if (strcmp(command->images, "none") != 0)
-        command->options.images = command->images;
+    }
     command->options.images_optional = command->default_images != NULL;
-    if (command->options.images_bytes_max == 0)
-        command->options.images_bytes_max = UINT64_C(32) << 30;
-    return 0;
+    return n < 0 ? sl_err_set(err, -ENOMEM, "out of memory") : 0;
 }
 
 static int identify(struct command *command, struct sl_err *err)
@@ -285,6 +260,7 @@ static void on_note(void *context, const char *line)
 
 static int open_batch(struct command *command, struct sl_err *err)
 {
+    const uint32_t every = command->options.images_every;
     const struct sl_batch_runner_options runner = {
         .journal = command->journal,
         .writer = sl_file_writer(),
@@ -292,7 +268,7 @@ static int open_batch(struct command *command, struct sl_err *err)
         .model_identity = command->identity,
         .items_max = command->items_max,
         .commit_ns = (uint64_t)(command->journal_s * 1e9),
-        .image_tokens = IMAGE_TOKENS,
+        .image_tokens = every > 0 ? every : IMAGE_TOKENS,
         .on_note = on_note,
         .context = command,
     };
@@ -512,18 +488,23 @@ static void finish(struct command *command)
 int sl_batch_run(int argc, char **argv)
 {
     static const struct argp_child children[] = {{&sl_engine_argp, 0, "Running the model:", 1},
+                                                 {&sl_images_argp, 0, NULL, 0},
                                                  {&sl_draft_argp, 0, NULL, 0},
                                                  {&sl_pages_argp, 0, NULL, 0},
+                                                 {&sl_served_model_argp, 0, NULL, 0},
                                                  {0}};
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
         .args_doc = "MODEL IN OUT",
-        .doc = "Answers all requests of the batch IN, lines of JSON as OpenAI's batches have them, "
-               "and writes a line for each to OUT, in any order. Killed at any moment, the same "
-               "command goes on where it was; the results are the same bytes.",
+        .doc =
+            "Answers all requests of the batch IN, lines of JSON as OpenAI's batches have them, "
+            "and writes a line for each to OUT, in any order. Killed at any moment, the same "
+            "command goes on where it was; the results are the same bytes. Images of long prompts "
+            "lie in the journal's folder, unless --images names another or none.",
         .children = children};
-    struct command command = {.items_max = ITEMS_MAX_DEFAULT, .journal_s = 10};
+    struct command command = {
+        .options.images = images_default, .items_max = ITEMS_MAX_DEFAULT, .journal_s = 10};
     struct sl_err err = {0};
     int rc, status;
 

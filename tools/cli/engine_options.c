@@ -232,7 +232,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT:
-        *o = (struct sl_engine_options){.affinity = sl_choose_affinity(0), .n_sequences = 1};
+        *o = (struct sl_engine_options){
+            .affinity = sl_choose_affinity(0), .n_sequences = 1, .images = o->images};
         return 0;
     case OPTION_THREADS:
         o->affinity =

@@ -10,7 +10,8 @@
 #include "tools/cli/output_file.h"
 
 /* The parser's input (state->child_inputs[...]) is a struct sl_engine_options, which it first sets
- * to the defaults. It takes MODEL as the only positional argument, and requires it. */
+ * to the defaults, but for `images`: a command may have one. It takes MODEL as the only positional
+ * argument, and requires it. */
 extern const struct argp sl_engine_argp;
 
 /* --images and what goes with it, for the commands that keep images. Its input is the same struct;

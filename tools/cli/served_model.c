@@ -10,21 +10,38 @@
 /* A conversation rarely has more; longer contexts are asked for. */
 #define CONTEXT_TOKENS_DEFAULT 65536u
 
-void sl_parse_alias(struct argp_state *state, struct sl_served_model *served, char *value)
+enum { OPTION_OTHER_NAME = 768, OPTION_PROFILE }; /* apart from the commands' and the engine's */
+
+static const struct argp_option options[] = {
+    {"alias", OPTION_OTHER_NAME, "NAME", 0,
+     "another name of the model that requests may give; may be given several times", 0},
+    {"profile", OPTION_PROFILE, "v4-preview|v4-0731", 0,
+     "the chat format (default: what the model's folder says, as inspect shows)", 0},
+    {0}};
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
 {
-    if (served->n_names == SL_MODEL_NAMES_MAX - 1)
-        argp_error(state, "--alias can be given %u times", SL_MODEL_NAMES_MAX - 1);
-    if (sl_utf8_mend(value))
-        argp_error(state, "--alias takes UTF-8, not \"%s\"", value);
-    served->names[++served->n_names] = value;
+    struct sl_served_model *served = state->input;
+
+    switch (key) {
+    case OPTION_OTHER_NAME:
+        if (served->n_names == SL_MODEL_NAMES_MAX - 1)
+            argp_error(state, "--alias can be given %u times", SL_MODEL_NAMES_MAX - 1);
+        if (sl_utf8_mend(value))
+            argp_error(state, "--alias takes UTF-8, not \"%s\"", value);
+        served->names[++served->n_names] = value;
+        return 0;
+    case OPTION_PROFILE:
+        served->profile = value;
+        if (sl_chat_profile_find(&served->model.profile.profile, value, NULL) < 0)
+            argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
 }
 
-void sl_parse_profile(struct argp_state *state, struct sl_served_model *served, const char *value)
-{
-    served->profile = value;
-    if (sl_chat_profile_find(&served->model.profile.profile, value, NULL) < 0)
-        argp_error(state, "--profile takes v4-preview or v4-0731, not \"%s\"", value);
-}
+const struct argp sl_served_model_argp = {.options = options, .parser = parse_option};
 
 static int choose_profile(struct sl_served_model *served, const char *folder, struct sl_err *err)
 {

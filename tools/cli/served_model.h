@@ -20,9 +20,9 @@ struct sl_served_model {
     struct sl_answer_model model;
 };
 
-/* Take the options --alias and --profile, whose values are borrowed, or end with argp_error(). */
-void sl_parse_alias(struct argp_state *state, struct sl_served_model *served, char *value);
-void sl_parse_profile(struct argp_state *state, struct sl_served_model *served, const char *value);
+/* --alias and --profile, as a child of the parsers of commands. Its input is a zeroed struct
+ * sl_served_model, which borrows the values. */
+extern const struct argp sl_served_model_argp;
 
 /* Opens the model in a folder; *context_tokens is set where it is 0. Prints the tokenizer's notes.
  * The caller closes it, also after an error. */

@@ -43,8 +43,6 @@ enum {
     OPTION_SOCKET_GROUP,
     OPTION_LISTEN,
     OPTION_KEY_FILE,
-    OPTION_OTHER_NAME,
-    OPTION_PROFILE,
     OPTION_PARALLEL,
     OPTION_SMALL_STEP,
     OPTION_QUEUE,
@@ -148,6 +146,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         state->child_inputs[1] = &command->options;
         state->child_inputs[2] = &command->options;
         state->child_inputs[3] = &command->options;
+        state->child_inputs[4] = &command->served;
         return 0;
     case OPTION_SOCKET:
         command->socket = value;
@@ -160,12 +159,6 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_KEY_FILE:
         command->key_file = value;
-        return 0;
-    case OPTION_OTHER_NAME:
-        sl_parse_alias(state, &command->served, value);
-        return 0;
-    case OPTION_PROFILE:
-        sl_parse_profile(state, &command->served, value);
         return 0;
     case OPTION_QUIET:
         command->quiet = true;
@@ -193,10 +186,6 @@ static const struct argp_option options[] = {
      "TCP requests must have the key that is in this file; other addresses than this machine's own "
      "are not listened on without one",
      0},
-    {"alias", OPTION_OTHER_NAME, "NAME", 0,
-     "another name of the model, for clients that insist on one; may be given several times", 0},
-    {"profile", OPTION_PROFILE, "v4-preview|v4-0731", 0,
-     "the chat format (default: what the model's folder says, as inspect shows)", 0},
     {"parallel", OPTION_PARALLEL, "N", 0, "texts that are made at a time (default 64)", 0},
     {"small-step", OPTION_SMALL_STEP, "TOKENS", 0,
      "most tokens of a step for those who wait for the next one (default 256)", 0},
@@ -577,6 +566,7 @@ int sl_cmd_serve(int argc, char **argv)
                                                  {&sl_images_argp, 0, NULL, 0},
                                                  {&sl_draft_argp, 0, NULL, 0},
                                                  {&sl_pages_argp, 0, NULL, 0},
+                                                 {&sl_served_model_argp, 0, NULL, 0},
                                                  {0}};
     static const struct argp argp = {
         .options = options,
