@@ -88,7 +88,7 @@ void sl_bench_probe_close(struct sl_bench_probe *probe)
 /* ---- readings ----------------------------------------------------------------------------------
  */
 
-/* One reading; each thread does as much as there is time for. */
+/* One reading: a job of an item for each thread, which does as much as there is time for. */
 struct reading {
     const struct sl_bench_probe *probe;
     sl_probe_multiply_fn *multiply; /* NULL: reads */
@@ -97,17 +97,19 @@ struct reading {
     atomic_size_t n_read;             /* the most pieces of any thread */
 };
 
-static void read_pieces(void *context, size_t first, size_t end, uint32_t thread_index)
+/* Reads the share of the area that thread `share` was the first to touch. */
+static void read_share(struct reading *reading, size_t share)
 {
-    struct reading *reading = context;
     const struct sl_bench_probe *probe = reading->probe;
+    const size_t n_threads = sl_pool_thread_count(probe->compute->pool);
+    const size_t first = share * piece_count(probe) / n_threads;
+    const size_t n_pieces = (share + 1) * piece_count(probe) / n_threads - first;
     const uint64_t end_ns = sl_clock_ns() + reading->ns;
     uint64_t sum = 0;
     size_t n = 0, most;
 
-    (void)thread_index;
     do {
-        const size_t piece = first + (probe->n_read + n) % (end - first);
+        const size_t piece = first + (probe->n_read + n) % n_pieces;
 
         sum ^= probe->compute->kernels->probes.read(PIECE_BYTES,
                                                     probe->area.base + piece * PIECE_BYTES);
@@ -120,21 +122,31 @@ static void read_pieces(void *context, size_t first, size_t end, uint32_t thread
         ;
 }
 
-static void multiply(void *context, size_t first, size_t end, uint32_t thread_index)
+static void read_shares(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    struct reading *reading = context;
+    (void)thread_index;
+    for (size_t share = first; share < end; share++)
+        read_share(context, share);
+}
+
+static void multiply_once(struct reading *reading)
+{
     const uint64_t end_ns = sl_clock_ns() + reading->ns;
     uint64_t n = 0;
     float sum = 0;
 
-    (void)first;
-    (void)end;
-    (void)thread_index;
     do
         n += reading->multiply(MULTIPLY_ROUNDS, &sum);
     while (sl_clock_ns() < end_ns);
     atomic_fetch_add(&reading->amount, n);
     atomic_fetch_add(&reading->sum, sum > 0);
+}
+
+static void multiply(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    (void)thread_index;
+    for (size_t i = first; i < end; i++)
+        multiply_once(context);
 }
 
 static double take_reading(struct sl_bench_probe *probe, struct reading *reading)
@@ -143,10 +155,8 @@ static double take_reading(struct sl_bench_probe *probe, struct reading *reading
     const uint64_t start_ns = sl_clock_ns();
 
     atomic_store(&reading->amount, 0);
-    if (reading->multiply)
-        sl_pool_run(pool, SL_PHASE_OUTSIDE, sl_pool_thread_count(pool), 1, multiply, reading);
-    else
-        sl_pool_run(pool, SL_PHASE_OUTSIDE, piece_count(probe), 1, read_pieces, reading);
+    sl_pool_run(pool, SL_PHASE_OUTSIDE, sl_pool_thread_count(pool), 1,
+                reading->multiply ? multiply : read_shares, reading);
     probe->n_read += atomic_exchange(&reading->n_read, 0);
     return (double)atomic_load(&reading->amount) / (double)(sl_clock_ns() - start_ns);
 }
