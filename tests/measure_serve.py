@@ -1,13 +1,14 @@
 """Speed of `sluice serve` beside the engine alone, and how long others keep a short request waiting.
 
-measure_serve.py SLUICE MODEL [SHARE]. For 1, 8 and 64 conversations, with a cache for all experts
-and for SHARE of them (0.25): tokens a second of the server and of `bench decode` with as many
-texts, and the part of the time that the server's engine was in no step, which is what HTTP and
+measure_serve.py SLUICE MODEL. For 1, 8 and 64 conversations, with a cache for all experts and for
+a quarter of them: tokens a second of the server and of `bench decode` with as many texts, with its
+limit, and the part of the time that the server's engine was in no step, which is what HTTP and
 scheduling cost. Then the time to the first token of a short request: alone, and beside a long
 prompt and 64 prompts that are being taken in, with the time of a layer of theirs. Where there is no
 MODEL it is made: four layers of V4-Flash with 64 experts each, 6 GB, which must fit into memory.
-WAITS_ONLY=1 leaves the speed out; SHARES=0.25 takes that cache alone; ROUNDS (5) runs are made of
-each.
+
+PARTS ("1 0.25 waits") names what is measured: caches by their share, and the waits; some minutes
+each. ROUNDS (3) runs are made of each, and medians printed.
 """
 import asyncio
 import atexit
@@ -24,17 +25,16 @@ import time
 import httpx
 
 SLUICE, MODEL = sys.argv[1:3]
-SHARE = float(sys.argv[3]) if len(sys.argv) > 3 else 0.25
 FOLDER = tempfile.TemporaryDirectory()
 SOCKET = FOLDER.name + "/socket"
-PAST_TOKENS, N_NEW, ROUNDS = 16, 40, int(os.environ.get("ROUNDS", 5))
+PAST_TOKENS, ROUNDS = 16, int(os.environ.get("ROUNDS", 3))
+NEW_TOKENS = {1: 40, 8: 24, 64: 16} # of each of so many texts
 LONG_TOKENS, MANY_TOKENS = 4000, 200
 
 # Decode of the same length as bench decode's, on prompts of the same length, in the same threads.
 SERVE = [SLUICE, "serve", MODEL, "--socket", SOCKET, "--no-hot-list", "--quiet", "--kv", "1G",
          "--state", "none",
          "--context", "8192", "--parallel", "96", "--keep-prompt", "0"]
-
 
 
 def make_slice():
@@ -83,15 +83,16 @@ async def talk(http, n_new, on_token):
 async def decode(http, n_texts):
     """Counters when all texts have begun, and when the first one is about to end."""
     seen, begun, ends = [0] * n_texts, asyncio.Event(), asyncio.Event()
+    n_new = NEW_TOKENS[n_texts]
 
     def on_token(i):
         seen[i] += 1
         if min(seen) >= 4:
             begun.set()
-        if max(seen) >= N_NEW - 4:
+        if max(seen) >= n_new - 4:
             ends.set()
 
-    texts = [asyncio.create_task(talk(http, N_NEW, lambda i=i: on_token(i)))
+    texts = [asyncio.create_task(talk(http, n_new, lambda i=i: on_token(i)))
              for i in range(n_texts)]
     over = asyncio.gather(*texts)
     over.add_done_callback(lambda _: (begun.set(), ends.set())) # a text may end by itself
@@ -103,11 +104,14 @@ async def decode(http, n_texts):
     return {key: last[key] - first[key] for key in last if key in first}
 
 
-def bench(n_texts, cache, warm):
-    made = subprocess.run([SLUICE, "bench", "decode", MODEL, "--tokens", "8", "--sequences",
-                           str(n_texts), "--cache", cache, "--json", *(["--warm"] if warm else [])],
+def bench(cache, warm):
+    """The figures of bench decode, by the number of texts."""
+    made = subprocess.run([SLUICE, "bench", "decode", MODEL, "--tokens", "6", "--sequences",
+                           ",".join(map(str, NEW_TOKENS)), "--cache", cache, "--runs", "3", "--json",
+                           *(["--warm"] if warm else [])],
                           capture_output=True, text=True, check=True).stdout
-    return {f["what"]: f["value"] for f in map(json.loads, made.splitlines())}["decode"]
+    return dict(zip(NEW_TOKENS, (f for f in map(json.loads, made.splitlines())
+                                 if f["what"] == "decode")))
 
 
 async def start(cache):
@@ -136,16 +140,17 @@ async def measure_decode(share):
     rates, outside = {}, {}
     async with client() as http:
         await decode(http, 64) # fills the cache
-        for n_texts in 1, 8, 64:
+        for n_texts in NEW_TOKENS:
             runs = [await decode(http, n_texts) for _ in range(ROUNDS)]
             rates[n_texts] = statistics.median(run["new_tokens"] / run["s"] for run in runs)
             outside[n_texts] = statistics.median(1 - run["busy_seconds"] / run["s"] for run in runs)
     stop(server)
-    for n_texts in rates:
-        alone = bench(n_texts, cache, share < 1)
-        print(f"cache for {share:4.0%}  {n_texts:2} texts: {rates[n_texts]:8.2f} tokens/s, bench decode"
-              f" {alone:8.2f} ({rates[n_texts] / alone:.1%}), outside of steps "
-              f"{outside[n_texts]:.2%}", flush=True)
+    for n_texts, alone in bench(cache, share < 1).items():
+        rate = rates[n_texts]
+        print(f"cache for {share:4.0%}  {n_texts:2} texts: {rate:8.2f} tokens/s, outside of steps "
+              f"{outside[n_texts]:.2%}; bench decode {alone['value']:8.2f} ({rate / alone['value']:.1%})"
+              f" of {alone['limit']:.2f} ({rate / alone['limit']:.1%})"
+              + (", disturbed" if alone["disturbed"] else ""), flush=True)
 
 
 # ---- the first token of a short request ---------------------------------------------------------
@@ -202,10 +207,10 @@ async def measure_waits():
 
 
 async def main():
-    if not os.environ.get("WAITS_ONLY"):
-        for share in map(float, os.environ.get("SHARES", f"1 {SHARE}").split()):
-            await measure_decode(share)
-    await measure_waits()
+    with open("/proc/cpuinfo") as file:
+        print(next(line.split(": ")[1].strip() for line in file if line.startswith("model name")))
+    for part in os.environ.get("PARTS", "1 0.25 waits").split():
+        await (measure_waits() if part == "waits" else measure_decode(float(part)))
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # so that the server ends, too
