@@ -9,6 +9,10 @@
 
 #define ENTRIES_AT_ONCE 64u /* decoded, and then turned while they are in the cache; even */
 
+/* Entries are laid out in blocks of so many, window entries by their positions and then compressed
+ * ones by their rank: which of them share a block does not depend on the rest of the group. */
+#define BLOCK_ENTRIES 32u
+
 static uint32_t heads_dim(const struct sl_config *c)
 {
     return c->num_attention_heads * c->head_dim;
@@ -24,9 +28,9 @@ uint64_t sl_attend_tile_bytes(const struct sl_config *config)
     return head_tiles(config) * sl_r16_bf16_tile_bytes(config->head_dim);
 }
 
-static uint32_t round_up_even(uint32_t n)
+static uint32_t whole_blocks(uint32_t n)
 {
-    return (n + 1) & ~1u;
+    return (n + BLOCK_ENTRIES - 1) / BLOCK_ENTRIES * BLOCK_ENTRIES;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------
@@ -43,7 +47,8 @@ uint32_t sl_attend_entries_max(const struct sl_config *c, uint32_t context_max)
             n = c->index_topk;
         most = n > most ? n : most;
     }
-    return round_up_even(c->sliding_window + SL_ATTEND_QUERIES_MAX + 1) + round_up_even(most);
+    return whole_blocks(BLOCK_ENTRIES - 1 + c->sliding_window + SL_ATTEND_QUERIES_MAX) +
+           whole_blocks(most);
 }
 
 struct sl_attend_bundle sl_attend_bundle_carve(struct sl_arena *arena, const struct sl_config *c,
@@ -105,7 +110,7 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
     const struct sl_step_token *tokens = step->tokens;
     struct sl_attend_group group = {
         .first = first,
-        .window_first = window_start(step, first) & ~1u,
+        .window_first = window_start(step, first) / BLOCK_ENTRIES * BLOCK_ENTRIES,
         .selected = sl_attend_is_selected(step, run->weights, first),
     };
     uint32_t n = 1, last;
@@ -116,10 +121,10 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
         n++;
     last = first + n - 1;
     group.n_queries = n;
-    group.window_slots = round_up_even(window_end(step, last) - group.window_first);
+    group.window_slots = whole_blocks(window_end(step, last) - group.window_first);
     group.n_compressed =
         group.selected ? step->config->index_topk : sl_attend_visible(step, run->weights, last);
-    group.n_entries = group.window_slots + round_up_even(group.n_compressed);
+    group.n_entries = group.window_slots + whole_blocks(group.n_compressed);
     return group;
 }
 

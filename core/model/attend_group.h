@@ -37,10 +37,10 @@ struct sl_attend_run {
 /* Queries that share their entries, and where those are laid out. */
 struct sl_attend_group {
     uint32_t first, n_queries; /* step indices */
-    uint32_t window_first;     /* position of window entry 0, even; may lie before the window */
-    uint32_t window_slots;     /* even; the compressed entries follow */
+    uint32_t window_first;     /* position of window entry 0; may lie before the window */
+    uint32_t window_slots;     /* in whole blocks; the compressed entries follow */
     uint32_t n_compressed;
-    uint32_t n_entries; /* window_slots + n_compressed, rounded up to even */
+    uint32_t n_entries; /* window_slots + n_compressed, in whole blocks */
     bool selected;      /* `chosen` holds the compressed entries, else they are 0, 1, ... */
 
     /* Memory that its caller lends it. */
