@@ -287,11 +287,12 @@ void sl_attend_finish(const struct sl_attend_run *in, const struct sl_attend_bun
     for (uint32_t h = 0; h < SL_R16_ROWS; h++) {
         uint32_t head = tile % tiles * SL_R16_ROWS + h, row = i * SL_R16_ROWS + h;
         float *out = bundle->sums + row * sl_r16_padded_rows(c->head_dim);
+        const float factor = 1.0f / bundle->total[row];
 
         if (head >= c->num_attention_heads)
             return;
         for (uint32_t d = 0; d < c->head_dim; d++)
-            out[d] = out[d] / bundle->total[row];
+            out[d] = out[d] * factor;
         finish_head(in, bundle->group->first + tile / tiles, head, out);
     }
 }
