@@ -8,7 +8,10 @@ void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
 {
     kernels->matmul_f32 = sl_matmul_f32_avx512;
     kernels->quantise_int8 = sl_quantise_int8_avx512;
+    kernels->kv_decode = sl_kv_decode_avx512;
+    kernels->pair_rows = sl_pair_rows_avx512;
     kernels->attend_softmax = sl_attend_softmax_avx512;
+    kernels->index_encode = sl_index_encode_avx512;
     kernels->probes.f32 = sl_probe_f32_avx512;
     if (cpu_flags & SL_CPU_AVX512_VNNI) {
         kernels->matmul_fp4 = sl_matmul_fp4_avx512vnni;
