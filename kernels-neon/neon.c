@@ -31,4 +31,7 @@ void sl_install_neon(struct sl_kernels *kernels, uint32_t cpu_flags)
     kernels->matmul_fp8_block = sl_matmul_fp8_block_neon;
     kernels->matmul_bf16 = sl_matmul_bf16_neon;
     kernels->quantise_int8 = sl_quantise_int8_neon;
+    kernels->kv_decode = sl_kv_decode_neon;
+    kernels->attend_softmax = sl_attend_softmax_neon;
+    kernels->index_encode = sl_index_encode_neon;
 }

@@ -11,5 +11,8 @@ sl_matmul_fp8_fn sl_matmul_fp8_neon;
 sl_matmul_fp8_fn sl_matmul_fp8_block_neon;
 sl_matmul_bf16_fn sl_matmul_bf16_neon;
 sl_quantise_int8_fn sl_quantise_int8_neon;
+sl_kv_decode_fn sl_kv_decode_neon;
+sl_attend_softmax_fn sl_attend_softmax_neon;
+sl_index_encode_fn sl_index_encode_neon;
 
 #endif
