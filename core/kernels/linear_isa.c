@@ -166,6 +166,31 @@ static void matmul_bf16(size_t tile_count, size_t cols, size_t token_count,
     }
 }
 
+/* Rows of a tile, as many as a register holds: of plain loops over them gcc makes vectors along the
+ * columns, and larger vectors it keeps in memory. */
+#if defined(__AVX512F__)
+#define LANES 16u
+#elif defined(__AVX__)
+#define LANES 8u
+#else
+#define LANES 4u
+#endif
+typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static inline __attribute__((always_inline)) void
+f32_tokens(size_t n_tokens, size_t cols, const float *restrict tile, const float *restrict x,
+           size_t x_stride, float *restrict y, size_t y_stride)
+{
+    lanes acc[TOKENS_AT_ONCE][ROWS / LANES] = {{{0}}};
+
+    for (size_t c = 0; c < cols; c++)
+        for (size_t t = 0; t < n_tokens; t++)
+            for (size_t v = 0; v < ROWS / LANES; v++)
+                acc[t][v] += *(const lanes *)(tile + c * ROWS + v * LANES) * x[t * x_stride + c];
+    for (size_t t = 0; t < n_tokens; t++)
+        memcpy(y + t * y_stride, acc[t], sizeof(acc[t]));
+}
+
 static void matmul_f32(size_t tile_count, size_t cols, size_t token_count,
                        const uint8_t *restrict w, const float *restrict x, size_t x_stride,
                        float *restrict y, size_t y_stride)
@@ -173,18 +198,13 @@ static void matmul_f32(size_t tile_count, size_t cols, size_t token_count,
     const float *tile_w = (const float *)(const void *)w;
 
     for (size_t tile = 0; tile < tile_count; tile++, tile_w += cols * ROWS, y += ROWS) {
-        for (size_t t = 0; t < token_count; t++) {
-            float acc[ROWS] = {0};
+        size_t t = 0;
 
-            for (size_t c = 0; c < cols; c++) {
-                float value = x[t * x_stride + c];
-
-                for (size_t r = 0; r < ROWS; r++)
-                    acc[r] += tile_w[c * ROWS + r] * value;
-            }
-            for (size_t r = 0; r < ROWS; r++)
-                y[t * y_stride + r] = acc[r];
-        }
+        for (; t + TOKENS_AT_ONCE <= token_count; t += TOKENS_AT_ONCE)
+            f32_tokens(TOKENS_AT_ONCE, cols, tile_w, x + t * x_stride, x_stride, y + t * y_stride,
+                       y_stride);
+        for (; t < token_count; t++)
+            f32_tokens(1, cols, tile_w, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     }
 }
 

@@ -79,41 +79,6 @@ void sl_r16_clear_fp4_rows(size_t first_row, size_t cols, uint8_t *tile)
     }
 }
 
-int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
-                    uint8_t *tiles)
-{
-    bool sound = true;
-
-    sl_assert(cols % SL_FP8_BLOCK == 0);
-    if (rows % SL_R16_ROWS)
-        memset(tiles + rows / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols), 0,
-               sl_r16_fp8_tile_bytes(cols));
-    for (size_t block = 0; block < cols / SL_FP8_BLOCK; block++) {
-        uint8_t scale_byte = scale_bytes[block];
-        /* Codes whose magnitude is below this are tiny once scaled. */
-        uint8_t magnitude_min =
-            sl_e4m3_magnitude_floor(SL_TINY_EXPONENT - ((int)scale_byte - (int)SL_E8M0_BIAS));
-
-        sound &= scale_is_sound(scale_byte);
-        for (size_t row = 0; row < rows; row++) {
-            const uint8_t *src = codes + row * cols + block * SL_FP8_BLOCK;
-            uint8_t *dst = tiles + row / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols) +
-                           block * SL_FP8_BLOCK * SL_R16_ROWS + row % SL_R16_ROWS * 2;
-            uint8_t bad = 0;
-
-            for (size_t col = 0; col < SL_FP8_BLOCK; col += 2, dst += 2 * SL_R16_ROWS) {
-                uint8_t even = src[col], odd = src[col + 1];
-
-                bad |= ((even & 0x7f) == 0x7f) | ((odd & 0x7f) == 0x7f);
-                dst[0] = (even & 0x7f) < magnitude_min ? 0 : even;
-                dst[1] = (odd & 0x7f) < magnitude_min ? 0 : odd;
-            }
-            sound &= !bad;
-        }
-    }
-    return sound ? 0 : -SL_ECORRUPT;
-}
-
 /* Eight pairs of neighbouring bytes of a row; at any address. */
 typedef uint16_t pairs __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
@@ -122,9 +87,10 @@ typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
 #define PAIRS_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 
 /* Eight rows of 16 bytes become eight columns of pairs, 32 bytes apart. Rows r and r + 4 are
- * interleaved three times over, which brings each column's pairs together. Returns all NaN codes
- * that were met, as set bytes. */
-static bytes16 transpose_pairs(const uint8_t *src, size_t row_bytes, uint8_t *dst)
+ * interleaved three times over, which brings each column's pairs together. Codes whose magnitude is
+ * below the least become zero. Returns all NaN codes that were met, as set bytes. */
+static bytes16 transpose_pairs(const uint8_t *src, size_t row_bytes, uint8_t magnitude_min,
+                               uint8_t *dst)
 {
     bytes16 bad = {0};
     pairs a[8], b[8];
@@ -132,7 +98,7 @@ static bytes16 transpose_pairs(const uint8_t *src, size_t row_bytes, uint8_t *ds
     for (size_t row = 0; row < 8; row++) {
         bytes16 codes = *(const bytes16 *)(const void *)(src + row * row_bytes);
 
-        a[row] = (pairs)codes;
+        a[row] = (pairs)(codes & (bytes16)((codes & 0x7f) >= magnitude_min));
         bad |= (bytes16)((codes & 0x7f) == 0x7f);
     }
     for (size_t i = 0; i < 4; i++) {
@@ -150,31 +116,69 @@ static bytes16 transpose_pairs(const uint8_t *src, size_t row_bytes, uint8_t *ds
     return bad;
 }
 
-int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles)
+static uint8_t drop_small(uint8_t code, uint8_t magnitude_min)
+{
+    return (code & 0x7f) < magnitude_min ? 0 : code;
+}
+
+/* Lays out columns first to end of a matrix, multiples of 16, without codes whose magnitude is
+ * below the least. Returns whether none was a NaN. */
+static bool lay_fp8(size_t rows, size_t cols, size_t first, size_t end, uint8_t magnitude_min,
+                    const uint8_t *codes, uint8_t *tiles)
 {
     const size_t whole_rows = rows / 8 * 8;
     bytes16 bad = {0};
     uint8_t any = 0;
 
-    sl_assert(cols % SL_FP8_BLOCK == 0);
-    if (rows % SL_R16_ROWS)
-        memset(tiles + rows / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols), 0,
-               sl_r16_fp8_tile_bytes(cols));
     for (size_t row = 0; row < rows; row += row < whole_rows ? 8 : 1) {
         const uint8_t *src = codes + row * cols;
         uint8_t *dst =
             tiles + row / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols) + row % SL_R16_ROWS * 2;
 
-        for (size_t col = 0; row < whole_rows && col < cols; col += 16)
-            bad |= transpose_pairs(src + col, cols, dst + col * SL_R16_ROWS);
-        for (size_t col = 0; row >= whole_rows && col < cols; col += 2) {
+        for (size_t col = first; row < whole_rows && col < end; col += 16)
+            bad |= transpose_pairs(src + col, cols, magnitude_min, dst + col * SL_R16_ROWS);
+        for (size_t col = first; row >= whole_rows && col < end; col += 2) {
             any |= ((src[col] & 0x7f) == 0x7f) | ((src[col + 1] & 0x7f) == 0x7f);
-            memcpy(dst + col * SL_R16_ROWS, src + col, 2);
+            dst[col * SL_R16_ROWS] = drop_small(src[col], magnitude_min);
+            dst[col * SL_R16_ROWS + 1] = drop_small(src[col + 1], magnitude_min);
         }
     }
     for (size_t i = 0; i < sizeof(bad); i++)
         any |= bad[i];
-    return any ? -SL_ECORRUPT : 0;
+    return !any;
+}
+
+static void clear_last_tile(size_t rows, size_t cols, uint8_t *tiles)
+{
+    if (rows % SL_R16_ROWS)
+        memset(tiles + rows / SL_R16_ROWS * sl_r16_fp8_tile_bytes(cols), 0,
+               sl_r16_fp8_tile_bytes(cols));
+}
+
+int sl_r16_pack_fp8(size_t rows, size_t cols, const uint8_t *codes, const uint8_t *scale_bytes,
+                    uint8_t *tiles)
+{
+    bool sound = true;
+
+    sl_assert(cols % SL_FP8_BLOCK == 0);
+    clear_last_tile(rows, cols, tiles);
+    for (size_t col = 0; col < cols; col += SL_FP8_BLOCK) {
+        const uint8_t scale_byte = scale_bytes[col / SL_FP8_BLOCK];
+        /* Codes whose magnitude is below this are tiny once scaled. */
+        const uint8_t magnitude_min =
+            sl_e4m3_magnitude_floor(SL_TINY_EXPONENT - ((int)scale_byte - (int)SL_E8M0_BIAS));
+
+        sound &= scale_is_sound(scale_byte);
+        sound &= lay_fp8(rows, cols, col, col + SL_FP8_BLOCK, magnitude_min, codes, tiles);
+    }
+    return sound ? 0 : -SL_ECORRUPT;
+}
+
+int sl_r16_pack_fp8_codes(size_t rows, size_t cols, const uint8_t *codes, uint8_t *tiles)
+{
+    sl_assert(cols % SL_FP8_BLOCK == 0);
+    clear_last_tile(rows, cols, tiles);
+    return lay_fp8(rows, cols, 0, cols, 0, codes, tiles) ? 0 : -SL_ECORRUPT;
 }
 
 int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales)
