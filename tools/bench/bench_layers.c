@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/list.h"
+#include "core/base/size.h"
 #include "core/model/forward.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/bench_past.h"
@@ -264,11 +265,29 @@ static void bench_phase(struct sl_bench *bench, struct layer *in, enum sl_phase 
         sl_bench_measure(bench, &work);
 }
 
+/* One query, and as many as a step has where these share their entries. */
+static void bench_attention(struct sl_bench *bench, struct layer *in, const char *model)
+{
+    const struct sl_config *c = &in->config;
+    const uint32_t n_compressed = in->past_tokens / c->compress_ratios[0];
+    const bool chosen = c->compress_ratios[0] == SL_CSA_RATIO;
+    char shape[64];
+
+    for (uint32_t n_tokens = 1; n_tokens <= (chosen ? 1 : TOKENS_MAX); n_tokens += TOKENS_MAX - 1) {
+        snprintf(shape, sizeof(shape), "%s, %u x %u%s, %u token%s", model, c->num_attention_heads,
+                 (chosen ? c->index_topk : n_compressed) + c->sliding_window,
+                 chosen ? " chosen" : "", n_tokens, n_tokens == 1 ? "" : "s");
+        bench_phase(bench, in, SL_PHASE_ATTENTION, n_tokens, SL_BENCH_BF16, shape);
+    }
+}
+
 static void bench_phases(struct sl_bench *bench, struct layer *in, const char *model)
 {
     const struct sl_config *c = &in->config;
     char shape[64];
 
+    if (sl_bench_wants(bench, sl_phase_name(SL_PHASE_ATTENTION)))
+        bench_attention(bench, in, model);
     if (c->compress_ratios[0] == SL_CSA_RATIO) {
         snprintf(shape, sizeof(shape), "%s, %u keys, top %u", model, in->past_tokens / SL_CSA_RATIO,
                  c->index_topk);
@@ -279,13 +298,6 @@ static void bench_phases(struct sl_bench *bench, struct layer *in, const char *m
         snprintf(shape, sizeof(shape), "%s, 1 token, 2 of 24 x %u", model,
                  c->hc_mult * c->hidden_size);
         bench_phase(bench, in, SL_PHASE_HYPER_CONNECTION, 1, SL_BENCH_PEAKS, shape);
-        return;
-    }
-    for (uint32_t n_tokens = 1; n_tokens <= TOKENS_MAX; n_tokens += TOKENS_MAX - 1) {
-        snprintf(shape, sizeof(shape), "%s, %u x %u, %u token%s", model, c->num_attention_heads,
-                 in->past_tokens / c->compress_ratios[0] + c->sliding_window, n_tokens,
-                 n_tokens == 1 ? "" : "s");
-        bench_phase(bench, in, SL_PHASE_ATTENTION, n_tokens, SL_BENCH_BF16, shape);
     }
 }
 
@@ -326,11 +338,15 @@ static int bench_layer(struct sl_bench *bench, const struct sl_config *config, c
 /* Returns whether any of the phases that bench_phases() measures on such a layer is wanted. */
 static bool wants_layer(struct sl_bench *bench, uint32_t ratio)
 {
-    if (ratio != SL_CSA_RATIO)
-        return sl_bench_wants(bench, sl_phase_name(SL_PHASE_ATTENTION));
-    return sl_bench_wants(bench, sl_phase_name(SL_PHASE_INDEXER)) ||
-           sl_bench_wants(bench, sl_phase_name(SL_PHASE_ROUTER)) ||
-           sl_bench_wants(bench, sl_phase_name(SL_PHASE_HYPER_CONNECTION));
+    static const enum sl_phase of_csa[] = {SL_PHASE_INDEXER, SL_PHASE_ROUTER,
+                                           SL_PHASE_HYPER_CONNECTION};
+
+    if (sl_bench_wants(bench, sl_phase_name(SL_PHASE_ATTENTION)))
+        return true;
+    for (size_t i = 0; ratio == SL_CSA_RATIO && i < SL_ARRAY_LEN(of_csa); i++)
+        if (sl_bench_wants(bench, sl_phase_name(of_csa[i])))
+            return true;
+    return false;
 }
 
 int sl_bench_layers(struct sl_bench *bench, struct sl_err *err)
