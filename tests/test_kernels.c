@@ -3,6 +3,8 @@
  * inputs and outputs next to guard pages and the space around outputs watched.
  *
  *   --hash      a hash of the reference's outputs instead, to compare builds with each other
+ *   --calls N ISA NAME SIZE...
+ *               N calls of an entry on one case, to count what one more takes
  *   SL_SEED=n   other inputs
  *   SL_SLOW=1   fewer: for valgrind and qemu */
 #include <setjmp.h>
@@ -185,6 +187,52 @@ static int print_hashes(void)
     return 0;
 }
 
+/* ---- calls to be counted -----------------------------------------------------------------------
+ */
+
+struct calls {
+    struct sl_kernels kernels;
+    long n;
+};
+
+static bool call_often(const struct kernel_spec *spec, struct kernel_case *c, void *context)
+{
+    const struct calls *calls = context;
+
+    case_reset_outputs(c);
+    for (long i = 0; i < calls->n; i++)
+        spec->call(c, &calls->kernels);
+    return false;
+}
+
+/* The arguments are those behind --calls. */
+static int make_calls(int argc, char **argv)
+{
+    size_t sizes[CASE_DIMS][2] = {{0}};
+    struct sl_kernels ref;
+    struct calls calls;
+    struct kernel_case c;
+
+    if (argc < 4 || sl_kernels_select(&calls.kernels, argv[1], NULL) < 0)
+        return 2;
+    calls.n = atol(argv[0]);
+    sl_kernels_select(&ref, "ref", NULL);
+    case_open(&c);
+    for (size_t i = 0; i < kernel_specs_count; i++) {
+        struct kernel_spec spec = kernel_specs[i];
+
+        if (strcmp(spec.name, argv[2]) != 0)
+            continue;
+        for (int d = 0; d < argc - 3 && d < (int)CASE_DIMS; d++) {
+            sizes[d][0] = (size_t)atol(argv[3 + d]);
+            spec.dims[d] = sizes[d];
+        }
+        case_for_each(&spec, &c, &ref, inputs_seed(), call_often, &calls);
+    }
+    case_close(&c);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     static struct check checks[N_ISAS * KERNELS_MAX];
@@ -194,6 +242,8 @@ int main(int argc, char **argv)
 
     if (argc > 1 && strcmp(argv[1], "--hash") == 0)
         return print_hashes();
+    if (argc > 1 && strcmp(argv[1], "--calls") == 0)
+        return make_calls(argc - 2, argv + 2);
     printf("# SL_SEED=%" PRIu64 "\n", inputs_seed());
     for (size_t isa = 0; isa < N_ISAS; isa++) {
         struct sl_kernels kernels;
