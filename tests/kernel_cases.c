@@ -93,6 +93,7 @@ static float pick(const struct kernel_case *c, size_t n, const float *values)
  * made from. */
 
 static const size_t some_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0};
+static const size_t key_tiles[] = {1, 2, 3, 4, 7, 8, 9, 16, 33, 0};
 static const size_t block_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 0};
 static const size_t block_cols[] = {128,  256,  384,  512,  1024,  1536,
                                     2048, 3072, 4096, 7168, 65536, 0};
@@ -512,19 +513,25 @@ static void call_index_encode(struct kernel_case *c, const struct sl_kernels *k)
     k->index_encode(c->dims[0], IN(0), OUT(0), OUT(1));
 }
 
-/* Of 20 heads 14 have one power of two as scale of all blocks. Weights are small, so that no sum
+/* Of 20 heads 14 have one power of two as scale of all blocks, or all have; likewise of eight tiles
+ * of keys seven have scales near each other, or random ones. Weights are small, so that no sum
  * overflows: infinities of both signs would make a NaN, whose bits are each processor's own. */
 static void prepare_index_scores(struct kernel_case *c, const struct sl_kernels *ref)
 {
     const size_t n_scales = c->dims[1] / SL_FP4_BLOCK_COLS;
+    const size_t n_groups = c->dims[0] * c->dims[1] / SL_FP4_GROUP_COLS;
     float *q_scale;
 
     prepare_matmul_fp4(c, ref);
     c->n_outputs = 0;
     q_scale = (float *)(void *)c->inputs[2].data;
     for (size_t h = 0; h < c->dims[2]; h++)
-        for (size_t b = 0; h % 20 < 14 && b < n_scales; b++)
+        for (size_t b = 0; (h % 20 < 14 || c->seed & 1) && b < n_scales; b++)
             q_scale[h * n_scales + b] = sl_exp2i((int)(h % 7) - 5);
+    for (size_t g = 0; c->seed & 2 && g < n_groups; g++)
+        for (size_t i = 0, near = rng_below(&c->rng, 8); near && i < 4 * SL_R16_ROWS; i++)
+            c->inputs[0].data[g * SL_FP4_GROUP_BYTES + i] =
+                (uint8_t)(SL_E8M0_BIAS - 3 + rng_below(&c->rng, 4));
     place_floats(c, 3, c->dims[2], 2);
     add_row(c, c->dims[0] * SL_R16_ROWS * sizeof(float));
 }
@@ -569,7 +576,7 @@ const struct kernel_spec kernel_specs[] = {
     PLANE(pool_rows, "rows", pooled_rows, "columns", pooled_cols),
     ROW(attend_softmax, entries),
     ROW(index_encode, index_counts),
-    LINEAR(index_scores, some_tiles, block_cols),
+    LINEAR(index_scores, key_tiles, block_cols),
 };
 const size_t kernel_specs_count = sizeof(kernel_specs) / sizeof(kernel_specs[0]);
 _Static_assert(sizeof(kernel_specs) / sizeof(kernel_specs[0]) ==

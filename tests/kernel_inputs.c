@@ -181,8 +181,10 @@ static void fill_scales(struct rng *rng, enum input_kind kind, size_t n_scales,
     for (size_t i = 0; i < n_scales; i++) {
         switch (kind_of_block(rng, kind)) {
         case INPUT_PLAIN:
-        case INPUT_TIES:
             scale_bytes[i] = (uint8_t)(SL_E8M0_BIAS - 10 + rng_below(rng, 10));
+            break;
+        case INPUT_TIES: /* near each other, as a model's are */
+            scale_bytes[i] = (uint8_t)(SL_E8M0_BIAS - 10 + rng_below(rng, 4));
             break;
         case INPUT_WIDE:
             scale_bytes[i] = (uint8_t)rng_below(rng, largest + 1);
