@@ -1,13 +1,13 @@
-/* What /v1/responses is asked: tools, and a conversation in items.
+/* Reads what /v1/responses is asked: tools, and a conversation in items.
  *
  * To the model all tools are functions. One in a namespace is called by both names, and a custom
  * one, whose input is no JSON, has a string as its only parameter. Pure functions. */
 #ifndef SL_DAEMON_PROTOCOL_RESPONSES_READ_H
 #define SL_DAEMON_PROTOCOL_RESPONSES_READ_H
 
-#include <jansson.h>
 #include <stdbool.h>
 
+#include "core/base/json.h"
 #include "daemon/protocol/protocol.h"
 
 #define SL_RESPONSES_CUSTOM_INPUT "input"
@@ -23,7 +23,7 @@ struct sl_responses_tool {
 bool sl_responses_find_tool(const json_t *tools, const char *space, const char *called,
                             struct sl_responses_tool *found);
 
-/* As in struct sl_protocol. */
+/* Is `read` of struct sl_protocol. */
 int sl_responses_read(struct sl_request *request, struct sl_refusal *refusal);
 
 #endif
