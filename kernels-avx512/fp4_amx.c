@@ -33,7 +33,7 @@
 
 /* Fewer tokens are AVX-512's, which decodes the weights on the way (measured on Sapphire Rapids).
  */
-#define TOKENS_MIN 6u
+#define TOKENS_MIN 7u
 
 /* Up to 64 tokens' activations of up to 4,096 columns, unit after unit: rows lie a power of two
  * apart and would evict each other from the cache. */

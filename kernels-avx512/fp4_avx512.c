@@ -4,7 +4,7 @@
  * One token: weights go from memory through the decoder straight into the dot product, and speed is
  * that of memory. Several tokens: a group of 128 columns at a time, two tiles decoded once for all
  * tokens, and the sums of up to six tokens by two tiles kept in registers: each activation that is
- * loaded serves two products, each weight six. */
+ * loaded serves two products, each weight six. Up to eight are done without that detour. */
 #include <stdbool.h>
 
 #include "core/kernels/formats.h"
@@ -261,6 +261,82 @@ static void add_panel(bool is_first, const struct panel *panel, size_t n_groups,
     }
 }
 
+/* ---- few tokens --------------------------------------------------------------------------------
+ * Up to eight have sums in registers for all columns, so a tile's weights go from memory through
+ * the decoder into the products of all of them. */
+
+#define FEW_TOKENS_MAX 8u
+
+/* One tile; n_tokens is a constant, which keeps the sums in registers. y: as in add_panel(). */
+static ALWAYS_INLINE void few_tile(size_t n_tokens, bool is_first, const struct panel *panel,
+                                   size_t n_groups, const uint8_t *w, float *y, size_t y_stride)
+{
+    const __m512i table = fp4_table();
+    const int8_t *x = panel->x;
+    const float *x_scale = panel->x_scale;
+    const int32_t *sums = panel->sums;
+    __m512 acc[FEW_TOKENS_MAX];
+
+    for (size_t t = 0; t < n_tokens; t++)
+        acc[t] = is_first ? _mm512_setzero_ps() : _mm512_loadu_ps(y + t * y_stride);
+    for (size_t g = 0; g < n_groups; g++, w += SL_FP4_GROUP_BYTES) {
+        for (size_t b = 0; b < BLOCKS; b++) {
+            const __m512 scale = _mm512_mul_ps(scales16(w + b * ROWS), _mm512_set1_ps(0.5f));
+            __m512i dot[FEW_TOKENS_MAX];
+
+            for (size_t t = 0; t < n_tokens; t++)
+                dot[t] = _mm512_set1_epi32(sums[t * BLOCKS + b]);
+#pragma GCC unroll 4 /* a loop would move the sums from register to register */
+            for (size_t j = 0; j < 4; j++) {
+                const __m512i codes = _mm512_loadu_si512(w + 64 + b * 256 + j * 64);
+                const __m512i low = fp4_low(codes, table), high = fp4_high(codes, table);
+                const int8_t *eight = x + b * SL_FP4_BLOCK_COLS + j * 8;
+
+                for (size_t t = 0; t < n_tokens; t++) {
+                    dot[t] =
+                        _mm512_dpbusd_epi32(dot[t], low, broadcast4(eight + t * SL_FP4_GROUP_COLS));
+                    dot[t] = _mm512_dpbusd_epi32(dot[t], high,
+                                                 broadcast4(eight + t * SL_FP4_GROUP_COLS + 4));
+                }
+            }
+            for (size_t t = 0; t < n_tokens; t++)
+                acc[t] = _mm512_fmadd_ps(
+                    _mm512_cvtepi32_ps(dot[t]),
+                    _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[t * BLOCKS + b])), acc[t]);
+        }
+        x += n_tokens * SL_FP4_GROUP_COLS;
+        x_scale += n_tokens * BLOCKS;
+        sums += n_tokens * BLOCKS;
+    }
+    for (size_t t = 0; t < n_tokens; t++)
+        _mm512_storeu_ps(y + t * y_stride, acc[t]);
+}
+
+#define FEW_TILES(n)                                                                               \
+    case n:                                                                                        \
+        for (size_t tile = 0; tile < tile_count; tile++)                                           \
+            few_tile(n, is_first, panel, n_groups, w + tile * tile_bytes, y + tile * ROWS,         \
+                     y_stride);                                                                    \
+        break
+
+static void add_panel_few(bool is_first, const struct panel *panel, size_t n_groups,
+                          size_t tile_count, size_t tile_bytes, size_t n_tokens, const uint8_t *w,
+                          float *y, size_t y_stride)
+{
+    switch (n_tokens) {
+        FEW_TILES(1);
+        FEW_TILES(2);
+        FEW_TILES(3);
+        FEW_TILES(4);
+        FEW_TILES(5);
+        FEW_TILES(6);
+        FEW_TILES(7);
+        FEW_TILES(8);
+    default:
+        break;
+    }
+}
+
 static void fp4_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
                        const int8_t *x, const float *x_scale, float *y, size_t y_stride)
 {
@@ -271,8 +347,12 @@ static void fp4_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
         size_t n = groups - g < GROUPS_MAX ? groups - g : GROUPS_MAX;
 
         fill_panel(&panel, n, cols, n_tokens, x + g * SL_FP4_GROUP_COLS, x_scale + g * BLOCKS);
-        add_panel(g == 0, &panel, n, tile_count, tile_bytes, n_tokens, w + g * SL_FP4_GROUP_BYTES,
-                  y, y_stride);
+        if (n_tokens <= FEW_TOKENS_MAX)
+            add_panel_few(g == 0, &panel, n, tile_count, tile_bytes, n_tokens,
+                          w + g * SL_FP4_GROUP_BYTES, y, y_stride);
+        else
+            add_panel(g == 0, &panel, n, tile_count, tile_bytes, n_tokens,
+                      w + g * SL_FP4_GROUP_BYTES, y, y_stride);
     }
 }
 

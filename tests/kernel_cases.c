@@ -513,9 +513,10 @@ static void call_index_encode(struct kernel_case *c, const struct sl_kernels *k)
     k->index_encode(c->dims[0], IN(0), OUT(0), OUT(1));
 }
 
-/* Of 20 heads 14 have one power of two as scale of all blocks, or all have; likewise of eight tiles
- * of keys seven have scales near each other, or random ones. Weights are small, so that no sum
- * overflows: infinities of both signs would make a NaN, whose bits are each processor's own. */
+/* Of 20 heads 14 have one power of two as scale of all blocks, or all have; and of 16 tiles of keys
+ * 14 have scales near each other and one nearly so, or all are random. Weights are small, so that
+ * no sum overflows: infinities of both signs would make a NaN, whose bits are each processor's own.
+ */
 static void prepare_index_scores(struct kernel_case *c, const struct sl_kernels *ref)
 {
     const size_t n_scales = c->dims[1] / SL_FP4_BLOCK_COLS;
@@ -529,9 +530,9 @@ static void prepare_index_scores(struct kernel_case *c, const struct sl_kernels 
         for (size_t b = 0; (h % 20 < 14 || c->seed & 1) && b < n_scales; b++)
             q_scale[h * n_scales + b] = sl_exp2i((int)(h % 7) - 5);
     for (size_t g = 0; c->seed & 2 && g < n_groups; g++)
-        for (size_t i = 0, near = rng_below(&c->rng, 8); near && i < 4 * SL_R16_ROWS; i++)
+        for (size_t i = 0, near = rng_below(&c->rng, 16); near && i < 4 * SL_R16_ROWS; i++)
             c->inputs[0].data[g * SL_FP4_GROUP_BYTES + i] =
-                (uint8_t)(SL_E8M0_BIAS - 3 + rng_below(&c->rng, 4));
+                (uint8_t)(SL_E8M0_BIAS - 3 + rng_below(&c->rng, near == 1 ? 5 : 4));
     place_floats(c, 3, c->dims[2], 2);
     add_row(c, c->dims[0] * SL_R16_ROWS * sizeof(float));
 }
