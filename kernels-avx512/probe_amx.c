@@ -1,40 +1,58 @@
-/* A probe of the products of tiles that the linears use: independent sums that keep the unit busy,
- * and nothing else. */
+/* A probe of what FP4 weights by int8 activations can reach at most with AMX: blocks of 32 columns,
+ * since each has its scale, of 16 tokens by 16 rows. Products of tiles alone would promise two to
+ * four times of it: every block's sums must go through memory to float32 registers, and be added
+ * there, which is what takes the time. (The indexer may add up 128 columns in a tile where scales
+ * allow it, and then is faster than this.) */
 #include "kernels-avx512/amx.h"
-#include "kernels-avx512/tiles_amx.h"
 
+#include <immintrin.h>
 #include <string.h>
 
-#define CHAINS 4u
+#include "kernels-avx512/tiles_amx.h"
 
-/* In blocks of 32 columns: that is how FP4 weights share a scale, and each block's sum must come
- * out on its own. Such a product takes as long as one of 64 columns. */
-#define BLOCK_COLS 32u
+#define BLOCK_COLS SL_FP4_BLOCK_COLS
+#define ROWS SL_R16_ROWS
+
+/* Stores a block's sums, begins the next one, and adds them. */
+#define BLOCK(tile)                                                                                \
+    do {                                                                                           \
+        TILE_STORE(tile, sums, ROWS * 4);                                                          \
+        TILE_ZERO(tile);                                                                           \
+        TILE_DOT_INT8(tile, 0, 1);                                                                 \
+        for (size_t t = 0; t < TILE_ROWS_MAX; t++)                                                 \
+            acc[t] =                                                                               \
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])), factor, acc[t]);   \
+    } while (0)
 
 uint64_t sl_probe_int8_amx(size_t rounds, float *sum)
 {
+    const __m512 factor = _mm512_set1_ps(0x1p-20f);
     struct tile_config config = {.palette = 1};
+    _Alignas(64) int32_t sums[TILE_ROWS_MAX][ROWS];
     int8_t ones[TILE_ROWS_MAX * TILE_ROW_BYTES_MAX];
-    int32_t sums[TILE_ROWS_MAX * TILE_ROW_BYTES_MAX / 4];
+    __m512 acc[TILE_ROWS_MAX];
 
     memset(ones, 1 + (int)*sum, sizeof(ones));
     for (size_t i = 0; i < TILES; i++) {
-        config.rows[i] = TILE_ROWS_MAX;
-        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
+        config.rows[i] = i == 1 ? BLOCK_COLS / 4 : TILE_ROWS_MAX;
+        config.row_bytes[i] = i == 0 ? BLOCK_COLS : ROWS * 4;
     }
-    config.row_bytes[4] = BLOCK_COLS;
-    config.rows[5] = BLOCK_COLS / 4;
+#pragma GCC unroll 16 /* or the sums are no registers */
+    for (size_t t = 0; t < TILE_ROWS_MAX; t++)
+        acc[t] = _mm512_setzero_ps();
     tiles_begin(&config);
-    TILE_LOAD(4, ones, TILE_ROW_BYTES_MAX);
-    TILE_LOAD(5, ones, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(0, ones, BLOCK_COLS);
+    TILE_LOAD(1, ones, ROWS * 4);
     for (size_t round = 0; round < rounds; round++) {
-        TILE_DOT_INT8(0, 4, 5);
-        TILE_DOT_INT8(1, 4, 5);
-        TILE_DOT_INT8(2, 4, 5);
-        TILE_DOT_INT8(3, 4, 5);
+        BLOCK(4);
+        BLOCK(5);
+        BLOCK(6);
+        BLOCK(7);
     }
-    TILE_STORE(0, sums, TILE_ROW_BYTES_MAX); /* volatile: none of the others is left out */
     tiles_end();
-    *sum += (float)sums[0];
-    return (uint64_t)rounds * CHAINS * TILE_ROWS_MAX * SL_R16_ROWS * BLOCK_COLS;
+#pragma GCC unroll 16
+    for (size_t t = 1; t < TILE_ROWS_MAX; t++)
+        acc[0] = _mm512_add_ps(acc[0], acc[t]);
+    *sum += _mm512_reduce_add_ps(acc[0]);
+    return (uint64_t)rounds * 4 * TILE_ROWS_MAX * ROWS * BLOCK_COLS;
 }

@@ -160,7 +160,8 @@ typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_coun
 typedef uint64_t sl_probe_read_fn(size_t size_bytes, const uint8_t *data);
 
 /* Multiplies and adds in registers alone, `rounds` times some; returns how many multiplications
- * that was. *sum, 0 at first, depends on all of them. */
+ * that was. *sum, 0 at first, depends on all of them. (With AMX a block's int8 sums must pass
+ * through memory, and that is part of it.) */
 typedef uint64_t sl_probe_multiply_fn(size_t rounds, float *sum);
 
 /* bf16 and int8 are NULL where the set's matrix kernels multiply float32 instead. */
