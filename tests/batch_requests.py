@@ -86,13 +86,24 @@ def batch(batch_id):
 
 
 def wait_for(batch_id, *statuses):
-    def ended():
+    """Waits as long as something goes on, however slowly, and tells what it was that stood still."""
+    seen, end = None, 0
+    while True:
         now = batch(batch_id)
-        assert now["status"] in (*statuses, "validating", "in_progress", "finalizing",
-                                 "cancelling"), now
-        return now["status"] in statuses and now
+        if now["status"] in statuses:
+            return now
+        assert now["status"] in ("validating", "in_progress", "finalizing", "cancelling"), now
+        status = client.get("/status").json()
+        then, seen = seen, (now["status"], now["request_counts"], status["serving"]["steps"])
+        if seen != then:
+            end = time.monotonic() + 60
+        assert time.monotonic() < end, (now, status, log_end())
+        time.sleep(0.05)
 
-    return wait_until(ended, 60)
+
+def log_end():
+    with open(f"{FOLDER}/log") as log:
+        return log.read()[-2000:]
 
 
 def content(file_id):
@@ -399,6 +410,40 @@ def interactive_goes_first():
     return f"8 tokens took {lasted:.1f} s"
 
 
+def forgotten():
+    """A batch goes with its files, and the disk has their space again."""
+    def kept():
+        return sum(os.stat(f"/proc/{daemon.pid}/fd/{fd}").st_size
+                   for fd in os.listdir(f"/proc/{daemon.pid}/fd")
+                   if "(deleted)" in os.readlink(f"/proc/{daemon.pid}/fd/{fd}")
+                   and "/state/" in os.readlink(f"/proc/{daemon.pid}/fd/{fd}"))
+
+    file_id = upload_lines([item(1), item(2, temperature="hot")])
+    done = wait_for(create(file_id, skip_bad=True), "completed")
+    batch_id = done["id"]
+    slow = create(upload_lines([item(i, 1800) for i in range(4)]))
+    error_of(client.delete(f"/v1/batches/{slow}"), 409)
+    client.post(f"/v1/batches/{slow}/cancel")
+    assert client.delete(f"/v1/batches/{batch_id}").json() == {
+        "id": batch_id, "object": "batch", "deleted": True}
+    error_of(client.delete(f"/v1/batches/{batch_id}"), 404)
+    error_of(client.get(f"/v1/batches/{batch_id}"), 404)
+    for gone in file_id, done["output_file_id"], done["error_file_id"]:
+        error_of(client.get(f"/v1/files/{gone}"), 404)
+    assert kept() == 0
+    wait_for(slow, "cancelled")
+    end(signal.SIGKILL)
+    start()
+    error_of(client.get(f"/v1/batches/{batch_id}"), 404)
+    assert "forgotten" in command("forget", slow)[0]
+    command("forget", slow, status=1)
+    command("forget", slow, "--older", "1d", status=2)
+    ended = create(upload_lines([item(1)]))
+    wait_for(ended, "completed")
+    assert command("forget", "--older", "1h")[0] == ""
+    assert batch(ended)["status"] == "completed"
+
+
 def lists_of_batches():
     all_ids = []
     after = {}
@@ -461,7 +506,8 @@ def commands():
     assert "its results come" in command("results", slow, status=1)[1]
     assert slow in command("cancel", slow)[0]
     wait_for(slow, "cancelled")
-    for bad in ("status", "no"), ("results", "../status"), ("cancel", "batch_no"):
+    for bad in (("status", "no"), ("results", "../status"), ("cancel", "batch_no"),
+                ("forget", "batch_no")):
         command(*bad, status=1)
     command("submit", f"{FOLDER}/nowhere", status=1)
     command("submit", status=2)
@@ -476,7 +522,7 @@ def one_server_for_a_folder():
 tests = [files_come_back, lists_of_files, bad_uploads, hang_up_during_upload, unknown_ids,
          bad_creations, bad_lines_are_listed, results_are_those_of_a_run_alone, other_endpoints,
          bad_lines_are_skipped, deleted_in_use, cancelled, expires, urgent_ones_first,
-         interactive_goes_first, restarts_in_the_middle, lists_of_batches, status_and_metrics,
+         interactive_goes_first, restarts_in_the_middle, forgotten, lists_of_batches, status_and_metrics,
          commands, one_server_for_a_folder]
 wanted = sys.argv[4:]
 start()

@@ -17,6 +17,7 @@
 
 #include "core/base/assert.h"
 #include "core/base/clock.h"
+#include "core/base/size.h"
 #include "daemon/batch/batch_runner_internal.h"
 
 #define KEY_BYTES 64
@@ -176,19 +177,24 @@ static void keep_made(struct sl_batch_runner *r)
     }
 }
 
-/* Others may change what they keep with a batch meanwhile, so a copy is shown. */
-static void tell_change(struct sl_batch_runner *r, const struct sl_batch *batch)
+/* A cancellation may change the record meanwhile, so a copy is shown. */
+void sl_batch_tell(struct sl_batch_runner *r, struct sl_batch *batch)
 {
     struct sl_batch_record record;
     int rc;
 
+    batch->is_to_tell = false;
+    if (!r->options.on_change)
+        return;
     pthread_mutex_lock(&r->lock);
     rc = sl_batch_record_copy(&record, &batch->record);
     pthread_mutex_unlock(&r->lock);
-    if (rc < 0)
-        return;
-    r->options.on_change(r->options.context, &record);
-    sl_batch_record_fini(&record);
+    if (rc == 0) {
+        rc = r->options.on_change(r->options.context, &record);
+        sl_batch_record_fini(&record);
+    }
+    batch->is_to_tell = rc < 0;
+    batch->tell_ns = sl_clock_ns() + r->options.retry_ns;
 }
 
 static void keep_batch(struct sl_batch_runner *r, struct sl_batch *batch)
@@ -201,9 +207,8 @@ static void keep_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     batch->kept_state = batch->record.state;
     pthread_mutex_unlock(&r->lock);
     batch->has_changed = false;
-    if (batch->is_to_tell && r->options.on_change)
-        tell_change(r, batch);
-    batch->is_to_tell = false;
+    if (batch->is_to_tell)
+        sl_batch_tell(r, batch);
     if (sl_batch_has_ended(batch->record.state))
         sl_batch_empty(batch);
 }
@@ -249,6 +254,22 @@ int sl_batch_put_text(struct sl_batch_runner *r, const char *kind, uint32_t numb
 
     batch_key(key, kind, number);
     sl_journal_put(&changes, key, text, strlen(text));
+    rc = sl_journal_commit(r->options.journal, &changes, err);
+    sl_journal_changes_fini(&changes);
+    return rc;
+}
+
+int sl_batch_remove(struct sl_batch_runner *r, uint32_t number, struct sl_err *err)
+{
+    static const char *const kinds[] = {"batch", "about", "cancel"};
+    struct sl_journal_changes changes = {0};
+    char key[KEY_BYTES];
+    int rc;
+
+    for (size_t i = 0; i < SL_ARRAY_LEN(kinds); i++) {
+        batch_key(key, kinds[i], number);
+        sl_journal_remove(&changes, key);
+    }
     rc = sl_journal_commit(r->options.journal, &changes, err);
     sl_journal_changes_fini(&changes);
     return rc;
@@ -449,7 +470,8 @@ int sl_batch_load(struct sl_batch_runner *r, struct sl_err *err)
         (size_bytes != strlen(identity) || memcmp(model, identity, size_bytes) != 0))
         return sl_err_set(err, -EINVAL,
                           "the journal is of another model or other numerics (%.*s, but this is "
-                          "%s): results of both would be mixed",
+                          "%s): results of both would be mixed; a checkpoint that was copied is "
+                          "the same model if its files kept their times (cp -p)",
                           (int)(size_bytes < 100 ? size_bytes : 100), (const char *)model,
                           identity);
     if ((rc = sl_catalog_entries_each(entries, "batch/", load_batch, r, err)) < 0 ||

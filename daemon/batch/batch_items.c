@@ -84,6 +84,15 @@ static void end_with_error(struct sl_batch_runner *r, struct sl_batch *batch, ui
     count_end(r, batch, item_index, SL_ITEM_FAILED);
 }
 
+/* Memory that did not suffice may do so again when others have left it. */
+static void allow_more(struct sl_batch_runner *r)
+{
+    if (r->items_max == r->options.items_max || ++r->n_ended_well < r->items_max)
+        return;
+    r->items_max++;
+    r->n_ended_well = 0;
+}
+
 static void end_well(struct sl_batch_runner *r, struct sl_live_item *live)
 {
     const struct sl_usage *usage = &live->answer.usage;
@@ -91,6 +100,7 @@ static void end_well(struct sl_batch_runner *r, struct sl_live_item *live)
 
     sl_batch_line_write(live->custom_id, &live->answer, &batch->output.lines);
     count_end(r, batch, live->item_index, SL_ITEM_DONE);
+    allow_more(r);
     batch->n_ended_made += usage->n_new_tokens;
     sl_batch_estimate_answer(&r->estimate, usage->n_new_tokens);
     pthread_mutex_lock(&r->lock);
@@ -131,6 +141,7 @@ static void end_badly(struct sl_batch_runner *r, struct sl_live_item *live)
         wait_again(live);
     } else if (refusal->status == 503 && r->n_live > 0) {
         r->items_max = r->n_live;
+        r->n_ended_well = 0;
         wait_again(live);
     } else if (++batch->tries[live->item_index] < SL_ITEM_TRIES && refusal->status != 503) {
         wait_again(live);
@@ -257,19 +268,20 @@ static int begin_behind(struct sl_live_item *live, uint32_t i)
 /* Where the input's line asks for fewer texts than the journal has, those are left aside. */
 static int take_over_made(struct sl_live_item *live)
 {
-    struct sl_saved_item *saved = take_saved(live->batch, live->item_index);
     const uint32_t n = live->answer.ticket.n_texts;
+    struct sl_saved_item *saved;
     int rc = 0;
 
-    live->n_texts = n;
     live->texts = calloc(n, sizeof(*live->texts));
     live->n_replayed = calloc(n, sizeof(*live->n_replayed));
     live->n_before = calloc(n, sizeof(*live->n_before));
     live->tokens = calloc(n, sizeof(*live->tokens));
     live->before = calloc(n, sizeof(*live->before));
     if (!live->texts || !live->n_replayed || !live->n_before || !live->tokens || !live->before)
-        rc = -ENOMEM;
-    for (uint32_t i = 0; saved && rc == 0 && i < n && i < saved->n_texts; i++) {
+        return -ENOMEM;
+    live->n_texts = n;
+    saved = take_saved(live->batch, live->item_index);
+    for (uint32_t i = 0; saved && i < n && i < saved->n_texts; i++) {
         live->texts[i] = saved->texts[i];
         saved->texts[i] = (struct sl_text_made){.n_groups = 0};
     }
@@ -359,6 +371,8 @@ static struct sl_live_item *prepare(struct sl_batch_runner *r, struct sl_batch *
         end_with_error(r, batch, live->item_index, live->custom_id, fault.code, fault.message);
     else
         sl_batch_set_trouble(r, batch, &err);
+    if (rc < 0 && live->n_texts > 0) /* what was made of it is its own by now */
+        wait_again(live);
     sl_ticket_let_go(&live->answer.ticket);
     return NULL;
 }
@@ -377,7 +391,7 @@ static uint32_t find_waiting(const struct sl_batch *batch, uint32_t from)
 
 static bool can_go_on(const struct sl_batch *batch)
 {
-    return batch->record.state == SL_BATCH_IN_PROGRESS && batch->is_read && !batch->trouble[0] &&
+    return batch->record.state == SL_BATCH_IN_PROGRESS && batch->is_read && !batch->is_stuck &&
            !batch->cancel_wanted;
 }
 

@@ -77,39 +77,72 @@ static struct sl_batch *find(struct sl_batch_runner *r, const char *id)
     for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
         struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
 
-        if (strcmp(batch->record.id, id) == 0)
+        if (!batch->is_forgotten && strcmp(batch->record.id, id) == 0)
             return batch;
     }
     return NULL;
 }
 
+/* The batch of that id, if it has ended or not, as is wanted. What it returns stays as long as the
+ * caller has the lock of orders. */
+static int find_for_order(struct sl_batch_runner *r, const char *id, bool has_ended,
+                          struct sl_batch **ret_batch, struct sl_err *err)
+{
+    bool is_so = false;
+
+    pthread_mutex_lock(&r->lock);
+    *ret_batch = find(r, id);
+    if (*ret_batch)
+        is_so = has_ended == sl_batch_has_ended(has_ended ? (*ret_batch)->kept_state
+                                                          : (*ret_batch)->record.state);
+    pthread_mutex_unlock(&r->lock);
+    if (!*ret_batch)
+        return sl_err_set(err, -ENOENT, "there is no batch \"%.60s\"", id);
+    if (is_so)
+        return 0;
+    return has_ended ? sl_err_set(err, -EBUSY, "batch %.60s has not ended", id)
+                     : sl_err_set(err, -EALREADY, "batch %.60s has ended already", id);
+}
+
 int sl_batch_runner_cancel(struct sl_batch_runner *r, const char *id, struct sl_err *err)
 {
     struct sl_batch *batch;
-    uint32_t number = 0;
-    int rc = -ENOENT;
+    int rc;
 
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    if (batch) {
-        rc = sl_batch_has_ended(batch->record.state) ? -EALREADY : 0;
-        number = batch->record.number;
+    pthread_mutex_lock(&r->order_lock);
+    rc = find_for_order(r, id, false, &batch, err);
+    if (rc == 0)
+        rc = sl_batch_put_text(r, "cancel", batch->record.number, "", err);
+    if (rc == 0) {
+        pthread_mutex_lock(&r->lock);
+        batch->cancel_wanted = true;
+        if (!sl_batch_has_ended(batch->record.state) && batch->record.cancelling_s == 0)
+            batch->record.cancelling_s = sl_batch_time(&batch->record);
+        pthread_mutex_unlock(&r->lock);
+        sl_batch_wake(r);
     }
-    pthread_mutex_unlock(&r->lock);
-    if (rc == -ENOENT)
-        return sl_err_set(err, rc, "there is no batch \"%.60s\"", id);
-    if (rc == -EALREADY)
-        return sl_err_set(err, rc, "batch %.60s has ended already", id);
-    rc = sl_batch_put_text(r, "cancel", number, "", err);
-    if (rc < 0)
-        return rc;
-    pthread_mutex_lock(&r->lock);
-    batch->cancel_wanted = true;
-    if (!sl_batch_has_ended(batch->record.state) && batch->record.cancelling_s == 0)
-        batch->record.cancelling_s = (int64_t)time(NULL);
-    pthread_mutex_unlock(&r->lock);
-    sl_batch_wake(r);
-    return 0;
+    pthread_mutex_unlock(&r->order_lock);
+    return rc;
+}
+
+int sl_batch_runner_forget(struct sl_batch_runner *r, const char *id, struct sl_err *err)
+{
+    struct sl_batch *batch;
+    int rc;
+
+    pthread_mutex_lock(&r->order_lock);
+    rc = find_for_order(r, id, true, &batch, err);
+    if (rc == 0)
+        rc = sl_batch_remove(r, batch->record.number, err);
+    if (rc == 0) {
+        pthread_mutex_lock(&r->lock);
+        batch->is_forgotten = true;
+        r->n_batches--;
+        pthread_mutex_unlock(&r->lock);
+        sl_batch_wake(r);
+    }
+    pthread_mutex_unlock(&r->order_lock);
+    return rc;
 }
 
 int sl_batch_runner_give_input(struct sl_batch_runner *r, const char *id,
@@ -127,32 +160,6 @@ int sl_batch_runner_give_input(struct sl_batch_runner *r, const char *id,
     return batch ? 0 : -ENOENT;
 }
 
-int sl_batch_runner_set_about(struct sl_batch_runner *r, const char *id, const char *about,
-                              struct sl_err *err)
-{
-    char *copied = strdup(about), *old = NULL;
-    struct sl_batch *batch;
-    int rc;
-
-    if (!copied)
-        return sl_err_set(err, -ENOMEM, "batch: out of memory");
-    pthread_mutex_lock(&r->lock);
-    batch = find(r, id);
-    pthread_mutex_unlock(&r->lock);
-    rc = batch ? sl_batch_put_text(r, "about", batch->record.number, about, err)
-               : sl_err_set(err, -ENOENT, "there is no batch \"%.60s\"", id);
-    if (rc == 0) {
-        pthread_mutex_lock(&r->lock);
-        old = batch->record.about;
-        batch->record.about = copied;
-        pthread_mutex_unlock(&r->lock);
-        copied = NULL;
-    }
-    free(copied);
-    free(old);
-    return rc;
-}
-
 uint32_t sl_batch_runner_count(struct sl_batch_runner *r)
 {
     uint32_t n;
@@ -167,14 +174,15 @@ uint32_t sl_batch_runner_count(struct sl_batch_runner *r)
 static int fill_status(const struct sl_batch_runner *r, const struct sl_batch *batch,
                        struct sl_batch_status *status)
 {
-    *status = (struct sl_batch_status){.n_running = batch->shown.n_running,
-                                       .n_done_tokens = batch->shown.n_done_tokens,
-                                       .n_made_tokens = batch->shown.n_made_tokens,
-                                       .validated = batch->shown.validated,
-                                       .tokens_per_s = r->tokens_per_s,
-                                       .is_stuck = batch->trouble[0] != '\0',
-                                       .left_s = batch->shown.left_s};
-    memcpy(status->pause, batch->trouble[0] ? batch->trouble : r->pause, sizeof(status->pause));
+    *status =
+        (struct sl_batch_status){.n_running = batch->shown.n_running,
+                                 .n_done_tokens = batch->shown.n_done_tokens,
+                                 .n_made_tokens = batch->shown.n_made_tokens,
+                                 .validated = batch->shown.validated,
+                                 .tokens_per_s = r->tokens_per_s,
+                                 .is_stuck = batch->is_stuck && batch->stuck_until_ns == UINT64_MAX,
+                                 .left_s = batch->shown.left_s};
+    memcpy(status->pause, batch->is_stuck ? batch->trouble : r->pause, sizeof(status->pause));
     if (sl_batch_record_copy(&status->record, &batch->record) < 0)
         return -ENOMEM;
     status->record.state = batch->kept_state; /* nothing is told that a kill could take back */
@@ -200,15 +208,14 @@ int sl_batch_runner_status(struct sl_batch_runner *r, const char *id,
 int sl_batch_runner_status_at(struct sl_batch_runner *r, uint32_t index,
                               struct sl_batch_status *ret_status)
 {
-    struct sl_link *at;
     int rc = -ENOENT;
 
     pthread_mutex_lock(&r->lock);
-    if (index < r->n_batches) {
-        at = r->batches.next;
-        while (index-- > 0)
-            at = at->next;
-        rc = fill_status(r, sl_list_item(at, struct sl_batch, link), ret_status);
+    for (struct sl_link *at = r->batches.next; rc == -ENOENT && at != &r->batches; at = at->next) {
+        const struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
+
+        if (!batch->is_forgotten && index-- == 0)
+            rc = fill_status(r, batch, ret_status);
     }
     pthread_mutex_unlock(&r->lock);
     return rc;

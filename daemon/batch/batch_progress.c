@@ -60,7 +60,7 @@ static double left_of(struct sl_batch_runner *r, const struct sl_batch *batch, c
     for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
         const struct sl_batch *other = sl_list_item(at, struct sl_batch, link);
 
-        if (!other->is_read || sl_batch_has_ended(other->record.state) || other->trouble[0] ||
+        if (!other->is_read || sl_batch_has_ended(other->record.state) || other->is_stuck ||
             !goes_before(other, batch))
             continue;
         work.prompt_tokens += other->record.n_prompt_tokens > other->shown.n_done_tokens
@@ -79,6 +79,8 @@ static void note_sample(struct sl_batch_runner *r)
 
     sl_worker_status(r->worker, &status);
     sample.steps = (double)status.counters.n_steps;
+    sample.prompt_tokens = (double)r->n_gone_tokens;
+    sample.made_tokens = (double)r->n_gone_made;
     for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
         const struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
 

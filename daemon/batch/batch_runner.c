@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "core/base/clock.h"
+#include "core/base/size.h"
 #include "daemon/batch/batch_runner_internal.h"
 
 #define NS_PER_S UINT64_C(1000000000)
@@ -17,8 +18,7 @@
 /* Results are committed so soon after they have come; a commit waits for the drive. */
 #define RESULT_NS NS_PER_S
 
-/* A commit that failed is tried again after that long. */
-#define RETRY_NS (5 * NS_PER_S)
+#define RETRY_NS_DEFAULT (5 * NS_PER_S)
 
 /* The thread looks around at least so often. */
 #define PULSE_NS NS_PER_S
@@ -40,13 +40,31 @@ static void note(const struct sl_batch_runner *r, const char *line)
         r->options.on_note(r->options.context, line);
 }
 
+static bool may_pass(int rc)
+{
+    return rc == -ENOSPC || rc == -EDQUOT || rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE ||
+           rc == -EIO;
+}
+
 void sl_batch_set_trouble(struct sl_batch_runner *r, struct sl_batch *batch,
                           const struct sl_err *err)
 {
+    const bool is_new = strcmp(batch->trouble, err->message) != 0;
+
     pthread_mutex_lock(&r->lock);
     memcpy(batch->trouble, err->message, sizeof(batch->trouble));
+    batch->is_stuck = true;
+    batch->stuck_until_ns = may_pass(err->code) ? sl_clock_ns() + r->options.retry_ns : UINT64_MAX;
     pthread_mutex_unlock(&r->lock);
-    note(r, err->message);
+    if (is_new)
+        note(r, err->message);
+}
+
+static void try_again(struct sl_batch_runner *r, struct sl_batch *batch)
+{
+    pthread_mutex_lock(&r->lock);
+    batch->is_stuck = false;
+    pthread_mutex_unlock(&r->lock);
 }
 
 /* ---- batches -----------------------------------------------------------------------------------
@@ -71,6 +89,8 @@ void sl_batch_empty(struct sl_batch *batch)
     while ((link = sl_list_pop(&batch->saved)))
         sl_saved_item_free(sl_list_item(link, struct sl_saved_item, link));
     sl_batch_input_close(batch->input);
+    sl_results_fini(&batch->output); /* the space of a file that is open is not given back */
+    sl_results_fini(&batch->errors);
     free(batch->states);
     free(batch->tries);
     batch->input = NULL;
@@ -80,22 +100,30 @@ void sl_batch_empty(struct sl_batch *batch)
 void sl_batch_destroy(struct sl_batch *batch)
 {
     sl_batch_empty(batch);
-    sl_results_fini(&batch->output);
-    sl_results_fini(&batch->errors);
     sl_batch_record_fini(&batch->record);
     free(batch);
 }
 
+int64_t sl_batch_time(const struct sl_batch_record *record)
+{
+    const int64_t before[] = {record->created_s, record->in_progress_s, record->cancelling_s};
+    int64_t now_s = (int64_t)time(NULL);
+
+    for (size_t i = 0; i < SL_ARRAY_LEN(before); i++)
+        now_s = now_s < before[i] ? before[i] : now_s;
+    return now_s;
+}
+
 static void set_state(struct sl_batch_runner *r, struct sl_batch *batch, enum sl_batch_state state)
 {
-    const int64_t now_s = (int64_t)time(NULL);
-
     pthread_mutex_lock(&r->lock);
     batch->record.state = state;
     if (state == SL_BATCH_IN_PROGRESS && batch->record.in_progress_s == 0)
-        batch->record.in_progress_s = now_s;
+        batch->record.in_progress_s = sl_batch_time(&batch->record);
+    if (state == SL_BATCH_CANCELLING && batch->record.cancelling_s == 0)
+        batch->record.cancelling_s = sl_batch_time(&batch->record);
     if (sl_batch_has_ended(state))
-        batch->record.ended_s = now_s;
+        batch->record.ended_s = sl_batch_time(&batch->record);
     pthread_mutex_unlock(&r->lock);
     batch->has_changed = true;
     batch->is_to_tell = true;
@@ -140,8 +168,10 @@ static int take_input(struct sl_batch_runner *r, struct sl_batch *batch, struct 
                               record->n_items);
         return 0;
     }
-    batch->states = calloc((size_t)input->n_items + 1, 1);
-    batch->tries = calloc((size_t)input->n_items + 1, 1);
+    if (!batch->states)
+        batch->states = calloc((size_t)input->n_items + 1, 1);
+    if (!batch->tries)
+        batch->tries = calloc((size_t)input->n_items + 1, 1);
     if (!batch->states || !batch->tries)
         return sl_err_set(err, -ENOMEM, "%s: out of memory", record->input_path);
     pthread_mutex_lock(&r->lock);
@@ -212,6 +242,9 @@ static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
         return;
     }
     batch->is_read = true;
+    pthread_mutex_lock(&r->lock);
+    batch->trouble[0] = '\0';
+    pthread_mutex_unlock(&r->lock);
     count_ended(batch);
     find_answer_max(batch);
     if (is_new)
@@ -225,16 +258,19 @@ static bool validate(struct sl_batch_runner *r, struct sl_batch *batch)
     struct sl_err err;
     int rc = 0;
 
-    if (batch->is_read || batch->trouble[0] || sl_batch_has_ended(batch->record.state))
+    if (batch->is_read || batch->is_stuck)
         return false;
     if (!batch->input)
         rc = sl_batch_input_open(&batch->input, batch->record.input_path, &options, &err);
     if (rc == 0 && batch->input->sha256[0] == '\0')
         rc = sl_batch_input_step(batch->input, &err);
-    if (rc < 0)
+    if (rc < 0) { /* the next attempt begins at the first line */
+        sl_batch_input_close(batch->input);
+        batch->input = NULL;
         sl_batch_set_trouble(r, batch, &err);
-    else if (rc == 0)
+    } else if (rc == 0) {
         begin_batch(r, batch);
+    }
     return rc > 0;
 }
 
@@ -245,13 +281,8 @@ static bool validate(struct sl_batch_runner *r, struct sl_batch *batch)
  * more to end. */
 static bool wind_up(struct sl_batch_runner *r, struct sl_batch *batch, bool is_cancelled)
 {
-    if (batch->record.state != SL_BATCH_CANCELLING && is_cancelled) {
-        pthread_mutex_lock(&r->lock);
-        if (batch->record.cancelling_s == 0)
-            batch->record.cancelling_s = (int64_t)time(NULL);
-        pthread_mutex_unlock(&r->lock);
+    if (batch->record.state != SL_BATCH_CANCELLING && is_cancelled)
         set_state(r, batch, SL_BATCH_CANCELLING);
-    }
     sl_batch_leave_worker(r, batch);
     if (batch->is_read &&
         !sl_batch_end_waiting(r, batch, is_cancelled ? "batch_cancelled" : "batch_expired",
@@ -272,8 +303,13 @@ static bool look_after(struct sl_batch_runner *r, struct sl_batch *batch)
     pthread_mutex_lock(&r->lock);
     is_cancelled = batch->cancel_wanted;
     pthread_mutex_unlock(&r->lock);
-    if (sl_batch_has_ended(record->state))
+    if (sl_batch_has_ended(record->state)) {
+        if (batch->is_to_tell && !batch->has_changed && sl_clock_ns() >= batch->tell_ns)
+            sl_batch_tell(r, batch);
         return false;
+    }
+    if (batch->is_stuck && sl_clock_ns() >= batch->stuck_until_ns)
+        try_again(r, batch);
     if (validate(r, batch))
         return true;
     has_expired = record->expires_s > 0 && (int64_t)time(NULL) >= record->expires_s;
@@ -325,25 +361,23 @@ static int commit(struct sl_batch_runner *r, struct sl_err *err)
         set_pause(r, "");
         return 0;
     }
-    snprintf(line, sizeof(line), "paused: %.900s; trying again every %u s", err->message,
-             (unsigned)(RETRY_NS / NS_PER_S));
+    snprintf(line, sizeof(line), "paused: %.900s; trying again every %g s", err->message,
+             (double)r->options.retry_ns / NS_PER_S);
     set_pause(r, line);
-    r->retry_ns = sl_clock_ns() + RETRY_NS;
+    r->retry_ns = sl_clock_ns() + r->options.retry_ns;
     return rc;
 }
 
-static void commit_if_due(struct sl_batch_runner *r)
+/* Returns when the next commit is due; UINT64_MAX where there is nothing to commit. */
+static uint64_t commit_due_ns(const struct sl_batch_runner *r)
 {
-    const uint64_t now_ns = sl_clock_ns();
-    uint64_t due_ns = r->committed_ns + r->options.commit_ns;
-    struct sl_err err;
+    const uint64_t due_ns = r->committed_ns + r->options.commit_ns;
 
-    if (r->has_ended_items && r->committed_ns + RESULT_NS < due_ns)
-        due_ns = r->committed_ns + RESULT_NS;
     if (r->pause[0])
-        due_ns = r->retry_ns;
-    if (now_ns >= due_ns && (r->has_ended_items || r->n_live > 0 || r->pause[0]))
-        commit(r, &err);
+        return r->retry_ns;
+    if (r->has_ended_items && r->committed_ns + RESULT_NS < due_ns)
+        return r->committed_ns + RESULT_NS;
+    return r->has_ended_items || r->n_live > 0 ? due_ns : UINT64_MAX;
 }
 
 /* ---- the thread ---------------------------------------------------------------------------------
@@ -357,7 +391,9 @@ static struct timespec time_of(uint64_t ns)
 /* Returns whether the thread is to end. */
 static bool wait_for_work(struct sl_batch_runner *r, bool is_busy)
 {
-    const struct timespec until = time_of(sl_clock_ns() + PULSE_NS);
+    const uint64_t retry_ns = r->options.retry_ns, due_ns = commit_due_ns(r);
+    const uint64_t pulse_ns = sl_clock_ns() + (retry_ns < PULSE_NS ? retry_ns : PULSE_NS);
+    const struct timespec until = time_of(due_ns < pulse_ns ? due_ns : pulse_ns);
     bool is_over;
     int rc = 0;
 
@@ -370,19 +406,40 @@ static bool wait_for_work(struct sl_batch_runner *r, bool is_busy)
     return is_over;
 }
 
+/* Others only say which: this thread alone holds batches without the lock. */
+static void drop_forgotten(struct sl_batch_runner *r)
+{
+    pthread_mutex_lock(&r->lock);
+    for (struct sl_link *at = r->batches.next, *next; at != &r->batches; at = next) {
+        struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
+
+        next = at->next;
+        if (!batch->is_forgotten)
+            continue;
+        r->n_gone_tokens += batch->n_ended_tokens;
+        r->n_gone_made += batch->n_ended_made;
+        sl_list_remove(at);
+        sl_batch_destroy(batch);
+    }
+    pthread_mutex_unlock(&r->lock);
+}
+
 static void *runner_main(void *context)
 {
     struct sl_batch_runner *r = context;
+    struct sl_err err;
     bool is_busy = true;
 
     while (!wait_for_work(r, is_busy)) {
+        drop_forgotten(r);
         sl_batch_take_news(r);
         is_busy = look_after_all(r);
         if (!r->pause[0])
             sl_batch_begin_items(r);
         sl_batch_count_progress(r);
         sl_batch_estimate_all(r);
-        commit_if_due(r);
+        if (sl_clock_ns() >= commit_due_ns(r))
+            commit(r, &err);
     }
     sl_batch_take_news(r);
     if (sl_batch_commit(r, &r->park_err) == 0)
@@ -406,10 +463,13 @@ int sl_batch_runner_create(struct sl_batch_runner **ret_runner,
     r->options = *options;
     if (r->options.commit_ns == 0)
         r->options.commit_ns = COMMIT_NS_DEFAULT;
+    if (r->options.retry_ns == 0)
+        r->options.retry_ns = RETRY_NS_DEFAULT;
     r->items_max = options->items_max;
     r->next_number = 1;
     sl_list_init(&r->batches);
     sl_list_init(&r->live);
+    pthread_mutex_init(&r->order_lock, NULL);
     pthread_mutex_init(&r->lock, NULL);
     pthread_mutex_init(&r->wake_lock, NULL);
     pthread_condattr_init(&monotonic);
@@ -471,5 +531,6 @@ void sl_batch_runner_destroy(struct sl_batch_runner *r)
     pthread_cond_destroy(&r->released);
     pthread_mutex_destroy(&r->wake_lock);
     pthread_mutex_destroy(&r->lock);
+    pthread_mutex_destroy(&r->order_lock);
     free(r);
 }

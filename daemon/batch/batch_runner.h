@@ -29,10 +29,12 @@ struct sl_batch_runner_options {
     const char *model_identity;
     uint32_t items_max;    /* that are under way at a time */
     uint64_t commit_ns;    /* tokens are journalled so often; 0: 10 s */
+    uint64_t retry_ns;     /* what went wrong, and may pass, is tried again after that; 0: 5 s */
     uint32_t image_tokens; /* between two images of what an item has seen; 0: as for everybody */
     /* Are told, by the runner's thread, that a batch has changed its state, and of what goes wrong
-     * and goes on again. NULL is allowed. */
-    void (*on_change)(void *context, const struct sl_batch_record *record);
+     * and goes on again. The first returns 0, or less where it could not do what it does then: it
+     * is told once more after retry_ns. NULL is allowed. */
+    int (*on_change)(void *context, const struct sl_batch_record *record);
     void (*on_note)(void *context, const char *line);
     void *context;
 };
@@ -96,9 +98,10 @@ int sl_batch_runner_cancel(struct sl_batch_runner *runner, const char *id, struc
 int sl_batch_runner_give_input(struct sl_batch_runner *runner, const char *id,
                                struct sl_batch_input *input);
 
-/* Changes what a caller keeps with a batch. Fails with -ENOENT or as sl_journal_commit(). */
-int sl_batch_runner_set_about(struct sl_batch_runner *runner, const char *id, const char *about,
-                              struct sl_err *err);
+/* Forgets a batch that has ended, so that the journal has nothing of it any more. Its results are
+ * left to the caller. Fails with -ENOENT, with -EBUSY where it has not ended, or as
+ * sl_journal_commit() does. */
+int sl_batch_runner_forget(struct sl_batch_runner *runner, const char *id, struct sl_err *err);
 
 /* The first returns how many batches there are, those that have ended included. The others fill a
  * status, by id or by place in the order of their creation; they fail with -ENOENT or -ENOMEM. The

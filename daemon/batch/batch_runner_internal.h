@@ -34,6 +34,7 @@ struct sl_batch {
     struct sl_link link;
     struct sl_batch_record record;  /* changed under the runner's lock */
     bool cancel_wanted;             /* under the runner's lock */
+    bool is_forgotten;              /* likewise: others do not see it, and the thread frees it */
     enum sl_batch_state kept_state; /* that the journal has; under the runner's lock */
     struct sl_batch_input *input;
     bool is_read;        /* the input's pass is over: */
@@ -44,7 +45,8 @@ struct sl_batch {
     struct sl_link saved; /* items */
     struct sl_results_file output, errors;
     bool has_changed;                      /* the record is to be journalled */
-    bool is_to_tell;                       /* and then on_change() */
+    bool is_to_tell;                       /* and then on_change(), */
+    uint64_t tell_ns;                      /* if it has failed, not before this time */
     uint32_t answer_tokens_max;            /* of an item; 0: no limit but the context's */
     uint64_t n_ended_tokens, n_ended_made; /* of items that have ended: prompts, answers */
     struct { /* as it was when the thread last counted; under the runner's lock */
@@ -52,7 +54,9 @@ struct sl_batch {
         uint64_t n_done_tokens, n_made_tokens; /* with those under way */
         double validated, left_s;
     } shown;
-    char trouble[SL_ERR_MESSAGE_BYTES]; /* why it stands still; "": it does not; under the lock */
+    char trouble[SL_ERR_MESSAGE_BYTES]; /* why it stands still, or did; under the lock, */
+    bool is_stuck;                      /* likewise: it does, */
+    uint64_t stuck_until_ns;            /* and until then; UINT64_MAX: for good */
 };
 
 /* An item that is in the worker, or will be next. */
@@ -78,8 +82,10 @@ struct sl_batch_runner {
     pthread_t thread;
     bool is_started;
 
+    pthread_mutex_t order_lock; /* held by an order that commits: one at a time */
+
     pthread_mutex_t lock;   /* guards what says so, and the rest of this paragraph */
-    struct sl_link batches; /* none ever leaves */
+    struct sl_link batches; /* others append; the thread alone takes them out */
     uint32_t n_batches, next_number;
     double tokens_per_s;
     char pause[SL_ERR_MESSAGE_BYTES]; /* why nothing can be written; "": it can */
@@ -90,13 +96,15 @@ struct sl_batch_runner {
     uint32_t n_unreleased; /* live items whose memory is still there */
 
     struct sl_link live;
-    uint32_t n_live, items_max; /* the latter falls where memory does not suffice */
+    uint32_t n_live, items_max; /* the latter falls where memory does not suffice, and grows */
+    uint32_t n_ended_well;      /* again by one when so many items have ended well since */
     struct sl_live_item *next;  /* prepared, because the one before it may share its beginning */
     struct sl_journal_changes lasting; /* of items that have ended since the last commit */
     bool has_ended_items;
     uint64_t committed_ns, retry_ns;
     struct sl_batch_estimate estimate;
     uint64_t estimated_ns;
+    uint64_t n_gone_tokens, n_gone_made; /* of batches that were forgotten: prompts, answers */
     struct sl_err park_err;
 };
 
@@ -134,6 +142,12 @@ void sl_batch_note_item(struct sl_batch_runner *r, const struct sl_batch *batch,
 /* Writes results, then the journal. Returns 0 or why not; then it is to be tried again. */
 int sl_batch_commit(struct sl_batch_runner *r, struct sl_err *err);
 
+/* Tells on_change() what the journal has of a batch now. */
+void sl_batch_tell(struct sl_batch_runner *r, struct sl_batch *batch);
+
+/* Removes, in a commit of its own, all that the journal has of a batch that has ended. */
+int sl_batch_remove(struct sl_batch_runner *r, uint32_t number, struct sl_err *err);
+
 /* Enters, in a commit of its own, a record that the runner's thread does not have yet. */
 int sl_batch_enter(struct sl_batch_runner *r, const struct sl_batch_record *record,
                    struct sl_err *err);
@@ -156,10 +170,14 @@ void sl_batch_empty(struct sl_batch *batch);
 void sl_batch_count_progress(struct sl_batch_runner *r);
 void sl_batch_estimate_all(struct sl_batch_runner *r);
 
+/* Returns the time of day, under the runner's lock; where the clock was set back, nothing comes
+ * before what it follows. */
+int64_t sl_batch_time(const struct sl_batch_record *record);
+
 /* Wakes the runner's thread. */
 void sl_batch_wake(struct sl_batch_runner *r);
 
-/* Says that a batch stands still. */
+/* Says that a batch stands still: for a while where that may pass, as a full disk does. */
 void sl_batch_set_trouble(struct sl_batch_runner *r, struct sl_batch *batch,
                           const struct sl_err *err);
 

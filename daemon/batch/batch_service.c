@@ -1,33 +1,32 @@
-/* The runner keeps, as `about`, what it does not know of a batch: whose file its input was, and
- * which files its results become. Results become files when the runner's thread tells that a batch
- * has ended, or at the next start. */
+/* The batches are the runner's. Results become files when its thread tells that a batch has ended,
+ * again and again until that goes well, or at the next start. */
 #include "daemon/batch/batch_service.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <stdarg.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "core/base/size.h"
+#include "daemon/batch/batch_files.h"
 #include "daemon/batch/batch_line.h"
 
-#define INPUT_NAME "input"
-#define OUTPUT_NAME "output"
-#define ERROR_NAME "error"
-#define OUTPUT_PURPOSE "batch_output"
 #define STATUS_MAX 20u
-#define PATH_BYTES_MAX 4096u
 
 struct sl_batch_service {
     struct sl_batch_service_options options;
     char *folder, *model_identity;
+    struct sl_batch_files files;
     struct sl_journal *journal;
     struct sl_batch_runner *runner;
+    char
+        failure[SL_ERR_MESSAGE_BYTES]; /* why results did not become files; the runner's thread's */
+
+    pthread_mutex_t lock;               /* guards the next */
+    struct sl_batch_counters forgotten; /* of batches that were; counters do not fall */
 };
 
 static const struct sl_metric metrics[] = {
@@ -47,127 +46,34 @@ static const struct sl_metric metrics[] = {
 
 const struct sl_metrics sl_batch_metrics = {metrics, SL_ARRAY_LEN(metrics)};
 
-/* ---- what is kept with a batch -----------------------------------------------------------------
+/* ---- what the runner tells
+ * -------------------------------------------------------------------------
  */
 
-struct about {
-    json_t *object; /* owns the strings */
-    const char *input_file_id, *window, *model, *output_id, *error_id;
-    json_t *metadata; /* NULL: none */
-};
-
-static json_t *about_object(const struct sl_batch_create *create, const char *model,
-                            const char *output_id)
+/* A failure is told once, however often it is tried again. */
+static void tell_failure(struct sl_batch_service *service, const char *message)
 {
-    char error_id[SL_FILE_ID_BYTES];
+    const bool is_new = strcmp(service->failure, message) != 0;
 
-    sl_file_id_make(error_id);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:O?}", "input_file_id", create->input_file_id,
-                     "window", create->window, "model", model, "output_id", output_id, "error_id",
-                     error_id, "metadata", (json_t *)(uintptr_t)create->metadata);
+    snprintf(service->failure, sizeof(service->failure), "%s", message);
+    if (is_new && message[0] && service->options.note)
+        service->options.note(service->options.context, message);
 }
 
-/* Returns false for a batch that nobody has made through this service. */
-static bool about_read(struct about *about, const struct sl_batch_record *record)
-{
-    json_t *object = record->about ? json_loads(record->about, 0, NULL) : NULL;
-
-    *about = (struct about){.object = object};
-    if (json_unpack(object, "{s:s, s:s, s:s, s:s, s:s, s?:o}", "input_file_id",
-                    &about->input_file_id, "window", &about->window, "model", &about->model,
-                    "output_id", &about->output_id, "error_id", &about->error_id, "metadata",
-                    &about->metadata) < 0 ||
-        !sl_file_is_id(about->output_id) || !sl_file_is_id(about->error_id)) {
-        json_decref(object);
-        return false;
-    }
-    if (json_is_null(about->metadata))
-        about->metadata = NULL;
-    return true;
-}
-
-static void about_fini(struct about *about)
-{
-    json_decref(about->object);
-}
-
-/* ---- from results to files ---------------------------------------------------------------------
- */
-
-static void path_of(const struct sl_batch_service *service, const char *work, const char *name,
-                    char path[PATH_BYTES_MAX])
-{
-    snprintf(path, PATH_BYTES_MAX, "%s/%s%s%s", service->folder, work, *name ? "/" : "", name);
-}
-
-/* Lets results become a file; there may be none. */
-static int adopt(struct sl_batch_service *service, const char *path, const char *id,
-                 const char *batch_id, const char *ending, struct sl_err *err)
-{
-    char name[SL_BATCH_NAME_BYTES + 32];
-    struct stat status;
-
-    if (stat(path, &status) < 0 || status.st_size == 0)
-        return 0;
-    snprintf(name, sizeof(name), "%s_%s.jsonl", batch_id, ending);
-    return sl_file_store_adopt(service->options.files, path, id, name, OUTPUT_PURPOSE, err);
-}
-
-/* The folder holds nothing but these. */
-static void remove_work(struct sl_batch_service *service, const char *work)
-{
-    static const char *const names[] = {INPUT_NAME, OUTPUT_NAME, ERROR_NAME};
-    struct sl_file_writer *writer = service->options.writer;
-    char path[PATH_BYTES_MAX];
-
-    for (size_t i = 0; i < SL_ARRAY_LEN(names); i++) {
-        path_of(service, work, names[i], path);
-        writer->ops->remove(writer, path);
-    }
-    path_of(service, work, "", path);
-    rmdir(path);
-}
-
-/* Whether a batch has ended whose results have not become files, or are not even on disk: the state
- * can be seen before it is committed. */
-static bool is_finalizing(const struct sl_batch_record *record)
-{
-    struct stat status;
-
-    return sl_batch_has_ended(record->state) && stat(record->input_path, &status) == 0;
-}
-
-/* Does what is left to do for a batch whose end is on disk; again, if it was done before by half.
- */
-static void finalize(struct sl_batch_service *service, const struct sl_batch_record *record)
-{
-    struct about about;
-    struct sl_err err;
-    int rc;
-
-    if (!is_finalizing(record) || !about_read(&about, record))
-        return;
-    rc = adopt(service, record->output_path, about.output_id, record->id, "output", &err);
-    if (rc == 0)
-        rc = adopt(service, record->error_path, about.error_id, record->id, "error", &err);
-    if (rc == 0)
-        remove_work(service, about.output_id);
-    else if (service->options.note)
-        service->options.note(service->options.context, err.message);
-    about_fini(&about);
-}
-
-static void on_change(void *context, const struct sl_batch_record *record)
+static int on_change(void *context, const struct sl_batch_record *record)
 {
     struct sl_batch_service *service = context;
+    struct sl_err err = {.message = ""};
+    const int rc = sl_batch_files_finalize(&service->files, record, &err);
     char line[256];
 
-    finalize(service, record);
-    if (!service->options.note)
-        return;
+    tell_failure(service, rc < 0 ? err.message : "");
+    if (rc < 0 || !service->options.note)
+        return rc;
     snprintf(line, sizeof(line), "%s: %s, %u of %u items done, %u failed", record->id,
              sl_batch_state_name(record->state), record->n_done, record->n_items, record->n_failed);
     service->options.note(service->options.context, line);
+    return 0;
 }
 
 static void on_note(void *context, const char *line)
@@ -194,7 +100,7 @@ static const char *status_of(const struct sl_batch_record *record)
     if (!sl_batch_has_ended(record->state))
         return record->cancelling_s > 0 ? sl_batch_state_name(SL_BATCH_CANCELLING)
                                         : sl_batch_state_name(record->state);
-    if (!is_finalizing(record))
+    if (!sl_batch_is_finalizing(record))
         return sl_batch_state_name(record->state);
     return record->state == SL_BATCH_CANCELLED ? "cancelling"
            : record->state == SL_BATCH_FAILED  ? "validating"
@@ -224,8 +130,8 @@ static json_t *object_of(const struct sl_batch_service *service,
         .n_reasoning_tokens = record->n_reasoning_tokens,
         .errors = record->faults ? json_loads(record->faults, 0, NULL) : NULL,
     };
-    struct about about = {.object = NULL};
-    const bool has_about = about_read(&about, record);
+    struct sl_batch_about about = {.object = NULL};
+    const bool has_about = sl_batch_about_read(&about, record);
     json_t *object;
 
     if (has_about) {
@@ -238,7 +144,7 @@ static json_t *object_of(const struct sl_batch_service *service,
     }
     if (record->state == SL_BATCH_COMPLETED)
         view.finalizing_s = record->ended_s;
-    if (!is_finalizing(record))
+    if (!sl_batch_is_finalizing(record))
         *(record->state == SL_BATCH_FAILED      ? &view.failed_s
           : record->state == SL_BATCH_EXPIRED   ? &view.expired_s
           : record->state == SL_BATCH_CANCELLED ? &view.cancelled_s
@@ -246,7 +152,7 @@ static json_t *object_of(const struct sl_batch_service *service,
     object = sl_batch_object(&view);
     json_decref(view.errors);
     if (has_about)
-        about_fini(&about);
+        sl_batch_about_fini(&about);
     return object;
 }
 
@@ -350,19 +256,27 @@ json_t *sl_batch_service_status(struct sl_batch_service *service)
     return live;
 }
 
+static void count_items(struct sl_batch_counters *counters, const struct sl_batch_record *record)
+{
+    counters->n_items_done += record->n_done;
+    counters->n_items_failed += record->n_failed;
+    counters->n_tokens += record->n_in_tokens + record->n_out_tokens;
+}
+
 struct sl_batch_counters sl_batch_service_counters(struct sl_batch_service *service)
 {
-    struct sl_batch_counters counters = {0};
+    struct sl_batch_counters counters;
     struct sl_batch_status status;
 
+    pthread_mutex_lock(&service->lock);
+    counters = service->forgotten;
+    pthread_mutex_unlock(&service->lock);
     for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--) {
         const struct sl_batch_record *record = &status.record;
 
         if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
             continue;
-        counters.n_items_done += record->n_done;
-        counters.n_items_failed += record->n_failed;
-        counters.n_tokens += record->n_in_tokens + record->n_out_tokens;
+        count_items(&counters, record);
         if (sl_batch_has_ended(record->state)) {
             counters.n_ended++;
         } else {
@@ -399,41 +313,15 @@ static int check_create(struct sl_batch_service *service, const struct sl_batch_
     return -1;
 }
 
-/* A second name for the input: it stays when the file is deleted, and costs nothing. */
-static int link_input(struct sl_batch_service *service, const char *work, const char *file_id,
-                      struct sl_err *err)
-{
-    struct sl_file_writer *writer = service->options.writer;
-    char *from = sl_file_store_path(service->options.files, file_id);
-    char folder[PATH_BYTES_MAX], to[PATH_BYTES_MAX];
-    int rc;
-
-    path_of(service, work, "", folder);
-    path_of(service, work, INPUT_NAME, to);
-    if (!from)
-        return sl_err_set(err, -ENOMEM, "batches: out of memory");
-    rc = writer->ops->make_folder(writer, folder);
-    if (rc < 0)
-        sl_write_error(err, rc, folder, "create");
-    else if (link(from, to) < 0)
-        rc = sl_err_set(err, -errno, "%s: cannot be given a second name: %s", from,
-                        sl_strerror(errno));
-    else if ((rc = sl_write_name(writer, to, err)) == 0)
-        rc = sl_write_name(writer, folder, err);
-    free(from);
-    return rc;
-}
-
 static int add(struct sl_batch_service *service, const struct sl_batch_create *create,
                const char *work, char *id, struct sl_err *err)
 {
-    char input[PATH_BYTES_MAX], output[PATH_BYTES_MAX], error[PATH_BYTES_MAX];
-    json_t *object = about_object(create, service->options.model->names[0], work);
-    char *about = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    char *about = sl_batch_about_make(create, service->options.model->names[0], work);
+    struct sl_batch_paths paths;
     const struct sl_batch_order order = {
-        .input_path = input,
-        .output_path = output,
-        .error_path = error,
+        .input_path = paths.input,
+        .output_path = paths.output,
+        .error_path = paths.error,
         .endpoint = create->endpoint,
         .about = about,
         .priority = create->priority,
@@ -442,17 +330,14 @@ static int add(struct sl_batch_service *service, const struct sl_batch_create *c
     };
     int rc;
 
-    path_of(service, work, INPUT_NAME, input);
-    path_of(service, work, OUTPUT_NAME, output);
-    path_of(service, work, ERROR_NAME, error);
-    rc = about ? link_input(service, work, create->input_file_id, err)
+    sl_batch_files_paths(&service->files, work, &paths);
+    rc = about ? sl_batch_files_begin(&service->files, work, create->input_file_id, err)
                : sl_err_set(err, -ENOMEM, "batches: out of memory");
     if (rc == 0)
         rc = sl_batch_runner_add(service->runner, &order, id, err);
     if (rc < 0)
-        remove_work(service, work);
+        sl_batch_files_clear(&service->files, work, NULL);
     free(about);
-    json_decref(object);
     return rc;
 }
 
@@ -483,44 +368,114 @@ json_t *sl_batch_service_cancel(struct sl_batch_service *service, const char *id
     return rc < 0 ? refuse_error(refusal, rc, &err) : sl_batch_service_get(service, id, refusal);
 }
 
+/* Whether a batch other than the one of that id was made of the file. */
+static bool is_input_of_another(struct sl_batch_service *service, const char *file_id,
+                                const char *id)
+{
+    struct sl_batch_status status;
+    bool is_one = false;
+
+    for (uint32_t i = sl_batch_runner_count(service->runner); !is_one && i > 0; i--) {
+        struct sl_batch_about about;
+
+        if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
+            continue;
+        if (strcmp(status.record.id, id) != 0 && sl_batch_about_read(&about, &status.record)) {
+            is_one = strcmp(about.input_file_id, file_id) == 0;
+            sl_batch_about_fini(&about);
+        }
+        sl_batch_status_fini(&status);
+    }
+    return is_one;
+}
+
+static int remove_files(struct sl_batch_service *service, const struct sl_batch_record *record,
+                        struct sl_err *err)
+{
+    struct sl_batch_about about;
+    bool with_input;
+    int rc;
+
+    if (!sl_batch_about_read(&about, record))
+        return 0;
+    with_input = !is_input_of_another(service, about.input_file_id, record->id);
+    rc = sl_batch_files_remove(&service->files, &about, with_input, err);
+    sl_batch_about_fini(&about);
+    return rc;
+}
+
+/* Files go first: a batch without them can be forgotten later, files without a batch would stay. */
+json_t *sl_batch_service_forget(struct sl_batch_service *service, const char *id,
+                                struct sl_refusal *refusal)
+{
+    struct sl_batch_status status;
+    struct sl_err err = {0};
+    int rc = sl_batch_runner_status(service->runner, id, &status);
+
+    if (rc < 0)
+        return refuse_error(refusal, rc, &err);
+    if (!sl_batch_has_ended(status.record.state) || sl_batch_is_finalizing(&status.record))
+        rc = -EBUSY;
+    if (rc == 0)
+        rc = remove_files(service, &status.record, &err);
+    if (rc == 0)
+        rc = sl_batch_runner_forget(service->runner, id, &err);
+    if (rc == 0) {
+        pthread_mutex_lock(&service->lock);
+        count_items(&service->forgotten, &status.record);
+        pthread_mutex_unlock(&service->lock);
+    }
+    sl_batch_status_fini(&status);
+    if (rc == -EBUSY)
+        sl_refuse(refusal, 409, NULL, "the batch has not ended; it can be cancelled");
+    else if (rc < 0)
+        refuse_error(refusal, rc, &err);
+    return rc == 0 ? json_pack("{s:s, s:s, s:b}", "id", id, "object", "batch", "deleted", 1) : NULL;
+}
+
 /* ---- opening and closing -----------------------------------------------------------------------
  */
 
-static bool is_work_of(struct sl_batch_service *service, const char *work)
+/* Whether a batch that is not finished with works there. */
+static bool is_worked_in(struct sl_batch_service *service, const char *work)
 {
     struct sl_batch_status status;
     bool is_it = false;
 
     for (uint32_t i = sl_batch_runner_count(service->runner); !is_it && i > 0; i--) {
-        struct about about;
+        struct sl_batch_about about;
 
         if (sl_batch_runner_status_at(service->runner, i - 1, &status) < 0)
             return true; /* nothing is removed where it is not known */
-        if (about_read(&about, &status.record)) {
+        if ((!sl_batch_has_ended(status.record.state) || sl_batch_is_finalizing(&status.record)) &&
+            sl_batch_about_read(&about, &status.record)) {
             is_it = strcmp(about.output_id, work) == 0;
-            about_fini(&about);
+            sl_batch_about_fini(&about);
         }
         sl_batch_status_fini(&status);
     }
     return is_it;
 }
 
-/* A crash may have come before a batch was entered, or before its results became files. */
+/* A crash may have come before a batch was entered, or before its results became files. The runner
+ * is not told of what fails here: it is done at the next start. */
 static void mend(struct sl_batch_service *service)
 {
     struct sl_batch_status status;
     struct dirent *entry;
+    struct sl_err err;
     DIR *folder;
 
     for (uint32_t i = sl_batch_runner_count(service->runner); i > 0; i--)
         if (sl_batch_runner_status_at(service->runner, i - 1, &status) == 0) {
-            finalize(service, &status.record);
+            if (sl_batch_files_finalize(&service->files, &status.record, &err) < 0)
+                tell_failure(service, err.message);
             sl_batch_status_fini(&status);
         }
     folder = opendir(service->folder);
     while (folder && (entry = readdir(folder)))
-        if (sl_file_is_id(entry->d_name) && !is_work_of(service, entry->d_name))
-            remove_work(service, entry->d_name);
+        if (sl_file_is_id(entry->d_name) && !is_worked_in(service, entry->d_name))
+            sl_batch_files_clear(&service->files, entry->d_name, NULL);
     if (folder)
         closedir(folder);
 }
@@ -532,6 +487,8 @@ static int open_parts(struct sl_batch_service *service, struct sl_err *err)
                                                     .model = o->model,
                                                     .model_identity = service->model_identity,
                                                     .items_max = o->items_max,
+                                                    .commit_ns = o->commit_ns,
+                                                    .retry_ns = o->retry_ns,
                                                     .on_change = on_change,
                                                     .on_note = on_note,
                                                     .context = service};
@@ -556,11 +513,13 @@ int sl_batch_service_open(struct sl_batch_service **ret_service,
     if (!service)
         return sl_err_set(err, -ENOMEM, "batches: out of memory");
     service->options = *options;
+    pthread_mutex_init(&service->lock, NULL);
     service->folder = strdup(options->folder);
     service->model_identity = strdup(options->model_identity);
+    service->files = (struct sl_batch_files){service->folder, options->files, options->writer};
     if (!service->folder || !service->model_identity)
         rc = sl_err_set(err, -ENOMEM, "batches: out of memory");
-    else if (strlen(service->folder) + 2 * SL_FILE_ID_BYTES > PATH_BYTES_MAX)
+    else if (strlen(service->folder) + 2 * SL_FILE_ID_BYTES > SL_BATCH_PATH_BYTES)
         rc = sl_err_set(err, -ENAMETOOLONG, "%s: the path is too long", service->folder);
     else
         rc = open_parts(service, err);
@@ -589,6 +548,7 @@ void sl_batch_service_close(struct sl_batch_service *service)
         return;
     sl_batch_runner_destroy(service->runner);
     sl_journal_close(service->journal);
+    pthread_mutex_destroy(&service->lock);
     free(service->folder);
     free(service->model_identity);
     free(service);

@@ -2,12 +2,9 @@
  * file store and whose results become files there. What it has promised is on disk: after a crash
  * it goes on by itself.
  *
- *     FOLDER/...                the journal
- *     FOLDER/WORK/input         a second name of the file that was uploaded, which may go meanwhile
- *     FOLDER/WORK/output, error what the runner writes; WORK goes when they have become files
- *
- * WORK is the id that the output will have. A batch whose results are complete, and no files yet,
- * is "finalizing". All calls may come from any thread. */
+ * The journal is in the service's folder, with one for each batch that has not ended
+ * (daemon/batch/batch_files.h). A batch whose results are complete, and no files yet, is
+ * "finalizing". All calls may come from any thread. */
 #ifndef SL_DAEMON_BATCH_BATCH_SERVICE_H
 #define SL_DAEMON_BATCH_BATCH_SERVICE_H
 
@@ -24,8 +21,9 @@ struct sl_batch_service_options {
     struct sl_file_store *files; /* on the same file system */
     struct sl_file_writer *writer;
     const struct sl_answer_model *model;
-    const char *model_identity; /* as the runner has it; copied */
-    uint32_t items_max;         /* that are under way at a time */
+    const char *model_identity;   /* as the runner has it; copied */
+    uint32_t items_max;           /* that are under way at a time */
+    uint64_t commit_ns, retry_ns; /* as the runner has them */
     /* Is told what happens to batches, a line each; NULL is allowed. */
     void (*note)(void *context, const char *line);
     void *context;
@@ -53,6 +51,11 @@ json_t *sl_batch_service_create(struct sl_batch_service *service,
 json_t *sl_batch_service_get(struct sl_batch_service *service, const char *id,
                              struct sl_refusal *refusal);
 json_t *sl_batch_service_cancel(struct sl_batch_service *service, const char *id,
+                                struct sl_refusal *refusal);
+
+/* Forgets a batch that has ended, with its results and, unless another batch was made of it, its
+ * input. Returns what says so. */
+json_t *sl_batch_service_forget(struct sl_batch_service *service, const char *id,
                                 struct sl_refusal *refusal);
 
 /* Adds up to `limit` objects to `data`, the last made first, from the one behind `after` on (NULL:

@@ -387,16 +387,18 @@ int sl_file_draft_add(struct sl_file_draft *draft, const void *bytes, size_t n_b
     return 0;
 }
 
-/* Lets a file exist whose description is on disk: gives its bytes their name. */
+/* Lets a file exist whose description is on disk: gives its bytes, which may have it already, their
+ * name. */
 static int publish(struct sl_file_store *store, const char *from, const struct sl_stored_file *file,
                    struct sl_err *err)
 {
     struct sl_file_writer *writer = store->options.writer;
     char *path = path_of(store, file->id, "");
-    int rc = path ? writer->ops->rename(writer, from, path) : -ENOMEM;
+    int rc = path ? 0 : no_memory(err);
 
-    rc = rc < 0 ? sl_write_error(err, rc, from, "rename") : sl_write_name(writer, path, err);
-    if (rc == 0) {
+    if (rc == 0 && strcmp(from, path) != 0 && (rc = writer->ops->rename(writer, from, path)) < 0)
+        sl_write_error(err, rc, from, "rename");
+    if (rc == 0 && (rc = sl_write_name(writer, path, err)) == 0) {
         pthread_mutex_lock(&store->lock);
         rc = enter(store, file) < 0 ? no_memory(err) : 0;
         pthread_mutex_unlock(&store->lock);
@@ -470,17 +472,27 @@ void sl_file_draft_discard(struct sl_file_draft *draft)
 int sl_file_store_adopt(struct sl_file_store *store, const char *path, const char *id,
                         const char *name, const char *purpose, struct sl_err *err)
 {
+    char *own_path = path_of(store, id, "");
     struct sl_stored_file file;
     struct stat status;
-    int rc;
+    int rc = 0;
 
-    if (sl_file_store_find(store, id, &file))
-        return 0; /* it was done before */
-    if (stat(path, &status) < 0)
-        return sl_err_set(err, -errno, "%s: %s", path, sl_strerror(errno));
-    describe(store, id, name, purpose, (uint64_t)status.st_size, &file);
-    rc = write_description(store, &file, err);
-    return rc == 0 ? publish(store, path, &file, err) : rc;
+    if (!own_path)
+        return no_memory(err);
+    if (!sl_file_store_find(store, id, &file)) {
+        if (stat(path, &status) < 0) /* an attempt that has failed may have moved it */
+            path = own_path;
+        if (stat(path, &status) < 0)
+            rc = sl_err_set(err, -errno, "%s: %s", path, sl_strerror(errno));
+        if (rc == 0) {
+            describe(store, id, name, purpose, (uint64_t)status.st_size, &file);
+            rc = write_description(store, &file, err);
+        }
+        if (rc == 0)
+            rc = publish(store, path, &file, err);
+    }
+    free(own_path);
+    return rc;
 }
 
 int sl_file_store_remove(struct sl_file_store *store, const char *id, struct sl_err *err)

@@ -67,8 +67,8 @@ int sl_file_draft_keep(struct sl_file_draft *draft, const char *name, const char
 void sl_file_draft_discard(struct sl_file_draft *draft); /* NULL is allowed */
 
 /* Takes a whole, synced file from `path`, on the same file system, and gives it the id, which
- * sl_file_id_make() has made. Can be done again after a crash in the middle, also where `path` is
- * gone by then. */
+ * sl_file_id_make() has made. Can be done again after a crash or a failure in the middle, also
+ * where `path` is gone by then; fails with -ENOENT where nothing ever was. */
 int sl_file_store_adopt(struct sl_file_store *store, const char *path, const char *id,
                         const char *name, const char *purpose, struct sl_err *err);
 void sl_file_id_make(char id[SL_FILE_ID_BYTES]);

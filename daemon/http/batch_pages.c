@@ -79,7 +79,10 @@ static void read_id(const struct sl_http_call *call, char *id, size_t size)
         id[0] = '\0';
 }
 
-void sl_page_batch(const struct sl_front *front, struct sl_http_call *call)
+/* Answers with what is done with the batch that the path names. */
+static void act(const struct sl_front *front, struct sl_http_call *call,
+                json_t *(*on_id)(struct sl_batch_service *service, const char *id,
+                                 struct sl_refusal *refusal))
 {
     struct sl_refusal refusal;
     char id[64];
@@ -87,16 +90,20 @@ void sl_page_batch(const struct sl_front *front, struct sl_http_call *call)
     if (!has_batches(front, call))
         return;
     read_id(call, id, sizeof(id));
-    answer(front, call, sl_batch_service_get(front->batches, id, &refusal), &refusal);
+    answer(front, call, on_id(front->batches, id, &refusal), &refusal);
+}
+
+void sl_page_batch(const struct sl_front *front, struct sl_http_call *call)
+{
+    act(front, call, sl_batch_service_get);
 }
 
 void sl_page_cancel_batch(const struct sl_front *front, struct sl_http_call *call)
 {
-    struct sl_refusal refusal;
-    char id[64];
+    act(front, call, sl_batch_service_cancel);
+}
 
-    if (!has_batches(front, call))
-        return;
-    read_id(call, id, sizeof(id));
-    answer(front, call, sl_batch_service_cancel(front->batches, id, &refusal), &refusal);
+void sl_page_forget_batch(const struct sl_front *front, struct sl_http_call *call)
+{
+    act(front, call, sl_batch_service_forget);
 }

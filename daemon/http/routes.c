@@ -42,6 +42,7 @@ static const struct route routes[] = {
     {"/v1/batches", "POST", BODY_JSON, NULL, sl_page_create_batch, false},
     {"/v1/batches", "GET", BODY_NONE, NULL, sl_page_batches, false},
     {"/v1/batches/*", "GET", BODY_NONE, NULL, sl_page_batch, false},
+    {"/v1/batches/*", "DELETE", BODY_NONE, NULL, sl_page_forget_batch, false},
     {"/v1/batches/*/cancel", "POST", BODY_NONE, NULL, sl_page_cancel_batch, false},
     {"/v1/models", "GET", BODY_NONE, NULL, sl_page_models, false},
     {"/models", "GET", BODY_NONE, NULL, sl_page_models, false},

@@ -1,4 +1,4 @@
-/* sluice batch submit, status, results and cancel: batches at a daemon, over its socket. */
+/* sluice batch submit, status, results, cancel and forget: batches at a daemon, over its socket. */
 #include <argp.h>
 #include <errno.h>
 #include <stdio.h>
@@ -10,6 +10,7 @@
 #include "core/base/file.h"
 #include "core/base/size.h"
 #include "daemon/http/listen_socket.h"
+#include "daemon/protocol/batches.h"
 #include "tools/batch/batch_commands.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/daemon_client.h"
@@ -31,12 +32,14 @@ enum {
     OPTION_META,
     OPTION_JSON,
     OPTION_ERRORS,
+    OPTION_OLDER,
 };
 
 struct command {
     const char *socket, *argument, *output;
-    bool wants_argument, json, errors;
-    json_t *create; /* the body that creates a batch */
+    bool wants_argument, json, errors, has_older;
+    uint64_t older_s; /* those are meant that ended longer ago */
+    json_t *create;   /* the body that creates a batch */
     struct sl_daemon_client *client;
 };
 
@@ -95,6 +98,11 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_ERRORS:
         command->errors = true;
         return 0;
+    case OPTION_OLDER:
+        command->has_older = sl_batch_window_parse(value, &command->older_s);
+        if (!command->has_older)
+            argp_error(state, "--older takes a time such as 30d or 12h, not \"%s\"", value);
+        return 0;
     case 'o':
         command->output = value;
         return 0;
@@ -104,8 +112,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->argument = value;
         return 0;
     case ARGP_KEY_END:
-        if (command->wants_argument && !command->argument)
+        if (command->wants_argument && !command->argument && !command->has_older)
             argp_error(state, "%s is missing", state->root_argp->args_doc);
+        if (command->argument && command->has_older)
+            argp_error(state, "ID or --older, not both");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -167,16 +177,25 @@ static int get_batch(struct command *command, const char *id, json_t **ret_batch
 /* ---- what is shown -----------------------------------------------------------------------------
  */
 
-static void print_times(const json_t *batch)
+/* Returns when a batch has ended, since 1970, or 0. */
+static uint64_t end_of(const json_t *batch)
 {
     static const char *const ends[] = {"completed_at", "failed_at", "expired_at", "cancelled_at"};
-    char text[SL_SECONDS_TEXT_BYTES];
-    const uint64_t begun = count_in(batch, "created_at");
+    uint64_t end_s = 0;
 
-    for (size_t i = 0; i < SL_ARRAY_LEN(ends); i++)
-        if (count_in(batch, ends[i]) > 0)
-            printf(", took %s",
-                   sl_seconds_format((double)(count_in(batch, ends[i]) - begun), text));
+    for (size_t i = 0; end_s == 0 && i < SL_ARRAY_LEN(ends); i++)
+        end_s = count_in(batch, ends[i]);
+    return end_s;
+}
+
+static void print_times(const json_t *batch)
+{
+    char text[SL_SECONDS_TEXT_BYTES];
+    const uint64_t end_s = end_of(batch);
+
+    if (end_s > 0)
+        printf(", took %s",
+               sl_seconds_format((double)(end_s - count_in(batch, "created_at")), text));
 }
 
 /* `live` is what the daemon's status says of a batch that has not ended, or NULL. */
@@ -329,7 +348,8 @@ static int submit(struct command *command, struct sl_err *err)
 /* ---- status ------------------------------------------------------------------------------------
  */
 
-static int show_all(struct command *command, const json_t *status, struct sl_err *err)
+/* Adds all batches that the daemon knows to a list. */
+static int get_all(struct command *command, json_t *batches, struct sl_err *err)
 {
     char path[256] = "/v1/batches?limit=100";
     bool has_more = true;
@@ -337,12 +357,9 @@ static int show_all(struct command *command, const json_t *status, struct sl_err
 
     while (rc == 0 && has_more) {
         json_t *page = NULL;
-        const json_t *data;
 
         rc = ask(command, "GET", path, NULL, &page, err);
-        data = json_object_get(page, "data");
-        for (size_t i = 0; i < json_array_size(data); i++)
-            show(command, json_array_get(data, i), status);
+        json_array_extend(batches, json_object_get(page, "data"));
         has_more = json_is_true(json_object_get(page, "has_more"));
         snprintf(path, sizeof(path), "/v1/batches?limit=100&after=%s", text_in(page, "last_id"));
         json_decref(page);
@@ -352,14 +369,16 @@ static int show_all(struct command *command, const json_t *status, struct sl_err
 
 static int show_status(struct command *command, struct sl_err *err)
 {
-    json_t *status = NULL, *batch = NULL;
+    json_t *status = NULL, *batch = NULL, *batches = json_array();
     int rc = ask(command, "GET", "/status", NULL, &status, err);
 
     if (rc == 0 && !command->argument)
-        rc = show_all(command, status, err);
+        rc = get_all(command, batches, err);
     else if (rc == 0 && (rc = get_batch(command, command->argument, &batch, err)) == 0)
-        show(command, batch, status);
-    json_decref(batch);
+        json_array_append_new(batches, batch);
+    for (size_t i = 0; rc == 0 && i < json_array_size(batches); i++)
+        show(command, json_array_get(batches, i), status);
+    json_decref(batches);
     json_decref(status);
     return rc;
 }
@@ -445,6 +464,44 @@ static int cancel(struct command *command, struct sl_err *err)
     show(command, batch, NULL);
     json_decref(batch);
     return 0;
+}
+
+/* ---- forget ------------------------------------------------------------------------------------
+ */
+
+static int forget(struct command *command, const json_t *batch, struct sl_err *err)
+{
+    char path[256];
+    json_t *deleted;
+    int rc;
+
+    snprintf(path, sizeof(path), "/v1/batches/%s", text_in(batch, "id"));
+    rc = ask(command, "DELETE", path, NULL, &deleted, err);
+    if (rc == 0) {
+        printf("%s  forgotten\n", text_in(batch, "id"));
+        json_decref(deleted);
+    }
+    return rc;
+}
+
+static int forget_those(struct command *command, struct sl_err *err)
+{
+    const uint64_t now_s = (uint64_t)time(NULL);
+    json_t *batch, *batches = json_array();
+    int rc;
+
+    if (!command->argument)
+        rc = get_all(command, batches, err);
+    else if ((rc = get_batch(command, command->argument, &batch, err)) == 0)
+        json_array_append_new(batches, batch);
+    for (size_t i = 0; rc == 0 && i < json_array_size(batches); i++) {
+        const uint64_t end_s = end_of(batch = json_array_get(batches, i));
+
+        if (command->argument || (end_s > 0 && end_s + command->older_s < now_s))
+            rc = forget(command, batch, err);
+    }
+    json_decref(batches);
+    return rc;
 }
 
 /* ---- the commands ------------------------------------------------------------------------------
@@ -533,4 +590,21 @@ int sl_batch_cancel(int argc, char **argv)
     struct command command = {.wants_argument = true};
 
     return run(&argp, argc, argv, &command, cancel);
+}
+
+int sl_batch_forget(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        SOCKET_OPTION,
+        {"older", OPTION_OLDER, "TIME", 0,
+         "all that ended longer ago than that, such as 30d, instead of ID", 0},
+        {0}};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "ID",
+        .doc = "Deletes a batch that has ended, with its results and its input."};
+    struct command command = {.wants_argument = true};
+
+    return run(&argp, argc, argv, &command, forget_those);
 }

@@ -12,5 +12,6 @@ int sl_batch_submit(int argc, char **argv);
 int sl_batch_status(int argc, char **argv);
 int sl_batch_results(int argc, char **argv);
 int sl_batch_cancel(int argc, char **argv);
+int sl_batch_forget(int argc, char **argv);
 
 #endif

@@ -9,7 +9,7 @@ int sl_cmd_batch(int argc, char **argv)
     static const struct sl_kind kinds[] = {
         {"make", sl_batch_make},     {"check", sl_batch_check},   {"run", sl_batch_run},
         {"submit", sl_batch_submit}, {"status", sl_batch_status}, {"results", sl_batch_results},
-        {"cancel", sl_batch_cancel},
+        {"cancel", sl_batch_cancel}, {"forget", sl_batch_forget},
     };
     static const char *const usage[] = {"make --ask TEXT|FILE [OPTION...] DOC...",
                                         "check MODEL IN [OPTION...]",
@@ -18,6 +18,7 @@ int sl_cmd_batch(int argc, char **argv)
                                         "status [ID] [OPTION...]",
                                         "results ID [-o FILE] [OPTION...]",
                                         "cancel ID [OPTION...]",
+                                        "forget ID|--older TIME [OPTION...]",
                                         NULL};
 
     return sl_run_kind(kinds, SL_ARRAY_LEN(kinds), argc, argv, usage);

@@ -69,8 +69,8 @@ static int probe_files(const char *const *paths, uint32_t n_paths, sl_io_open_fn
         return rc;
     if (probe.bytes_per_s == 0)
         return sl_err_set(err, -SL_EUNSUPPORTED,
-                          "%s: cannot tell the drive's speed: at least 1 GiB with direct I/O is "
-                          "needed; give --ssd",
+                          "%s: too small to tell the drive's speed by, or in the page cache: "
+                          "--drive FILE names 1 GiB or more on that drive, --ssd the speed",
                           paths[0]);
     *ret_rate = (double)probe.bytes_per_s / 1e9;
     return 0;

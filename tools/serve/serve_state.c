@@ -1,5 +1,6 @@
 #include "tools/serve/serve_state.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -46,6 +47,44 @@ static int identify(const struct sl_serve_state *state, char *name, size_t size,
     return rc;
 }
 
+/* A batch that has not ended has a folder of its own. */
+static uint32_t count_live(const char *folder)
+{
+    DIR *entries = opendir(folder);
+    struct dirent *entry;
+    uint32_t n = 0;
+
+    while (entries && (entry = readdir(entries)))
+        n += sl_file_is_id(entry->d_name);
+    if (entries)
+        closedir(entries);
+    return n;
+}
+
+/* Nobody should wait for batches that wait for another model. */
+static void tell_of_others(const struct sl_serve_state *state, const char *parent, const char *own)
+{
+    DIR *entries = opendir(parent);
+    struct dirent *entry;
+
+    while (entries && (entry = readdir(entries))) {
+        char *folder;
+        uint32_t n;
+
+        if (entry->d_name[0] == '.' || strcmp(entry->d_name, own) == 0 ||
+            asprintf(&folder, "%s/%s", parent, entry->d_name) < 0)
+            continue;
+        n = count_live(folder);
+        if (n > 0)
+            sl_serve_log_line(state->options.log,
+                              "%u batch%s for another model, or other numerics: %s", n,
+                              n == 1 ? " waits" : "es wait", folder);
+        free(folder);
+    }
+    if (entries)
+        closedir(entries);
+}
+
 /* Batches of another model wait in a folder of their own until that is served again. */
 static int open_batches(struct sl_serve_state *state, struct sl_err *err)
 {
@@ -69,6 +108,8 @@ static int open_batches(struct sl_serve_state *state, struct sl_err *err)
     options.model_identity = identity;
     if (rc == 0)
         rc = sl_batch_service_open(&state->batches, &options, err);
+    if (rc == 0)
+        tell_of_others(state, parent, identity);
     free(folder);
     free(parent);
     return rc;
