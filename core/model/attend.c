@@ -16,7 +16,7 @@
 #define LARGEST_GROUPS_MAX 16u
 
 #define TOGETHER_MAX 64u /* groups that all threads work on together */
-#define ITEM_ENTRIES 64u /* gathered by a thread at a time; even */
+#define ITEM_ENTRIES 64u /* gathered by a thread at a time; whole blocks */
 
 /* The groups that threads take alone come in slices, between which the drives are looked after and
  * a step can be stopped: each of at least so much work for a thread, but no more than some slices.
@@ -27,7 +27,7 @@
 struct sl_attend {
     uint32_t n_threads;
     uint32_t n_places;    /* of `chosen`, and of the indexer's queries */
-    uint32_t entries_max; /* of one group, even */
+    uint32_t entries_max; /* of one group, whole blocks */
     uint32_t pool_entries;
     uint16_t *rows;                   /* native: (pool_entries, head_dim) */
     uint8_t *columns;                 /* native: as many, head_dim rounded up to 16 */
@@ -321,9 +321,11 @@ static void score_parts(void *context, size_t first, size_t end, uint32_t thread
     (void)thread_index;
     for (size_t item = first; item < end; item++) {
         const struct sl_attend_bundle *bundle = &in->a->bundles[item % in->n_bundles];
-        uint32_t n = bundle->group->n_entries, part = (uint32_t)(item / in->n_bundles);
+        const uint32_t n_blocks = bundle->group->n_entries / SL_ATTEND_BLOCK_ENTRIES;
+        const uint32_t part = (uint32_t)(item / in->n_bundles);
 
-        sl_attend_score(in->run, bundle, n * part / in->n_parts, n * (part + 1) / in->n_parts);
+        sl_attend_score(in->run, bundle, n_blocks * part / in->n_parts * SL_ATTEND_BLOCK_ENTRIES,
+                        n_blocks * (part + 1) / in->n_parts * SL_ATTEND_BLOCK_ENTRIES);
     }
 }
 

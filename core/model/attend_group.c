@@ -7,11 +7,7 @@
 #include "core/base/assert.h"
 #include "core/model/exact.h"
 
-#define ENTRIES_AT_ONCE 64u /* decoded, and then turned while they are in the cache; even */
-
-/* Entries are laid out in blocks of so many, window entries by their positions and then compressed
- * ones by their rank: which of them share a block does not depend on the rest of the group. */
-#define BLOCK_ENTRIES 32u
+#define ENTRIES_AT_ONCE 64u /* decoded, and then turned while they are in the cache */
 
 static uint32_t heads_dim(const struct sl_config *c)
 {
@@ -30,7 +26,7 @@ uint64_t sl_attend_tile_bytes(const struct sl_config *config)
 
 static uint32_t whole_blocks(uint32_t n)
 {
-    return (n + BLOCK_ENTRIES - 1) / BLOCK_ENTRIES * BLOCK_ENTRIES;
+    return (n + SL_ATTEND_BLOCK_ENTRIES - 1) / SL_ATTEND_BLOCK_ENTRIES * SL_ATTEND_BLOCK_ENTRIES;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------
@@ -47,7 +43,7 @@ uint32_t sl_attend_entries_max(const struct sl_config *c, uint32_t context_max)
             n = c->index_topk;
         most = n > most ? n : most;
     }
-    return whole_blocks(BLOCK_ENTRIES - 1 + c->sliding_window + SL_ATTEND_QUERIES_MAX) +
+    return whole_blocks(SL_ATTEND_BLOCK_ENTRIES - 1 + c->sliding_window + SL_ATTEND_QUERIES_MAX) +
            whole_blocks(most);
 }
 
@@ -110,7 +106,8 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
     const struct sl_step_token *tokens = step->tokens;
     struct sl_attend_group group = {
         .first = first,
-        .window_first = window_start(step, first) / BLOCK_ENTRIES * BLOCK_ENTRIES,
+        .window_first =
+            window_start(step, first) / SL_ATTEND_BLOCK_ENTRIES * SL_ATTEND_BLOCK_ENTRIES,
         .selected = sl_attend_is_selected(step, run->weights, first),
     };
     uint32_t n = 1, last;

@@ -17,6 +17,10 @@
 #include "core/model/step.h"
 #include "core/model/weights.h"
 
+/* Entries are laid out in blocks of so many, window entries by their positions and then compressed
+ * ones by their rank: which of them share a block does not depend on the rest of the group. */
+#define SL_ATTEND_BLOCK_ENTRIES 32u
+
 #define SL_ATTEND_QUERIES_MAX 16u /* of a group */
 _Static_assert(SL_DSPARK_BLOCK_MAX <= SL_ATTEND_QUERIES_MAX, "a block is one group");
 
@@ -89,7 +93,7 @@ struct sl_attend_group sl_attend_group_from(const struct sl_attend_run *run, uin
 uint32_t sl_attend_group_tiles(const struct sl_attend_run *run,
                                const struct sl_attend_group *group);
 
-/* native: decodes entries first to end of a group, both even, and lays them out. */
+/* native: decodes entries first to end of a group, whole blocks, and lays them out. */
 void sl_attend_gather(const struct sl_attend_run *run, const struct sl_attend_group *group,
                       uint32_t first, uint32_t end);
 
