@@ -1,86 +1,68 @@
 /* Linears with AVX-512: BF16 dot products for FP8 and BF16 weights, and F32 weights. The order of
  * summation is that of core/kernels/kernels.h.
  *
- * One token: weights go from memory through the decoder straight into the dot product, and speed is
- * that of memory. Several tokens: a block of columns at a time, its activations brought together
+ * A dot product adds its odd element and then its even one to one sum, and a chain of the block
+ * order has every other column. So weights and activations are brought into chain order: for each
+ * four columns a word with columns 2 and 0, which goes to the even chain, and one with 3 and 1,
+ * which goes to the odd chain. FP8 weights come so out of the decoder.
+ *
+ * Few tokens: weights go from memory through the decoder straight into the dot products, and speed
+ * is that of memory. More tokens: a block of columns at a time, its activations brought together
  * first (rows lie a power of two apart and would evict each other), the weights of two tiles
- * decoded once for all tokens, and the sums of eight tokens by two tiles kept in registers: each
- * activation that is loaded serves two products, each weight eight. */
+ * decoded once for all tokens, and the chains of six tokens by two tiles kept in registers: each
+ * activation that is loaded serves two products, each weight six. */
 #include "kernels-avx512/avx512.h"
 
 #include "core/kernels/formats.h"
+#include "kernels-avx512/fp8_decoder.h"
 #include "kernels-avx512/vectors.h"
 
 /* ---- FP8 and BF16 x BF16 -----------------------------------------------------------------------
  */
 
 #define BLOCK_COLS 128u
-#define BLOCK_PAIRS (BLOCK_COLS / 2)
-#define TILES_ONE_TOKEN 4u /* at once: one tile's chain of additions alone would wait */
+#define CHAIN_COLS SL_BLOCK_ORDER_COLS
+#define TOKENS_FEW 8u
+#define TILES_FEW 4u /* at most, of few tokens: one tile's chains alone would wait */
 #define TILES_AT_ONCE 2u
-#define TOKENS_AT_ONCE 8u
+#define TOKENS_AT_ONCE 6u
 #define BF16_TOKENS_MAX 64u
 
-/* The BF16 numbers that the codes 0 to 127 of e4m3 are times a scale, as tables of their low and
- * high bytes. */
-struct fp8_decoder {
-    __m512i low[2], high[2];
-};
+/* Where weights come from: the matrix, or a block that was decoded into chain order before. */
+enum weights { FP8, BF16, CHAINS };
 
-static ALWAYS_INLINE struct fp8_decoder fp8_decoder_for(float scale)
+/* How FP8 weights are scaled: each as it is decoded, or the sum of each block of 128 columns. */
+enum scaling { SCALE_WEIGHTS, SCALE_BLOCKS };
+
+/* Where fp8_decode() finds two pairs of columns of 16 rows: in each quarter columns 2 and 0 of four
+ * rows, and then 3 and 1. */
+static ALWAYS_INLINE __m512i chain_order(void)
 {
-    static const uint16_t subnormals[8] = {0,      0x3b00, 0x3b80, 0x3bc0,
-                                           0x3c00, 0x3c20, 0x3c40, 0x3c60}; /* m * 2^-9 */
-    const __m512i subnormal =
-        _mm512_zextsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)subnormals));
-    const __m512i exponent =
-        _mm512_set1_epi16((short)((int)(sl_f32_bits(scale) >> 16) - 127 * 128));
-    __m512i code = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16,
-                                    15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    struct fp8_decoder decoder;
-    __m256i low[4], high[4];
-
-    for (int i = 0; i < 4; i++) {
-        /* Exponent and mantissa move into place; both biases. */
-        __m512i value = _mm512_add_epi16(_mm512_slli_epi16(code, 4), _mm512_set1_epi16(120 * 128));
-
-        value = _mm512_mask_mov_epi16(value, i == 0 ? 0xff : 0, subnormal);
-        value = _mm512_maskz_add_epi16(i == 0 ? ~UINT32_C(1) : ~UINT32_C(0), value, exponent);
-        low[i] = _mm512_cvtepi16_epi8(value);
-        high[i] = _mm512_cvtepi16_epi8(_mm512_srli_epi16(value, 8));
-        code = _mm512_add_epi16(code, _mm512_set1_epi16(32));
-    }
-    for (int i = 0; i < 2; i++) {
-        decoder.low[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[2 * i]), low[2 * i + 1], 1);
-        decoder.high[i] =
-            _mm512_inserti64x4(_mm512_castsi256_si512(high[2 * i]), high[2 * i + 1], 1);
-    }
-    return decoder;
+    return _mm512_set_epi8(
+        31, 63, 29, 61, 27, 59, 25, 57, 30, 62, 28, 60, 26, 58, 24, 56, /* rows 12 to 15 */
+        23, 55, 21, 53, 19, 51, 17, 49, 22, 54, 20, 52, 18, 50, 16, 48, /* rows 8 to 11 */
+        15, 47, 13, 45, 11, 43, 9, 41, 14, 46, 12, 44, 10, 42, 8, 40,   /* rows 4 to 7 */
+        7, 39, 5, 37, 3, 35, 1, 33, 6, 38, 4, 36, 2, 34, 0, 32);        /* rows 0 to 3 */
 }
 
-/* 64 codes, two pairs of columns of 16 rows. */
-static ALWAYS_INLINE void fp8_decode(struct fp8_decoder decoder, const uint8_t *codes,
-                                     __m512i ret_pairs[2])
+/* The halves of each word change places. */
+static ALWAYS_INLINE __m512i swapped_halves(void)
 {
-    /* The eights of both pairs side by side, which is how bytes are interleaved below. */
-    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
-    __m512i code = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes));
-    __m512i low = _mm512_permutex2var_epi8(decoder.low[0], code, decoder.low[1]);
-    __m512i high = _mm512_permutex2var_epi8(decoder.high[0], code, decoder.high[1]);
-
-    /* high | (code & 0x80): the sign */
-    high = _mm512_ternarylogic_epi32(high, code, _mm512_set1_epi8((char)0x80), 0xf8);
-    ret_pairs[0] = _mm512_unpacklo_epi8(low, high);
-    ret_pairs[1] = _mm512_unpackhi_epi8(low, high);
+    return _mm512_broadcast_i32x4(
+        _mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
 }
 
-static ALWAYS_INLINE __m512 dot_bf16(__m512 acc, __m512i w, __m512i x)
+/* Two pairs of columns of 16 rows, into chain order. */
+static ALWAYS_INLINE void bf16_decode(__m512i first, __m512i second, __m512i ret_chains[2])
 {
-    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
+    ret_chains[0] =
+        _mm512_mask_shuffle_epi8(second, UINT64_C(0xcccccccccccccccc), first, swapped_halves());
+    ret_chains[1] =
+        _mm512_mask_shuffle_epi8(first, UINT64_C(0x3333333333333333), second, swapped_halves());
 }
 
-/* FP8 weights are asked for this far ahead, since the processor's own prefetching ends with each
- * page. What lies beyond a matrix is asked for too, which has no effect. */
+/* Weights are asked for this far ahead, since the processor's own prefetching ends with each page.
+ * What lies beyond a matrix is asked for too, which has no effect. */
 #define AHEAD_BYTES 2048u
 
 static ALWAYS_INLINE void ask_for(const uint8_t *weights)
@@ -88,269 +70,348 @@ static ALWAYS_INLINE void ask_for(const uint8_t *weights)
     _mm_prefetch((const char *)weights, _MM_HINT_T0);
 }
 
-/* How FP8 weights are scaled: each as it is decoded, or the sum of each block of columns. */
-enum fp8_scaling { SCALE_WEIGHTS, SCALE_BLOCKS };
-
-/* One token over n tiles (1 to 4) at a time. */
-static ALWAYS_INLINE void fp8_tiles_one(enum fp8_scaling scaling, size_t n, size_t cols,
-                                        const uint8_t *w, const float *scale, const uint16_t *x,
-                                        float *y)
+/* Columns 4 * quad to 4 * quad + 3 of a tile. */
+static ALWAYS_INLINE void load_quad(enum weights kind, struct fp8_decoder decoder,
+                                    const uint8_t *tile, size_t quad, __m512i ret_chains[2])
 {
-    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
-    __m512 acc[TILES_ONE_TOKEN], sum[TILES_ONE_TOKEN];
+    const uint8_t *at = tile + quad * (kind == FP8 ? 64 : 128);
 
-    for (size_t i = 0; i < n; i++)
-        acc[i] = sum[i] = _mm512_setzero_ps();
-    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
-        struct fp8_decoder decoder =
-            fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale[c / BLOCK_COLS] : 1.0f);
-
-        for (size_t pair = c / 2; pair < (c + BLOCK_COLS) / 2; pair += 2) {
-            __m512i first = broadcast4(x + 2 * pair), second = broadcast4(x + 2 * pair + 2);
-
-            for (size_t i = 0; i < n; i++) {
-                const uint8_t *codes = w + i * tile_bytes + pair * 32;
-                __m512i weights[2];
-
-                ask_for(codes + AHEAD_BYTES);
-                fp8_decode(decoder, codes, weights);
-                acc[i] = dot_bf16(dot_bf16(acc[i], weights[0], first), weights[1], second);
-            }
-        }
-        for (size_t i = 0; scaling == SCALE_BLOCKS && i < n; i++) {
-            sum[i] = _mm512_fmadd_ps(acc[i], _mm512_set1_ps(scale[c / BLOCK_COLS]), sum[i]);
-            acc[i] = _mm512_setzero_ps();
-        }
+    if (kind == FP8) {
+        fp8_decode(decoder, chain_order(), at, ret_chains);
+    } else if (kind == BF16) {
+        bf16_decode(_mm512_loadu_si512(at), _mm512_loadu_si512(at + 64), ret_chains);
+    } else {
+        ret_chains[0] = _mm512_loadu_si512(at);
+        ret_chains[1] = _mm512_loadu_si512(at + 64);
     }
-    for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * ROWS, scaling == SCALE_BLOCKS ? sum[i] : acc[i]);
 }
 
-static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w, const uint16_t *x,
-                                         float *y)
+static ALWAYS_INLINE __m512 dot_bf16(__m512 acc, __m512i w, __m512i x)
 {
-    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
-    __m512 acc[TILES_ONE_TOKEN];
-
-    for (size_t i = 0; i < n; i++)
-        acc[i] = _mm512_setzero_ps();
-    for (size_t pair = 0; pair < cols / 2; pair++) {
-        __m512i both = broadcast4(x + 2 * pair);
-
-        for (size_t i = 0; i < n; i++)
-            acc[i] = dot_bf16(acc[i], _mm512_loadu_si512(w + i * tile_bytes + pair * 64), both);
-    }
-    for (size_t i = 0; i < n; i++)
-        _mm512_storeu_ps(y + i * ROWS, acc[i]);
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
 }
 
-/* Adds n_pairs pairs of columns of n_tiles tiles (1 or 2), as BF16 and tile_bytes apart, to n
- * tokens (1 to 8). With a scale the pairs are summed by themselves, and the scaled sum is added. */
-static ALWAYS_INLINE void add_pairs(size_t n_tiles, size_t n, size_t n_pairs,
-                                    const uint8_t *weights, size_t tile_bytes, const float *scale,
-                                    const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+/* Adds 32 columns of n_tiles tiles and n tokens to acc. x in chain order. */
+static ALWAYS_INLINE void add_chains(enum weights kind, struct fp8_decoder decoder, size_t n_tiles,
+                                     size_t n, const uint8_t *w, size_t tile_bytes,
+                                     const uint16_t *x, size_t x_stride,
+                                     __m512 acc[TOKENS_FEW][TILES_FEW])
 {
-    __m512 acc[TOKENS_AT_ONCE][TILES_AT_ONCE];
+    __m512 chains[TOKENS_FEW][TILES_FEW][2];
 
     for (size_t t = 0; t < n; t++)
         for (size_t tile = 0; tile < n_tiles; tile++)
-            acc[t][tile] =
-                scale ? _mm512_setzero_ps() : _mm512_loadu_ps(y + t * y_stride + tile * ROWS);
-    for (size_t pair = 0; pair < n_pairs; pair++) {
-        __m512i w[TILES_AT_ONCE];
+            chains[t][tile][0] = chains[t][tile][1] = _mm512_setzero_ps();
+    for (size_t quad = 0; quad < CHAIN_COLS / 4; quad++) {
+        __m512i weights[TILES_FEW][2];
 
-        for (size_t tile = 0; tile < n_tiles; tile++)
-            w[tile] = _mm512_loadu_si512(weights + tile * tile_bytes + pair * 64);
-        for (size_t t = 0; t < n; t++) {
-            __m512i both = broadcast4(x + t * x_stride + 2 * pair);
-
-            for (size_t tile = 0; tile < n_tiles; tile++)
-                acc[t][tile] = dot_bf16(acc[t][tile], w[tile], both);
-        }
-    }
-    for (size_t t = 0; t < n; t++) {
         for (size_t tile = 0; tile < n_tiles; tile++) {
-            float *to = y + t * y_stride + tile * ROWS;
-
-            if (scale)
-                acc[t][tile] =
-                    _mm512_fmadd_ps(acc[t][tile], _mm512_set1_ps(*scale), _mm512_loadu_ps(to));
-            _mm512_storeu_ps(to, acc[t][tile]);
+            if (kind == FP8)
+                ask_for(w + tile * tile_bytes + quad * 64 + AHEAD_BYTES);
+            load_quad(kind, decoder, w + tile * tile_bytes, quad, weights[tile]);
         }
-    }
-}
+        for (size_t chain = 0; chain < 2; chain++) {
+            for (size_t t = 0; t < n; t++) {
+                __m512i both = broadcast4(x + t * x_stride + quad * 4 + chain * 2);
 
-static ALWAYS_INLINE void add_pairs_tokens(size_t n_tiles, size_t n_tokens, size_t n_pairs,
-                                           const uint8_t *weights, size_t tile_bytes,
-                                           const float *scale, const uint16_t *x, size_t x_stride,
-                                           float *y, size_t y_stride)
-{
-    while (n_tokens) {
-        size_t n = n_tokens >= TOKENS_AT_ONCE ? TOKENS_AT_ONCE : n_tokens >= 4 ? 4 : 1;
-
-        if (n == TOKENS_AT_ONCE) /* a constant count keeps the sums in registers */
-            add_pairs(n_tiles, TOKENS_AT_ONCE, n_pairs, weights, tile_bytes, scale, x, x_stride, y,
-                      y_stride);
-        else if (n == 4)
-            add_pairs(n_tiles, 4, n_pairs, weights, tile_bytes, scale, x, x_stride, y, y_stride);
-        else
-            add_pairs(n_tiles, 1, n_pairs, weights, tile_bytes, scale, x, x_stride, y, y_stride);
-        n_tokens -= n;
-        x += n * x_stride;
-        y += n * y_stride;
-    }
-}
-
-/* Does one or two tiles, as many as there are. */
-static void add_tiles(size_t n_tiles, size_t n_tokens, size_t n_pairs, const uint8_t *weights,
-                      size_t tile_bytes, const uint16_t *x, size_t x_stride, float *y,
-                      size_t y_stride)
-{
-    if (n_tiles == 2)
-        add_pairs_tokens(2, n_tokens, n_pairs, weights, tile_bytes, NULL, x, x_stride, y, y_stride);
-    else
-        add_pairs_tokens(1, n_tokens, n_pairs, weights, tile_bytes, NULL, x, x_stride, y, y_stride);
-}
-
-/* Does them with the scale of the block that the pairs are. */
-static void add_tiles_scaled(size_t n_tiles, size_t n_tokens, const uint8_t *weights, float scale,
-                             const uint16_t *x, float *y, size_t y_stride)
-{
-    const size_t tile_bytes = BLOCK_PAIRS * 64;
-
-    if (n_tiles == 2)
-        add_pairs_tokens(2, n_tokens, BLOCK_PAIRS, weights, tile_bytes, &scale, x, BLOCK_COLS, y,
-                         y_stride);
-    else
-        add_pairs_tokens(1, n_tokens, BLOCK_PAIRS, weights, tile_bytes, &scale, x, BLOCK_COLS, y,
-                         y_stride);
-}
-
-/* A block's activations, token after token: x (n_tokens, n_cols) to (n_tokens, BLOCK_COLS). */
-static void gather_block(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
-                         uint16_t *block)
-{
-    for (size_t t = 0; t < n_tokens; t++)
-        copy_row(block + t * BLOCK_COLS, x + t * x_stride, n_cols * sizeof(*x));
-}
-
-static ALWAYS_INLINE void fp8_tokens(enum fp8_scaling scaling, size_t tile_count, size_t cols,
-                                     size_t n_tokens, const uint8_t *w, const float *scale,
-                                     const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
-{
-    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
-    _Alignas(64) uint16_t x_block[BF16_TOKENS_MAX * BLOCK_COLS];
-    __m512i weights[TILES_AT_ONCE][BLOCK_PAIRS];
-
-    clear_rows(n_tokens, tile_count, y, y_stride);
-    for (size_t c = 0; c < cols; c += BLOCK_COLS) {
-        struct fp8_decoder decoder =
-            fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale[c / BLOCK_COLS] : 1.0f);
-
-        gather_block(n_tokens, BLOCK_COLS, x + c, x_stride, x_block);
-        for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE) {
-            size_t n = tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE;
-
-            for (size_t i = 0; i < n; i++) {
-                const uint8_t *codes = w + (tile + i) * tile_bytes + c * ROWS;
-
-                for (size_t pair = 0; pair < BLOCK_PAIRS; pair += 2) {
-                    ask_for(codes + TILES_AT_ONCE * tile_bytes + pair * 32);
-                    fp8_decode(decoder, codes + pair * 32, &weights[i][pair]);
-                }
+                for (size_t tile = 0; tile < n_tiles; tile++)
+                    chains[t][tile][chain] =
+                        dot_bf16(chains[t][tile][chain], weights[tile][chain], both);
             }
-            if (scaling == SCALE_BLOCKS)
-                add_tiles_scaled(n, n_tokens, (const uint8_t *)weights, scale[c / BLOCK_COLS],
-                                 x_block, y + tile * ROWS, y_stride);
-            else
-                add_tiles(n, n_tokens, BLOCK_PAIRS, (const uint8_t *)weights, sizeof(weights[0]),
-                          x_block, BLOCK_COLS, y + tile * ROWS, y_stride);
+        }
+    }
+    for (size_t t = 0; t < n; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            acc[t][tile] =
+                _mm512_add_ps(acc[t][tile], _mm512_add_ps(chains[t][tile][0], chains[t][tile][1]));
+}
+
+/* Adds n_cols columns (a multiple of 32) of n_tiles tiles, tile_bytes apart, to n tokens. x in
+ * chain order. */
+static ALWAYS_INLINE void add_columns(enum weights kind, enum scaling scaling, size_t n_tiles,
+                                      size_t n, size_t n_cols, const uint8_t *w, size_t tile_bytes,
+                                      const float *scale, const uint16_t *x, size_t x_stride,
+                                      float *y, size_t y_stride)
+{
+    const size_t block_bytes = kind == FP8 ? CHAIN_COLS * ROWS : CHAIN_COLS * ROWS * 2;
+    __m512 sums[TOKENS_FEW][TILES_FEW];
+    struct fp8_decoder decoder;
+
+    for (size_t t = 0; t < n; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            sums[t][tile] = _mm512_loadu_ps(y + t * y_stride + tile * ROWS);
+    if (kind == FP8 && scaling == SCALE_BLOCKS)
+        decoder = fp8_decoder_for(1.0f);
+    for (size_t c = 0; c < n_cols; c += BLOCK_COLS) {
+        const size_t end = n_cols - c < BLOCK_COLS ? n_cols : c + BLOCK_COLS;
+        __m512 dots[TOKENS_FEW][TILES_FEW];
+
+        if (kind == FP8 && scaling == SCALE_WEIGHTS)
+            decoder = fp8_decoder_for(scale[c / BLOCK_COLS]);
+        for (size_t t = 0; scaling == SCALE_BLOCKS && t < n; t++)
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                dots[t][tile] = _mm512_setzero_ps();
+        for (size_t first = c; first < end; first += CHAIN_COLS, w += block_bytes)
+            add_chains(kind, decoder, n_tiles, n, w, tile_bytes, x + first, x_stride,
+                       scaling == SCALE_BLOCKS ? dots : sums);
+        for (size_t t = 0; scaling == SCALE_BLOCKS && t < n; t++)
+            for (size_t tile = 0; tile < n_tiles; tile++)
+                sums[t][tile] = _mm512_fmadd_ps(
+                    dots[t][tile], _mm512_set1_ps(scale[c / BLOCK_COLS]), sums[t][tile]);
+    }
+    for (size_t t = 0; t < n; t++)
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            _mm512_storeu_ps(y + t * y_stride + tile * ROWS, sums[t][tile]);
+}
+
+/* Activations in chain order, token after token: x (n_tokens, n_cols) to (n_tokens, stride), with
+ * zeros up to a multiple of 32 columns. */
+static void gather(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
+                   uint16_t *panel, size_t stride)
+{
+    const __m512i order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(4, 5, 0, 1, 6, 7, 2, 3, 12, 13, 8, 9, 14, 15, 10, 11));
+
+    for (size_t t = 0; t < n_tokens; t++, x += x_stride, panel += stride) {
+        for (size_t c = 0; c < n_cols; c += CHAIN_COLS) {
+            size_t n = n_cols - c < CHAIN_COLS ? n_cols - c : CHAIN_COLS;
+            __m512i some = _mm512_maskz_loadu_epi16(~UINT32_C(0) >> (CHAIN_COLS - n), x + c);
+
+            _mm512_storeu_si512(panel + c, _mm512_shuffle_epi8(some, order));
         }
     }
 }
 
-/* Few tiles do not earn the bringing together: rows are taken where they lie, all columns at once.
+/* A matrix of one kind and scaling, both constants where it is used. */
+struct matrix {
+    enum weights kind;
+    enum scaling scaling;
+    size_t tile_count, cols;
+    const uint8_t *w;
+    const float *scale;
+};
+
+static ALWAYS_INLINE size_t bytes_of_cols(const struct matrix *m, size_t cols)
+{
+    return m->kind == FP8 ? sl_r16_fp8_tile_bytes(cols) : sl_r16_bf16_tile_bytes(cols);
+}
+
+/* ---- more tokens -------------------------------------------------------------------------------
  */
-#define TILES_FEW 4u
 
-static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
-                        const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+/* Decodes n_cols columns (up to 128) of a tile, with zeros up to a multiple of 32. */
+static ALWAYS_INLINE void decode_block(enum weights kind, struct fp8_decoder decoder, size_t n_cols,
+                                       const uint8_t *w, const uint8_t *next,
+                                       __m512i chains[BLOCK_COLS / 2])
 {
-    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
-    const size_t at_once = tile_count > TILES_FEW ? BLOCK_COLS : cols;
-    _Alignas(64) uint16_t x_block[BF16_TOKENS_MAX * BLOCK_COLS];
+    size_t quad = 0;
 
-    clear_rows(n_tokens, tile_count, y, y_stride);
-    for (size_t c = 0; c < cols; c += at_once) {
-        size_t n_cols = cols - c < at_once ? cols - c : at_once;
-        const uint16_t *block = x;
-        size_t stride = x_stride;
+    for (; quad < n_cols / 4; quad++) {
+        ask_for(next + quad * (kind == FP8 ? 64 : 128));
+        if (kind == BF16)
+            ask_for(next + quad * 128 + 64);
+        load_quad(kind, decoder, w, quad, &chains[2 * quad]);
+    }
+    if (n_cols % 4) {
+        bf16_decode(_mm512_loadu_si512(w + quad * 128), _mm512_setzero_si512(), &chains[2 * quad]);
+        quad++;
+    }
+    for (; quad % (CHAIN_COLS / 4); quad++)
+        chains[2 * quad] = chains[2 * quad + 1] = _mm512_setzero_si512();
+}
 
-        if (tile_count > TILES_FEW) {
-            gather_block(n_tokens, n_cols, x + c, x_stride, x_block);
-            block = x_block;
-            stride = BLOCK_COLS;
-        }
-        for (size_t tile = 0; tile < tile_count; tile += TILES_AT_ONCE)
-            add_tiles(tile_count - tile < TILES_AT_ONCE ? tile_count - tile : TILES_AT_ONCE,
-                      n_tokens, n_cols / 2, w + tile * tile_bytes + c * ROWS * 2, tile_bytes, block,
-                      stride, y + tile * ROWS, y_stride);
+/* Adds n_cols columns of decoded weights of one or two tiles to n (1 to 6) tokens. A constant count
+ * keeps the chains in registers. */
+static ALWAYS_INLINE void add_decoded(enum scaling scaling, size_t n_tiles, size_t n, size_t n_cols,
+                                      const __m512i *weights, const float *scale, const uint16_t *x,
+                                      float *y, size_t y_stride)
+{
+    const uint8_t *w = (const uint8_t *)weights;
+    const size_t tile_bytes = sl_r16_bf16_tile_bytes(BLOCK_COLS);
+
+    switch (n) {
+#define CASE(constant)                                                                             \
+    case constant:                                                                                 \
+        add_columns(CHAINS, scaling, n_tiles, constant, n_cols, w, tile_bytes, scale, x,           \
+                    BLOCK_COLS, y, y_stride);                                                      \
+        return;
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+        CASE(5)
+        CASE(6)
+#undef CASE
     }
 }
 
-static ALWAYS_INLINE void matmul_fp8(enum fp8_scaling scaling, size_t tile_count, size_t cols,
-                                     size_t token_count, const uint8_t *w, const float *scale,
-                                     const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+static void add_one_tile(enum scaling scaling, size_t n, size_t n_cols, const __m512i *weights,
+                         const float *scale, const uint16_t *x, float *y, size_t y_stride)
 {
-    const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    if (scaling == SCALE_BLOCKS)
+        add_decoded(SCALE_BLOCKS, 1, n, n_cols, weights, scale, x, y, y_stride);
+    else
+        add_decoded(SCALE_WEIGHTS, 1, n, n_cols, weights, scale, x, y, y_stride);
+}
+
+static void add_two_tiles(enum scaling scaling, size_t n, size_t n_cols, const __m512i *weights,
+                          const float *scale, const uint16_t *x, float *y, size_t y_stride)
+{
+    if (scaling == SCALE_BLOCKS)
+        add_decoded(SCALE_BLOCKS, 2, n, n_cols, weights, scale, x, y, y_stride);
+    else
+        add_decoded(SCALE_WEIGHTS, 2, n, n_cols, weights, scale, x, y, y_stride);
+}
+
+/* Adds n_cols columns from c on, up to 128 of one block, of all tiles to up to 64 tokens. */
+static ALWAYS_INLINE void add_block(struct matrix m, size_t c, size_t n_cols, size_t n_tokens,
+                                    const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+{
+    const size_t tile_bytes = bytes_of_cols(&m, m.cols);
+    const size_t n_whole = (n_cols + CHAIN_COLS - 1) / CHAIN_COLS * CHAIN_COLS;
+    const float *scale = m.kind == FP8 ? m.scale + c / BLOCK_COLS : NULL;
+    _Alignas(64) uint16_t x_block[BF16_TOKENS_MAX * BLOCK_COLS];
+    __m512i weights[TILES_AT_ONCE][BLOCK_COLS / 2];
+    struct fp8_decoder decoder;
+
+    if (m.kind == FP8)
+        decoder = fp8_decoder_for(m.scaling == SCALE_WEIGHTS ? *scale : 1.0f);
+    gather(n_tokens, n_cols, x + c, x_stride, x_block, BLOCK_COLS);
+    for (size_t tile = 0; tile < m.tile_count; tile += TILES_AT_ONCE) {
+        size_t n_tiles = m.tile_count - tile < TILES_AT_ONCE ? m.tile_count - tile : TILES_AT_ONCE;
+
+        for (size_t i = 0; i < n_tiles; i++) {
+            const uint8_t *at = m.w + (tile + i) * tile_bytes + bytes_of_cols(&m, c);
+
+            decode_block(m.kind, decoder, n_cols, at, at + TILES_AT_ONCE * tile_bytes, weights[i]);
+        }
+        for (size_t t = 0; t < n_tokens; t += TOKENS_AT_ONCE) {
+            size_t n = n_tokens - t < TOKENS_AT_ONCE ? n_tokens - t : TOKENS_AT_ONCE;
+
+            (n_tiles == 2 ? add_two_tiles : add_one_tile)(m.scaling, n, n_whole, weights[0], scale,
+                                                          x_block + t * BLOCK_COLS,
+                                                          y + t * y_stride + tile * ROWS, y_stride);
+        }
+    }
+}
+
+/* ---- few tokens --------------------------------------------------------------------------------
+ */
+
+#define PANEL_FEW 8192u /* activations of all tokens */
+
+/* Adds n_cols columns (a multiple of 32) from c on, of all tiles, n_tiles at a time, to n tokens.
+ */
+static ALWAYS_INLINE void add_few(struct matrix m, size_t n_tiles, size_t n, size_t c,
+                                  size_t n_cols, const uint16_t *panel, size_t stride, float *y,
+                                  size_t y_stride)
+{
+    const size_t tile_bytes = bytes_of_cols(&m, m.cols);
+    const uint8_t *w = m.w + bytes_of_cols(&m, c);
+    const float *scale = m.kind == FP8 ? m.scale + c / BLOCK_COLS : NULL;
     size_t tile = 0;
 
-    for (size_t t = 0; token_count > 1 && t < token_count; t += BF16_TOKENS_MAX)
-        fp8_tokens(scaling, tile_count, cols,
-                   token_count - t < BF16_TOKENS_MAX ? token_count - t : BF16_TOKENS_MAX, w, scale,
-                   x + t * x_stride, x_stride, y + t * y_stride, y_stride);
-    if (token_count > 1)
-        return;
-    for (; tile + TILES_ONE_TOKEN <= tile_count; tile += TILES_ONE_TOKEN)
-        fp8_tiles_one(scaling, TILES_ONE_TOKEN, cols, w + tile * tile_bytes, scale, x,
-                      y + tile * ROWS);
-    for (; tile < tile_count; tile++)
-        fp8_tiles_one(scaling, 1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+    for (; tile + n_tiles <= m.tile_count; tile += n_tiles)
+        add_columns(m.kind, m.scaling, n_tiles, n, n_cols, w + tile * tile_bytes, tile_bytes, scale,
+                    panel, stride, y + tile * ROWS, y_stride);
+    for (; n_tiles > 1 && tile < m.tile_count; tile++)
+        add_columns(m.kind, m.scaling, 1, n, n_cols, w + tile * tile_bytes, tile_bytes, scale,
+                    panel, stride, y + tile * ROWS, y_stride);
 }
 
-void sl_matmul_fp8_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
+/* Adds n_cols columns from c on, as many as the panel holds of n_tokens. */
+static ALWAYS_INLINE void add_panel(struct matrix m, size_t n_tokens, size_t c, size_t n_cols,
+                                    const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+{
+    _Alignas(64) uint16_t panel[PANEL_FEW];
+    const size_t stride = n_cols;
+
+    gather(n_tokens, n_cols, x + c, x_stride, panel, stride);
+    switch (n_tokens) {
+#define CASE(n, n_tiles)                                                                           \
+    case n:                                                                                        \
+        add_few(m, n_tiles, n, c, n_cols, panel, stride, y, y_stride);                             \
+        return;
+        CASE(1, 4)
+        CASE(2, 4)
+        CASE(3, 2)
+        CASE(4, 2)
+        CASE(5, 1)
+        CASE(6, 1)
+        CASE(7, 1)
+        CASE(8, 1)
+#undef CASE
+    }
+}
+
+/* ---- entries -----------------------------------------------------------------------------------
+ */
+
+static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint16_t *x,
+                                 size_t x_stride, float *y, size_t y_stride)
+{
+    const size_t cols_whole = m.cols / CHAIN_COLS * CHAIN_COLS;
+
+    clear_rows(token_count, m.tile_count, y, y_stride);
+    if (token_count <= TOKENS_FEW) {
+        const size_t cols_few = PANEL_FEW / token_count / BLOCK_COLS * BLOCK_COLS;
+
+        for (size_t c = 0; c < cols_whole; c += cols_few)
+            add_panel(m, token_count, c, cols_whole - c < cols_few ? cols_whole - c : cols_few, x,
+                      x_stride, y, y_stride);
+        if (cols_whole < m.cols)
+            add_block(m, cols_whole, m.cols - cols_whole, token_count, x, x_stride, y, y_stride);
+        return;
+    }
+    for (size_t t = 0; t < token_count; t += BF16_TOKENS_MAX) {
+        size_t n = token_count - t < BF16_TOKENS_MAX ? token_count - t : BF16_TOKENS_MAX;
+
+        for (size_t c = 0; c < m.cols; c += BLOCK_COLS)
+            add_block(m, c, m.cols - c < BLOCK_COLS ? m.cols - c : BLOCK_COLS, n, x + t * x_stride,
+                      x_stride, y + t * y_stride, y_stride);
+    }
+}
+
+/* A block of rows at a time. */
+static ALWAYS_INLINE void matmul_fp8(enum scaling scaling, size_t first_tile, size_t tile_count,
+                                     size_t cols, size_t token_count, const uint8_t *w,
+                                     const float *scale, const uint16_t *x, size_t x_stride,
+                                     float *y, size_t y_stride)
+{
+    for (size_t i = 0, n; i < tile_count; i += n) {
+        const size_t tile = first_tile + i;
+
+        n = sl_fp8_tiles_of_block(tile, first_tile + tile_count);
+        matmul((struct matrix){FP8, scaling, n, cols, w + i * sl_r16_fp8_tile_bytes(cols),
+                               scale + tile / SL_FP8_BLOCK_TILES * (cols / SL_FP8_BLOCK)},
+               token_count, x, x_stride, y + i * ROWS, y_stride);
+    }
+}
+
+void sl_matmul_fp8_avx512bf16(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const float *restrict scale,
                               const uint16_t *restrict x, size_t x_stride, float *restrict y,
                               size_t y_stride)
 {
-    matmul_fp8(SCALE_WEIGHTS, tile_count, cols, token_count, w, scale, x, x_stride, y, y_stride);
+    matmul_fp8(SCALE_WEIGHTS, first_tile, tile_count, cols, token_count, w, scale, x, x_stride, y,
+               y_stride);
 }
 
-void sl_matmul_fp8_block_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
-                                    const uint8_t *restrict w, const float *restrict scale,
-                                    const uint16_t *restrict x, size_t x_stride, float *restrict y,
-                                    size_t y_stride)
+void sl_matmul_fp8_block_avx512bf16(size_t first_tile, size_t tile_count, size_t cols,
+                                    size_t token_count, const uint8_t *restrict w,
+                                    const float *restrict scale, const uint16_t *restrict x,
+                                    size_t x_stride, float *restrict y, size_t y_stride)
 {
-    matmul_fp8(SCALE_BLOCKS, tile_count, cols, token_count, w, scale, x, x_stride, y, y_stride);
+    matmul_fp8(SCALE_BLOCKS, first_tile, tile_count, cols, token_count, w, scale, x, x_stride, y,
+               y_stride);
 }
 
 void sl_matmul_bf16_avx512bf16(size_t tile_count, size_t cols, size_t token_count,
                                const uint8_t *restrict w, const uint16_t *restrict x,
                                size_t x_stride, float *restrict y, size_t y_stride)
 {
-    const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
-    size_t tile = 0;
-
-    for (size_t t = 0; token_count > 1 && t < token_count; t += BF16_TOKENS_MAX)
-        bf16_tokens(tile_count, cols,
-                    token_count - t < BF16_TOKENS_MAX ? token_count - t : BF16_TOKENS_MAX, w,
-                    x + t * x_stride, x_stride, y + t * y_stride, y_stride);
-    if (token_count > 1)
-        return;
-    for (; tile + TILES_ONE_TOKEN <= tile_count; tile += TILES_ONE_TOKEN)
-        bf16_tiles_one(TILES_ONE_TOKEN, cols, w + tile * tile_bytes, x, y + tile * ROWS);
-    for (; tile < tile_count; tile++)
-        bf16_tiles_one(1, cols, w + tile * tile_bytes, x, y + tile * ROWS);
+    matmul((struct matrix){BF16, SCALE_WEIGHTS, tile_count, cols, w, NULL}, token_count, x,
+           x_stride, y, y_stride);
 }
 
 /* ---- proof -------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@
 #define VECTORS (ROWS / 4)
 #define BLOCK_COLS SL_FP8_BLOCK
 #define BLOCK_PAIRS (BLOCK_COLS / 2)
+#define CHAIN_PAIRS                                                                                \
+    (SL_BLOCK_ORDER_COLS / 2) /* pairs that two chains take: the even and the odd                  \
+                               */
 #define TILES_AT_ONCE 2u
 #define TOKENS_AT_ONCE 4u
 #define TOKENS_MAX 64u
@@ -93,13 +96,29 @@ static ALWAYS_INLINE struct pair scale_pair(struct pair pair, float factor)
 /* ---- one token ---------------------------------------------------------------------------------
  */
 
+/* The two chains of a block, of one tile. */
+static ALWAYS_INLINE struct pair no_chains(void)
+{
+    struct pair chains;
+
+    for (size_t v = 0; v < VECTORS; v++)
+        chains.even[v] = chains.odd[v] = vdupq_n_f32(0);
+    return chains;
+}
+
 static ALWAYS_INLINE void add_pair(const struct pair *w, float32x4_t even, float32x4_t odd,
-                                   float32x4_t acc[VECTORS])
+                                   struct pair *chains)
 {
     for (size_t v = 0; v < VECTORS; v++)
-        acc[v] = vfmaq_f32(acc[v], w->odd[v], odd);
+        chains->even[v] = vfmaq_f32(chains->even[v], w->even[v], even);
     for (size_t v = 0; v < VECTORS; v++)
-        acc[v] = vfmaq_f32(acc[v], w->even[v], even);
+        chains->odd[v] = vfmaq_f32(chains->odd[v], w->odd[v], odd);
+}
+
+static ALWAYS_INLINE void add_chains(const struct pair *chains, float32x4_t acc[VECTORS])
+{
+    for (size_t v = 0; v < VECTORS; v++)
+        acc[v] = vaddq_f32(acc[v], vaddq_f32(chains->even[v], chains->odd[v]));
 }
 
 static ALWAYS_INLINE uint32x4_t broadcast_pair(const uint16_t *x)
@@ -117,45 +136,62 @@ static ALWAYS_INLINE void store_tiles(size_t n, float32x4_t acc[][VECTORS], floa
             vst1q_f32(y + i * ROWS + v * 4, acc[i][v]);
 }
 
-/* n tiles (1 or 2) at a time: one tile's chains of additions alone would wait for each other. */
+/* n tiles (1 or 2) at a time: they share the activations. */
 static ALWAYS_INLINE void bf16_tiles_one(size_t n, size_t cols, const uint8_t *w, const uint16_t *x,
                                          float *y)
 {
     const size_t tile_bytes = sl_r16_bf16_tile_bytes(cols);
     float32x4_t acc[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
 
-    for (size_t pair = 0; pair < cols / 2; pair++) {
-        uint32x4_t both = broadcast_pair(x + 2 * pair);
+    for (size_t first = 0; first < cols / 2; first += CHAIN_PAIRS) {
+        size_t end = cols / 2 - first < CHAIN_PAIRS ? cols / 2 : first + CHAIN_PAIRS;
+        struct pair chains[TILES_AT_ONCE] = {no_chains(), no_chains()};
 
-        for (size_t i = 0; i < n; i++) {
-            struct pair weights = load_bf16(w + i * tile_bytes + pair * 64);
+        for (size_t pair = first; pair < end; pair++) {
+            uint32x4_t both = broadcast_pair(x + 2 * pair);
 
-            add_pair(&weights, even_bf16(both), odd_bf16(both), acc[i]);
+            for (size_t i = 0; i < n; i++) {
+                struct pair weights = load_bf16(w + i * tile_bytes + pair * 64);
+
+                add_pair(&weights, even_bf16(both), odd_bf16(both), &chains[i]);
+            }
         }
+        for (size_t i = 0; i < n; i++)
+            add_chains(&chains[i], acc[i]);
     }
     store_tiles(n, acc, y);
 }
 
-/* One block of n tiles. The factor (2^8 times the scale) goes into the activation, which is one
- * multiplication for 16 rows, or into the weights. */
-static ALWAYS_INLINE void fp8_block_one(size_t n, bool scale_x, size_t tile_bytes, const uint8_t *w,
-                                        float factor, const uint16_t *x, float32x4_t acc[][VECTORS])
+/* Where a scale goes: into the activation, which is one multiplication for 16 rows, into the
+ * weights, or nowhere. */
+enum scale_goes { INTO_X, INTO_WEIGHTS, NOWHERE };
+
+/* One block of n tiles, factor 2^8 times the scale. */
+static ALWAYS_INLINE void fp8_block_one(size_t n, enum scale_goes scale_goes, size_t tile_bytes,
+                                        const uint8_t *w, float factor, const uint16_t *x,
+                                        float32x4_t acc[][VECTORS])
 {
-    for (size_t pair = 0; pair < BLOCK_PAIRS; pair++) {
-        uint32x4_t both = broadcast_pair(x + 2 * pair);
-        float32x4_t even = even_bf16(both), odd = odd_bf16(both);
+    for (size_t first = 0; first < BLOCK_PAIRS; first += CHAIN_PAIRS) {
+        struct pair chains[TILES_AT_ONCE] = {no_chains(), no_chains()};
 
-        if (scale_x) {
-            even = vmulq_n_f32(even, factor);
-            odd = vmulq_n_f32(odd, factor);
-        }
-        for (size_t i = 0; i < n; i++) {
-            struct pair weights = load_fp8(w + i * tile_bytes + pair * 32);
+        for (size_t pair = first; pair < first + CHAIN_PAIRS; pair++) {
+            uint32x4_t both = broadcast_pair(x + 2 * pair);
+            float32x4_t even = even_bf16(both), odd = odd_bf16(both);
 
-            if (!scale_x)
-                weights = scale_pair(weights, factor);
-            add_pair(&weights, even, odd, acc[i]);
+            if (scale_goes == INTO_X) {
+                even = vmulq_n_f32(even, factor);
+                odd = vmulq_n_f32(odd, factor);
+            }
+            for (size_t i = 0; i < n; i++) {
+                struct pair weights = load_fp8(w + i * tile_bytes + pair * 32);
+
+                if (scale_goes == INTO_WEIGHTS)
+                    weights = scale_pair(weights, factor);
+                add_pair(&weights, even, odd, &chains[i]);
+            }
         }
+        for (size_t i = 0; i < n; i++)
+            add_chains(&chains[i], acc[i]);
     }
 }
 
@@ -169,15 +205,7 @@ static ALWAYS_INLINE void fp8_block_tiles_one(size_t n, size_t cols, const uint8
     for (size_t c = 0; c < cols; c += BLOCK_COLS) {
         float32x4_t dot[TILES_AT_ONCE][VECTORS] = {{vdupq_n_f32(0)}};
 
-        for (size_t pair = 0; pair < BLOCK_PAIRS; pair++) {
-            uint32x4_t both = broadcast_pair(x + c + 2 * pair);
-
-            for (size_t i = 0; i < n; i++) {
-                struct pair weights = load_fp8(w + i * tile_bytes + c * ROWS + pair * 32);
-
-                add_pair(&weights, even_bf16(both), odd_bf16(both), dot[i]);
-            }
-        }
+        fp8_block_one(n, NOWHERE, tile_bytes, w + c * ROWS, 0, x + c, dot);
         for (size_t i = 0; i < n; i++)
             for (size_t v = 0; v < VECTORS; v++)
                 sum[i][v] = vfmaq_n_f32(sum[i][v], dot[i][v], scale[c / BLOCK_COLS] * 0x1p8f);
@@ -197,69 +225,102 @@ static ALWAYS_INLINE void fp8_tiles_one(size_t n, size_t cols, const uint8_t *w,
         /* An activation made smaller cannot overflow. Should it underflow, the block's weights are
          * all zero, since none is tiny once scaled. */
         if (factor <= 1.0f)
-            fp8_block_one(n, true, tile_bytes, w + c * ROWS, factor, x + c, acc);
+            fp8_block_one(n, INTO_X, tile_bytes, w + c * ROWS, factor, x + c, acc);
         else
-            fp8_block_one(n, false, tile_bytes, w + c * ROWS, factor, x + c, acc);
+            fp8_block_one(n, INTO_WEIGHTS, tile_bytes, w + c * ROWS, factor, x + c, acc);
     }
     store_tiles(n, acc, y);
 }
 
 /* ---- several tokens ----------------------------------------------------------------------------
- */
+ * Here each 32 columns' even ones lie before their odd ones, in activations and weights alike. */
 
 /* A block's activations as float32, token after token: x (n_tokens, n_cols) to (n_tokens,
- * BLOCK_COLS). */
+ * BLOCK_COLS), with zeros where the last 32 columns are fewer. */
 static void gather_block(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
                          float *block)
 {
-    for (size_t t = 0; t < n_tokens; t++)
-        for (size_t c = 0; c < n_cols; c++)
-            block[t * BLOCK_COLS + c] = sl_bf16_to_f32(x[t * x_stride + c]);
-}
+    for (size_t t = 0; t < n_tokens; t++, x += x_stride, block += BLOCK_COLS) {
+        if (n_cols < BLOCK_COLS)
+            memset(block, 0, BLOCK_COLS * sizeof(*block));
+        for (size_t c = 0; c < n_cols; c += SL_BLOCK_ORDER_COLS) {
+            size_t n = n_cols - c < SL_BLOCK_ORDER_COLS ? n_cols - c : SL_BLOCK_ORDER_COLS;
 
-static ALWAYS_INLINE void store_pair(struct pair pair, float *weights)
-{
-    for (size_t v = 0; v < VECTORS; v++) {
-        vst1q_f32(weights + v * 4, pair.even[v]);
-        vst1q_f32(weights + ROWS + v * 4, pair.odd[v]);
-    }
-}
-
-/* Adds n_pairs pairs of columns of one tile, weights (2 * n_pairs, 16), to n tokens (1 to 4). */
-static ALWAYS_INLINE void add_pairs_tokens(size_t n, size_t n_pairs, const float *weights,
-                                           const float *x, float *y, size_t y_stride)
-{
-    float32x4_t acc[TOKENS_AT_ONCE][VECTORS];
-
-    for (size_t t = 0; t < n; t++)
-        for (size_t v = 0; v < VECTORS; v++)
-            acc[t][v] = vld1q_f32(y + t * y_stride + v * 4);
-    for (size_t pair = 0; pair < n_pairs; pair++, weights += 2 * ROWS) {
-        for (size_t t = 0; t < n; t++) {
-            float32x2_t both = vld1_f32(x + t * BLOCK_COLS + 2 * pair);
-
-            for (size_t v = 0; v < VECTORS; v++)
-                acc[t][v] = vfmaq_lane_f32(acc[t][v], vld1q_f32(weights + ROWS + v * 4), both, 1);
-            for (size_t v = 0; v < VECTORS; v++)
-                acc[t][v] = vfmaq_lane_f32(acc[t][v], vld1q_f32(weights + v * 4), both, 0);
+            for (size_t i = 0; i < n / 2; i++) {
+                block[c + i] = sl_bf16_to_f32(x[c + 2 * i]);
+                block[c + CHAIN_PAIRS + i] = sl_bf16_to_f32(x[c + 2 * i + 1]);
+            }
         }
     }
-    for (size_t t = 0; t < n; t++)
-        for (size_t v = 0; v < VECTORS; v++)
-            vst1q_f32(y + t * y_stride + v * 4, acc[t][v]);
 }
 
-static void add_pairs(size_t n_tokens, size_t n_pairs, const float *weights, const float *x,
-                      float *y, size_t y_stride)
+/* Puts pair i of a block where it belongs in its weights (columns, 16). */
+static ALWAYS_INLINE void store_pair(struct pair pair, size_t i, float *weights)
+{
+    float *even = weights + (i / CHAIN_PAIRS * SL_BLOCK_ORDER_COLS + i % CHAIN_PAIRS) * ROWS;
+
+    for (size_t v = 0; v < VECTORS; v++) {
+        vst1q_f32(even + v * 4, pair.even[v]);
+        vst1q_f32(even + CHAIN_PAIRS * ROWS + v * 4, pair.odd[v]);
+    }
+}
+
+/* acc = the sums of one chain of one tile, weights (16, 16), of n tokens (1 to 4). */
+static ALWAYS_INLINE void sum_chain(size_t n, const float *weights, const float *x,
+                                    float32x4_t acc[][VECTORS])
+{
+    for (size_t t = 0; t < n; t++)
+        for (size_t v = 0; v < VECTORS; v++)
+            acc[t][v] = vdupq_n_f32(0);
+    for (size_t c = 0; c < CHAIN_PAIRS; c += 4, weights += 4 * ROWS) {
+        for (size_t t = 0; t < n; t++) {
+            float32x4_t four = vld1q_f32(x + t * BLOCK_COLS + c);
+
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] = vfmaq_laneq_f32(acc[t][v], vld1q_f32(weights + v * 4), four, 0);
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] = vfmaq_laneq_f32(acc[t][v], vld1q_f32(weights + ROWS + v * 4), four, 1);
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] =
+                    vfmaq_laneq_f32(acc[t][v], vld1q_f32(weights + 2 * ROWS + v * 4), four, 2);
+            for (size_t v = 0; v < VECTORS; v++)
+                acc[t][v] =
+                    vfmaq_laneq_f32(acc[t][v], vld1q_f32(weights + 3 * ROWS + v * 4), four, 3);
+        }
+    }
+}
+
+/* Adds n_cols columns of one tile, weights (n_cols, 16), to n tokens (1 to 4). */
+static ALWAYS_INLINE void add_chains_tokens(size_t n, size_t n_cols, const float *weights,
+                                            const float *x, float *y, size_t y_stride)
+{
+    float32x4_t even[TOKENS_AT_ONCE][VECTORS], odd[TOKENS_AT_ONCE][VECTORS];
+
+    for (size_t c = 0; c < n_cols;
+         c += SL_BLOCK_ORDER_COLS, weights += SL_BLOCK_ORDER_COLS * ROWS) {
+        sum_chain(n, weights, x + c, even);
+        sum_chain(n, weights + CHAIN_PAIRS * ROWS, x + c + CHAIN_PAIRS, odd);
+        for (size_t t = 0; t < n; t++) {
+            for (size_t v = 0; v < VECTORS; v++) {
+                float *to = y + t * y_stride + v * 4;
+
+                vst1q_f32(to, vaddq_f32(vld1q_f32(to), vaddq_f32(even[t][v], odd[t][v])));
+            }
+        }
+    }
+}
+
+static void add_columns(size_t n_tokens, size_t n_cols, const float *weights, const float *x,
+                        float *y, size_t y_stride)
 {
     size_t t = 0;
 
     for (; t + 4 <= n_tokens; t += 4)
-        add_pairs_tokens(4, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+        add_chains_tokens(4, n_cols, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
     for (; t + 2 <= n_tokens; t += 2)
-        add_pairs_tokens(2, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+        add_chains_tokens(2, n_cols, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
     for (; t < n_tokens; t++)
-        add_pairs_tokens(1, n_pairs, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
+        add_chains_tokens(1, n_cols, weights, x + t * BLOCK_COLS, y + t * y_stride, y_stride);
 }
 
 static void clear_rows(size_t n_tokens, size_t tile_count, float *y, size_t y_stride)
@@ -284,9 +345,8 @@ static void fp8_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
             const uint8_t *codes = w + tile * tile_bytes + c * ROWS;
 
             for (size_t pair = 0; pair < BLOCK_PAIRS; pair++)
-                store_pair(scale_pair(load_fp8(codes + pair * 32), factor),
-                           weights + pair * 2 * ROWS);
-            add_pairs(n_tokens, BLOCK_PAIRS, weights, x_block, y + tile * ROWS, y_stride);
+                store_pair(scale_pair(load_fp8(codes + pair * 32), factor), pair, weights);
+            add_columns(n_tokens, BLOCK_COLS, weights, x_block, y + tile * ROWS, y_stride);
         }
     }
 }
@@ -305,9 +365,9 @@ static void fp8_block_tokens(size_t tile_count, size_t cols, size_t n_tokens, co
             const uint8_t *codes = w + tile * tile_bytes + c * ROWS;
 
             for (size_t pair = 0; pair < BLOCK_PAIRS; pair++)
-                store_pair(load_fp8(codes + pair * 32), weights + pair * 2 * ROWS);
+                store_pair(load_fp8(codes + pair * 32), pair, weights);
             clear_rows(n_tokens, 1, dot, ROWS);
-            add_pairs(n_tokens, BLOCK_PAIRS, weights, x_block, dot, ROWS);
+            add_columns(n_tokens, BLOCK_COLS, weights, x_block, dot, ROWS);
             for (size_t t = 0; t < n_tokens; t++) {
                 float *to = y + t * y_stride + tile * ROWS;
 
@@ -330,12 +390,14 @@ static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const u
         size_t n_cols = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;
 
         gather_block(n_tokens, n_cols, x + c, x_stride, x_block);
+        if (n_cols < BLOCK_COLS)
+            memset(weights, 0, sizeof(weights));
         for (size_t tile = 0; tile < tile_count; tile++) {
             const uint8_t *codes = w + tile * tile_bytes + c * ROWS * 2;
 
             for (size_t pair = 0; pair < n_cols / 2; pair++)
-                store_pair(load_bf16(codes + pair * 64), weights + pair * 2 * ROWS);
-            add_pairs(n_tokens, n_cols / 2, weights, x_block, y + tile * ROWS, y_stride);
+                store_pair(load_bf16(codes + pair * 64), pair, weights);
+            add_columns(n_tokens, n_cols, weights, x_block, y + tile * ROWS, y_stride);
         }
     }
 }
@@ -343,10 +405,14 @@ static void bf16_tokens(size_t tile_count, size_t cols, size_t n_tokens, const u
 /* ---- entries -----------------------------------------------------------------------------------
  */
 
-void sl_matmul_fp8_neon(size_t tile_count, size_t cols, size_t token_count,
-                        const uint8_t *restrict w, const float *restrict scale,
-                        const uint16_t *restrict x, size_t x_stride, float *restrict y,
-                        size_t y_stride)
+/* Tiles that lie in one block of rows, whose scales these are. */
+typedef void block_rows_fn(size_t tile_count, size_t cols, size_t token_count, const uint8_t *w,
+                           const float *scale, const uint16_t *x, size_t x_stride, float *y,
+                           size_t y_stride);
+
+static void fp8_rows(size_t tile_count, size_t cols, size_t token_count, const uint8_t *w,
+                     const float *scale, const uint16_t *x, size_t x_stride, float *y,
+                     size_t y_stride)
 {
     const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
     size_t tile = 0;
@@ -362,10 +428,9 @@ void sl_matmul_fp8_neon(size_t tile_count, size_t cols, size_t token_count,
         fp8_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
 }
 
-void sl_matmul_fp8_block_neon(size_t tile_count, size_t cols, size_t token_count,
-                              const uint8_t *restrict w, const float *restrict scale,
-                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
-                              size_t y_stride)
+static void fp8_block_rows(size_t tile_count, size_t cols, size_t token_count, const uint8_t *w,
+                           const float *scale, const uint16_t *x, size_t x_stride, float *y,
+                           size_t y_stride)
 {
     const size_t tile_bytes = sl_r16_fp8_tile_bytes(cols);
     size_t tile = 0;
@@ -380,6 +445,38 @@ void sl_matmul_fp8_block_neon(size_t tile_count, size_t cols, size_t token_count
         fp8_block_tiles_one(2, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
     for (; tile < tile_count; tile++)
         fp8_block_tiles_one(1, cols, w + tile * tile_bytes, scale, x, y + tile * ROWS);
+}
+
+static void by_block_rows(block_rows_fn *matmul, size_t first_tile, size_t tile_count, size_t cols,
+                          size_t token_count, const uint8_t *w, const float *scale,
+                          const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+{
+    for (size_t i = 0, n; i < tile_count; i += n) {
+        const size_t tile = first_tile + i;
+
+        n = sl_fp8_tiles_of_block(tile, first_tile + tile_count);
+        matmul(n, cols, token_count, w + i * sl_r16_fp8_tile_bytes(cols),
+               scale + tile / SL_FP8_BLOCK_TILES * (cols / SL_FP8_BLOCK), x, x_stride, y + i * ROWS,
+               y_stride);
+    }
+}
+
+void sl_matmul_fp8_neon(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
+                        const uint8_t *restrict w, const float *restrict scale,
+                        const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                        size_t y_stride)
+{
+    by_block_rows(fp8_rows, first_tile, tile_count, cols, token_count, w, scale, x, x_stride, y,
+                  y_stride);
+}
+
+void sl_matmul_fp8_block_neon(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
+                              const uint8_t *restrict w, const float *restrict scale,
+                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                              size_t y_stride)
+{
+    by_block_rows(fp8_block_rows, first_tile, tile_count, cols, token_count, w, scale, x, x_stride,
+                  y, y_stride);
 }
 
 void sl_matmul_bf16_neon(size_t tile_count, size_t cols, size_t token_count,

@@ -6,14 +6,19 @@
 #include "core/base/assert.h"
 #include "core/kernels/formats.h"
 
-/* Enough for nine tiles of float32 rows of the widest model. */
-#define BUFFER_BYTES_MAX (UINT64_C(5) << 20)
+/* Enough for TILES_COLS_MAX tiles times columns in float32. */
+#define BUFFER_BYTES_MAX (UINT64_C(9) << 20)
 
 /* Sizes multiplied: larger cases are visited less often. */
 #define WORK_MAX 20000u
 
 /* Columns times tokens of a linear: more is left out. The widest rows have few tokens. */
 #define ACTIVATIONS_MAX 1000000u
+
+/* Linears with at most so many columns have many tiles and many tokens at once, and all have at
+ * most so many tiles times columns. */
+#define COLS_FEW 256u
+#define TILES_COLS_MAX 131072u
 
 void case_open(struct kernel_case *c)
 {
@@ -94,12 +99,12 @@ static float pick(const struct kernel_case *c, size_t n, const float *values)
 
 static const size_t some_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 0};
 static const size_t key_tiles[] = {1, 2, 3, 4, 7, 8, 9, 16, 33, 0};
-static const size_t block_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 0};
+static const size_t many_tiles[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 35, 0};
 static const size_t block_cols[] = {128,  256,  384,  512,  1024,  1536,
                                     2048, 3072, 4096, 7168, 65536, 0};
 static const size_t even_cols[] = {2, 4, 6, 30, 126, 128, 130, 256, 384, 512, 640, 4096, 7168, 0};
 static const size_t any_cols[] = {1, 2, 3, 31, 127, 128, 129, 256, 384, 4096, 7168, 0};
-static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64, 65, 130, 0};
+static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 64, 65, 130, 300, 0};
 
 static void add_linear_output(struct kernel_case *c)
 {
@@ -150,15 +155,36 @@ static void call_matmul_fp4(struct kernel_case *c, const struct sl_kernels *k)
     k->matmul_fp4(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(1), IN(2), OUT(0), y_stride(c));
 }
 
+/* Where in its block of rows a case's first tile lies: the same in every call of a case. */
+static size_t first_fp8_tile(const struct kernel_case *c)
+{
+    return (c->seed >> 8) % (2 * SL_FP8_BLOCK_TILES);
+}
+
+static size_t fp8_scale_rows(const struct kernel_case *c)
+{
+    return (first_fp8_tile(c) + c->dims[0] - 1) / SL_FP8_BLOCK_TILES + 1;
+}
+
 static void prepare_matmul_fp8(struct kernel_case *c, const struct sl_kernels *ref)
 {
-    size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1], n_scales = cols / SL_FP8_BLOCK;
-    uint8_t *codes = place(c, 4, rows * cols), *scale_bytes = place(c, 5, n_scales);
-    uint8_t *tiles = place(c, 0, c->dims[0] * sl_r16_fp8_tile_bytes(cols));
+    size_t cols = c->dims[1], tile_bytes = sl_r16_fp8_tile_bytes(cols);
+    size_t n_scales = fp8_scale_rows(c) * (cols / SL_FP8_BLOCK),
+           end = first_fp8_tile(c) + c->dims[0];
+    uint8_t *codes = place(c, 4, c->dims[0] * SL_R16_ROWS * cols),
+            *scale_bytes = place(c, 5, n_scales);
+    uint8_t *tiles = place(c, 0, c->dims[0] * tile_bytes);
     float *scale = place(c, 2, n_scales * sizeof(*scale));
 
-    fill_fp8(&c->rng, c->kind, rows * cols, codes, n_scales, scale_bytes);
-    sl_assert(sl_r16_pack_fp8(rows, cols, codes, scale_bytes, tiles) == 0);
+    fill_fp8(&c->rng, c->kind, c->dims[0] * SL_R16_ROWS * cols, codes, n_scales, scale_bytes);
+    for (size_t tile = first_fp8_tile(c), n; tile < end; tile += n) {
+        size_t at = tile - first_fp8_tile(c);
+
+        n = sl_fp8_tiles_of_block(tile, end);
+        sl_assert(sl_r16_pack_fp8(n * SL_R16_ROWS, cols, codes + at * SL_R16_ROWS * cols,
+                                  scale_bytes + tile / SL_FP8_BLOCK_TILES * (cols / SL_FP8_BLOCK),
+                                  tiles + at * tile_bytes) == 0);
+    }
     for (size_t i = 0; i < n_scales; i++)
         scale[i] = sl_exp2i((int)scale_bytes[i] - (int)SL_E8M0_BIAS);
     prepare_bf16_activations(c, ref, 40);
@@ -167,14 +193,15 @@ static void prepare_matmul_fp8(struct kernel_case *c, const struct sl_kernels *r
 
 static void call_matmul_fp8(struct kernel_case *c, const struct sl_kernels *k)
 {
-    k->matmul_fp8(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(2), IN(1), x_stride(c), OUT(0),
-                  y_stride(c));
+    k->matmul_fp8(first_fp8_tile(c), c->dims[0], c->dims[1], c->dims[2], IN(0), IN(2), IN(1),
+                  x_stride(c), OUT(0), y_stride(c));
 }
 
 /* Scales with any mantissa, brought into the kernel's range. */
 static void prepare_matmul_fp8_block(struct kernel_case *c, const struct sl_kernels *ref)
 {
-    size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1], n_scales = cols / SL_FP8_BLOCK;
+    size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1];
+    size_t n_scales = fp8_scale_rows(c) * (cols / SL_FP8_BLOCK);
     uint8_t *codes = place(c, 4, rows * cols), *scale_bytes = place(c, 5, n_scales);
     uint8_t *tiles = place(c, 0, c->dims[0] * sl_r16_fp8_tile_bytes(cols));
     float *scale = place(c, 2, n_scales * sizeof(*scale));
@@ -194,8 +221,8 @@ static void prepare_matmul_fp8_block(struct kernel_case *c, const struct sl_kern
 
 static void call_matmul_fp8_block(struct kernel_case *c, const struct sl_kernels *k)
 {
-    k->matmul_fp8_block(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(2), IN(1), x_stride(c),
-                        OUT(0), y_stride(c));
+    k->matmul_fp8_block(first_fp8_tile(c), c->dims[0], c->dims[1], c->dims[2], IN(0), IN(2), IN(1),
+                        x_stride(c), OUT(0), y_stride(c));
 }
 
 static void prepare_matmul_bf16(struct kernel_case *c, const struct sl_kernels *ref)
@@ -557,9 +584,9 @@ static void call_index_scores(struct kernel_case *c, const struct sl_kernels *k)
 
 const struct kernel_spec kernel_specs[] = {
     LINEAR(matmul_fp4, some_tiles, block_cols),
-    LINEAR(matmul_fp8, block_tiles, block_cols),
-    LINEAR(matmul_fp8_block, block_tiles, block_cols),
-    LINEAR(matmul_bf16, some_tiles, even_cols),
+    LINEAR(matmul_fp8, many_tiles, block_cols),
+    LINEAR(matmul_fp8_block, many_tiles, block_cols),
+    LINEAR(matmul_bf16, many_tiles, even_cols),
     LINEAR(matmul_f32, some_tiles, any_cols),
     ROW(quantise_int8, blocks_of_32),
     ROW(to_bf16, counts),
@@ -653,10 +680,12 @@ void case_for_each(const struct kernel_spec *spec, struct kernel_case *c,
         }
         if (spec->is_linear) { /* few tiles where rows are long */
             size_t activations = c->dims[1] * c->dims[2];
-            size_t n_choices = activations > WORK_MAX ? 2 : length[0];
+            size_t n_choices = activations > WORK_MAX && c->dims[1] > COLS_FEW ? 2 : length[0];
 
             if (activations > ACTIVATIONS_MAX)
                 continue;
+            while (n_choices > 1 && spec->dims[0][n_choices - 1] * c->dims[1] > TILES_COLS_MAX)
+                n_choices--;
             c->dims[0] = spec->dims[0][shape % n_choices];
         }
         if (!visit_shape(spec, c, ref, &rng, visit, context))

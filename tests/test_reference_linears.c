@@ -101,14 +101,17 @@ static void test_index_scores(void **state)
     }
 }
 
-/* Pairs of columns ascend; the odd column of each goes first. */
-static float pairs_sum(size_t cols, const float *w, const uint16_t *x)
+/* Blocks of 32 columns ascend; a block's even columns and its odd ones are summed apart. */
+static float block_order_sum(size_t cols, const float *w, const uint16_t *x)
 {
     float sum = 0;
 
-    for (size_t col = 0; col < cols; col += 2) {
-        sum = fmaf(w[col + 1], (float)value_of_bf16(x[col + 1]), sum);
-        sum = fmaf(w[col], (float)value_of_bf16(x[col]), sum);
+    for (size_t first = 0; first < cols; first += 32) {
+        float chain[2] = {0, 0};
+
+        for (size_t col = first; col < cols && col < first + 32; col++)
+            chain[col % 2] = fmaf(w[col], (float)value_of_bf16(x[col]), chain[col % 2]);
+        sum += chain[0] + chain[1];
     }
     return sum;
 }
@@ -131,7 +134,7 @@ static void fill_bf16_linear(struct bf16_linear *linear, struct rng *rng, enum i
             if (fabsf(linear->w[row][col]) < 0x1p-48f)
                 linear->w[row][col] = 0;
         for (size_t t = 0; t < TOKENS; t++)
-            linear->expected[t][row] = pairs_sum(COLS, linear->w[row], linear->x[t]);
+            linear->expected[t][row] = block_order_sum(COLS, linear->w[row], linear->x[t]);
     }
 }
 
@@ -156,7 +159,7 @@ static void test_matmul_fp8(void **state)
                 (float)ldexp(value_of_e4m3((&codes[0][0])[i]), scale_bytes[i % COLS / 128] - 127);
         fill_bf16_linear(&linear, &rng, kind, &k);
         CHECK_BOTH_MODES(linear.y, linear.expected,
-                         k.matmul_fp8(TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0], COLS,
+                         k.matmul_fp8(0, TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0], COLS,
                                       &linear.y[0][0], ROWS));
     }
 }
@@ -187,11 +190,11 @@ static void test_matmul_fp8_block(void **state)
             float sum = 0;
 
             for (size_t c = 0; c < COLS; c += 128)
-                sum = fmaf(pairs_sum(128, w + c, x + c), scale[c / 128], sum);
+                sum = fmaf(block_order_sum(128, w + c, x + c), scale[c / 128], sum);
             linear.expected[i / ROWS][i % ROWS] = sum;
         }
         CHECK_BOTH_MODES(linear.y, linear.expected,
-                         k.matmul_fp8_block(TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0],
+                         k.matmul_fp8_block(0, TILES, COLS, TOKENS, tiles, scale, &linear.x[0][0],
                                             COLS, &linear.y[0][0], ROWS));
     }
 }
@@ -211,26 +214,41 @@ static void test_f32_scales(void **state)
         assert_true(read[i] == (i < 2 ? 0 : good[i]));
 }
 
-static void test_matmul_bf16(void **state)
+/* Also where the last block has fewer columns: as if those missing were zero. */
+static void check_matmul_bf16(size_t cols, enum input_kind kind, struct rng *rng)
 {
-    static uint16_t codes[ROWS][COLS];
+    static uint16_t codes[ROWS * COLS];
     static uint8_t tiles[ROWS * COLS * 2] __attribute__((aligned(64)));
     static struct bf16_linear linear;
     struct sl_kernels k = reference();
+
+    fill_floats(rng, kind, 60, ROWS * COLS, &linear.w[0][0]);
+    for (size_t row = 0; row < ROWS; row++) {
+        for (size_t col = 0; col < COLS; col++) {
+            uint16_t code = col < cols ? sl_f32_to_bf16(linear.w[row][col]) : 0;
+
+            linear.w[row][col] = (float)value_of_bf16(code);
+            if (col < cols)
+                codes[row * cols + col] = code;
+        }
+    }
+    assert_int_equal(sl_r16_pack_bf16(ROWS, cols, codes, tiles), 0);
+    fill_bf16_linear(&linear, rng, kind, &k);
+    CHECK_BOTH_MODES(
+        linear.y, linear.expected,
+        k.matmul_bf16(TILES, cols, TOKENS, tiles, &linear.x[0][0], COLS, &linear.y[0][0], ROWS));
+}
+
+static void test_matmul_bf16(void **state)
+{
     struct rng rng = {inputs_seed()};
 
     (void)state;
     for (unsigned kind = 0; kind < INPUT_KINDS; kind++) {
-        fill_floats(&rng, kind, 60, ROWS * COLS, &linear.w[0][0]);
-        for (size_t i = 0; i < ROWS * COLS; i++) {
-            codes[i / COLS][i % COLS] = sl_f32_to_bf16(linear.w[i / COLS][i % COLS]);
-            linear.w[i / COLS][i % COLS] = (float)value_of_bf16(codes[i / COLS][i % COLS]);
-        }
-        assert_int_equal(sl_r16_pack_bf16(ROWS, COLS, &codes[0][0], tiles), 0);
-        fill_bf16_linear(&linear, &rng, kind, &k);
-        CHECK_BOTH_MODES(linear.y, linear.expected,
-                         k.matmul_bf16(TILES, COLS, TOKENS, tiles, &linear.x[0][0], COLS,
-                                       &linear.y[0][0], ROWS));
+        check_matmul_bf16(COLS, kind, &rng);
+        check_matmul_bf16(COLS - 2, kind, &rng);
+        check_matmul_bf16(COLS - 18, kind, &rng);
+        check_matmul_bf16(6, kind, &rng);
     }
 }
 

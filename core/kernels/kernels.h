@@ -28,18 +28,27 @@ typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count
                               const uint8_t *restrict w, const int8_t *restrict x,
                               const float *restrict x_scale, float *restrict y, size_t y_stride);
 
-/* FP8 tiles that all lie in one block of 128 rows, and so share the `scale` of each 128 columns.
+/* The block order, in which products of BF16 numbers are summed: columns in blocks of 32,
+ * ascending. A block has two chains, one of its even columns and one of its odd ones, each from +0
+ * and ascending, one rounding per addition (the products are exact); the sum of the two is rounded,
+ * and then added to the sum of the blocks before. Missing columns count as zeros, which change
+ * nothing.
+ */
+#define SL_BLOCK_ORDER_COLS 32u
+
+/* Tiles first_tile to first_tile + tile_count of an FP8 matrix, of which w has these alone and
+ * `scale` (rows / 128, rounded up, cols / 128) all: one for each block of 128 rows and 128 columns.
  * x (token_count, cols) BF16 at x_stride. Two kernels, for two kinds of scales:
  *
- * matmul_fp8: scales are powers of two, part of the weights. y[t][r] = sum over column pairs,
- * ascending, the odd column of a pair before the even one, of w[r][c] * x[t][c]: one rounding per
- * addition (the products are exact).
+ * matmul_fp8: scales are powers of two, part of the weights. y[t][r] = sum over columns, in block
+ * order, of w[r][c] * x[t][c].
  *
  * matmul_fp8_block: scales are any float32 that is 0 or from 2^-32 to 2^60, and no part of the
- * weights. y[t][r] = sum over blocks b of 128 columns, ascending, of scale[b] * dot(b), where dot
- * is that first sum over the block's pairs, from zero; each block adds with one fused multiply-add.
+ * weights. y[t][r] = sum over blocks b of 128 columns, ascending, of scale[r / 128][b] * dot(b),
+ * where dot is that first sum over the block's columns, from zero; each adds with one fused
+ * multiply-add.
  */
-typedef void sl_matmul_fp8_fn(size_t tile_count, size_t cols, size_t token_count,
+typedef void sl_matmul_fp8_fn(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const float *restrict scale,
                               const uint16_t *restrict x, size_t x_stride, float *restrict y,
                               size_t y_stride);

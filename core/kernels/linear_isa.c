@@ -25,30 +25,42 @@ typedef uint32_t __attribute__((may_alias)) word32;
 #define MUL_ADD_EXACT(a, b, c) ((c) + (a) * (b))
 #endif
 
-/* acc[t][r] += sum over the pairs of `cols` columns of block[c][r] * x[t][c], the odd one first. */
-static inline __attribute__((always_inline)) void add_pairs(size_t n_tokens, size_t cols,
-                                                            const float *restrict block,
-                                                            const float *restrict x,
-                                                            float *restrict y, size_t y_stride)
+/* y[t][r] += the sum of block[c][r] * x[t][c] over up to 32 columns: first the even ones, then the
+ * odd ones, and then both. */
+static inline __attribute__((always_inline)) void add_chains(size_t n_tokens, size_t cols,
+                                                             const float *restrict block,
+                                                             const float *restrict x,
+                                                             float *restrict y, size_t y_stride)
 {
-    float acc[TOKENS_AT_ONCE][ROWS];
+    float chains[2][TOKENS_AT_ONCE][ROWS];
 
-    for (size_t t = 0; t < n_tokens; t++)
-        for (size_t r = 0; r < ROWS; r++)
-            acc[t][r] = y[t * y_stride + r];
-    for (size_t c = 0; c < cols; c += 2) {
-        for (size_t t = 0; t < n_tokens; t++) {
-            float even = x[t * BLOCK_COLS + c], odd = x[t * BLOCK_COLS + c + 1];
+    for (size_t parity = 0; parity < 2; parity++) {
+        float acc[TOKENS_AT_ONCE][ROWS] = {{0}};
 
-            for (size_t r = 0; r < ROWS; r++)
-                acc[t][r] = MUL_ADD_EXACT(block[(c + 1) * ROWS + r], odd, acc[t][r]);
-            for (size_t r = 0; r < ROWS; r++)
-                acc[t][r] = MUL_ADD_EXACT(block[c * ROWS + r], even, acc[t][r]);
+        for (size_t c = parity; c < cols; c += 2) {
+            for (size_t t = 0; t < n_tokens; t++) {
+                float value = x[t * BLOCK_COLS + c];
+
+                for (size_t r = 0; r < ROWS; r++)
+                    acc[t][r] = MUL_ADD_EXACT(block[c * ROWS + r], value, acc[t][r]);
+            }
         }
+        for (size_t t = 0; t < n_tokens; t++)
+            for (size_t r = 0; r < ROWS; r++)
+                chains[parity][t][r] = acc[t][r];
     }
     for (size_t t = 0; t < n_tokens; t++)
         for (size_t r = 0; r < ROWS; r++)
-            y[t * y_stride + r] = acc[t][r];
+            y[t * y_stride + r] += chains[0][t][r] + chains[1][t][r];
+}
+
+static inline __attribute__((always_inline)) void
+add_block_tokens(size_t n_tokens, size_t cols, const float *restrict block, const float *restrict x,
+                 float *restrict y, size_t y_stride)
+{
+    for (size_t c = 0; c < cols; c += SL_BLOCK_ORDER_COLS)
+        add_chains(n_tokens, cols - c < SL_BLOCK_ORDER_COLS ? cols - c : SL_BLOCK_ORDER_COLS,
+                   block + c * ROWS, x + c, y, y_stride);
 }
 
 /* Adds one expanded block's products to y (token_count, 16). x (token_count, cols) BF16. */
@@ -65,11 +77,12 @@ static void add_block(size_t cols, size_t token_count, const float *restrict blo
             for (size_t c = 0; c < cols; c++)
                 x_block[i * BLOCK_COLS + c] = sl_bf16_to_f32(x[(t + i) * x_stride + c]);
         if (n == TOKENS_AT_ONCE) { /* a constant count lets the compiler keep acc in registers */
-            add_pairs(TOKENS_AT_ONCE, cols, block, x_block, y + t * y_stride, y_stride);
+            add_block_tokens(TOKENS_AT_ONCE, cols, block, x_block, y + t * y_stride, y_stride);
             continue;
         }
         for (size_t i = 0; i < n; i++)
-            add_pairs(1, cols, block, x_block + i * BLOCK_COLS, y + (t + i) * y_stride, y_stride);
+            add_block_tokens(1, cols, block, x_block + i * BLOCK_COLS, y + (t + i) * y_stride,
+                             y_stride);
     }
 }
 
@@ -93,7 +106,13 @@ static void expand_fp8_block(const uint8_t *restrict w, float scale, float *rest
     }
 }
 
-static void matmul_fp8(size_t tile_count, size_t cols, size_t token_count,
+/* Scales of the block of rows that a tile lies in. */
+static const float *scales_of(const float *scale, size_t cols, size_t tile)
+{
+    return scale + tile / SL_FP8_BLOCK_TILES * (cols / SL_FP8_BLOCK);
+}
+
+static void matmul_fp8(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
                        const uint8_t *restrict w, const float *restrict scale,
                        const uint16_t *restrict x, size_t x_stride, float *restrict y,
                        size_t y_stride)
@@ -101,9 +120,11 @@ static void matmul_fp8(size_t tile_count, size_t cols, size_t token_count,
     float block[BLOCK_COLS * ROWS];
 
     for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        const float *factor = scales_of(scale, cols, first_tile + tile);
+
         clear_rows(token_count, y, y_stride);
         for (size_t c = 0; c < cols; c += BLOCK_COLS, w += BLOCK_COLS * ROWS) {
-            expand_fp8_block(w, scale[c / BLOCK_COLS], block);
+            expand_fp8_block(w, factor[c / BLOCK_COLS], block);
             add_block(BLOCK_COLS, token_count, block, x + c, x_stride, y, y_stride);
         }
     }
@@ -123,7 +144,7 @@ static void add_scaled_block(size_t n, const float *restrict block, float scale,
             y[t * y_stride + r] = __builtin_fmaf(dot[t * ROWS + r], scale, y[t * y_stride + r]);
 }
 
-static void matmul_fp8_block(size_t tile_count, size_t cols, size_t token_count,
+static void matmul_fp8_block(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
                              const uint8_t *restrict w, const float *restrict scale,
                              const uint16_t *restrict x, size_t x_stride, float *restrict y,
                              size_t y_stride)
@@ -131,13 +152,15 @@ static void matmul_fp8_block(size_t tile_count, size_t cols, size_t token_count,
     float block[BLOCK_COLS * ROWS];
 
     for (size_t tile = 0; tile < tile_count; tile++, y += ROWS) {
+        const float *factor = scales_of(scale, cols, first_tile + tile);
+
         clear_rows(token_count, y, y_stride);
         for (size_t c = 0; c < cols; c += BLOCK_COLS, w += BLOCK_COLS * ROWS) {
             expand_fp8_block(w, 1.0f, block);
             for (size_t t = 0; t < token_count; t += TOKENS_AT_ONCE)
                 add_scaled_block(token_count - t < TOKENS_AT_ONCE ? token_count - t
                                                                   : TOKENS_AT_ONCE,
-                                 block, scale[c / BLOCK_COLS], x + t * x_stride + c, x_stride,
+                                 block, factor[c / BLOCK_COLS], x + t * x_stride + c, x_stride,
                                  y + t * y_stride, y_stride);
         }
     }

@@ -33,6 +33,7 @@
 #define SL_FP4_GROUP_BYTES 1088u
 
 #define SL_FP8_BLOCK 128u /* rows, and columns, that share a scale */
+#define SL_FP8_BLOCK_TILES (SL_FP8_BLOCK / SL_R16_ROWS)
 
 static inline size_t sl_r16_tile_count(size_t rows)
 {
@@ -63,6 +64,15 @@ static inline size_t sl_r16_bf16_tile_bytes(size_t cols)
 static inline size_t sl_r16_f32_tile_bytes(size_t cols)
 {
     return cols * SL_R16_ROWS * 4;
+}
+
+/* Tiles from `tile` on, before end_tile, that lie in one block of rows and so have the same scales.
+ */
+static inline size_t sl_fp8_tiles_of_block(size_t tile, size_t end_tile)
+{
+    size_t n = SL_FP8_BLOCK_TILES - tile % SL_FP8_BLOCK_TILES;
+
+    return n < end_tile - tile ? n : end_tile - tile;
 }
 
 /* Packs tiles first_tile <= t < end_tile of a matrix; `codes` and `scales` start at row 0 of the

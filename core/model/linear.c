@@ -73,26 +73,6 @@ struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t firs
                            .int8_scale = from.int8_scale};
 }
 
-/* A block of 128 rows, which has one row of scales, at a time. */
-static void run_fp8_tiles(const struct sl_linear_job *job, size_t first_tile, size_t end_tile,
-                          sl_matmul_fp8_fn *matmul)
-{
-    const struct sl_matrix *m = job->matrix;
-    const size_t tiles_per_block = SL_FP8_BLOCK / SL_R16_ROWS;
-
-    while (first_tile < end_tile) {
-        size_t block = first_tile / tiles_per_block;
-        size_t end = (block + 1) * tiles_per_block;
-
-        end = end < end_tile ? end : end_tile;
-        matmul(end - first_tile, m->cols, job->token_count,
-               m->tiles + first_tile * sl_matrix_tile_bytes(m),
-               m->scales + block * (m->cols / SL_FP8_BLOCK), job->x.bf16, job->x.stride,
-               job->y + first_tile * SL_R16_ROWS, job->y_stride);
-        first_tile = end;
-    }
-}
-
 static void run_tiles(const struct sl_compute *compute, const struct sl_linear_job *job,
                       size_t first_tile, size_t end_tile)
 {
@@ -120,10 +100,12 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
                       job->x.stride, y, job->y_stride);
         return;
     case SL_MATRIX_FP8:
-        run_fp8_tiles(job, first_tile, end_tile, k->matmul_fp8);
+        k->matmul_fp8(first_tile, end_tile - first_tile, m->cols, job->token_count, w, m->scales,
+                      job->x.bf16, job->x.stride, y, job->y_stride);
         return;
     case SL_MATRIX_FP8_BLOCK:
-        run_fp8_tiles(job, first_tile, end_tile, k->matmul_fp8_block);
+        k->matmul_fp8_block(first_tile, end_tile - first_tile, m->cols, job->token_count, w,
+                            m->scales, job->x.bf16, job->x.stride, y, job->y_stride);
         return;
     }
 }

@@ -176,7 +176,7 @@ static int identify(struct command *command, struct sl_err *err)
         rc = sl_model_identity(&files, command->options.model, &identity, err);
     sl_model_files_close(&files);
     snprintf(command->identity, sizeof(command->identity), "%s %016llx",
-             command->options.numerics == SL_NUMERICS_EXACT ? "exact" : "native",
+             command->options.numerics == SL_NUMERICS_EXACT ? "exact" : SL_NATIVE_ID,
              (unsigned long long)identity);
     return rc;
 }

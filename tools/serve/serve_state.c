@@ -43,7 +43,7 @@ static int identify(const struct sl_serve_state *state, char *name, size_t size,
     rc = sl_model_identity(&files, state->options.model_folder, &identity, err);
     sl_model_files_close(&files);
     snprintf(name, size, "%s-%016" PRIx64,
-             state->options.numerics == SL_NUMERICS_EXACT ? "exact" : "native", identity);
+             state->options.numerics == SL_NUMERICS_EXACT ? "exact" : SL_NATIVE_ID, identity);
     return rc;
 }
 
