@@ -1,8 +1,12 @@
-/* A probe of what FP4 weights by int8 activations can reach at most with AMX: blocks of 32 columns,
+/* Probes of what the linears can reach at most with AMX.
+ *
+ * FP4 weights by int8 activations: blocks of 32 columns,
  * since each has its scale, of 16 tokens by 16 rows. Products of tiles alone would promise two to
  * four times of it: every block's sums must go through memory to float32 registers, and be added
  * there, which is what takes the time. (The indexer may add up 128 columns in a tile where scales
- * allow it, and then is faster than this.) */
+ * allow it, and then is faster than this.)
+ *
+ * BF16: products of tiles alone, which hold their sums themselves. */
 #include "kernels-avx512/amx.h"
 
 #include <immintrin.h>
@@ -55,4 +59,31 @@ uint64_t sl_probe_int8_amx(size_t rounds, float *sum)
         acc[0] = _mm512_add_ps(acc[0], acc[t]);
     *sum += _mm512_reduce_add_ps(acc[0]);
     return (uint64_t)rounds * 4 * TILE_ROWS_MAX * ROWS * BLOCK_COLS;
+}
+
+uint64_t sl_probe_bf16_amx(size_t rounds, float *sum)
+{
+    struct tile_config config = {.palette = 1};
+    uint16_t ones[TILE_ROWS_MAX * TILE_ROW_BYTES_MAX / 2];
+    float sums[TILE_ROWS_MAX * TILE_ROW_BYTES_MAX / 4];
+
+    for (size_t i = 0; i < sizeof(ones) / sizeof(*ones); i++)
+        ones[i] = (uint16_t)(0x3f80 + (int)*sum);
+    for (size_t i = 0; i < TILES; i++) {
+        config.rows[i] = TILE_ROWS_MAX;
+        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
+    }
+    tiles_begin(&config);
+    TILE_LOAD(4, ones, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(5, ones, TILE_ROW_BYTES_MAX);
+    for (size_t round = 0; round < rounds; round++) {
+        TILE_DOT_BF16(0, 4, 5);
+        TILE_DOT_BF16(1, 4, 5);
+        TILE_DOT_BF16(2, 4, 5);
+        TILE_DOT_BF16(3, 4, 5);
+    }
+    TILE_STORE(0, sums, TILE_ROW_BYTES_MAX);
+    tiles_end();
+    *sum += sums[0];
+    return (uint64_t)rounds * 4 * TILE_ROWS_MAX * ROWS * SL_BLOCK_ORDER_COLS;
 }

@@ -1,0 +1,474 @@
+/* Linears with AMX: FP8 and BF16 weights as BF16 tiles. The instruction's order of summation is the
+ * block order of core/kernels/kernels.h; a block is one product of tiles.
+ *
+ * Up to 256 tokens at a time, a chunk of columns at a time: its activations are brought together as
+ * tiles, and then the weights of two R16 tiles after the other, decoded where they are FP8, meet
+ * all of them, two tiles of tokens at a time: each tile that is loaded serves two products. Sums of
+ * all tokens and of as many rows as there is room for wait in a buffer until all columns are in:
+ * the outputs' rows may lie a power of two apart. Multiplying is so fast that reading decides:
+ * weights are read once for 256 tokens and activations once for all rows that have room, and the
+ * weights that come next are asked for in between. */
+#include "kernels-avx512/amx.h"
+
+#include <stdbool.h>
+
+#include "kernels-avx512/avx512.h"
+#include "kernels-avx512/fp8_decoder.h"
+#include "kernels-avx512/tiles_amx.h"
+
+#define TILE_COLS SL_BLOCK_ORDER_COLS /* of one product */
+#define TILE_BYTES (TILE_ROWS_MAX * TILE_ROW_BYTES_MAX)
+
+/* Fewer are multiplied by AVX-512. */
+#define FP8_TOKENS_MIN 4u
+#define BF16_TOKENS_MIN 4u
+
+#define TOKENS_MAX 256u
+#define CHUNK_COLS 256u
+#define CHUNK_TILES (CHUNK_COLS / TILE_COLS)
+#define BLOCK_STEPS (SL_FP8_BLOCK / TILE_COLS) /* products of a block of columns with one scale */
+#define SUM_TILES 512u                         /* of 16 rows and 16 tokens */
+
+enum weights { FP8, BF16 };
+enum scaling { SCALE_WEIGHTS, SCALE_BLOCKS };
+
+/* Constant where it is used, as far as kind and scaling go. */
+struct matrix {
+    enum weights kind;
+    enum scaling scaling;
+    size_t first_tile, tile_count, cols;
+    const uint8_t *w;   /* from first_tile on */
+    const float *scale; /* of the whole matrix */
+};
+
+/* Weights to ask for meanwhile: so much of each of two runs of weights with every product's step.
+ */
+struct ahead {
+    const uint8_t *at[2];
+    size_t step_bytes;
+};
+
+static ALWAYS_INLINE size_t bytes_of_cols(const struct matrix *m, size_t cols)
+{
+    return m->kind == FP8 ? sl_r16_fp8_tile_bytes(cols) : sl_r16_bf16_tile_bytes(cols);
+}
+
+static ALWAYS_INLINE void ask_for_more(struct ahead *ahead)
+{
+    for (size_t i = 0; i < ahead->step_bytes; i += 64) {
+        _mm_prefetch((const char *)ahead->at[0] + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)ahead->at[1] + i, _MM_HINT_T1);
+    }
+    ahead->at[0] += ahead->step_bytes;
+    ahead->at[1] += ahead->step_bytes;
+}
+
+static struct tile_config whole_tiles(void)
+{
+    struct tile_config config = {.palette = 1};
+
+    for (size_t i = 0; i < TILES; i++) {
+        config.rows[i] = TILE_ROWS_MAX;
+        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
+    }
+    return config;
+}
+
+/* Adds the products of n_steps tiles of one or two tiles' tokens (x, x_stride apart) and one or two
+ * R16 tiles (w) to tiles 0 to 3. */
+static ALWAYS_INLINE void multiply(bool two_x, bool two_w, size_t n_steps, const uint8_t *x,
+                                   size_t x_stride, const uint8_t *w[2], struct ahead *ahead)
+{
+    for (size_t i = 0; i < n_steps; i++) {
+        TILE_LOAD(4, x + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_LOAD(6, w[0] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(0, 4, 6);
+        if (two_w) {
+            TILE_LOAD(7, w[1] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+            TILE_DOT_BF16(1, 4, 7);
+        }
+        if (two_x) {
+            TILE_LOAD(5, x + x_stride + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+            TILE_DOT_BF16(2, 5, 6);
+            if (two_w)
+                TILE_DOT_BF16(3, 5, 7);
+        }
+        ask_for_more(ahead);
+    }
+}
+
+/* Sums of two tiles of tokens and two R16 tiles: (2, 2, 16, 16). */
+#define SUMS 256u
+
+static ALWAYS_INLINE void clear_sums(void)
+{
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+}
+
+static ALWAYS_INLINE void load_sums(bool two_x, bool two_w, const float *sums)
+{
+    TILE_LOAD(0, sums, TILE_ROW_BYTES_MAX);
+    if (two_w)
+        TILE_LOAD(1, sums + SUMS, TILE_ROW_BYTES_MAX);
+    if (two_x)
+        TILE_LOAD(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
+    if (two_x && two_w)
+        TILE_LOAD(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
+}
+
+static ALWAYS_INLINE void store_sums(bool two_x, bool two_w, float *sums)
+{
+    TILE_STORE(0, sums, TILE_ROW_BYTES_MAX);
+    if (two_w)
+        TILE_STORE(1, sums + SUMS, TILE_ROW_BYTES_MAX);
+    if (two_x)
+        TILE_STORE(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
+    if (two_x && two_w)
+        TILE_STORE(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
+}
+
+/* Where fp8_decode() finds two pairs of columns of 16 rows: as they lie. */
+static ALWAYS_INLINE __m512i pair_order(void)
+{
+    return _mm512_set_epi8(63, 62, 61, 60, 59, 58, 57, 56, 31, 30, 29, 28, 27, 26, 25, 24, /**/
+                           55, 54, 53, 52, 51, 50, 49, 48, 23, 22, 21, 20, 19, 18, 17, 16, /**/
+                           47, 46, 45, 44, 43, 42, 41, 40, 15, 14, 13, 12, 11, 10, 9, 8,   /**/
+                           39, 38, 37, 36, 35, 34, 33, 32, 7, 6, 5, 4, 3, 2, 1, 0);
+}
+
+/* One or two R16 tiles of a chunk. */
+struct weights_of {
+    const uint8_t *codes[2]; /* FP8, as they lie */
+    const float *scale[2];   /* of their blocks of 128 columns */
+    uint8_t *decoded[2];     /* where they go */
+    const uint8_t *w[2];     /* BF16, decoded or as they lie */
+};
+
+/* Decodes a block of 128 columns. */
+static ALWAYS_INLINE void decode_block(enum scaling scaling, bool two_w,
+                                       const struct weights_of *weights, size_t block)
+{
+    for (size_t i = 0; i < (two_w ? 2 : 1); i++) {
+        const uint8_t *codes = weights->codes[i] + block * SL_FP8_BLOCK * ROWS;
+        uint8_t *to = weights->decoded[i] + block * BLOCK_STEPS * TILE_BYTES;
+        struct fp8_decoder decoder =
+            fp8_decoder_for(scaling == SCALE_WEIGHTS ? weights->scale[i][block] : 1.0f);
+
+        for (size_t c = 0; c < SL_FP8_BLOCK; c += 4, codes += 64, to += 128) {
+            __m512i numbers[2];
+
+            fp8_decode(decoder, pair_order(), codes, numbers);
+            _mm512_store_si512(to, numbers[0]);
+            _mm512_store_si512(to + 64, numbers[1]);
+        }
+    }
+}
+
+/* Adds sums of a block of 128 columns, scaled, or sets what they are added to. */
+static ALWAYS_INLINE void add_scaled(bool two_x, bool two_w, bool is_first,
+                                     const struct weights_of *weights, size_t block,
+                                     const float *dots, float *sums)
+{
+    for (size_t part = 0; part < (two_x ? 4 : 2); part += two_w ? 1 : 2) {
+        const __m512 factor = _mm512_set1_ps(weights->scale[part % 2][block]);
+
+        for (size_t i = part * SUMS; i < (part + 1) * SUMS; i += ROWS) {
+            __m512 sum = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums + i);
+
+            _mm512_store_ps(sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i), factor, sum));
+        }
+    }
+}
+
+/* sums = or, unless it is the first chunk, += a chunk's n_steps products. Those who come first
+ * decode the weights, a block ahead of what is multiplied, which goes on meanwhile. */
+static ALWAYS_INLINE void add_chunk(enum scaling scaling, bool decode, bool two_x, bool two_w,
+                                    bool is_first, size_t n_steps, const uint8_t *x,
+                                    size_t x_stride, const struct weights_of *weights,
+                                    struct ahead *ahead, float *sums)
+{
+    _Alignas(64) float dots[4 * SUMS];
+
+    if (decode)
+        decode_block(scaling, two_w, weights, 0);
+    if (is_first)
+        clear_sums();
+    else if (scaling == SCALE_WEIGHTS)
+        load_sums(two_x, two_w, sums);
+    for (size_t first = 0; first < n_steps; first += BLOCK_STEPS) {
+        const size_t n = n_steps - first < BLOCK_STEPS ? n_steps - first : BLOCK_STEPS;
+        const uint8_t *w[2] = {weights->w[0] + first * TILE_BYTES,
+                               weights->w[1] + first * TILE_BYTES};
+
+        if (decode && first + n < n_steps)
+            decode_block(scaling, two_w, weights, first / BLOCK_STEPS + 1);
+        if (scaling == SCALE_BLOCKS)
+            clear_sums();
+        multiply(two_x, two_w, n, x + first * TILE_BYTES, x_stride, w, ahead);
+        if (scaling == SCALE_BLOCKS) {
+            store_sums(two_x, two_w, dots);
+            add_scaled(two_x, two_w, is_first && first == 0, weights, first / BLOCK_STEPS, dots,
+                       sums);
+        }
+    }
+    if (scaling == SCALE_WEIGHTS)
+        store_sums(two_x, two_w, sums);
+}
+
+/* Activations as tiles: x (n_tokens, n_cols) to (n_tokens / 16, CHUNK_TILES, 16, 32), rounded up,
+ * with zeros where tokens or columns are missing. */
+static void fill_panel(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
+                       uint8_t *panel)
+{
+    for (size_t t = 0; t < n_tokens; t += TILE_ROWS_MAX, panel += CHUNK_TILES * TILE_BYTES) {
+        for (size_t i = 0; i < TILE_ROWS_MAX; i++) {
+            const uint16_t *row = x + (t + i) * x_stride;
+            uint8_t *to = panel + i * TILE_ROW_BYTES_MAX;
+
+            for (size_t c = 0; c < n_cols; c += TILE_COLS, to += TILE_BYTES) {
+                size_t n = t + i >= n_tokens ? 0 : n_cols - c < TILE_COLS ? n_cols - c : TILE_COLS;
+                __mmask32 some = n ? ~UINT32_C(0) >> (TILE_COLS - n) : 0;
+
+                _mm512_store_si512(to, _mm512_maskz_loadu_epi16(some, row + c));
+            }
+        }
+    }
+}
+
+/* A chunk of columns of some R16 tiles and of all tokens. */
+struct chunk {
+    size_t c, n_cols, n_steps;
+    size_t n_token_tiles;
+    const uint8_t *panel;
+};
+
+/* The weights of one or two R16 tiles, `tile` and the next; `room` is for BF16 tiles that are made.
+ */
+static ALWAYS_INLINE struct weights_of find_weights(const struct matrix *m,
+                                                    const struct chunk *chunk, size_t tile,
+                                                    bool two_w, uint8_t *room)
+{
+    const size_t tile_bytes = bytes_of_cols(m, m->cols);
+    struct weights_of weights;
+
+    for (size_t i = 0; i < 2; i++) {
+        const size_t at = tile + (two_w ? i : 0);
+        const uint8_t *from = m->w + at * tile_bytes + bytes_of_cols(m, chunk->c);
+        uint8_t *to = room + i * CHUNK_TILES * TILE_BYTES;
+
+        weights.codes[i] = weights.w[i] = from;
+        weights.decoded[i] = to;
+        if (m->kind == FP8) {
+            weights.w[i] = to;
+            weights.scale[i] =
+                m->scale +
+                ((m->first_tile + at) / SL_FP8_BLOCK_TILES * m->cols + chunk->c) / SL_FP8_BLOCK;
+        } else if (chunk->n_cols % TILE_COLS) {
+            memset(to, 0, chunk->n_steps * TILE_BYTES);
+            copy_row(to, from, bytes_of_cols(m, chunk->n_cols));
+            weights.w[i] = to;
+        }
+    }
+    return weights;
+}
+
+/* Adds a chunk of one or two R16 tiles to the sums of all tokens. */
+static ALWAYS_INLINE void add_tiles(const struct matrix *m, const struct chunk *chunk, size_t tile,
+                                    bool two_w, struct ahead ahead, uint8_t *room, float *sums)
+{
+    const struct weights_of weights = find_weights(m, chunk, tile, two_w, room);
+    const size_t x_stride = CHUNK_TILES * TILE_BYTES;
+    const bool is_first = chunk->c == 0;
+
+    for (size_t t = 0; t < chunk->n_token_tiles; t += 2, sums += 4 * SUMS) {
+        const uint8_t *x = chunk->panel + t * x_stride;
+        const bool decode = m->kind == FP8 && t == 0;
+
+        /* Constants, once more. */
+        if (t + 2 > chunk->n_token_tiles && decode)
+            add_chunk(m->scaling, true, false, two_w, is_first, chunk->n_steps, x, x_stride,
+                      &weights, &ahead, sums);
+        else if (t + 2 > chunk->n_token_tiles)
+            add_chunk(m->scaling, false, false, two_w, is_first, chunk->n_steps, x, x_stride,
+                      &weights, &ahead, sums);
+        else if (decode)
+            add_chunk(m->scaling, true, true, two_w, is_first, chunk->n_steps, x, x_stride,
+                      &weights, &ahead, sums);
+        else
+            add_chunk(m->scaling, false, true, two_w, is_first, chunk->n_steps, x, x_stride,
+                      &weights, &ahead, sums);
+    }
+}
+
+/* Adds a chunk to the sums of some R16 tiles and all tokens. */
+static ALWAYS_INLINE void add_rows(const struct matrix *m, const struct chunk *chunk, size_t first,
+                                   size_t end, float *sums)
+{
+    const size_t tile_bytes = bytes_of_cols(m, m->cols), run = bytes_of_cols(m, CHUNK_COLS);
+    const size_t steps = (chunk->n_token_tiles + 1) / 2 * chunk->n_steps;
+    _Alignas(64) uint8_t room[2 * CHUNK_TILES * TILE_BYTES];
+
+    for (size_t tile = first; tile < end; tile += 2) {
+        /* The next two tiles, or the first two of the next chunk. */
+        const uint8_t *next = tile + 2 < end
+                                  ? m->w + (tile + 2) * tile_bytes + bytes_of_cols(m, chunk->c)
+                                  : m->w + first * tile_bytes + bytes_of_cols(m, chunk->c) + run;
+        struct ahead ahead = {{next, next + tile_bytes}, (run / steps + 63) / 64 * 64};
+        float *to = sums + (tile - first) * chunk->n_token_tiles * SUMS;
+
+        if (tile + 1 < end)
+            add_tiles(m, chunk, tile, true, ahead, room, to);
+        else
+            add_tiles(m, chunk, tile, false, ahead, room, to);
+    }
+}
+
+/* Sums of n R16 tiles, two by two, to y. */
+static void give_sums(size_t n_tiles, size_t n_tokens, size_t n_token_tiles, const float *sums,
+                      float *y, size_t y_stride)
+{
+    for (size_t tile = 0; tile < n_tiles; tile += 2, sums += 2 * n_token_tiles * SUMS) {
+        for (size_t t = 0; t < n_tokens; t++) {
+            const float *from = sums + t / TILE_ROWS_MAX * 2 * SUMS + t % TILE_ROWS_MAX * ROWS;
+            float *to = y + t * y_stride + tile * ROWS;
+
+            _mm512_storeu_ps(to, _mm512_load_ps(from));
+            if (tile + 1 < n_tiles)
+                _mm512_storeu_ps(to + ROWS, _mm512_load_ps(from + SUMS));
+        }
+    }
+}
+
+/* Up to 256 tokens. */
+static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_tokens,
+                                          const uint16_t *x, size_t x_stride, float *y,
+                                          size_t y_stride)
+{
+    const size_t n_token_tiles = (n_tokens + TILE_ROWS_MAX - 1) / TILE_ROWS_MAX;
+    const size_t at_once = SUM_TILES / n_token_tiles / 2 * 2;
+    _Alignas(64) uint8_t panel[TOKENS_MAX / TILE_ROWS_MAX * CHUNK_TILES * TILE_BYTES];
+    _Alignas(64) float sums[SUM_TILES * SUMS];
+
+    for (size_t first = 0; first < m->tile_count; first += at_once) {
+        size_t end = m->tile_count - first < at_once ? m->tile_count : first + at_once;
+
+        for (size_t c = 0; c < m->cols; c += CHUNK_COLS) {
+            size_t n_cols = m->cols - c < CHUNK_COLS ? m->cols - c : CHUNK_COLS;
+            struct chunk chunk = {c, n_cols, (n_cols + TILE_COLS - 1) / TILE_COLS, n_token_tiles,
+                                  panel};
+
+            fill_panel(n_tokens, n_cols, x + c, x_stride, panel);
+            add_rows(m, &chunk, first, end, sums);
+        }
+        give_sums(end - first, n_tokens, n_token_tiles, sums, y + first * ROWS, y_stride);
+    }
+}
+
+static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint16_t *x,
+                                 size_t x_stride, float *y, size_t y_stride)
+{
+    const struct tile_config config = whole_tiles();
+
+    tiles_begin(&config);
+    for (size_t t = 0; t < token_count; t += TOKENS_MAX)
+        multiply_tokens(&m, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX,
+                        x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+    tiles_end();
+}
+
+/* ---- entries -----------------------------------------------------------------------------------
+ */
+
+void sl_matmul_fp8_amx(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
+                       const uint8_t *restrict w, const float *restrict scale,
+                       const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                       size_t y_stride)
+{
+    if (token_count < FP8_TOKENS_MIN)
+        sl_matmul_fp8_avx512bf16(first_tile, tile_count, cols, token_count, w, scale, x, x_stride,
+                                 y, y_stride);
+    else
+        matmul((struct matrix){FP8, SCALE_WEIGHTS, first_tile, tile_count, cols, w, scale},
+               token_count, x, x_stride, y, y_stride);
+}
+
+void sl_matmul_fp8_block_amx(size_t first_tile, size_t tile_count, size_t cols, size_t token_count,
+                             const uint8_t *restrict w, const float *restrict scale,
+                             const uint16_t *restrict x, size_t x_stride, float *restrict y,
+                             size_t y_stride)
+{
+    if (token_count < FP8_TOKENS_MIN)
+        sl_matmul_fp8_block_avx512bf16(first_tile, tile_count, cols, token_count, w, scale, x,
+                                       x_stride, y, y_stride);
+    else
+        matmul((struct matrix){FP8, SCALE_BLOCKS, first_tile, tile_count, cols, w, scale},
+               token_count, x, x_stride, y, y_stride);
+}
+
+void sl_matmul_bf16_amx(size_t tile_count, size_t cols, size_t token_count,
+                        const uint8_t *restrict w, const uint16_t *restrict x, size_t x_stride,
+                        float *restrict y, size_t y_stride)
+{
+    if (token_count < BF16_TOKENS_MIN)
+        sl_matmul_bf16_avx512bf16(tile_count, cols, token_count, w, x, x_stride, y, y_stride);
+    else
+        matmul((struct matrix){BF16, SCALE_WEIGHTS, 0, tile_count, cols, w, NULL}, token_count, x,
+               x_stride, y, y_stride);
+}
+
+/* ---- proof -------------------------------------------------------------------------------------
+ */
+
+/* BF16 numbers of near sizes, so that roundings show, of about 2^exponent. */
+static void fill_near(uint64_t *state, int exponent, size_t count, uint16_t *numbers)
+{
+    for (size_t i = 0; i < count; i++) {
+        *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        numbers[i] = (uint16_t)((*state >> 33 & 0x807f) |
+                                (uint64_t)(127 + exponent + (int)(*state >> 49 & 3)) << 7);
+    }
+}
+
+/* The contract's sum of token t and row r: w as a tile has it, x (16, 32). */
+static float in_block_order(float sum, size_t t, size_t r, const uint16_t *w, const uint16_t *x)
+{
+    float chains[2] = {0, 0};
+
+    for (size_t c = 0; c < TILE_COLS; c++)
+        chains[c % 2] = __builtin_fmaf(sl_bf16_to_f32(w[c / 2 * 2 * ROWS + 2 * r + c % 2]),
+                                       sl_bf16_to_f32(x[t * TILE_COLS + c]), chains[c % 2]);
+    return sum + (chains[0] + chains[1]);
+}
+
+bool sl_amx_dot_bf16_is_block_order(void)
+{
+    const struct tile_config config = whole_tiles();
+    uint64_t state = 1;
+
+    for (int round = 0; round < 64; round++) {
+        /* Factors of 2^-46 to 2^49: whatever the linears may meet. */
+        const int exponent = round * 3 / 2 - 46;
+        uint16_t w[TILE_COLS * ROWS], x[TILE_ROWS_MAX * TILE_COLS];
+        float sums[TILE_ROWS_MAX * ROWS], got[TILE_ROWS_MAX * ROWS];
+
+        fill_near(&state, exponent, TILE_COLS * ROWS, w);
+        fill_near(&state, (int)(state >> 40) % 40 - 20, TILE_ROWS_MAX * TILE_COLS, x);
+        for (size_t i = 0; i < TILE_ROWS_MAX * ROWS; i++)
+            sums[i] = got[i] = sl_bf16_to_f32(w[i]) * sl_bf16_to_f32(x[i]) * (1.0f + (float)i / 7);
+        tiles_begin(&config);
+        TILE_LOAD(0, got, TILE_ROW_BYTES_MAX);
+        TILE_LOAD(4, x, TILE_ROW_BYTES_MAX);
+        TILE_LOAD(6, w, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(0, 4, 6);
+        TILE_STORE(0, got, TILE_ROW_BYTES_MAX);
+        tiles_end();
+        for (size_t i = 0; i < TILE_ROWS_MAX * ROWS; i++)
+            if (sl_f32_bits(got[i]) !=
+                sl_f32_bits(in_block_order(sums[i], i / ROWS, i % ROWS, w, x)))
+                return false;
+    }
+    return true;
+}
