@@ -109,11 +109,40 @@ for line in lines:
 END
 }
 check "each item has one result, in the cloud's form" has_all
-check "questions share their document" says '[1-9][0-9]* of them shared'
+check "questions share their document" says '[1-9][0-9]* shared'
+sums_up() { # RESULTS: the figures that a run has left in $scratch/stderr are those of its results
+    "$python" - "$1" "$scratch/stderr" "$("$sluice" inspect "$model" --json)" \
+        "$("$sluice" batch check "$model" in.jsonl --json)" <<'END'
+import json, os, re, sys
+usages = [json.loads(line)["response"]["body"]["usage"] for line in open(sys.argv[1])]
+lines = dict(line.rstrip().split(None, 1) for line in open(sys.argv[2]) if " " in line)
+memory, checked = json.loads(sys.argv[3])["memory"], json.loads(sys.argv[4])
+units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+def size(text): number, unit = text.split(); return float(number) * units[unit]
+n_in, n_out, computed, shared = map(int, re.findall(r"\d+", lines["tokens"]))
+assert n_in == sum(usage["prompt_tokens"] for usage in usages) == checked["prompt_tokens"], lines
+assert n_out == sum(usage["completion_tokens"] for usage in usages), lines
+assert computed + shared == n_in and shared > 0, lines
+assert 0 <= checked["computed_tokens"] - computed < 64 * len(usages), (lines, checked)
+seconds, steps, rate = re.match(r"(\d+) s, (\d+) steps?, ([\d.]+) tokens/s", lines["time"]).groups()
+assert abs((computed + n_out) / float(rate) - int(seconds)) <= 1 and int(steps) >= 16, lines
+read, step, hits, reads = re.match(r"(\S+ \S+) read, (\S+ \S+) a step; hit rate (\S+) %, (\S+) reads",
+                                   lines["experts"]).groups()
+assert abs(size(step) * int(steps) / size(read) - 1) < 0.1 and 0 < float(hits) < 100, lines
+assert 1 <= float(reads) <= 1.02, lines
+few = size(read) <= memory["slots_max"] * memory["slot_bytes"]
+assert few == (float(hits) > 90), (lines, memory)
+has_joules = os.access("/sys/class/powercap/intel-rapl:0/energy_uj", os.R_OK)
+assert has_joules == ("energy" in lines), lines
+print(lines["experts"])
+END
+}
+check "the figures at the end are those of the results" sums_up out.jsonl
 alone() { run one.jsonl --max-items-at-once 1 && same one.jsonl; }
 check "one at a time gives the same bytes" alone
 seven() { run seven.jsonl --max-items-at-once 7 --segment 100 --cache min && same seven.jsonl; }
 check "seven in steps of 100 tokens, with the least cache, too" seven
+check "its figures, too" sums_up seven.jsonl
 stored() {
     "$sluice" pack "$model" store/small 2>/dev/null &&
         batch run store/small in.jsonl stored.jsonl --ram 2G && same stored.jsonl

@@ -4,7 +4,8 @@
  *     batch/NUMBER                 the batch's record, JSON
  *     about/NUMBER                 what the caller keeps with it
  *     cancel/NUMBER                somebody has asked to cancel it
- *     item/NUMBER/ITEM             the item has ended: "d" done, "f" failed; until its batch has
+ *     item/NUMBER/ITEM             the item has ended: "f" failed, "d 300" done with 300 tokens in
+ *                                  each text, "c 300" where its limit cut them; until its batch has
  *     made/NUMBER/ITEM/TEXT/GROUP  tokens of an answer that is under way (made_tokens.h)
  *
  * A commit of the runner's first syncs the lines of results, and then enters in one transaction
@@ -21,6 +22,7 @@
 #include "daemon/batch/batch_runner_internal.h"
 
 #define KEY_BYTES 64
+#define ITEM_BYTES_MAX 12u
 
 static void batch_key(char key[KEY_BYTES], const char *kind, uint32_t number)
 {
@@ -54,12 +56,14 @@ void sl_batch_forget_made(struct sl_batch_runner *r, const struct sl_batch *batc
 }
 
 void sl_batch_note_item(struct sl_batch_runner *r, const struct sl_batch *batch,
-                        uint32_t item_index, enum sl_item_state state)
+                        uint32_t item_index, const struct sl_answer_length *length)
 {
-    char key[KEY_BYTES];
+    char key[KEY_BYTES], value[ITEM_BYTES_MAX + 1] = "f";
 
+    if (length)
+        snprintf(value, sizeof(value), "%c %u", length->is_cut ? 'c' : 'd', length->n_tokens);
     item_key(key, batch->record.number, item_index);
-    sl_journal_put(&r->lasting, key, state == SL_ITEM_DONE ? "d" : "f", 1);
+    sl_journal_put(&r->lasting, key, value, strlen(value));
     r->has_ended_items = true;
 }
 
@@ -381,14 +385,22 @@ static int load_cancel(void *context, const char *key, const uint8_t *value, siz
 static int load_item(void *context, const char *key, const uint8_t *value, size_t size_bytes,
                      struct sl_err *err)
 {
-    unsigned number, item;
+    char text[ITEM_BYTES_MAX + 1] = "", kind;
+    unsigned number, item, n_tokens = 0;
     struct sl_batch *batch;
 
+    if (size_bytes <= ITEM_BYTES_MAX)
+        memcpy(text, value, size_bytes);
     if (sscanf(key, "item/%8x/%8x", &number, &item) != 2 ||
         !(batch = find_number(context, number)) || item >= batch->record.n_items ||
-        size_bytes != 1 || (value[0] != 'd' && value[0] != 'f'))
+        sscanf(text, "%c %u", &kind, &n_tokens) < 1 || !strchr("dcf", kind))
         return no_sense(key, err);
-    batch->states[item] = value[0] == 'd' ? SL_ITEM_DONE : SL_ITEM_FAILED;
+    batch->states[item] = kind == 'f' ? SL_ITEM_FAILED : SL_ITEM_DONE;
+    if (n_tokens == 0) /* failed, or of an older journal */
+        return 0;
+    if (!batch->lengths && !(batch->lengths = calloc(1, sizeof(*batch->lengths))))
+        return no_memory(err);
+    sl_answer_lengths_add(batch->lengths, n_tokens, kind == 'c');
     return 0;
 }
 

@@ -1,13 +1,17 @@
-/* How long a batch will still take.
+/* How long batches will still take.
  *
- * Time goes to steps, to tokens of prompts and to tokens that are made:
+ * Time goes to steps, to tokens of prompts and to tokens that are made, where tokens that a session
+ * or an image knows already cost nothing:
  *
  *     time = steps x step_s + prompt tokens x prompt_s + made tokens x made_s
  *
- * The three are fitted, none below 0, to what was measured second by second. How long the answers
- * will be is taken from those that have ended and from how far the others are, which will be longer
- * (Kaplan and Meier's estimate). Items that are fewer than may be under way leave steps less full,
- * so steps are counted by dealing the items out.
+ * The three are fitted, none below 0, to what steps have taken, and scaled to give the time that
+ * all of them have taken together, whatever else the machine did meanwhile.
+ *
+ * How long the answers of a batch will be is taken from those that have ended and from how far the
+ * others are, which will be longer (Kaplan and Meier's estimate). An answer that its limit has cut
+ * is one of the latter. Steps are counted by dealing the items out to as many places as there were
+ * on average: at the end there are fewer items than places, and steps are less full.
  *
  * Pure: no clock. One thread. */
 #ifndef SL_DAEMON_BATCH_BATCH_ESTIMATE_H
@@ -16,42 +20,91 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Answers that are remembered, the latest ones. */
-#define SL_ESTIMATE_ANSWERS_MAX 2048u
+/* ---- what has happened -------------------------------------------------------------------------
+ */
 
-/* Sums since some beginning. */
 struct sl_estimate_sample {
-    double seconds, steps, prompt_tokens, made_tokens;
+    double seconds, steps, prompt_tokens, made_tokens; /* sums since some beginning */
+    /* Now: items that have begun, texts that are behind their prompts, and tokens of prompts that a
+     * step has room for; whether more items wait. */
+    uint32_t n_begun, n_decoding, prompt_rows;
+    bool items_wait;
 };
 
 struct sl_batch_estimate {
     struct sl_estimate_sample last;
     bool has_last;
-    double sums[4][4]; /* of products of steps, prompt, made, seconds; older ones fade */
-    double recent_s, recent_tokens;            /* for the rate; fade sooner */
-    uint32_t answers[SL_ESTIMATE_ANSWERS_MAX]; /* lengths of ended ones, a ring */
-    uint32_t n_answers;
+    /* Sums, of which older parts fade: products of steps, prompt, made and seconds; each of them.
+     */
+    double products[4][4], totals[4];
+    double elapsed_s;               /* of all samples */
+    double recent_s, recent_tokens; /* for the rate; fade sooner */
+    double places;                  /* items at a time while others waited: the most, fading */
+    double decode_steps, rows;      /* texts that made tokens, and prompt_rows, in steps */
 };
 
-/* Takes in where the work is; samples that are closer than half a second are left out. */
+/* Takes in where the work is. Samples that are closer than half a second or a step are left out. */
 void sl_batch_estimate_note(struct sl_batch_estimate *estimate,
                             const struct sl_estimate_sample *sample);
-void sl_batch_estimate_answer(struct sl_batch_estimate *estimate, uint32_t n_tokens);
 
-/* Tokens a second, of prompts and answers together, over the last minute or so. */
+/* Nothing will be under way for a while: the time until the next sample says nothing. */
+void sl_batch_estimate_pause(struct sl_batch_estimate *estimate);
+
+/* Computed tokens a second, of prompts and answers together, over the last minute or so. */
 double sl_batch_estimate_rate(const struct sl_batch_estimate *estimate);
 
-struct sl_estimate_work {
-    uint64_t prompt_tokens; /* that are left */
-    uint32_t n_waiting;     /* items that have not begun */
-    const uint32_t *made;   /* (n_running) tokens made of those that have */
-    uint32_t n_running;
-    uint32_t n_slots;           /* items that may be under way at a time */
-    uint32_t answer_tokens_max; /* of an item; 0: not known */
+/* Answers that are remembered, the latest ones. */
+#define SL_ANSWER_LENGTHS_MAX 2048u
+
+struct sl_answer_length {
+    uint32_t n_tokens;
+    bool is_cut; /* it would have been longer */
 };
 
-/* Returns the seconds left, or below 0 while nobody can tell. */
-double sl_batch_estimate_left(const struct sl_batch_estimate *estimate,
-                              const struct sl_estimate_work *work);
+struct sl_answer_lengths {
+    struct sl_answer_length ended[SL_ANSWER_LENGTHS_MAX]; /* a ring */
+    uint32_t n;
+};
+
+void sl_answer_lengths_add(struct sl_answer_lengths *lengths, uint32_t n_tokens, bool is_cut);
+
+/* ---- what is left ------------------------------------------------------------------------------
+ */
+
+/* An item and its texts, which are alike. */
+struct sl_estimate_item {
+    uint64_t prompt_tokens; /* of all texts, that are to be computed yet */
+    uint32_t n_texts;       /* at least 1 */
+    uint32_t n_made;        /* tokens of each text */
+    uint32_t n_new_max;     /* of each text; 0: not known */
+};
+
+/* Items that wait, summed up. They are told apart by their limits, rounded to a power of two. */
+#define SL_ESTIMATE_LIMITS 34u
+struct sl_estimate_waiting {
+    uint64_t prompt_tokens, n_texts;
+    uint32_t n_items;
+    struct {
+        uint64_t n_items, n_new_max; /* of all together */
+    } limits[SL_ESTIMATE_LIMITS];    /* the first: no limit is known */
+};
+
+/* `n` is 1 to add the item, and -1 to take it out. */
+void sl_estimate_waiting_add(struct sl_estimate_waiting *waiting,
+                             const struct sl_estimate_item *item, int n);
+
+struct sl_estimate_batch {
+    const struct sl_answer_lengths *lengths;
+    const struct sl_estimate_item *running; /* (n_running) that have begun */
+    uint32_t n_running;
+    struct sl_estimate_waiting waiting;
+};
+
+/* Tells, for each of these batches, of which the first goes first, the seconds until it has ended;
+ * below 0 while nobody can tell. n_places is how many items may be under way at a time, at least
+ * 1. */
+void sl_batch_estimate_left(const struct sl_batch_estimate *estimate,
+                            const struct sl_estimate_batch *batches, uint32_t n_batches,
+                            uint32_t n_places, double *ret_left);
 
 #endif

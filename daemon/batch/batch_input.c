@@ -1,5 +1,6 @@
-/* Owns the file while it is open. What items share is found by hashes of their first tokens, at
- * lengths that double: the longest beginning that another item has too makes a group. */
+/* Owns the file while it is open. What items share is found by hashes of their beginnings, one for
+ * every 64 tokens. At lengths that double, the longest one that another item has too makes a group;
+ * inside a group, each item is compared with the one before it. */
 #include "daemon/batch/batch_input.h"
 
 #include <errno.h>
@@ -18,9 +19,15 @@
 #define BLOCK_BYTES (1u << 20)
 #define ITEMS_MAX (UINT32_C(1) << 24)
 
-/* A shared beginning is looked for at 64, 128, ... tokens. */
+/* A group shares its first 1, 2, 4, ... blocks of tokens. */
 #define LEVELS 14u
-#define LEVEL_TOKENS 64u
+#define BLOCK_TOKENS 64u
+
+/* Hashes of an item's first 1, 2, 3, ... blocks, all odd. */
+struct beginnings {
+    size_t first; /* in sl_batch_reading.hashes */
+    uint32_t n_blocks, n_tokens;
+};
 
 struct sl_batch_reading {
     struct sl_batch_input_options options;
@@ -31,8 +38,9 @@ struct sl_batch_reading {
     uint64_t buffer_at;     /* the place in the file where it begins */
     uint64_t scanned;       /* of the buffer, without an end of line */
     uint32_t n_lines, n_room;
-    uint64_t (*levels)[LEVELS]; /* (n_items) hashes of beginnings; 0: shorter */
-    uint64_t *ids;              /* (n_items) hashes of custom_id; 0: none */
+    struct beginnings *beginnings; /* (n_items) of their first texts */
+    struct sl_bytes hashes;        /* of all beginnings, an uint64_t each */
+    uint64_t *ids;                 /* (n_items) hashes of custom_id; 0: none */
     struct sl_sha256 *sha256;
 };
 
@@ -77,10 +85,11 @@ int sl_batch_input_open(struct sl_batch_input **ret_input, const char *path,
 static void forget(struct sl_batch_reading *r)
 {
     sl_bytes_fini(&r->buffer);
-    free(r->levels);
+    sl_bytes_fini(&r->hashes);
+    free(r->beginnings);
     free(r->ids);
     sl_sha256_destroy(r->sha256);
-    r->levels = NULL;
+    r->beginnings = NULL;
     r->ids = NULL;
     r->sha256 = NULL;
 }
@@ -140,7 +149,7 @@ static int make_room(struct sl_batch_input *input, struct sl_err *err)
     struct sl_batch_reading *r = input->reading;
     const uint32_t n_room = r->n_room ? 2 * r->n_room : 64;
     struct sl_batch_item *items;
-    void *levels;
+    struct beginnings *beginnings;
     uint64_t *ids;
 
     if (input->n_items < r->n_room)
@@ -150,34 +159,53 @@ static int make_room(struct sl_batch_input *input, struct sl_err *err)
     items = realloc(input->items, n_room * sizeof(*items));
     if (items)
         input->items = items;
-    levels = realloc(r->levels, n_room * sizeof(*r->levels));
-    if (levels)
-        r->levels = levels;
+    beginnings = realloc(r->beginnings, n_room * sizeof(*beginnings));
+    if (beginnings)
+        r->beginnings = beginnings;
     ids = realloc(r->ids, n_room * sizeof(*ids));
     if (ids)
         r->ids = ids;
-    if (!items || !levels || !ids)
+    if (!items || !beginnings || !ids)
         return no_memory(r, err);
     r->n_room = n_room;
     return 0;
 }
 
-static void note_request(struct sl_batch_input *input, struct sl_batch_item *item,
-                         uint64_t levels[LEVELS], const struct sl_answer *answer)
+static void note_beginnings(struct sl_batch_reading *r, struct beginnings *b,
+                            const struct sl_token_list *tokens)
 {
-    const struct sl_token_list *first = &answer->ids.lists[0];
+    struct {
+        uint64_t before;
+        uint32_t ids[BLOCK_TOKENS];
+    } block = {.before = 0};
 
-    item->n_texts = answer->ids.n * answer->request.n;
-    item->n_new_max = answer->request.n_new_max;
-    for (uint32_t i = 0; i < answer->ids.n; i++)
-        item->n_prompt_tokens += (uint32_t)answer->ids.lists[i].n * answer->request.n;
-    input->n_prompt_tokens += item->n_prompt_tokens;
-    for (uint32_t level = 0; level < LEVELS; level++) {
-        const size_t n_tokens = (size_t)LEVEL_TOKENS << level;
-
-        if (first->n >= n_tokens)
-            levels[level] = sl_checksum(first->ids, n_tokens * sizeof(*first->ids)) | 1;
+    *b = (struct beginnings){.first = r->hashes.length / sizeof(uint64_t),
+                             .n_blocks = (uint32_t)(tokens->n / BLOCK_TOKENS),
+                             .n_tokens = (uint32_t)tokens->n};
+    for (uint32_t i = 0; i < b->n_blocks; i++) {
+        memcpy(block.ids, tokens->ids + (size_t)i * BLOCK_TOKENS, sizeof(block.ids));
+        block.before = sl_checksum(&block, sizeof(block)) | 1;
+        sl_bytes_add(&r->hashes, &block.before, sizeof(block.before));
     }
+}
+
+/* Choices of one prompt share all but its last token. */
+static void note_request(struct sl_batch_input *input, struct sl_batch_item *item,
+                         const struct sl_answer *answer)
+{
+    const uint32_t n_choices = answer->request.n;
+
+    item->n_texts = answer->ids.n * n_choices;
+    item->n_new_max = answer->request.n_new_max;
+    for (uint32_t i = 0; i < answer->ids.n; i++) {
+        const uint32_t n = (uint32_t)answer->ids.lists[i].n;
+
+        item->n_prompt_tokens += n * n_choices;
+        item->n_distinct_tokens += n + n_choices - 1;
+    }
+    input->n_prompt_tokens += item->n_prompt_tokens;
+    note_beginnings(input->reading, &input->reading->beginnings[input->n_items],
+                    &answer->ids.lists[0]);
 }
 
 /* A prompt without any token has nothing to begin with, so what was counted tells a sound line. */
@@ -204,18 +232,18 @@ static int take_line(struct sl_batch_input *input, const char *line, size_t leng
         .length = (uint32_t)length,
         .line_number = r->n_lines,
     };
-    memset(r->levels[input->n_items], 0, sizeof(*r->levels));
+    r->beginnings[input->n_items] = (struct beginnings){.n_blocks = 0};
     rc = sl_batch_line_read(&answer, r->options.model, r->options.endpoint, line, length,
                             &custom_id, &fault);
     r->ids[input->n_items] = custom_id ? sl_checksum(custom_id, strlen(custom_id)) | 1 : 0;
     if (rc == 0)
-        note_request(input, item, r->levels[input->n_items], &answer);
+        note_request(input, item, &answer);
     else
         add_fault(input, r->n_lines, &fault);
     input->n_items++;
     sl_answer_fini(&answer);
     free(custom_id);
-    return 0;
+    return r->hashes.out_of_memory ? no_memory(r, err) : 0;
 }
 
 /* Takes the lines that are whole in the buffer, for a while. Returns 1 if there may be more of
@@ -308,6 +336,8 @@ static int check_twins(struct sl_batch_input *input, uint32_t first, uint32_t se
                  input->items[first].line_number);
         input->n_prompt_tokens -= item->n_prompt_tokens;
         item->n_prompt_tokens = 0;
+        item->n_distinct_tokens = 0;
+        input->reading->beginnings[second].n_blocks = 0;
         add_fault(input, item->line_number, &fault);
     }
     json_decref(objects[0]);
@@ -333,17 +363,25 @@ static int check_ids(struct sl_batch_input *input, struct keyed *keyed, struct s
     return rc;
 }
 
+static const uint64_t *hashes_of(const struct sl_batch_input *input, uint32_t item_index)
+{
+    const struct sl_batch_reading *r = input->reading;
+
+    return (const uint64_t *)(const void *)r->hashes.data + r->beginnings[item_index].first;
+}
+
 /* Items that share the longest beginning that any other shares with them get its hash. */
 static void make_groups(struct sl_batch_input *input, struct keyed *keyed)
 {
     struct sl_batch_item *items = input->items;
 
     for (uint32_t level = LEVELS; level-- > 0;) {
+        const uint32_t n_blocks = UINT32_C(1) << level;
         uint32_t n = 0;
 
         for (uint32_t i = 0; i < input->n_items; i++)
-            if (items[i].group == 0 && input->reading->levels[i][level] != 0)
-                keyed[n++] = (struct keyed){input->reading->levels[i][level], i};
+            if (items[i].group == 0 && input->reading->beginnings[i].n_blocks >= n_blocks)
+                keyed[n++] = (struct keyed){hashes_of(input, i)[n_blocks - 1], i};
         qsort(keyed, n, sizeof(*keyed), compare_keyed);
         for (uint32_t i = 0; i < n; i++)
             if ((i > 0 && keyed[i - 1].key == keyed[i].key) ||
@@ -409,6 +447,32 @@ static int make_order(struct sl_batch_input *input, struct sl_err *err)
     return 0;
 }
 
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* A text has at least one token of its own, whose logits it needs. */
+static void count_shared(struct sl_batch_input *input)
+{
+    const struct beginnings *beginnings = input->reading->beginnings;
+
+    for (uint32_t i = 1; i < input->n_items; i++) {
+        const uint32_t item = input->order[i], before = input->order[i - 1];
+        const struct beginnings *b = &beginnings[item];
+        const uint32_t n_max = min_u32(b->n_blocks, beginnings[before].n_blocks);
+        uint32_t n = 0;
+
+        while (n < n_max && hashes_of(input, item)[n] == hashes_of(input, before)[n])
+            n++;
+        if (n > 0)
+            input->items[item].n_shared_tokens = min_u32(n * BLOCK_TOKENS, b->n_tokens - 1);
+    }
+    for (uint32_t i = 0; i < input->n_items; i++)
+        input->n_computed_tokens +=
+            input->items[i].n_distinct_tokens - input->items[i].n_shared_tokens;
+}
+
 static int end_pass(struct sl_batch_input *input, struct sl_err *err)
 {
     struct sl_batch_reading *r = input->reading;
@@ -419,6 +483,8 @@ static int end_pass(struct sl_batch_input *input, struct sl_err *err)
         make_groups(input, keyed);
         rc = make_order(input, err);
     }
+    if (rc == 0)
+        count_shared(input);
     free(keyed);
     if (input->n_items == 0) {
         static const struct sl_batch_fault fault = {.code = "empty_file",

@@ -21,8 +21,10 @@ struct sl_batch_item {
     uint64_t checksum; /* of the line */
     uint64_t group;    /* items that begin alike have the same number */
     uint32_t length;
-    uint32_t line_number;     /* from 1 */
-    uint32_t n_prompt_tokens; /* of all its texts; 0: the line is faulty */
+    uint32_t line_number;       /* from 1 */
+    uint32_t n_prompt_tokens;   /* of all its texts; 0: the line is faulty */
+    uint32_t n_distinct_tokens; /* of them, those to compute: choices share all but the last one */
+    uint32_t n_shared_tokens;   /* of these, as the item before it in the order begins, in 64s */
     uint32_t n_texts;
     uint32_t n_new_max; /* for each text; 0: no limit but the context's */
 };
@@ -41,7 +43,8 @@ struct sl_batch_input {
     uint32_t *order; /* (n_items) indices: what begins alike together, long ones first */
     struct sl_batch_fault *faults; /* (n_faults) the first SL_BATCH_FAULTS_MAX of */
     uint32_t n_faults, n_faults_all;
-    uint64_t n_prompt_tokens; /* of all items */
+    uint64_t n_prompt_tokens;   /* of all items */
+    uint64_t n_computed_tokens; /* those of them that no item before has computed */
 
     struct sl_batch_reading *reading; /* its own */
 };

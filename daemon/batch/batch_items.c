@@ -61,27 +61,28 @@ static void notify(void *owner)
 /* ---- the end of an item ------------------------------------------------------------------------
  */
 
+/* `length` is NULL where it has failed. */
 static void count_end(struct sl_batch_runner *r, struct sl_batch *batch, uint32_t item_index,
-                      enum sl_item_state state)
+                      const struct sl_answer_length *length)
 {
     pthread_mutex_lock(&r->lock);
-    if (state == SL_ITEM_DONE)
+    if (length)
         batch->record.n_done++;
     else
         batch->record.n_failed++;
     pthread_mutex_unlock(&r->lock);
     sl_assert(batch->states[item_index] < SL_ITEM_DONE); /* no item ends twice */
-    batch->states[item_index] = (uint8_t)state;
+    sl_batch_set_item(batch, item_index, length ? SL_ITEM_DONE : SL_ITEM_FAILED);
     batch->n_ended_tokens += batch->input->items[item_index].n_prompt_tokens;
     batch->has_changed = true;
-    sl_batch_note_item(r, batch, item_index, state);
+    sl_batch_note_item(r, batch, item_index, length);
 }
 
 static void end_with_error(struct sl_batch_runner *r, struct sl_batch *batch, uint32_t item_index,
                            const char *custom_id, const char *code, const char *message)
 {
     sl_batch_line_write_error(custom_id, code, message, &batch->errors.lines);
-    count_end(r, batch, item_index, SL_ITEM_FAILED);
+    count_end(r, batch, item_index, NULL);
 }
 
 /* Memory that did not suffice may do so again when others have left it. */
@@ -97,12 +98,12 @@ static void end_well(struct sl_batch_runner *r, struct sl_live_item *live)
 {
     const struct sl_usage *usage = &live->answer.usage;
     struct sl_batch *batch = live->batch;
+    const struct sl_answer_length length =
+        sl_batch_count_answer(batch, live->item_index, usage->n_new_tokens);
 
     sl_batch_line_write(live->custom_id, &live->answer, &batch->output.lines);
-    count_end(r, batch, live->item_index, SL_ITEM_DONE);
+    count_end(r, batch, live->item_index, &length);
     allow_more(r);
-    batch->n_ended_made += usage->n_new_tokens;
-    sl_batch_estimate_answer(&r->estimate, usage->n_new_tokens);
     pthread_mutex_lock(&r->lock);
     batch->record.n_in_tokens += usage->n_prompt_tokens;
     batch->record.n_cached_tokens += atomic_load(&live->answer.ticket.n_cached_tokens);
@@ -117,7 +118,7 @@ static void wait_again(struct sl_live_item *live)
     struct sl_saved_item *saved = calloc(1, sizeof(*saved));
     struct sl_batch *batch = live->batch;
 
-    batch->states[live->item_index] = SL_ITEM_WAITING;
+    sl_batch_set_item(batch, live->item_index, SL_ITEM_WAITING);
     if (live->place < batch->next_place)
         batch->next_place = live->place;
     if (!saved) { /* what was made has to be made again */
@@ -155,6 +156,7 @@ static void end_badly(struct sl_batch_runner *r, struct sl_live_item *live)
 /* The item is in the worker no more. */
 static void leave(struct sl_batch_runner *r, struct sl_live_item *live)
 {
+    sl_batch_count_leave(r, live);
     sl_list_remove(&live->link);
     r->n_live--;
     live->batch->n_running--;
@@ -364,7 +366,7 @@ static struct sl_live_item *prepare(struct sl_batch_runner *r, struct sl_batch *
     }
     rc = read_item(live, &fault, &err);
     if (rc == 0) {
-        batch->states[live->item_index] = SL_ITEM_RUNNING;
+        sl_batch_set_item(batch, live->item_index, SL_ITEM_RUNNING);
         return live;
     }
     if (rc > 0)

@@ -1,10 +1,19 @@
-/* How far batches are, and how long they will take. */
+/* How far batches are, and how long they will take.
+ *
+ * Work is counted in tokens that will be computed: of an item that waits, those that the item
+ * before it in the order does not share with it; of one that has begun, those that its sessions did
+ * not know. */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "core/base/clock.h"
 #include "daemon/batch/batch_runner_internal.h"
 
 #define NS_PER_S UINT64_C(1000000000)
+
+/* Prompts get one part in so many of a batch's step, though texts could fill it (daemon/scheduler).
+ */
+#define PROMPT_SHARE 8u
 
 static double share_read(const struct sl_batch *batch)
 {
@@ -14,6 +23,128 @@ static double share_read(const struct sl_batch *batch)
         return 1;
     return file_bytes > 0 ? (double)sl_batch_input_done_bytes(batch->input) / (double)file_bytes
                           : 0;
+}
+
+/* ---- what is to be done ------------------------------------------------------------------------
+ */
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* An item that has not begun, in this run. */
+static struct sl_estimate_item waiting_item(const struct sl_batch *batch, uint32_t item_index)
+{
+    const struct sl_batch_item *item = &batch->input->items[item_index];
+
+    return (struct sl_estimate_item){.prompt_tokens =
+                                         item->n_distinct_tokens - item->n_shared_tokens,
+                                     .n_texts = item->n_texts,
+                                     .n_new_max = item->n_new_max};
+}
+
+/* Faulty lines are no work. */
+static void count_waiting(struct sl_batch *batch, uint32_t item_index, int n)
+{
+    const struct sl_estimate_item item = waiting_item(batch, item_index);
+
+    if (item.n_texts > 0)
+        sl_estimate_waiting_add(&batch->waiting, &item, n);
+}
+
+/* Items that have ended in an earlier run have left nothing that others could share, unless there
+ * are images. */
+static void forget_shared(struct sl_batch *batch)
+{
+    const struct sl_batch_input *input = batch->input;
+    uint64_t n_known = 0;
+
+    for (uint32_t place = 0; place < input->n_items; place++) {
+        struct sl_batch_item *item = &input->items[input->order[place]];
+
+        n_known = min_u64(n_known, item->n_shared_tokens);
+        item->n_shared_tokens = (uint32_t)n_known;
+        if (batch->states[input->order[place]] < SL_ITEM_DONE)
+            n_known = UINT64_MAX;
+    }
+}
+
+int sl_batch_begin_progress(struct sl_batch_runner *r, struct sl_batch *batch)
+{
+    if (!batch->lengths && !(batch->lengths = calloc(1, sizeof(*batch->lengths))))
+        return -ENOMEM;
+    if (!r->options.keeps_images)
+        forget_shared(batch);
+    for (uint32_t i = 0; i < batch->input->n_items; i++)
+        if (batch->states[i] == SL_ITEM_WAITING)
+            count_waiting(batch, i, 1);
+        else
+            batch->n_ended_tokens += batch->input->items[i].n_prompt_tokens;
+    batch->n_ended_made = batch->record.n_out_tokens;
+    batch->n_left_computed = batch->record.n_computed_tokens;
+    return 0;
+}
+
+void sl_batch_set_item(struct sl_batch *batch, uint32_t item_index, enum sl_item_state state)
+{
+    const bool was_waiting = batch->states[item_index] == SL_ITEM_WAITING;
+
+    batch->states[item_index] = (uint8_t)state;
+    if (was_waiting != (state == SL_ITEM_WAITING))
+        count_waiting(batch, item_index, was_waiting ? -1 : 1);
+}
+
+/* ---- what is done ------------------------------------------------------------------------------
+ */
+
+/* Tokens of prompts that were computed for an item, by steps that have ended. */
+static uint64_t computed(const struct sl_live_item *live)
+{
+    const uint32_t n_done = atomic_load(&live->answer.ticket.n_done_tokens);
+    const uint32_t n_cached = atomic_load(&live->answer.ticket.n_cached_tokens);
+
+    return n_done > n_cached ? n_done - n_cached : 0;
+}
+
+/* Tokens of its answer that earlier runs, or tries, have made. */
+static uint32_t made_before(const struct sl_live_item *live)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < live->n_texts; i++)
+        n += live->n_before[i];
+    return n;
+}
+
+/* Tokens of its answer that were made now. */
+static uint32_t made_now(const struct sl_live_item *live)
+{
+    uint32_t n = live->answer.n_new_tokens;
+
+    for (uint32_t i = 0; i < live->n_texts; i++)
+        n -= live->n_replayed[i];
+    return n;
+}
+
+void sl_batch_count_leave(struct sl_batch_runner *r, const struct sl_live_item *live)
+{
+    live->batch->n_left_computed += computed(live);
+    r->n_left_computed += computed(live);
+    r->n_left_made += made_now(live);
+}
+
+struct sl_answer_length sl_batch_count_answer(struct sl_batch *batch, uint32_t item_index,
+                                              uint32_t n_tokens)
+{
+    const struct sl_batch_item *item = &batch->input->items[item_index];
+    const uint32_t n_each = n_tokens / item->n_texts;
+    const struct sl_answer_length length = {n_each,
+                                            item->n_new_max > 0 && n_each >= item->n_new_max};
+
+    batch->n_ended_made += n_tokens;
+    sl_answer_lengths_add(batch->lengths, length.n_tokens, length.is_cut);
+    return length;
 }
 
 void sl_batch_count_progress(struct sl_batch_runner *r)
@@ -26,6 +157,8 @@ void sl_batch_count_progress(struct sl_batch_runner *r)
         batch->shown.n_done_tokens = batch->n_ended_tokens;
         batch->shown.n_made_tokens = batch->n_ended_made;
         batch->shown.validated = share_read(batch);
+        if (batch->is_read)
+            batch->record.n_computed_tokens = batch->n_left_computed;
     }
     for (struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
         struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
@@ -36,6 +169,7 @@ void sl_batch_count_progress(struct sl_batch_runner *r)
 
         live->batch->shown.n_done_tokens += n_done < n_max ? n_done : n_max;
         live->batch->shown.n_made_tokens += live->answer.n_new_tokens;
+        live->batch->record.n_computed_tokens += computed(live);
     }
     pthread_mutex_unlock(&r->lock);
 }
@@ -46,70 +180,142 @@ void sl_batch_count_progress(struct sl_batch_runner *r)
 static bool goes_before(const struct sl_batch *a, const struct sl_batch *b)
 {
     return a->record.priority > b->record.priority ||
-           (a->record.priority == b->record.priority && a->record.number <= b->record.number);
+           (a->record.priority == b->record.priority && a->record.number < b->record.number);
 }
 
-/* A batch waits for those that go first. */
-static double left_of(struct sl_batch_runner *r, const struct sl_batch *batch, const uint32_t *made)
+/* Tokens of an item's prompts, and of what was made of it before, that are to be computed yet. */
+static uint64_t prompt_left(const struct sl_live_item *live)
 {
-    struct sl_estimate_work work = {.made = made,
-                                    .n_running = r->n_live,
-                                    .n_slots = r->items_max,
-                                    .answer_tokens_max = batch->answer_tokens_max};
+    const struct sl_batch_item *item = &live->batch->input->items[live->item_index];
+    const uint64_t n_before = made_before(live), n_all = item->n_prompt_tokens + n_before;
+    const uint64_t n_done = atomic_load(&live->answer.ticket.n_done_tokens);
 
-    for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
-        const struct sl_batch *other = sl_list_item(at, struct sl_batch, link);
-
-        if (!other->is_read || sl_batch_has_ended(other->record.state) || other->is_stuck ||
-            !goes_before(other, batch))
-            continue;
-        work.prompt_tokens += other->record.n_prompt_tokens > other->shown.n_done_tokens
-                                  ? other->record.n_prompt_tokens - other->shown.n_done_tokens
-                                  : 0;
-        work.n_waiting += other->record.n_items - other->record.n_done - other->record.n_failed -
-                          other->n_running;
-    }
-    return sl_batch_estimate_left(&r->estimate, &work);
+    if (n_done >= n_all)
+        return 0;
+    return min_u64(n_all - n_done, item->n_distinct_tokens + n_before);
 }
 
-static void note_sample(struct sl_batch_runner *r)
+/* Adds an item that has begun, or waits in the worker. */
+static void add_live(struct sl_estimate_batch *to, struct sl_estimate_item *running,
+                     const struct sl_live_item *live)
+{
+    struct sl_estimate_item item = waiting_item(live->batch, live->item_index);
+
+    if (!atomic_load(&live->answer.ticket.has_begun)) {
+        item.prompt_tokens += made_before(live);
+        sl_estimate_waiting_add(&to->waiting, &item, 1);
+        return;
+    }
+    item.prompt_tokens = prompt_left(live);
+    item.n_made = live->answer.n_new_tokens / item.n_texts;
+    running[to->n_running++] = item;
+}
+
+/* `running` has room for all items that are in the worker. */
+static struct sl_estimate_batch work_of(const struct sl_batch_runner *r,
+                                        const struct sl_batch *batch,
+                                        struct sl_estimate_item *running)
+{
+    struct sl_estimate_batch work = {
+        .lengths = batch->lengths, .running = running, .waiting = batch->waiting};
+
+    for (struct sl_link *at = r->live.next; at != &r->live; at = at->next)
+        if (sl_list_item(at, struct sl_live_item, link)->batch == batch)
+            add_live(&work, running, sl_list_item(at, struct sl_live_item, link));
+    if (r->next && r->next->batch == batch)
+        add_live(&work, running, r->next);
+    return work;
+}
+
+static void note_sample(struct sl_batch_runner *r, const struct sl_estimate_batch *works,
+                        uint32_t n_works)
 {
     struct sl_worker_status status;
-    struct sl_estimate_sample sample = {.seconds = (double)sl_clock_ns() / 1e9};
+    struct sl_estimate_sample sample = {.seconds = (double)sl_clock_ns() / 1e9,
+                                        .prompt_tokens = (double)r->n_left_computed,
+                                        .made_tokens = (double)r->n_left_made};
+    uint32_t rows;
 
     sl_worker_status(r->worker, &status);
-    sample.steps = (double)status.counters.n_steps;
-    sample.prompt_tokens = (double)r->n_gone_tokens;
-    sample.made_tokens = (double)r->n_gone_made;
-    for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
-        const struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
+    sample.steps = (double)status.counters.n_batch_steps;
+    for (struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
+        const struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
 
-        sample.prompt_tokens += (double)batch->shown.n_done_tokens;
-        sample.made_tokens += (double)batch->shown.n_made_tokens;
+        sample.prompt_tokens += (double)computed(live);
+        sample.made_tokens += made_now(live);
     }
+    for (uint32_t i = 0; i < n_works; i++) {
+        sample.n_begun += works[i].n_running;
+        sample.items_wait |= works[i].waiting.n_items > 0;
+        for (uint32_t k = 0; k < works[i].n_running; k++)
+            if (works[i].running[k].prompt_tokens == 0)
+                sample.n_decoding += works[i].running[k].n_texts;
+    }
+    rows = (uint32_t)status.counters.n_batch_rows;
+    sample.prompt_rows = rows > sample.n_decoding ? rows - sample.n_decoding : 0;
+    if (sample.prompt_rows < rows / PROMPT_SHARE)
+        sample.prompt_rows = rows / PROMPT_SHARE;
     sl_batch_estimate_note(&r->estimate, &sample);
     r->tokens_per_s = sl_batch_estimate_rate(&r->estimate);
+}
+
+static int by_turn(const void *a, const void *b)
+{
+    return goes_before(*(struct sl_batch *const *)a, *(struct sl_batch *const *)b) ? -1 : 1;
+}
+
+/* Lists the batches that go on, in the order of their turn. Returns how many. */
+static uint32_t list_batches(struct sl_batch_runner *r, struct sl_batch **list)
+{
+    uint32_t n = 0;
+
+    for (struct sl_link *at = r->batches.next; at != &r->batches; at = at->next) {
+        struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
+
+        batch->shown.left_s = -1;
+        if (batch->is_read && !sl_batch_has_ended(batch->record.state) && !batch->is_stuck)
+            list[n++] = batch;
+    }
+    qsort(list, n, sizeof(struct sl_batch *), by_turn);
+    return n;
+}
+
+static void estimate(struct sl_batch_runner *r, struct sl_batch **list, uint32_t n)
+{
+    struct sl_estimate_item *running = calloc((size_t)r->n_live + 1, sizeof(*running));
+    struct sl_estimate_batch *works = calloc((size_t)n + 1, sizeof(*works));
+    double *left = calloc((size_t)n + 1, sizeof(*left));
+    struct sl_estimate_item *at = running;
+
+    if (running && works && left) {
+        for (uint32_t i = 0; i < n; i++) {
+            works[i] = work_of(r, list[i], at);
+            at += works[i].n_running;
+        }
+        note_sample(r, works, n);
+        sl_batch_estimate_left(&r->estimate, works, n, r->items_max, left);
+        for (uint32_t i = 0; i < n; i++)
+            list[i]->shown.left_s = left[i];
+    }
+    free(running);
+    free(works);
+    free(left);
 }
 
 /* Only while something is under way: a pause says nothing about costs. */
 void sl_batch_estimate_all(struct sl_batch_runner *r)
 {
-    uint32_t *made, n = 0;
+    struct sl_batch **list;
 
+    if (r->n_live == 0)
+        sl_batch_estimate_pause(&r->estimate);
     if (r->n_live == 0 || sl_clock_ns() - r->estimated_ns < NS_PER_S)
         return;
     r->estimated_ns = sl_clock_ns();
-    made = calloc(r->n_live, sizeof(*made));
-    for (struct sl_link *at = r->live.next; made && at != &r->live; at = at->next)
-        made[n++] = sl_list_item(at, struct sl_live_item, link)->answer.n_new_tokens;
     pthread_mutex_lock(&r->lock);
-    note_sample(r);
-    for (struct sl_link *at = r->batches.next; made && at != &r->batches; at = at->next) {
-        struct sl_batch *batch = sl_list_item(at, struct sl_batch, link);
-
-        if (batch->is_read && !sl_batch_has_ended(batch->record.state))
-            batch->shown.left_s = left_of(r, batch, made);
-    }
+    list = calloc(r->n_batches, sizeof(struct sl_batch *));
+    if (list)
+        estimate(r, list, list_batches(r, list));
     pthread_mutex_unlock(&r->lock);
-    free(made);
+    free(list);
 }

@@ -31,7 +31,7 @@ bool sl_batch_has_ended(enum sl_batch_state state)
  * `about` under a key of its own, so that its owner can change it at any time.
  */
 
-enum kind { ABOUT, TEXT, NUMBER32, NUMBER64, TIME };
+enum kind { ABOUT, TEXT, NUMBER32, NUMBER64, LATER64, TIME }; /* LATER: 0 in older journals */
 
 static const struct member {
     const char *name;
@@ -42,17 +42,29 @@ static const struct member {
     {                                                                                              \
 #name, kind, offsetof(struct sl_batch_record, name)                                        \
     }
-    MEMBER(NUMBER32, number),       MEMBER(TIME, created_s),
-    MEMBER(TIME, in_progress_s),    MEMBER(TIME, cancelling_s),
-    MEMBER(TIME, ended_s),          MEMBER(TEXT, input_path),
-    MEMBER(TEXT, output_path),      MEMBER(TEXT, error_path),
-    MEMBER(TEXT, endpoint),         MEMBER(ABOUT, about),
-    MEMBER(TIME, expires_s),        MEMBER(NUMBER64, input_bytes),
-    MEMBER(NUMBER32, n_items),      MEMBER(NUMBER64, n_prompt_tokens),
-    MEMBER(NUMBER32, n_done),       MEMBER(NUMBER32, n_failed),
-    MEMBER(NUMBER64, output_bytes), MEMBER(NUMBER64, error_bytes),
-    MEMBER(NUMBER64, n_in_tokens),  MEMBER(NUMBER64, n_cached_tokens),
-    MEMBER(NUMBER64, n_out_tokens), MEMBER(NUMBER64, n_reasoning_tokens),
+    MEMBER(NUMBER32, number),
+    MEMBER(TIME, created_s),
+    MEMBER(TIME, in_progress_s),
+    MEMBER(TIME, cancelling_s),
+    MEMBER(TIME, ended_s),
+    MEMBER(TEXT, input_path),
+    MEMBER(TEXT, output_path),
+    MEMBER(TEXT, error_path),
+    MEMBER(TEXT, endpoint),
+    MEMBER(ABOUT, about),
+    MEMBER(TIME, expires_s),
+    MEMBER(NUMBER64, input_bytes),
+    MEMBER(NUMBER32, n_items),
+    MEMBER(NUMBER64, n_prompt_tokens),
+    MEMBER(NUMBER32, n_done),
+    MEMBER(NUMBER32, n_failed),
+    MEMBER(NUMBER64, output_bytes),
+    MEMBER(NUMBER64, error_bytes),
+    MEMBER(NUMBER64, n_in_tokens),
+    MEMBER(NUMBER64, n_cached_tokens),
+    MEMBER(NUMBER64, n_out_tokens),
+    MEMBER(NUMBER64, n_reasoning_tokens),
+    MEMBER(LATER64, n_computed_tokens),
     MEMBER(TEXT, faults),
 #undef MEMBER
 };
@@ -102,6 +114,7 @@ static json_t *value_of(const struct sl_batch_record *record, const struct membe
     case NUMBER32:
         return json_integer(*(const uint32_t *)from);
     case NUMBER64:
+    case LATER64:
         return json_integer((json_int_t) * (const uint64_t *)from);
     case TIME:
     case ABOUT:
@@ -132,6 +145,8 @@ static int read_member(struct sl_batch_record *record, const struct member *memb
     const json_int_t number = json_integer_value(value);
     void *to = at(record, member);
 
+    if (!value && member->kind == LATER64)
+        return 0;
     if (member->kind == TEXT) {
         if (json_is_null(value))
             return 0;

@@ -58,6 +58,7 @@ struct sl_batch_record {
     uint32_t n_done, n_failed;
     uint64_t output_bytes, error_bytes;
     uint64_t n_in_tokens, n_cached_tokens, n_out_tokens, n_reasoning_tokens; /* of those done */
+    uint64_t n_computed_tokens; /* of prompts, also of items under way, and again after kills */
 
     char *faults; /* if FAILED: a JSON list of {code, line, message, param}, owned; else NULL */
 };

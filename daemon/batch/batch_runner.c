@@ -93,8 +93,10 @@ void sl_batch_empty(struct sl_batch *batch)
     sl_results_fini(&batch->errors);
     free(batch->states);
     free(batch->tries);
+    free(batch->lengths);
     batch->input = NULL;
     batch->states = batch->tries = NULL;
+    batch->lengths = NULL;
 }
 
 void sl_batch_destroy(struct sl_batch *batch)
@@ -193,34 +195,6 @@ static void refuse_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     set_state(r, batch, SL_BATCH_FAILED);
 }
 
-/* Sums up what earlier runs have done. */
-static void count_ended(struct sl_batch *batch)
-{
-    batch->n_ended_tokens = 0;
-    for (uint32_t i = 0; i < batch->record.n_items; i++)
-        if (batch->states[i] >= SL_ITEM_DONE)
-            batch->n_ended_tokens += batch->input->items[i].n_prompt_tokens;
-    batch->n_ended_made = batch->record.n_out_tokens;
-}
-
-static void find_answer_max(struct sl_batch *batch)
-{
-    const struct sl_batch_input *input = batch->input;
-
-    batch->answer_tokens_max = 0;
-    for (uint32_t i = 0; i < input->n_items; i++) {
-        const struct sl_batch_item *item = &input->items[i];
-        const uint64_t n = (uint64_t)item->n_new_max * item->n_texts;
-
-        if (n == 0 && item->n_prompt_tokens > 0) {
-            batch->answer_tokens_max = 0;
-            return;
-        }
-        if (n > batch->answer_tokens_max && n < UINT32_MAX)
-            batch->answer_tokens_max = (uint32_t)n;
-    }
-}
-
 static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
 {
     const bool is_new = batch->record.state == SL_BATCH_VALIDATING;
@@ -237,6 +211,8 @@ static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
         rc = sl_results_open(&batch->output, &err);
     if (rc == 0 && batch->record.error_bytes > 0)
         rc = sl_results_open(&batch->errors, &err);
+    if (rc == 0 && (rc = sl_batch_begin_progress(r, batch)) < 0)
+        sl_err_set(&err, rc, "%s: out of memory", batch->record.input_path);
     if (rc < 0) {
         sl_batch_set_trouble(r, batch, &err);
         return;
@@ -245,8 +221,6 @@ static void begin_batch(struct sl_batch_runner *r, struct sl_batch *batch)
     pthread_mutex_lock(&r->lock);
     batch->trouble[0] = '\0';
     pthread_mutex_unlock(&r->lock);
-    count_ended(batch);
-    find_answer_max(batch);
     if (is_new)
         set_state(r, batch, SL_BATCH_IN_PROGRESS);
 }
@@ -416,8 +390,6 @@ static void drop_forgotten(struct sl_batch_runner *r)
         next = at->next;
         if (!batch->is_forgotten)
             continue;
-        r->n_gone_tokens += batch->n_ended_tokens;
-        r->n_gone_made += batch->n_ended_made;
         sl_list_remove(at);
         sl_batch_destroy(batch);
     }

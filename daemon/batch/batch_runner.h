@@ -31,6 +31,7 @@ struct sl_batch_runner_options {
     uint64_t commit_ns;    /* tokens are journalled so often; 0: 10 s */
     uint64_t retry_ns;     /* what went wrong, and may pass, is tried again after that; 0: 5 s */
     uint32_t image_tokens; /* between two images of what an item has seen; 0: as for everybody */
+    bool keeps_images;     /* the engine does */
     /* Are told, by the runner's thread, that a batch has changed its state, and of what goes wrong
      * and goes on again. The first returns 0, or less where it could not do what it does then: it
      * is told once more after retry_ns. NULL is allowed. */
@@ -43,10 +44,10 @@ struct sl_batch_runner_options {
 struct sl_batch_status {
     struct sl_batch_record record;
     uint32_t n_running;     /* items that the worker has */
-    uint64_t n_done_tokens; /* of the prompts, those under way included */
+    uint64_t n_done_tokens; /* of the prompts, those under way and shared ones included */
     uint64_t n_made_tokens; /* of the answers */
     double validated;       /* the share of the input that was read, while it is validated */
-    double tokens_per_s;    /* over the last minutes, prompts and answers together */
+    double tokens_per_s;    /* computed over the last minute or so, prompts and answers together */
     double left_s;          /* below 0: not known */
     bool is_stuck;          /* `pause` does not pass by itself: the input has changed, say */
     char pause[SL_ERR_MESSAGE_BYTES]; /* why nothing goes on; "": it does */

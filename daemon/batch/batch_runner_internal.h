@@ -47,8 +47,10 @@ struct sl_batch {
     bool has_changed;                      /* the record is to be journalled */
     bool is_to_tell;                       /* and then on_change(), */
     uint64_t tell_ns;                      /* if it has failed, not before this time */
-    uint32_t answer_tokens_max;            /* of an item; 0: no limit but the context's */
     uint64_t n_ended_tokens, n_ended_made; /* of items that have ended: prompts, answers */
+    uint64_t n_left_computed;              /* tokens of prompts, of items that left the worker */
+    struct sl_estimate_waiting waiting;    /* items */
+    struct sl_answer_lengths *lengths;
     struct { /* as it was when the thread last counted; under the runner's lock */
         uint32_t n_running;
         uint64_t n_done_tokens, n_made_tokens; /* with those under way */
@@ -104,7 +106,7 @@ struct sl_batch_runner {
     uint64_t committed_ns, retry_ns;
     struct sl_batch_estimate estimate;
     uint64_t estimated_ns;
-    uint64_t n_gone_tokens, n_gone_made; /* of batches that were forgotten: prompts, answers */
+    uint64_t n_left_computed, n_left_made; /* tokens in this run, of items that left the worker */
     struct sl_err park_err;
 };
 
@@ -135,9 +137,9 @@ void sl_saved_item_free(struct sl_saved_item *saved);
 void sl_batch_forget_made(struct sl_batch_runner *r, const struct sl_batch *batch,
                           uint32_t item_index, const struct sl_text_made *texts, uint32_t n_texts);
 
-/* Adds that an item has ended. */
+/* Adds that an item has ended: well with texts of this length, or failed (NULL). */
 void sl_batch_note_item(struct sl_batch_runner *r, const struct sl_batch *batch,
-                        uint32_t item_index, enum sl_item_state state);
+                        uint32_t item_index, const struct sl_answer_length *length);
 
 /* Writes results, then the journal. Returns 0 or why not; then it is to be tried again. */
 int sl_batch_commit(struct sl_batch_runner *r, struct sl_err *err);
@@ -166,7 +168,24 @@ void sl_batch_destroy(struct sl_batch *batch);
 /* Frees what a batch that has ended does not need. */
 void sl_batch_empty(struct sl_batch *batch);
 
-/* Count what is done, those under way included, and say what is left: batch_progress.c. */
+/* ---- how far batches are: batch_progress.c -----------------------------------------------------
+ */
+
+/* Sums up what waits, and what earlier runs have done, when the input is known. Fails with
+ * -ENOMEM. */
+int sl_batch_begin_progress(struct sl_batch_runner *r, struct sl_batch *batch);
+
+/* All changes of an item's state. */
+void sl_batch_set_item(struct sl_batch *batch, uint32_t item_index, enum sl_item_state state);
+
+/* An item leaves the worker. */
+void sl_batch_count_leave(struct sl_batch_runner *r, const struct sl_live_item *live);
+
+/* An item has ended well, with so many tokens in all of its texts. Returns how long each is. */
+struct sl_answer_length sl_batch_count_answer(struct sl_batch *batch, uint32_t item_index,
+                                              uint32_t n_tokens);
+
+/* Count what is done, those under way included, and say what is left. */
 void sl_batch_count_progress(struct sl_batch_runner *r);
 void sl_batch_estimate_all(struct sl_batch_runner *r);
 

@@ -225,11 +225,15 @@ static json_t *entry_of(const struct sl_batch_status *status)
     const struct sl_batch_record *record = &status->record;
     const bool is_live = !sl_batch_has_ended(record->state);
 
-    return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:f, s:o, s:s?}", "id", record->id, "status",
-                     status_of(record), "priority", (int)record->priority, "total",
-                     (json_int_t)record->n_items, "completed", (json_int_t)record->n_done, "failed",
-                     (json_int_t)record->n_failed, "tokens_per_s",
-                     status->n_running > 0 ? status->tokens_per_s : 0.0, "left_s",
+    return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o, s:s?}", "id",
+                     record->id, "status", status_of(record), "priority", (int)record->priority,
+                     "total", (json_int_t)record->n_items, "completed", (json_int_t)record->n_done,
+                     "failed", (json_int_t)record->n_failed, "prompt_tokens",
+                     (json_int_t)record->n_prompt_tokens, "prompt_tokens_done",
+                     (json_int_t)(is_live ? status->n_done_tokens : record->n_in_tokens),
+                     "prompt_tokens_computed", (json_int_t)record->n_computed_tokens, "new_tokens",
+                     (json_int_t)(is_live ? status->n_made_tokens : record->n_out_tokens),
+                     "tokens_per_s", status->n_running > 0 ? status->tokens_per_s : 0.0, "left_s",
                      is_live && status->left_s >= 0 ? json_real(status->left_s) : json_null(),
                      "paused", is_live && status->pause[0] ? status->pause : NULL);
 }
@@ -489,6 +493,7 @@ static int open_parts(struct sl_batch_service *service, struct sl_err *err)
                                                     .items_max = o->items_max,
                                                     .commit_ns = o->commit_ns,
                                                     .retry_ns = o->retry_ns,
+                                                    .keeps_images = o->keeps_images,
                                                     .on_change = on_change,
                                                     .on_note = on_note,
                                                     .context = service};

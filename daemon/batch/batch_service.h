@@ -24,6 +24,7 @@ struct sl_batch_service_options {
     const char *model_identity;   /* as the runner has it; copied */
     uint32_t items_max;           /* that are under way at a time */
     uint64_t commit_ns, retry_ns; /* as the runner has them */
+    bool keeps_images;            /* the engine does */
     /* Is told what happens to batches, a line each; NULL is allowed. */
     void (*note)(void *context, const char *line);
     void *context;
@@ -64,7 +65,8 @@ int sl_batch_service_list(struct sl_batch_service *service, const char *after, u
                           json_t *data, bool *ret_more, struct sl_refusal *refusal);
 
 /* The latest batches, those that have not ended first, for a person: a list of {id, status,
- * priority, total, completed, failed, tokens_per_s, left_s or null, paused or null}. */
+ * priority, total, completed, failed, prompt_tokens, prompt_tokens_done, prompt_tokens_computed,
+ * new_tokens, tokens_per_s, left_s or null, paused or null}. */
 json_t *sl_batch_service_status(struct sl_batch_service *service);
 
 struct sl_batch_counters {

@@ -42,9 +42,10 @@ static const struct sl_metric metrics[] = {
     COUNTER(n_drafts_right, "drafts_right", "Guesses that were right"),
     COUNTER(n_steps, "steps", "Steps that have ended"),
     COUNTER(n_large_steps, "steps_large", "Large steps among them"),
+    COUNTER(n_batch_steps, "steps_batch", "Steps of batches among them"),
     COUNTER(n_failed_steps, "steps_failed", "Steps that failed"),
     GAUGE(n_batch_rows, "batch_step_rows",
-          "Rows of a batch's step with which reading and computing take equally long"),
+          "Rows of a batch's step, with which reading and computing take equally long"),
     {"busy_seconds", SL_METRIC_NANOSECONDS, "Time spent in steps",
      offsetof(struct sl_worker_counters, busy_ns), false},
     {"images_busy_seconds", SL_METRIC_NANOSECONDS, "Time between layers that images took",
@@ -273,9 +274,10 @@ static int begin_step(struct sl_worker *w, enum sl_step_size size, struct sl_err
 
 static void set_batch_rows(struct sl_worker *w)
 {
+    const uint32_t n_max = w->scheduler.limits.step_tokens_max[SL_STEP_LARGE];
     const uint32_t n_rows = sl_step_balance_rows(&w->balance);
 
-    w->counters.n_batch_rows = n_rows;
+    w->counters.n_batch_rows = n_rows < n_max ? n_rows : n_max;
     sl_scheduler_set_batch_rows(&w->scheduler, n_rows);
 }
 
@@ -344,6 +346,7 @@ static void run_step(struct sl_worker *w, enum sl_step_size size, bool is_new)
     }
     w->counters.n_steps++;
     w->counters.n_large_steps += size == SL_STEP_LARGE;
+    w->counters.n_batch_steps += w->scheduler.steps[size].class == SL_JOB_BATCH;
     w->counters.n_failed_steps += rc < 0;
     if (rc < 0 && rc != -ECANCELED && w->options.on_failure)
         w->options.on_failure(w->options.context, &err);

@@ -41,7 +41,7 @@ struct sl_worker_counters {
     uint64_t n_verifications, n_drafts, n_drafts_right;
     uint64_t n_resumed, n_resumed_tokens;  /* sessions that came from images */
     uint64_t images_ns, images_longest_ns; /* that the engine's thread spent on images */
-    uint64_t n_steps, n_large_steps, n_failed_steps;
+    uint64_t n_steps, n_large_steps, n_batch_steps, n_failed_steps;
     uint64_t n_batch_rows;
     uint64_t busy_ns;
     uint64_t n_waiting, n_running; /* texts now */

@@ -60,9 +60,10 @@ static void print_json(const struct sl_batch_input *input)
                                         "line", (json_int_t)input->faults[i].line_number, "message",
                                         input->faults[i].message, "param", input->faults[i].param));
     sl_json_line_print(json_pack(
-        "{s:I, s:I, s:I, s:s, s:I, s:o}", "items", (json_int_t)input->n_items, "prompt_tokens",
-        (json_int_t)input->n_prompt_tokens, "bytes", (json_int_t)input->size_bytes, "sha256",
-        input->sha256, "faulty_lines", (json_int_t)input->n_faults_all, "faults", faults));
+        "{s:I, s:I, s:I, s:I, s:s, s:I, s:o}", "items", (json_int_t)input->n_items, "prompt_tokens",
+        (json_int_t)input->n_prompt_tokens, "computed_tokens", (json_int_t)input->n_computed_tokens,
+        "bytes", (json_int_t)input->size_bytes, "sha256", input->sha256, "faulty_lines",
+        (json_int_t)input->n_faults_all, "faults", faults));
 }
 
 static void print_text(const struct sl_batch_input *input, const char *path)
@@ -77,9 +78,10 @@ static void print_text(const struct sl_batch_input *input, const char *path)
             longest = item->n_prompt_tokens;
     }
     sl_print_batch_faults(input, path);
-    printf("%u item%s, %llu prompt tokens, %u the longest; %u different beginnings; %u faulty\n",
+    printf("%u item%s, %llu prompt tokens, %u the longest; %u different beginnings, so that %llu "
+           "tokens are computed; %u faulty\n",
            input->n_items, sl_plural(input->n_items), (unsigned long long)input->n_prompt_tokens,
-           longest, n_groups, input->n_faults_all);
+           longest, n_groups, (unsigned long long)input->n_computed_tokens, input->n_faults_all);
 }
 
 static int check(struct command *command, struct sl_err *err)

@@ -269,6 +269,7 @@ static int open_batch(struct command *command, struct sl_err *err)
         .items_max = command->items_max,
         .commit_ns = (uint64_t)(command->journal_s * 1e9),
         .image_tokens = every > 0 ? every : IMAGE_TOKENS,
+        .keeps_images = command->options.images != NULL,
         .on_note = on_note,
         .context = command,
     };

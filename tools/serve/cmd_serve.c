@@ -384,6 +384,7 @@ static int open_state(struct command *command, struct sl_err *err)
                                                  .numerics = command->options.numerics,
                                                  .model = &command->front.model,
                                                  .items_max = command->work.n_texts_max,
+                                                 .keeps_images = command->options.images != NULL,
                                                  .log = &command->log};
     const int rc = sl_serve_state_open(&command->state, &state, err);
 

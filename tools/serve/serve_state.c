@@ -92,6 +92,7 @@ static int open_batches(struct sl_serve_state *state, struct sl_err *err)
                                                .writer = sl_file_writer_private(),
                                                .model = state->options.model,
                                                .items_max = state->options.items_max,
+                                               .keeps_images = state->options.keeps_images,
                                                .note = note,
                                                .context = state->options.log};
     char identity[64], *parent, *folder = NULL;

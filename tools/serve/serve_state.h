@@ -12,6 +12,7 @@ struct sl_serve_state_options {
     enum sl_numerics numerics;
     const struct sl_answer_model *model; /* outlives the state */
     uint32_t items_max;                  /* of batches, that are under way at a time */
+    bool keeps_images;                   /* the engine does */
     struct sl_serve_log *log;
 };
 
