@@ -228,18 +228,24 @@ check "... with little memory for KV caches" bash -c "
 check "... for people" bash -c "
     '$sluice' plan '$model' --ssd 1G --dram 10G --documents 3 --prompt-tokens 50 --answer-tokens 4 |
     grep -q 'sweeps of .* hours, .* read'"
-plan_an_input() { # of 5 lines, one of which asks for two texts; answers of 2 to 6 tokens
+# 5 lines, each longer than the one before, one of which asks for two texts; answers of 2 to 6 tokens.
+plan_an_input() {
     "$python" -c '
 import json
 for i in range(5):
     print(json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body":
-        {"model": "model", "prompt": "The river rose. " * (i + 1), "max_tokens": i + 2, "n": 1 + (i == 4)}}))' \
+        {"model": "model", "prompt": "The river rose. " * 40 * (i + 1), "max_tokens": i + 2, "n": 1 + (i == 4)}}))' \
         >"$scratch/in.jsonl" &&
         "$sluice" plan "$model" --ssd 1G --dram 10G --batch "$scratch/in.jsonl" --json >"$scratch/plan" &&
+        "$sluice" batch check "$model" "$scratch/in.jsonl" --json >"$scratch/checked" &&
         "$python" -c '
 import json, sys
 night = [json.loads(line) for line in open(sys.argv[1])][-1]
-assert (night["documents"], night["answer_tokens"]) == (6, 2 + 3 + 4 + 5 + 2 * 6), night' "$scratch/plan"
+checked = json.load(open(sys.argv[2]))
+assert (night["documents"], night["answer_tokens"]) == (6, 2 + 3 + 4 + 5 + 2 * 6), night
+assert night["prompt_tokens"] == checked["prompt_tokens"] > 1000, (night, checked)
+assert night["shared_tokens"] == checked["prompt_tokens"] - checked["computed_tokens"] > 500, \
+    (night, checked)' "$scratch/plan" "$scratch/checked"
 }
 check "a plan of a batch's input" plan_an_input
 check "a plan whose dense weights stream says so" bash -c "

@@ -47,7 +47,7 @@ static struct sl_night run(const struct sl_night_case *what, double until_ns)
 static void test_one_document(void **state)
 {
     const struct sl_config config = flash();
-    struct sl_night_document document = {1, 1};
+    struct sl_night_document document = {.n_prompt = 1, .n_answer = 1};
     const struct sl_night_case what = {.config = &config,
                                        .dense = &dense,
                                        .speeds = &speeds,
@@ -74,7 +74,7 @@ static void test_one_document(void **state)
     assert_int_equal(night.n_documents, 1);
     assert_float_equal(night.ns / cost.step_ns, 1, 1e-9);
 
-    document = (struct sl_night_document){100, 3};
+    document = (struct sl_night_document){.n_prompt = 100, .n_answer = 3};
     prompt.n_tokens = 100;
     for (int i = 0; i < 3; i++) {
         steps[i].hit_rate = sl_cost_found(&config, 2752, i == 0 ? 100 : 1, false);
@@ -109,7 +109,8 @@ static void test_both_are_busy(void **state)
 
     (void)state;
     for (uint32_t i = 0; i < DOCUMENTS; i++) {
-        documents[i] = (struct sl_night_document){4000 + i * 37 % 2000, 100 + i * 13 % 50};
+        documents[i] = (struct sl_night_document){.n_prompt = 4000 + i * 37 % 2000,
+                                                  .n_answer = 100 + i * 13 % 50};
         n_in += documents[i].n_prompt;
         n_out += documents[i].n_answer;
     }
@@ -135,11 +136,52 @@ static void test_both_are_busy(void **state)
     }
 }
 
+/* A second question waits for its document, and then costs its own tokens: as much as documents
+ * that share nothing and are so much shorter, but for the order of things. */
+static void test_shared(void **state)
+{
+    const struct sl_config config = flash();
+    struct sl_night_document documents[DOCUMENTS];
+    struct sl_night_case what = {.config = &config,
+                                 .dense = &dense,
+                                 .speeds = &speeds,
+                                 .documents = documents,
+                                 .n_documents = 2,
+                                 .n_at_once = 64,
+                                 .rows_max = 8192,
+                                 .n_slots = 2752};
+    struct sl_night_case one = what;
+    struct sl_night night, alone;
+
+    (void)state;
+    one.n_documents = 1;
+    for (uint32_t i = 0; i < DOCUMENTS; i++)
+        documents[i] = (struct sl_night_document){
+            .n_prompt = 4030, .n_answer = 100, .n_shared = i % 2 > 0 ? 4000 : 0};
+    alone = run(&one, INFINITY);
+    night = run(&what, INFINITY); /* the question is in the step after the document's last */
+    assert_int_equal(night.n_sweeps, alone.n_sweeps + 1);
+    what.n_documents = DOCUMENTS;
+    night = run(&what, INFINITY);
+    assert_int_equal(night.n_prompt_tokens, 4030 * DOCUMENTS);
+    assert_int_equal(night.n_shared_tokens, 4000 * DOCUMENTS / 2);
+    for (uint32_t i = 0; i < DOCUMENTS; i++) {
+        documents[i].n_prompt -= documents[i].n_shared;
+        documents[i].n_shared = 0;
+    }
+    alone = run(&what, INFINITY);
+    assert_int_equal(alone.n_prompt_tokens, night.n_prompt_tokens - night.n_shared_tokens);
+    assert_true(fabs(night.ns / alone.ns - 1) < 0.1);
+    assert_int_equal(night.n_documents, DOCUMENTS);
+}
+
 /* Whichever allocation fails, it is told, and nothing is left behind. */
 static void test_failing_allocations(void **state)
 {
     const struct sl_config config = flash();
-    const struct sl_night_document documents[] = {{300, 4}, {20, 9}, {700, 2}};
+    const struct sl_night_document documents[] = {{.n_prompt = 300, .n_answer = 4},
+                                                  {.n_prompt = 20, .n_answer = 9},
+                                                  {.n_prompt = 700, .n_answer = 2}};
     const struct sl_night_case what = {.config = &config,
                                        .dense = &dense,
                                        .speeds = &speeds,
@@ -173,6 +215,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_document),
         cmocka_unit_test(test_both_are_busy),
+        cmocka_unit_test(test_shared),
         cmocka_unit_test(test_failing_allocations),
     };
 

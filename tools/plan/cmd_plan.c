@@ -541,10 +541,10 @@ static int plan_night(const struct command *command, struct sl_err *err)
         rc = sl_plan_read_batch(command->model, command->batch, command->n_answer_tokens,
                                 &documents, &night.n_documents, err);
     else
-        rc = sl_plan_make_batch(
-            command->n_documents,
-            (struct sl_night_document){command->n_prompt_tokens, command->n_answer_tokens},
-            &documents, err);
+        rc = sl_plan_make_batch(command->n_documents,
+                                (struct sl_night_document){.n_prompt = command->n_prompt_tokens,
+                                                           .n_answer = command->n_answer_tokens},
+                                &documents, err);
     if (rc < 0)
         return rc;
     night.documents = documents;

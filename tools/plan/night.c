@@ -10,6 +10,7 @@
 struct item {
     struct sl_job job;           /* first */
     uint32_t n_prompt, n_answer; /* to do */
+    uint32_t n_shared;           /* that the item before knows, when it has come so far */
     uint32_t n_past;
 };
 
@@ -119,6 +120,18 @@ static bool take_step(struct run *run, double until_ns, struct sl_night *night)
     return true;
 }
 
+/* An item that the scheduler would begin waits for what it shares. */
+static void admit(struct run *run, struct item *item, struct sl_night *night)
+{
+    if (item->n_shared > 0 && (item - 1)->n_past < item->n_shared) {
+        sl_scheduler_defer(&run->scheduler, &item->job);
+        return;
+    }
+    item->n_past = item->n_shared;
+    night->n_prompt_tokens += item->n_shared;
+    night->n_shared_tokens += item->n_shared;
+}
+
 static int begin(struct run *run, struct sl_err *err)
 {
     const struct sl_night_case *what = run->what;
@@ -139,11 +152,14 @@ static int begin(struct run *run, struct sl_err *err)
     run->balance.bytes_per_ns = what->speeds->drive;
     sl_scheduler_set_batch_rows(&run->scheduler, sl_step_balance_rows(&run->balance));
     for (uint32_t i = 0; i < what->n_documents; i++) {
+        const struct sl_night_document *document = &what->documents[i];
         struct item *item = &run->items[i];
 
-        item->n_prompt = what->documents[i].n_prompt;
-        item->n_answer = what->documents[i].n_answer;
-        sl_assert(item->n_prompt >= 1 && item->n_answer >= 1);
+        sl_assert(document->n_prompt > document->n_shared && document->n_answer >= 1);
+        sl_assert(i > 0 || document->n_shared == 0);
+        item->n_prompt = document->n_prompt - document->n_shared;
+        item->n_answer = document->n_answer;
+        item->n_shared = document->n_shared;
         sl_scheduler_submit(&run->scheduler, &item->job, SL_JOB_BATCH, item->n_prompt);
     }
     return 0;
@@ -162,8 +178,10 @@ int sl_night_run(const struct sl_night_case *what, double until_ns, struct sl_ni
 
         if (action.kind == SL_ACTION_BEGIN)
             goes_on = take_step(&run, until_ns, &night);
+        else if (action.kind == SL_ACTION_ADMIT)
+            admit(&run, item_of(action.job), &night);
         else
-            goes_on = action.kind != SL_ACTION_WAIT;
+            goes_on = false;
     }
     sl_scheduler_fini(&run.scheduler);
     free(run.items);

@@ -13,6 +13,7 @@
 
 struct sl_night_document {
     uint32_t n_prompt, n_answer; /* tokens, each at least 1 */
+    uint32_t n_shared; /* of the prompt, fewer than all: the document before begins with them too */
 };
 
 struct sl_night_case {
@@ -34,8 +35,8 @@ struct sl_night {
     double bound_ns[SL_COST_LIMITS]; /* of it, by what binds */
     double drive_bytes, compute_ns;
     uint64_t n_sweeps;
-    uint64_t n_prompt_tokens, n_answer_tokens;
-    uint32_t n_documents; /* that are through */
+    uint64_t n_prompt_tokens, n_shared_tokens, n_answer_tokens; /* those shared are of prompts */
+    uint32_t n_documents;                                       /* that are through */
 };
 
 /* Runs all of it, or as long as until_ns. Fails with -ENOMEM. */

@@ -30,8 +30,10 @@ static int list_documents(const struct sl_batch_input *input, const char *path, 
     n = 0;
     for (uint32_t i = 0; i < input->n_items; i++) {
         const struct sl_batch_item *item = &input->items[input->order[i]];
-        const struct sl_night_document document = {item->n_prompt_tokens / item->n_texts,
-                                                   answer_tokens(item, n_answer)};
+        const uint32_t n_repeated = item->n_prompt_tokens - item->n_distinct_tokens;
+        struct sl_night_document document = {.n_prompt = item->n_prompt_tokens / item->n_texts,
+                                             .n_answer = answer_tokens(item, n_answer),
+                                             .n_shared = item->n_shared_tokens};
 
         if (document.n_answer == 0) {
             free(documents);
@@ -39,8 +41,12 @@ static int list_documents(const struct sl_batch_input *input, const char *path, 
                               "%s: line %u sets no limit to its answer; give --answer-tokens", path,
                               item->line_number);
         }
-        for (uint32_t k = 0; k < item->n_texts; k++)
+        for (uint32_t k = 0; k < item->n_texts; k++) {
+            if (document.n_shared >= document.n_prompt)
+                document.n_shared = document.n_prompt - 1;
             documents[n++] = document;
+            document.n_shared = item->n_texts > 1 ? n_repeated / (item->n_texts - 1) : 0;
+        }
     }
     *ret_documents = documents;
     *ret_n = n;

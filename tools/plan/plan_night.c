@@ -31,6 +31,12 @@ static uint64_t tokens_of(const struct sl_night_document *document)
     return (uint64_t)document->n_prompt + document->n_answer;
 }
 
+/* Documents share the pages of what they share. */
+static uint64_t own_tokens_of(const struct sl_night_document *document)
+{
+    return tokens_of(document) - document->n_shared;
+}
+
 static uint32_t longest(const struct sl_plan_night *n)
 {
     uint64_t most = 0;
@@ -57,7 +63,7 @@ static int measure_kv(const struct sl_plan_night *n, uint32_t n_at_once, struct 
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; i < n->n_documents; i++)
-        sum += tokens_of(&n->documents[i]);
+        sum += own_tokens_of(&n->documents[i]);
     one = sl_kv_cache_measure(&layout, longest(n));
     sl_paging_measure(&layout, (uint32_t)(sum / n->n_documents), &mean, &stays);
     sl_kv_layout_fini(&layout);
@@ -180,9 +186,10 @@ static int choose_where(const struct sl_plan_night *n, struct trial *ret_best,
 
 static json_t *done_object(const struct sl_night *night)
 {
-    return json_pack("{s:f, s:i, s:I, s:I, s:I}", "seconds", night->ns * 1e-9, "documents",
+    return json_pack("{s:f, s:i, s:I, s:I, s:I, s:I}", "seconds", night->ns * 1e-9, "documents",
                      (int)night->n_documents, "sweeps", (json_int_t)night->n_sweeps,
-                     "prompt_tokens", (json_int_t)night->n_prompt_tokens, "answer_tokens",
+                     "prompt_tokens", (json_int_t)night->n_prompt_tokens, "shared_tokens",
+                     (json_int_t)night->n_shared_tokens, "answer_tokens",
                      (json_int_t)night->n_answer_tokens);
 }
 
@@ -211,7 +218,8 @@ static void print_text(const struct sl_plan_night *n, const struct trial *t,
                        const struct sl_night *by)
 {
     const struct sl_night *night = &t->night;
-    const double n_rows = (double)(night->n_prompt_tokens + night->n_answer_tokens);
+    const double n_rows =
+        (double)(night->n_prompt_tokens - night->n_shared_tokens + night->n_answer_tokens);
     char cache[SL_SIZE_TEXT_BYTES], kv[SL_SIZE_TEXT_BYTES], read[SL_SIZE_TEXT_BYTES];
 
     printf("\nbatch of %u documents, %u at a time: cache %s, KV caches %s, steps of up to %u "
@@ -222,9 +230,10 @@ static void print_text(const struct sl_plan_night *n, const struct trial *t,
            (unsigned long long)night->n_sweeps, n_rows / (double)night->n_sweeps,
            night->ns * 1e-9 / (double)night->n_sweeps, night->ns / NS_PER_HOUR,
            sl_size_format((uint64_t)night->drive_bytes, read));
-    printf("  %llu tokens in, %llu out; bound by the drive %.0f %% of the time, by memory %.0f %%, "
-           "by multiplication %.0f %%\n",
-           (unsigned long long)night->n_prompt_tokens, (unsigned long long)night->n_answer_tokens,
+    printf("  %llu tokens in, %llu of them shared, %llu out; bound by the drive %.0f %% of the "
+           "time, by memory %.0f %%, by multiplication %.0f %%\n",
+           (unsigned long long)night->n_prompt_tokens, (unsigned long long)night->n_shared_tokens,
+           (unsigned long long)night->n_answer_tokens,
            100 * night->bound_ns[SL_COST_DRIVE] / night->ns,
            100 * night->bound_ns[SL_COST_MEMORY] / night->ns,
            100 * night->bound_ns[SL_COST_MULTIPLY] / night->ns);
