@@ -379,6 +379,89 @@ static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint
     tiles_end();
 }
 
+/* ---- activations where they lie ----------------------------------------------------------------
+ * Where either operand is small, as in attention, bringing activations together and keeping sums in
+ * a buffer would cost more than they save: rows of x are tiles as they are, and sums stay in tiles
+ * over all columns. Rows that begin within a line of the cache would be loaded six times slower. */
+
+#define FEW_TILES 4u
+#define FEW_TOKENS 64u
+#define FEW_TOKENS_COLS_MAX 4096u
+#define ROWS_AT_ONCE 64u /* of x: they stay in the cache until all R16 tiles have met them */
+
+static bool is_small(size_t tile_count, size_t cols, size_t token_count, const uint16_t *x,
+                     size_t x_stride)
+{
+    if (cols % TILE_COLS || token_count % TILE_ROWS_MAX || (uintptr_t)x % TILE_ROW_BYTES_MAX ||
+        x_stride % TILE_COLS)
+        return false;
+    return tile_count <= FEW_TILES || (token_count <= FEW_TOKENS && cols <= FEW_TOKENS_COLS_MAX);
+}
+
+/* One or two tiles of tokens, one or two R16 tiles. */
+static ALWAYS_INLINE void multiply_in_place(bool two_x, bool two_w, size_t cols, const uint8_t *w,
+                                            const uint16_t *x, size_t x_stride, float *y,
+                                            size_t y_stride)
+{
+    const size_t x_bytes = x_stride * sizeof(*x), y_bytes = y_stride * sizeof(*y);
+    const uint8_t *next_w = w + sl_r16_bf16_tile_bytes(cols);
+    const uint16_t *next_x = x + TILE_ROWS_MAX * x_stride;
+    float *next_y = y + TILE_ROWS_MAX * y_stride;
+
+    clear_sums();
+    for (size_t c = 0; c < cols; c += TILE_COLS, w += TILE_BYTES, next_w += TILE_BYTES) {
+        TILE_LOAD(4, x + c, x_bytes);
+        TILE_LOAD(6, w, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(0, 4, 6);
+        if (two_w) {
+            TILE_LOAD(7, next_w, TILE_ROW_BYTES_MAX);
+            TILE_DOT_BF16(1, 4, 7);
+        }
+        if (two_x) {
+            TILE_LOAD(5, next_x + c, x_bytes);
+            TILE_DOT_BF16(2, 5, 6);
+            if (two_w)
+                TILE_DOT_BF16(3, 5, 7);
+        }
+    }
+    TILE_STORE(0, y, y_bytes);
+    if (two_w)
+        TILE_STORE(1, y + ROWS, y_bytes);
+    if (two_x)
+        TILE_STORE(2, next_y, y_bytes);
+    if (two_x && two_w)
+        TILE_STORE(3, next_y + ROWS, y_bytes);
+}
+
+static void matmul_in_place(size_t tile_count, size_t cols, size_t token_count, const uint8_t *w,
+                            const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
+{
+    const struct tile_config config = whole_tiles();
+
+    tiles_begin(&config);
+    for (size_t first = 0; first < token_count; first += ROWS_AT_ONCE) {
+        const size_t end = token_count - first < ROWS_AT_ONCE ? token_count : first + ROWS_AT_ONCE;
+
+        for (size_t tile = 0; tile < tile_count; tile += 2) {
+            const uint8_t *tile_w = w + tile * sl_r16_bf16_tile_bytes(cols);
+            const bool two_w = tile + 1 < tile_count;
+
+            for (size_t t = first; t < end; t += 2 * TILE_ROWS_MAX) {
+                const uint16_t *tile_x = x + t * x_stride;
+                float *tile_y = y + t * y_stride + tile * ROWS;
+                const bool two_x = t + TILE_ROWS_MAX < end;
+
+                if (two_x && two_w) /* constants, once more */
+                    multiply_in_place(true, true, cols, tile_w, tile_x, x_stride, tile_y, y_stride);
+                else
+                    multiply_in_place(two_x, two_w, cols, tile_w, tile_x, x_stride, tile_y,
+                                      y_stride);
+            }
+        }
+    }
+    tiles_end();
+}
+
 /* ---- entries -----------------------------------------------------------------------------------
  */
 
@@ -412,7 +495,9 @@ void sl_matmul_bf16_amx(size_t tile_count, size_t cols, size_t token_count,
                         const uint8_t *restrict w, const uint16_t *restrict x, size_t x_stride,
                         float *restrict y, size_t y_stride)
 {
-    if (token_count < BF16_TOKENS_MIN)
+    if (is_small(tile_count, cols, token_count, x, x_stride))
+        matmul_in_place(tile_count, cols, token_count, w, x, x_stride, y, y_stride);
+    else if (token_count < BF16_TOKENS_MIN)
         sl_matmul_bf16_avx512bf16(tile_count, cols, token_count, w, x, x_stride, y, y_stride);
     else
         matmul((struct matrix){BF16, SCALE_WEIGHTS, 0, tile_count, cols, w, NULL}, token_count, x,

@@ -104,7 +104,7 @@ static const size_t block_cols[] = {128,  256,  384,  512,  1024,  1536,
                                     2048, 3072, 4096, 7168, 65536, 0};
 static const size_t even_cols[] = {2, 4, 6, 30, 126, 128, 130, 256, 384, 512, 640, 4096, 7168, 0};
 static const size_t any_cols[] = {1, 2, 3, 31, 127, 128, 129, 256, 384, 4096, 7168, 0};
-static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 64, 65, 130, 300, 0};
+static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 48, 64, 65, 130, 300, 0};
 
 static void add_linear_output(struct kernel_case *c)
 {

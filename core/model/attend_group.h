@@ -17,9 +17,10 @@
 #include "core/model/step.h"
 #include "core/model/weights.h"
 
-/* Entries are laid out in blocks of so many, window entries by their positions and then compressed
- * ones by their rank: which of them share a block does not depend on the rest of the group. */
-#define SL_ATTEND_BLOCK_ENTRIES 32u
+/* Entries are laid out in the blocks that their weighted sum has, window entries by their positions
+ * and then compressed ones by their rank: which of them share a block does not depend on the rest
+ * of the group. */
+#define SL_ATTEND_BLOCK_ENTRIES SL_BLOCK_ORDER_COLS
 
 #define SL_ATTEND_QUERIES_MAX 16u /* of a group */
 _Static_assert(SL_DSPARK_BLOCK_MAX <= SL_ATTEND_QUERIES_MAX, "a block is one group");
