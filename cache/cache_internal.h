@@ -21,13 +21,25 @@
 #include "core/base/list.h"
 #include "core/model/expert_source.h"
 
+/* A visit of a layer whose time tells what predictions gain. It is open from the first question
+ * whether its experts are to be predicted, while the layer before computes, to its demand's end. */
+struct sl_visit {
+    bool is_open;
+    bool is_predicted; /* or is to be */
+    uint16_t layer_index;
+    double n_missing; /* this and the next as struct sl_pace_visit has them */
+    uint32_t n_found;
+    uint64_t since_ns;
+};
+
 /* The open demand, and all pins. */
 struct sl_demand {
     uint16_t *missing; /* (n_routed_experts) experts whose load is not begun, in order on disk */
     bool *is_missing;  /* (n_routed_experts) while `missing` is made */
     uint32_t n_missing, next_missing;
-    uint32_t n_left;    /* to be acquired */
-    uint32_t n_awaited; /* loads */
+    uint32_t n_left;     /* to be acquired */
+    uint32_t n_awaited;  /* loads */
+    uint64_t left_bytes; /* of the experts named, to be asked of the drives when it opened */
     uint16_t layer_index;
     bool open;
     bool is_waited_for;      /* the caller will not release a pin before it has another */
@@ -36,6 +48,7 @@ struct sl_demand {
     uint32_t n_pins;         /* acquired and not released, whichever demand they are of */
     bool is_timed;           /* its reads, which have not ended, tell how fast the drives are: */
     uint64_t began_ns, read_bytes;
+    struct sl_visit visit; /* that it is of, where the pace rules */
     struct sl_err failure; /* of the open demand; code 0 if none */
 };
 
@@ -54,12 +67,10 @@ struct sl_prediction {
     bool visited;     /* the policy takes the layer for the present one */
 
     /* For the pace, where it rules. */
-    bool is_judged;   /* the demand that was meant has come */
-    uint64_t cost_ns; /* that computing it took */
-    bool is_idle;     /* the drives have had nothing else to do, since: */
+    bool is_judged; /* the demand that was meant has come */
+    bool is_idle;   /* the drives have had nothing else to do, since: */
     uint64_t idle_since_ns;
     uint64_t idle_ns; /* that was so, before the demand */
-    uint64_t right_bytes, wasted_bytes;
 };
 
 struct sl_prefetch_counters {
@@ -83,7 +94,7 @@ struct sl_expert_cache {
     bool prefetch_layers; /* the kind "layer" is allowed */
     bool is_paced;        /* predictions are only read where that pays: */
     struct sl_prefetch_pace pace;
-    uint64_t wanted_ns; /* a prediction is being computed since then, while the drives are idle */
+    struct sl_visit visit; /* to come */
     bool staging_attached;
 };
 
@@ -148,6 +159,9 @@ void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key);
 
 /* The open demand's reads begin: they tell how fast the drives are. */
 void sl_prefetch_time_reads(struct sl_expert_cache *cache);
+
+/* The latest demand is over, and its last pin is back. */
+void sl_prefetch_demand_ends(struct sl_expert_cache *cache);
 
 /* Ends the prediction: counts what of it has been demanded, and gives up the rest. */
 void sl_prefetch_expire(struct sl_expert_cache *cache);

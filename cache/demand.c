@@ -72,6 +72,7 @@ static void ask_for(struct sl_expert_cache *cache, struct sl_expert_key key)
     sl_prefetch_judge(cache, key);
     if (!slot) {
         demand->is_missing[key.expert_index] = true;
+        demand->left_bytes += cache->slot_bytes;
         return;
     }
     if (slot->state == SL_SLOT_CLAIMED) {
@@ -80,6 +81,7 @@ static void ask_for(struct sl_expert_cache *cache, struct sl_expert_key key)
     }
     index = sl_slot_index(&cache->table, slot);
     demand->n_awaited++;
+    demand->left_bytes += cache->slot_bytes - sl_expert_loader_begun_bytes(&cache->loader, index);
     if (sl_expert_loader_is_up_ready(&cache->loader, index)) {
         sl_slot_set(slot, SL_SLOT_UP_READY);
         sl_list_append(&demand->up_ready, &slot->link);
@@ -100,6 +102,7 @@ int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const 
     demand->open = true;
     demand->layer_index = layer_index;
     demand->n_left = n_experts;
+    demand->left_bytes = 0;
     sl_slot_table_open(&cache->table, n_experts);
     sl_prefetch_demand_opens(cache, layer_index);
     /* All resident experts are claimed before any is evicted. */
@@ -112,6 +115,7 @@ int sl_demand_open(struct sl_expert_source *source, uint16_t layer_index, const 
     /* Begins the misses, and shows which predicted experts have landed. */
     sl_cache_progress(cache, false);
     sl_prefetch_expire(cache);
+    sl_slot_table_spare(&cache->table);
     sl_prefetch_next_layer(cache, layer_index, n_experts);
     return 0;
 }
@@ -145,7 +149,7 @@ void sl_demand_abandon(struct sl_expert_source *source)
         if (sl_slot_is_awaited(&cache->table.slots[i]))
             stop_awaiting(cache, &cache->table.slots[i]);
     demand->n_missing = demand->next_missing = demand->n_awaited = 0;
-    demand->is_timed = false;
+    demand->is_timed = demand->visit.is_open = false;
     demand->open = false;
     demand->failure.code = 0;
 }
@@ -193,6 +197,8 @@ int sl_demand_acquire(struct sl_expert_source *source, bool wait, struct sl_expe
     sl_assert(demand->open);
     if (demand->n_left == 0) {
         demand->open = false;
+        if (demand->n_pins == 0)
+            sl_prefetch_demand_ends(cache);
         return 0;
     }
     demand->is_waited_for = wait;
@@ -257,5 +263,7 @@ void sl_demand_release(struct sl_expert_source *source, const struct sl_expert_p
         sl_slot_set(slot, SL_SLOT_LOADING_PREFETCH);
         break;
     }
+    if (!cache->demand.open && cache->demand.n_pins == 0)
+        sl_prefetch_demand_ends(cache);
     sl_cache_progress(cache, false);
 }

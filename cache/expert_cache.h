@@ -47,7 +47,7 @@ struct sl_expert_cache_options {
     uint32_t inflight_max; /* loads at once, each with a staging buffer; at least 1 */
     enum sl_verify verify; /* of a packed store */
     bool prefetch_layers;  /* in sweeps: the next layer's experts */
-    bool paced;            /* predicted experts are only read where that pays */
+    bool paced;            /* predicted experts are only read where that pays, to spare slots */
     const struct sl_policy_ops *policy; /* NULL: the default */
 };
 

@@ -64,8 +64,6 @@ static void predict(struct sl_expert_cache *cache, const struct sl_expert_key *k
 {
     sl_assert(n_keys <= SL_PREDICTED_MAX);
     sl_prefetch_expire(cache);
-    if (cache->wanted_ns > 0 && !sl_demand_needs_drives(cache))
-        cache->prediction.cost_ns = sl_reader_clock_ns(cache->loader.reader) - cache->wanted_ns;
     for (uint32_t i = 0; i < n_keys; i++) {
         sl_assert(keys[i].layer_index == keys[0].layer_index);
         cache->prediction.layer_index = keys[i].layer_index;
@@ -204,6 +202,9 @@ void sl_prefetch_demand_opens(struct sl_expert_cache *cache, uint16_t layer_inde
             prediction->idle_ns =
                 sl_reader_clock_ns(cache->loader.reader) - prediction->idle_since_ns;
     }
+    cache->demand.visit = cache->visit;
+    cache->demand.visit.is_open &= cache->visit.layer_index == layer_index;
+    cache->visit.is_open = false;
     prediction->next = prediction->n; /* loads that are not begun come too late */
     prediction->whole_layer = false;  /* nor is pass_layer() due any more */
     if (!prediction->visited || prediction->layer_index != layer_index)
@@ -215,15 +216,14 @@ void sl_prefetch_judge(struct sl_expert_cache *cache, struct sl_expert_key key)
     struct sl_prediction *prediction = &cache->prediction;
     const struct sl_slot *slot = sl_slot_table_find(&cache->table, key);
 
+    if (slot && !slot->predicted)
+        cache->demand.visit.n_found++;
+    else
+        cache->demand.visit.n_missing++;
     if (prediction->layer_index != key.layer_index || !prediction->foreseen[key.expert_index])
         return;
     cache->prefetches.n_predicted_right++;
     prediction->foreseen[key.expert_index] = SL_FORESEEN_RIGHTLY;
-    if (prediction->is_judged && slot && slot->predicted)
-        prediction->right_bytes +=
-            sl_slot_is_loading(slot)
-                ? sl_expert_loader_begun_bytes(&cache->loader, sl_slot_index(&cache->table, slot))
-                : cache->slot_bytes;
 }
 
 /* Not where some of the reads were begun before. */
@@ -239,26 +239,36 @@ void sl_prefetch_time_reads(struct sl_expert_cache *cache)
     demand->read_bytes = demand->n_missing * cache->slot_bytes;
 }
 
-/* It was not demanded: what is in flight of it has kept the drives from the demand. */
+void sl_prefetch_demand_ends(struct sl_expert_cache *cache)
+{
+    struct sl_visit *visit = &cache->demand.visit;
+
+    if (visit->is_open)
+        sl_pace_visited(&cache->pace, &(struct sl_pace_visit){
+                                          .layer_index = visit->layer_index,
+                                          .is_predicted = visit->is_predicted,
+                                          .n_missing = visit->n_missing,
+                                          .n_found = visit->n_found,
+                                          .elapsed_ns = sl_reader_clock_ns(cache->loader.reader) -
+                                                        visit->since_ns,
+                                      });
+    visit->is_open = false;
+}
+
 static void cancel_load(struct sl_expert_cache *cache, struct sl_slot *slot)
 {
-    const uint64_t flight_bytes = sl_pace_flight_bytes(&cache->pace);
-    const uint64_t begun_bytes =
+    cache->prefetches.wasted_bytes +=
         sl_expert_loader_cancel(&cache->loader, sl_slot_index(&cache->table, slot));
-
-    cache->prefetches.wasted_bytes += begun_bytes;
-    cache->prediction.wasted_bytes += begun_bytes < flight_bytes ? begun_bytes : flight_bytes;
     sl_slot_table_drop(&cache->table, slot, true);
 }
 
-/* The prediction ends while this slot holds, or loads, an expert that it brought. Where the pace
- * rules, one that came in vain leaves its room to the next load, so that nothing that was of use
- * makes room for guesses. */
+/* The prediction ends while this slot holds, or loads, an expert that it brought. One that came in
+ * vain leaves its slot to the next prediction, where that needs it. */
 static void expire_slot(struct sl_expert_cache *cache, struct sl_slot *slot)
 {
     slot->predicted = false;
     if (slot->state == SL_SLOT_READY) { /* it was not demanded, and counts as read in vain */
-        if (cache->prediction.is_judged && sl_list_is_empty(&cache->table.empty))
+        if (sl_slot_table_lacks_spare(&cache->table))
             sl_slot_table_discard(&cache->table, slot);
         else
             sl_slot_table_end_prefetch(&cache->table, slot);
@@ -282,8 +292,7 @@ static void learn(struct sl_expert_cache *cache)
         if (prediction->was_missing[i])
             sl_pace_judge(&cache->pace, prediction->layer_index, rank_of(prediction, i),
                           prediction->foreseen[prediction->experts[i]] == SL_FORESEEN_RIGHTLY);
-    sl_pace_predicted(&cache->pace, prediction->layer_index, prediction->idle_ns,
-                      prediction->cost_ns, prediction->right_bytes, prediction->wasted_bytes);
+    sl_pace_idled(&cache->pace, prediction->layer_index, prediction->idle_ns);
 }
 
 void sl_prefetch_expire(struct sl_expert_cache *cache)
@@ -321,18 +330,38 @@ void sl_prefetch_ask(struct sl_expert_source *source, enum sl_prefetch_kind kind
         predict(cache, keys, n_keys);
 }
 
+/* Opens the visit, and makes room for its prediction. */
+static void open_visit(struct sl_expert_cache *cache, uint16_t layer_index)
+{
+    bool wants;
+
+    cache->pace.n_slots = cache->table.n_slots;
+    wants = sl_pace_wants(&cache->pace);
+    cache->visit =
+        (struct sl_visit){.is_open = true,
+                          .is_predicted = wants,
+                          .layer_index = layer_index,
+                          .n_missing = (double)cache->demand.left_bytes / (double)cache->slot_bytes,
+                          .since_ns = sl_reader_clock_ns(cache->loader.reader)};
+    cache->table.n_spare =
+        wants || sl_pace_is_on(&cache->pace) ? sl_pace_spare_slots(&cache->pace) : 0;
+    sl_slot_table_spare(&cache->table);
+}
+
+/* A good moment is when the drives have nothing to do that was demanded, so that what is predicted
+ * can be read; or when the step has nothing else to do than wait for them. */
 bool sl_prefetch_wants(struct sl_expert_source *source, uint16_t layer_index)
 {
     struct sl_expert_cache *cache = sl_expert_cache_of(source);
 
-    cache->wanted_ns = 0;
-    if (!cache->is_paced)
-        return true;
-    if (!sl_pace_wants(&cache->pace, layer_index))
-        return false;
-    if (!sl_demand_needs_drives(cache)) /* else the step would only wait meanwhile */
-        cache->wanted_ns = sl_reader_clock_ns(cache->loader.reader);
-    return true;
+    sl_cache_progress(cache, false);
+    if (cache->is_paced) {
+        if (!cache->visit.is_open || cache->visit.layer_index != layer_index)
+            open_visit(cache, layer_index);
+        if (!cache->visit.is_predicted)
+            return false;
+    }
+    return !sl_demand_needs_drives(cache) || sl_list_is_empty(&cache->demand.claimed);
 }
 
 /* Prefetched experts count as any others from now on; those on their way land, for whoever asks. */

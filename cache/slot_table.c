@@ -155,6 +155,7 @@ static void forget(struct sl_slot_table *table, const struct sl_slot *slot)
 {
     *entry_of(table, slot->key) = SL_NO_SLOT;
     table->n_resident[slot->key.layer_index]--;
+    table->n_held--;
 }
 
 static struct sl_slot *evict(struct sl_slot_table *table, uint32_t index)
@@ -211,16 +212,44 @@ static struct sl_slot *make_room(struct sl_slot_table *table, uint16_t for_layer
     return evict_any(table);
 }
 
+static struct sl_slot *take_empty(struct sl_slot_table *table)
+{
+    struct sl_link *link = sl_list_pop(&table->empty);
+
+    return link ? sl_list_item(link, struct sl_slot, link) : NULL;
+}
+
+/* Where slots are spared. */
+static struct sl_slot *take_sparing(struct sl_slot_table *table, struct sl_expert_key key,
+                                    enum sl_load_kind kind, bool can_wait)
+{
+    struct sl_slot *slot = NULL;
+
+    if (kind == SL_LOAD_PREDICTED)
+        return take_empty(table);
+    if (table->n_slots - table->n_held > table->n_spare)
+        slot = take_empty(table);
+    if (!slot)
+        slot = make_room(table, key.layer_index, kind, can_wait);
+    return slot ? slot : take_empty(table);
+}
+
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
                                    enum sl_load_kind kind, bool can_wait)
 {
-    struct sl_link *link = sl_list_pop(&table->empty);
-    struct sl_slot *slot = link ? sl_list_item(link, struct sl_slot, link)
-                                : make_room(table, key.layer_index, kind, can_wait);
+    struct sl_slot *slot;
 
+    if (table->n_spare > 0 && !table->in_sweep) {
+        slot = take_sparing(table, key, kind, can_wait);
+    } else {
+        slot = take_empty(table);
+        if (!slot)
+            slot = make_room(table, key.layer_index, kind, can_wait);
+    }
     if (!slot)
         return NULL;
     table->n_resident[key.layer_index]++;
+    table->n_held++;
     slot->key = key;
     sl_slot_set(slot, kind == SL_LOAD_DEMAND ? SL_SLOT_LOADING_WANTED : SL_SLOT_LOADING_PREFETCH);
     slot->prefetched = kind != SL_LOAD_DEMAND && kind != SL_LOAD_PRELOAD;
@@ -229,6 +258,19 @@ struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert
     *entry_of(table, key) = sl_slot_index(table, slot);
     table->counters.n_loads++;
     return slot;
+}
+
+bool sl_slot_table_lacks_spare(const struct sl_slot_table *table)
+{
+    return table->n_slots - table->n_held < table->n_spare;
+}
+
+void sl_slot_table_spare(struct sl_slot_table *table)
+{
+    struct sl_slot *slot;
+
+    while (!table->in_sweep && sl_slot_table_lacks_spare(table) && (slot = evict_any(table)))
+        sl_list_append(&table->empty, &slot->link);
 }
 
 void sl_slot_table_ready(struct sl_slot_table *table, struct sl_slot *slot)
@@ -367,6 +409,8 @@ bool sl_slot_table_is_sound(const struct sl_slot_table *table)
             return false;
         n_found += n_of_layer;
     }
+    if (table->n_held != n_full)
+        return false;
     return n_empty + n_full + n_quarantined == table->n_slots && n_found == n_full &&
            n_prefetched == table->n_prefetched;
 }

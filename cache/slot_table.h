@@ -92,6 +92,8 @@ struct sl_slot_table {
     uint32_t n_layers, n_experts; /* of each layer */
     uint32_t n_slots_max;
     uint32_t n_slots; /* in use: the first ones */
+    uint32_t n_held;  /* slots that hold an expert, or are to */
+    uint32_t n_spare; /* slots that stay empty for predicted experts, but not in sweeps */
     uint32_t n_prefetched, inflight_max;
     struct sl_slot *slots; /* (n_slots_max) */
     uint32_t *slot_of;     /* (n_layers, n_experts), SL_NO_SLOT if not there */
@@ -193,19 +195,26 @@ struct sl_slot *sl_slot_table_find(struct sl_slot_table *table, struct sl_expert
 /* A demand for so many experts opens; visit() names its layer, unless it did before. */
 void sl_slot_table_open(struct sl_slot_table *table, uint32_t n_experts);
 
-/* A layer is the present one from now on. */
+/* A layer is the present one. */
 void sl_slot_table_visit(struct sl_slot_table *table, uint16_t layer_index);
 
-/* Asks for an expert of the layer that visit() named last. Returns its slot, claimed
- * or LOADING_PREFETCH; NULL if it is in none, and then it is to be loaded. */
+/* Asks for an expert of the layer that visit() named last. Returns its slot, claimed or
+ * LOADING_PREFETCH; NULL if it is in none, and then it is to be loaded. */
 struct sl_slot *sl_slot_table_claim(struct sl_slot_table *table, struct sl_expert_key key);
 
 /* A slot to load this expert into, evicting another if need be; NULL if no slot is empty or ready.
+ * Where slots are spared, predicted experts take these alone, others only if none can be evicted.
  * In a sweep, NULL too where what could be evicted is pinned, but for a demand that cannot wait:
  * nothing else of it is on its way, or there to be acquired. The caller tells the policy of
  * prefetches. */
 struct sl_slot *sl_slot_table_take(struct sl_slot_table *table, struct sl_expert_key key,
                                    enum sl_load_kind kind, bool can_wait);
+
+/* Evicts as many experts as it takes to have n_spare slots that hold none. */
+void sl_slot_table_spare(struct sl_slot_table *table);
+
+/* True while fewer than n_spare slots hold no expert. */
+bool sl_slot_table_lacks_spare(const struct sl_slot_table *table);
 
 /* True while a layer's prefetch may load more. */
 static inline bool sl_slot_table_may_prefetch_layer(const struct sl_slot_table *table)

@@ -263,7 +263,8 @@ static void demand(struct world *w)
         assert_true(!slot_of(w, id) || !slot_of(w, id)->predicted);
 }
 
-/* Half of the time a prediction, often at the layer that is demanded next. */
+/* Half of the time a prediction, often at the layer that is demanded next; with slots kept empty
+ * for it or not, where the pace may rule. */
 static void prefetch(struct world *w)
 {
     struct sl_expert_key keys[CACHE_EXPERTS];
@@ -272,6 +273,8 @@ static void prefetch(struct world *w)
 
     for (uint32_t i = 0; i < n; i++)
         keys[i] = (struct sl_expert_key){layer, experts[i]};
+    if (w->rig.cache->is_paced)
+        w->rig.cache->table.n_spare = below(w, 3);
     if (below(w, 2))
         w->rig.source->ops->prefetch(w->rig.source, SL_PREFETCH_CERTAIN, keys, n);
     else

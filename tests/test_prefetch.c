@@ -14,6 +14,8 @@
 #include "cache/slot_table.h"
 #include "tests/cache_rig.h"
 
+static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+
 /* ---- certain
  * -------------------------------------------------------------------------------------
  */
@@ -294,45 +296,50 @@ static void test_wrong_predictions_are_given_up(void **state)
     cache_rig_fini(&rig);
 }
 
-/* Where the pace rules, nothing is read for a prediction before it is known how fast the drives
- * are; and what came in vain makes room before anything that was of use. */
+/* Where the pace rules, predictions fill the slots that are kept empty for them and no others: what
+ * is resident stays until a demand drives it out. */
 static void test_paced_predictions(void **state)
 {
     static const struct cache_rig_options options = {
         .reads_max = 4, .piece_bytes = 8192, .n_slots = 9, .inflight_max = 4, .paced = true};
     static const uint16_t first[] = {0, 1, 2, 3}, second[] = {4, 5, 6, 7}, predicted[] = {8, 9};
     const struct cache_fixture *fixtures = *state;
-    const struct sl_expert_source_ops *ops;
     struct sl_expert_cache_counters c;
+    struct sl_slot_table *table;
     struct cache_rig rig;
 
     cache_rig_init(&rig, &fixtures[1], &options);
-    ops = rig.source->ops;
-    assert_false(ops->wants_prediction(rig.source, 1)); /* nothing has been missing */
+    table = &rig.cache->table;
+    assert_false(rig.source->ops->wants_prediction(rig.source, 1)); /* nothing has been missing */
+    table->n_spare = 1; /* as the pace says in a larger cache */
     assert_int_equal(cache_rig_demand(&rig, 0, first, 4, NULL, NULL), 0);
-    assert_true(ops->wants_prediction(rig.source, 1));
-    assert_int_equal(predict(&rig, 1, predicted, 1).n_predicted_loads, 1);
+    assert_int_equal(cache_rig_demand(&rig, 1, second, 4, NULL, NULL), 0);
+    assert_int_equal(predict(&rig, 1, predicted, 2).n_predicted_loads, 1);
     assert_int_equal(cache_rig_demand(&rig, 1, second, 4, NULL, NULL), 0); /* it was wrong */
     assert_int_equal(cache_rig_demand(&rig, 0, first, 4, NULL, NULL), 0);
     assert_int_equal(cache_rig_demand(&rig, 1, second, 4, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
-    assert_int_equal(c.n_hits, 8); /* all of both layers stayed */
+    assert_int_equal(c.n_hits, 12); /* all of both layers stayed */
     assert_int_equal(c.n_loads, 9);
     assert_true(c.predicted_wasted_bytes > 0);
+    assert_int_equal(table->n_slots - table->n_held, 1);
 
-    assert_true(ops->wants_prediction(rig.source, 2));
-    assert_int_equal(predict(&rig, 2, predicted, 2).n_predicted_loads, 3);
+    assert_int_equal(predict(&rig, 2, predicted, 2).n_predicted_loads, 2);
+    assert_int_equal(sl_expert_cache_counters(rig.cache).n_evictions, c.n_evictions);
     assert_int_equal(cache_rig_demand(&rig, 2, predicted, 1, NULL, NULL), 0);
     c = sl_expert_cache_counters(rig.cache);
     assert_int_equal(c.n_predicted_hits + c.n_predicted_late, 1);
+    assert_int_equal(c.n_loads, 10);
+    assert_int_equal(table->n_slots - table->n_held, 1); /* the next one has a slot again */
+
+    /* A demand for as much as there is takes it, where nothing can be evicted. */
+    assert_int_equal(cache_rig_demand(&rig, 0, all_experts, 9, NULL, NULL), 0);
     assert_true(sl_expert_cache_is_sound(rig.cache));
     cache_rig_fini(&rig);
 }
 
 /* ---- sweeps ------------------------------------------------------------------------------------
  */
-
-static const uint16_t all_experts[CACHE_EXPERTS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 /* After a demand of all experts of a layer, as long prompts make them, the next one's are read, in
  * the order in which the files have them, and each once. */

@@ -81,7 +81,8 @@ struct sl_expert_source_ops {
      * under way this costs reads at most. NULL: the source does not prefetch. Never fails. */
     void (*forget)(struct sl_expert_source *source);
 
-    /* Returns whether a prediction of the layer's experts is worth computing now. NULL: always. */
+    /* Returns whether a prediction of the layer's experts is worth computing now; asked before each
+     * acquire() of the layer before that may wait, until it is. NULL: always. */
     bool (*wants_prediction)(struct sl_expert_source *source, uint16_t layer_index);
 };
 

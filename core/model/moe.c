@@ -57,8 +57,11 @@ struct sl_moe {
     uint32_t n_parts;
     uint32_t n_rows;
 
+    bool *is_computed; /* (tokens_max * K) pairs whose row of pair_out is there */
+
     /* The prediction of the next layer's experts uses its own. */
     float *next_streams;         /* (PREDICT_TOKENS_MAX, hc_mult, hidden_size) */
+    float *next_out;             /* (PREDICT_TOKENS_MAX, hidden_size) */
     struct sl_act_buffer next_x; /* (PREDICT_TOKENS_MAX, hidden_size) */
     struct sl_hc_mix next_mix;
     float *next_scores;
@@ -93,8 +96,10 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
                               SL_ACT_BF16 | routed, numerics);
     m.row_weight = sl_arena_take(arena, m.rows_max, sizeof(float));
+    m.is_computed = sl_arena_take(arena, pairs, sizeof(*m.is_computed));
     m.next_streams =
         sl_arena_take(arena, PREDICT_TOKENS_MAX * config->hc_mult * hidden, sizeof(float));
+    m.next_out = sl_arena_take(arena, PREDICT_TOKENS_MAX * hidden, sizeof(float));
     m.next_x =
         sl_act_buffer_carve(arena, PREDICT_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
     m.next_mix = sl_hc_mix_carve(arena, config, PREDICT_TOKENS_MAX);
@@ -274,68 +279,92 @@ static uint32_t add_key(struct sl_expert_key *keys, uint32_t n, struct sl_expert
 }
 
 struct prediction {
-    const struct sl_step *step;
-    const float *gate_bias; /* of the next layer, as its scores */
-    float *scores;          /* (n_tokens, n_routed_experts rounded up to 16) */
+    const struct run *in;
     uint16_t (*picked)[SL_EXPERTS_PER_TOKEN_MAX];
 };
+
+/* The layer's output as far as it is known: the shared expert's, and those of routed experts that
+ * have been computed. Items are tokens. */
+static void sum_computed(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct run *in = context;
+    const struct sl_moe *m = in->m;
+    const uint32_t k = in->step->config->num_experts_per_tok;
+    const size_t hidden = in->step->config->hidden_size;
+
+    (void)thread_index;
+    for (size_t i = first; i < end; i++) {
+        float *out = m->next_out + i * hidden;
+
+        memcpy(out, m->shared_out + i * hidden, hidden * sizeof(*out));
+        for (uint32_t s = 0; s < k; s++) {
+            const uint32_t pair = m->picked_pair[i * k + s];
+
+            for (size_t c = 0; m->is_computed[pair] && c < hidden; c++)
+                out[c] += m->pair_out[pair * hidden + c];
+        }
+    }
+}
 
 /* Picks each token's experts of the next layer. Items are tokens. */
 static void pick_predicted(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct prediction *in = context;
+    const struct prediction *prediction = context;
+    const struct run *in = prediction->in;
     const struct sl_config *config = in->step->config;
     const uint32_t experts = config->n_routed_experts;
 
     (void)thread_index;
     for (size_t i = first; i < end; i++) {
-        float *scores = in->scores + i * sl_r16_padded_rows(experts);
+        float *scores = in->m->next_scores + i * sl_r16_padded_rows(experts);
 
         in->step->compute->kernels->sqrt_softplus(experts, scores, scores);
-        pick_top(config, scores, in->gate_bias, in->picked[i]);
+        pick_top(config, scores, in->next->gate_bias, prediction->picked[i]);
     }
 }
 
-/* Predicts the next layer's experts: its mHC mix, norm and router applied to the streams plus the
- * shared expert's output (routed experts and the next attention are still missing). Most
- * predictions hold. All tokens' first choices go first. */
+/* Predicts the next layer's experts: its mHC mix, norm and router applied to the streams plus what
+ * is known of this layer's output (other routed experts and the next attention are still missing).
+ * Most predictions hold. All tokens' first choices go first. */
 static void predict_next(const struct run *in)
 {
     struct sl_moe *m = in->m;
     struct sl_step ahead = *in->step;
     const struct sl_config *config = ahead.config;
-    const uint32_t k = config->num_experts_per_tok;
+    struct sl_pool *pool = ahead.compute->pool;
+    const uint16_t next_index = (uint16_t)(in->layer_index + 1);
     const size_t stride = sl_r16_padded_rows(config->n_routed_experts);
     uint16_t picked[PREDICT_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
+    struct prediction prediction = {in, picked};
     struct sl_expert_key keys[SL_PREDICTED_MAX];
-    struct prediction prediction = {&ahead, NULL, m->next_scores, picked};
-    struct sl_linear_job gate;
+    struct sl_linear_job gate = {&in->next->gate, sl_act_buffer_rows(&m->next_x, 0),
+                                 m->next_scores,  stride,
+                                 ahead.n_tokens,  0};
     uint32_t n_keys = 0;
 
-    if (!in->next || in->next->tid2eid || ahead.n_tokens > PREDICT_TOKENS_MAX)
-        return;
-    if (in->source->ops->wants_prediction &&
-        !in->source->ops->wants_prediction(in->source, (uint16_t)(in->layer_index + 1)))
-        return;
-    prediction.gate_bias = in->next->gate_bias;
     ahead.streams = m->next_streams;
     memcpy(ahead.streams, in->step->streams,
            (size_t)ahead.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
-    sl_hc_after(&ahead, 0, ahead.n_tokens, &m->mix, m->shared_out, config->hidden_size);
+    sl_pool_run(pool, SL_PHASE_ROUTER, ahead.n_tokens, 1, sum_computed, (void *)in);
+    sl_hc_after(&ahead, 0, ahead.n_tokens, &m->mix, m->next_out, config->hidden_size);
     sl_hc_before(&ahead, &in->next->hc_ffn, in->next->ffn_norm, 0, ahead.n_tokens, &m->next_mix,
                  &m->next_x);
-    gate = (struct sl_linear_job){&in->next->gate, sl_act_buffer_rows(&m->next_x, 0),
-                                  m->next_scores,  stride,
-                                  ahead.n_tokens,  0};
     sl_linear_run(ahead.compute, SL_PHASE_ROUTER, &gate, 1);
-    sl_pool_run(ahead.compute->pool, SL_PHASE_ROUTER, ahead.n_tokens, 4, pick_predicted,
-                &prediction);
-    for (uint32_t rank = 0; rank < k; rank++)
+    sl_pool_run(pool, SL_PHASE_ROUTER, ahead.n_tokens, 4, pick_predicted, &prediction);
+    for (uint32_t rank = 0; rank < config->num_experts_per_tok; rank++)
         for (uint32_t i = 0; i < ahead.n_tokens && n_keys < SL_PREDICTED_MAX; i++)
-            n_keys =
-                add_key(keys, n_keys,
-                        (struct sl_expert_key){(uint16_t)(in->layer_index + 1), picked[i][rank]});
+            n_keys = add_key(keys, n_keys, (struct sl_expert_key){next_index, picked[i][rank]});
     in->source->ops->prefetch(in->source, SL_PREFETCH_PREDICTED, keys, n_keys);
+}
+
+/* Returns whether the next layer's experts can be predicted, and the source wants it now. */
+static bool wants_prediction(const struct run *in)
+{
+    const struct sl_expert_source_ops *ops = in->source->ops;
+
+    return in->next && !in->next->tid2eid && in->step->n_tokens <= PREDICT_TOKENS_MAX &&
+           (!ops->wants_prediction ||
+            ops->wants_prediction(in->source, (uint16_t)(in->layer_index + 1)));
 }
 
 /* ---- experts -----------------------------------------------------------------------------------
@@ -483,6 +512,8 @@ static int run_batch(const struct run *in, struct sl_err *err)
     if (rc < 0)
         return rc;
     sl_linear_run(in->step->compute, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
+    for (uint32_t p = 0; p < m->n_parts; p++)
+        memset(m->is_computed + m->parts[p].first, true, m->parts[p].n);
     drop_batch(in);
     return 0;
 }
@@ -538,17 +569,26 @@ static int add_to_batch(const struct run *in, const struct sl_expert_pin *pin, s
     return rc;
 }
 
-/* Takes experts as they become ready: all that are ready now go into one batch. */
+/* Takes experts as they become ready: all that are ready now go into one batch. Before a batch is
+ * the time to predict: the first one, or a later one that has to be waited for, as the source says.
+ */
 static int run_experts(const struct run *in, struct sl_err *err)
 {
     struct sl_expert_source *source = in->source;
     const uint32_t pins_max = source->pins_max < PINS_MAX ? source->pins_max : PINS_MAX;
     struct sl_expert_pin pin;
     int acquired = 1, rc = 0;
+    bool predicted = false;
 
+    memset(in->m->is_computed, false,
+           (size_t)in->step->n_tokens * in->step->config->num_experts_per_tok);
     while (rc == 0 && acquired != 0) {
         if (sl_step_is_stopped(in->step))
             return -ECANCELED;
+        if (!predicted && in->m->n_parts == 0 && wants_prediction(in)) {
+            predict_next(in);
+            predicted = true;
+        }
         acquired = source->ops->acquire(source, in->m->n_parts == 0, &pin, err);
         if (acquired < 0 && acquired != -EAGAIN)
             return acquired;
@@ -568,10 +608,8 @@ static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_err *er
     if (rc < 0)
         return rc;
     rc = run_shared(in); /* while the misses load */
-    if (rc == 0) {
-        predict_next(in);
+    if (rc == 0)
         rc = run_experts(in, err);
-    }
     if (rc == -ECANCELED)
         source->ops->abandon(source);
     drop_batch(in); /* a failure may have left some */
