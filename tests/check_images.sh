@@ -40,6 +40,12 @@ other_resources() {
     same_text 1 --images "$images" --threads 1 --cache min --segment 7 && [ "$(found)" = $((n - 1)) ]
 }
 check "with other resources" other_resources
+with_the_draft() {
+    same_text 1 --images "$images" --draft 2 && [ "$(found)" = $((n - 1)) ] &&
+        same_text 1 --images "$scratch/drafted" --draft 2 && [ "$(found)" = 0 ] &&
+        same_text 1 --images "$scratch/drafted" && [ "$(found)" = $((n - 1)) ]
+}
+check "with the draft, and without it again" with_the_draft
 many() {
     "$python" - "$scratch" <<'PYTHON'
 import json, sys
@@ -124,14 +130,6 @@ assert all(i["first_token"] < i["end_token"] and i["resumable"] for i in images)
 print(len(images), "images")'
 }
 check "images list" lists
-names_the_draft() { # draft model
-    "$sluice" generate "$2" -p "12 13" -n 4 --draft 1 --images "$scratch/$1-images" >/dev/null 2>&1 &&
-        "$sluice" images list "$scratch/$1-images" | grep " [0-9a-f]* $1  " &&
-        "$sluice" images list "$scratch/$1-images" --json | grep "\"draft\": \"$1\""
-}
-"$sluice" synth tests/oracle/configs/tiny-flash.json "$scratch/model" --dspark >/dev/null
-check "... says whose guesses an image is for" names_the_draft mtp tests/small
-check "... or those of DSpark" names_the_draft dspark "$scratch/model"
 check "images verify" "$sluice" images verify "$images"
 damaged() {
     local file rc

@@ -206,6 +206,50 @@ static int model_destroy(void **state)
     return 0;
 }
 
+/* ---- bytes --------------------------------------------------------------------------------------
+ */
+
+/* A session as bytes, from its first token. */
+struct stored {
+    uint32_t n_tokens;
+    uint8_t *chunk, *mark;
+    uint64_t mark_bytes;
+};
+
+static struct stored store(struct sl_session *session, const struct sl_kv_layout *layout)
+{
+    struct stored stored = {.n_tokens = sl_session_token_count(session)};
+    struct sl_mark *mark;
+
+    assert_int_equal(sl_session_mark(session, &mark, NULL), 0);
+    stored.mark_bytes = sl_mark_bytes(session, mark);
+    stored.chunk = malloc(sl_chunk_bytes(layout, 0, stored.n_tokens) + 1);
+    stored.mark = malloc(stored.mark_bytes);
+    sl_assert(stored.chunk && stored.mark);
+    assert_int_equal(sl_session_export_chunk(session, 0, stored.n_tokens, stored.chunk, NULL), 0);
+    sl_session_export_mark(session, mark, stored.mark);
+    return stored;
+}
+
+static struct sl_session *restore(struct sl_kv_pool *pool, const int32_t *tokens,
+                                  const struct stored *stored)
+{
+    struct sl_session *session;
+
+    assert_int_equal(sl_session_create(&session, pool, TOKENS_MAX, NULL), 0);
+    assert_int_equal(sl_session_import_begin(session, tokens, stored->n_tokens, NULL), 0);
+    sl_session_import_chunk(session, 0, stored->n_tokens, stored->chunk);
+    assert_int_equal(
+        sl_session_import_end(session, stored->n_tokens, stored->mark, stored->mark_bytes, NULL), 0);
+    return session;
+}
+
+static void stored_free(struct stored *stored)
+{
+    free(stored->chunk);
+    free(stored->mark);
+}
+
 /* ---- lives -------------------------------------------------------------------------------------
  */
 
@@ -513,29 +557,15 @@ static void fork_one(struct world *w)
 /* A session ends, and another one is read from its bytes. */
 static void read_one(struct world *w)
 {
-    const uint32_t s = below(w, SESSIONS), n = sl_session_token_count(w->sessions[s]);
-    uint8_t *chunk, *bytes;
-    struct sl_session *read;
-    uint64_t mark_bytes;
-    struct sl_mark *mark;
+    const uint32_t s = below(w, SESSIONS);
+    struct stored stored;
 
-    if (n == 0)
+    if (sl_session_token_count(w->sessions[s]) == 0)
         return;
-    assert_int_equal(sl_session_mark(w->sessions[s], &mark, NULL), 0);
-    mark_bytes = sl_mark_bytes(w->sessions[s], mark);
-    chunk = malloc(sl_chunk_bytes(&w->rig.kv_pool.layout, 0, n) + 1);
-    bytes = malloc(mark_bytes);
-    sl_assert(chunk && bytes);
-    assert_int_equal(sl_session_export_chunk(w->sessions[s], 0, n, chunk, NULL), 0);
-    sl_session_export_mark(w->sessions[s], mark, bytes);
+    stored = store(w->sessions[s], &w->rig.kv_pool.layout);
     sl_session_destroy(w->sessions[s]);
-    assert_int_equal(sl_session_create(&read, &w->rig.kv_pool, TOKENS_MAX, NULL), 0);
-    assert_int_equal(sl_session_import_begin(read, w->rig.m->tokens[w->texts[s]], n, NULL), 0);
-    sl_session_import_chunk(read, 0, n, chunk);
-    assert_int_equal(sl_session_import_end(read, n, bytes, mark_bytes, NULL), 0);
-    w->sessions[s] = read;
-    free(chunk);
-    free(bytes);
+    w->sessions[s] = restore(&w->rig.kv_pool, w->rig.m->tokens[w->texts[s]], &stored);
+    stored_free(&stored);
     w->counts[READ]++;
 }
 
@@ -589,6 +619,94 @@ static void test_drafts_are_of_the_tokens_alone(void **state)
         print_message("%" PRIu64 " %s\n", counts[i], count_names[i]);
         assert_true(counts[i] > 0);
     }
+}
+
+/* ---- without their rows ------------------------------------------------------------------------
+ */
+
+static void step_one(struct rig *rig, struct sl_session *session, float *logits)
+{
+    struct sl_kv_cache *kv = sl_session_kv(session);
+    struct keeping keep = {rig->m, logits, NULL};
+    const struct sl_span span = {kv, &rig->m->tokens[0][kv->n_tokens], 1, SL_LOGITS_ALL};
+    const struct sl_step_request request = {
+        .spans = &span, .n_spans = 1, .on_logits = keep_logits, .on_logits_context = &keep};
+
+    assert_int_equal(sl_forward_step(rig->forwards[0], &request, NULL), 0);
+}
+
+static void draft_one(struct rig *rig, struct sl_session *session, struct answer *answer)
+{
+    struct sl_kv_cache *kv = sl_session_kv(session);
+    struct keeping keep = {rig->m, NULL, answer};
+    const struct sl_dspark_span block = {
+        .kv = kv, .anchor = rig->m->tokens[0][kv->n_tokens], .n_max = BLOCK};
+    const struct sl_dspark_request request = {
+        .spans = &block, .n_spans = 1, .on_draft = keep_draft, .on_draft_context = &keep};
+
+    assert_int_equal(sl_forward_dspark(rig->forwards[0], &request, NULL), 0);
+}
+
+/* Where the draft is not loaded, a session is read without the draft's rows; and where it is, one
+ * that was stored without them. The model's own logits are the same in any case. Drafts are then of
+ * the tokens since alone: those of an undisturbed session that is told to see no others; and when
+ * there are as many as a window has, they are what they would have been. */
+static void test_rows_are_missing(void **state)
+{
+    struct model *m = *state;
+    const size_t row_bytes = m->config.vocab_size * sizeof(float);
+    const uint32_t since = 21, window = m->config.sliding_window;
+    float *const logits = malloc(row_bytes);
+    struct answer answers[2] = {{malloc(BLOCK * row_bytes), {0}, {0}},
+                                {malloc(BLOCK * row_bytes), {0}, {0}}};
+    struct stored with, without;
+    struct sl_session *whole, *plain, *late;
+    struct sl_kv_pool plain_pool;
+    uint32_t n_different = 0;
+    struct rig rig;
+
+    sl_assert(logits && answers[0].logits && answers[1].logits);
+    rig_init(&rig, m, NULL, 2);
+    kv_rig_pool(&plain_pool, &m->config, m->config.num_hidden_layers, SL_NUMERICS_NATIVE, 2,
+                TOKENS_MAX);
+    assert_int_equal(sl_session_create(&whole, &rig.kv_pool, TOKENS_MAX, NULL), 0);
+    while (sl_session_token_count(whole) < since)
+        step_one(&rig, whole, logits);
+    with = store(whole, &rig.kv_pool.layout);
+    plain = restore(&plain_pool, m->tokens[0], &with);
+    assert_int_equal(sl_session_kv(plain)->n_mtp_tokens, 0);
+    without = store(plain, &plain_pool.layout);
+    assert_true(without.mark_bytes < with.mark_bytes);
+    assert_memory_equal(without.mark + 16, with.mark + 16, without.mark_bytes - 16);
+    late = restore(&rig.kv_pool, m->tokens[0], &without);
+    step_one(&rig, late, logits);
+    sl_forward_rollback(rig.forwards[0]);
+    assert_int_equal(sl_session_token_count(late), since);
+    sl_session_kv(whole)->mtp_first = since;
+    for (uint32_t n = since + 1; n < since + 2 * window; n++) {
+        const struct answer *alone = &m->answers[0][n];
+
+        step_one(&rig, whole, logits);
+        step_one(&rig, late, logits);
+        assert_memory_equal(logits, m->logits[0] + (n - 1) * m->config.vocab_size, row_bytes);
+        draft_one(&rig, whole, &answers[0]);
+        draft_one(&rig, late, &answers[1]);
+        assert_memory_equal(answers[0].logits, answers[1].logits, BLOCK * row_bytes);
+        n_different += memcmp(alone->logits, answers[1].logits, BLOCK * row_bytes) != 0;
+        if (n >= since + window)
+            assert_memory_equal(alone->logits, answers[1].logits, BLOCK * row_bytes);
+    }
+    assert_true(n_different > 0);
+    for (int i = 0; i < 2; i++)
+        free(answers[i].logits);
+    free(logits);
+    stored_free(&with);
+    stored_free(&without);
+    sl_session_destroy(whole);
+    sl_session_destroy(plain);
+    sl_session_destroy(late);
+    sl_kv_pool_fini(&plain_pool);
+    rig_fini(&rig);
 }
 
 /* ---- limits ------------------------------------------------------------------------------------
@@ -646,6 +764,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_drafts_are_of_the_tokens_alone),
+        cmocka_unit_test(test_rows_are_missing),
         cmocka_unit_test(test_what_does_not_fit_is_refused),
         cmocka_unit_test(test_memory_is_for_who_drafts),
     };

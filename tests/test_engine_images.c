@@ -1,6 +1,6 @@
 /* A session that comes from disk gives the same logits, bit for bit, as one that was never
  * disturbed: at lengths around multiples of 4, 8, 128 and the largest image, with native and exact
- * numerics, an image after every few tokens or after thousands. Stores of one checkpoint share
+ * numerics, an image after every few tokens or after thousands, with and without the draft. Stores of one checkpoint share
  * images; another model of the same sizes, down to one byte, finds none. Where images are damaged,
  * what is left of them and the text computed again give the same.
  *
@@ -281,6 +281,47 @@ static void test_small_model(void **state)
     end(&w);
 }
 
+/* ---- the draft ---------------------------------------------------------------------------------
+ */
+
+/* Images that were made without the model's draft serve an engine that has it loaded, and the other
+ * way round. */
+static void run_across(const struct engine_rig *m, enum sl_draft_kind draft)
+{
+    static const uint32_t lengths[] = {5, 30, 100};
+    struct world w;
+
+    for (int way = 0; way < 2; way++) {
+        begin(&w, m, L(lengths));
+        w.options.draft = SL_DRAFT_NONE;
+        run_undisturbed(&w);
+        w.options.draft = way ? draft : SL_DRAFT_NONE;
+        run_saving(&w);
+        w.options.draft = way ? SL_DRAFT_NONE : draft;
+        run_resumed(&w);
+        w.options.draft = way ? draft : SL_DRAFT_NONE;
+        run_resumed(&w);
+        assert_true(w.n_compared >= 3 * w.n_lengths);
+        assert_int_equal(w.n_notes, 0);
+        end(&w);
+    }
+}
+
+static void test_across_mtp(void **state)
+{
+    run_across(*state, SL_DRAFT_MTP);
+}
+
+static void test_across_dspark(void **state)
+{
+    void *rig;
+
+    (void)state;
+    assert_int_equal(engine_rig_create_dspark(&rig), 0);
+    run_across(rig, SL_DRAFT_DSPARK);
+    assert_int_equal(engine_rig_destroy(&rig), 0);
+}
+
 /* ---- other models, damage ----------------------------------------------------------------------
  */
 
@@ -410,6 +451,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_short),       cmocka_unit_test(test_long),
         cmocka_unit_test(test_small_model), cmocka_unit_test(test_stores_share),
+        cmocka_unit_test(test_across_mtp),  cmocka_unit_test(test_across_dspark),
         cmocka_unit_test(test_identity),    cmocka_unit_test(test_damage),
     };
 

@@ -103,10 +103,11 @@ static uint64_t seen_before(const struct worker_rig *w)
  */
 
 /* There is memory for two of sixteen conversations, which come one after the other or in company:
- * most are on disk when their turn comes, in the same worker or in the next one. */
-static void converse(struct engine_rig *m, bool restart)
+ * most are on disk when their turn comes, in the same worker or in the next one, which may have
+ * other drafts than the last. */
+static void converse(struct engine_rig *m, bool restart, uint32_t drafts)
 {
-    struct worker_rig *w = rig_create(m, 2);
+    struct worker_rig *w = rig_create(m, drafts > 0 ? 3 : 2); /* counted without the draft's layer */
     struct sl_worker_status status;
     uint64_t n_resumed = 0;
 
@@ -117,6 +118,7 @@ static void converse(struct engine_rig *m, bool restart)
         if (turn > 0 && restart) {
             worker_rig_stop(w, 10 * NS_PER_S);
             worker_rig_next_turn(w);
+            w->drafts = turn % 2 ? drafts : 0;
             worker_rig_start(w, WORKER_CLIENTS);
         } else if (turn > 0) {
             worker_rig_next_turn(w);
@@ -139,12 +141,17 @@ static void converse(struct engine_rig *m, bool restart)
 
 static void test_little_memory(void **state)
 {
-    converse(*state, false);
+    converse(*state, false, 0);
 }
 
 static void test_restarts(void **state)
 {
-    converse(*state, true);
+    converse(*state, true, 0);
+}
+
+static void test_drafts_come_and_go(void **state)
+{
+    converse(*state, true, 3);
 }
 
 /* ---- folders that change -----------------------------------------------------------------------
@@ -456,6 +463,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_little_memory),
         cmocka_unit_test(test_restarts),
+        cmocka_unit_test(test_drafts_come_and_go),
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_stop_in_the_middle),

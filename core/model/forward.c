@@ -244,6 +244,8 @@ static void take_sequences(struct sl_forward *f)
 
         sl_assert(!span->kv->in_step); /* two spans of one sequence */
         span->kv->in_step = true;
+        if (f->dspark && f->part == SL_FORWARD_MAIN) /* the stages see what the step does */
+            sl_kv_cache_follow_on(span->kv, span->kv->n_tokens);
         f->span_position[s] = seen(span->kv, f->part);
         sl_kv_rollback_add(rollback, span->kv, f->span_position[s], span->n_tokens);
     }

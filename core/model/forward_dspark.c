@@ -79,6 +79,7 @@ static void set_blocks(struct sl_forward *f)
                 (struct sl_step_token){.kv = span->kv,
                                        .position = span->kv->n_tokens + i,
                                        .span_first = n,
+                                       .sees_first = span->kv->mtp_first,
                                        .id = i == 0 ? span->anchor : (int32_t)c->noise_token_id};
         n += c->block_size;
     }

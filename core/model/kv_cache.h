@@ -24,9 +24,10 @@ struct sl_kv_cache {
     struct sl_kv_pool *pool; /* borrowed */
     uint32_t capacity_tokens;
     uint32_t n_tokens;     /* seen by all hidden layers */
-    uint32_t n_mtp_tokens; /* seen by the MTP block, which may be behind, */
-    uint32_t mtp_first; /* but for those before this one: its window begins there at the earliest */
-    bool in_step;       /* a step that has begun and not ended writes to it */
+    uint32_t n_mtp_tokens; /* seen by the draft's blocks, which may be behind, */
+    uint32_t
+        mtp_first; /* but for those before this one: their window begins there at the earliest */
+    bool in_step;  /* a step that has begun and not ended writes to it */
 
     /* Pages of each part, [layer * SL_KV_PARTS + part][page]; NULL where nothing has been written,
      * and sl_kv_is_far() where they are on disk. One block of memory, with room for so many tokens.
@@ -35,6 +36,14 @@ struct sl_kv_cache {
     uint64_t table_bytes;
     uint32_t table_tokens;
 };
+
+/* A draft that has missed tokens before `position`, or has seen some that were taken back, begins
+ * anew there. */
+static inline void sl_kv_cache_follow_on(struct sl_kv_cache *kv, uint32_t position)
+{
+    if (kv->n_mtp_tokens != position)
+        kv->n_mtp_tokens = kv->mtp_first = position;
+}
 
 /* Bytes of the budget that a sequence of n_tokens takes at most, whatever steps it grew by; what
  * marks and forks keep of it besides is not in this. */

@@ -26,13 +26,6 @@ static uint32_t end_tokens(const struct sl_forward *f, uint32_t i)
     return seen_tokens(f, i) + (n_drafts > 0 ? n_drafts - 1 : 0);
 }
 
-/* A block that has missed tokens, or seen some that were taken back, begins anew with the span. */
-static void follow_on(struct sl_kv_cache *kv, uint32_t position)
-{
-    if (kv->n_mtp_tokens != position)
-        kv->n_mtp_tokens = kv->mtp_first = position;
-}
-
 /* Takes the pages for guesses, and those that the step's tokens need. */
 static int grow_caches(const struct sl_forward *f, struct sl_err *err)
 {
@@ -113,7 +106,7 @@ int sl_forward_begin_mtp_drafts(struct sl_forward *f, struct sl_err *err)
     for (uint32_t i = 0; i < n_spans; i++) {
         struct sl_kv_cache *kv = sl_forward_step_span(f, i)->kv;
 
-        follow_on(kv, seen_tokens(f, i) - d->spans[i].n_seen);
+        sl_kv_cache_follow_on(kv, seen_tokens(f, i) - d->spans[i].n_seen);
         d->span_of[i] = i;
         f->spans[i] =
             (struct sl_span){kv, d->spans[i].next, d->spans[i].n_seen,

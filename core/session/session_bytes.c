@@ -269,6 +269,20 @@ static void import_rings(struct sl_session *session, const struct mark_head *hea
 /* ---- reading a session -------------------------------------------------------------------------
  */
 
+/* A mark holds rows of the draft's layers behind all others, if it was taken where they were
+ * loaded. Where they are not, those rows are left. */
+static bool is_mark(const struct sl_kv_layout *layout, const struct mark_head *head,
+                    uint32_t n_tokens, uint64_t size_bytes)
+{
+    const bool leaves_rows =
+        layout->n_layers == layout->n_hidden_layers && head->mtp_first < head->n_mtp_tokens;
+    const uint64_t bytes = bytes_of(layout, head);
+
+    return head->n_tokens == n_tokens && head->n_mtp_tokens <= n_tokens &&
+           head->mtp_first <= head->n_mtp_tokens && head->reserved == 0 &&
+           (leaves_rows ? size_bytes > bytes : size_bytes == bytes);
+}
+
 /* The session counts as being in a step until its end, so that nobody else takes it. */
 int sl_session_import_begin(struct sl_session *session, const int32_t *tokens, uint32_t n_tokens,
                             struct sl_err *err)
@@ -296,14 +310,13 @@ int sl_session_import_end(struct sl_session *session, uint32_t n_tokens, const u
                           uint64_t size_bytes, struct sl_err *err)
 {
     struct sl_kv_cache *kv = &session->kv;
+    const struct sl_kv_layout *layout = &kv->pool->layout;
     struct mark_head head = {0};
 
     sl_assert(kv->in_step);
     if (size_bytes >= sizeof(head))
         memcpy(&head, bytes, sizeof(head));
-    if (size_bytes < sizeof(head) || head.n_tokens != n_tokens || head.n_mtp_tokens > n_tokens ||
-        head.mtp_first > head.n_mtp_tokens || head.reserved != 0 ||
-        size_bytes != bytes_of(&kv->pool->layout, &head)) {
+    if (size_bytes < sizeof(head) || !is_mark(layout, &head, n_tokens, size_bytes)) {
         sl_session_import_abandon(session);
         return sl_err_set(err, -SL_ECORRUPT, "%llu bytes that are no mark behind %u tokens",
                           (unsigned long long)size_bytes, n_tokens);
@@ -311,8 +324,10 @@ int sl_session_import_end(struct sl_session *session, uint32_t n_tokens, const u
     import_rings(session, &head, bytes + sizeof(head));
     kv->in_step = false;
     kv->n_tokens = head.n_tokens;
-    kv->n_mtp_tokens = head.n_mtp_tokens;
-    kv->mtp_first = head.mtp_first;
+    if (layout->n_layers > layout->n_hidden_layers) {
+        kv->n_mtp_tokens = head.n_mtp_tokens;
+        kv->mtp_first = head.mtp_first;
+    }
     sl_kv_cache_trim(kv);
     return 0;
 }

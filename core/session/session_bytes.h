@@ -13,10 +13,12 @@
  *                first may have begun in the chunk before, whose keys are in it as well; keys that
  *                are not complete are zero in the last one
  *
- * A mark holds four uint32_t: its number of tokens, how many of them the MTP block has seen, the
+ * A mark holds four uint32_t: its number of tokens, how many of them the draft has seen, the
  * first of these that left an entry in its window, and 0. Then come, layer by layer and ring by
  * ring (enum sl_kv_part), the rows of the last tokens before it, ascending by position: as many as
- * the ring has, or fewer in a short sequence.
+ * the ring has, or fewer in a short sequence. The draft's layers come last, with those rows alone
+ * that they have: so a session whose draft was not loaded can be read where it is, and the other
+ * way round; the draft begins anew there.
  *
  * Token ids are in neither: whoever keeps the bytes keeps the ids. Numbers are little-endian,
  * values as the numerics store them in memory (docs/NUMERICS.md, core/kernels/r16.h): bytes are

@@ -221,6 +221,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .kv_bytes = o->kv_bytes,
         .kv_share = o->kv_share,
         .with_images = o->images != NULL,
+        .n_draft_blocks = e->draft.n_blocks,
         .kv_disk_bytes = o->kv_disk_bytes,
     };
     int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &dense, err);

@@ -27,40 +27,44 @@ static const atomic_uint *reads_ahead(const struct sl_engine *e)
     return stat(e->options.images, &status) == 0 ? sl_reader_ahead(e->reader, status.st_dev) : NULL;
 }
 
+/* A draft's layer that compresses, as no released one does, adds entries to those of an image. */
+static bool draft_has_entries(const struct sl_engine *e)
+{
+    for (uint32_t i = e->config.num_hidden_layers; i < sl_engine_layer_count(e); i++)
+        if (e->config.compress_ratios[i] > 0)
+            return true;
+    return false;
+}
+
 int sl_engine_images_open(struct sl_engine *e, struct sl_err *err)
 {
-    const enum sl_draft_kind draft =
-        e->options.draft != SL_DRAFT_NONE ? e->draft.kind : SL_DRAFT_NONE;
     struct sl_images_options options = {
         .folder = e->options.images,
         .bytes_max = e->options.images_bytes_max,
         .owner = {.exact = e->options.numerics == SL_NUMERICS_EXACT,
-                  .with_mtp = draft == SL_DRAFT_MTP,
-                  .with_dspark = draft == SL_DRAFT_DSPARK},
+                  .with_mtp = draft_has_entries(e)},
         .writer = e->options.images_writer ? e->options.images_writer : sl_file_writer_private(),
         .open_io = e->options.io,
         .reader = e->options.reader,
         .on_note = e->options.on_note,
         .note_context = e->options.on_note_context,
     };
-    struct sl_kv_layout layout;
+    struct sl_image_sizes sizes;
     int rc = sl_model_identity(&e->files, e->options.model, &options.owner.model, err);
 
     if (rc == 0)
-        rc = sl_kv_layout_init(&layout, &e->config, sl_engine_layer_count(e), e->options.numerics,
-                               err);
+        rc = sl_image_sizes_make(&sizes, &e->config, e->options.numerics, e->draft.n_blocks,
+                                 e->options.context_tokens, err);
     if (rc < 0)
         return rc;
-    options.entries_bytes_max = sl_image_entries_max(&layout);
-    options.mark_bytes_max = sl_mark_bytes_max(&layout);
-    sl_kv_layout_fini(&layout);
+    options.entries_bytes_max = sizes.entries_bytes_max;
+    options.mark_bytes_max = sizes.mark_bytes_max;
     rc = sl_images_make_folder(&options, err);
     options.n_ahead = rc == 0 ? reads_ahead(e) : NULL;
     if (rc == 0)
         rc = sl_images_open(&e->images, &options, err);
     if (rc == 0)
-        rc = sl_arena_reserve(&e->image_ids, sl_image_ids_bytes(e->options.context_tokens),
-                              "ids of images", err);
+        rc = sl_arena_reserve(&e->image_ids, sizes.ids_bytes, "ids of images", err);
     if (rc < 0) {
         sl_images_close(e->images);
         e->images = NULL;

@@ -3,18 +3,23 @@
 #include "core/base/arena.h"
 #include "storage/images/images.h"
 
-uint64_t sl_image_entries_max(const struct sl_kv_layout *layout)
+int sl_image_sizes_make(struct sl_image_sizes *ret_sizes, const struct sl_config *config,
+                        enum sl_numerics numerics, uint32_t n_draft_blocks, uint32_t context_tokens,
+                        struct sl_err *err)
 {
-    return sl_chunk_bytes_max(layout, SL_IMAGE_TOKENS);
-}
+    struct sl_kv_layout layout;
+    struct sl_image_sizes sizes;
+    int rc = sl_kv_layout_init(&layout, config, config->num_hidden_layers + n_draft_blocks,
+                               numerics, err);
 
-uint64_t sl_image_ids_bytes(uint32_t context_tokens)
-{
-    return sl_arena_mapped_bytes(context_tokens * sizeof(int32_t));
-}
-
-uint64_t sl_image_memory_bytes(const struct sl_kv_layout *layout, uint32_t context_tokens)
-{
-    return sl_images_memory_bytes(sl_image_entries_max(layout), sl_mark_bytes_max(layout)) +
-           sl_image_ids_bytes(context_tokens);
+    if (rc < 0)
+        return rc;
+    sizes.entries_bytes_max = sl_chunk_bytes_max(&layout, SL_IMAGE_TOKENS);
+    sizes.mark_bytes_max = sl_mark_bytes_max(&layout);
+    sizes.ids_bytes = sl_arena_mapped_bytes(context_tokens * sizeof(int32_t));
+    sizes.memory_bytes =
+        sl_images_memory_bytes(sizes.entries_bytes_max, sizes.mark_bytes_max) + sizes.ids_bytes;
+    sl_kv_layout_fini(&layout);
+    *ret_sizes = sizes;
+    return 0;
 }

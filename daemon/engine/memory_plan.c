@@ -112,15 +112,19 @@ static uint32_t choose_segment(const struct sl_memory_plan *plan, const struct s
 static int measure_kv(struct sl_memory_plan *plan, const struct sl_config *config,
                       uint32_t n_layers, const struct sl_memory_case *what, struct sl_err *err)
 {
+    struct sl_image_sizes images;
     struct sl_kv_layout layout;
-    int rc = sl_kv_layout_init(&layout, config, n_layers, what->numerics, err);
+    int rc = sl_image_sizes_make(&images, config, what->numerics, what->n_draft_blocks,
+                                 what->context_tokens, err);
 
+    if (rc == 0)
+        rc = sl_kv_layout_init(&layout, config, n_layers, what->numerics, err);
     if (rc < 0)
         return rc;
     plan->kv_one_bytes = sl_kv_cache_measure(&layout, what->context_tokens);
     if (what->with_images) { /* each image is of a mark */
         plan->kv_one_bytes += sl_kv_mark_measure(&layout);
-        plan->need_bytes[SL_MEMORY_IMAGES] = sl_image_memory_bytes(&layout, what->context_tokens);
+        plan->need_bytes[SL_MEMORY_IMAGES] = images.memory_bytes;
     }
     if (what->kv_disk_bytes > 0)
         plan->need_bytes[SL_MEMORY_PAGES] =

@@ -81,8 +81,9 @@ struct sl_memory_case {
     uint32_t n_sequences;
     uint64_t kv_bytes; /* for KV caches; 0: for n_sequences of context_tokens each, */
     bool with_images;
-    uint64_t kv_disk_bytes; /* of a file for pages of KV caches */
-    bool kv_share;          /* or no more than a share, in which sequences grow as they can */
+    uint32_t n_draft_blocks; /* of the model's draft, loaded or not: images may hold their rows */
+    uint64_t kv_disk_bytes;  /* of a file for pages of KV caches */
+    bool kv_share;           /* or no more than a share, in which sequences grow as they can */
 };
 
 /* Fills a plan. Where the dense weights fit beside a cache of one token's working set, all of them

@@ -19,7 +19,7 @@ enum {
     AT_CHECKSUM = SL_IMAGE_HEADER_BYTES - 8,
 };
 
-enum { FLAG_EXACT = 1, FLAG_MTP = 2, FLAG_DSPARK = 4 };
+enum { FLAG_EXACT = 1, FLAG_MTP = 2 };
 
 static const char magic[8] = {'S', 'L', 'U', 'I', 'C', 'E', 'I', 'M'};
 
@@ -40,8 +40,7 @@ static uint64_t get(const uint8_t *bytes, uint32_t n_bytes)
 
 static uint32_t flags_of(const struct sl_image_owner *owner)
 {
-    return (owner->exact ? FLAG_EXACT : 0) | (owner->with_mtp ? FLAG_MTP : 0) |
-           (owner->with_dspark ? FLAG_DSPARK : 0);
+    return (owner->exact ? FLAG_EXACT : 0) | (owner->with_mtp ? FLAG_MTP : 0);
 }
 
 /* ---- places ------------------------------------------------------------------------------------
@@ -114,8 +113,7 @@ bool sl_image_header_decode(struct sl_image_header *header,
             return false;
     header->owner = (struct sl_image_owner){.model = get(bytes + AT_MODEL, 8),
                                             .exact = flags & FLAG_EXACT,
-                                            .with_mtp = flags & FLAG_MTP,
-                                            .with_dspark = flags & FLAG_DSPARK};
+                                            .with_mtp = flags & FLAG_MTP};
     header->prefix = get(bytes + AT_PREFIX, 8);
     header->base_prefix = get(bytes + AT_BASE_PREFIX, 8);
     header->first_token = (uint32_t)get(bytes + AT_FIRST_TOKEN, 4);

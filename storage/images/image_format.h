@@ -33,8 +33,7 @@
 struct sl_image_owner {
     uint64_t model; /* tells the weights and the config: see sl_model_identity() */
     bool exact;     /* numerics */
-    /* A draft's part of the KV cache is there: the MTP block's, or DSpark's stages'. */
-    bool with_mtp, with_dspark;
+    bool with_mtp;  /* entries of the MTP block are there, which no released model's makes */
 };
 
 enum sl_image_part { SL_IMAGE_IDS, SL_IMAGE_ENTRIES, SL_IMAGE_MARK, SL_IMAGE_PARTS };

@@ -109,8 +109,6 @@ static void list_one(const struct command *command, const struct sl_image *image
 {
     const struct sl_image_header *header = &image->header;
     const struct sl_image_owner *owner = &header->owner;
-    const bool with_draft = owner->with_mtp || owner->with_dspark;
-    const char *draft = owner->with_mtp ? "mtp" : owner->with_dspark ? "dspark" : "none";
     const time_t used = (time_t)(image->used_ns / 1000000000u);
     const bool has_mark = header->part_bytes[SL_IMAGE_MARK] > 0;
     char name[17], model[17], size[SL_SIZE_TEXT_BYTES], when[32];
@@ -121,19 +119,18 @@ static void list_one(const struct command *command, const struct sl_image *image
     localtime_r(&used, &local);
     strftime(when, sizeof(when), "%F %T", &local);
     if (command->json)
-        sl_json_line_print(json_pack("{s:s, s:i, s:s, s:s, s:s, s:I, s:I, s:b, s:I, s:I}", "image",
-                                     name, "version", (int)header->version, "model", model,
-                                     "numerics", owner->exact ? "exact" : "native", "draft", draft,
-                                     "first_token", (json_int_t)header->first_token, "end_token",
+        sl_json_line_print(json_pack("{s:s, s:i, s:s, s:s, s:I, s:I, s:b, s:I, s:I}", "image", name,
+                                     "version", (int)header->version, "model", model, "numerics",
+                                     owner->exact ? "exact" : "native", "first_token",
+                                     (json_int_t)header->first_token, "end_token",
                                      (json_int_t)header->end_token, "resumable", has_mark, "bytes",
                                      (json_int_t)image->file_bytes, "used", (json_int_t)used));
     else if (header->version != SL_IMAGE_VERSION)
         printf("%s  format version %u, which this sluice does not know\n", name, header->version);
     else
-        printf("%s  %s%s%s%s  %8u .. %8u%c %10s  %s\n", name, model, owner->exact ? " exact" : "",
-               with_draft ? " " : "", with_draft ? draft : "", header->first_token,
-               header->end_token, has_mark ? ' ' : '-', sl_size_format(image->file_bytes, size),
-               when);
+        printf("%s  %s%s  %8u .. %8u%c %10s  %s\n", name, model, owner->exact ? " exact" : "",
+               header->first_token, header->end_token, has_mark ? ' ' : '-',
+               sl_size_format(image->file_bytes, size), when);
 }
 
 static int list(struct command *command, struct sl_err *err)
