@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "core/base/size.h"
 #include "tests/worker_rig.h"
 
 /* ---- tests -------------------------------------------------------------------------------------
@@ -160,6 +161,79 @@ static void test_one_failed_step(void **state)
     worker_rig_fini(&w);
 }
 
+/* The clients of the next test, by their numbers: one has a step at each token that it makes, two
+ * share the large step beside it, and one waits for a place. */
+enum { WATCHES = 3, STAYS = 1, LEAVES = 2, WAITS = 6 };
+
+/* Its state; written by the worker's thread, and read when that has ended. */
+static struct {
+    int stage;
+    uint32_t part_before, part_after; /* of the prompt that stays: taken in by the open step */
+    bool has_ended_step, has_left_step, is_released, has_begun;
+} leaving;
+
+/* Each token of WATCHES ends a small step, between two layers of the large one. What is done here is
+ * seen by the worker before the next of them. */
+static void leave_and_watch(struct worker_client *client)
+{
+    struct worker_rig *w = client->w;
+    struct sl_ticket *stays = &w->clients[STAYS].ticket, *leaves = &w->clients[LEAVES].ticket;
+
+    if (client != &w->clients[WATCHES])
+        return;
+    if (leaving.stage == 0) {
+        worker_rig_submit(w, STAYS);
+        worker_rig_submit(w, LEAVES);
+        worker_rig_submit(w, WAITS);
+        leaving.stage = 1;
+    } else if (leaving.stage == 1 && atomic_load(&stays->n_part_tokens) > 0) {
+        leaving.part_before = atomic_load(&stays->n_part_tokens);
+        leaving.has_ended_step = atomic_load(&stays->n_done_tokens) > 0;
+        leaving.has_left_step = !leaves->texts[0].in_step;
+        atomic_store(&leaves->texts[0].is_unwanted, true);
+        sl_worker_notice(w->worker, leaves);
+        sl_ticket_let_go(leaves);
+        leaving.stage = 2;
+    } else if (leaving.stage == 2) {
+        leaving.part_after = atomic_load(&stays->n_part_tokens);
+        leaving.has_ended_step |= atomic_load(&stays->n_done_tokens) > 0;
+        leaving.is_released = w->clients[LEAVES].is_released;
+        leaving.has_begun = atomic_load(&w->clients[WAITS].ticket.has_begun);
+        leaving.stage = 3;
+    }
+}
+
+/* Whoever leaves in the middle of a step frees the place within a layer: the session is given back,
+ * and who waits for one begins, while the others' step is still under way. */
+static void test_leave_within_a_layer(void **state)
+{
+    static struct worker_rig w = {.kv_bytes = UINT64_C(64) << 20,
+                                  .segment_tokens = 2 * WORKER_CONTEXT_TOKENS,
+                                  .texts_max = 3,
+                                  .n_new_min = 12, /* longer than the others' step is in layers */
+                                  .on_news = leave_and_watch};
+    static const uint32_t readers[] = {WATCHES, STAYS, WAITS};
+
+    memset(&leaving, 0, sizeof(leaving));
+    worker_rig_init(&w, *state);
+    worker_rig_start(&w, WORKER_CLIENTS);
+    assert_int_equal(worker_rig_submit(&w, WATCHES), 0);
+    for (size_t i = 0; i < SL_ARRAY_LEN(readers); i++) {
+        struct worker_client *client = &w.clients[readers[i]];
+
+        worker_rig_read_all(client);
+        assert_false(client->has_failed);
+        assert_string_equal(client->text, client->alone);
+    }
+    worker_rig_stop(&w, 10 * NS_PER_S);
+    assert_int_equal(leaving.stage, 3);
+    assert_false(leaving.has_left_step);
+    assert_false(leaving.has_ended_step);
+    assert_true(leaving.part_after > leaving.part_before);
+    assert_true(leaving.is_released && leaving.has_begun);
+    worker_rig_fini(&w);
+}
+
 /* More than the queue takes are refused; a stop at once ends what is under way, and all are told.
  */
 static void test_queue_and_stop(void **state)
@@ -206,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_batch_beside_users),
         cmocka_unit_test(test_failed_reads),
         cmocka_unit_test(test_one_failed_step),
+        cmocka_unit_test(test_leave_within_a_layer),
         cmocka_unit_test(test_queue_and_stop),
     };
 

@@ -48,7 +48,7 @@ static struct sl_engine_options engine_options(struct worker_rig *w)
     options.drafts = w->drafts;
     options.n_sequences = 6;
     options.context_tokens = WORKER_CONTEXT_TOKENS;
-    options.segment_tokens = 48;
+    options.segment_tokens = w->segment_tokens > 0 ? w->segment_tokens : 48;
     options.small_step_tokens = 12;
     options.kv_bytes = worker_rig_kv_bytes(w);
     options.images = w->images;
@@ -147,7 +147,7 @@ static void make_prompts(struct worker_rig *w)
         client->w = w;
         client->n_prompt =
             i % 4 == 0 ? 1 + fixture_below(&w->random, 8) : 70 + fixture_below(&w->random, 60);
-        client->n_new = 1 + fixture_below(&w->random, 24);
+        client->n_new = (w->n_new_min > 0 ? w->n_new_min : 1) + fixture_below(&w->random, 24);
         for (uint32_t t = 0; t < client->n_prompt; t++)
             client->prompt[t] =
                 (int32_t)fixture_below(t < 68 ? &shared : &w->random, w->m->config.vocab_size);
@@ -205,7 +205,7 @@ void worker_rig_start(struct worker_rig *w, uint32_t queue_max)
         .on_state = on_state,
         .on_failure = on_failure,
         .context = w,
-        .n_texts_max = 6,
+        .n_texts_max = w->texts_max > 0 ? w->texts_max : 6,
         .context_tokens = WORKER_CONTEXT_TOKENS,
         .turn_token = -1,
         .queue_max = queue_max,
@@ -235,6 +235,8 @@ static void notify(void *owner)
 {
     struct worker_client *client = owner;
 
+    if (client->w->on_news)
+        client->w->on_news(client);
     pthread_mutex_lock(&client->w->lock);
     client->w->n_news++;
     pthread_cond_broadcast(&client->w->changed);

@@ -40,6 +40,9 @@ struct worker_rig {
     const char *images;   /* a folder; NULL: none are kept */
     uint64_t images_bytes_max;
     uint32_t drafts;  /* as struct sl_engine_options; texts alone are made without */
+    uint32_t segment_tokens, texts_max; /* 0: 48, and 6 */
+    uint32_t n_new_min;                 /* tokens of each text; 0: 1 */
+    void (*on_news)(struct worker_client *client); /* by the worker's thread; NULL is allowed */
     uint32_t n_notes; /* the worker's thread counts */
     char note[SL_ERR_MESSAGE_BYTES];
     struct sl_tokenizer *tok;
