@@ -496,6 +496,38 @@ static void test_right_guesses_change_no_text(void **state)
     check_company(state, SL_DRAFTS_AUTO, true);
 }
 
+/* The draft sees a text to its last token, whatever ended it, so that it need not begin anew where a
+ * conversation goes on. */
+static void test_the_draft_sees_the_end(void **state)
+{
+    static const struct sl_step_request hooks;
+    static struct world w;
+
+    w = (struct world){.m = *state, .drafts = 2, .random = inputs_seed()};
+    w.folder = w.m->folder;
+    w.config = w.m->config;
+    assert_int_equal(sl_tokenizer_open(&w.tok, "tests/data/tokenizer.json", NULL), 0);
+    create_texts(&w);
+    open_engine(&w, true);
+    for (uint32_t i = 0; i < TEXTS; i++) {
+        struct text *text = &w.texts[i];
+        const struct sl_kv_cache *kv;
+
+        begin(&w, i);
+        kv = text->kv;
+        while (sl_generation_finish(text->generation) == SL_FINISH_NONE)
+            assert_int_equal(
+                sl_shared_step_run(w.steps[SL_STEP_LARGE], &text->generation, 1, &hooks, NULL), 0);
+        assert_int_equal(kv->n_mtp_tokens, kv->n_tokens);
+        assert_true(kv->mtp_first == 0 || text->n_prompt > w.config.sliding_window);
+        text->has_ended_there = true;
+        end(&w, text);
+        sl_generation_destroy(text->generation);
+    }
+    close_engine(&w);
+    sl_tokenizer_close(w.tok);
+}
+
 /* ---- by hand -----------------------------------------------------------------------------------
  */
 
@@ -565,6 +597,7 @@ int main(void)
         cmocka_unit_test(test_a_text_is_what_it_is_alone),
         cmocka_unit_test(test_guesses_change_no_text),
         cmocka_unit_test(test_right_guesses_change_no_text),
+        cmocka_unit_test(test_the_draft_sees_the_end),
         cmocka_unit_test(test_logits_that_allow_no_choice),
         cmocka_unit_test(test_options_that_are_refused),
     };

@@ -277,7 +277,7 @@ uint32_t sl_generation_followers(const struct sl_generation *g, uint32_t n_max, 
     const uint32_t n_left = prompt_left(g);
     uint32_t n = g->n_kept < n_max ? g->n_kept : n_max;
 
-    if (n_left >= n_max || sl_completion_finish(g->completion) != SL_FINISH_NONE)
+    if (n_left >= n_max)
         return 0;
     n = n < n_max - n_left ? n : n_max - n_left;
     for (uint32_t i = 0; i < n; i++) {

@@ -105,8 +105,9 @@ void sl_generation_step_ended(struct sl_generation *generation, int rc);
 struct sl_kv_cache *sl_generation_sequence(const struct sl_generation *generation);
 
 /* Writes the tokens that followed the last ones that were kept, those of the rows that a draft is
- * to see: at most n_max, and of a prompt only as many as are among its last n_max tokens. Returns
- * how many; 0: none is to be seen. */
+ * to see: at most n_max, and of a prompt only as many as are among its last n_max tokens. That of a
+ * text's last row is the token that ended it: a conversation goes on with it. Returns how many; 0:
+ * none is to be seen. */
 uint32_t sl_generation_followers(const struct sl_generation *generation, uint32_t n_max,
                                  int32_t *ret_ids);
 
