@@ -240,7 +240,8 @@ static struct sl_session *restore(struct sl_kv_pool *pool, const int32_t *tokens
     assert_int_equal(sl_session_import_begin(session, tokens, stored->n_tokens, NULL), 0);
     sl_session_import_chunk(session, 0, stored->n_tokens, stored->chunk);
     assert_int_equal(
-        sl_session_import_end(session, stored->n_tokens, stored->mark, stored->mark_bytes, NULL), 0);
+        sl_session_import_end(session, stored->n_tokens, stored->mark, stored->mark_bytes, NULL),
+        0);
     return session;
 }
 

@@ -1,8 +1,8 @@
 /* A session that comes from disk gives the same logits, bit for bit, as one that was never
  * disturbed: at lengths around multiples of 4, 8, 128 and the largest image, with native and exact
- * numerics, an image after every few tokens or after thousands, with and without the draft. Stores of one checkpoint share
- * images; another model of the same sizes, down to one byte, finds none. Where images are damaged,
- * what is left of them and the text computed again give the same.
+ * numerics, an image after every few tokens or after thousands, with and without the draft. Stores
+ * of one checkpoint share images; another model of the same sizes, down to one byte, finds none.
+ * Where images are damaged, what is left of them and the text computed again give the same.
  *
  * On the tiny model. SL_LONG=1 goes through all of it with tests/small, up to 40,000 tokens. */
 #include <setjmp.h>

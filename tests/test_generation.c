@@ -496,8 +496,8 @@ static void test_right_guesses_change_no_text(void **state)
     check_company(state, SL_DRAFTS_AUTO, true);
 }
 
-/* The draft sees a text to its last token, whatever ended it, so that it need not begin anew where a
- * conversation goes on. */
+/* The draft sees a text to its last token, whatever ended it, so that it need not begin anew where
+ * a conversation goes on. */
 static void test_the_draft_sees_the_end(void **state)
 {
     static const struct sl_step_request hooks;

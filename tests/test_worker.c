@@ -172,8 +172,8 @@ static struct {
     bool has_ended_step, has_left_step, is_released, has_begun;
 } leaving;
 
-/* Each token of WATCHES ends a small step, between two layers of the large one. What is done here is
- * seen by the worker before the next of them. */
+/* Each token of WATCHES ends a small step, between two layers of the large one. What is done here
+ * is seen by the worker before the next of them. */
 static void leave_and_watch(struct worker_client *client)
 {
     struct worker_rig *w = client->w;

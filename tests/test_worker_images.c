@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include <cmocka.h>
 
 #include "core/base/clock.h"
+#include "core/base/size.h"
 #include "daemon/engine/feed.h"
 #include "daemon/worker/session_images.h"
 #include "tests/crash_writer.h"
@@ -29,7 +31,8 @@
     64u /* so many may have to be computed again: see daemon/worker/worker_texts.c */
 #define IMAGE_BYTES (UINT64_C(80) << 10) /* of one of these conversations, at least */
 
-static struct worker_rig *rig_create(struct engine_rig *m, uint32_t kv_sessions)
+static struct worker_rig *rig_create_with(struct engine_rig *m, uint32_t kv_sessions,
+                                          uint32_t n_new_min)
 {
     static char folder[FIXTURE_PATH_BYTES];
     struct worker_rig *w = calloc(1, sizeof(*w));
@@ -38,8 +41,14 @@ static struct worker_rig *rig_create(struct engine_rig *m, uint32_t kv_sessions)
     snprintf(folder, sizeof(folder), "%.200s/images", m->folder);
     w->images = folder;
     w->kv_sessions = kv_sessions;
+    w->n_new_min = n_new_min;
     worker_rig_init(w, m);
     return w;
+}
+
+static struct worker_rig *rig_create(struct engine_rig *m, uint32_t kv_sessions)
+{
+    return rig_create_with(m, kv_sessions, 0);
 }
 
 static void rig_destroy(struct worker_rig *w)
@@ -107,7 +116,8 @@ static uint64_t seen_before(const struct worker_rig *w)
  * other drafts than the last. */
 static void converse(struct engine_rig *m, bool restart, uint32_t drafts)
 {
-    struct worker_rig *w = rig_create(m, drafts > 0 ? 3 : 2); /* counted without the draft's layer */
+    struct worker_rig *w =
+        rig_create(m, drafts > 0 ? 3 : 2); /* counted without the draft's layer */
     struct sl_worker_status status;
     uint64_t n_resumed = 0;
 
@@ -300,6 +310,90 @@ static void test_stop_in_the_middle(void **state)
     rig_destroy(w);
 }
 
+/* ---- a drive that does not write ---------------------------------------------------------------
+ */
+
+/* Writes wait until it is opened. */
+static struct {
+    struct sl_file_writer writer; /* first */
+    pthread_mutex_t lock;         /* guards is_open */
+    pthread_cond_t changed;
+    bool is_open;
+} gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static int write_behind_gate(struct sl_file_writer *writer, int file, uint64_t offset_bytes,
+                             const void *data, uint64_t size_bytes)
+{
+    struct sl_file_writer *plain = sl_file_writer_private();
+
+    (void)writer;
+    pthread_mutex_lock(&gate.lock);
+    while (!gate.is_open)
+        pthread_cond_wait(&gate.changed, &gate.lock);
+    pthread_mutex_unlock(&gate.lock);
+    return plain->ops->write(plain, file, offset_bytes, data, size_bytes);
+}
+
+static void open_gate(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.is_open = true;
+    pthread_cond_broadcast(&gate.changed);
+    pthread_mutex_unlock(&gate.lock);
+}
+
+enum { SLEEPS = 1, SLEEPS_TOO = 5, GOES_ON = 2, WAITS = 3 };
+static bool has_come; /* of the worker's thread, until it has ended */
+
+/* WAITS comes when GOES_ON has made its first token. */
+static void come_second(struct worker_client *client)
+{
+    struct worker_rig *w = client->w;
+
+    if (client == &w->clients[GOES_ON] && !has_come)
+        has_come = worker_rig_submit(w, WAITS) == 0;
+}
+
+/* Memory is full, of an idle session whose image is not on disk yet and of marks: a text whose next
+ * step does not fit waits until it is, while others go on beside it. */
+static void test_waits_for_a_drive(void **state)
+{
+    static struct sl_file_writer_ops ops;
+    /* Memory for all four, but not for as many marks as the last one takes. */
+    struct worker_rig *w = rig_create_with(*state, 7, 100);
+    static const uint32_t sleepers[] = {SLEEPS, SLEEPS_TOO};
+    struct worker_client *client;
+
+    ops = *sl_file_writer_private()->ops;
+    ops.write = write_behind_gate;
+    gate.writer.ops = &ops;
+    gate.is_open = has_come = false;
+    w->images_writer = &gate.writer;
+    w->on_news = come_second;
+    worker_rig_start(w, WORKER_CLIENTS);
+    w->clients[WAITS].n_new = 40;
+    w->clients[WAITS].image_every_tokens = 2;
+    for (size_t i = 0; i < SL_ARRAY_LEN(sleepers); i++) {
+        assert_int_equal(worker_rig_submit(w, sleepers[i]), 0);
+        worker_rig_read_all(&w->clients[sleepers[i]]);
+    }
+    assert_int_equal(worker_rig_submit(w, GOES_ON), 0);
+    worker_rig_read_all(&w->clients[GOES_ON]);
+    client = &w->clients[GOES_ON];
+    assert_false(client->has_failed);
+    assert_string_equal(client->text, client->alone);
+    client = &w->clients[WAITS];
+    worker_rig_read(client);
+    assert_true(has_come && !client->is_done);
+    open_gate();
+    worker_rig_read_all(client);
+    assert_false(client->has_failed);
+    assert_memory_equal(client->text, client->alone, client->length);
+    assert_int_equal(client->usage.n_new_tokens, 40);
+    worker_rig_stop(w, 10 * NS_PER_S);
+    rig_destroy(w);
+}
+
 /* ---- one by one, without a worker ---------------------------------------------------------------
  */
 
@@ -340,15 +434,12 @@ static void alone_close(struct alone *p)
     sl_engine_close(p->engine);
 }
 
-/* Takes in a prompt, and keeps its image. */
-static struct sl_kept_session *alone_feed(struct alone *p, int32_t tokens[ALONE_TOKENS],
-                                          bool is_pinning)
+static struct sl_kept_session *alone_take_in(struct alone *p, int32_t tokens[ALONE_TOKENS])
 {
     static const struct sl_step_request hooks;
     struct sl_feed feed = {.tokens = tokens, .n_tokens = ALONE_TOKENS - 1};
     struct sl_kept_session *kept;
     struct sl_text *gives_way;
-    bool has_changed;
 
     for (uint32_t i = 0; i < ALONE_TOKENS; i++)
         tokens[i] = (int32_t)fixture_below(&p->random, p->n_vocab);
@@ -358,9 +449,19 @@ static struct sl_kept_session *alone_feed(struct alone *p, int32_t tokens[ALONE_
     kept->user = &p->user;
     kept->tokens = tokens;
     kept->n_tokens = ALONE_TOKENS;
-    kept->is_pinning = is_pinning;
     feed.kv = kept->kv;
     assert_int_equal(sl_feed_run(p->engine, &feed, &hooks, NULL), 0);
+    return kept;
+}
+
+/* Takes in a prompt, and keeps its image. */
+static struct sl_kept_session *alone_feed(struct alone *p, int32_t tokens[ALONE_TOKENS],
+                                          bool is_pinning)
+{
+    struct sl_kept_session *kept = alone_take_in(p, tokens);
+    bool has_changed;
+
+    kept->is_pinning = is_pinning;
     sl_session_images_want(&p->images, kept, sl_session_keep_mark(kept), sl_clock_ns());
     while (sl_session_images_are_due(&p->images))
         sl_session_images_tick(&p->images, true, sl_clock_ns(), &has_changed);
@@ -371,6 +472,38 @@ static void alone_put(struct alone *p, struct sl_kept_session *kept)
 {
     sl_session_images_release(&p->images, kept);
     sl_session_put(&p->pool, kept);
+}
+
+/* A session that ends where there is no memory for a mark gets it when others may go; where none
+ * may, its image is not kept, and it may go itself. */
+static void test_a_mark_that_waits(void **state)
+{
+    int32_t saved[ALONE_TOKENS], late[ALONE_TOKENS];
+    struct sl_kept_session *kept;
+    bool has_changed;
+    struct alone p;
+
+    for (int n_others = 1; n_others >= 0; n_others--) {
+        alone_open(&p, *state, UINT64_MAX, NULL);
+        for (int i = 0; i < n_others; i++)
+            alone_put(&p, alone_feed(&p, saved, false));
+        kept = alone_take_in(&p, late);
+        p.pool.kv_pool->budget_bytes = sl_kv_pool_used_bytes(p.pool.kv_pool);
+        assert_null(sl_session_keep_mark(kept));
+        kept->lacks_mark = true;
+        alone_put(&p, kept);
+        assert_true(sl_session_awaits_images(&p.pool));
+        assert_true(n_others > 0 || !sl_session_give_up(&p.pool));
+        while (sl_session_images_are_due(&p.images))
+            sl_session_images_tick(&p.images, true, sl_clock_ns(), &has_changed);
+        assert_int_equal(sl_engine_find_image(p.engine, late, ALONE_TOKENS).n_tokens,
+                         n_others > 0 ? ALONE_TOKENS - 1 : 0);
+        assert_false(p.pool.is_short);
+        assert_true(sl_session_give_up(&p.pool));
+        assert_int_equal(p.pool.n_idle, 0);
+        alone_close(&p);
+        store_rig_remove(p.folder);
+    }
 }
 
 /* The latest image of a text that wants it pinned stays as long as the text lasts, whatever others
@@ -467,6 +600,8 @@ int main(void)
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_stop_in_the_middle),
+        cmocka_unit_test(test_waits_for_a_drive),
+        cmocka_unit_test(test_a_mark_that_waits),
         cmocka_unit_test(test_pins),
         cmocka_unit_test(test_each_call_fails),
     };

@@ -53,6 +53,7 @@ static struct sl_engine_options engine_options(struct worker_rig *w)
     options.kv_bytes = worker_rig_kv_bytes(w);
     options.images = w->images;
     options.images_bytes_max = w->images_bytes_max > 0 ? w->images_bytes_max : UINT64_MAX;
+    options.images_writer = w->images_writer;
     options.images_optional = true;
     options.on_note = count_note;
     options.on_note_context = w;
@@ -277,7 +278,7 @@ int worker_rig_submit(struct worker_rig *w, uint32_t i)
     return sl_worker_submit(w->worker, &client->ticket);
 }
 
-static void take_news(struct worker_client *client)
+void worker_rig_read(struct worker_client *client)
 {
     struct sl_bytes list = {0};
     struct sl_news news;
@@ -313,7 +314,7 @@ void worker_rig_read_all(struct worker_client *client)
         pthread_mutex_lock(&w->lock);
         seen = w->n_news;
         pthread_mutex_unlock(&w->lock);
-        take_news(client);
+        worker_rig_read(client);
         pthread_mutex_lock(&w->lock);
         while (!client->is_done && seen == w->n_news)
             pthread_cond_wait(&w->changed, &w->lock);

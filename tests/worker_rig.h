@@ -39,11 +39,12 @@ struct worker_rig {
     uint32_t kv_sessions; /* for so many sequences instead, of the longest that there are */
     const char *images;   /* a folder; NULL: none are kept */
     uint64_t images_bytes_max;
-    uint32_t drafts;  /* as struct sl_engine_options; texts alone are made without */
-    uint32_t segment_tokens, texts_max; /* 0: 48, and 6 */
-    uint32_t n_new_min;                 /* tokens of each text; 0: 1 */
+    struct sl_file_writer *images_writer; /* NULL: they are written as ever */
+    uint32_t drafts; /* as struct sl_engine_options; texts alone are made without */
+    uint32_t segment_tokens, texts_max;            /* 0: 48, and 6 */
+    uint32_t n_new_min;                            /* tokens of each text; 0: 1 */
     void (*on_news)(struct worker_client *client); /* by the worker's thread; NULL is allowed */
-    uint32_t n_notes; /* the worker's thread counts */
+    uint32_t n_notes;                              /* the worker's thread counts */
     char note[SL_ERR_MESSAGE_BYTES];
     struct sl_tokenizer *tok;
     struct sl_worker *worker;
@@ -77,9 +78,10 @@ void worker_rig_next_turn(struct worker_rig *w);
 void worker_rig_start(struct worker_rig *w, uint32_t queue_max);
 void worker_rig_stop(struct worker_rig *w, uint64_t grace_ns);
 
-/* Submits client i's request, as sl_worker_submit(). read_all() reads until it has ended, and lets
- * go of the ticket; leave() goes before that. */
+/* Submits client i's request, as sl_worker_submit(). read() reads what there is; read_all() until
+ * it has ended, and lets go of the ticket; leave() goes before that. */
 int worker_rig_submit(struct worker_rig *w, uint32_t i);
+void worker_rig_read(struct worker_client *client);
 void worker_rig_read_all(struct worker_client *client);
 void worker_rig_leave(struct worker_client *client);
 

@@ -13,15 +13,31 @@ void sl_session_images_init(struct sl_session_images *si, struct sl_engine *engi
         .engine = engine, .images = sl_engine_images(engine), .pool = pool};
 }
 
-/* The first session in the pool's order that has something to load, or to save. Those that were
- * used the longest time ago come first, so nobody is passed over for ever. */
-static struct sl_kept_session *find(const struct sl_session_images *si, bool to_load, bool idle)
+static bool has_to_load(const struct sl_kept_session *kept)
+{
+    return kept->load_tokens > 0;
+}
+
+static bool has_to_save(const struct sl_kept_session *kept)
+{
+    return kept->n_unsaved > 0;
+}
+
+static bool lacks_mark(const struct sl_kept_session *kept)
+{
+    return kept->lacks_mark;
+}
+
+/* The first session in the pool's order of which that is so. Those that were used the longest time
+ * ago come first, so nobody is passed over for ever. */
+static struct sl_kept_session *find(const struct sl_session_images *si,
+                                    bool (*is_so)(const struct sl_kept_session *kept))
 {
     for (const struct sl_link *at = si->pool->sessions.next; at != &si->pool->sessions;
          at = at->next) {
         struct sl_kept_session *kept = sl_list_item(at, struct sl_kept_session, link);
 
-        if (to_load ? kept->load_tokens > 0 : kept->n_unsaved > 0 && !(idle && kept->user))
+        if (is_so(kept))
             return kept;
     }
     return NULL;
@@ -51,10 +67,12 @@ static void rest(struct sl_session_images *si, uint64_t now_ns)
 
     si->rest_until_ns = now_ns + REST_NS;
     si->pool->is_short = false;
-    while ((kept = find(si, false, false))) {
+    while ((kept = find(si, has_to_save))) {
         kept->n_unsaved = 0;
         kept->saving = (struct sl_image_saving){0};
     }
+    while ((kept = find(si, lacks_mark)))
+        kept->lacks_mark = false;
 }
 
 /* Whether an image failed since the last look, also one that had been on its way. */
@@ -92,29 +110,35 @@ static bool save_piece(struct sl_session_images *si, struct sl_kept_session *kep
     return true;
 }
 
-bool sl_session_images_flush_one(struct sl_session_images *si)
+/* Takes the mark that a session lacks, now that all images which others had to keep are kept, and
+ * these may go. Where that is not enough, this image is not kept. */
+static void mark_end(struct sl_session_images *si, struct sl_kept_session *kept, uint64_t now_ns)
 {
-    struct sl_kept_session *kept = si->images ? find(si, false, true) : NULL;
+    struct sl_mark *mark;
 
-    if (!kept)
-        return false;
-    if (si->loading)
-        sl_engine_resume_abandon(si->engine);
-    si->loading = NULL;
-    while (kept->n_unsaved > 0) {
-        save_piece(si, kept);
-        if (has_failed(si))
-            rest(si, sl_clock_ns());
-    }
-    return true;
+    do
+        mark = sl_session_keep_mark(kept);
+    while (!mark && sl_session_give_up(si->pool));
+    kept->lacks_mark = false;
+    sl_session_images_want(si, kept, mark, now_ns);
 }
 
 void sl_session_images_flush(struct sl_session_images *si)
 {
-    while (sl_session_images_flush_one(si))
-        ;
-    if (si->images)
-        sl_images_wait(si->images);
+    struct sl_kept_session *kept;
+
+    if (!si->images)
+        return;
+    sl_assert(!si->loading);
+    while ((kept = find(si, has_to_save)) || (kept = find(si, lacks_mark))) {
+        if (kept->n_unsaved > 0)
+            save_piece(si, kept);
+        else
+            mark_end(si, kept, sl_clock_ns());
+        if (has_failed(si))
+            rest(si, sl_clock_ns());
+    }
+    sl_images_wait(si->images);
 }
 
 /* ---- loading -----------------------------------------------------------------------------------
@@ -169,14 +193,14 @@ static void has_loaded(struct sl_session_images *si, struct sl_kept_session *kep
 
 bool sl_session_images_are_due(struct sl_session_images *si)
 {
-    return si->images &&
-           (find(si, true, false) || find(si, false, false) || sl_images_is_busy(si->images));
+    return si->images && (find(si, has_to_load) || find(si, has_to_save) || find(si, lacks_mark) ||
+                          sl_images_is_busy(si->images));
 }
 
 static struct sl_kept_session *work(struct sl_session_images *si, bool wait, uint64_t now_ns,
                                     bool *ret_changed)
 {
-    struct sl_kept_session *kept = si->loading ? si->loading : find(si, true, false);
+    struct sl_kept_session *kept = si->loading ? si->loading : find(si, has_to_load);
     const bool is_busy = sl_images_is_busy(si->images);
 
     if (has_failed(si)) {
@@ -195,11 +219,13 @@ static struct sl_kept_session *work(struct sl_session_images *si, bool wait, uin
         *ret_changed = true;
         return kept;
     }
-    kept = find(si, false, false);
-    if (kept && save_piece(si, kept)) {
-        si->pool->is_short = false;
-        *ret_changed = true;
+    if ((kept = find(si, has_to_save))) {
+        *ret_changed |= save_piece(si, kept);
+    } else if ((kept = find(si, lacks_mark))) {
+        mark_end(si, kept, now_ns);
+        *ret_changed |= kept->n_unsaved == 0;
     }
+    si->pool->is_short &= !*ret_changed;
     return NULL;
 }
 

@@ -2,8 +2,8 @@
  * has given up comes back from there.
  *
  *     a mark was taken ──want()──► waits ──tick()──► pieces are copied, and written meanwhile
- *     a prompt has an image ──► its session has load_tokens ──tick()──► images are taken, one a
- * call
+ *     a prompt has an image ──► its session has load_tokens ──tick()──► images are taken, one
+ *                                                                       a call
  *
  * All of it happens between two layers: a call of tick() copies SL_IMAGE_TOKENS tokens and a mark
  * at most, or takes one image. Somebody who waits for a load goes before images that wait to be
@@ -48,11 +48,7 @@ struct sl_kept_session *sl_session_images_tick(struct sl_session_images *si, boo
 /* Whether tick() is to be called again, though nothing else happens. */
 bool sl_session_images_are_due(struct sl_session_images *si);
 
-/* Waits until an idle session that had images to be kept has none, so that it may go; a load begins
- * anew later. Returns false if there is no such session. */
-bool sl_session_images_flush_one(struct sl_session_images *si);
-
-/* Waits until all is on disk: before the end. */
+/* Waits until all is on disk, when nobody uses a session any more. */
 void sl_session_images_flush(struct sl_session_images *si);
 
 #endif

@@ -47,6 +47,12 @@ void sl_session_pool_fini(struct sl_session_pool *pool)
 /* ---- memory ------------------------------------------------------------------------------------
  */
 
+/* Nobody uses it, and it has images to be kept. */
+static bool is_to_be_kept(const struct sl_kept_session *kept)
+{
+    return !kept->user && (kept->n_unsaved > 0 || kept->lacks_mark);
+}
+
 /* Ends the idle session that was not used for the longest time, but not `spared`, and none that has
  * images to be kept. Returns false if there is none. */
 static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *spared)
@@ -54,7 +60,7 @@ static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *sp
     for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
         struct sl_kept_session *kept = kept_of(at);
 
-        if (kept->user || kept == spared || kept->n_unsaved > 0)
+        if (kept->user || kept == spared || is_to_be_kept(kept))
             continue;
         destroy(pool, kept);
         return true;
@@ -62,16 +68,23 @@ static bool evict(struct sl_session_pool *pool, const struct sl_kept_session *sp
     return false;
 }
 
+static bool awaits_images(struct sl_session_pool *pool, const struct sl_kept_session *spared)
+{
+    for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next)
+        pool->is_short |= kept_of(at) != spared && is_to_be_kept(kept_of(at));
+    return pool->is_short;
+}
+
+bool sl_session_awaits_images(struct sl_session_pool *pool)
+{
+    return awaits_images(pool, NULL);
+}
+
 /* Whether there will be more memory without anybody's doing: when a text ends, or when an idle
  * session's images have been kept. */
 static bool will_have_room(struct sl_session_pool *pool, const struct sl_kept_session *spared)
 {
-    for (const struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
-        const struct sl_kept_session *kept = kept_of(at);
-
-        pool->is_short |= !kept->user && kept != spared && kept->n_unsaved > 0;
-    }
-    return pool->n_used > 0 || pool->is_short;
+    return awaits_images(pool, spared) || pool->n_used > 0;
 }
 
 bool sl_session_give_up(struct sl_session_pool *pool)
@@ -343,6 +356,7 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
         sl_kv_cache_page_in(kept->kv, &pool->failure);
     sl_list_remove(&kept->link);
     sl_list_append(&pool->sessions, &kept->link);
+    kept->lacks_mark = false;
     pool->n_idle--;
     pool->n_used++;
     *ret_kept = kept;

@@ -45,6 +45,7 @@ struct sl_kept_session {
     struct sl_mark *unsaved[SL_SESSION_MARKS_MAX]; /* (n_unsaved) of them, images are to be kept */
     uint32_t n_unsaved;
     struct sl_image_saving saving; /* of the first one */
+    bool lacks_mark; /* nobody uses it, and there was no memory for the mark of its last image */
 };
 
 struct sl_session_pool {
@@ -84,6 +85,10 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
                    uint32_t n_stored, uint32_t target_tokens, bool may_page,
                    struct sl_kept_session **ret_kept, struct sl_text **ret_gives_way,
                    struct sl_err *err);
+
+/* Whether idle sessions have images to be kept, so that there will be memory when they are. From
+ * now on they hurry. */
+bool sl_session_awaits_images(struct sl_session_pool *pool);
 
 /* Gives a session back; no step has it. */
 void sl_session_put(struct sl_session_pool *pool, struct sl_kept_session *kept);

@@ -61,7 +61,8 @@ struct sl_text {
     uint32_t n_marks;
     uint32_t n_step_tokens; /* of the sequence before the open step */
     uint64_t admitted_ns, first_token_ns, last_token_ns;
-    bool in_step; /* the forward pass has its sequence */
+    bool in_step;          /* the forward pass has its sequence */
+    bool waits_for_memory; /* for its next step */
     bool has_ended;
 };
 

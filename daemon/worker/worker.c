@@ -438,7 +438,7 @@ static uint64_t go_on_with_images(struct sl_worker *w, bool is_idle, uint64_t no
     if (loaded)
         sl_worker_loaded(w, loaded);
     if (has_changed)
-        sl_scheduler_retry(&w->scheduler);
+        sl_worker_retry(w);
     if (has_changed || w->images.loading)
         return 0;
     return sl_session_images_are_due(&w->images) ? now_ns + IMAGES_LOOK_NS : UINT64_MAX;

@@ -53,6 +53,7 @@ struct sl_worker {
     uint64_t rate_since_ns, rate_n_tokens; /* for tokens_per_s */
     double tokens_per_s;
     bool is_stopping;
+    bool has_waiters; /* for memory, among the texts */
 };
 
 /* ---- tickets and texts: worker_texts.c ---------------------------------------------------------
@@ -82,9 +83,13 @@ void sl_worker_end_abandoned(struct sl_worker *w);
 void sl_worker_step_over(struct sl_worker *w, enum sl_step_size size, int rc,
                          const struct sl_err *err);
 
-/* Makes room for a step with these tokens of these texts. Returns 0; or -SL_EBUDGET where there is
- * too little memory for KV caches, after the text that came last has been failed. */
+/* Makes room for a step with these tokens of these texts. Returns 0; or where there is too little
+ * memory for KV caches -EBUSY, after the text that came last was taken out of steps until images
+ * have been kept, or -SL_EBUDGET, after it has been failed. */
 int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step);
+
+/* There may be more memory now: those who wait for some try again. */
+void sl_worker_retry(struct sl_worker *w);
 
 /* Returns whether the step, which is over, has left tokens in any sequence. */
 bool sl_worker_step_has_moved(const struct sl_worker_step *step);

@@ -35,7 +35,7 @@ static void keep_image(struct sl_worker *w, struct sl_kept_session *session, uin
 }
 
 /* Keeps an image of a session that nobody will use for a while, and that may have to go then: where
- * there is no memory for its mark, others go first. */
+ * there is no memory for its mark, others go first, or it waits for those that have to be kept. */
 static void keep_last_image(struct sl_worker *w, struct sl_kept_session *session)
 {
     const uint32_t n_tokens = session->kv->n_tokens;
@@ -43,7 +43,37 @@ static void keep_last_image(struct sl_worker *w, struct sl_kept_session *session
     do
         keep_image(w, session, MARK_GAIN_TOKENS);
     while (w->images.images && n_tokens >= session->n_kept + MARK_GAIN_TOKENS &&
-           (sl_session_give_up(&w->sessions) || sl_session_images_flush_one(&w->images)));
+           sl_session_give_up(&w->sessions));
+    session->lacks_mark = w->images.images && n_tokens >= session->n_kept + MARK_GAIN_TOKENS;
+}
+
+/* Steps leave a text out whose session is being loaded, that waits for memory, or whose reader has
+ * too much to read. */
+static void set_held(struct sl_worker *w, struct sl_text *text)
+{
+    const bool is_loading = text->session && text->session->load_tokens > 0;
+    struct sl_ticket *ticket = text->ticket;
+    bool by_reader;
+
+    pthread_mutex_lock(&ticket->lock);
+    by_reader = ticket->is_held && !atomic_load(&ticket->is_abandoned);
+    pthread_mutex_unlock(&ticket->lock);
+    sl_scheduler_hold(&w->scheduler, &text->job, is_loading || text->waits_for_memory || by_reader);
+}
+
+void sl_worker_retry(struct sl_worker *w)
+{
+    sl_scheduler_retry(&w->scheduler);
+    for (struct sl_link *at = w->live.next; w->has_waiters && at != &w->live; at = at->next) {
+        struct sl_ticket *ticket = sl_list_item(at, struct sl_ticket, live);
+
+        for (uint32_t i = 0; i < ticket->n_texts; i++)
+            if (ticket->texts[i].waits_for_memory) {
+                ticket->texts[i].waits_for_memory = false;
+                set_held(w, &ticket->texts[i]);
+            }
+    }
+    w->has_waiters = false;
 }
 
 /* The text needs no memory any more. */
@@ -55,6 +85,7 @@ static void release_text(struct sl_worker *w, struct sl_text *text)
         keep_last_image(w, text->session);
         sl_session_images_release(&w->images, text->session);
         sl_session_put(&w->sessions, text->session);
+        sl_worker_retry(w);
     }
     text->session = NULL;
     if (--ticket->n_left > 0)
@@ -327,14 +358,6 @@ static void begin_text(struct sl_worker *w, struct sl_text *text)
         end_text(w, text);
 }
 
-/* Steps leave a text out whose session is being loaded, or whose reader has too much to read. */
-static void set_held(struct sl_worker *w, struct sl_text *text, bool by_reader)
-{
-    const bool is_loading = text->session && text->session->load_tokens > 0;
-
-    sl_scheduler_hold(&w->scheduler, &text->job, is_loading || by_reader);
-}
-
 /* A text that waits looks again when there are others. */
 static void look_for_image(struct sl_worker *w, struct sl_text *text)
 {
@@ -378,7 +401,7 @@ void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
     }
     use_session(w, text, now_ns);
     if (text->session->load_tokens > 0)
-        set_held(w, text, false);
+        set_held(w, text);
     else
         begin_text(w, text);
 }
@@ -386,15 +409,10 @@ void sl_worker_admit(struct sl_worker *w, struct sl_text *text, uint64_t now_ns)
 void sl_worker_loaded(struct sl_worker *w, struct sl_kept_session *session)
 {
     struct sl_text *text = session->user;
-    struct sl_ticket *ticket = text->ticket;
-    bool is_held;
 
-    pthread_mutex_lock(&ticket->lock);
-    is_held = ticket->is_held && !atomic_load(&ticket->is_abandoned);
-    pthread_mutex_unlock(&ticket->lock);
     w->counters.n_resumed += session->kv->n_tokens > 0;
     w->counters.n_resumed_tokens += session->kv->n_tokens;
-    set_held(w, text, is_held);
+    set_held(w, text);
     begin_text(w, text);
 }
 
@@ -424,11 +442,18 @@ int sl_worker_make_room(struct sl_worker *w, const struct sl_open_step *step)
     struct sl_err err;
     int rc;
 
-    /* Without a mark fewer pages are shared, so that fewer have to be copied. */
-    while (step_bytes(w, step, &last) > sl_kv_pool_left_bytes(kv_pool))
-        if (!sl_session_give_up(&w->sessions) && !sl_session_page_out(&w->sessions) &&
-            !sl_session_images_flush_one(&w->images) && !sl_session_give_up_mark(&w->sessions))
+    while (step_bytes(w, step, &last) > sl_kv_pool_left_bytes(kv_pool)) {
+        if (sl_session_give_up(&w->sessions) || sl_session_page_out(&w->sessions))
+            continue;
+        if (sl_session_awaits_images(&w->sessions)) {
+            last->waits_for_memory = w->has_waiters = true;
+            set_held(w, last);
+            return -EBUSY;
+        }
+        /* Without a mark fewer pages are shared, so that fewer have to be copied. */
+        if (!sl_session_give_up_mark(&w->sessions))
             break;
+    }
     tell_paging(w);
     rc = sl_kv_pool_check(kv_pool, step_bytes(w, step, &last), "the next step", &err);
     if (rc < 0)
@@ -444,11 +469,9 @@ void sl_worker_drop(struct sl_worker *w, struct sl_text *text)
 void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t now_ns)
 {
     const bool is_abandoned = atomic_load(&ticket->is_abandoned);
-    bool is_held;
 
     pthread_mutex_lock(&ticket->lock);
     ticket->has_notice = false;
-    is_held = ticket->is_held;
     pthread_mutex_unlock(&ticket->lock);
     sl_ticket_hold(ticket);
     if (is_abandoned && !ticket->is_over) {
@@ -460,7 +483,7 @@ void sl_worker_look_at(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
 
         if (text->has_ended)
             continue;
-        set_held(w, text, is_held && !is_abandoned);
+        set_held(w, text);
         if (atomic_load(&text->is_unwanted)) {
             end_text(w, text);
         } else if (is_abandoned &&
