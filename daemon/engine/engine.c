@@ -12,19 +12,16 @@
 #include "daemon/engine/drive_probe.h"
 #include "daemon/engine/engine_internal.h"
 #include "daemon/engine/memory_room.h"
-#include "daemon/engine/model_check.h"
 #include "daemon/engine/node_note.h"
 #include "daemon/engine/weight_progress.h"
 #include "storage/io/io_probe.h"
-#include "storage/pack/store_identity.h"
 
 #define MTP_DRAFTS_MAX 3u
 
 /* ---- notes -------------------------------------------------------------------------------------
  */
 
-__attribute__((format(printf, 2, 3))) static void add_note(struct sl_engine *e, const char *format,
-                                                           ...)
+void sl_engine_add_note(struct sl_engine *e, const char *format, ...)
 {
     va_list arguments;
     int length;
@@ -46,127 +43,10 @@ const char *sl_engine_note(const struct sl_engine *e, uint32_t note_index)
 /* ---- opening -----------------------------------------------------------------------------------
  */
 
-static int read_config(struct sl_engine *e, struct sl_err *err)
-{
-    int rc = sl_config_read(&e->config, e->options.model, err);
-
-    if (rc == 0 && !e->options.any_model_type)
-        rc = sl_config_check_model_type(&e->config, e->options.model, err);
-    return rc;
-}
-
-/* Returns NULL if the draft is left aside. */
-static const struct sl_draft *loaded_draft(const struct sl_engine *e)
-{
-    return e->options.draft != SL_DRAFT_NONE ? &e->draft : NULL;
-}
-
-/* Guesses need the draft that there is. A block of MTP that compresses, as no released one does,
- * cannot begin behind a prompt's first tokens, and so makes none. */
-static void choose_draft(struct sl_engine *e)
-{
-    const struct sl_config *c = &e->config;
-    struct sl_engine_options *o = &e->options;
-    const bool guesses =
-        e->draft.kind == SL_DRAFT_DSPARK ||
-        (e->draft.kind == SL_DRAFT_MTP && c->compress_ratios[c->num_hidden_layers] == 0);
-
-    if (o->drafts == SL_DRAFTS_AUTO && !guesses)
-        o->drafts = 0;
-    if (o->drafts > 0 && o->draft == SL_DRAFT_NONE)
-        o->draft = guesses ? e->draft.kind : SL_DRAFT_ANY;
-}
-
-/* Finds the draft, which must be the one that was asked for. One that is left aside is told where
- * it would be of use. */
-static int check_draft(struct sl_engine *e, struct sl_err *err)
-{
-    enum sl_draft_kind wanted;
-
-    e->draft = sl_draft_find(&e->config, e->source);
-    choose_draft(e);
-    wanted = e->options.draft;
-    if (wanted != SL_DRAFT_NONE &&
-        (wanted == SL_DRAFT_ANY ? e->draft.kind == SL_DRAFT_NONE : e->draft.kind != wanted))
-        return sl_err_set(err, -SL_EUNSUPPORTED, "%s: no %s of a kind that this engine knows",
-                          e->options.model, wanted == SL_DRAFT_MTP ? "MTP block" : "draft");
-    if (wanted != SL_DRAFT_NONE)
-        return sl_draft_check(&e->draft, &e->config, e->options.model, err);
-    if (e->draft.kind == SL_DRAFT_DSPARK)
-        add_note(e,
-                 "the model's draft, %u stages of DSpark, is not run; it would change the speed "
-                 "alone",
-                 e->draft.n_blocks);
-    if (e->draft.kind == SL_DRAFT_NONE && e->config.num_nextn_predict_layers > 0)
-        add_note(e, "MTP blocks of a kind unknown to this engine are not used");
-    return 0;
-}
-
-/* Refuses tensors that the config has no place for, and adds a note about those that nothing
- * uses. */
-static int check_tensors(struct sl_engine *e, struct sl_err *err)
-{
-    struct sl_unused_tensors unused;
-    struct sl_dense_list dense;
-    int rc = sl_dense_list_make(&dense, &e->config, e->source, loaded_draft(e), err);
-
-    if (rc < 0)
-        return rc;
-    rc = sl_model_check(&e->files, &e->config, &dense, &unused, err);
-    sl_dense_list_fini(&dense);
-    if (rc < 0 || unused.n == 0)
-        return rc;
-    add_note(e, "%u tensor%s not used, such as %s", unused.n, unused.n == 1 ? " is" : "s are",
-             unused.first);
-    return 0;
-}
-
-/* Another config would run as another model, with the weights of this one. */
-static int check_packed_config(const struct sl_store *store, struct sl_err *err)
-{
-    for (uint32_t i = 0; i < sl_store_copied_file_count(store); i++)
-        if (strcmp(sl_store_copied_file(store, i)->name, "config.json") == 0)
-            return sl_copied_file_check(store, i, err);
-    return 0;
-}
-
 static void begin_stage(const struct sl_engine *e, const char *doing)
 {
     if (e->options.on_stage)
         e->options.on_stage(e->options.on_stage_context, doing);
-}
-
-/* Finds the experts, whose tensors settle their dtype: some copies of config.json lack it, or say
- * another. Then it is known what is to be told of the config. */
-static int open_experts(struct sl_engine *e, struct sl_err *err)
-{
-    const struct sl_expert_shape shape =
-        sl_expert_shape_of(&e->config, sl_engine_draft_block_count(e));
-    char note[SL_CONFIG_NOTE_BYTES];
-    int rc = sl_model_files_experts(&e->files, &shape, &e->store, err);
-
-    if (rc < 0)
-        return rc;
-    e->config.expert_dtype = sl_expert_map_shape(e->store)->expert_dtype;
-    for (uint32_t i = 0; sl_config_note(&e->config, i, note); i++)
-        add_note(e, "%s", note);
-    return 0;
-}
-
-/* Opens the files that the plan's sizes come from: config, headers, and where the experts lie. */
-static int open_model(struct sl_engine *e, struct sl_err *err)
-{
-    int rc;
-
-    if ((rc = read_config(e, err)) < 0 ||
-        (rc = sl_model_files_open(&e->files, e->options.model, err)) < 0 ||
-        (e->files.store && (rc = check_packed_config(e->files.store, err)) < 0))
-        return rc;
-    e->source = sl_model_files_weights(&e->files, e->options.verify != SL_VERIFY_NEVER);
-    rc = check_draft(e, err);
-    if (rc == 0)
-        rc = open_experts(e, err);
-    return rc < 0 ? rc : check_tensors(e, err);
 }
 
 /* Scratch for each thread, since many rows of logits are sampled at once. */
@@ -206,7 +86,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .cache_bytes = o->cache_bytes,
         .cache_min = o->cache_min,
         .dense = &dense,
-        .draft = loaded_draft(e),
+        .draft = sl_engine_loaded_draft(e),
         .dense_mode = o->dense,
         .refuse_slow = o->refuse_slow,
         .staging_bytes = sl_expert_cache_staging_bytes(e->store, inflight_max),
@@ -224,7 +104,7 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
         .n_draft_blocks = e->draft.n_blocks,
         .kv_disk_bytes = o->kv_disk_bytes,
     };
-    int rc = sl_weights_measure(&e->config, e->source, loaded_draft(e), &dense, err);
+    int rc = sl_weights_measure(&e->config, e->source, sl_engine_loaded_draft(e), &dense, err);
 
     if (rc < 0)
         return rc;
@@ -252,7 +132,7 @@ static int load_weights(struct sl_engine *e, struct sl_err *err)
                             e->plan.need_bytes[SL_MEMORY_WEIGHTS] +
                                 e->plan.need_bytes[SL_MEMORY_DRAFT] - e->plan.draft_working_bytes,
                             e->options.on_load, e->options.on_load_context);
-    return sl_weights_load(&e->weights, &e->config, &progress.source, loaded_draft(e),
+    return sl_weights_load(&e->weights, &e->config, &progress.source, sl_engine_loaded_draft(e),
                            &e->plan.dense, e->pool, err);
 }
 
@@ -279,7 +159,7 @@ static void look_at_nodes(struct sl_engine *e)
 
     sl_weights_look(&e->weights, n_layers, e->pool, SL_HUGE_PAGE_BYTES, &dense);
     if (sl_node_note(e->pool, &dense, e->plan.need_bytes[SL_MEMORY_CACHE], text))
-        add_note(e, "%s", text);
+        sl_engine_add_note(e, "%s", text);
 }
 
 static void choose_io(struct sl_engine *e)
@@ -290,7 +170,7 @@ static void choose_io(struct sl_engine *e)
         return;
     e->options.io = sl_io_choose(&why);
     if (why.code < 0)
-        add_note(e, "%s; reads go through threads", why.message);
+        sl_engine_add_note(e, "%s; reads go through threads", why.message);
 }
 
 /* Opens the model's files, and behind them one for KV caches, if there is to be one. */
@@ -328,7 +208,8 @@ static int start_reader(struct sl_engine *e, struct sl_err *err)
     if (rc < 0)
         return rc;
     if (!e->io->direct)
-        add_note(e, "no direct I/O in blocks of 4 KiB here, so the page cache takes part");
+        sl_engine_add_note(e,
+                           "no direct I/O in blocks of 4 KiB here, so the page cache takes part");
     if (!sl_drive_probe_recall(&e->options.reader, e->io, kept_in, &e->drive_bytes_per_s)) {
         begin_stage(e, "measuring which reads suit the drive");
         rc = sl_drive_probe_run(&e->options.reader, e->io, kept_in, &e->drive_bytes_per_s, err);
@@ -378,8 +259,9 @@ static int start_cache(struct sl_engine *e, struct sl_err *err)
         return rc;
     e->compute.background = (struct sl_background){background, e};
     if (!sl_expert_cache_is_attached(e->cache))
-        add_note(e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
-                    "reads cost more processor time");
+        sl_engine_add_note(
+            e, "the expert cache could not be registered with io_uring (see ulimit -l), so "
+               "reads cost more processor time");
     return 0;
 }
 
@@ -441,7 +323,7 @@ static int start_images(struct sl_engine *e, struct sl_err *err)
     int rc = e->options.images ? sl_engine_images_open(e, &why) : 0;
 
     if (rc < 0 && e->options.images_optional) {
-        add_note(e, "%s; no images are kept", why.message);
+        sl_engine_add_note(e, "%s; no images are kept", why.message);
         return 0;
     }
     if (rc < 0 && err)
@@ -493,7 +375,7 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if (!e)
         return sl_err_set(err, -ENOMEM, "engine: out of memory");
     begin_stage(e, "reading the headers");
-    if ((rc = open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
+    if ((rc = sl_engine_open_model(e, err)) < 0 || (rc = check_options(e, err)) < 0 ||
         (rc = sl_kernels_select(&e->kernels, options->isa, err)) < 0 ||
         (rc = plan_memory(e, &verdict, err)) < 0)
         goto out;
@@ -519,9 +401,10 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
         goto out;
     look_at_nodes(e);
     if (sl_memory_plan_is_slow(&e->plan))
-        add_note(e, "%s", sl_memory_plan_tell_slow(&e->plan, e->drive_bytes_per_s, slow));
+        sl_engine_add_note(e, "%s", sl_memory_plan_tell_slow(&e->plan, e->drive_bytes_per_s, slow));
     if (!e->weights.arena.locked)
-        add_note(e, "memory could not be locked (see ulimit -l), so it may be swapped out");
+        sl_engine_add_note(e,
+                           "memory could not be locked (see ulimit -l), so it may be swapped out");
     *ret_engine = e;
     e = NULL;
 out:
@@ -538,7 +421,7 @@ int sl_engine_plan(const struct sl_engine_options *options, struct sl_memory_pla
     e = create(options);
     if (!e)
         return sl_err_set(err, -ENOMEM, "engine: out of memory");
-    if ((rc = open_model(e, err)) == 0 && (rc = check_options(e, err)) == 0 &&
+    if ((rc = sl_engine_open_model(e, err)) == 0 && (rc = check_options(e, err)) == 0 &&
         (rc = plan_memory(e, ret_verdict, err)) == 0)
         *ret_plan = e->plan;
     sl_engine_close(e);
@@ -643,69 +526,4 @@ int sl_engine_step(struct sl_engine *engine, const struct sl_step_request *reque
                    struct sl_err *err)
 {
     return sl_forward_step(engine->forwards[SL_STEP_LARGE], request, err);
-}
-
-/* ---- figures -----------------------------------------------------------------------------------
- */
-
-uint64_t sl_engine_drive_rate(const struct sl_engine *engine)
-{
-    return engine->drive_bytes_per_s;
-}
-
-uint32_t sl_engine_slot_count(const struct sl_engine *engine)
-{
-    return sl_expert_cache_slot_count(engine->cache);
-}
-
-void sl_engine_resident(const struct sl_engine *engine, uint16_t layer_index, uint8_t *ret_bits)
-{
-    sl_expert_cache_resident(engine->cache, layer_index, ret_bits);
-}
-
-struct sl_expert_cache_counters sl_engine_counters(const struct sl_engine *engine)
-{
-    return sl_expert_cache_counters(engine->cache);
-}
-
-uint32_t sl_engine_drive_count(const struct sl_engine *e)
-{
-    return sl_reader_drive_count(e->reader);
-}
-
-struct sl_reader_drive sl_engine_drive(const struct sl_engine *e, uint32_t index)
-{
-    return sl_reader_drive(e->reader, index);
-}
-
-struct sl_engine_dense sl_engine_dense(const struct sl_engine *e)
-{
-    struct sl_engine_dense dense = {0};
-
-    if (e->weights.stream)
-        dense.layers = sl_weight_stream_counters(e->weights.stream);
-    if (e->dense_reader)
-        dense.reads = sl_reader_counters(e->reader, SL_READS_OF_DENSE);
-    return dense;
-}
-
-static void add_area(struct sl_engine_area *area, const char *name, const struct sl_arena *arena)
-{
-    const struct sl_arena_pages pages = sl_arena_pages(arena);
-
-    area->name = name;
-    area->size_bytes += arena->size_bytes;
-    area->resident_bytes += pages.resident_bytes;
-    area->huge_bytes += pages.huge_bytes;
-}
-
-void sl_engine_areas(const struct sl_engine *e, struct sl_engine_area ret_areas[SL_ENGINE_AREAS])
-{
-    memset(ret_areas, 0, SL_ENGINE_AREAS * sizeof(*ret_areas));
-    add_area(&ret_areas[0], "dense weights", &e->weights.arena);
-    add_area(&ret_areas[1], "KV cache", &e->kv_pool.arena);
-    for (int size = 0; size < SL_STEP_SIZES; size++)
-        if (e->forwards[size])
-            add_area(&ret_areas[2], "activations", sl_forward_arena(e->forwards[size]));
-    add_area(&ret_areas[3], "expert cache", sl_expert_cache_arena(e->cache));
 }

@@ -63,17 +63,31 @@ static inline struct sl_engine_sequence *sl_engine_sequence_of(const struct sl_l
     return sl_list_item(link, struct sl_engine_sequence, link);
 }
 
+/* Returns NULL if the model's draft is left aside. */
+static inline const struct sl_draft *sl_engine_loaded_draft(const struct sl_engine *engine)
+{
+    return engine->options.draft != SL_DRAFT_NONE ? &engine->draft : NULL;
+}
+
 /* Returns how many blocks of the draft are loaded, and how many layers have a KV cache and experts,
  * of which they are the last. */
 static inline uint32_t sl_engine_draft_block_count(const struct sl_engine *engine)
 {
-    return engine->options.draft != SL_DRAFT_NONE ? engine->draft.n_blocks : 0;
+    return sl_engine_loaded_draft(engine) ? engine->draft.n_blocks : 0;
 }
 
 static inline uint32_t sl_engine_layer_count(const struct sl_engine *engine)
 {
     return engine->config.num_hidden_layers + sl_engine_draft_block_count(engine);
 }
+
+/* Adds a line to the engine's notes, of SL_ENGINE_NOTES_MAX at most. */
+__attribute__((format(printf, 2, 3))) void sl_engine_add_note(struct sl_engine *engine,
+                                                              const char *format, ...);
+
+/* Opens the files that the plan's sizes come from: config, headers, and where the experts lie; and
+ * settles which draft is loaded. Fails as these do, and where the options ask for another draft. */
+int sl_engine_open_model(struct sl_engine *engine, struct sl_err *err);
 
 /* Returns the parameters that the engine creates its forwards with. A caller can make another
  * forward with them; it destroys that one before the engine, and the memory (sl_forward_measure())
