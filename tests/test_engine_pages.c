@@ -145,7 +145,7 @@ static int destroy_world(void **state)
 static uint32_t page_out(struct sl_session *session)
 {
     struct sl_err err = {0};
-    int rc = sl_kv_cache_page_out(sl_session_kv(session), &err);
+    int rc = sl_kv_cache_page_out(sl_session_kv(session), UINT32_MAX, &err);
 
     if (rc < 0)
         fail_msg("%s", err.message);

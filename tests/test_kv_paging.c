@@ -57,7 +57,7 @@ static uint32_t far_pages(const struct session_follower *follower)
 
 static uint32_t page_out(const struct session_follower *follower)
 {
-    int rc = sl_kv_cache_page_out(sl_session_kv(follower->session), NULL);
+    int rc = sl_kv_cache_page_out(sl_session_kv(follower->session), UINT32_MAX, NULL);
 
     assert_true(rc >= 0);
     return (uint32_t)rc;
@@ -213,10 +213,13 @@ static void test_page_in(void **state)
     n = page_out(&life);
     w.file.fault_nth = 1;
     w.file.n_fail = 1000;
-    assert_int_equal(sl_kv_cache_page_in(kv, NULL), -EIO);
+    assert_int_equal(sl_kv_cache_page_in(kv, UINT32_MAX, NULL), -EIO);
     w.file.n_fail = 0;
     assert_int_equal(far_pages(&life), n);
-    assert_int_equal(sl_kv_cache_page_in(kv, NULL), 0);
+    assert_int_equal(sl_kv_cache_page_in(kv, 3, NULL), 3); /* or in pieces, like the way out */
+    assert_int_equal(sl_kv_cache_page_out(kv, 2, NULL), 2);
+    assert_int_equal(far_pages(&life), n - 1);
+    assert_int_equal(sl_kv_cache_page_in(kv, UINT32_MAX, NULL), n - 1);
     assert_int_equal(far_pages(&life), 0);
     assert_int_equal(sl_kv_pool_used_bytes(&w.pool), used);
     assert_int_equal(sl_kv_pager_counters(w.pool.pager).file_bytes, 0);
@@ -297,7 +300,7 @@ static void test_writes_fail(void **state)
     session_rig_run_on(w.m, &life, 1000);
     bytes = sl_kv_cache_page_out_bytes(kv);
     w.file.fail_write_nth = 1;
-    assert_int_equal(sl_kv_cache_page_out(kv, NULL), -ENOSPC);
+    assert_int_equal(sl_kv_cache_page_out(kv, UINT32_MAX, NULL), -ENOSPC);
     assert_int_equal(sl_kv_cache_page_out_bytes(kv), bytes);
     assert_int_equal(far_pages(&life), 0);
     session_rig_run_on(w.m, &life, 50);
@@ -373,7 +376,8 @@ static void test_sizes_hold(void **state)
         assert_int_equal(sl_kv_window_bytes(&kv, 1), share);
         assert_true(sl_kv_pool_used_bytes(&w.pool) + share <= stays);
         assert_int_equal(stays - share + sl_kv_cache_page_in_bytes(kv), document);
-        assert_int_equal(sl_kv_cache_page_in(kv, NULL), 0);
+        assert_int_equal(sl_kv_cache_page_in(kv, UINT32_MAX, NULL),
+                         sl_kv_full_pages(&w.pool.layout, n));
     }
     sl_session_destroy(life.session);
     close_world(&w);

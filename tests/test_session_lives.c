@@ -116,7 +116,7 @@ static void page_out(struct world *w)
         return;
     w->file->fail_write_nth = below(w, 8) == 0;
     bytes = sl_kv_cache_page_out_bytes(kv);
-    rc = sl_kv_cache_page_out(kv, NULL);
+    rc = sl_kv_cache_page_out(kv, UINT32_MAX, NULL);
     w->file->fail_write_nth = 0;
     if (rc < 0) {
         assert_true(rc == -ENOSPC || rc == -SL_EBUDGET);

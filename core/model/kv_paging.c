@@ -91,19 +91,21 @@ static int write_batch(struct sl_kv_pool *pool, struct batch *batch, struct sl_e
     return rc;
 }
 
-int sl_kv_cache_page_out(struct sl_kv_cache *kv, struct sl_err *err)
+int sl_kv_cache_page_out(struct sl_kv_cache *kv, uint32_t n_max, struct sl_err *err)
 {
     struct batch batch = {.n = 0};
+    uint32_t n = 0;
     int rc = 0;
 
     sl_assert(!kv->in_step && kv->pool->pager);
     for (uint32_t i = 0; i < kv->pool->layout.n_hidden_layers; i++)
         for (size_t part = 0; part < SL_ARRAY_LEN(paged_parts); part++)
-            for (uint32_t p = 0; rc == 0 && p < n_full(kv, i, part); p++) {
+            for (uint32_t p = 0; rc == 0 && n < n_max && p < n_full(kv, i, part); p++) {
                 uint8_t **cell = &list_of(kv, i, part)[p];
 
                 if (!can_go(kv, *cell))
                     continue;
+                n++;
                 batch.cells[batch.n] = cell;
                 batch.pages[batch.n++] = *cell;
                 if (batch.n == SL_KV_WRITE_PAGES_MAX)
@@ -185,27 +187,31 @@ static int take_arrivals(struct sl_kv_pool *pool, struct arrivals *in, struct sl
     return rc;
 }
 
-int sl_kv_cache_page_in(struct sl_kv_cache *kv, struct sl_err *err)
+int sl_kv_cache_page_in(struct sl_kv_cache *kv, uint32_t n_max, struct sl_err *err)
 {
     struct sl_kv_pool *pool = kv->pool;
     struct arrivals in = {.n = 0};
+    uint32_t n = 0;
     int rc = sl_kv_pool_check(pool, sl_kv_cache_page_in_bytes(kv), "a sequence on disk", err);
 
     sl_assert(!kv->in_step);
     for (uint32_t i = 0; i < pool->layout.n_hidden_layers; i++)
         for (size_t part = 0; part < SL_ARRAY_LEN(paged_parts); part++)
-            for (uint32_t p = 0; rc == 0 && p < n_listed(kv, i, part); p++) {
+            for (uint32_t p = 0; rc == 0 && n < n_max && p < n_listed(kv, i, part); p++) {
                 uint8_t **cell = &list_of(kv, i, part)[p];
 
                 if (!sl_kv_is_far(*cell))
                     continue;
+                n++;
                 in.cells[in.n] = cell;
                 in.loads[in.n++] = (struct sl_kv_load){.page = sl_kv_pool_take(pool),
                                                        .place = sl_kv_far_place(*cell)};
                 if (in.n == SL_KV_WRITE_PAGES_MAX)
                     rc = take_arrivals(pool, &in, err);
             }
-    return rc == 0 && in.n > 0 ? take_arrivals(pool, &in, err) : rc;
+    if (rc == 0 && in.n > 0)
+        rc = take_arrivals(pool, &in, err);
+    return rc < 0 ? rc : (int)n;
 }
 
 /* ---- a window's memory -------------------------------------------------------------------------

@@ -21,18 +21,19 @@
 
 #include "core/model/kv_cache.h"
 
-/* Writes all full pages of a sequence to disk that nobody else holds, and gives their memory back
- * to the pool, which has a pager. Returns how many pages that were. Fails as sl_kv_pager_write();
- * pages that were written by then are on disk, and nothing is lost. */
-int sl_kv_cache_page_out(struct sl_kv_cache *kv, struct sl_err *err);
+/* Writes full pages of a sequence to disk that nobody else holds, n_max at most, and gives their
+ * memory back to the pool, which has a pager. Returns how many pages that were. Fails as
+ * sl_kv_pager_write(); pages that were written by then are on disk, and nothing is lost. */
+int sl_kv_cache_page_out(struct sl_kv_cache *kv, uint32_t n_max, struct sl_err *err);
 
-/* Bytes of memory that sl_kv_cache_page_out() would free, and that page_in() would take. */
+/* Bytes of memory that page_out() would free, and that page_in() would take, without a limit. */
 uint64_t sl_kv_cache_page_out_bytes(const struct sl_kv_cache *kv);
 uint64_t sl_kv_cache_page_in_bytes(const struct sl_kv_cache *kv);
 
-/* Brings all pages of a sequence back, for good. Blocks. Fails with -SL_EBUDGET, and as reads do;
- * what has not come back then is on disk, and nothing is lost. */
-int sl_kv_cache_page_in(struct sl_kv_cache *kv, struct sl_err *err);
+/* Brings pages of a sequence back, for good, n_max at most; there is memory for all. Blocks.
+ * Returns how many pages that were. Fails with -SL_EBUDGET, and as reads do; what has not come back
+ * then is on disk, and nothing is lost. */
+int sl_kv_cache_page_in(struct sl_kv_cache *kv, uint32_t n_max, struct sl_err *err);
 
 /* Pages that are full in a sequence of n_tokens. */
 uint64_t sl_kv_full_pages(const struct sl_kv_layout *layout, uint32_t n_tokens);

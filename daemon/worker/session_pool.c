@@ -29,6 +29,8 @@ void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_po
 static void destroy(struct sl_session_pool *pool, struct sl_kept_session *kept)
 {
     sl_assert(!kept->user);
+    if (pool->going_out == kept)
+        pool->going_out = NULL;
     pool->n_idle--;
     sl_list_remove(&kept->link);
     sl_session_destroy(kept->session);
@@ -130,24 +132,39 @@ static uint64_t need(const struct sl_kept_session *kept, uint32_t n_tokens)
     return kept->kv->n_tokens < n_tokens ? sl_kv_cache_need(kept->kv, n_tokens) : 0;
 }
 
-bool sl_session_page_out(struct sl_session_pool *pool)
+static uint64_t page_out_bytes(const struct sl_kept_session *kept)
 {
-    struct sl_kept_session *best = NULL;
-    uint64_t most = 0;
+    return kept->may_page && !kept->kv->in_step ? sl_kv_cache_page_out_bytes(kept->kv) : 0;
+}
 
+/* One after the other: pages go to disk from the first layer on, and of sessions that are there in
+ * part a step would have to hold more of one layer at a time. */
+static struct sl_kept_session *next_to_go_out(const struct sl_session_pool *pool)
+{
+    struct sl_kept_session *best = pool->going_out;
+    uint64_t most = best ? page_out_bytes(best) : 0;
+
+    if (most > 0)
+        return best;
+    best = NULL;
     for (struct sl_link *at = pool->sessions.next; at != &pool->sessions; at = at->next) {
-        struct sl_kept_session *kept = kept_of(at);
-        uint64_t bytes;
+        const uint64_t bytes = page_out_bytes(kept_of(at));
 
-        if (!pool->kv_pool->pager || !kept->may_page || kept->kv->in_step)
-            continue;
-        bytes = sl_kv_cache_page_out_bytes(kept->kv);
         if (bytes > most) {
             most = bytes;
-            best = kept;
+            best = kept_of(at);
         }
     }
-    return best && sl_kv_cache_page_out(best->kv, &pool->failure) > 0;
+    return best;
+}
+
+bool sl_session_page_out(struct sl_session_pool *pool)
+{
+    if (!pool->kv_pool->pager)
+        return false;
+    pool->going_out = next_to_go_out(pool);
+    return pool->going_out &&
+           sl_kv_cache_page_out(pool->going_out->kv, SL_KV_WRITE_PAGES_MAX, &pool->failure) > 0;
 }
 
 /* Bytes that a session takes on its way to n_tokens, with the marks of a prompt. Of one that is
@@ -180,7 +197,7 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 }
 
 /* Makes room for a session that is to grow to its target beside the others, with pages on disk
- * where that is to be. */
+ * where that is to be: of these a piece, and then others have their turn. */
 static bool find_room(struct sl_session_pool *pool, const struct sl_kept_session *kept,
                       uint32_t target_tokens, bool with_pages)
 {
@@ -189,12 +206,13 @@ static bool find_room(struct sl_session_pool *pool, const struct sl_kept_session
 
     pool->is_paging |= with_pages;
     needed = way(pool, kept, target_tokens, true) + promised_bytes(pool);
-    while (sl_kv_pool_left_bytes(pool->kv_pool) < needed)
-        if (!evict(pool, kept) && !(pool->is_paging && sl_session_page_out(pool)))
-            break;
+    while (sl_kv_pool_left_bytes(pool->kv_pool) < needed && evict(pool, kept))
+        ;
+    if (sl_kv_pool_left_bytes(pool->kv_pool) < needed && pool->is_paging)
+        pool->is_moving = sl_session_page_out(pool);
     if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
         return true;
-    pool->is_paging = was_paging;
+    pool->is_paging = was_paging || pool->is_moving;
     return false;
 }
 
@@ -210,11 +228,12 @@ static bool should_page(const struct sl_session_pool *pool, const struct sl_kept
 static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept, uint32_t n_tokens,
                       uint32_t target_tokens, struct sl_err *err)
 {
+    pool->is_moving = false;
     pool->is_paging &= pool->n_used > 0;
     if (find_room(pool, kept, target_tokens, false) ||
-        (should_page(pool, kept) && find_room(pool, kept, target_tokens, true)))
+        (!pool->is_moving && should_page(pool, kept) && find_room(pool, kept, target_tokens, true)))
         return 0;
-    if (will_have_room(pool, kept))
+    if (pool->is_moving || will_have_room(pool, kept))
         return -EBUSY;
     return sl_kv_pool_check(pool->kv_pool, need(kept, n_tokens + 1), "the prompt", err);
 }
@@ -317,6 +336,17 @@ static int begin(struct sl_session_pool *pool, const struct candidate *from,
     return 0;
 }
 
+/* Brings a piece of a session's pages from disk: whoever is no batch does not wait for them in each
+ * step, but where this fails. Then a step may do better. */
+static int come_in(struct sl_session_pool *pool, struct sl_kept_session *kept)
+{
+    if (sl_kv_cache_page_in_bytes(kept->kv) == 0 ||
+        sl_kv_cache_page_in(kept->kv, SL_KV_WRITE_PAGES_MAX, &pool->failure) < 0)
+        return 0;
+    pool->is_moving = sl_kv_cache_page_in_bytes(kept->kv) > 0;
+    return pool->is_moving ? -EBUSY : 0;
+}
+
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,
                    uint32_t n_stored, uint32_t target_tokens, bool may_page,
                    struct sl_kept_session **ret_kept, struct sl_text **ret_gives_way,
@@ -344,6 +374,8 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
         kept->load_tokens = is_to_load ? n_stored : 0;
         rc = check_room(pool, kept, n_tokens, target_tokens, err);
     }
+    if (rc == 0 && !may_page)
+        rc = come_in(pool, kept);
     if (rc < 0) { /* a session that knows something stays, idle */
         if (kept)
             kept->load_tokens = 0;
@@ -351,9 +383,6 @@ int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t
             destroy(pool, kept);
         return rc;
     }
-    /* Nobody waits for the disk who is no batch, but where it fails: then a step may do better. */
-    if (!may_page && sl_kv_cache_page_in_bytes(kept->kv) > 0)
-        sl_kv_cache_page_in(kept->kv, &pool->failure);
     sl_list_remove(&kept->link);
     sl_list_append(&pool->sessions, &kept->link);
     kept->lacks_mark = false;

@@ -58,6 +58,8 @@ struct sl_session_pool {
     bool is_paging;        /* memory is kept for sessions of batches as for those on disk */
     struct sl_err failure; /* of the latest page that could not be put there; code 0: none */
     bool is_short;         /* somebody waits for memory of sessions whose images are to be kept */
+    bool is_moving;        /* pages go to disk, or come, a piece at a time: there is more to do */
+    struct sl_kept_session *going_out; /* whose they are; NULL: nobody's */
 };
 
 void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_pool,
@@ -66,8 +68,9 @@ void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_po
 /* Destroys all sessions; before the engine closes. A zeroed pool is allowed. */
 void sl_session_pool_fini(struct sl_session_pool *pool);
 
-/* Puts pages of one session to disk that is of a batch and that no step has: the most that can go
- * at once. Returns false if there is none, or it failed, which `failure` tells. */
+/* Puts a piece, SL_KV_WRITE_PAGES_MAX pages at most, of a session to disk that is of a batch and
+ * that no step has: of the one that has most of them, until all of its are there. Returns false if
+ * there is none, or it failed, which `failure` tells. */
 bool sl_session_page_out(struct sl_session_pool *pool);
 
 /* Gets a session for a prompt: *ret_kept, which has seen the first so many of its tokens, fewer
@@ -78,7 +81,8 @@ bool sl_session_page_out(struct sl_session_pool *pool);
  * fields of its user.
  *
  * Returns -EBUSY where it is better to wait until something has changed: for memory, or for a
- * session that takes in the same prompt and will soon have a mark there. Returns 1 where the text
+ * session that takes in the same prompt and will soon have a mark there; or, with is_moving, until
+ * others have had a layer. Returns 1 where the text
  * *ret_gives_way has to end first, so that its session can be used. Fails with -SL_EBUDGET where
  * there will never be memory enough, or with -ENOMEM. */
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,

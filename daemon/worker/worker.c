@@ -460,6 +460,12 @@ static void serve(struct sl_worker *w)
             break;
         action = sl_scheduler_next(&w->scheduler, now_ns);
         act(w, &action, now_ns);
+        /* Whose pages move has given a layer to others, who may have none. */
+        if (w->sessions.is_moving && action.kind != SL_ACTION_ADMIT) {
+            w->sessions.is_moving = false;
+            sl_worker_retry(w);
+            until_ns = 0;
+        }
         images_ns = go_on_with_images(w, action.kind == SL_ACTION_WAIT, sl_clock_ns());
         publish(w, sl_clock_ns());
         if (action.kind != SL_ACTION_WAIT)
