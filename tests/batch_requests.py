@@ -6,6 +6,7 @@ which has no daemon.
 """
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -468,6 +469,8 @@ def status_and_metrics():
 
     row = wait_until(shown)
     assert row["total"] == 64 and row["status"] == "in_progress" and row["paused"] is None, row
+    fields = set(re.findall(r"\bbatch\.(\w+)", client.get("/page.js").text))
+    assert fields and fields <= set(row), fields - set(row) # what the page shows
     metrics = client.get("/metrics").text
     assert "sluice_batches_live 1\n" in metrics and "sluice_drive_read_bytes_total{" in metrics
     client.post(f"/v1/batches/{batch_id}/cancel")

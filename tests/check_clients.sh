@@ -30,17 +30,6 @@ for _ in $(seq 300); do
     sleep 0.1
 done
 
-page() { # PATH
-    curl -sf --unix-socket "$scratch/socket" "http://localhost$1"
-}
-check "the status page and its script ask no other server" \
-    [ "$(cat <(page /) <(page /page.js) | grep -c 'page.js\|chat/completions')" -ge 2 -a \
-    "$(cat <(page /) <(page /page.js) | grep -c '//[a-z]')" = 0 ]
-shows_experts() {
-    page /status | grep -q '"resident_experts":\["[0-9a-f]*"'
-}
-check "experts in memory, a digit for four" shows_experts
-
 cp tests/clients/*.mjs $folder
 for client in openai anthropic batches; do
     timeout 120 node $folder/$client.mjs "$scratch/socket" >"$scratch/tests" 2>&1 ||

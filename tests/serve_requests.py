@@ -4,8 +4,10 @@ serve_requests.py SOCKET SLUICE MODEL PORT KEY prints "ok NAME" or "not ok NAME:
 Texts are compared with what `sluice generate` makes alone with the same seed.
 """
 import concurrent.futures
+import html.parser
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -172,6 +174,71 @@ def paths_methods_and_types():
     assert client.get("/status").json()["status"] == "ok"
 
 
+class Page(html.parser.HTMLParser):
+    """Its tags, and whether a label is around each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.n_labels = [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs), self.n_labels > 0))
+        self.n_labels += tag == "label"
+
+    def handle_endtag(self, tag):
+        self.n_labels -= tag == "label"
+
+
+def the_page():
+    """It leads to this server alone, its parts are there, and those that one types into have names."""
+    page, script = client.get("/"), client.get("/page.js").text
+    tags = Page(page.text).tags
+    ids = [attrs["id"] for _, attrs, _ in tags if "id" in attrs]
+    assert {"default-src 'none'", "connect-src 'self'"} <= {
+        rule.strip() for rule in page.headers["content-security-policy"].split(";")}
+    assert not re.search("//[a-z]", page.text + script), "an address elsewhere"
+    links = {attrs[name] for _, attrs, _ in tags for name in ("src", "href") if name in attrs}
+    links |= set(re.findall(r'fetch\("([^"]+)"', script))
+    for link in links - {"data:,"}:
+        assert client.get(link).status_code in (200, 405), link # 405: what it posts to
+    assert len(ids) == len(set(ids)) and set(re.findall(r'\$\("([^"]+)"\)', script)) <= set(ids)
+    assert {attrs["aria-labelledby"] for _, attrs, _ in tags if "aria-labelledby" in attrs} <= set(ids)
+    named = {attrs.get("for") for tag, attrs, _ in tags if tag == "label"}
+    for tag, attrs, in_label in tags:
+        assert tag not in ("input", "select", "textarea") or in_label or attrs["id"] in named, attrs
+    return f"{len(links)} links, {len(ids)} ids"
+
+
+def read_of(name, script):
+    """The fields that the page's script reads of what it calls by that name."""
+    fields = set(re.findall(rf"\b{name}\.(\w+)", script))
+    for some in re.findall(rf"const {{ ([^}}]+) }} = {name}[,;]", script):
+        fields |= {field.split(":")[0].strip() for field in some.split(",")}
+    return fields
+
+
+def what_the_page_reads():
+    """The fields are there: of the status, of somebody who is served, of an answer's chunks."""
+    script = client.get("/page.js").text
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 400, "stream": True,
+            "stream_options": {"include_usage": True}}
+    with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        wait_until(lambda: client.get("/status").json()["queue"])
+        status = client.get("/status").json()
+        chunks = list(events(reply))
+    seen = {"status": status, "serving": status["serving"], "experts": status["experts"],
+            "entry": status["queue"][0], "chunk": {key for chunk in chunks for key in chunk},
+            "choice": next(chunk["choices"][0] for chunk in chunks if chunk["choices"])}
+    never = {"status": {"images"}, "chunk": {"error", "prompt_progress"}} # they need not be there
+    for name, have in seen.items():
+        wanted = read_of(name, script) - never.get(name, set())
+        assert wanted and wanted <= set(have), (name, wanted - set(have))
+    assert {"name", "read_bytes"} <= set(status["drives"][0])
+    assert all(re.fullmatch("[0-9a-f]+", layer) for layer in status["resident_experts"])
+    return f"{sum(len(read_of(name, script)) for name in seen)} fields"
+
+
 def large_and_slow_bodies():
     assert client.post("/v1/completions", content=b" " * (3 << 20),
                        headers={"Content-Type": "application/json"}).status_code == 413
@@ -282,7 +349,7 @@ def socket_is_private():
 
 tests = [same_text_in_company, several_prompts_and_texts, ids_echo_stop_and_logprobs,
          chat_and_its_fields, conversation_goes_on, bad_requests, paths_methods_and_types,
-         large_and_slow_bodies, clients_that_leave, readers_that_sleep, tcp_checks,
+         the_page, what_the_page_reads, large_and_slow_bodies, clients_that_leave, readers_that_sleep, tcp_checks,
          socket_is_private]
 if os.environ.get("SL_SLOW"):
     tests.append(heartbeat_of_a_waiting_request)

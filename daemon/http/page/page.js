@@ -57,10 +57,10 @@ function showFigures(rows) {
   const list = $("figures");
   if (list.children.length !== rows.length) {
     list.replaceChildren(...rows.map(([name]) => {
-      const entry = document.createElement("div");
-      entry.append(document.createElement("dt"), document.createElement("dd"));
-      entry.firstChild.textContent = name;
-      return entry;
+      const figure = document.createElement("div");
+      figure.append(document.createElement("dt"), document.createElement("dd"));
+      figure.firstChild.textContent = name;
+      return figure;
     }));
   }
   rows.forEach(([, value], i) => {
