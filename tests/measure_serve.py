@@ -3,9 +3,11 @@
 measure_serve.py SLUICE MODEL. For 1, 8 and 64 conversations, with a cache for all experts and for
 a quarter of them: tokens a second of the server and of `bench decode` with as many texts, with its
 limit, and the part of the time that the server's engine was in no step, which is what HTTP and
-scheduling cost. Then the time to the first token of a short request: alone, and beside a long
-prompt and 64 prompts that are being taken in, with the time of a layer of theirs. Where there is no
-MODEL it is made: four layers of V4-Flash with 64 experts each, 6 GB, which must fit into memory.
+scheduling cost. Both begin alike: all experts are in the cache, or what is left in a new one after
+as many tokens of the same texts as are measured. Then the time to the first token of a short
+request: alone, and beside a long prompt and 64 prompts that are being taken in, with the time of a
+layer of theirs. Where there is no MODEL it is made: four layers of V4-Flash with 64 experts each,
+6 GB, which must fit into memory.
 
 PARTS ("1 0.25 waits") names what is measured: caches by their share, and the waits; some minutes
 each. ROUNDS (3) runs are made of each, and medians printed.
@@ -28,7 +30,7 @@ SLUICE, MODEL = sys.argv[1:3]
 FOLDER = tempfile.TemporaryDirectory()
 SOCKET = FOLDER.name + "/socket"
 PAST_TOKENS, ROUNDS = 16, int(os.environ.get("ROUNDS", 3))
-NEW_TOKENS = {1: 40, 8: 24, 64: 16} # of each of so many texts
+RUN_TOKENS = {1: 8, 8: 4, 64: 2} # of each of so many texts, in one run
 LONG_TOKENS, MANY_TOKENS = 4000, 200
 
 # Decode of the same length as bench decode's, on prompts of the same length, in the same threads.
@@ -81,37 +83,34 @@ async def talk(http, n_new, on_token):
 
 
 async def decode(http, n_texts):
-    """Counters when all texts have begun, and when the first one is about to end."""
-    seen, begun, ends = [0] * n_texts, asyncio.Event(), asyncio.Event()
-    n_new = NEW_TOKENS[n_texts]
+    """What the counters add in each run: from where all texts are so far to where all are further.
+    As many runs go before as count."""
+    run_tokens = RUN_TOKENS[n_texts]
+    n_new = 2 * ROUNDS * run_tokens + 8 # some are ahead of others
+    seen, borders = [0] * n_texts, [asyncio.Event() for _ in range(ROUNDS + 1)]
 
     def on_token(i):
         seen[i] += 1
-        if min(seen) >= 4:
-            begun.set()
-        if max(seen) >= n_new - 4:
-            ends.set()
+        for n, border in enumerate(borders):
+            if min(seen) >= (ROUNDS + n) * run_tokens:
+                border.set()
 
-    texts = [asyncio.create_task(talk(http, n_new, lambda i=i: on_token(i)))
-             for i in range(n_texts)]
-    over = asyncio.gather(*texts)
-    over.add_done_callback(lambda _: (begun.set(), ends.set())) # a text may end by itself
-    await begun.wait()
-    first = await counters(http)
-    await ends.wait()
-    last = await counters(http)
-    await over
-    return {key: last[key] - first[key] for key in last if key in first}
+    texts = asyncio.gather(*(talk(http, n_new, lambda i=i: on_token(i)) for i in range(n_texts)))
+    texts.add_done_callback(lambda _: [border.set() for border in borders])
+    at = []
+    for border in borders:
+        await border.wait()
+        at.append(await counters(http))
+    await texts
+    return [{key: to[key] - of[key] for key in to if key in of} for of, to in zip(at, at[1:])]
 
 
-def bench(cache, warm):
-    """The figures of bench decode, by the number of texts."""
-    made = subprocess.run([SLUICE, "bench", "decode", MODEL, "--tokens", "6", "--sequences",
-                           ",".join(map(str, NEW_TOKENS)), "--cache", cache, "--runs", "3", "--json",
-                           *(["--warm"] if warm else [])],
+def bench(n_texts, cache, warm):
+    made = subprocess.run([SLUICE, "bench", "decode", MODEL, "--tokens", str(RUN_TOKENS[n_texts]),
+                           "--sequences", str(n_texts), "--cache", cache, "--runs", str(ROUNDS),
+                           "--json", *(["--warm"] if warm else [])],
                           capture_output=True, text=True, check=True).stdout
-    return dict(zip(NEW_TOKENS, (f for f in map(json.loads, made.splitlines())
-                                 if f["what"] == "decode")))
+    return next(f for f in map(json.loads, made.splitlines()) if f["what"] == "decode")
 
 
 async def start(cache):
@@ -134,23 +133,23 @@ def stop(server):
     server.wait()
 
 
-async def measure_decode(share):
+async def measure_decode(share, n_texts):
     cache = str(max(plan["slots_min"], int(plan["slots_max"] * share)) * plan["slot_bytes"])
     server = await start(cache)
-    rates, outside = {}, {}
     async with client() as http:
-        await decode(http, 64) # fills the cache
-        for n_texts in NEW_TOKENS:
-            runs = [await decode(http, n_texts) for _ in range(ROUNDS)]
-            rates[n_texts] = statistics.median(run["new_tokens"] / run["s"] for run in runs)
-            outside[n_texts] = statistics.median(1 - run["busy_seconds"] / run["s"] for run in runs)
+        if share == 1:
+            await take_in(http, 8, 100) # fills the cache
+        runs = await decode(http, n_texts)
     stop(server)
-    for n_texts, alone in bench(cache, share < 1).items():
-        rate = rates[n_texts]
-        print(f"cache for {share:4.0%}  {n_texts:2} texts: {rate:8.2f} tokens/s, outside of steps "
-              f"{outside[n_texts]:.2%}; bench decode {alone['value']:8.2f} ({rate / alone['value']:.1%})"
-              f" of {alone['limit']:.2f} ({rate / alone['limit']:.1%})"
-              + (", disturbed" if alone["disturbed"] else ""), flush=True)
+    if min(run["new_tokens"] for run in runs) < n_texts:
+        sys.exit(f"{n_texts} texts: one ended by itself; measure again")
+    rate = statistics.median(run["new_tokens"] / run["s"] for run in runs)
+    outside = 1 - sum(run["busy_seconds"] for run in runs) / sum(run["s"] for run in runs)
+    alone = bench(n_texts, cache, share < 1)
+    print(f"cache for {share:4.0%}  {n_texts:2} texts: {rate:8.2f} tokens/s, outside of steps "
+          f"{outside:.2%}; bench decode {alone['value']:8.2f} ({rate / alone['value']:.1%})"
+          f" of {alone['limit']:.2f} ({rate / alone['limit']:.1%})"
+          + (", disturbed" if alone["disturbed"] else ""), flush=True)
 
 
 # ---- the first token of a short request ---------------------------------------------------------
@@ -210,7 +209,11 @@ async def main():
     with open("/proc/cpuinfo") as file:
         print(next(line.split(": ")[1].strip() for line in file if line.startswith("model name")))
     for part in os.environ.get("PARTS", "1 0.25 waits").split():
-        await (measure_waits() if part == "waits" else measure_decode(float(part)))
+        if part == "waits":
+            await measure_waits()
+        else:
+            for n_texts in RUN_TOKENS:
+                await measure_decode(float(part), n_texts)
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # so that the server ends, too
