@@ -20,8 +20,8 @@
 #define TILE_BYTES (TILE_ROWS_MAX * TILE_ROW_BYTES_MAX)
 
 /* Fewer are multiplied by AVX-512. */
-#define FP8_TOKENS_MIN 4u
-#define BF16_TOKENS_MIN 4u
+#define FP8_TOKENS_MIN 3u
+#define BF16_TOKENS_MIN 3u
 
 #define TOKENS_MAX 256u
 #define CHUNK_COLS 256u
@@ -51,6 +51,12 @@ struct ahead {
 static ALWAYS_INLINE size_t bytes_of_cols(const struct matrix *m, size_t cols)
 {
     return m->kind == FP8 ? sl_r16_fp8_tile_bytes(cols) : sl_r16_bf16_tile_bytes(cols);
+}
+
+/* Scales from column c on of the rows of an R16 tile. */
+static ALWAYS_INLINE const float *scale_of(const struct matrix *m, size_t tile, size_t c)
+{
+    return m->scale + ((m->first_tile + tile) / SL_FP8_BLOCK_TILES * m->cols + c) / SL_FP8_BLOCK;
 }
 
 static ALWAYS_INLINE void ask_for_more(struct ahead *ahead)
@@ -139,6 +145,23 @@ static ALWAYS_INLINE __m512i pair_order(void)
                            39, 38, 37, 36, 35, 34, 33, 32, 7, 6, 5, 4, 3, 2, 1, 0);
 }
 
+/* Decodes a block of 128 columns of an R16 tile, and asks for what lies ahead_bytes further on. */
+static ALWAYS_INLINE void decode_tile(enum scaling scaling, const uint8_t *codes, float scale,
+                                      size_t ahead_bytes, uint8_t *to)
+{
+    struct fp8_decoder decoder = fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale : 1.0f);
+
+    for (size_t c = 0; c < SL_FP8_BLOCK; c += 4, codes += 64, to += 128) {
+        __m512i numbers[2];
+
+        if (ahead_bytes)
+            _mm_prefetch((const char *)codes + ahead_bytes, _MM_HINT_T0);
+        fp8_decode(decoder, pair_order(), codes, numbers);
+        _mm512_store_si512(to, numbers[0]);
+        _mm512_store_si512(to + 64, numbers[1]);
+    }
+}
+
 /* One or two R16 tiles of a chunk. */
 struct weights_of {
     const uint8_t *codes[2]; /* FP8, as they lie */
@@ -151,20 +174,10 @@ struct weights_of {
 static ALWAYS_INLINE void decode_block(enum scaling scaling, bool two_w,
                                        const struct weights_of *weights, size_t block)
 {
-    for (size_t i = 0; i < (two_w ? 2 : 1); i++) {
-        const uint8_t *codes = weights->codes[i] + block * SL_FP8_BLOCK * ROWS;
-        uint8_t *to = weights->decoded[i] + block * BLOCK_STEPS * TILE_BYTES;
-        struct fp8_decoder decoder =
-            fp8_decoder_for(scaling == SCALE_WEIGHTS ? weights->scale[i][block] : 1.0f);
-
-        for (size_t c = 0; c < SL_FP8_BLOCK; c += 4, codes += 64, to += 128) {
-            __m512i numbers[2];
-
-            fp8_decode(decoder, pair_order(), codes, numbers);
-            _mm512_store_si512(to, numbers[0]);
-            _mm512_store_si512(to + 64, numbers[1]);
-        }
-    }
+    for (size_t i = 0; i < (two_w ? 2 : 1); i++)
+        decode_tile(scaling, weights->codes[i] + block * SL_FP8_BLOCK * ROWS,
+                    weights->scale[i][block], 0,
+                    weights->decoded[i] + block * BLOCK_STEPS * TILE_BYTES);
 }
 
 /* Adds sums of a block of 128 columns, scaled, or sets what they are added to. */
@@ -263,9 +276,7 @@ static ALWAYS_INLINE struct weights_of find_weights(const struct matrix *m,
         weights.decoded[i] = to;
         if (m->kind == FP8) {
             weights.w[i] = to;
-            weights.scale[i] =
-                m->scale +
-                ((m->first_tile + at) / SL_FP8_BLOCK_TILES * m->cols + chunk->c) / SL_FP8_BLOCK;
+            weights.scale[i] = scale_of(m, at, chunk->c);
         } else if (chunk->n_cols % TILE_COLS) {
             memset(to, 0, chunk->n_steps * TILE_BYTES);
             copy_row(to, from, bytes_of_cols(m, chunk->n_cols));
@@ -367,13 +378,132 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
     }
 }
 
+/* ---- few tokens --------------------------------------------------------------------------------
+ * Up to 16 are one tile, and multiplying is nothing beside reading. Four R16 tiles are read from
+ * front to back, and what lies a little further on is asked for all the while. */
+
+#define FEW_TOKENS TILE_ROWS_MAX
+#define FEW_COLS (TOKENS_MAX / FEW_TOKENS * CHUNK_COLS) /* the same room as for many */
+#define FEW_W 4u
+#define AHEAD_BYTES 2048u
+
+/* Adds n_steps products of one tile of tokens and n_w R16 tiles to tiles 0 to 3. */
+static ALWAYS_INLINE void multiply_few(size_t n_w, size_t n_steps, const uint8_t *x,
+                                       const uint8_t *const *w, size_t ahead_bytes)
+{
+    for (size_t i = 0; i < n_steps; i++) {
+        for (size_t at = 0; ahead_bytes && at < TILE_BYTES; at += 64)
+            for (size_t tile = 0; tile < n_w; tile++)
+                _mm_prefetch((const char *)w[tile] + i * TILE_BYTES + at + ahead_bytes,
+                             _MM_HINT_T0);
+        TILE_LOAD(4, x + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_LOAD(6, w[0] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(0, 4, 6);
+        if (n_w == 1)
+            continue;
+        TILE_LOAD(7, w[1] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(1, 4, 7);
+        TILE_LOAD(6, w[2] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(2, 4, 6);
+        TILE_LOAD(7, w[3] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
+        TILE_DOT_BF16(3, 4, 7);
+    }
+}
+
+/* The weights of a block of 128 columns of n_w R16 tiles as BF16 tiles. */
+static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t tile, size_t c,
+                                   size_t n_cols, uint8_t (*room)[BLOCK_STEPS * TILE_BYTES],
+                                   const uint8_t *w[FEW_W])
+{
+    for (size_t i = 0; i < n_w; i++) {
+        const uint8_t *from = m->w + (tile + i) * bytes_of_cols(m, m->cols) + bytes_of_cols(m, c);
+
+        w[i] = m->kind == FP8 || n_cols % TILE_COLS ? room[i] : from;
+        if (m->kind == FP8) {
+            decode_tile(m->scaling, from, *scale_of(m, tile + i, c), AHEAD_BYTES, room[i]);
+        } else if (n_cols % TILE_COLS) {
+            memset(room[i], 0, sizeof(room[i]));
+            copy_row(room[i], from, bytes_of_cols(m, n_cols));
+        }
+    }
+}
+
+/* y = or, unless c is 0, += the products of n_cols columns from c on of n_w R16 tiles. A block is
+ * decoded while the one before is multiplied. */
+static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t tile, size_t c,
+                                    size_t n_cols, size_t n_tokens, const uint8_t *x, float *y,
+                                    size_t y_stride)
+{
+    _Alignas(64) uint8_t room[2][FEW_W][BLOCK_STEPS * TILE_BYTES];
+    _Alignas(64) float sums[FEW_W * SUMS], dots[FEW_W * SUMS];
+    const uint8_t *w[2][FEW_W];
+
+    for (size_t i = 0; i < n_w * SUMS; i += ROWS) {
+        const size_t t = i % SUMS / ROWS;
+
+        _mm512_store_ps(sums + i, c && t < n_tokens
+                                      ? _mm512_loadu_ps(y + t * y_stride + i / SUMS * ROWS)
+                                      : _mm512_setzero_ps());
+    }
+    if (m->scaling == SCALE_WEIGHTS)
+        load_sums(n_w > 1, n_w > 1, sums);
+    find_few(m, n_w, tile, c, n_cols < SL_FP8_BLOCK ? n_cols : SL_FP8_BLOCK, room[0], w[0]);
+    for (size_t at = 0, n; at < n_cols; at += n) {
+        const size_t now = at / SL_FP8_BLOCK % 2, next = at + SL_FP8_BLOCK;
+
+        n = n_cols - at < SL_FP8_BLOCK ? n_cols - at : SL_FP8_BLOCK;
+        if (next < n_cols)
+            find_few(m, n_w, tile, c + next,
+                     n_cols - next < SL_FP8_BLOCK ? n_cols - next : SL_FP8_BLOCK, room[!now],
+                     w[!now]);
+        if (m->scaling == SCALE_BLOCKS)
+            clear_sums();
+        multiply_few(n_w, (n + TILE_COLS - 1) / TILE_COLS, x + at / TILE_COLS * TILE_BYTES, w[now],
+                     m->kind == BF16 ? AHEAD_BYTES : 0);
+        if (m->scaling == SCALE_WEIGHTS)
+            continue;
+        store_sums(n_w > 1, n_w > 1, dots);
+        for (size_t i = 0; i < n_w * SUMS; i += ROWS)
+            _mm512_store_ps(sums + i,
+                            _mm512_fmadd_ps(_mm512_load_ps(dots + i),
+                                            _mm512_set1_ps(*scale_of(m, tile + i / SUMS, c + at)),
+                                            _mm512_load_ps(sums + i)));
+    }
+    if (m->scaling == SCALE_WEIGHTS)
+        store_sums(n_w > 1, n_w > 1, sums);
+    for (size_t i = 0; i < n_w * SUMS; i += ROWS)
+        if (i % SUMS / ROWS < n_tokens)
+            _mm512_storeu_ps(y + i % SUMS / ROWS * y_stride + i / SUMS * ROWS,
+                             _mm512_load_ps(sums + i));
+}
+
+static ALWAYS_INLINE void multiply_few_tokens(const struct matrix *m, size_t n_tokens,
+                                              const uint16_t *x, size_t x_stride, float *y,
+                                              size_t y_stride)
+{
+    _Alignas(64) uint8_t panel[FEW_COLS / TILE_COLS * TILE_BYTES];
+
+    for (size_t c = 0; c < m->cols; c += FEW_COLS) {
+        const size_t n_cols = m->cols - c < FEW_COLS ? m->cols - c : FEW_COLS;
+        size_t tile = 0;
+
+        fill_panel(n_tokens, n_cols, x + c, x_stride, panel);
+        for (; tile + FEW_W <= m->tile_count; tile += FEW_W)
+            few_tiles(m, FEW_W, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
+        for (; tile < m->tile_count; tile++)
+            few_tiles(m, 1, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
+    }
+}
+
 static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint16_t *x,
                                  size_t x_stride, float *y, size_t y_stride)
 {
     const struct tile_config config = whole_tiles();
 
     tiles_begin(&config);
-    for (size_t t = 0; t < token_count; t += TOKENS_MAX)
+    if (token_count <= FEW_TOKENS)
+        multiply_few_tokens(&m, token_count, x, x_stride, y, y_stride);
+    for (size_t t = 0; token_count > FEW_TOKENS && t < token_count; t += TOKENS_MAX)
         multiply_tokens(&m, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX,
                         x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     tiles_end();
