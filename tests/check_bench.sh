@@ -36,7 +36,7 @@ PYTHON
 }
 
 kernels() {
-    "$sluice" bench kernels --seconds 0.001 --json >"$scratch/kernels" &&
+    "$sluice" bench kernels --seconds 0.0001 --runs 1 --json >"$scratch/kernels" &&
         figures "$scratch/kernels" "read bandwidth" "float32 multiply peak" "BF16 multiply peak" \
             "int8 multiply peak" "FP4 expert w1, Flash" "FP4 expert w2, Pro" "FP8 wq_b, Flash" \
             "FP8 wo_b, Pro" "BF16 compressor, Flash" "F32 mHC, Pro" "R16 repack, FP4" "R16 repack, FP8" \
@@ -48,7 +48,7 @@ only_nothing() {
     "$sluice" bench kernels --only nothing >"$scratch/stdout" 2>"$scratch/stderr"
     [ $? = 1 ] && [ ! -s "$scratch/stdout" ] && [ "$(wc -l <"$scratch/stderr")" = 1 ] &&
         "$sluice" bench kernels --only "$(sed 's/.*; //' "$scratch/stderr")" \
-            --seconds 0.001 --json >"$scratch/last"
+            --seconds 0.0001 --runs 1 --json >"$scratch/last"
 }
 check "... of nothing names what there is" only_nothing
 check "... the last as well" figures "$scratch/last" mHC
@@ -112,7 +112,7 @@ check "a table for people" bash -c "
 
 # Texts in lockstep: what is read once is read once, of all that a step wants; a prompt shares it.
 lockstep() {
-    "$sluice" bench decode "$model" --sequences 1,40 --tokens 2 --runs 2 --cache min --threads 2 \
+    "$sluice" bench decode "$model" --sequences 1,40 --tokens 2 --runs 1 --cache min --threads 2 \
         --json "$@" >"$scratch/lockstep" 2>/dev/null &&
         figures "$scratch/lockstep" decode "decode, beside the drive" "decode, experts found" \
             "decode, experts kept" "decode, reads of an expert" "decode, drives at work" &&

@@ -26,7 +26,7 @@ uint64_t sl_bench_random(uint64_t *state)
 int sl_bench_init(struct sl_bench *bench, const struct sl_compute *compute, uint64_t work_bytes,
                   bool json, struct sl_err *err)
 {
-    *bench = (struct sl_bench){.compute = *compute, .json = json};
+    *bench = (struct sl_bench){.compute = *compute, .json = json, .n_runs = SL_BENCH_RUNS};
     return sl_bench_probe_open(&bench->probe, compute, work_bytes, err);
 }
 
@@ -85,7 +85,7 @@ struct limits {
 
 static struct limits probe(struct sl_bench *bench, const struct sl_bench_work *work)
 {
-    const uint64_t reading_ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS * PROBE_SHARE);
+    const uint64_t reading_ns = (uint64_t)(bench->seconds * 1e9 / bench->n_runs * PROBE_SHARE);
     struct limits limits = {.read.rate = 0};
 
     if (work->bytes)
@@ -107,7 +107,7 @@ static double limit_ns(const struct sl_bench_work *work, const struct limits *li
 
 void sl_bench_measure(struct sl_bench *bench, const struct sl_bench_work *work)
 {
-    const uint64_t run_ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS * WORK_SHARE);
+    const uint64_t run_ns = (uint64_t)(bench->seconds * 1e9 / bench->n_runs * WORK_SHARE);
     const double amount = (double)(work->in_bytes ? work->bytes : work->multiplications);
     double values[SL_BENCH_RUNS], bounds[SL_BENCH_RUNS];
     struct limits before, after, limits;
@@ -117,7 +117,7 @@ void sl_bench_measure(struct sl_bench *bench, const struct sl_bench_work *work)
         return;
     work->run(work->context); /* what is touched for the first time is now */
     before = probe(bench, work);
-    for (uint32_t i = 0; i < SL_BENCH_RUNS; i++) {
+    for (uint32_t i = 0; i < bench->n_runs; i++) {
         uint64_t start_ns = sl_clock_ns(), spent_ns = 0, n = 0;
 
         do {
@@ -136,9 +136,9 @@ void sl_bench_measure(struct sl_bench *bench, const struct sl_bench_work *work)
                               .what = work->what,
                               .shape = work->shape,
                               .unit = work->in_bytes ? "GB/s" : "GMAC/s",
-                              .value = sl_bench_median(values, SL_BENCH_RUNS),
-                              .limit = sl_bench_median(bounds, SL_BENCH_RUNS),
-                              .disturbed = sl_bench_is_disturbed(n_disturbed, SL_BENCH_RUNS),
+                              .value = sl_bench_median(values, bench->n_runs),
+                              .limit = sl_bench_median(bounds, bench->n_runs),
+                              .disturbed = sl_bench_is_disturbed(n_disturbed, bench->n_runs),
                           });
 }
 
@@ -195,7 +195,7 @@ void sl_bench_probes(struct sl_bench *bench)
         [SL_BENCH_BF16] = "BF16 multiply peak",
         [SL_BENCH_INT8] = "int8 multiply peak",
     };
-    const uint64_t ns = (uint64_t)(bench->seconds * 1e9 / SL_BENCH_RUNS);
+    const uint64_t ns = (uint64_t)(bench->seconds * 1e9 / bench->n_runs);
 
     print_peak(bench, "read bandwidth", "GB/s", sl_bench_probe_read(&bench->probe, ns));
     for (int peak = 0; peak < SL_BENCH_PEAKS; peak++)

@@ -13,7 +13,8 @@
 #include "core/model/linear.h"
 #include "tools/bench/bench_probe.h"
 
-/* Each figure is the median of this many runs, and its limit is measured between the same runs. */
+/* Each figure is the median of this many runs, if fewer are not asked for, and its limit is
+ * measured between the same runs. */
 #define SL_BENCH_RUNS 5u
 
 /* The names of all measurements, with a semicolon before and after each. */
@@ -25,7 +26,8 @@ struct sl_bench_names {
 struct sl_bench {
     struct sl_compute compute;    /* borrowed */
     struct sl_bench_probe probe;  /* of the machine's limits */
-    double seconds;               /* for one figure */
+    uint32_t n_runs;              /* of one figure, SL_BENCH_RUNS at most */
+    double seconds;               /* for all of them */
     bool json;                    /* an object a line, or else a table */
     const char *only;             /* what is measured contains this; NULL for everything */
     struct sl_bench_names *names; /* not NULL: names are taken down, and nothing is measured */

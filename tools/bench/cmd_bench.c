@@ -19,11 +19,12 @@
 struct arguments {
     struct sl_affinity affinity;
     const char *isa, *only;
+    uint32_t n_runs;
     double seconds;
     bool json;
 };
 
-enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS, OPTION_ONLY };
+enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS, OPTION_RUNS, OPTION_ONLY };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
@@ -45,6 +46,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case OPTION_SECONDS:
         arguments->seconds = sl_parse_seconds(state, "--seconds", value);
+        return 0;
+    case OPTION_RUNS:
+        arguments->n_runs = sl_parse_count(state, "--runs", value, SL_BENCH_RUNS);
         return 0;
     case OPTION_ONLY:
         arguments->only = value;
@@ -92,6 +96,7 @@ static int run_kernels(const struct sl_compute *compute, const struct arguments 
         arguments->json, err);
     if (rc == 0) {
         bench.seconds = arguments->seconds;
+        bench.n_runs = arguments->n_runs;
         bench.only = arguments->only;
         rc = check_only(&bench, err);
     }
@@ -111,6 +116,7 @@ static int bench_kernels(int argc, char **argv)
          "instruction set (default: the best there is)", 0},
         {"threads", OPTION_THREADS, "N", 0, "compute threads (default: one per physical core)", 0},
         {"seconds", OPTION_SECONDS, "S", 0, "time for each figure (default 0.3)", 0},
+        {"runs", OPTION_RUNS, "N", 0, "so many runs take that time, 5 at most (default 5)", 0},
         {"only", OPTION_ONLY, "TEXT", 0, "only what has TEXT in its name", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
         {0}};
@@ -119,7 +125,8 @@ static int bench_kernels(int argc, char **argv)
         .parser = parse_option,
         .doc = "Measures the kernels on the sizes of the released models, each beside what memory "
                "and multipliers allow on the same threads in the same run. Needs no model."};
-    struct arguments arguments = {.affinity = sl_choose_affinity(0), .seconds = SECONDS_DEFAULT};
+    struct arguments arguments = {
+        .affinity = sl_choose_affinity(0), .n_runs = SL_BENCH_RUNS, .seconds = SECONDS_DEFAULT};
     struct sl_kernels kernels;
     struct sl_pool *pool = NULL;
     struct sl_err err = {0};
