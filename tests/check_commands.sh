@@ -148,8 +148,9 @@ check "perplexity is that of the logits" perplexity_is_that_of_the_logits
 trace_is_replayed() {
     local policy
 
+    head -c 3000 README.md >"$scratch/text"
     for policy in lru frequency; do
-        "$sluice" trace record "$model" -f README.md --out "$scratch/trace" --cache min --segment 1 \
+        "$sluice" trace record "$model" -f "$scratch/text" --out "$scratch/trace" --cache min --segment 1 \
             --policy "$policy" >"$scratch/counted" 2>/dev/null &&
             "$sluice" trace replay "$scratch/trace" --segment recorded --json \
                 --cache "$("$sluice" inspect "$model" --cache min |
