@@ -382,8 +382,7 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
  * Up to 16 are one tile, and multiplying is nothing beside reading. Four R16 tiles are read from
  * front to back, and what lies a little further on is asked for all the while. */
 
-#define FEW_TOKENS TILE_ROWS_MAX
-#define FEW_COLS (TOKENS_MAX / FEW_TOKENS * CHUNK_COLS) /* the same room as for many */
+#define FEW_COLS (TOKENS_MAX / TILE_ROWS_MAX * CHUNK_COLS) /* the same room as for many */
 #define FEW_W 4u
 #define AHEAD_BYTES 2048u
 
@@ -501,9 +500,9 @@ static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint
     const struct tile_config config = whole_tiles();
 
     tiles_begin(&config);
-    if (token_count <= FEW_TOKENS)
+    if (token_count <= TILE_ROWS_MAX)
         multiply_few_tokens(&m, token_count, x, x_stride, y, y_stride);
-    for (size_t t = 0; token_count > FEW_TOKENS && t < token_count; t += TOKENS_MAX)
+    for (size_t t = 0; token_count > TILE_ROWS_MAX && t < token_count; t += TOKENS_MAX)
         multiply_tokens(&m, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX,
                         x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     tiles_end();
