@@ -445,6 +445,21 @@ def forgotten():
     assert batch(ended)["status"] == "completed"
 
 
+def another_model_waits():
+    """A batch of other numerics is not touched, and whoever starts the daemon is told of it."""
+    batch_id = create(upload_lines([item(i, 1800) for i in range(8)]))
+    wait_until(lambda: batch(batch_id)["status"] == "in_progress")
+    end()
+    start("--numerics", "exact")
+    error_of(client.get(f"/v1/batches/{batch_id}"), 404)
+    assert "1 batch waits for another model, or other numerics: " in log_end(), log_end()
+    end()
+    start()
+    assert batch(batch_id)["status"] == "in_progress"
+    client.post(f"/v1/batches/{batch_id}/cancel")
+    wait_for(batch_id, "cancelled")
+
+
 def lists_of_batches():
     all_ids = []
     after = {}
@@ -525,8 +540,8 @@ def one_server_for_a_folder():
 tests = [files_come_back, lists_of_files, bad_uploads, hang_up_during_upload, unknown_ids,
          bad_creations, bad_lines_are_listed, results_are_those_of_a_run_alone, other_endpoints,
          bad_lines_are_skipped, deleted_in_use, cancelled, expires, urgent_ones_first,
-         interactive_goes_first, restarts_in_the_middle, forgotten, lists_of_batches, status_and_metrics,
-         commands, one_server_for_a_folder]
+         interactive_goes_first, restarts_in_the_middle, forgotten, another_model_waits,
+         lists_of_batches, status_and_metrics, commands, one_server_for_a_folder]
 wanted = sys.argv[4:]
 start()
 for test in tests:
