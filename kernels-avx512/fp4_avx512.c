@@ -280,6 +280,7 @@ static ALWAYS_INLINE void few_tile(size_t n_tokens, bool is_first, const struct 
     for (size_t t = 0; t < n_tokens; t++)
         acc[t] = is_first ? _mm512_setzero_ps() : _mm512_loadu_ps(y + t * y_stride);
     for (size_t g = 0; g < n_groups; g++, w += SL_FP4_GROUP_BYTES) {
+        prefetch_group(w + 2 * SL_FP4_GROUP_BYTES);
         for (size_t b = 0; b < BLOCKS; b++) {
             const __m512 scale = _mm512_mul_ps(scales16(w + b * ROWS), _mm512_set1_ps(0.5f));
             __m512i dot[FEW_TOKENS_MAX];
