@@ -405,6 +405,10 @@ def interactive_goes_first():
     reply = client.post("/v1/completions", json={"prompt": "She said", "max_tokens": 8, "seed": 1})
     assert reply.status_code == 200
     lasted = time.monotonic() - began
+    with client.stream("POST", "/v1/completions",
+                       json={"prompt": "She said", "max_tokens": 400, "stream": True}) as reply:
+        next(reply.iter_raw())
+        wait_until(lambda: client.get("/status").json()["queue"][0]["class"] == "interactive")
     assert batch(batch_id)["completed_at"] is None, "the batch was over before"
     client.post(f"/v1/batches/{batch_id}/cancel")
     wait_for(batch_id, "cancelled")

@@ -176,7 +176,8 @@ static json_t *drives(const struct sl_worker_status *status)
     return list;
 }
 
-/* Who waits and is served, in the order in which they came; nothing that they said. */
+/* Who waits and is served, users before batches, in the order in which they came; nothing that they
+ * said. */
 static json_t *queue(const struct sl_worker_status *status)
 {
     json_t *list = json_array();

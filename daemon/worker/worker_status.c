@@ -37,7 +37,24 @@ static struct sl_worker_entry entry_of(const struct sl_ticket *ticket, uint64_t 
     };
 }
 
-/* Under the lock. Those who are served come first: they have come first. */
+/* In the order in which they came. */
+static void add_entries(struct sl_worker *w, enum sl_job_class class, uint64_t now_ns)
+{
+    struct sl_worker_status *status = &w->status;
+
+    for (struct sl_link *at = w->live.next; at != &w->live; at = at->next) {
+        const struct sl_ticket *ticket = sl_list_item(at, struct sl_ticket, live);
+
+        if (ticket->class != class)
+            continue;
+        if (status->n_entries < SL_WORKER_ENTRIES_MAX)
+            status->entries[status->n_entries++] = entry_of(ticket, now_ns);
+        status->n_entries_all++;
+    }
+}
+
+/* Under the lock. Those who wait for their answers come before what is of batches, of which there
+ * is often more than the list has room for. */
 void sl_worker_publish_lists(struct sl_worker *w)
 {
     struct sl_worker_status *status = &w->status;
@@ -47,10 +64,6 @@ void sl_worker_publish_lists(struct sl_worker *w)
         status->drives[i].read_bytes = sl_engine_drive(w->engine, i).read_bytes;
     status->n_entries = 0;
     status->n_entries_all = 0;
-    for (struct sl_link *at = w->live.next; at != &w->live; at = at->next) {
-        if (status->n_entries < SL_WORKER_ENTRIES_MAX)
-            status->entries[status->n_entries++] =
-                entry_of(sl_list_item(at, struct sl_ticket, live), now_ns);
-        status->n_entries_all++;
-    }
+    for (int class = 0; class < SL_JOB_CLASSES; class ++)
+        add_entries(w, (enum sl_job_class) class, now_ns);
 }
