@@ -123,7 +123,7 @@ fails() { # STATUS WORDS arguments...
     "$sluice" chat "$@" </dev/null >/dev/null 2>"$scratch/notes"
     [ $? = "$status" ] && grep -q -- "$words" "$scratch/notes"
 }
-check "MODEL and a socket" fails 1 'not both' "$model" --socket /nowhere
+check "MODEL and a socket" fails 2 'not both' "$model" --socket /nowhere
 check "no daemon" fails 1 /nowhere --socket /nowhere
 check "an option that serve does not know" fails 2 frob "$model" --frob
 check "no model in a folder" fails 1 "$scratch" "$scratch"

@@ -106,6 +106,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case OPTION_NO_HISTORY:
         command->no_history = true;
         return 0;
+    case ARGP_KEY_END:
+        if (command->socket && command->serve_argc > 1)
+            argp_error(state, "give MODEL, or --socket of a daemon that runs one; not both");
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -172,10 +176,6 @@ static int connect_to_daemon(struct command *command, struct sl_err *err)
     const bool own = command->serve_argc > 1;
     int rc = 0;
 
-    if (own && path)
-        return sl_err_set(err, -EINVAL,
-                          "give MODEL, or --socket of a daemon that runs one; not "
-                          "both");
     if (own) {
         rc = sl_own_daemon_start(&command->daemon, command->serve_argc, command->serve_argv, err);
         path = command->daemon.socket_path;
@@ -190,7 +190,7 @@ static int connect_to_daemon(struct command *command, struct sl_err *err)
         return sl_own_daemon_wait(&command->daemon, command->talk.client, sl_interrupt_stop(), err);
     if (rc == 0) {
         rc = sl_daemon_client_get(command->talk.client, "/health/live", err);
-        rc = rc < 0 ? sl_err_prefix(err, rc, "%s", path) : 0;
+        rc = rc < 0 ? rc : 0;
     }
     return rc;
 }

@@ -13,6 +13,7 @@
 struct sl_daemon_client {
     CURL *http;
     CURLM *waiting; /* waits for the one request */
+    char *socket_path;
     char message[CURL_ERROR_SIZE];
 };
 
@@ -60,7 +61,8 @@ int sl_daemon_client_create(struct sl_daemon_client **ret_client, const char *so
     }
     client->http = curl_easy_init();
     client->waiting = curl_multi_init();
-    if (!client->http || !client->waiting) {
+    client->socket_path = strdup(socket_path);
+    if (!client->http || !client->waiting || !client->socket_path) {
         sl_daemon_client_destroy(client);
         return sl_err_set(err, -ENOMEM, "client: out of memory");
     }
@@ -82,6 +84,7 @@ void sl_daemon_client_destroy(struct sl_daemon_client *client)
     curl_multi_cleanup(client->waiting);
     curl_easy_cleanup(client->http);
     curl_global_cleanup();
+    free(client->socket_path);
     free(client);
 }
 
@@ -107,6 +110,22 @@ static CURLcode run(struct sl_daemon_client *client, const atomic_bool *stop)
             result = message->data.result;
     curl_multi_remove_handle(client->waiting, client->http);
     return result;
+}
+
+/* Why no reply came. curl's own words for a socket that nobody listens at are of a port. */
+static int unreachable(const struct sl_daemon_client *client, CURLcode result, struct sl_err *err)
+{
+    const char *why = client->message[0] ? client->message : curl_easy_strerror(result);
+    long os_errno = 0;
+
+    if (result == CURLE_COULDNT_CONNECT)
+        curl_easy_getinfo(client->http, CURLINFO_OS_ERRNO, &os_errno);
+    if (os_errno == ENOENT || os_errno == ECONNREFUSED)
+        return sl_err_set(err, -EIO, "%s: no daemon listens there; sluice serve MODEL starts one",
+                          client->socket_path);
+    if (os_errno > 0)
+        why = sl_strerror((int)-os_errno);
+    return sl_err_set(err, -EIO, "%s: the daemon cannot be reached: %s", client->socket_path, why);
 }
 
 /* A form as the SDKs send it. */
@@ -176,8 +195,7 @@ int sl_daemon_client_send(struct sl_daemon_client *client, const struct sl_daemo
     if (result == CURLE_ABORTED_BY_CALLBACK)
         return 0;
     if (result != CURLE_OK)
-        return sl_err_set(err, -EIO, "the daemon cannot be reached: %s",
-                          client->message[0] ? client->message : curl_easy_strerror(result));
+        return unreachable(client, result, err);
     return (int)status;
 }
 
