@@ -14,6 +14,7 @@ each. ROUNDS (3) runs are made of each, and medians printed.
 """
 import asyncio
 import atexit
+import contextlib
 import json
 import os
 import random
@@ -86,7 +87,7 @@ async def decode(http, n_texts):
     """What the counters add in each run: from where all texts are so far to where all are further.
     As many runs go before as count."""
     run_tokens = RUN_TOKENS[n_texts]
-    n_new = 2 * ROUNDS * run_tokens + 8 # some are ahead of others
+    n_new = 4 * ROUNDS * run_tokens # some are ahead of others, and not each token brings text
     seen, borders = [0] * n_texts, [asyncio.Event() for _ in range(ROUNDS + 1)]
 
     def on_token(i):
@@ -96,12 +97,14 @@ async def decode(http, n_texts):
                 border.set()
 
     texts = asyncio.gather(*(talk(http, n_new, lambda i=i: on_token(i)) for i in range(n_texts)))
-    texts.add_done_callback(lambda _: [border.set() for border in borders])
+    texts.add_done_callback(lambda _: [border.set() for border in borders]) # also if they end
     at = []
     for border in borders:
         await border.wait()
         at.append(await counters(http))
-    await texts
+    texts.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await texts
     return [{key: to[key] - of[key] for key in to if key in of} for of, to in zip(at, at[1:])]
 
 
