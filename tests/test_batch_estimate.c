@@ -24,6 +24,7 @@
 
 static const double machines[][3] = {
     {30, 0.05, 0.05}, {30, 0.001, 0.001}, {0.1, 0.01, 0.02}, {2, 0.004, 0.1}};
+static const double wait_shares[] = {1, 0.9, 0, 0}; /* of step_s, for drives */
 
 enum answers { ALIKE, EVEN, MOSTLY_SHORT, OFTEN_CUT, OWN_LIMITS, ANSWERS };
 enum order { ANY_ORDER, LONG_FIRST, LONG_LAST };
@@ -44,7 +45,7 @@ struct item {
 
 struct world {
     const struct kind *kind;
-    double step_s, prompt_s, made_s;
+    double step_s, prompt_s, made_s, wait_share;
     uint32_t n_places;
     struct item items[ITEMS];
     bool is_known[ITEMS]; /* what a group shares was taken in */
@@ -111,6 +112,7 @@ static struct world *make_world(const struct kind *kind, uint32_t number, uint64
     w->step_s = machine[0];
     w->prompt_s = machine[1];
     w->made_s = machine[2];
+    w->wait_share = wait_shares[number % 4];
     w->n_places = places[number / 4 % 3];
     for (uint32_t i = 0; i < ITEMS; i++) {
         struct item *item = &w->items[i];
@@ -223,6 +225,7 @@ static void take_step(struct world *w)
               users_s(w);
     w->seconds += seconds;
     w->sample.seconds += seconds;
+    w->sample.wait_seconds += w->wait_share * w->step_s;
     w->sample.steps++;
     w->sample.prompt_tokens += n_prompt;
     w->sample.made_tokens += n_made;

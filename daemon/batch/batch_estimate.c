@@ -24,6 +24,10 @@
 #define SPREAD_1 0.7548776662466927
 #define SPREAD_2 0.5698402909980532
 
+/* Each sample counts a little as one whose steps had no tokens, which decides where nothing else
+ * does. */
+#define EMPTY_SHARE 0.05
+
 enum { STEPS, PROMPT, MADE, SECONDS };
 
 /* ---- costs -------------------------------------------------------------------------------------
@@ -33,6 +37,8 @@ enum { STEPS, PROMPT, MADE, SECONDS };
 static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sample *s,
                        const double now[4])
 {
+    const double wait_s = fmin(s->wait_seconds - e->last.wait_seconds, now[SECONDS]);
+    const double empty_steps = EMPTY_SHARE * now[STEPS] / now[SECONDS];
     const double fade = exp(-now[SECONDS] / fmax(e->elapsed_s / 2, FADE_S_MIN));
     const double rate_fade = exp(-now[SECONDS] / RATE_FADE_S);
     const double n_decoding = (e->last.n_decoding + s->n_decoding) / 2.0;
@@ -43,6 +49,8 @@ static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sam
         for (int k = 0; k < 4; k++)
             e->products[i][k] = fade * e->products[i][k] + now[i] * now[k] / now[SECONDS];
     }
+    e->products[STEPS][STEPS] += empty_steps * now[STEPS];
+    e->products[STEPS][SECONDS] += empty_steps * wait_s;
     e->recent_s = rate_fade * e->recent_s + now[SECONDS];
     e->recent_tokens = rate_fade * e->recent_tokens + now[PROMPT] + now[MADE];
     e->elapsed_s += now[SECONDS];

@@ -6,7 +6,9 @@
  *     time = steps x step_s + prompt tokens x prompt_s + made tokens x made_s
  *
  * The three are fitted, none below 0, to what steps have taken, and scaled to give the time that
- * all of them have taken together, whatever else the machine did meanwhile.
+ * all of them have taken together, whatever else the machine did meanwhile. Where all steps have as
+ * many tokens, nobody can tell what a step without any would take: then it is the time in which
+ * nothing was done but wait for the drives.
  *
  * How long the answers of a batch will be is taken from those that have ended and from how far the
  * others are, which will be longer (Kaplan and Meier's estimate). An answer that its limit has cut
@@ -25,6 +27,7 @@
 
 struct sl_estimate_sample {
     double seconds, steps, prompt_tokens, made_tokens; /* sums since some beginning */
+    double wait_seconds;                               /* for drives, likewise */
     /* Now: items that have begun, texts that are behind their prompts, and tokens of prompts that a
      * step has room for; whether more items wait. */
     uint32_t n_begun, n_decoding, prompt_rows;

@@ -238,6 +238,7 @@ static void note_sample(struct sl_batch_runner *r, const struct sl_estimate_batc
 
     sl_worker_status(r->worker, &status);
     sample.steps = (double)status.counters.n_batch_steps;
+    sample.wait_seconds = (double)status.counters.wait_ns / 1e9;
     for (struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
         const struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
 

@@ -48,6 +48,8 @@ static const struct sl_metric metrics[] = {
           "Rows of a batch's step, with which reading and computing take equally long"),
     {"busy_seconds", SL_METRIC_NANOSECONDS, "Time spent in steps",
      offsetof(struct sl_worker_counters, busy_ns), false},
+    {"wait_seconds", SL_METRIC_NANOSECONDS, "Time of it spent waiting for the drives",
+     offsetof(struct sl_worker_counters, wait_ns), false},
     {"images_busy_seconds", SL_METRIC_NANOSECONDS, "Time between layers that images took",
      offsetof(struct sl_worker_counters, images_ns), false},
     {"images_longest_seconds", SL_METRIC_NANOSECONDS, "The most that they took between two layers",
@@ -337,6 +339,7 @@ static void run_step(struct sl_worker *w, enum sl_step_size size, bool is_new)
     elapsed_ns = sl_clock_ns() - start_ns;
     add_counters(&step->cache, &before, &after);
     w->counters.busy_ns += elapsed_ns;
+    w->counters.wait_ns += after.wait_ns - before.wait_ns;
     step->elapsed_ns += elapsed_ns;
     step->n_advances++;
     if (rc > 0) {

@@ -43,7 +43,7 @@ struct sl_worker_counters {
     uint64_t images_ns, images_longest_ns; /* that the engine's thread spent on images */
     uint64_t n_steps, n_large_steps, n_batch_steps, n_failed_steps;
     uint64_t n_batch_rows;
-    uint64_t busy_ns;
+    uint64_t busy_ns, wait_ns;
     uint64_t n_waiting, n_running; /* texts now */
     uint64_t n_sessions, n_kv_bytes;
 };
