@@ -273,6 +273,13 @@ static void index_of_numbers(const struct fixture_model *model)
     fixture_write_text(model->folder, INDEX, "{\"weight_map\": {\"embed.weight\": 1}}");
 }
 
+static void index_names_twice(const struct fixture_model *model)
+{
+    fixture_write_text(model->folder, INDEX,
+                       "{\"weight_map\": {\"norm.weight\": \"" SHARD_2
+                       "\", \"norm.weight\": \"" SHARD_2 "\"}}");
+}
+
 static const struct damage {
     void (*inflict)(const struct fixture_model *model);
     int code;
@@ -297,6 +304,7 @@ static const struct damage {
     {index_names_absent_file, -ENOENT, {INDEX " names", "model-00009"}},
     {index_names_path, -SL_EFORMAT, {INDEX, "\"../el-00001"}},
     {index_names_slash, -SL_EFORMAT, {INDEX, "\"model/00001"}},
+    {index_names_twice, -SL_EFORMAT, {INDEX, "\"norm.weight\" comes twice"}},
     {index_is_cut, -SL_EFORMAT, {INDEX, "not valid JSON"}},
     {index_without_map, -SL_EFORMAT, {INDEX, "\"weight_map\""}},
     {index_of_numbers, -SL_EFORMAT, {INDEX, "\"embed.weight\""}},

@@ -15,6 +15,7 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "storage/io/checksum.h"
+#include "storage/checkpoint/plain_json.h"
 #include "storage/checkpoint/safetensors.h"
 #include "storage/checkpoint/tensor_spelling.h"
 
@@ -108,35 +109,113 @@ static int sort_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
     return 0;
 }
 
-/* Reads the index and gives its "weight_map"; both stay with *ret_root, which the caller frees. */
-static int read_index(struct sl_checkpoint *checkpoint, const char *path, json_t **ret_root,
-                      json_t **ret_map, struct sl_err *err)
-{
-    json_t *map, *file;
-    const char *tensor_name;
-    int rc = sl_json_read_file(ret_root, path, INDEX_BYTES_MAX, err);
+/* A line of the index: which tensor is said to be in which file. */
+struct line {
+    const char *tensor, *file;
+};
 
+/* The index, whose lines point into the text; or into the values that jansson made of it, where it
+ * is not plain. */
+struct index {
+    char *text;
+    json_t *root;
+    struct line *lines;
+    uint32_t count;
+};
+
+static void free_index(struct index *index)
+{
+    free(index->text);
+    free(index->lines);
+    json_decref(index->root);
+}
+
+/* Reads a plain index; counts its lines alone where there is no room for them, and else ends each
+ * string of the text. */
+static bool scan_index(struct index *index, size_t length)
+{
+    struct sl_plain_json json = {index->text, index->text + length};
+    bool more = true;
+
+    index->count = 0;
+    if (!sl_plain_mark(&json, '{') ||
+        (sl_plain_key(&json, "metadata") &&
+         !(sl_plain_skip_object(&json) && sl_plain_mark(&json, ','))) ||
+        !sl_plain_key(&json, "weight_map") || !sl_plain_mark(&json, '{'))
+        return false;
+    while (more) {
+        struct line line;
+        size_t tensor_length, file_length;
+
+        if (!sl_plain_string(&json, &line.tensor, &tensor_length) || !sl_plain_mark(&json, ':') ||
+            !sl_plain_string(&json, &line.file, &file_length))
+            return false;
+        if (index->lines) {
+            index->text[line.tensor - index->text + (ptrdiff_t)tensor_length] = '\0';
+            index->text[line.file - index->text + (ptrdiff_t)file_length] = '\0';
+            index->lines[index->count] = line;
+        }
+        index->count++;
+        more = sl_plain_mark(&json, ',');
+    }
+    return sl_plain_mark(&json, '}') && sl_plain_mark(&json, '}') && sl_plain_end(&json);
+}
+
+static int alloc_lines(struct index *index, const char *path, struct sl_err *err)
+{
+    index->lines = malloc(index->count * sizeof(*index->lines));
+    return index->lines ? 0 : sl_err_set(err, -ENOMEM, "%s: out of memory", path);
+}
+
+static int list_index(struct index *index, size_t length, const char *path, struct sl_err *err)
+{
+    const char *tensor;
+    json_t *map, *file;
+    int rc;
+
+    if (scan_index(index, length)) {
+        rc = alloc_lines(index, path, err);
+        if (rc == 0)
+            scan_index(index, length);
+        return rc;
+    }
+    rc = sl_json_parse(&index->root, index->text, length, path, err);
     if (rc < 0)
         return rc;
-    map = json_object_get(*ret_root, "weight_map");
-    if (json_object_size(map) == 0)
+    map = json_object_get(index->root, "weight_map");
+    index->count = (uint32_t)json_object_size(map);
+    if (index->count == 0)
         return sl_err_set(err, -SL_EFORMAT, "%s: \"weight_map\" is not an object that names files",
                           path);
-    json_object_foreach(map, tensor_name, file)
-    {
-        const char *name = json_string_value(file);
+    rc = alloc_lines(index, path, err);
+    if (rc < 0)
+        return rc;
+    index->count = 0;
+    json_object_foreach(map, tensor, file) index->lines[index->count++] =
+        (struct line){tensor, json_string_value(file)};
+    return 0;
+}
+
+/* Reads the index, which the caller frees whatever the outcome, and notes the files it names. */
+static int read_index(struct sl_checkpoint *checkpoint, const char *path, struct index *index,
+                      struct sl_err *err)
+{
+    size_t length;
+    int rc = sl_file_read_all(path, INDEX_BYTES_MAX, &index->text, &length, err);
+
+    if (rc == 0)
+        rc = list_index(index, length, path, err);
+    for (uint32_t i = 0; rc == 0 && i < index->count; i++) {
+        const char *name = index->lines[i].file;
 
         if (!name || name[0] == '\0' || strchr(name, '/'))
             return sl_err_set(err, -SL_EFORMAT,
                               "%s: tensor \"%.255s\" is said to be in \"%.255s\", expected the "
                               "name of a file in the same folder",
-                              path, tensor_name, name ? name : "");
+                              path, index->lines[i].tensor, name ? name : "");
         rc = add_shard(checkpoint, name, err);
-        if (rc < 0)
-            return rc;
     }
-    *ret_map = map;
-    return 0;
+    return rc;
 }
 
 static int list_folder(struct sl_checkpoint *checkpoint, struct sl_err *err)
@@ -296,45 +375,60 @@ static uint32_t find_shard(const struct sl_checkpoint *checkpoint, const char *n
     return i;
 }
 
-static int check_indexed(const struct sl_checkpoint *checkpoint, const char *path,
-                         const char *tensor_name, const char *wanted, struct sl_err *err)
+/* Most lines name the tensor after the one before. Returns NULL where there is none. */
+static const struct sl_checkpoint_tensor *find_after(const struct sl_checkpoint *checkpoint,
+                                                     const struct sl_checkpoint_tensor *before,
+                                                     const char *name)
 {
-    const struct sl_checkpoint_tensor *tensor;
+    const struct sl_checkpoint_tensor *end = checkpoint->tensors + checkpoint->tensor_count;
+
+    if (before && before + 1 < end && strcmp(before[1].name, name) == 0)
+        return before + 1;
+    return sl_checkpoint_find(checkpoint, name);
+}
+
+/* *tensor is the one of the line before, and becomes the line's. */
+static int check_line(const struct sl_checkpoint *checkpoint, const char *path,
+                      const struct line *line, bool *is_named,
+                      const struct sl_checkpoint_tensor **tensor, struct sl_err *err)
+{
     char name[SL_SAFETENSORS_NAME_BYTES_MAX + 1];
     const char *found;
 
-    snprintf(name, sizeof(name), "%s", tensor_name);
+    snprintf(name, sizeof(name), "%s", line->tensor);
     sl_tensor_respell_name(name);
-    tensor = sl_checkpoint_find(checkpoint, name);
-    if (!tensor)
+    *tensor = find_after(checkpoint, *tensor, name);
+    if (!*tensor)
         return sl_err_set(err, -SL_EFORMAT,
                           "%s: tensor \"%.255s\" is said to be in %s, but it is in no file", path,
-                          tensor_name, wanted);
-    found = base_name(&checkpoint->shards[tensor->file_index]);
-    if (strcmp(found, wanted) != 0)
+                          line->tensor, line->file);
+    found = base_name(&checkpoint->shards[(*tensor)->file_index]);
+    if (strcmp(found, line->file) != 0)
         return sl_err_set(err, -SL_EFORMAT,
                           "%s: tensor \"%s\" is said to be in %s, but it is in %s", path,
-                          tensor_name, wanted, found);
+                          line->tensor, line->file, found);
+    if (is_named[*tensor - checkpoint->tensors])
+        return sl_err_set(err, -SL_EFORMAT, "%s: tensor \"%s\" comes twice", path, line->tensor);
+    is_named[*tensor - checkpoint->tensors] = true;
     return 0;
 }
 
-static int check_index(struct sl_checkpoint *checkpoint, const char *path, json_t *map,
-                       struct sl_err *err)
+static int check_index(struct sl_checkpoint *checkpoint, const char *path,
+                       const struct index *index, struct sl_err *err)
 {
-    const char *tensor_name;
-    json_t *file;
+    bool *is_named = calloc(checkpoint->tensor_count + 1, sizeof(*is_named));
+    const struct sl_checkpoint_tensor *tensor = NULL;
+    int rc = is_named ? 0 : no_memory(checkpoint, err);
 
-    json_object_foreach(map, tensor_name, file)
-    {
-        const char *wanted = json_string_value(file);
-        int rc = check_indexed(checkpoint, path, tensor_name, wanted, err);
+    for (uint32_t i = 0; rc == 0 && i < index->count; i++) {
+        const struct line *line = &index->lines[i];
 
+        rc = check_line(checkpoint, path, line, is_named, &tensor, err);
         if (rc < 0)
-            rc = pass_over(checkpoint, find_shard(checkpoint, wanted), rc, err);
-        if (rc < 0)
-            return rc;
+            rc = pass_over(checkpoint, find_shard(checkpoint, line->file), rc, err);
     }
-    return 0;
+    free(is_named);
+    return rc;
 }
 
 /* Does all that is left to do once the list of files is known. */
@@ -353,8 +447,8 @@ static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
 static int open_indexed(struct sl_checkpoint *checkpoint, const char *index_path,
                         struct sl_err *err)
 {
-    json_t *root = NULL, *map = NULL;
-    int rc = read_index(checkpoint, index_path, &root, &map, err);
+    struct index index = {0};
+    int rc = read_index(checkpoint, index_path, &index, err);
 
     if (rc == 0) {
         rc = open_shards(checkpoint, err);
@@ -362,8 +456,8 @@ static int open_indexed(struct sl_checkpoint *checkpoint, const char *index_path
             rc = sl_err_prefix(err, rc, "%s names a file that is missing", index_path);
     }
     if (rc == 0)
-        rc = check_index(checkpoint, index_path, map, err);
-    json_decref(root);
+        rc = check_index(checkpoint, index_path, &index, err);
+    free_index(&index);
     return rc;
 }
 
