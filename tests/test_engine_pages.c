@@ -1,6 +1,7 @@
 /* An engine whose sequences are on disk answers as one that has them in memory, from a real file,
  * through either back end, also when reads fail for good and are taken again; the file has no name
- * and is its owner's alone, and what memory it takes is in the plan. */
+ * and is its owner's alone, and what memory it takes is in the plan. The daemon's pool of sessions
+ * moves pages piece by piece. */
 #include <dirent.h>
 #include <errno.h>
 #include <setjmp.h>
@@ -15,6 +16,7 @@
 
 #include "core/model/kv_paging.h"
 #include "core/session/session.h"
+#include "daemon/worker/ticket.h"
 #include "tests/engine_rig.h"
 
 #define TOKENS 1600u
@@ -244,12 +246,66 @@ static void test_reads_fail(void **state)
     end(engine, session);
 }
 
+/* A batch's document gives way to another one, and comes back for somebody who goes on with it: a
+ * page at a time, with a layer for others in between. */
+static void test_pieces(void **state)
+{
+    struct world *w = *state;
+    struct sl_engine_options options = paged_options(w);
+    struct sl_engine *engine = open_engine(w, &options);
+    struct sl_kv_pool *kv_pool = sl_engine_kv_pool(engine);
+    const uint64_t budget_bytes = kv_pool->budget_bytes;
+    struct sl_kept_session *kept, *other;
+    struct sl_text user = {0}, *gives_way;
+    struct sl_session_pool pool;
+    uint32_t n, n_pages;
+
+    sl_session_pool_init(&pool, kv_pool, TOKENS);
+    pool.piece_pages = 1;
+    pool.step_tokens = 64;
+    pool.sweep_bytes = UINT64_MAX / 2; /* so that more documents at a time pay */
+    assert_int_equal(
+        sl_session_get(&pool, w->tokens, TOKENS, 0, TOKENS, true, &kept, &gives_way, NULL), 0);
+    kept->user = &user;
+    kept->target_tokens = PAGED_AT;
+    go_to(w, engine, kept->session, PAGED_AT);
+    n_pages = (uint32_t)(sl_kv_cache_page_out_bytes(kept->kv) / sl_kv_page_cost(&kv_pool->layout));
+    assert_true(n_pages >= 3);
+    kv_pool->budget_bytes = sl_kv_pool_used_bytes(kv_pool) + 4096; /* room for a table alone */
+    for (n = 1; n <= n_pages + 1; n++) {
+        assert_int_equal(sl_session_get(&pool, w->tokens + 1, TOKENS - 1, 0, TOKENS - 1, true,
+                                        &other, &gives_way, NULL),
+                         -EBUSY);
+        assert_int_equal(pool.is_moving, n <= n_pages);
+        assert_int_equal(sl_kv_cache_far_pages(kept->kv, UINT32_MAX), n <= n_pages ? n : n_pages);
+    }
+    kv_pool->budget_bytes = budget_bytes;
+    sl_session_put(&pool, kept);
+    for (n = n_pages - 1; n > 0; n--) {
+        assert_int_equal(
+            sl_session_get(&pool, w->tokens, TOKENS, 0, TOKENS, false, &other, &gives_way, NULL),
+            -EBUSY);
+        assert_true(pool.is_moving);
+        assert_int_equal(sl_kv_cache_far_pages(kept->kv, UINT32_MAX), n);
+    }
+    assert_int_equal(
+        sl_session_get(&pool, w->tokens, TOKENS, 0, TOKENS, false, &other, &gives_way, NULL), 0);
+    assert_ptr_equal(other, kept);
+    assert_int_equal(sl_kv_cache_far_pages(kept->kv, UINT32_MAX), 0);
+    kept->user = &user;
+    go_to(w, engine, kept->session, TOKENS);
+    sl_session_put(&pool, kept);
+    sl_session_pool_fini(&pool);
+    sl_engine_close(engine);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_answer_by_threads),
         cmocka_unit_test(test_one_answer_by_io_uring),
         cmocka_unit_test(test_reads_fail),
+        cmocka_unit_test(test_pieces),
     };
 
     return cmocka_run_group_tests_name("engine_pages", tests, create_world, destroy_world);

@@ -22,7 +22,8 @@ static struct sl_kept_session *kept_of(const struct sl_link *link)
 void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_pool,
                           uint32_t context_tokens)
 {
-    *pool = (struct sl_session_pool){.kv_pool = kv_pool, .context_tokens = context_tokens};
+    *pool = (struct sl_session_pool){
+        .kv_pool = kv_pool, .context_tokens = context_tokens, .piece_pages = SL_KV_WRITE_PAGES_MAX};
     sl_list_init(&pool->sessions);
 }
 
@@ -164,7 +165,7 @@ bool sl_session_page_out(struct sl_session_pool *pool)
         return false;
     pool->going_out = next_to_go_out(pool);
     return pool->going_out &&
-           sl_kv_cache_page_out(pool->going_out->kv, SL_KV_WRITE_PAGES_MAX, &pool->failure) > 0;
+           sl_kv_cache_page_out(pool->going_out->kv, pool->piece_pages, &pool->failure) > 0;
 }
 
 /* Bytes that a session takes on its way to n_tokens, with the marks of a prompt. Of one that is
@@ -341,7 +342,7 @@ static int begin(struct sl_session_pool *pool, const struct candidate *from,
 static int come_in(struct sl_session_pool *pool, struct sl_kept_session *kept)
 {
     if (sl_kv_cache_page_in_bytes(kept->kv) == 0 ||
-        sl_kv_cache_page_in(kept->kv, SL_KV_WRITE_PAGES_MAX, &pool->failure) < 0)
+        sl_kv_cache_page_in(kept->kv, pool->piece_pages, &pool->failure) < 0)
         return 0;
     pool->is_moving = sl_kv_cache_page_in_bytes(kept->kv) > 0;
     return pool->is_moving ? -EBUSY : 0;

@@ -58,7 +58,8 @@ struct sl_session_pool {
     bool is_paging;        /* memory is kept for sessions of batches as for those on disk */
     struct sl_err failure; /* of the latest page that could not be put there; code 0: none */
     bool is_short;         /* somebody waits for memory of sessions whose images are to be kept */
-    bool is_moving;        /* pages go to disk, or come, a piece at a time: there is more to do */
+    uint32_t piece_pages;  /* that go to disk, or come, before others have a layer */
+    bool is_moving;        /* there is more to do */
     struct sl_kept_session *going_out; /* whose they are; NULL: nobody's */
 };
 
@@ -68,9 +69,9 @@ void sl_session_pool_init(struct sl_session_pool *pool, struct sl_kv_pool *kv_po
 /* Destroys all sessions; before the engine closes. A zeroed pool is allowed. */
 void sl_session_pool_fini(struct sl_session_pool *pool);
 
-/* Puts a piece, SL_KV_WRITE_PAGES_MAX pages at most, of a session to disk that is of a batch and
- * that no step has: of the one that has most of them, until all of its are there. Returns false if
- * there is none, or it failed, which `failure` tells. */
+/* Puts a piece, piece_pages at most, of a session to disk that is of a batch and that no step has:
+ * of the one that has most of them, until all of its are there. Returns false if there is none, or
+ * it failed, which `failure` tells. */
 bool sl_session_page_out(struct sl_session_pool *pool);
 
 /* Gets a session for a prompt: *ret_kept, which has seen the first so many of its tokens, fewer
