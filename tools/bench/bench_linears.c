@@ -11,7 +11,7 @@
 #include "core/model/expert_pack.h"
 #include "tools/bench/bench.h"
 
-#define TOKENS_MAX 64u
+#define TOKENS_MAX 512u
 
 /* Copies of one matrix, and what it is multiplied with. */
 struct linear {
@@ -131,7 +131,7 @@ static uint64_t run_linear(void *context)
 static void bench_linear(struct sl_bench *bench, struct shared_area *area, const char *what,
                          enum sl_matrix_kind kind, uint32_t rows, uint32_t cols)
 {
-    static const uint32_t n_tokens[] = {1, 4, 16, 64};
+    static const uint32_t n_tokens[] = {1, 4, 8, 16, 64, TOKENS_MAX};
     static const enum sl_bench_peak peaks[] = {
         [SL_MATRIX_FP4] = SL_BENCH_INT8,       [SL_MATRIX_FP8] = SL_BENCH_BF16,
         [SL_MATRIX_FP8_BLOCK] = SL_BENCH_BF16, [SL_MATRIX_BF16] = SL_BENCH_BF16,
