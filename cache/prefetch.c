@@ -333,6 +333,7 @@ void sl_prefetch_ask(struct sl_expert_source *source, enum sl_prefetch_kind kind
 /* Opens the visit, and makes room for its prediction. */
 static void open_visit(struct sl_expert_cache *cache, uint16_t layer_index)
 {
+    const uint32_t n_experts = cache->table.n_layers * cache->table.n_experts;
     bool wants;
 
     cache->pace.n_slots = cache->table.n_slots;
@@ -343,8 +344,11 @@ static void open_visit(struct sl_expert_cache *cache, uint16_t layer_index)
                           .layer_index = layer_index,
                           .n_missing = (double)cache->demand.left_bytes / (double)cache->slot_bytes,
                           .since_ns = sl_reader_clock_ns(cache->loader.reader)};
+    /* Where there is a slot for every expert, one that is missing has an empty slot anyway. */
     cache->table.n_spare =
-        wants || sl_pace_is_on(&cache->pace) ? sl_pace_spare_slots(&cache->pace) : 0;
+        (wants || sl_pace_is_on(&cache->pace)) && cache->table.n_slots < n_experts
+            ? sl_pace_spare_slots(&cache->pace)
+            : 0;
     sl_slot_table_spare(&cache->table);
 }
 

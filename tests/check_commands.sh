@@ -151,7 +151,7 @@ trace_is_replayed() {
     head -c 3000 README.md >"$scratch/text"
     for policy in lru frequency; do
         "$sluice" trace record "$model" -f "$scratch/text" --out "$scratch/trace" --cache min --segment 1 \
-            --policy "$policy" >"$scratch/counted" 2>/dev/null &&
+            --policy "$policy" --prefetch hash >"$scratch/counted" 2>/dev/null &&
             "$sluice" trace replay "$scratch/trace" --segment recorded --json \
                 --cache "$("$sluice" inspect "$model" --cache min |
                     sed -n 's/.*expert cache .* \([0-9]*\) of .*/\1/p')" \

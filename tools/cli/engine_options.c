@@ -73,7 +73,7 @@ static const struct argp_option options[] = {
     {"policy", OPTION_POLICY, "frequency|lru", 0, "which expert makes room (default frequency)", 0},
     {"prefetch", OPTION_PREFETCH, "off|hash|auto|gate", 0,
      "experts that are read before they are asked for: those of the layers that route by token id "
-     "(hash, the default), or also those predicted for the next layer, where that pays (auto) or "
+     "(hash), or also those predicted for the next layer, where that pays (auto, the default) or "
      "always (gate)",
      0},
     {"isa", OPTION_ISA, "ref|avx2|avx512|amx|neon", 0,
@@ -232,8 +232,10 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 
     switch (key) {
     case ARGP_KEY_INIT:
-        *o = (struct sl_engine_options){
-            .affinity = sl_choose_affinity(0), .n_sequences = 1, .images = o->images};
+        *o = (struct sl_engine_options){.affinity = sl_choose_affinity(0),
+                                        .n_sequences = 1,
+                                        .prefetch = SL_PREFETCH_AUTO,
+                                        .images = o->images};
         return 0;
     case OPTION_THREADS:
         o->affinity =
