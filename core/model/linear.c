@@ -7,9 +7,12 @@
 #define MULTIPLICATIONS_PER_SHARE 65536u
 
 /* Shares of each thread, so that others can take over what a late thread leaves, where they stay
- * large enough for the kernels to be at their best: they lay the activations out for each. */
+ * large enough: the kernels lay the activations out anew for each, which takes time where tokens
+ * are many. */
 #define SHARES_PER_THREAD 4u
-#define TILES_PER_SHARE 8u
+#define TILES_PER_SHARE 2u
+#define MANY_TOKENS 64u
+#define TILES_PER_SHARE_MANY 8u
 
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics)
@@ -162,7 +165,7 @@ void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
     const size_t n_threads = sl_pool_thread_count(compute->pool);
     struct shares shares = {compute, jobs, n_jobs, n_threads};
     uint64_t work = 0, read_bytes = 0;
-    size_t n_tiles_max = 0;
+    size_t n_tiles_max = 0, tiles_per_share = TILES_PER_SHARE;
 
     for (size_t i = 0; i < n_jobs; i++) {
         const struct sl_matrix *m = jobs[i].matrix;
@@ -171,9 +174,11 @@ void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
         read_bytes += sl_r16_tile_count(m->rows) * sl_matrix_tile_bytes(m);
         if (sl_r16_tile_count(m->rows) > n_tiles_max)
             n_tiles_max = sl_r16_tile_count(m->rows);
+        if (jobs[i].token_count > MANY_TOKENS)
+            tiles_per_share = TILES_PER_SHARE_MANY;
     }
     for (size_t n = 2; n <= SHARES_PER_THREAD; n++)
-        if (n * n_threads * TILES_PER_SHARE <= n_tiles_max)
+        if (n * n_threads * tiles_per_share <= n_tiles_max)
             shares.n_shares = n * n_threads;
     sl_pool_count(compute->pool, phase, read_bytes, work);
     if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)

@@ -39,9 +39,9 @@ struct sl_step {
 };
 
 /* Tokens whose activations are in memory at once inside a layer. Enough that a weight block that is
- * expanded serves many tokens; the buffers of a chunk of Pro's attention take some 100 MB. Between
+ * expanded serves many tokens; the buffers of a chunk of Pro's attention take some 200 MB. Between
  * chunks a step can be stopped. */
-#define SL_CHUNK_TOKENS 128u
+#define SL_CHUNK_TOKENS 256u
 
 /* The end of the chunk that begins with token `first`. Blocks are whole in their chunk. */
 static inline uint32_t sl_step_chunk_end(const struct sl_step *step, uint32_t first)
