@@ -277,6 +277,7 @@ static void test_pieces(void **state)
                                         &other, &gives_way, NULL),
                          -EBUSY);
         assert_int_equal(pool.is_moving, n <= n_pages);
+        pool.is_moving = false;
         assert_int_equal(sl_kv_cache_far_pages(kept->kv, UINT32_MAX), n <= n_pages ? n : n_pages);
     }
     kv_pool->budget_bytes = budget_bytes;
@@ -286,6 +287,7 @@ static void test_pieces(void **state)
             sl_session_get(&pool, w->tokens, TOKENS, 0, TOKENS, false, &other, &gives_way, NULL),
             -EBUSY);
         assert_true(pool.is_moving);
+        pool.is_moving = false;
         assert_int_equal(sl_kv_cache_far_pages(kept->kv, UINT32_MAX), n);
     }
     assert_int_equal(

@@ -198,9 +198,9 @@ static uint64_t promised_bytes(const struct sl_session_pool *pool)
 }
 
 /* Makes room for a session that is to grow to its target beside the others, with pages on disk
- * where that is to be: of these a piece, and then others have their turn. */
+ * where that is to be: of these a piece, and *has_moved is set. */
 static bool find_room(struct sl_session_pool *pool, const struct sl_kept_session *kept,
-                      uint32_t target_tokens, bool with_pages)
+                      uint32_t target_tokens, bool with_pages, bool *has_moved)
 {
     const bool was_paging = pool->is_paging;
     uint64_t needed;
@@ -210,10 +210,10 @@ static bool find_room(struct sl_session_pool *pool, const struct sl_kept_session
     while (sl_kv_pool_left_bytes(pool->kv_pool) < needed && evict(pool, kept))
         ;
     if (sl_kv_pool_left_bytes(pool->kv_pool) < needed && pool->is_paging)
-        pool->is_moving = sl_session_page_out(pool);
+        *has_moved = sl_session_page_out(pool);
     if (sl_kv_pool_left_bytes(pool->kv_pool) >= needed)
         return true;
-    pool->is_paging = was_paging || pool->is_moving;
+    pool->is_paging = was_paging || *has_moved;
     return false;
 }
 
@@ -229,12 +229,15 @@ static bool should_page(const struct sl_session_pool *pool, const struct sl_kept
 static int check_room(struct sl_session_pool *pool, struct sl_kept_session *kept, uint32_t n_tokens,
                       uint32_t target_tokens, struct sl_err *err)
 {
-    pool->is_moving = false;
+    bool has_moved = false;
+
     pool->is_paging &= pool->n_used > 0;
-    if (find_room(pool, kept, target_tokens, false) ||
-        (!pool->is_moving && should_page(pool, kept) && find_room(pool, kept, target_tokens, true)))
+    if (find_room(pool, kept, target_tokens, false, &has_moved) ||
+        (!has_moved && should_page(pool, kept) &&
+         find_room(pool, kept, target_tokens, true, &has_moved)))
         return 0;
-    if (pool->is_moving || will_have_room(pool, kept))
+    pool->is_moving |= has_moved;
+    if (has_moved || will_have_room(pool, kept))
         return -EBUSY;
     return sl_kv_pool_check(pool->kv_pool, need(kept, n_tokens + 1), "the prompt", err);
 }
@@ -344,8 +347,10 @@ static int come_in(struct sl_session_pool *pool, struct sl_kept_session *kept)
     if (sl_kv_cache_page_in_bytes(kept->kv) == 0 ||
         sl_kv_cache_page_in(kept->kv, pool->piece_pages, &pool->failure) < 0)
         return 0;
-    pool->is_moving = sl_kv_cache_page_in_bytes(kept->kv) > 0;
-    return pool->is_moving ? -EBUSY : 0;
+    if (sl_kv_cache_page_in_bytes(kept->kv) == 0)
+        return 0;
+    pool->is_moving = true;
+    return -EBUSY;
 }
 
 int sl_session_get(struct sl_session_pool *pool, const int32_t *tokens, uint32_t n_tokens,

@@ -59,7 +59,7 @@ struct sl_session_pool {
     struct sl_err failure; /* of the latest page that could not be put there; code 0: none */
     bool is_short;         /* somebody waits for memory of sessions whose images are to be kept */
     uint32_t piece_pages;  /* that go to disk, or come, before others have a layer */
-    bool is_moving;        /* there is more to do */
+    bool is_moving;        /* there is more to do; its owner resets it, and tries again */
     struct sl_kept_session *going_out; /* whose they are; NULL: nobody's */
 };
 

@@ -189,7 +189,7 @@ static const struct argp_option options[] = {
     {"parallel", OPTION_PARALLEL, "N", 0, "texts that are made at a time (default 64)", 0},
     {"small-step", OPTION_SMALL_STEP, "TOKENS", 0,
      "most tokens of a step for those who wait for the next one (default 256)", 0},
-    {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for their turn (default 64)", 0},
+    {"queue", OPTION_QUEUE, "N", 0, "requests that may wait for a turn (default 64)", 0},
     {"max-body", OPTION_MAX_BODY, "SIZE", 0, "the largest request (default 64M)", 0},
     {"state", OPTION_STATE, "FOLDER", 0,
      "where files and batches are kept; \"none\" keeps none (default $XDG_STATE_HOME/sluice)", 0},
