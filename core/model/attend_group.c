@@ -217,21 +217,24 @@ static void hide(float *scores, size_t stride, uint32_t first, uint32_t end)
             scores[n * stride + h] = SL_SCORE_ABSENT;
 }
 
-/* Undoes the rotation of one head's output and puts it where the output projection reads it. */
-static void finish_head(const struct sl_attend_run *in, uint32_t token, uint32_t head, float *out)
+/* Puts one head's output, times a factor and with its rotation undone, where the output projection
+ * reads it. */
+static void finish_head(const struct sl_attend_run *in, uint32_t token, uint32_t head,
+                        const float *out, float factor)
 {
     const struct sl_config *c = in->step->config;
     const struct sl_kernels *k = in->step->compute->kernels;
     const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
-    const struct sl_act_buffer *o = in->o;
     const uint32_t pairs = c->qk_rope_head_dim / 2;
     size_t at = (size_t)(token - in->first) * heads_dim(c) + (size_t)head * c->head_dim;
+    float *o = in->o->f32 + at;
 
-    k->rotate(pairs, out + c->head_dim - 2 * pairs, in->step->cosine[kind] + (size_t)token * pairs,
+    for (uint32_t d = 0; d < c->head_dim; d++)
+        o[d] = out[d] * factor;
+    k->rotate(pairs, o + c->head_dim - 2 * pairs, in->step->cosine[kind] + (size_t)token * pairs,
               in->step->sine[kind] + (size_t)token * pairs, -1.0f);
-    memcpy(o->f32 + at, out, c->head_dim * sizeof(float));
-    if (o->bf16)
-        k->to_bf16(c->head_dim, out, o->bf16 + at);
+    if (in->o->bf16)
+        k->to_bf16(c->head_dim, o, in->o->bf16 + at);
 }
 
 /* Scores of entries first to end. */
@@ -293,14 +296,12 @@ void sl_attend_finish(const struct sl_attend_run *in, const struct sl_attend_bun
 
     for (uint32_t h = 0; h < SL_R16_ROWS; h++) {
         uint32_t head = tile % tiles * SL_R16_ROWS + h, row = i * SL_R16_ROWS + h;
-        float *out = bundle->sums + row * sl_r16_padded_rows(c->head_dim);
-        const float factor = 1.0f / bundle->total[row];
 
         if (head >= c->num_attention_heads)
             return;
-        for (uint32_t d = 0; d < c->head_dim; d++)
-            out[d] = out[d] * factor;
-        finish_head(in, bundle->group->first + tile / tiles, head, out);
+        finish_head(in, bundle->group->first + tile / tiles, head,
+                    bundle->sums + row * sl_r16_padded_rows(c->head_dim),
+                    1.0f / bundle->total[row]);
     }
 }
 
@@ -330,7 +331,7 @@ static void attend_exact(const struct sl_attend_run *in, const struct sl_attend_
                         in->q + (token - in->first) * sl_r16_padded_rows(heads_dim(c)) +
                             (size_t)head * c->head_dim,
                         room->exact_entries, in->weights->attn_sink[head], room->exact_p, out);
-        finish_head(in, token, head, out);
+        finish_head(in, token, head, out, 1.0f);
     }
 }
 
