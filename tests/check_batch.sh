@@ -156,20 +156,22 @@ check "a batch that is done stays as it is" again
 
 # Some kills are bound to be before anything is kept, so they count only in sum.
 killed() {
-    local n=0 ms
+    local n=0 n_whole=0 ms
 
     while [ "$n" -lt "$kills" ]; do
         ms=$((whole_ms / 4 + RANDOM * whole_ms / 32768))
         timeout -s KILL "$(printf %d.%03d $((ms / 1000)) $((ms % 1000)))" \
             "$sluice" batch run "$model" in.jsonl killed.jsonl --ram 2G --journal-every 0.1 \
             2>>stderrs
-        [ $? = 137 ] || { # done before the kill: begin again
+        if [ $? = 137 ]; then
+            n=$((n + 1))
+        else # done before the kill: begin again
             same killed.jsonl || return 1
             rm -rf killed.jsonl*
-        }
-        n=$((n + 1))
+            n_whole=$((n_whole + 1))
+        fi
     done
-    run killed.jsonl && same killed.jsonl && [ "$(sort killed.jsonl | uniq -d | wc -l)" = 0 ]
+    run killed.jsonl && same killed.jsonl && echo "$n_whole more batches were done meanwhile"
 }
 check "killed $kills times, the results are the same bytes" killed
 
