@@ -159,7 +159,7 @@ killed() {
     local n=0 n_whole=0 ms
 
     while [ "$n" -lt "$kills" ]; do
-        ms=$((whole_ms / 4 + RANDOM * whole_ms / 32768))
+        ms=$((whole_ms / 5 + RANDOM * whole_ms / 40960))
         timeout -s KILL "$(printf %d.%03d $((ms / 1000)) $((ms % 1000)))" \
             "$sluice" batch run "$model" in.jsonl killed.jsonl --ram 2G --journal-every 0.1 \
             2>>stderrs

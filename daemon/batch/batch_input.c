@@ -254,11 +254,9 @@ static int take_lines(struct sl_batch_input *input, uint64_t until_ns, struct sl
     size_t at = 0;
     int rc = 0;
 
-    while (rc == 0) {
+    while (rc == 0 && at + r->scanned < r->buffer.length) {
         const char *from = r->buffer.data + at;
-        const char *end = r->buffer.length > at + r->scanned
-                              ? memchr(from + r->scanned, '\n', r->buffer.length - at - r->scanned)
-                              : NULL;
+        const char *end = memchr(from + r->scanned, '\n', r->buffer.length - at - r->scanned);
 
         if (!end) {
             r->scanned = r->buffer.length - at;
