@@ -9,8 +9,8 @@
  * eight times that is an int8), the codes take the difference and the rows have one scale: then a
  * token's factor is one number. BF16 tiles would spare the conversion to float32, but took longer.
  *
- * Columns are taken in chunks, whose weights are decoded once for all tokens, in the order that
- * they have in memory, which is the one that tiles need. */
+ * A group of 128 columns of a tile is decoded once for all tokens, in the order that it has in
+ * memory, which is the one that tiles need. While one group is added the next is multiplied. */
 #include <stdbool.h>
 #include <string.h>
 
@@ -122,6 +122,7 @@ static ALWAYS_INLINE void level_block(const uint8_t *codes, __m128i levels,
     }
 }
 
+/* Blocks whose scales are near each other get the least of them. */
 static void decode_group(const uint8_t *from, struct group *to)
 {
     const __m512i scales = _mm512_loadu_si512(from);
@@ -214,8 +215,8 @@ static ALWAYS_INLINE void advance_by(size_t n, const struct work *last, const st
         _mm512_store_ps(last->y[t], acc[t]);
 }
 
-/* Adds what was multiplied last, and multiplies the next. x: its activations. Either may be NULL.
- */
+/* Adds what was multiplied last, and multiplies the next by its activations x. Either work may be
+ * NULL. */
 static __attribute__((noinline)) void advance(const struct work *last, const struct work *next,
                                               const int8_t (*x)[UNIT][COLS])
 {
@@ -334,33 +335,41 @@ static void configure(size_t cols, struct tile_config *config)
     }
 }
 
-void sl_matmul_fp4_amx(size_t tile_count, size_t cols, size_t token_count,
-                       const uint8_t *restrict w, const int8_t *restrict x,
-                       const float *restrict x_scale, float *restrict y, size_t y_stride)
+/* Up to 64 tokens. Not inlined, or its panel would lie on the stack beside that of AVX-512. */
+static __attribute__((noinline)) void fp4_tokens(size_t tile_count, size_t cols, size_t n_tokens,
+                                                 const uint8_t *w, const int8_t *x,
+                                                 const float *x_scale, float *y, size_t y_stride)
 {
-    const size_t tile_bytes = sl_r16_fp4_tile_bytes(cols);
     struct tile_config config;
     struct panel panel;
 
     configure(COLS, &config);
-    for (size_t t = 0, n; t < token_count; t += n) {
-        n = token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX;
-        if (n < TOKENS_MIN) {
-            sl_matmul_fp4_avx512vnni(tile_count, cols, n, w, x + t * cols,
-                                     x_scale + t * (cols / COLS), y + t * y_stride, y_stride);
-            break;
-        }
-        tiles_begin(&config);
-        for (size_t c = 0; c < cols; c += PANEL_COLS) {
-            const size_t n_cols = cols - c < PANEL_COLS ? cols - c : PANEL_COLS;
+    tiles_begin(&config);
+    for (size_t c = 0; c < cols; c += PANEL_COLS) {
+        const size_t n_cols = cols - c < PANEL_COLS ? cols - c : PANEL_COLS;
 
-            fill_panel(&panel, n_cols / COLS, cols, n, x + t * cols + c,
-                       x_scale + (t * cols + c) / COLS);
-            add_panel_tiles(c == 0, &panel, n_cols / SL_FP4_GROUP_COLS, tile_count, tile_bytes, n,
-                            w + c / SL_FP4_GROUP_COLS * SL_FP4_GROUP_BYTES, y + t * y_stride,
-                            y_stride);
-        }
-        tiles_end();
+        fill_panel(&panel, n_cols / COLS, cols, n_tokens, x + c, x_scale + c / COLS);
+        add_panel_tiles(c == 0, &panel, n_cols / SL_FP4_GROUP_COLS, tile_count,
+                        sl_r16_fp4_tile_bytes(cols), n_tokens,
+                        w + c / SL_FP4_GROUP_COLS * SL_FP4_GROUP_BYTES, y, y_stride);
+    }
+    tiles_end();
+}
+
+void sl_matmul_fp4_amx(size_t tile_count, size_t cols, size_t token_count,
+                       const uint8_t *restrict w, const int8_t *restrict x,
+                       const float *restrict x_scale, float *restrict y, size_t y_stride)
+{
+    for (size_t t = 0, n; t < token_count; t += n) {
+        const int8_t *from = x + t * cols;
+        const float *from_scale = x_scale + t * (cols / COLS);
+
+        n = token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX;
+        if (n < TOKENS_MIN)
+            sl_matmul_fp4_avx512vnni(tile_count, cols, n, w, from, from_scale, y + t * y_stride,
+                                     y_stride);
+        else
+            fp4_tokens(tile_count, cols, n, w, from, from_scale, y + t * y_stride, y_stride);
     }
 }
 
