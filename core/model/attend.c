@@ -15,7 +15,8 @@
  * of a million tokens such a group takes 17 MB. */
 #define LARGEST_GROUPS_MAX 16u
 
-#define TOGETHER_MAX 64u /* groups that all threads work on together */
+/* Groups that all threads work on together. No more threads take groups alone, two each or more. */
+#define TOGETHER_MAX (SL_CHUNK_TOKENS / 2)
 #define ITEM_ENTRIES 64u /* gathered by a thread at a time; whole blocks */
 
 /* The groups that threads take alone come in slices, between which the drives are looked after and
@@ -175,7 +176,7 @@ static uint32_t set_up_groups(struct sl_attend *a, const struct sl_attend_run *r
 static void lend(const struct sl_attend *a, const struct sl_config *c, uint32_t place,
                  uint32_t entry, struct sl_attend_group *group)
 {
-    sl_assert(place < a->n_places); /* a chunk has groups for two rounds of 64 threads at most */
+    sl_assert(place < a->n_places);
     group->chosen = a->chosen + (size_t)place * c->index_topk;
     if (!a->rows)
         return;
