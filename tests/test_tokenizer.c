@@ -568,6 +568,72 @@ static void test_ids_of_odd_files(void **state)
     }
 }
 
+/* Makes the file one whose tables jansson reads. Returns NULL where it has no "model" that can be
+ * spelled otherwise. */
+static char *spelled_otherwise(const char *text)
+{
+    const char *key = strstr(text, "\"model\"");
+    char *other;
+
+    if (!key || asprintf(&other, "%.*s\"mod\\u0065l\"%s", (int)(key - text), text, key + 7) < 0)
+        return NULL;
+    return other;
+}
+
+static void assert_same_tokens(const struct sl_tokenizer *tok, const struct sl_tokenizer *other)
+{
+    assert_int_equal(sl_tokenizer_id_count(tok), sl_tokenizer_id_count(other));
+    for (uint32_t id = 0; id < sl_tokenizer_id_count(tok); id++) {
+        size_t length = 0, other_length = 0;
+        const uint8_t *bytes = sl_tokenizer_bytes(tok, id, &length);
+        const uint8_t *other_bytes = sl_tokenizer_bytes(other, id, &other_length);
+
+        assert_int_equal(length, other_length);
+        if (length > 0)
+            assert_memory_equal(bytes, other_bytes, length);
+    }
+}
+
+/* Plain tables are read in a quick way, others by jansson: the same comes of both, whichever byte
+ * of a file is another. */
+static void test_tables_are_read_both_ways(void **state)
+{
+    static const char bytes[] = "\"\\{}[]:, 019a.-\n\x01\x80\xC3\xE4";
+    uint32_t n_taken = 0, n_refused = 0;
+    uint64_t seed = 7;
+    size_t length;
+    char *text;
+
+    (void)state;
+    assert_int_equal(
+        sl_file_read_all(SMALL_PATH, SL_TOKENIZER_FILE_BYTES_MAX, &text, &length, NULL), 0);
+    for (uint32_t i = 0; i < 4000; i++) {
+        const size_t at = next_random(&seed) % length;
+        const char was = text[at];
+        struct sl_tokenizer *quick = NULL, *slow = NULL;
+        char *other;
+        int rc;
+
+        if (i > 0)
+            text[at] = bytes[next_random(&seed) % (sizeof(bytes) - 1)];
+        other = spelled_otherwise(text);
+        if (other) {
+            rc = sl_tokenizer_parse(&quick, text, strlen(text), "file", NULL);
+            assert_int_equal(sl_tokenizer_parse(&slow, other, strlen(other), "file", NULL), rc);
+            if (rc == 0)
+                assert_same_tokens(quick, slow);
+            n_taken += rc == 0;
+            n_refused += rc < 0;
+        }
+        sl_tokenizer_close(quick);
+        sl_tokenizer_close(slow);
+        free(other);
+        text[at] = was;
+    }
+    free(text);
+    assert_true(n_taken > 200 && n_refused > 200);
+}
+
 static void test_files_that_cannot_be_read(void **state)
 {
     struct sl_tokenizer *tok = NULL;
@@ -794,6 +860,7 @@ int main(void)
         cmocka_unit_test(test_files_that_are_refused),
         cmocka_unit_test(test_files_that_are_taken),
         cmocka_unit_test(test_ids_of_odd_files),
+        cmocka_unit_test(test_tables_are_read_both_ways),
         cmocka_unit_test(test_files_that_cannot_be_read),
         cmocka_unit_test(test_expression_that_takes_for_ever),
         cmocka_unit_test(test_empty_matches),

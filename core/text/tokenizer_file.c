@@ -13,8 +13,8 @@
 #include "core/text/tokenizer.h"
 #include "core/text/tokenizer_internal.h"
 #include "core/text/tokenizer_keys.h"
+#include "core/text/tokenizer_tables.h"
 
-#define MERGE_BYTES_MAX 4096u
 #define NO_ID UINT32_MAX
 
 /* ByteLevel writes each byte as one character: the printable ones of Latin-1 as themselves, the
@@ -25,7 +25,7 @@ struct reader {
     struct sl_tokenizer *tok;
     const char *where;
     struct sl_err *err;
-    const json_t *vocab;
+    struct sl_tokenizer_tables tables;
     int16_t byte_of[ALPHABET_SIZE]; /* by code point; -1 where there is none */
     uint32_t byte_ids[256];
 };
@@ -221,22 +221,18 @@ static int get_id(const struct reader *reader, const json_t *value, const char *
     return 0;
 }
 
-/* One more than the highest id in vocabulary and added tokens, all of which are checked here. */
+/* One more than the highest id in vocabulary and added tokens; those of the latter are checked. */
 static int count_ids(const struct reader *reader, const json_t *added, uint32_t *ret_n_ids)
 {
+    const struct sl_tokenizer_tables *tables = &reader->tables;
     const json_t *value;
     uint32_t id = 0, n_ids = 0;
     const char *key;
     size_t i;
     int rc;
 
-    json_object_foreach((json_t *)reader->vocab, key, value)
-    {
-        rc = get_id(reader, value, key, &id);
-        if (rc < 0)
-            return rc;
-        n_ids = id < n_ids ? n_ids : id + 1;
-    }
+    for (i = 0; i < tables->n_vocab; i++)
+        n_ids = tables->vocab[i].id < n_ids ? n_ids : tables->vocab[i].id + 1;
     json_array_foreach(added, i, value)
     {
         rc = sl_json_get_string(value, "content", &key, reader->where, reader->err);
@@ -263,14 +259,12 @@ static int read_vocab(struct reader *reader)
 {
     struct sl_tokenizer *tok = reader->tok;
     char quoted[QUOTE_BYTES];
-    const json_t *value;
-    const char *key;
 
     memset(reader->byte_ids, 0xFF, sizeof(reader->byte_ids));
-    json_object_foreach((json_t *)reader->vocab, key, value)
-    {
-        uint32_t id = (uint32_t)json_integer_value(value);
-        size_t length = strlen(key); /* a zero byte in a key is refused by jansson */
+    for (size_t i = 0; i < reader->tables.n_vocab; i++) {
+        const char *key = reader->tables.vocab[i].text;
+        const size_t length = reader->tables.vocab[i].length;
+        const uint32_t id = reader->tables.vocab[i].id;
         uint8_t *bytes = tok->bytes + tok->n_bytes;
         int32_t n = from_alphabet(reader, key, length, bytes);
 
@@ -299,15 +293,15 @@ static int add_token(struct reader *reader, const json_t *entry, struct sl_added
     uint32_t id = (uint32_t)json_integer_value(json_object_get(entry, "id"));
     const char *content = json_string_value(json_object_get(entry, "content"));
     size_t length = strlen(content);
-    const json_t *in_vocab = json_object_get(reader->vocab, content);
+    const struct sl_vocab_entry *in_vocab =
+        sl_tokenizer_tables_find(&reader->tables, content, length);
 
     if (length == 0 || length > SL_ADDED_TOKEN_BYTES_MAX)
         return refuse(reader, -SL_EFORMAT, "content", "1 to 256 bytes");
     for (size_t i = 0; i < SL_ARRAY_LEN(unsupported); i++)
         if (!is_off(json_object_get(entry, unsupported[i])))
             return refuse(reader, -SL_EUNSUPPORTED, unsupported[i], "false");
-    if (in_vocab ? (uint32_t)json_integer_value(in_vocab) != id
-                 : tok->tokens[id].flags & SL_TOKEN_KNOWN)
+    if (in_vocab ? in_vocab->id != id : tok->tokens[id].flags & SL_TOKEN_KNOWN)
         return refuse(reader, -SL_EFORMAT, "id", "one that no other token has");
     *ret_added =
         (struct sl_added_token){.bytes = tok->bytes + tok->n_bytes,
@@ -335,7 +329,7 @@ static int compare_added(const void *left, const void *right)
  * the vocabulary. Where that gives others it is not known which the model was trained with. */
 static int check_added_ids(const struct reader *reader, const json_t *list)
 {
-    uint32_t next = (uint32_t)json_object_size(reader->vocab);
+    uint32_t next = (uint32_t)reader->tables.n_vocab;
     char quoted[QUOTE_BYTES];
     const json_t *entry;
     size_t i;
@@ -345,7 +339,7 @@ static int check_added_ids(const struct reader *reader, const json_t *list)
         uint32_t id = (uint32_t)json_integer_value(json_object_get(entry, "id"));
         const char *content = json_string_value(json_object_get(entry, "content"));
 
-        if (!json_object_get(reader->vocab, content) && id != next)
+        if (!sl_tokenizer_tables_find(&reader->tables, content, strlen(content)) && id != next)
             return add_note(reader,
                             "%s gives \"%s\" the id %u; Hugging Face's tokenizers, which count the "
                             "ids of added tokens themselves, would give it %u",
@@ -394,72 +388,39 @@ static int read_added(struct reader *reader, const json_t *list)
     return 0;
 }
 
-/* Both forms of a merge, "a b" and ["a", "b"], as one text and the place where b begins. */
-static bool merge_parts(const json_t *merge, char text[MERGE_BYTES_MAX], size_t *ret_left,
-                        size_t *ret_length)
+static int read_merge(const struct reader *reader, uint32_t rank)
 {
-    const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
-    const char *a = json_string_value(left), *b = json_string_value(right), *space;
-    size_t n_a = json_string_length(left), n_b = json_string_length(right);
-
-    if (json_is_string(merge)) {
-        a = json_string_value(merge);
-        space = strchr(a, ' ');
-        if (!space || strchr(space + 1, ' '))
-            return false;
-        b = space + 1;
-        n_a = (size_t)(space - a);
-        n_b = json_string_length(merge) - n_a - 1;
-    } else if (json_array_size(merge) != 2 || !a || !b) {
-        return false;
-    }
-    if (n_a == 0 || n_b == 0 || n_a > MERGE_BYTES_MAX / 2 || n_b > MERGE_BYTES_MAX / 2)
-        return false;
-    memcpy(text, a, n_a);
-    memcpy(text + n_a, b, n_b);
-    *ret_left = n_a;
-    *ret_length = n_a + n_b;
-    return true;
-}
-
-static int read_merge(const struct reader *reader, const json_t *merge, uint32_t rank)
-{
-    char text[MERGE_BYTES_MAX], quoted[QUOTE_BYTES];
-    size_t left, length;
-
-    if (!merge_parts(merge, text, &left, &length))
-        return sl_err_set(reader->err, -SL_EFORMAT,
-                          "%s: model.merges[%u]: expected \"a b\" or [\"a\", \"b\"]", reader->where,
-                          rank);
-
+    const struct sl_merge_entry *merge = &reader->tables.merges[rank];
+    const size_t left = merge->left_length, length = merge->length;
     const struct {
         const char *text;
         size_t length;
-    } names[3] = {{text, left}, {text + left, length - left}, {text, length}};
+    } names[3] = {{merge->text, left}, {merge->text + left, length - left}, {merge->text, length}};
+    char quoted[QUOTE_BYTES];
     uint32_t ids[3];
 
     for (int i = 0; i < 3; i++) {
-        const json_t *id = json_object_getn(reader->vocab, names[i].text, names[i].length);
+        const struct sl_vocab_entry *entry =
+            sl_tokenizer_tables_find(&reader->tables, names[i].text, names[i].length);
 
-        if (!id)
+        if (!entry)
             return sl_err_set(reader->err, -SL_EFORMAT,
                               "%s: model.merges[%u]: \"%s\" is not in model.vocab", reader->where,
                               rank, quote(quoted, names[i].text, names[i].length));
-        ids[i] = (uint32_t)json_integer_value(id);
+        ids[i] = entry->id;
     }
     if (reader->tok->tokens[ids[2]].flags & SL_TOKEN_ADDED)
         return sl_err_set(reader->err, -SL_EUNSUPPORTED,
                           "%s: model.merges[%u] makes the added token \"%s\", so plain text would "
                           "yield it",
-                          reader->where, rank, quote(quoted, text, length));
+                          reader->where, rank, quote(quoted, merge->text, length));
     sl_bpe_add_merge(reader->tok->bpe, ids[0], ids[1], rank, ids[2]);
     return 0;
 }
 
-static int read_merges(struct reader *reader, const json_t *model)
+static int read_merges(struct reader *reader)
 {
-    const json_t *merges = json_object_get(model, "merges");
-    size_t n = json_array_size(merges);
+    const size_t n = reader->tables.n_merges;
     int rc;
 
     if (n == 0)
@@ -468,26 +429,80 @@ static int read_merges(struct reader *reader, const json_t *model)
     if (!reader->tok->bpe)
         return sl_err_set(reader->err, -ENOMEM, "%s: out of memory", reader->where);
     for (size_t i = 0; i < n; i++) {
-        rc = read_merge(reader, json_array_get(merges, i), (uint32_t)i);
+        rc = read_merge(reader, (uint32_t)i);
         if (rc < 0)
             return rc;
     }
     return 0;
 }
 
-static int read_model(struct reader *reader, const json_t *root)
+/* Puts a merge of either form, "a b" or ["a", "b"], into the tables. */
+static int fill_merge(struct reader *reader, const json_t *merge, size_t rank)
+{
+    const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
+    const char *a = json_string_value(left), *b = json_string_value(right), *space;
+    size_t n_a = json_string_length(left), n_b = json_string_length(right);
+
+    if (json_is_string(merge)) {
+        a = json_string_value(merge);
+        space = strchr(a, ' ');
+        b = space && !strchr(space + 1, ' ') ? space + 1 : NULL;
+        n_a = b ? (size_t)(space - a) : 0;
+        n_b = b ? json_string_length(merge) - n_a - 1 : 0;
+    } else if (json_array_size(merge) != 2) {
+        a = NULL;
+    }
+    if (!a || !b || n_a == 0 || n_b == 0)
+        return sl_err_set(reader->err, -SL_EFORMAT,
+                          "%s: model.merges[%zu]: expected \"a b\" or [\"a\", \"b\"]",
+                          reader->where, rank);
+    return sl_tokenizer_tables_add_merge(&reader->tables, a, n_a, b, n_b);
+}
+
+/* Fills the tables from the values of a file that is not plain. */
+static int fill_tables(struct reader *reader, const json_t *model, size_t length)
+{
+    const json_t *vocab = json_object_get(model, "vocab"), *value;
+    struct sl_tokenizer_tables *tables = &reader->tables;
+    const char *key;
+    uint32_t id = 0;
+    size_t i;
+    int rc;
+
+    if (!json_is_object(vocab))
+        return refuse(reader, -SL_EFORMAT, "model.vocab", "an object");
+    rc = sl_tokenizer_tables_begin(tables, length);
+    json_object_foreach((json_t *)vocab, key, value)
+    {
+        if (rc == 0)
+            rc = get_id(reader, value, key, &id);
+        if (rc == 0) /* a zero byte in a key is refused by jansson */
+            rc = sl_tokenizer_tables_add(tables, key, strlen(key), id);
+    }
+    json_array_foreach(json_object_get(model, "merges"), i, value)
+    {
+        if (rc == 0)
+            rc = fill_merge(reader, value, i);
+    }
+    if (rc == 0)
+        rc = sl_tokenizer_tables_index(tables);
+    return rc == -ENOMEM ? sl_err_set(reader->err, rc, "%s: out of memory", reader->where) : rc;
+}
+
+/* `length` is the file's. */
+static int read_model(struct reader *reader, const json_t *root, size_t length)
 {
     const json_t *model, *added = json_object_get(root, "added_tokens");
     int rc = get_typed(reader, root, "model", "BPE", &model);
 
     if (rc < 0)
         return rc;
-    reader->vocab = json_object_get(model, "vocab");
-    if (!json_is_object(reader->vocab))
-        return refuse(reader, -SL_EFORMAT, "model.vocab", "an object");
     if (added && !json_is_array(added))
         return refuse(reader, -SL_EFORMAT, "added_tokens", "a list");
-    rc = count_ids(reader, added, &reader->tok->n_tokens);
+    if (!reader->tables.slots)
+        rc = fill_tables(reader, model, length);
+    if (rc == 0)
+        rc = count_ids(reader, added, &reader->tok->n_tokens);
     if (rc < 0)
         return rc;
     reader->tok->tokens = calloc(reader->tok->n_tokens + 1, sizeof(*reader->tok->tokens));
@@ -498,7 +513,7 @@ static int read_model(struct reader *reader, const json_t *root)
         rc = read_added(reader, added);
     if (rc == 0)
         rc = check_added_ids(reader, added);
-    return rc < 0 ? rc : read_merges(reader, model);
+    return rc < 0 ? rc : read_merges(reader);
 }
 
 int sl_tokenizer_parse(struct sl_tokenizer **ret_tok, const char *json, size_t length,
@@ -512,7 +527,11 @@ int sl_tokenizer_parse(struct sl_tokenizer **ret_tok, const char *json, size_t l
     if (length > SL_TOKENIZER_FILE_BYTES_MAX)
         return sl_err_set(err, -SL_EFORMAT, "%s: %zu bytes, expected at most %u", where, length,
                           SL_TOKENIZER_FILE_BYTES_MAX);
-    rc = sl_json_parse(&root, json, length, where, err);
+    rc = sl_tokenizer_tables_cut(&reader.tables, json, length, &root);
+    if (rc < 0)
+        return sl_err_set(err, rc, "%s: out of memory", where);
+    if (rc == 0)
+        rc = sl_json_parse(&root, json, length, where, err);
     if (rc < 0)
         return rc;
     reader.tok = calloc(1, sizeof(*reader.tok));
@@ -529,13 +548,14 @@ int sl_tokenizer_parse(struct sl_tokenizer **ret_tok, const char *json, size_t l
     if (rc == 0)
         rc = get_typed(&reader, root, "decoder", "ByteLevel", &decoder);
     if (rc == 0)
-        rc = read_model(&reader, root);
+        rc = read_model(&reader, root, length);
     if (rc < 0)
         goto out;
     *ret_tok = reader.tok;
     reader.tok = NULL;
 out:
     sl_tokenizer_close(reader.tok);
+    sl_tokenizer_tables_free(&reader.tables);
     json_decref(root);
     return rc;
 }
