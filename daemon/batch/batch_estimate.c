@@ -7,10 +7,10 @@
 
 #define SAMPLE_S 0.5
 
-/* Measurements fade to 1 / e in half of the time that there were any, and in no less than that:
- * costs of tokens change with the cache, with the lengths of texts and with who else is served, but
- * steps may take minutes, and users come and go. */
-#define FADE_S_MIN 900.0
+/* Measurements fade to 1 / e in a third of the time that there were any, and in no less than that:
+ * costs of tokens change with the cache, with the lengths of texts and with who else is served, and
+ * a cold start is to be forgotten, but steps may take minutes, and users come and go. */
+#define FADE_S_MIN 60.0
 #define RATE_FADE_S 60.0
 
 /* Items that are dealt out one by one; of more, the end matters little. Who is the last to end is
@@ -39,7 +39,7 @@ static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sam
 {
     const double wait_s = fmin(s->wait_seconds - e->last.wait_seconds, now[SECONDS]);
     const double empty_steps = EMPTY_SHARE * now[STEPS] / now[SECONDS];
-    const double fade = exp(-now[SECONDS] / fmax(e->elapsed_s / 2, FADE_S_MIN));
+    const double fade = exp(-now[SECONDS] / fmax(e->elapsed_s / 3, FADE_S_MIN));
     const double rate_fade = exp(-now[SECONDS] / RATE_FADE_S);
     const double n_decoding = (e->last.n_decoding + s->n_decoding) / 2.0;
     const bool is_full = e->last.items_wait && s->items_wait;

@@ -49,7 +49,7 @@ static void count_waiting(struct sl_batch *batch, uint32_t item_index, int n)
 {
     const struct sl_estimate_item item = waiting_item(batch, item_index);
 
-    if (item.n_texts > 0)
+    if (batch->input->items[item_index].n_prompt_tokens > 0)
         sl_estimate_waiting_add(&batch->waiting, &item, n);
 }
 

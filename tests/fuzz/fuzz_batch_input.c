@@ -84,6 +84,7 @@ static uint32_t longest_of(const struct sl_batch_input *input, uint64_t group)
 
 static void check_order(const struct sl_batch_input *input)
 {
+    uint64_t n_computed = 0;
     uint8_t *seen = calloc((size_t)input->n_items + 1, 1);
     const struct sl_batch_item *before = NULL;
 
@@ -96,8 +97,13 @@ static void check_order(const struct sl_batch_input *input)
             for (uint32_t k = 0; k < i; k++) /* its group begins here */
                 sl_assert(input->items[input->order[k]].group != item->group);
         sl_assert(!before || longest_of(input, before->group) >= longest_of(input, item->group));
+        sl_assert(item->n_distinct_tokens <= item->n_prompt_tokens &&
+                  item->n_shared_tokens <= item->n_distinct_tokens &&
+                  (before || item->n_shared_tokens == 0));
+        n_computed += item->n_distinct_tokens - item->n_shared_tokens;
         before = item;
     }
+    sl_assert(n_computed == input->n_computed_tokens);
     free(seen);
 }
 
