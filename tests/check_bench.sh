@@ -107,6 +107,7 @@ prefill() {
 }
 check "bench prefill" prefill
 check "... behind tokens that are not computed" prefill --position 9000
+check "... from an empty cache" prefill --cold
 check "a table for people" bash -c "
     '$sluice' bench prefill '$model' --tokens 8 --runs 1 2>/dev/null | grep -q '^prefill  .*tokens/s .*%'"
 
@@ -176,7 +177,7 @@ check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
 check "a prompt in lockstep" misuse 2 "are for decode" prefill "$model" --sequences 8
 check "a number of texts that is none" misuse 2 "--sequences takes" decode "$model" --sequences 1,
 check "cold and warm" misuse 2 "exclude each other" decode "$model" --cold --warm
-check "a cold prefill" misuse 2 "are for decode" prefill "$model" --cold
+check "a warm prefill" misuse 2 "--warm is for decode" prefill "$model" --warm
 check "no drives" misuse 2 "MODEL or FILE is missing" io
 check "no such file" misuse 1 "/nowhere: " io /nowhere
 check "an empty file" misuse 1 "too small to be timed" io /dev/null

@@ -119,8 +119,8 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         command->warm = true;
         return 0;
     case ARGP_KEY_END:
-        if (command->prefill && (command->cold || command->warm))
-            argp_error(state, "--cold and --warm are for decode");
+        if (command->prefill && command->warm)
+            argp_error(state, "--warm is for decode");
         if (command->prefill && (command->n_texts_max > 1 || command->prompt_rows > 0))
             argp_error(state, "--sequences and --prompt-rows are for decode");
         if (command->cold && command->warm)
@@ -435,7 +435,7 @@ static int bench_model(int argc, char **argv, bool prefill)
          "begin behind N tokens, whose entries and keys are random ones: they are not computed", 0},
         {"file", 'f', "FILE", 0, "take the tokens from this text; - is standard input", 0},
         {"seed", OPTION_SEED, "S", 0, "other random tokens (default 0)", 0},
-        {"cold", OPTION_COLD, NULL, 0, "decode: begin each run with an empty cache", 0},
+        {"cold", OPTION_COLD, NULL, 0, "begin each run with an empty cache", 0},
         {"warm", OPTION_WARM, NULL, 0,
          "decode: begin with what a cache of this size holds after as much of the text", 0},
         {"json", OPTION_JSON, NULL, 0, "one JSON object a line", 0},
