@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,7 @@ struct renamed {
 
 struct crash_writer {
     struct sl_file_writer writer; /* first */
+    pthread_mutex_t lock;         /* guards the rest in calls of the writer */
     uint64_t random, nth, count;
     int fail_code;
     bool dead;
@@ -301,24 +303,57 @@ static int cut_file(struct sl_file_writer *writer, const char *path, uint64_t si
     return rc ? -EIO : 0;
 }
 
+/* ---- for any thread ----------------------------------------------------------------------------
+ */
+
+#define LOCKED(operation, parameters, arguments)                                                   \
+    static int locked_##operation parameters                                                       \
+    {                                                                                              \
+        int rc;                                                                                    \
+                                                                                                   \
+        pthread_mutex_lock(&of(writer)->lock);                                                     \
+        rc = operation arguments;                                                                  \
+        pthread_mutex_unlock(&of(writer)->lock);                                                   \
+        return rc;                                                                                 \
+    }
+
+LOCKED(make_folder, (struct sl_file_writer * writer, const char *path), (writer, path))
+LOCKED(sync_folder, (struct sl_file_writer * writer, const char *path), (writer, path))
+LOCKED(open_file, (struct sl_file_writer * writer, const char *path, bool bulk, int *ret_file),
+       (writer, path, bulk, ret_file))
+LOCKED(open_kept, (struct sl_file_writer * writer, const char *path, int *ret_file),
+       (writer, path, ret_file))
+LOCKED(write_file,
+       (struct sl_file_writer * writer, int file, uint64_t offset_bytes, const void *data,
+        uint64_t size_bytes),
+       (writer, file, offset_bytes, data, size_bytes))
+LOCKED(sync_file, (struct sl_file_writer * writer, int file), (writer, file))
+LOCKED(rename_file, (struct sl_file_writer * writer, const char *from, const char *to),
+       (writer, from, to))
+LOCKED(leads, (struct sl_file_writer * writer, const char *path, int file), (writer, path, file))
+LOCKED(remove_file, (struct sl_file_writer * writer, const char *path), (writer, path))
+LOCKED(cut_file, (struct sl_file_writer * writer, const char *path, uint64_t size_bytes),
+       (writer, path, size_bytes))
+
 struct crash_writer *crash_writer_open(uint64_t seed, uint64_t nth, int fail_code)
 {
     static const struct sl_file_writer_ops ops = {
-        .make_folder = make_folder,
-        .sync_folder = sync_folder,
-        .open = open_file,
-        .open_kept = open_kept,
-        .write = write_file,
-        .sync = sync_file,
+        .make_folder = locked_make_folder,
+        .sync_folder = locked_sync_folder,
+        .open = locked_open_file,
+        .open_kept = locked_open_kept,
+        .write = locked_write_file,
+        .sync = locked_sync_file,
         .close = close_file,
-        .rename = rename_file,
-        .leads = leads,
-        .remove = remove_file,
-        .cut = cut_file,
+        .rename = locked_rename_file,
+        .leads = locked_leads,
+        .remove = locked_remove_file,
+        .cut = locked_cut_file,
     };
     struct crash_writer *w = calloc(1, sizeof(*w));
 
     sl_assert(w);
+    pthread_mutex_init(&w->lock, NULL);
     w->writer.ops = &ops;
     w->random = seed;
     w->nth = nth;
@@ -411,6 +446,7 @@ bool crash_writer_close(struct crash_writer *w)
         if (below(w, 2))
             unlink(w->names[i]);
     }
+    pthread_mutex_destroy(&w->lock);
     free(w);
     return dead;
 }

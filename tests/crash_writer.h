@@ -5,7 +5,9 @@
  * and lost, files have any size between what was synced and what was written, and names that were
  * made since their folder was synced may be gone, or lead to the file that had them before; a cut
  * file may be as it was, or cut anywhere behind that place. The catalog's commits are LMDB's own
- * and are as durable as it makes them; the name of its file is one like others. */
+ * and are as durable as it makes them; the name of its file is one like others.
+ *
+ * Calls of the writer may come from any thread. */
 #ifndef SL_TESTS_CRASH_WRITER_H
 #define SL_TESTS_CRASH_WRITER_H
 
