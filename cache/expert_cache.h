@@ -9,8 +9,9 @@
  * A predicted expert is loaded when all that is demanded has landed, so into time in which the
  * drives had nothing to do. When the next demand does not name it, it is given up: reads that have
  * not begun are cancelled, and its slot is quarantined until the others are back; an expert that
- * has landed stays until it is evicted. In a sweep the cache itself prefetches the next layer's
- * experts in the order in which they lie on disk.
+ * has landed stays until it is evicted. With `paced` such loads have slots of their own, which are
+ * empty again then, and are begun only where they are found to pay. In a sweep the cache itself
+ * prefetches the next layer's experts in the order in which they lie on disk.
  *
  * A demand asks for all its misses at once, as far as slots and staging buffers allow, and for the
  * others as loads land and pins are released. A failed load ends its demand only: other loads in

@@ -1,7 +1,7 @@
 /* The two large tables of tokenizer.json: the vocabulary and the merges, in the order of the file.
  *
- * Jansson would make some hundred thousand values of them, which take three searches for each merge.
- * So they are read from the text, in the way that tokenizers are written in, and the rest of
+ * Jansson would make some hundred thousand values of them, which take three searches for each
+ * merge. So they are read from the text, in the way that tokenizers are written in, and the rest of
  * the file by jansson. A file with anything else in them, be it an error or another spelling, is
  * left to jansson as a whole, and the tables are filled from its values. */
 #ifndef SL_TEXT_TOKENIZER_TABLES_H
