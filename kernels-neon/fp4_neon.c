@@ -5,16 +5,15 @@
  * A block's weights of four rows fill eight registers and serve all tokens before the next four. */
 #include "kernels-neon/neon.h"
 
-#include <arm_neon.h>
 #include <string.h>
 
-#define ROWS SL_R16_ROWS
+#include "kernels-neon/lanes.h"
+
 #define VECTOR_ROWS 4u
 #define VECTORS (ROWS / VECTOR_ROWS)
 #define WEIGHTS 8u /* vectors that hold a block's 32 columns of four rows */
 #define TOKENS_MAX 64u
 #define TOKENS_AT_ONCE 4u
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 #ifdef SL_NEON_DOT
 #define MATMUL_FP4 sl_matmul_fp4_neondot

@@ -7,23 +7,19 @@
  * float32, and serve four tokens at a time. */
 #include "kernels-neon/neon.h"
 
-#include <arm_neon.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "core/kernels/formats.h"
+#include "kernels-neon/lanes.h"
 
-#define ROWS SL_R16_ROWS
 #define VECTORS (ROWS / 4)
 #define BLOCK_COLS SL_FP8_BLOCK
 #define BLOCK_PAIRS (BLOCK_COLS / 2)
-#define CHAIN_PAIRS                                                                                \
-    (SL_BLOCK_ORDER_COLS / 2) /* pairs that two chains take: the even and the odd                  \
-                               */
+#define CHAIN_PAIRS (SL_BLOCK_ORDER_COLS / 2) /* the even columns' chain, and the odd ones' */
 #define TILES_AT_ONCE 2u
 #define TOKENS_AT_ONCE 4u
 #define TOKENS_MAX 64u
-#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* ---- pairs of columns --------------------------------------------------------------------------
  */
@@ -55,15 +51,6 @@ static ALWAYS_INLINE struct pair load_bf16(const uint8_t *codes)
         pair.odd[v] = odd_bf16(words);
     }
     return pair;
-}
-
-/* Eight e4m3 codes, each in the upper half of a word (the lower is ignored), as float16 numbers
- * 2^-8 times as large: sign, exponent and mantissa only move. What is subnormal stays so. */
-static ALWAYS_INLINE float16x8_t fp8_to_f16(int16x8_t words)
-{
-    int16x8_t bits = vandq_s16(vshrq_n_s16(words, 1), vdupq_n_s16((int16_t)0xbf80));
-
-    return vreinterpretq_f16_s16(bits);
 }
 
 /* e4m3 codes times 2^-8. Conversion from float16 takes subnormal numbers whatever the float mode.
