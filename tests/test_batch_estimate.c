@@ -24,6 +24,7 @@
 
 static const double machines[][3] = {
     {30, 0.05, 0.05}, {30, 0.001, 0.001}, {0.1, 0.01, 0.02}, {2, 0.004, 0.1}};
+static const double past_s[] = {1e-6, 0, 3e-6, 1e-6};
 static const double wait_shares[] = {1, 0.9, 0, 0}; /* of step_s, for drives */
 
 enum answers { ALIKE, EVEN, MOSTLY_SHORT, OFTEN_CUT, OWN_LIMITS, ANSWERS };
@@ -45,7 +46,7 @@ struct item {
 
 struct world {
     const struct kind *kind;
-    double step_s, prompt_s, made_s, wait_share;
+    double step_s, prompt_s, made_s, past_s, wait_share;
     uint32_t n_places;
     struct item items[ITEMS];
     bool is_known[ITEMS]; /* what a group shares was taken in */
@@ -112,6 +113,7 @@ static struct world *make_world(const struct kind *kind, uint32_t number, uint64
     w->step_s = machine[0];
     w->prompt_s = machine[1];
     w->made_s = machine[2];
+    w->past_s = past_s[number % 4];
     w->wait_share = wait_shares[number % 4];
     w->n_places = places[number / 4 % 3];
     for (uint32_t i = 0; i < ITEMS; i++) {
@@ -162,6 +164,14 @@ static void begin_items(struct world *w)
     }
 }
 
+/* Returns the pasts of the last n tokens of what is taken in like a prompt. */
+static double pasts(const struct item *item, uint32_t n)
+{
+    const double n_all = item->n_prompt + item->n_made, first = n_all - n;
+
+    return (n_all * n_all - first * first) / 2;
+}
+
 /* Takes in as much of a prompt as there is room for. Its last token has a step of its own. */
 static uint32_t take_prompt(struct world *w, struct item *item, uint32_t room)
 {
@@ -169,6 +179,7 @@ static uint32_t take_prompt(struct world *w, struct item *item, uint32_t room)
 
     if (n == item->n_left && n > 1)
         n--;
+    w->sample.pasts += pasts(item, item->n_left) - pasts(item, item->n_left - n);
     item->n_left -= n;
     if (item->n_left <= 100)
         w->is_known[item->group] = true;
@@ -198,6 +209,7 @@ static double users_s(struct world *w)
 /* All that decode make a token, or several; what room a step has goes to prompts, in order. */
 static void take_step(struct world *w)
 {
+    const double before = w->sample.pasts;
     uint32_t n_prompt = 0, n_made = 0, n_decoding = 0;
     double seconds;
 
@@ -220,7 +232,8 @@ static void take_step(struct world *w)
     for (uint32_t i = 0; i < ITEMS; i++)
         if (w->items[i].has_begun && w->items[i].n_made >= w->items[i].n_answer)
             end_item(w, &w->items[i]);
-    seconds = (w->step_s + w->prompt_s * n_prompt + w->made_s * n_made) *
+    seconds = (w->step_s + w->prompt_s * n_prompt + w->made_s * n_made +
+               w->past_s * (w->sample.pasts - before)) *
                   (0.95 + fixture_below(w->random, 100) / 1000.0) +
               users_s(w);
     w->seconds += seconds;
@@ -260,6 +273,7 @@ static double note(struct world *w, bool is_wanted)
 
         if (item->has_ended)
             continue;
+        told.pasts = (uint64_t)pasts(item, (uint32_t)told.prompt_tokens);
         if (item->has_begun) {
             running[work.n_running++] = told;
             w->sample.n_begun++;
@@ -267,6 +281,7 @@ static double note(struct world *w, bool is_wanted)
         } else {
             if (is_there[item->group] || w->is_known[item->group])
                 told.prompt_tokens -= item->n_shared;
+            told.pasts = (uint64_t)pasts(item, (uint32_t)told.prompt_tokens);
             sl_estimate_waiting_add(&work.waiting, &told, 1);
         }
         is_there[item->group] = true;

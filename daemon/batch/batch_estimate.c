@@ -28,14 +28,14 @@
  * does. */
 #define EMPTY_SHARE 0.05
 
-enum { STEPS, PROMPT, MADE, SECONDS };
+enum { STEPS, PROMPT, MADE, PASTS, SECONDS, SUMS };
 
 /* ---- costs -------------------------------------------------------------------------------------
  */
 
 /* A long sample is worth as much as its seconds, not the square of them. */
 static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sample *s,
-                       const double now[4])
+                       const double now[SUMS])
 {
     const double wait_s = fmin(s->wait_seconds - e->last.wait_seconds, now[SECONDS]);
     const double empty_steps = EMPTY_SHARE * now[STEPS] / now[SECONDS];
@@ -44,9 +44,9 @@ static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sam
     const double n_decoding = (e->last.n_decoding + s->n_decoding) / 2.0;
     const bool is_full = e->last.items_wait && s->items_wait;
 
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < SUMS; i++) {
         e->totals[i] = fade * e->totals[i] + now[i];
-        for (int k = 0; k < 4; k++)
+        for (int k = 0; k < SUMS; k++)
             e->products[i][k] = fade * e->products[i][k] + now[i] * now[k] / now[SECONDS];
     }
     e->products[STEPS][STEPS] += empty_steps * now[STEPS];
@@ -62,8 +62,9 @@ static void add_sample(struct sl_batch_estimate *e, const struct sl_estimate_sam
 
 void sl_batch_estimate_note(struct sl_batch_estimate *e, const struct sl_estimate_sample *s)
 {
-    const double now[4] = {s->steps - e->last.steps, s->prompt_tokens - e->last.prompt_tokens,
-                           s->made_tokens - e->last.made_tokens, s->seconds - e->last.seconds};
+    const double now[SUMS] = {s->steps - e->last.steps, s->prompt_tokens - e->last.prompt_tokens,
+                              s->made_tokens - e->last.made_tokens, s->pasts - e->last.pasts,
+                              s->seconds - e->last.seconds};
 
     if (e->has_last && (now[SECONDS] < SAMPLE_S || now[STEPS] < 1))
         return;
@@ -85,18 +86,18 @@ double sl_batch_estimate_rate(const struct sl_batch_estimate *e)
 
 /* Solves the normal equations of the unknowns in `mask`, by elimination. Returns false where they
  * cannot be told apart. */
-static bool solve(const struct sl_batch_estimate *e, unsigned mask, double costs[3])
+static bool solve(const struct sl_batch_estimate *e, unsigned mask, double costs[SECONDS])
 {
-    double m[3][4] = {{0}};
-    int used[3], n = 0;
+    double m[SECONDS][SUMS] = {{0}};
+    int used[SECONDS], n = 0;
 
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < SECONDS; i++)
         if (mask & 1u << i)
             used[n++] = i;
     for (int i = 0; i < n; i++) {
         for (int k = 0; k < n; k++)
             m[i][k] = e->products[used[i]][used[k]];
-        m[i][3] = e->products[used[i]][SECONDS];
+        m[i][SECONDS] = e->products[used[i]][SECONDS];
     }
     for (int i = 0; i < n; i++) {
         if (m[i][i] <= 1e-9 * e->products[used[i]][used[i]] || m[i][i] <= 0)
@@ -104,39 +105,42 @@ static bool solve(const struct sl_batch_estimate *e, unsigned mask, double costs
         for (int k = 0; k < n; k++) {
             const double factor = k == i ? 0 : m[k][i] / m[i][i];
 
-            for (int j = i; j < 4; j++)
+            for (int j = i; j < SUMS; j++)
                 m[k][j] -= factor * m[i][j];
         }
     }
-    memset(costs, 0, 3 * sizeof(*costs));
+    memset(costs, 0, SECONDS * sizeof(*costs));
     for (int i = 0; i < n; i++)
-        costs[used[i]] = m[i][3] / m[i][i];
+        costs[used[i]] = m[i][SECONDS] / m[i][i];
     return true;
 }
 
 /* The sum of squares that is left, less what all have in common. */
-static double residue(const struct sl_batch_estimate *e, const double costs[3])
+static double residue(const struct sl_batch_estimate *e, const double costs[SECONDS])
 {
     double sum = 0;
 
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < SECONDS; i++) {
         sum -= 2 * costs[i] * e->products[i][SECONDS];
-        for (int k = 0; k < 3; k++)
+        for (int k = 0; k < SECONDS; k++)
             sum += costs[i] * costs[k] * e->products[i][k];
     }
     return sum;
 }
 
-/* Seven fits, of which the best without a negative cost counts; it tells one kind of work from
+/* Fifteen fits, of which the best without a negative cost counts; it tells one kind of work from
  * another. How fast they are together is known better. */
-static bool fit(const struct sl_batch_estimate *e, double best[3])
+static bool fit(const struct sl_batch_estimate *e, double best[SECONDS])
 {
     double least = INFINITY, sum = 0;
 
-    for (unsigned mask = 1; mask < 8; mask++) {
-        double costs[3], left;
+    for (unsigned mask = 1; mask < 1u << SECONDS; mask++) {
+        double costs[SECONDS], left;
+        bool is_sound = solve(e, mask, costs);
 
-        if (!solve(e, mask, costs) || costs[0] < 0 || costs[1] < 0 || costs[2] < 0)
+        for (int i = 0; is_sound && i < SECONDS; i++)
+            is_sound = costs[i] >= 0;
+        if (!is_sound)
             continue;
         left = residue(e, costs);
         if (left >= least)
@@ -146,9 +150,9 @@ static bool fit(const struct sl_batch_estimate *e, double best[3])
     }
     if (least == INFINITY)
         return false;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < SECONDS; i++)
         sum += best[i] * e->totals[i];
-    for (int i = 0; i < 3 && sum > 0; i++)
+    for (int i = 0; i < SECONDS && sum > 0; i++)
         best[i] *= e->totals[SECONDS] / sum;
     return sum > 0;
 }
@@ -319,6 +323,7 @@ void sl_estimate_waiting_add(struct sl_estimate_waiting *w, const struct sl_esti
     while (class < SL_ESTIMATE_LIMITS - 1 && item->n_new_max >> class > 0)
         class ++;
     w->prompt_tokens += item->prompt_tokens * (uint64_t)n;
+    w->pasts += item->pasts * (uint64_t)n;
     w->n_texts += item->n_texts * (uint64_t)n;
     w->n_items += (uint32_t)n;
     w->limits[class].n_items += (uint64_t)n;
@@ -482,11 +487,11 @@ static void deal(struct deal *d, const struct sl_estimate_batch *batches,
 }
 
 /* Returns the seconds that the tokens of a batch take. */
-static double token_seconds(const double costs[3], const struct sl_estimate_batch *batch,
+static double token_seconds(const double costs[SECONDS], const struct sl_estimate_batch *batch,
                             const struct lengths *l)
 {
     const struct sl_estimate_waiting *w = &batch->waiting;
-    double prompt = (double)w->prompt_tokens, made = 0;
+    double prompt = (double)w->prompt_tokens, pasts = (double)w->pasts, made = 0;
 
     if (w->n_items > 0)
         made = (double)w->n_texts * mean_answer(w, l);
@@ -494,9 +499,10 @@ static double token_seconds(const double costs[3], const struct sl_estimate_batc
         const struct sl_estimate_item *item = &batch->running[i];
 
         prompt += (double)item->prompt_tokens;
+        pasts += (double)item->pasts;
         made += item->n_texts * mean_beyond(l, item->n_made, limit_of(item->n_new_max));
     }
-    return costs[PROMPT] * prompt + costs[MADE] * made;
+    return costs[PROMPT] * prompt + costs[MADE] * made + costs[PASTS] * pasts;
 }
 
 static double quotient(double a, double b, double otherwise)
@@ -505,7 +511,7 @@ static double quotient(double a, double b, double otherwise)
 }
 
 /* Where nobody can tell of a batch, nobody can tell of those behind it. */
-static void tell(const struct sl_batch_estimate *e, struct deal *d, const double costs[3],
+static void tell(const struct sl_batch_estimate *e, struct deal *d, const double costs[SECONDS],
                  const struct sl_estimate_batch *batches, const struct lengths *lengths,
                  uint32_t n_batches, double *ends, double *left)
 {
@@ -532,7 +538,7 @@ void sl_batch_estimate_left(const struct sl_batch_estimate *e,
     const double places = e->places > 0 ? fmin(round(e->places), n_places) : n_places;
     struct deal d = {.n_places = (uint32_t)fmax(fmin(places, PLACES_MAX), 1)};
     struct lengths *lengths = calloc((size_t)n_batches + 1, sizeof(*lengths));
-    double *ends = calloc((size_t)n_batches + 1, sizeof(*ends)), costs[3] = {0};
+    double *ends = calloc((size_t)n_batches + 1, sizeof(*ends)), costs[SECONDS] = {0};
     bool is_told = fit(e, costs) && lengths && ends;
 
     for (uint32_t i = 0; i < n_batches; i++) {

@@ -3,12 +3,13 @@
  * Time goes to steps, to tokens of prompts and to tokens that are made, where tokens that a session
  * or an image knows already cost nothing:
  *
- *     time = steps x step_s + prompt tokens x prompt_s + made tokens x made_s
+ *     time = steps x step_s + prompt tokens x prompt_s + made tokens x made_s + pasts x past_s
  *
- * The three are fitted, none below 0, to what steps have taken, and scaled to give the time that
- * all of them have taken together, whatever else the machine did meanwhile. Where all steps have as
- * many tokens, nobody can tell what a step without any would take: then it is the time in which
- * nothing was done but wait for the drives.
+ * where a token of a prompt has as many pasts as there are tokens before it, which it looks back
+ * at: long prompts come first, and cost more. The four are fitted, none below 0, to what steps have
+ * taken, and scaled to give the time that all of them have taken together, whatever else the
+ * machine did meanwhile. Where all steps have as many tokens, nobody can tell what a step without
+ * any would take: then it is the time in which nothing was done but wait for the drives.
  *
  * How long the answers of a batch will be is taken from those that have ended and from how far the
  * others are, which will be longer (Kaplan and Meier's estimate). An answer that its limit has cut
@@ -27,7 +28,7 @@
 
 struct sl_estimate_sample {
     double seconds, steps, prompt_tokens, made_tokens; /* sums since some beginning */
-    double wait_seconds;                               /* for drives, likewise */
+    double pasts, wait_seconds;                        /* likewise; the latter for drives */
     /* Now: items that have begun, texts that are behind their prompts, and tokens of prompts that a
      * step has room for; whether more items wait. */
     uint32_t n_begun, n_decoding, prompt_rows;
@@ -37,9 +38,8 @@ struct sl_estimate_sample {
 struct sl_batch_estimate {
     struct sl_estimate_sample last;
     bool has_last;
-    /* Sums, of which older parts fade: products of steps, prompt, made and seconds; each of them.
-     */
-    double products[4][4], totals[4];
+    /* Sums, of which older parts fade: products of steps, prompt, made, pasts and seconds; each. */
+    double products[5][5], totals[5];
     double elapsed_s;               /* of all samples */
     double recent_s, recent_tokens; /* for the rate; fade sooner */
     double places;                  /* items at a time while others waited: the most, fading */
@@ -76,7 +76,8 @@ void sl_answer_lengths_add(struct sl_answer_lengths *lengths, uint32_t n_tokens,
 
 /* An item and its texts, which are alike. */
 struct sl_estimate_item {
-    uint64_t prompt_tokens; /* of all texts, that are to be computed yet */
+    uint64_t prompt_tokens; /* of all texts, that are to be computed yet, */
+    uint64_t pasts;         /* and theirs */
     uint32_t n_texts;       /* at least 1 */
     uint32_t n_made;        /* tokens of each text */
     uint32_t n_new_max;     /* of each text; 0: not known */
@@ -85,7 +86,7 @@ struct sl_estimate_item {
 /* Items that wait, summed up. They are told apart by their limits, rounded to a power of two. */
 #define SL_ESTIMATE_LIMITS 34u
 struct sl_estimate_waiting {
-    uint64_t prompt_tokens, n_texts;
+    uint64_t prompt_tokens, pasts, n_texts;
     uint32_t n_items;
     struct {
         uint64_t n_items, n_new_max; /* of all together */

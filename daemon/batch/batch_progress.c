@@ -33,15 +33,25 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
+/* Returns the pasts of the tokens from `first` on of n_tokens, which n_texts share evenly. */
+static uint64_t pasts(uint64_t first, uint64_t n_tokens, uint32_t n_texts)
+{
+    return n_tokens > first ? (n_tokens * n_tokens - first * first) / 2 / n_texts : 0;
+}
+
 /* An item that has not begun, in this run. */
 static struct sl_estimate_item waiting_item(const struct sl_batch *batch, uint32_t item_index)
 {
     const struct sl_batch_item *item = &batch->input->items[item_index];
+    const uint32_t n_tokens = item->n_distinct_tokens - item->n_shared_tokens;
 
-    return (struct sl_estimate_item){.prompt_tokens =
-                                         item->n_distinct_tokens - item->n_shared_tokens,
-                                     .n_texts = item->n_texts,
-                                     .n_new_max = item->n_new_max};
+    return (struct sl_estimate_item){
+        .prompt_tokens = n_tokens,
+        .pasts = item->n_texts > 0
+                     ? pasts(item->n_prompt_tokens - n_tokens, item->n_prompt_tokens, item->n_texts)
+                     : 0,
+        .n_texts = item->n_texts,
+        .n_new_max = item->n_new_max};
 }
 
 /* Faulty lines are no work. */
@@ -107,6 +117,14 @@ static uint64_t computed(const struct sl_live_item *live)
     return n_done > n_cached ? n_done - n_cached : 0;
 }
 
+static uint64_t computed_pasts(const struct sl_live_item *live)
+{
+    const struct sl_ticket *ticket = &live->answer.ticket;
+
+    return pasts(atomic_load(&ticket->n_cached_tokens), atomic_load(&ticket->n_done_tokens),
+                 ticket->n_texts);
+}
+
 /* Tokens of its answer that earlier runs, or tries, have made. */
 static uint32_t made_before(const struct sl_live_item *live)
 {
@@ -131,6 +149,7 @@ void sl_batch_count_leave(struct sl_batch_runner *r, const struct sl_live_item *
 {
     live->batch->n_left_computed += computed(live);
     r->n_left_computed += computed(live);
+    r->n_left_pasts += computed_pasts(live);
     r->n_left_made += made_now(live);
 }
 
@@ -200,6 +219,7 @@ static void add_live(struct sl_estimate_batch *to, struct sl_estimate_item *runn
                      const struct sl_live_item *live)
 {
     struct sl_estimate_item item = waiting_item(live->batch, live->item_index);
+    uint64_t n_all;
 
     if (!atomic_load(&live->answer.ticket.has_begun)) {
         item.prompt_tokens += made_before(live);
@@ -207,6 +227,8 @@ static void add_live(struct sl_estimate_batch *to, struct sl_estimate_item *runn
         return;
     }
     item.prompt_tokens = prompt_left(live);
+    n_all = live->batch->input->items[live->item_index].n_prompt_tokens + made_before(live);
+    item.pasts = pasts(n_all - item.prompt_tokens, n_all, item.n_texts);
     item.n_made = live->answer.n_new_tokens / item.n_texts;
     running[to->n_running++] = item;
 }
@@ -233,7 +255,8 @@ static void note_sample(struct sl_batch_runner *r, const struct sl_estimate_batc
     struct sl_worker_status status;
     struct sl_estimate_sample sample = {.seconds = (double)sl_clock_ns() / 1e9,
                                         .prompt_tokens = (double)r->n_left_computed,
-                                        .made_tokens = (double)r->n_left_made};
+                                        .made_tokens = (double)r->n_left_made,
+                                        .pasts = (double)r->n_left_pasts};
     uint32_t rows;
 
     sl_worker_status(r->worker, &status);
@@ -243,6 +266,7 @@ static void note_sample(struct sl_batch_runner *r, const struct sl_estimate_batc
         const struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
 
         sample.prompt_tokens += (double)computed(live);
+        sample.pasts += (double)computed_pasts(live);
         sample.made_tokens += made_now(live);
     }
     for (uint32_t i = 0; i < n_works; i++) {

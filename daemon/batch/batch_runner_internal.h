@@ -106,7 +106,8 @@ struct sl_batch_runner {
     uint64_t committed_ns, retry_ns;
     struct sl_batch_estimate estimate;
     uint64_t estimated_ns;
-    uint64_t n_left_computed, n_left_made; /* tokens in this run, of items that left the worker */
+    /* In this run, of items that left the worker: tokens, and pasts (batch_estimate.h). */
+    uint64_t n_left_computed, n_left_made, n_left_pasts;
     struct sl_err park_err;
 };
 
