@@ -128,7 +128,7 @@ for case, line in zip(CASES, made.stdout.splitlines(), strict=True):
 
 
 class Server:
-    n_killed = 0
+    n_killed, is_up = 0, False
 
     async def start(self):
         self.process = subprocess.Popen(SERVE)
@@ -137,6 +137,7 @@ class Server:
             while True:
                 try:
                     if (await client.get("http://x/health")).status_code == 200:
+                        self.is_up = True
                         return
                 except httpx.TransportError:
                     pass
@@ -144,7 +145,8 @@ class Server:
                 await asyncio.sleep(0.05)
 
     async def kill(self):
-        self.n_killed += 1 # before: whoever fails from now on has a reason
+        self.n_killed += 1 # before: whoever fails from now on has a reason,
+        self.is_up = False # and whoever asks before there is another one
         self.process.kill()
         self.process.wait()
         await self.start()
@@ -239,7 +241,8 @@ async def run_client(number, left):
                                  base_url="http://x", timeout=PROMPT_TIMEOUT_S) as client:
         while left:
             left.pop()
-            case, kind, n_killed = chance.choice(CASES), chance.random(), server.n_killed
+            case, kind = chance.choice(CASES), chance.random()
+            n_killed, was_up = server.n_killed, server.is_up
             try:
                 if kind < 0.8:
                     await ask(client, case, kind < 0.45)
@@ -250,7 +253,7 @@ async def run_client(number, left):
                 else:
                     await send_rubbish(client, case)
             except Exception as error:
-                if server.n_killed > n_killed and isinstance(
+                if (server.n_killed > n_killed or not was_up) and isinstance(
                         error, (httpx.TransportError, OSError, AssertionError)) and (
                         not isinstance(error, AssertionError) or "no whole answer" in str(error)):
                     counts["killed"] += 1
