@@ -24,32 +24,34 @@ mkdir -p "$out"
 echo "$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1), $processors processors;" \
     "$("$sluice" --version); $model"
 
-show() { # threads what file: tokens/s, the limits, the ratio, and where waiting went
+show() { # threads file: of each kind of step tokens/s, the limits, the ratio, and the waiting
     python3 - "$@" <<'PYTHON'
 import json, sys
-threads, what, path = sys.argv[1:]
-lines = [json.loads(line) for line in open(path)]
-speed = lines[0]
-rates = [line for line in lines if line["shape"].startswith("rate")]
-limits = {line["unit"]: line["limit"] for line in rates}
-at = {line["what"].split(", ")[-1]: line for line in lines if line["what"] != speed["what"]}
-waits = next((100 * line["ratio"] for line in lines
-              if line["what"].endswith("barriers")), 0)
-peak = {name: next((line["limit"] for line in rates if line["what"].endswith(phase) and
-                    line["unit"] == "GMAC/s"), None)
-        for name, phase in (("int8", "routed experts"), ("BF16", "attention projections"))}
-print(f"{threads:>3} threads  {what:<11} {speed['value']:9.2f} of {speed['limit']:9.2f} tokens/s "
-      f"{100 * speed['ratio']:5.1f} %  ({at['slowest']['value']:.2f} to {at['fastest']['value']:.2f})"
-      f"  barriers {waits:4.1f} %"
-      + (f"  memory {limits['GB/s']:.1f} GB/s" if "GB/s" in limits else "")
-      + "".join(f"  {name} {rate:.0f} GMAC/s" for name, rate in peak.items() if rate)
-      + ("" if "resident" in speed["shape"] else "  NOT RESIDENT")
-      + ("  disturbed" if speed["disturbed"] else ""))
+threads, path = sys.argv[1:]
+kinds = [] # the figures of each, of which the first is the speed
+for line in map(json.loads, open(path)):
+    if line["unit"] == "tokens/s" and ", " not in line["what"]:
+        kinds.append([])
+    kinds[-1].append(line)
+for lines in kinds:
+    speed, *others = lines
+    at = {line["what"].split(", ")[1]: line for line in others if not line["shape"].startswith("rate")}
+    rates = [line for line in others if line["shape"].startswith("rate")]
+    peaks = {"memory": next((r["limit"] for r in rates if r["unit"] == "GB/s"), None)}
+    for name, phase in ("int8", "routed experts"), ("BF16", "attention projections"):
+        peaks[name] = next((r["limit"] for r in rates
+                            if r["what"].endswith(phase) and r["unit"] == "GMAC/s"), None)
+    print(f"{threads:>3} threads  {speed['what']:<7} {speed['value']:9.2f} of {speed['limit']:9.2f} "
+          f"tokens/s {100 * speed['ratio']:5.1f} %  ({at['slowest']['value']:.2f} to "
+          f"{at['fastest']['value']:.2f})  barriers "
+          f"{100 * at['barriers']['ratio'] if 'barriers' in at else 0:4.1f} %  "
+          + "  ".join(f"{name} {rate:.4g}" for name, rate in peaks.items() if rate)
+          + f"  {speed['shape']}" + ("  disturbed" if speed["disturbed"] else ""))
 PYTHON
 }
 
 measure() { # threads what kind arguments...
-    local threads=$1 what=$2 kind=$3 file=$out/$1-$2.json
+    local threads=$1 kind=$3 file=$out/$1-$2.json
 
     shift 3
     if [ ! -e "$file" ]; then
@@ -61,13 +63,12 @@ measure() { # threads what kind arguments...
             >"$file.part" 2>"$file.stderr" || { cat "$file.stderr" >&2; exit 1; }
         mv "$file.part" "$file"
     fi
-    show "$threads" "$what" "$file"
+    show "$threads" "$file"
 }
 
 for n in "$@"; do
     measure "$n" decode decode --tokens 16 --position 128
-    measure "$n" 8-texts decode --tokens 8 --sequences 8 --position 128
-    measure "$n" 64-texts decode --tokens 2 --sequences 64 --position 128
+    measure "$n" lockstep decode --tokens 4 --sequences 8,64 --position 128
     measure "$n" prompt-512 prefill --tokens 512
     measure "$n" prompt-2048 prefill --tokens 2048
 done
