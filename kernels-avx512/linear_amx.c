@@ -20,7 +20,7 @@
 #define TILE_BYTES (TILE_ROWS_MAX * TILE_ROW_BYTES_MAX)
 
 /* Fewer are multiplied by AVX-512. */
-#define FP8_TOKENS_MIN 3u
+#define FP8_TOKENS_MIN 2u
 #define BF16_TOKENS_MIN 3u
 
 #define TOKENS_MAX 256u
@@ -145,21 +145,22 @@ static ALWAYS_INLINE __m512i pair_order(void)
                            39, 38, 37, 36, 35, 34, 33, 32, 7, 6, 5, 4, 3, 2, 1, 0);
 }
 
-/* Decodes a block of 128 columns of an R16 tile, and asks for what lies ahead_bytes further on. */
-static ALWAYS_INLINE void decode_tile(enum scaling scaling, const uint8_t *codes, float scale,
-                                      size_t ahead_bytes, uint8_t *to)
+/* n_cols columns of an R16 tile. */
+static ALWAYS_INLINE void decode_cols(struct fp8_decoder decoder, size_t n_cols,
+                                      const uint8_t *codes, uint8_t *to)
 {
-    struct fp8_decoder decoder = fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale : 1.0f);
-
-    for (size_t c = 0; c < SL_FP8_BLOCK; c += 4, codes += 64, to += 128) {
+    for (size_t c = 0; c < n_cols; c += 4, codes += 64, to += 128) {
         __m512i numbers[2];
 
-        if (ahead_bytes)
-            _mm_prefetch((const char *)codes + ahead_bytes, _MM_HINT_T0);
         fp8_decode(decoder, pair_order(), codes, numbers);
         _mm512_store_si512(to, numbers[0]);
         _mm512_store_si512(to + 64, numbers[1]);
     }
+}
+
+static ALWAYS_INLINE struct fp8_decoder decoder_of(enum scaling scaling, float scale)
+{
+    return fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale : 1.0f);
 }
 
 /* One or two R16 tiles of a chunk. */
@@ -175,8 +176,8 @@ static ALWAYS_INLINE void decode_block(enum scaling scaling, bool two_w,
                                        const struct weights_of *weights, size_t block)
 {
     for (size_t i = 0; i < (two_w ? 2 : 1); i++)
-        decode_tile(scaling, weights->codes[i] + block * SL_FP8_BLOCK * ROWS,
-                    weights->scale[i][block], 0,
+        decode_cols(decoder_of(scaling, weights->scale[i][block]), SL_FP8_BLOCK,
+                    weights->codes[i] + block * SL_FP8_BLOCK * ROWS,
                     weights->decoded[i] + block * BLOCK_STEPS * TILE_BYTES);
 }
 
@@ -386,56 +387,58 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
 #define FEW_W 4u
 #define AHEAD_BYTES 2048u
 
-/* Adds n_steps products of one tile of tokens and n_w R16 tiles to tiles 0 to 3. */
-static ALWAYS_INLINE void multiply_few(size_t n_w, size_t n_steps, const uint8_t *x,
-                                       const uint8_t *const *w, size_t ahead_bytes)
+/* Adds the products of a tile of tokens and those of n_w R16 tiles to tiles 0 to 3. */
+static ALWAYS_INLINE void multiply_few(size_t n_w, const uint8_t *x, const uint8_t *const *w)
 {
-    for (size_t i = 0; i < n_steps; i++) {
-        for (size_t at = 0; ahead_bytes && at < TILE_BYTES; at += 64)
-            for (size_t tile = 0; tile < n_w; tile++)
-                _mm_prefetch((const char *)w[tile] + i * TILE_BYTES + at + ahead_bytes,
-                             _MM_HINT_T0);
-        TILE_LOAD(4, x + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_LOAD(6, w[0] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_DOT_BF16(0, 4, 6);
-        if (n_w == 1)
-            continue;
-        TILE_LOAD(7, w[1] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_DOT_BF16(1, 4, 7);
-        TILE_LOAD(6, w[2] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_DOT_BF16(2, 4, 6);
-        TILE_LOAD(7, w[3] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_DOT_BF16(3, 4, 7);
-    }
+    TILE_LOAD(4, x, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(6, w[0], TILE_ROW_BYTES_MAX);
+    TILE_DOT_BF16(0, 4, 6);
+    if (n_w == 1)
+        return;
+    TILE_LOAD(7, w[1], TILE_ROW_BYTES_MAX);
+    TILE_DOT_BF16(1, 4, 7);
+    TILE_LOAD(6, w[2], TILE_ROW_BYTES_MAX);
+    TILE_DOT_BF16(2, 4, 6);
+    TILE_LOAD(7, w[3], TILE_ROW_BYTES_MAX);
+    TILE_DOT_BF16(3, 4, 7);
 }
 
-/* The weights of a block of 128 columns of n_w R16 tiles as BF16 tiles. */
+/* BF16 tiles of n_cols columns (up to 32) from c on of n_w R16 tiles, which share their scales.
+ * Lines further on are asked for in turn, as memory is read best. */
 static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t tile, size_t c,
-                                   size_t n_cols, uint8_t (*room)[BLOCK_STEPS * TILE_BYTES],
-                                   const uint8_t *w[FEW_W])
+                                   size_t n_cols, struct fp8_decoder *decoder,
+                                   uint8_t (*room)[TILE_BYTES], const uint8_t *w[FEW_W])
 {
-    for (size_t i = 0; i < n_w; i++) {
-        const uint8_t *from = m->w + (tile + i) * bytes_of_cols(m, m->cols) + bytes_of_cols(m, c);
+    const size_t tile_bytes = bytes_of_cols(m, m->cols);
+    const uint8_t *from = m->w + tile * tile_bytes + bytes_of_cols(m, c);
 
-        w[i] = m->kind == FP8 || n_cols % TILE_COLS ? room[i] : from;
+    if (m->kind == FP8 && c % SL_FP8_BLOCK == 0)
+        *decoder = decoder_of(m->scaling, *scale_of(m, tile, c));
+    for (size_t at = 0; at < bytes_of_cols(m, TILE_COLS); at += 64)
+        for (size_t i = 0; i < n_w; i++)
+            _mm_prefetch((const char *)from + i * tile_bytes + at + AHEAD_BYTES, _MM_HINT_T0);
+    for (size_t i = 0; i < n_w; i++, from += tile_bytes) {
+        w[i] = m->kind == FP8 || n_cols < TILE_COLS ? room[i] : from;
         if (m->kind == FP8) {
-            decode_tile(m->scaling, from, *scale_of(m, tile + i, c), AHEAD_BYTES, room[i]);
-        } else if (n_cols % TILE_COLS) {
+            decode_cols(*decoder, TILE_COLS, from, room[i]);
+        } else if (n_cols < TILE_COLS) {
             memset(room[i], 0, sizeof(room[i]));
             copy_row(room[i], from, bytes_of_cols(m, n_cols));
         }
     }
 }
 
-/* y = or, unless c is 0, += the products of n_cols columns from c on of n_w R16 tiles. A block is
- * decoded while the one before is multiplied. */
+/* y = or, unless c is 0, += the products of n_cols columns from c on of n_w R16 tiles. Columns are
+ * decoded while those before are multiplied, a few at a time, so that asking never ceases. */
 static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t tile, size_t c,
                                     size_t n_cols, size_t n_tokens, const uint8_t *x, float *y,
                                     size_t y_stride)
 {
-    _Alignas(64) uint8_t room[2][FEW_W][BLOCK_STEPS * TILE_BYTES];
+    const size_t end = c + n_cols;
+    _Alignas(64) uint8_t room[2][FEW_W][TILE_BYTES];
     _Alignas(64) float sums[FEW_W * SUMS], dots[FEW_W * SUMS];
     const uint8_t *w[2][FEW_W];
+    struct fp8_decoder decoder;
 
     for (size_t i = 0; i < n_w * SUMS; i += ROWS) {
         const size_t t = i % SUMS / ROWS;
@@ -446,27 +449,23 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
     }
     if (m->scaling == SCALE_WEIGHTS)
         load_sums(n_w > 1, n_w > 1, sums);
-    find_few(m, n_w, tile, c, n_cols < SL_FP8_BLOCK ? n_cols : SL_FP8_BLOCK, room[0], w[0]);
-    for (size_t at = 0, n; at < n_cols; at += n) {
-        const size_t now = at / SL_FP8_BLOCK % 2, next = at + SL_FP8_BLOCK;
+    find_few(m, n_w, tile, c, n_cols < TILE_COLS ? n_cols : TILE_COLS, &decoder, room[0], w[0]);
+    for (size_t now = 0; c < end; c += TILE_COLS, x += TILE_BYTES, now = !now) {
+        const size_t next = c + TILE_COLS;
 
-        n = n_cols - at < SL_FP8_BLOCK ? n_cols - at : SL_FP8_BLOCK;
-        if (next < n_cols)
-            find_few(m, n_w, tile, c + next,
-                     n_cols - next < SL_FP8_BLOCK ? n_cols - next : SL_FP8_BLOCK, room[!now],
-                     w[!now]);
-        if (m->scaling == SCALE_BLOCKS)
+        if (next < end)
+            find_few(m, n_w, tile, next, end - next < TILE_COLS ? end - next : TILE_COLS, &decoder,
+                     room[!now], w[!now]);
+        if (m->scaling == SCALE_BLOCKS && c % SL_FP8_BLOCK == 0)
             clear_sums();
-        multiply_few(n_w, (n + TILE_COLS - 1) / TILE_COLS, x + at / TILE_COLS * TILE_BYTES, w[now],
-                     m->kind == BF16 ? AHEAD_BYTES : 0);
-        if (m->scaling == SCALE_WEIGHTS)
+        multiply_few(n_w, x, w[now]);
+        if (m->scaling == SCALE_WEIGHTS || next % SL_FP8_BLOCK)
             continue;
         store_sums(n_w > 1, n_w > 1, dots);
         for (size_t i = 0; i < n_w * SUMS; i += ROWS)
-            _mm512_store_ps(sums + i,
-                            _mm512_fmadd_ps(_mm512_load_ps(dots + i),
-                                            _mm512_set1_ps(*scale_of(m, tile + i / SUMS, c + at)),
-                                            _mm512_load_ps(sums + i)));
+            _mm512_store_ps(sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i),
+                                                      _mm512_set1_ps(*scale_of(m, tile, c)),
+                                                      _mm512_load_ps(sums + i)));
     }
     if (m->scaling == SCALE_WEIGHTS)
         store_sums(n_w > 1, n_w > 1, sums);
@@ -484,13 +483,17 @@ static ALWAYS_INLINE void multiply_few_tokens(const struct matrix *m, size_t n_t
 
     for (size_t c = 0; c < m->cols; c += FEW_COLS) {
         const size_t n_cols = m->cols - c < FEW_COLS ? m->cols - c : FEW_COLS;
-        size_t tile = 0;
 
         fill_panel(n_tokens, n_cols, x + c, x_stride, panel);
-        for (; tile + FEW_W <= m->tile_count; tile += FEW_W)
-            few_tiles(m, FEW_W, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
-        for (; tile < m->tile_count; tile++)
-            few_tiles(m, 1, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
+        for (size_t tile = 0, n; tile < m->tile_count; tile += n) {
+            /* Four that have the same scales. */
+            n = sl_fp8_tiles_of_block(m->first_tile + tile, m->first_tile + m->tile_count);
+            n = n < FEW_W ? 1 : FEW_W;
+            if (n == FEW_W)
+                few_tiles(m, FEW_W, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
+            else
+                few_tiles(m, 1, tile, c, n_cols, n_tokens, panel, y + tile * ROWS, y_stride);
+        }
     }
 }
 

@@ -108,6 +108,10 @@ static ALWAYS_INLINE void add_chains(enum weights kind, struct fp8_decoder decod
         for (size_t tile = 0; tile < n_tiles; tile++) {
             if (kind == FP8)
                 ask_for(w + tile * tile_bytes + quad * 64 + AHEAD_BYTES);
+            if (kind == BF16) {
+                ask_for(w + tile * tile_bytes + quad * 128 + AHEAD_BYTES);
+                ask_for(w + tile * tile_bytes + quad * 128 + 64 + AHEAD_BYTES);
+            }
             load_quad(kind, decoder, w + tile * tile_bytes, quad, weights[tile]);
         }
         for (size_t chain = 0; chain < 2; chain++) {
