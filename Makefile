@@ -81,7 +81,7 @@ TOOL_LIB := $(B)/libtools.a
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
         check-every-bit check-batch check-images check-sessions check-clients check-debian \
-        check-load measure-serve check-tokenizer check-numa asan ubsan tsan valgrind lint \
+        check-load check-night measure-serve check-tokenizer check-numa asan ubsan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
@@ -199,6 +199,9 @@ check-load: $(B)/sluice ## sluice serve under load: 64 clients, hang-ups, slow r
 	$(Q)$(if $(SANITIZED),$(MAKE) CONFIG=release build/release/sluice)
 	$(Q)SL_SANITIZED=$(SANITIZED) SL_REFERENCE=$(if $(SANITIZED),build/release,$(B))/sluice $(or $(PYTHON),/usr/bin/python3) \
 	    tests/serve_load.py $(B)/sluice tests/small $(REQUESTS)
+
+check-night: $(B)/sluice ## 200 documents go through a batch that is killed thrice, beside conversations (minutes)
+	$(Q)$(or $(PYTHON),/usr/bin/python3) tests/night.py $(B)/sluice tests/small
 
 SLICE ?= build/slice
 measure-serve: $(B)/sluice ## speed of sluice serve beside the engine's, and waits; 6 GB of disk and RAM (minutes)
