@@ -63,7 +63,7 @@ static struct sl_account account_end(const struct account *account)
 
 struct job {
     atomic_uint n_parts;
-    atomic_bool driver_done;
+    atomic_bool worker_has_begun, driver_done;
     bool worker_is_late;
 };
 
@@ -75,12 +75,17 @@ static void run_part(void *context, size_t first, size_t end, uint32_t thread_in
     (void)end;
     atomic_fetch_add(&job->n_parts, 1);
     if (job->worker_is_late && thread_index == 1) {
+        atomic_store(&job->worker_has_begun, true);
         while (!atomic_load(&job->driver_done))
             ;
         work_until(sl_clock_ns() + WORK_NS);
     }
-    if (thread_index == 0)
+    if (thread_index == 0) {
+        /* Or the driver would take over the worker's part. */
+        while (job->worker_is_late && !atomic_load(&job->worker_has_begun))
+            ;
         atomic_store(&job->driver_done, true);
+    }
 }
 
 static void test_phases_add_up(void **state)
