@@ -327,7 +327,8 @@ static int check_twins(struct sl_batch_input *input, uint32_t first, uint32_t se
             rc = sl_json_parse(&objects[i], line.data, line.length, "the line", err);
         ids[i] = rc == 0 ? json_string_value(json_object_get(objects[i], "custom_id")) : NULL;
     }
-    if (rc == 0 && ids[0] && ids[1] && strcmp(ids[0], ids[1]) == 0) {
+    if (rc == 0 && ids[0] && ids[1] && strcmp(ids[0], ids[1]) == 0 &&
+        input->items[second].n_prompt_tokens > 0) { /* a line has one fault at most */
         struct sl_batch_item *item = &input->items[second];
 
         snprintf(fault.message, sizeof(fault.message), "line %u has this custom_id already",
