@@ -176,7 +176,7 @@ killed() {
 check "killed $kills times, the results are the same bytes" killed
 
 # The work that a kill costs, counted in steps of one item at a time: killed when some seconds of it
-# are done. What was shown two seconds before that is not made again.
+# are done. What was made two seconds before that, and a third of all at least, is not made again.
 lost() {
     run_long() { batch run "$model" long.jsonl "$1" --ram 2G --draft off --max-items-at-once 1; }
     batch make --ask Why --ask When --ask Who --ask What --max-tokens 400 docs >long.jsonl &&
@@ -194,8 +194,7 @@ rate = float(re.search(r"([\d.]+) tokens/s", whole)[1])
 made = int(re.findall(r"(\d+) made", shown["terminal"])[-1])
 again = steps[1] - (steps[0] - made)
 print(f"{again} of {made} tokens were made again, at {rate:.0f} tokens/s")
-assert made > 3 * rate, "killed too soon to tell"
-assert again < 2 * rate, (steps, made)
+assert again < min(2 * rate, made * 2 / 3), (steps, made)
 END
 }
 if [ "$kills" -ge 100 ]; then
