@@ -141,6 +141,13 @@ header core/base/long.h SL_BASE_LONG_H "$(cat "$scratch/lines")"
 finds "long headers" 'core/base/long.h: 26[0-9] lines'
 rm core/base/long.h
 
+printf '%0100d\n| %0100d |\n    %0100d\n\140\140\140\n%0101d\n\140\140\140\n' 0 0 0 0 >WIDE.md
+printf '\303\244%099d\n' 0 >>WIDE.md
+check "tables, code and letters of two bytes may be there" "$root/tests/lint.sh" .
+printf '%0101d\n' 0 >>WIDE.md
+finds "wide lines of documents" 'WIDE.md:8: a line of 101 columns'
+rm WIDE.md
+
 echo 'true ' >tests/wide.py
 finds "white space at the end" 'tests/wide.py:1: white space'
 rm tests/wide.py

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a compiler does not: layers, fenced headers, unique names, headers that stand alone,
-# sizes of files and functions, cycles among modules, openings of comments, format, shell scripts.
+# sizes of files and functions, cycles among modules, openings of comments, format, the width of
+# documents, shell scripts.
 # One line for each finding; exit status 1 if there is any.
 #
 #   tests/lint.sh [ROOT]
@@ -227,6 +228,19 @@ check_white_space() {
     done
 }
 
+# Prose is read beside code, so its lines end where code's do. Rows of tables, and what is shown as it
+# is (indented by four, or fenced), may be longer.
+check_documents() {
+    printf '%s\n' "${files[@]}" | grep -e '^[A-Z]*\.md$' -e '^docs/[A-Z]*\.md$' |
+        LC_ALL=C xargs -r awk 'FNR == 1 { fenced = 0 }
+            /^```/ { fenced = !fenced }
+            fenced || /^(\||    )/ { next }
+            { gsub(/[\200-\277]/, "") } # a character of UTF-8 is counted by its first byte
+            length > 100 {
+                print FILENAME ":" FNR ": a line of " length " columns, at most 100 are allowed"
+            }'
+}
+
 check_scripts() {
     local script
 
@@ -258,5 +272,6 @@ if [ ${#c_files[@]} != 0 ]; then
 fi
 findings_from check_names
 findings_from check_unique_names
+findings_from check_documents
 findings_from check_scripts
 [ $findings = 0 ]
