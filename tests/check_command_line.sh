@@ -75,6 +75,8 @@ misuse "a word that an option does not know" '--verify takes first, always or ne
 misuse "another one" '--curve takes flash or even, not "round"' plan a --curve round
 misuse "a share that is none" '--cache takes sizes' trace replay x --cache 0%
 misuse "a share beyond all" '--cache takes sizes' trace replay x --cache 101%
+misuse "no batch to forget" 'batch forget: ID or --older is missing' batch forget
+misuse "two batches at once" 'batch results: one ID, not "b" as well' batch results a b
 misuse "an unknown policy" '--policy takes some of' trace replay x --policy best
 no_command() {
     "$sluice" 2>"$scratch/stderr"

@@ -37,6 +37,7 @@ enum {
 
 struct command {
     const char *socket, *argument, *output;
+    const char *wanted; /* what the argument is, for messages */
     bool wants_argument, json, errors, has_older;
     uint64_t older_s; /* those are meant that ended longer ago */
     json_t *create;   /* the body that creates a batch */
@@ -108,12 +109,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         return 0;
     case ARGP_KEY_ARG:
         if (command->argument)
-            argp_error(state, "one %s, not \"%s\" as well", state->root_argp->args_doc, value);
+            argp_error(state, "one %s, not \"%s\" as well", command->wanted, value);
         command->argument = value;
         return 0;
     case ARGP_KEY_END:
         if (command->wants_argument && !command->argument && !command->has_older)
-            argp_error(state, "%s is missing", state->root_argp->args_doc);
+            argp_error(state, "%s is missing", command->wanted);
         if (command->argument && command->has_older)
             argp_error(state, "ID or --older, not both");
         return 0;
@@ -544,7 +545,7 @@ int sl_batch_submit(int argc, char **argv)
         .doc =
             "Sends FILE, JSON lines as OpenAI's batches have them, to the daemon, and prints the "
             "id of the batch that it becomes."};
-    struct command command = {.wants_argument = true};
+    struct command command = {.wants_argument = true, .wanted = "FILE"};
 
     return run(&argp, argc, argv, &command, submit);
 }
@@ -559,7 +560,7 @@ int sl_batch_status(int argc, char **argv)
                                      .parser = parse_option,
                                      .args_doc = "[ID]",
                                      .doc = "Shows how far the daemon's batches are, or one."};
-    struct command command = {.wants_argument = false};
+    struct command command = {.wanted = "ID"};
 
     return run(&argp, argc, argv, &command, show_status);
 }
@@ -575,7 +576,7 @@ int sl_batch_results(int argc, char **argv)
                                      .parser = parse_option,
                                      .args_doc = "ID",
                                      .doc = "Fetches the results of a batch that has ended."};
-    struct command command = {.wants_argument = true};
+    struct command command = {.wants_argument = true, .wanted = "ID"};
 
     return run(&argp, argc, argv, &command, fetch_results);
 }
@@ -587,7 +588,7 @@ int sl_batch_cancel(int argc, char **argv)
                                      .parser = parse_option,
                                      .args_doc = "ID",
                                      .doc = "Cancels a batch; the answers that there are stay."};
-    struct command command = {.wants_argument = true};
+    struct command command = {.wants_argument = true, .wanted = "ID"};
 
     return run(&argp, argc, argv, &command, cancel);
 }
@@ -602,9 +603,9 @@ int sl_batch_forget(int argc, char **argv)
     static const struct argp argp = {
         .options = options,
         .parser = parse_option,
-        .args_doc = "ID",
+        .args_doc = "ID\n--older=TIME",
         .doc = "Deletes a batch that has ended, with its results and its input."};
-    struct command command = {.wants_argument = true};
+    struct command command = {.wants_argument = true, .wanted = "ID or --older"};
 
     return run(&argp, argc, argv, &command, forget_those);
 }
