@@ -173,7 +173,8 @@ check "tokens that do not fit the context" misuse 1 "20 tokens do not fit --cont
 check "no kind" misuse 2 "Usage: "
 check "an unknown kind" misuse 2 "there is no kind \"walking\"" walking
 check "no model" misuse 2 "MODEL is missing" prefill
-check "an unknown instruction set" misuse 2 "does not know" kernels --isa none
+check "an unknown instruction set" misuse 2 "--isa takes ref, avx2, .*, not \"none\"" \
+    kernels --isa none
 check "a prompt in lockstep" misuse 2 "are for decode" prefill "$model" --sequences 8
 check "a number of texts that is none" misuse 2 "--sequences takes" decode "$model" --sequences 1,
 check "cold and warm" misuse 2 "exclude each other" decode "$model" --cold --warm

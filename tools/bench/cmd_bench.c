@@ -29,13 +29,10 @@ enum { OPTION_ISA = 256, OPTION_THREADS, OPTION_JSON, OPTION_SECONDS, OPTION_RUN
 static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct arguments *arguments = state->input;
-    struct sl_kernels kernels;
 
     switch (key) {
     case OPTION_ISA:
-        if (sl_kernels_select(&kernels, value, NULL) == -EINVAL)
-            argp_error(state, "--isa does not know \"%s\"", value);
-        arguments->isa = value;
+        arguments->isa = sl_parse_isa(state, "--isa", value);
         return 0;
     case OPTION_THREADS:
         arguments->affinity =

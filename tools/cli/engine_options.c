@@ -141,14 +141,13 @@ static void set_stall(struct argp_state *state, const char *value)
     sl_watch_set_stall(o->reader.stall_ns);
 }
 
-static void set_isa(struct argp_state *state, const char *source, const char *name)
+const char *sl_parse_isa(struct argp_state *state, const char *source, const char *name)
 {
-    struct sl_engine_options *o = state->input;
     struct sl_kernels kernels;
 
     if (sl_kernels_select(&kernels, name, NULL) == -EINVAL)
-        argp_error(state, "%s does not know \"%s\"", source, name);
-    o->isa = name;
+        argp_error(state, "%s takes ref, avx2, avx512, amx or neon, not \"%s\"", source, name);
+    return name;
 }
 
 /* ---- options that take one of a few words ------------------------------------------------------
@@ -258,7 +257,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
             argp_error(state, "--policy takes one of " SL_POLICY_NAMES ", not \"%s\"", value);
         return 0;
     case OPTION_ISA:
-        set_isa(state, "--isa", value);
+        o->isa = sl_parse_isa(state, "--isa", value);
         return 0;
     case OPTION_ANY_MODEL_TYPE:
         o->any_model_type = true;
@@ -274,7 +273,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
         if (o->refuse_slow && o->dense == SL_DENSE_STREAM)
             argp_error(state, "--refuse-slow and --dense stream exclude each other");
         if (!o->isa && isa && *isa)
-            set_isa(state, "SLUICE_ISA", isa);
+            o->isa = sl_parse_isa(state, "SLUICE_ISA", isa);
         return 0;
     default:
         return parse_memory_option(key, value, state);

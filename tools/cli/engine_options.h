@@ -32,6 +32,10 @@ uint32_t sl_parse_piece(struct argp_state *state, const char *option, const char
 /* Returns what an option --dense names. */
 enum sl_dense_mode sl_parse_dense(struct argp_state *state, const char *text);
 
+/* Returns `name`, if an instruction set is called that. `source` is the option, or the variable of
+ * the environment, that names it. */
+const char *sl_parse_isa(struct argp_state *state, const char *source, const char *name);
+
 /* Returns the back end that an option --io names. */
 sl_io_open_fn *sl_parse_io(struct argp_state *state, const char *text);
 
