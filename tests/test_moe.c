@@ -17,7 +17,7 @@
 #include "tests/fixture_model.h"
 #include "core/kernels/dispatch.h"
 
-#define TOKENS_MAX 300u
+#define TOKENS_MAX 600u /* more than the rows of a batch, two chunks */
 #define EXPERTS_MAX 160u
 
 struct rig {
@@ -247,7 +247,8 @@ static void test_order_in_a_hash_row(void **state)
 /* More experts at once than fit a batch, and more tokens; down to as few pins as a token needs. */
 static void check_pins(enum sl_expert_dtype expert_dtype)
 {
-    static const uint32_t counts[] = {1, 2, 21, 255, 257, TOKENS_MAX};
+    static const uint32_t counts[] = {
+        1, 2, 21, 2 * SL_CHUNK_TOKENS - 1, 2 * SL_CHUNK_TOKENS + 1, TOKENS_MAX};
     static const float no_bias[EXPERTS_MAX];
     struct rig rig;
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <errno.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,21 +192,32 @@ static void test_this_machine(void **state)
     }
 }
 
+struct look {
+    uint32_t n_threads;
+    atomic_uint n_begun;
+    uint8_t right[SL_POOL_THREADS_MAX];
+};
+
+/* Ends when all threads have begun, so that none takes over another's item. */
 static void look_around(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    uint8_t *right = context;
+    struct look *look = context;
     cpu_set_t set;
 
     (void)end;
-    right[thread_index] = first == thread_index && sched_getaffinity(0, sizeof(set), &set) == 0 &&
-                          CPU_COUNT(&set) == 1;
+    atomic_fetch_add(&look->n_begun, 1);
+    while (atomic_load(&look->n_begun) < look->n_threads)
+        sched_yield();
+    look->right[thread_index] = first == thread_index &&
+                                sched_getaffinity(0, sizeof(set), &set) == 0 &&
+                                CPU_COUNT(&set) == 1;
 }
 
 static void test_threads_are_tied_and_let_go(void **state)
 {
     static struct sl_topology topology;
     static struct sl_affinity affinity;
-    uint8_t right[SL_POOL_THREADS_MAX] = {0};
+    struct look look = {0};
     cpu_set_t before, within, after;
     struct sl_pool *pool;
 
@@ -220,9 +232,10 @@ static void test_threads_are_tied_and_let_go(void **state)
     assert_int_equal(sched_getaffinity(0, sizeof(within), &within), 0);
     assert_int_equal(CPU_COUNT(&within), 1);
     assert_true(CPU_ISSET(affinity.cpus[0].cpu_index, &within));
-    sl_pool_run(pool, 0, affinity.n_threads, 1, look_around, right);
+    look.n_threads = affinity.n_threads;
+    sl_pool_run(pool, 0, affinity.n_threads, 1, look_around, &look);
     for (uint32_t i = 0; i < affinity.n_threads; i++)
-        assert_true(right[i]);
+        assert_true(look.right[i]);
     sl_pool_destroy(pool);
     assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
     assert_true(CPU_EQUAL(&before, &after));
