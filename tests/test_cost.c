@@ -35,9 +35,9 @@ static void expect_near(double value, double expected)
     assert_float_equal(value / expected, 1.0, 1e-6);
 }
 
-/* Drive 10 GB/s, memory 100 GB/s; peaks such that the share taken of them is 600, 300, 60. */
+/* Drive 10 GB/s, memory 100 GB/s. */
 static const struct sl_machine_speeds speeds = {
-    .drive = 10, .memory = 100, .multiply = {.int8 = 1000, .bf16 = 500, .f32 = 100}};
+    .drive = 10, .memory = 100, .multiply = {.int8 = 600, .bf16 = 300, .f32 = 60}};
 
 static struct sl_cost predict(const struct sl_config *config, const struct sl_dense_cost *dense,
                               struct sl_cost_case step)

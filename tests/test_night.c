@@ -17,7 +17,7 @@
 #define DOCUMENTS 200u
 
 static const struct sl_machine_speeds speeds = {
-    .drive = 10, .memory = 200, .multiply = {.int8 = 10000, .bf16 = 5000, .f32 = 2500}};
+    .drive = 10, .memory = 200, .multiply = {.int8 = 6000, .bf16 = 3000, .f32 = 1500}};
 static const struct sl_dense_cost dense = {
     .read_bytes = 8e9, .head_bytes = 1e9, .multiplied = {.bf16 = 8e9}, .head_multiplied = 5e8};
 

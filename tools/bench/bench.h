@@ -83,6 +83,11 @@ void sl_bench_fill(struct sl_pool *pool, const struct sl_matrix *matrix, uint8_t
 /* Returns the next of a reproducible sequence of random numbers. */
 uint64_t sl_bench_random(uint64_t *state);
 
+/* Returns the 10^9 multiplications a second that a linear of that many rows and columns does with
+ * many tokens, where probes give only what its instructions could. Fails with -ENOMEM. */
+int sl_bench_linear_rate(struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
+                         uint32_t cols, struct sl_bench_rate *ret_rate, struct sl_err *err);
+
 /* The parts, one file each. Fail with -ENOMEM. */
 int sl_bench_linears(struct sl_bench *bench, struct sl_err *err);
 int sl_bench_rows(struct sl_bench *bench, struct sl_err *err);

@@ -162,6 +162,30 @@ static void bench_linear(struct sl_bench *bench, struct shared_area *area, const
     }
 }
 
+static double multiply_many(void *context)
+{
+    const struct linear *in = context;
+
+    return (double)in->matrix.rows * in->matrix.cols * in->n_tokens / (double)run_linear(context);
+}
+
+int sl_bench_linear_rate(struct sl_bench *bench, enum sl_matrix_kind kind, uint32_t rows,
+                         uint32_t cols, struct sl_bench_rate *ret_rate, struct sl_err *err)
+{
+    struct shared_area area = {.several_nodes = has_several_nodes()};
+    struct linear linear = linear_of(bench, kind, rows, cols);
+    int rc = sl_arena_map(&area.arena, linear_bytes(bench, kind, rows, cols), "bench", err);
+
+    if (rc < 0)
+        return rc;
+    linear_fill(&linear, &area);
+    linear.n_tokens = TOKENS_MAX;
+    run_linear(&linear); /* what is touched for the first time is now */
+    *ret_rate = sl_bench_readings(multiply_many, &linear);
+    sl_arena_fini(&area.arena);
+    return 0;
+}
+
 /* ---- packing -----------------------------------------------------------------------------------
  */
 

@@ -90,7 +90,7 @@ void sl_bench_probe_close(struct sl_bench_probe *probe)
 
 /* One reading: a job of an item for each thread, which does as much as there is time for. */
 struct reading {
-    const struct sl_bench_probe *probe;
+    struct sl_bench_probe *probe;
     sl_probe_multiply_fn *multiply; /* NULL: reads */
     uint64_t ns;
     atomic_uint_fast64_t amount, sum; /* the sum keeps the compiler from leaving things out */
@@ -149,8 +149,10 @@ static void multiply(void *context, size_t first, size_t end, uint32_t thread_in
         multiply_once(context);
 }
 
-static double take_reading(struct sl_bench_probe *probe, struct reading *reading)
+static double take_reading(void *context)
 {
+    struct reading *reading = context;
+    struct sl_bench_probe *probe = reading->probe;
     struct sl_pool *pool = probe->compute->pool;
     const uint64_t start_ns = sl_clock_ns();
 
@@ -170,13 +172,13 @@ static int descending(const void *a, const void *b)
 
 /* The best readings are of the moments in which nothing else was at work. The one in the middle of
  * them is given, since a clock that ticks late makes one too good. */
-static struct sl_bench_rate take_readings(struct sl_bench_probe *probe, struct reading *reading)
+struct sl_bench_rate sl_bench_readings(double (*take)(void *context), void *context)
 {
     double rates[READINGS_MAX];
     bool agree = false;
 
     for (uint32_t n = 0; n < READINGS_MAX && !agree; n++) {
-        rates[n] = take_reading(probe, reading);
+        rates[n] = take(context);
         qsort(rates, n + 1, sizeof(*rates), descending);
         agree = n + 1 >= READINGS_AGREE && rates[0] <= AGREE_RATIO * rates[READINGS_AGREE - 1];
     }
@@ -187,7 +189,7 @@ struct sl_bench_rate sl_bench_probe_read(struct sl_bench_probe *probe, uint64_t 
 {
     struct reading reading = {.probe = probe, .ns = reading_ns};
 
-    return take_readings(probe, &reading);
+    return sl_bench_readings(take_reading, &reading);
 }
 
 struct sl_bench_rate sl_bench_probe_multiply(struct sl_bench_probe *probe, enum sl_bench_peak peak,
@@ -200,7 +202,7 @@ struct sl_bench_rate sl_bench_probe_multiply(struct sl_bench_probe *probe, enum 
         reading.multiply = probes->bf16;
     if (peak == SL_BENCH_INT8 && probes->int8)
         reading.multiply = probes->int8;
-    return take_readings(probe, &reading);
+    return sl_bench_readings(take_reading, &reading);
 }
 
 struct sl_bench_rate sl_bench_rate_between(struct sl_bench_rate before, struct sl_bench_rate after)

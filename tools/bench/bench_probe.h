@@ -41,6 +41,9 @@ struct sl_bench_rate sl_bench_probe_read(struct sl_bench_probe *probe, uint64_t 
 struct sl_bench_rate sl_bench_probe_multiply(struct sl_bench_probe *probe, enum sl_bench_peak peak,
                                              uint64_t reading_ns);
 
+/* Takes readings of a rate, of a hundredth of a second each, until the best few agree. */
+struct sl_bench_rate sl_bench_readings(double (*take)(void *context), void *context);
+
 /* The mean of what was found before some work and after it. It is disturbed where either is, or
  * where they are far apart. */
 struct sl_bench_rate sl_bench_rate_between(struct sl_bench_rate before, struct sl_bench_rate after);

@@ -238,7 +238,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 /* Finds the machine's speeds. Those given as options have precedence over measured ones. */
 static int find_speeds(struct command *command, struct sl_err *err)
 {
-    const struct sl_multiplications core = sl_plan_core_peaks();
+    const struct sl_multiplications core = sl_plan_core_rates();
     struct sl_machine_speeds *s = &command->speeds;
     struct sl_machine_speeds measured = *s;
     bool disturbed = false;

@@ -137,8 +137,7 @@ double sl_cost_found(const struct sl_config *config, uint64_t n_slots, double n_
 
 static double multiply_ns(const struct sl_multiplications *n, const struct sl_multiplications *rate)
 {
-    return (n->int8 / rate->int8 + n->bf16 / rate->bf16 + n->f32 / rate->f32) /
-           SL_COST_MULTIPLY_SHARE;
+    return n->int8 / rate->int8 + n->bf16 / rate->bf16 + n->f32 / rate->f32;
 }
 
 /* Adds what some sequences take beside the weights and experts. Only the last token of each goes

@@ -38,12 +38,8 @@ struct sl_multiplications {
 struct sl_machine_speeds {
     double drive;                       /* bytes */
     double memory;                      /* bytes read, all cores together */
-    struct sl_multiplications multiply; /* peaks, likewise */
+    struct sl_multiplications multiply; /* that linears do with many tokens, likewise */
 };
-
-/* The share of the peaks that the kernels reach with many tokens (docs/PERFORMANCE.md). They read
- * at the memory's full rate. */
-#define SL_COST_MULTIPLY_SHARE 0.6
 
 /* The dense weights that one token needs. Zeroed stands for none. */
 struct sl_dense_cost {

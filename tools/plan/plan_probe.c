@@ -5,29 +5,33 @@
 #include <sys/stat.h>
 
 #include "storage/io/io_probe.h"
-#include "tools/bench/bench_probe.h"
+#include "tools/bench/bench.h"
 #include "tools/cli/engine_options.h"
 #include "tools/cli/expert_files.h"
 #include "core/kernels/dispatch.h"
 
 #define READING_NS UINT64_C(10000000)
 
-struct sl_multiplications sl_plan_core_peaks(void)
+struct sl_multiplications sl_plan_core_rates(void)
 {
-    return (struct sl_multiplications){.int8 = 225, .bf16 = 112, .f32 = 56};
+    return (struct sl_multiplications){.int8 = 135, .bf16 = 67, .f32 = 34};
 }
 
-static void probe(struct sl_bench_probe *probe, struct sl_machine_speeds *speeds,
-                  bool *ret_disturbed)
+static int probe(struct sl_bench *bench, struct sl_machine_speeds *speeds, bool *ret_disturbed,
+                 struct sl_err *err)
 {
-    const struct sl_bench_rate memory = sl_bench_probe_read(probe, READING_NS),
-                               int8 = sl_bench_probe_multiply(probe, SL_BENCH_INT8, READING_NS),
-                               bf16 = sl_bench_probe_multiply(probe, SL_BENCH_BF16, READING_NS),
-                               f32 = sl_bench_probe_multiply(probe, SL_BENCH_F32, READING_NS);
+    const struct sl_bench_rate memory = sl_bench_probe_read(&bench->probe, READING_NS);
+    struct sl_bench_rate int8, bf16, f32;
+    int rc;
 
+    if ((rc = sl_bench_linear_rate(bench, SL_MATRIX_FP4, 2048, 4096, &int8, err)) < 0 ||
+        (rc = sl_bench_linear_rate(bench, SL_MATRIX_FP8, 4096, 8192, &bf16, err)) < 0 ||
+        (rc = sl_bench_linear_rate(bench, SL_MATRIX_F32, 24, 16384, &f32, err)) < 0)
+        return rc;
     speeds->memory = memory.rate;
     speeds->multiply = (struct sl_multiplications){int8.rate, bf16.rate, f32.rate};
     *ret_disturbed = memory.disturbed || int8.disturbed || bf16.disturbed || f32.disturbed;
+    return 0;
 }
 
 int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bool *ret_disturbed,
@@ -36,7 +40,7 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bo
     const struct sl_affinity affinity = sl_choose_affinity(n_threads);
     struct sl_kernels kernels;
     struct sl_pool *pool = NULL;
-    struct sl_bench_probe cores;
+    struct sl_bench bench;
     int rc;
 
     if ((rc = sl_kernels_select(&kernels, NULL, err)) == 0 &&
@@ -45,10 +49,10 @@ int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bo
             .kernels = &kernels, .pool = pool, .numerics = SL_NUMERICS_NATIVE};
 
         sl_pool_pin(pool, &affinity);
-        rc = sl_bench_probe_open(&cores, &compute, UINT64_MAX, err);
+        rc = sl_bench_init(&bench, &compute, UINT64_MAX, false, err);
         if (rc == 0)
-            probe(&cores, speeds, ret_disturbed);
-        sl_bench_probe_close(&cores);
+            rc = probe(&bench, speeds, ret_disturbed, err);
+        sl_bench_fini(&bench);
     }
     sl_pool_destroy(pool);
     return rc;

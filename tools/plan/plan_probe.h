@@ -9,12 +9,13 @@
 #include "tools/plan/cost.h"
 #include "storage/io/io.h"
 
-/* Returns the peaks of one core in 10^9 a second, measured on a Zen 4 core with AVX-512
- * (docs/PERFORMANCE.md, Kernels). */
-struct sl_multiplications sl_plan_core_peaks(void);
+/* Returns what linears do on one core in 10^9 a second: six tenths of the peaks of a Zen 4 core
+ * with AVX-512, which is what prompts reach there (docs/PERFORMANCE.md). */
+struct sl_multiplications sl_plan_core_rates(void);
 
-/* Reads memory and multiplies with that many threads, for a part of a second; leaves the drive
- * alone. Tells whether something disturbed that all the while. Fails with -ENOMEM. */
+/* Reads memory and runs linears of V4-Flash's sizes with that many threads, for some seconds;
+ * leaves the drive alone. Tells whether something disturbed that all the while. Fails with -ENOMEM.
+ */
 int sl_plan_probe_cores(uint32_t n_threads, struct sl_machine_speeds *speeds, bool *ret_disturbed,
                         struct sl_err *err);
 
