@@ -6,6 +6,7 @@
 #
 # The prompt's pass warms the cache as far as it does; the figures are of the tokens after it.
 set -eu
+[ $# -ge 2 ] || { echo "usage: tests/measure_decode.sh MODEL CACHE [PAIRS] [TOKENS]" >&2; exit 2; }
 model=$1
 cache=$2
 pairs=${3:-5}

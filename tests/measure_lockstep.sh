@@ -12,6 +12,7 @@
 # own on a loop device, whose reads blkio.throttle bounds; without rates it is measured as it is.
 # What was made stays for the next time, but for the mount and the loop device.
 set -eu
+[ $# -gt 0 ] || { echo "usage: tests/measure_lockstep.sh FOLDER [MB_PER_S...] [-- OPTION...]" >&2; exit 2; }
 folder=$1
 shift
 rates=()

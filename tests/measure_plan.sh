@@ -7,6 +7,7 @@
 # MODEL is of `sluice synth`, which routes nearly evenly (so --curve even); it fits in memory, and
 # is a store if reading is to need no repacking.
 set -eu
+[ $# -ge 2 ] || { echo "usage: tests/measure_plan.sh MODEL CACHE [PROMPT_TOKENS] [DECODE_TOKENS]" >&2; exit 2; }
 model=$1
 cache=$2
 prompt=${3:-512}

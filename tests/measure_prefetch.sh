@@ -12,6 +12,7 @@
 # at that rate for the bytes read, and computing alone, which is decoding with all experts cached.
 # What was made stays for the next time, but for the mount and the loop device.
 set -eu
+[ $# -gt 0 ] || { echo "usage: tests/measure_prefetch.sh FOLDER [MB_PER_S...]" >&2; exit 2; }
 folder=$1
 shift
 sluice=${SLUICE:-build/release/sluice}
