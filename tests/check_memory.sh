@@ -142,9 +142,9 @@ default_fits() { # model MiB
 }
 
 names_the_group() {
-    set_limit 64 || return 1
-    ! in_group "$group/nested" "${generate[@]}" tests/small --ram 65M 2>"$scratch/log" &&
-        grep "more than the 64.0 MiB that the control group allows ($group/memory.limit_in_bytes)" \
+    set_limit 70 || return 1
+    ! in_group "$group/nested" "${generate[@]}" tests/small --ram 71M 2>"$scratch/log" &&
+        grep "more than the 70.0 MiB that the control group allows ($group/memory.limit_in_bytes)" \
             "$scratch/log"
 }
 
@@ -153,7 +153,7 @@ if make_group memory; then
         check "$(basename "$model") in a group as large as its budget" runs_in_as_much "$model"
     done
     check "the default fits into a small group" default_fits tests/small 80
-    check "and into a smaller one" default_fits tests/small 72
+    check "and into a smaller one" default_fits tests/small 76
     check "a budget above the group's is refused, by name" names_the_group
     remove_group
 else
