@@ -451,7 +451,7 @@ def forgotten():
 
 def another_model_waits():
     """A batch of other numerics is not touched, and whoever starts the daemon is told of it."""
-    batch_id = create(upload_lines([item(i, 1800) for i in range(8)]))
+    batch_id = create(upload_lines([item(i, 1800) for i in range(400)]))
     wait_until(lambda: batch(batch_id)["status"] == "in_progress")
     end()
     start("--numerics", "exact")
