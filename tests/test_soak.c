@@ -31,7 +31,7 @@
 #define PROMPT_TOKENS 10u
 #define ROUNDS 50u /* of SEQUENCES * SEQUENCE_TOKENS tokens */
 #define ROUNDS_SLOW 10u
-#define GAP_READS 100u /* what is wrong once is read again well before the next fault */
+#define GAP_READS 50u /* what is wrong once is read again well before the next fault */
 #define RESIDENT_GROWTH_BYTES_MAX (UINT64_C(512) << 10)
 
 struct soak {

@@ -24,7 +24,7 @@
 #define PLAYERS 3u
 #define SPANS_MAX 3u
 #define EVENTS 4000u
-#define EVENTS_SLOW 1500u
+#define EVENTS_SLOW 3000u
 
 struct world;
 
