@@ -8,9 +8,8 @@
 # Options go to bench decode, which has 1, 64 and 256 texts and two runs if they do not say otherwise:
 # some five minutes at 200 MB/s.
 #
-# LAYERS layers of 128 experts, with a cache of a quarter of them. The store lies in a file system of its
-# own on a loop device, whose reads blkio.throttle bounds; without rates it is measured as it is.
-# What was made stays for the next time, but for the mount and the loop device.
+# LAYERS layers of 128 experts, with a cache of a quarter of them. Without rates the drive, which
+# tests/held_drive.sh makes, is measured as it is.
 set -eu
 [ $# -gt 0 ] || { echo "usage: tests/measure_lockstep.sh FOLDER [MB_PER_S...] [-- OPTION...]" >&2; exit 2; }
 folder=$1
@@ -24,34 +23,10 @@ done
 sluice=${SLUICE:-build/release/sluice}
 layers=${LAYERS:-4}
 cache=$((layers * 32 * 13369344 + (1 << 20)))
-image=$folder/drive.ext4
-mount=$folder/drive
-throttle=/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device
-device=
+. tests/held_drive.sh
 
-clean_up() {
-    if [ -n "$device" ]; then
-        [ ! -e "$throttle" ] || echo "$numbers 0" >"$throttle"
-        # The kernel lets go of a ring's files a while after its process.
-        for _ in 1 2 3 4 5; do
-            umount "$mount" 2>/dev/null && break
-            sleep 1
-        done
-        losetup -d "$device"
-    fi
-}
-trap clean_up EXIT
-
-mkdir -p "$mount"
-is_new=
-if [ ! -e "$image" ]; then
-    is_new=1
-    truncate -s $((1 + 2 * layers))G "$image"
-    mkfs.ext4 -q -m 0 "$image"
-fi
-device=$(losetup --find --show --direct-io=on "$image")
-numbers=$(($(stat -c 0x%t "$device"))):$(($(stat -c 0x%T "$device")))
-mount "$device" "$mount"
+trap close_drive EXIT
+open_drive "$folder" $((1 + 2 * layers))
 if [ -n "$is_new" ]; then
     /usr/bin/python3 - tools/configs/v4-flash.json "$folder/config.json" "$layers" <<'PYTHON'
 import json, sys
@@ -68,7 +43,7 @@ PYTHON
 fi
 sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1
 for rate in "${rates[@]:-0}"; do
-    echo "$numbers ${rate}000000" >"$throttle"
+    hold_drive "$rate"
     ssd=()
     if [ "$rate" != 0 ]; then
         echo "held to $rate MB/s"

@@ -10,7 +10,6 @@
 # A line for each case: the median of the ratios of time, auto to hash (below 1 is faster), with the
 # least and the largest; and for hash and auto the time to the larger of what the drive alone takes
 # at that rate for the bytes read, and computing alone, which is decoding with all experts cached.
-# What was made stays for the next time, but for the mount and the loop device.
 set -eu
 [ $# -gt 0 ] || { echo "usage: tests/measure_prefetch.sh FOLDER [MB_PER_S...]" >&2; exit 2; }
 folder=$1
@@ -19,22 +18,12 @@ sluice=${SLUICE:-build/release/sluice}
 pairs=${PAIRS:-5}
 tokens=${TOKENS:-64}
 models=${MODELS:-random trained}
-mount=$folder/drive
-throttle=/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device
 scratch=$(mktemp -d)
-device=
+. tests/held_drive.sh
 
 clean_up() {
     rm -rf "$scratch"
-    if [ -n "$device" ]; then
-        [ ! -e "$throttle" ] || echo "$numbers 0" >"$throttle"
-        # The kernel lets go of a ring's files a while after its process.
-        for _ in 1 2 3 4 5; do
-            umount "$mount" 2>/dev/null && break
-            sleep 1
-        done
-        losetup -d "$device"
-    fi
+    close_drive
 }
 trap clean_up EXIT
 
@@ -55,14 +44,7 @@ make_trained() {
     "$sluice" pack tests/small "$mount/trained"
 }
 
-mkdir -p "$mount"
-if [ ! -e "$folder/drive.ext4" ]; then
-    truncate -s 6G "$folder/drive.ext4"
-    mkfs.ext4 -q -m 0 "$folder/drive.ext4"
-fi
-device=$(losetup --find --show --direct-io=on "$folder/drive.ext4")
-numbers=$(($(stat -c 0x%t "$device"))):$(($(stat -c 0x%T "$device")))
-mount "$device" "$mount"
+open_drive "$folder" 6
 for model in $models; do
     [ -e "$mount/$model" ] || "make_$model"
 done
@@ -90,10 +72,10 @@ for rate in "${@:-0}"; do
         done
         for share in 12 25 50; do
             for ((i = 0; i < pairs; i++)); do
-                echo "$numbers ${rate}000000" >"$throttle"
+                hold_drive "$rate"
                 run "$scratch/hash.$i" "$model" "$share" "$i" --no-hot-list --prefetch hash
                 run "$scratch/auto.$i" "$model" "$share" "$i" --no-hot-list --prefetch auto
-                echo "$numbers 0" >"$throttle"
+                hold_drive 0
             done
             /usr/bin/python3 - "$scratch" "$pairs" "$rate" "$model" "$share" <<'PYTHON'
 import json, statistics, sys

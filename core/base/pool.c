@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/base/arena.h"
 #include "core/base/assert.h"
 #include "core/base/clock.h"
 #include "core/base/cpu.h"
@@ -29,15 +30,13 @@
  */
 #define PIECES_PER_PART 4u
 
-#define CACHE_LINE_BYTES 64
-
 #define PAGE_BYTES                                                                                 \
     4096u /* the smallest there is; touching larger ones several times is harmless                 \
            */
 
 /* One thread's part of a job. Anybody takes pieces from its front. */
 struct part {
-    _Alignas(CACHE_LINE_BYTES) atomic_size_t next;
+    _Alignas(SL_CACHE_LINE_BYTES) atomic_size_t next;
     size_t end;
 };
 
@@ -63,10 +62,10 @@ struct sl_pool {
     size_t piece_items; /* that are taken at a time */
     bool is_tied;       /* each part is for its own thread */
 
-    _Alignas(CACHE_LINE_BYTES) atomic_uint generation; /* written by the driver only */
-    atomic_uint n_asleep;                              /* workers that wait for it to be raised */
-    _Alignas(CACHE_LINE_BYTES) atomic_uint n_busy;     /* workers that have not finished the job */
-    atomic_bool driver_is_asleep;                      /* until that is 0 */
+    _Alignas(SL_CACHE_LINE_BYTES) atomic_uint generation; /* written by the driver only */
+    atomic_uint n_asleep;                             /* workers that wait for it to be raised */
+    _Alignas(SL_CACHE_LINE_BYTES) atomic_uint n_busy; /* workers that have not finished the job */
+    atomic_bool driver_is_asleep;                     /* until that is 0 */
     atomic_uint_fast64_t busy_ns; /* of the present job: each worker adds its time in it */
     atomic_bool stop;
 

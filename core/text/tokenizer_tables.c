@@ -5,10 +5,10 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/plain_json.h"
 #include "core/text/tokenizer.h"
 
 #define NO_ENTRY UINT32_MAX
-#define DIGITS_MAX 9
 
 /* ---- filling -----------------------------------------------------------------------------------
  */
@@ -149,29 +149,20 @@ const struct sl_vocab_entry *sl_tokenizer_tables_find(const struct sl_tokenizer_
 /* ---- reading the text --------------------------------------------------------------------------
  * Each returns false where the text is not plain, or memory is short; which of these says `rc`. */
 
-struct scan {
-    struct sl_tokenizer_tables *tables;
-    const char *at, *end;
-    int rc;
-};
-
 struct span {
     const char *first, *end; /* NULL: not met yet */
 };
 
-static void skip_space(struct scan *s)
-{
-    while (s->at < s->end && (*s->at == ' ' || *s->at == '\n' || *s->at == '\r' || *s->at == '\t'))
-        s->at++;
-}
+struct scan {
+    struct sl_tokenizer_tables *tables;
+    struct sl_plain_json json;
+    struct span vocab, merges; /* where the tables lie */
+    int rc;
+};
 
 static bool take(struct scan *s, char mark)
 {
-    skip_space(s);
-    if (s->at == s->end || *s->at != mark)
-        return false;
-    s->at++;
-    return true;
+    return sl_plain_mark(&s->json, mark);
 }
 
 static bool is_next(const uint8_t *at, const uint8_t *end)
@@ -201,19 +192,19 @@ static bool take_string(struct scan *s, const char **ret_text, size_t *ret_lengt
     *ret_text = t->text + t->text_bytes;
     if (!take(s, '"'))
         return false;
-    while (s->at < s->end && *s->at != '"') {
+    while (s->json.at < s->json.end && *s->json.at != '"') {
         size_t n;
 
-        if (*s->at == '\\') {
-            s->at++;
-            if (s->at == s->end || (*s->at != '"' && *s->at != '\\'))
+        if (*s->json.at == '\\') {
+            s->json.at++;
+            if (s->json.at == s->json.end || (*s->json.at != '"' && *s->json.at != '\\'))
                 return false;
         }
-        n = character_bytes((const uint8_t *)s->at, (const uint8_t *)s->end);
+        n = character_bytes((const uint8_t *)s->json.at, (const uint8_t *)s->json.end);
         if (n == 0)
             return false;
-        keep(t, s->at, n);
-        s->at += n;
+        keep(t, s->json.at, n);
+        s->json.at += n;
     }
     *ret_length = (size_t)(t->text + t->text_bytes - *ret_text);
     return take(s, '"');
@@ -221,17 +212,12 @@ static bool take_string(struct scan *s, const char **ret_text, size_t *ret_lengt
 
 static bool take_id(struct scan *s, uint32_t *ret_id)
 {
-    const char *first;
-    uint32_t id = 0;
+    uint64_t id;
 
-    skip_space(s);
-    for (first = s->at; s->at < s->end && *s->at >= '0' && *s->at <= '9'; s->at++) {
-        if (s->at - first == DIGITS_MAX)
-            return false;
-        id = 10 * id + (uint32_t)(*s->at - '0');
-    }
-    *ret_id = id;
-    return s->at > first && (*first != '0' || s->at - first == 1) && id < SL_TOKENIZER_IDS_MAX;
+    if (!sl_plain_number(&s->json, &id) || id >= SL_TOKENIZER_IDS_MAX)
+        return false;
+    *ret_id = (uint32_t)id;
+    return true;
 }
 
 static bool take_vocab(struct scan *s)
@@ -299,10 +285,10 @@ static bool skip_string(struct scan *s, struct span *ret_inside)
 {
     if (!take(s, '"'))
         return false;
-    ret_inside->first = s->at;
-    while (s->at < s->end && *s->at != '"')
-        s->at += *s->at == '\\' && s->at + 1 < s->end ? 2 : 1;
-    ret_inside->end = s->at;
+    ret_inside->first = s->json.at;
+    while (s->json.at < s->json.end && *s->json.at != '"')
+        s->json.at += *s->json.at == '\\' && s->json.at + 1 < s->json.end ? 2 : 1;
+    ret_inside->end = s->json.at;
     return take(s, '"');
 }
 
@@ -313,25 +299,26 @@ static bool skip_value(struct scan *s)
     size_t depth = 0;
 
     do {
-        skip_space(s);
-        if (s->at == s->end)
+        sl_plain_space(&s->json);
+        if (s->json.at == s->json.end)
             return false;
-        if (*s->at == '"') {
+        if (*s->json.at == '"') {
             if (!skip_string(s, &inside))
                 return false;
-        } else if (*s->at == '{' || *s->at == '[') {
+        } else if (*s->json.at == '{' || *s->json.at == '[') {
             depth++;
-            s->at++;
-        } else if (*s->at == '}' || *s->at == ']') {
+            s->json.at++;
+        } else if (*s->json.at == '}' || *s->json.at == ']') {
             if (depth == 0)
                 return false;
             depth--;
-            s->at++;
+            s->json.at++;
         } else {
-            s->at++;
+            s->json.at++;
         }
-        skip_space(s);
-    } while (depth > 0 || (s->at < s->end && *s->at != ',' && *s->at != '}' && *s->at != ']'));
+        sl_plain_space(&s->json);
+    } while (depth > 0 || (s->json.at < s->json.end && *s->json.at != ',' && *s->json.at != '}' &&
+                           *s->json.at != ']'));
     return true;
 }
 
@@ -347,44 +334,40 @@ static bool take_span(struct scan *s, struct span *span, bool (*take_value)(stru
 {
     if (span->first)
         return false;
-    skip_space(s);
-    span->first = s->at;
+    sl_plain_space(&s->json);
+    span->first = s->json.at;
     if (!take_value(s))
         return false;
-    span->end = s->at;
+    span->end = s->json.at;
     return true;
 }
 
-static bool take_model(struct scan *s, struct span *vocab, struct span *merges)
+typedef bool take_member_fn(struct scan *s, const struct span *key);
+
+/* An object of one member or more. */
+static bool take_object(struct scan *s, take_member_fn *take_member)
 {
     struct span key;
-    bool taken;
 
     if (!take(s, '{'))
         return false;
     do {
-        if (!skip_string(s, &key) || !take(s, ':'))
+        if (!skip_string(s, &key) || !take(s, ':') || !take_member(s, &key))
             return false;
-        taken = is_word(&key, "vocab")    ? take_span(s, vocab, take_vocab)
-                : is_word(&key, "merges") ? take_span(s, merges, take_merges)
-                                          : skip_value(s);
-    } while (taken && take(s, ','));
-    return taken && take(s, '}');
+    } while (take(s, ','));
+    return take(s, '}');
 }
 
-static bool take_file(struct scan *s, struct span *vocab, struct span *merges)
+static bool take_of_model(struct scan *s, const struct span *key)
 {
-    struct span key;
-    bool taken;
+    return is_word(key, "vocab")    ? take_span(s, &s->vocab, take_vocab)
+           : is_word(key, "merges") ? take_span(s, &s->merges, take_merges)
+                                    : skip_value(s);
+}
 
-    if (!take(s, '{'))
-        return false;
-    do {
-        if (!skip_string(s, &key) || !take(s, ':'))
-            return false;
-        taken = is_word(&key, "model") ? take_model(s, vocab, merges) : skip_value(s);
-    } while (taken && take(s, ','));
-    return taken && vocab->first && merges->first;
+static bool take_of_file(struct scan *s, const struct span *key)
+{
+    return is_word(key, "model") ? take_object(s, take_of_model) : skip_value(s);
 }
 
 /* The file with both tables empty. NULL where memory is short or the file is no JSON. */
@@ -413,17 +396,16 @@ static json_t *parse_rest(const char *json, size_t length, const struct span *vo
 int sl_tokenizer_tables_cut(struct sl_tokenizer_tables *tables, const char *json, size_t length,
                             json_t **ret_root)
 {
-    struct scan scan = {.tables = tables, .at = json, .end = json + length};
-    struct span vocab = {0}, merges = {0};
+    struct scan scan = {.tables = tables, .json = {json, json + length}};
     json_t *root;
     int rc = sl_tokenizer_tables_begin(tables, length);
 
     if (rc < 0)
         return rc;
-    if (!take_file(&scan, &vocab, &merges))
+    if (!take_object(&scan, take_of_file) || !scan.vocab.first || !scan.merges.first)
         rc = scan.rc; /* what comes after the object is jansson's business */
     else if ((rc = sl_tokenizer_tables_index(tables)) == 0 &&
-             (root = parse_rest(json, length, &vocab, &merges))) {
+             (root = parse_rest(json, length, &scan.vocab, &scan.merges))) {
         *ret_root = root;
         return 1;
     }

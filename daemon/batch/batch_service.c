@@ -22,8 +22,8 @@ struct sl_batch_service {
     struct sl_batch_files files;
     struct sl_journal *journal;
     struct sl_batch_runner *runner;
-    char
-        failure[SL_ERR_MESSAGE_BYTES]; /* why results did not become files; the runner's thread's */
+    /* Why results did not become files; the runner's thread's. */
+    char failure[SL_ERR_MESSAGE_BYTES];
 
     pthread_mutex_t lock;               /* guards the next */
     struct sl_batch_counters forgotten; /* of batches that were; counters do not fall */
@@ -46,8 +46,7 @@ static const struct sl_metric metrics[] = {
 
 const struct sl_metrics sl_batch_metrics = {metrics, SL_ARRAY_LEN(metrics)};
 
-/* ---- what the runner tells
- * -------------------------------------------------------------------------
+/* ---- what the runner tells ---------------------------------------------------------------------
  */
 
 /* A failure is told once, however often it is tried again. */

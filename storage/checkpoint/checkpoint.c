@@ -14,8 +14,8 @@
 #include "core/base/assert.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/plain_json.h"
 #include "storage/io/checksum.h"
-#include "storage/checkpoint/plain_json.h"
 #include "storage/checkpoint/safetensors.h"
 #include "storage/checkpoint/tensor_spelling.h"
 

@@ -12,8 +12,8 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/plain_json.h"
 #include "core/base/size.h"
-#include "storage/checkpoint/plain_json.h"
 
 #define METADATA_KEY "__metadata__"
 #define DIMS_MAX 64 /* no tensor has as many */

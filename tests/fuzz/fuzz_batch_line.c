@@ -10,26 +10,9 @@
 #include "daemon/batch/batch_line.h"
 #include "daemon/batch/batch_record.h"
 #include "daemon/batch/made_tokens.h"
+#include "tests/fuzz/fuzz_model.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* Opened once: reading it takes longer than all else. */
-static struct sl_tokenizer *tok;
-static struct sl_config config = {.bos_token_id = 0, .eos_token_id = 1};
-static struct sl_answer_model model;
-static const char *const names[] = {"m"};
-
-static void open_model(void)
-{
-    if (tok)
-        return;
-    sl_assert(sl_tokenizer_open(&tok, "tests/data/tokenizer.json", NULL) == 0);
-    config.vocab_size = (uint32_t)sl_tokenizer_id_count(tok);
-    model = (struct sl_answer_model){
-        .tok = tok, .config = &config, .context_tokens = 1000, .names = names, .n_names = 1};
-    model.profile.is_chat = true;
-    sl_assert(sl_chat_profile_find(&model.profile.profile, "v4-0731", NULL) == 0);
-}
 
 static void check_line(const uint8_t *data, size_t size)
 {

@@ -1,4 +1,4 @@
-#include "storage/checkpoint/plain_json.h"
+#include "core/base/plain_json.h"
 
 #include <string.h>
 
@@ -7,7 +7,7 @@
 /* An object of more members is no small matter, and left to jansson. */
 #define SKIPPED_MEMBERS_MAX 16
 
-static void skip_space(struct sl_plain_json *json)
+void sl_plain_space(struct sl_plain_json *json)
 {
     while (json->at < json->end &&
            (*json->at == ' ' || *json->at == '\n' || *json->at == '\r' || *json->at == '\t'))
@@ -16,7 +16,7 @@ static void skip_space(struct sl_plain_json *json)
 
 bool sl_plain_mark(struct sl_plain_json *json, char mark)
 {
-    skip_space(json);
+    sl_plain_space(json);
     if (json->at == json->end || *json->at != mark)
         return false;
     json->at++;
@@ -27,7 +27,7 @@ bool sl_plain_string(struct sl_plain_json *json, const char **ret_text, size_t *
 {
     const char *at;
 
-    skip_space(json);
+    sl_plain_space(json);
     if (json->at == json->end || *json->at != '"')
         return false;
     for (at = json->at + 1; at < json->end && *at != '"'; at++)
@@ -46,7 +46,7 @@ bool sl_plain_number(struct sl_plain_json *json, uint64_t *ret_number)
     const char *at;
     uint64_t n = 0;
 
-    skip_space(json);
+    sl_plain_space(json);
     for (at = json->at; at < json->end && *at >= '0' && *at <= '9'; at++) {
         if (at - json->at == DIGITS_MAX)
             return false;
@@ -63,7 +63,7 @@ bool sl_plain_number(struct sl_plain_json *json, uint64_t *ret_number)
 
 bool sl_plain_end(struct sl_plain_json *json)
 {
-    skip_space(json);
+    sl_plain_space(json);
     return json->at == json->end;
 }
 

@@ -4,8 +4,8 @@
  * values by the hundred thousand. What is read with this needs no memory and a tenth of the time.
  * Whoever meets anything else, be it an error or only another way of writing, parses again with
  * jansson, which says what is wrong. No state: any thread may call. */
-#ifndef SL_STORAGE_CHECKPOINT_PLAIN_JSON_H
-#define SL_STORAGE_CHECKPOINT_PLAIN_JSON_H
+#ifndef SL_BASE_PLAIN_JSON_H
+#define SL_BASE_PLAIN_JSON_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,8 +16,9 @@ struct sl_plain_json {
     const char *at, *end;
 };
 
-/* Each passes over white space, and returns whether the next thing is what was asked for; only then
- * is it taken. */
+/* Each but the first passes over white space, and returns whether the next thing is what was asked
+ * for; only then is it taken. */
+void sl_plain_space(struct sl_plain_json *json);           /* passes over white space alone */
 bool sl_plain_mark(struct sl_plain_json *json, char mark); /* such as '{' */
 bool sl_plain_string(struct sl_plain_json *json, const char **ret_text, size_t *ret_length);
 bool sl_plain_number(struct sl_plain_json *json, uint64_t *ret_number); /* below 10^18 */
