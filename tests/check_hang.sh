@@ -87,7 +87,8 @@ run_direct() {
     mkdir "$folder"
     mount_hanging "$folder" experts-1.bin read 300000 || return
     cd "$folder" || return
-    "$sluice" logits drive/store "${run[@]}" --io threads >out 2>err &
+    : >err # which the loop may look for before the command has opened it
+    "$sluice" logits drive/store "${run[@]}" --io threads >out 2>>err &
     pid=$!
     for ((i = 0; i < patience_ms / 50 && $(grep -c "^sluice: " err) == 0; i++)); do
         read -r -t 0.05 <> <(:)
