@@ -21,12 +21,14 @@ serve() { # option...: in the background; waits until it is ready
     done
     return 1
 }
-# Like check, in this shell, for what starts and ends servers.
+# Like check, in this shell, for what starts and ends servers. What a failed one leaves running would
+# be in the way of the next.
 try() { # name command...
     if "${@:2}" >"$scratch/out" 2>&1; then
         ok "$1" "$(tail -n 1 "$scratch/out")"
     else
         fail "$1" "$(tail -n 3 "$scratch/out" "$scratch/log")"
+        kill -9 "$daemon" 2>/dev/null && wait "$daemon"
     fi
 }
 ask() { curl -s --unix-socket "$socket" -H Content-Type:application/json "$@"; }
@@ -82,6 +84,7 @@ takes_over() {
     client=$!
     until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
     kill "$first"
+    while [ -e "$socket" ]; do sleep 0.01; done # it may not have seen the signal yet
     serve && wait "$first" && wait "$client" && ask http://localhost/health | grep -q ok &&
         kill "$daemon" && wait "$daemon" && [ ! -e "$socket" ]
 }
