@@ -14,12 +14,10 @@ serve() { # option...: in the background; waits until it is ready
     "$sluice" serve tests/small --socket "$socket" --ram 2G --no-hot-list "$@" \
         >/dev/null 2>"$scratch/log" &
     daemon=$!
-    for _ in $(seq 400); do
-        curl -sf --unix-socket "$socket" http://localhost/health >/dev/null && return
-        kill -0 "$daemon" 2>/dev/null || return
-        sleep 0.05
-    done
-    return 1
+    wait_for ready_or_ended && kill -0 "$daemon" 2>/dev/null
+}
+ready_or_ended() {
+    curl -sf --unix-socket "$socket" http://localhost/health || ! kill -0 "$daemon"
 }
 # Like check, in this shell, for what starts and ends servers. What a failed one leaves running would
 # be in the way of the next.
@@ -32,6 +30,13 @@ try() { # name command...
     fi
 }
 ask() { curl -s --unix-socket "$socket" -H Content-Type:application/json "$@"; }
+# In the background, as $client; waits until its first tokens have come.
+begin_stream() { # JSON curl-option...: what is asked beside the stream
+    rm -f "$scratch/stream" # that of an earlier one must not be taken for this one's
+    ask -N "${@:2}" http://localhost/v1/completions -d "{\"stream\": true, $1}" >"$scratch/stream" &
+    client=$!
+    wait_for grep data: "$scratch/stream"
+}
 
 if ! "$python" -c 'import httpx' 2>/dev/null; then
     skip "sluice serve" "python3-httpx is not installed"
@@ -61,11 +66,9 @@ try "a socket in use is refused" in_use
 
 # What is under way when SIGTERM comes is finished, and nothing new is taken.
 ends_well() {
-    ask -N http://localhost/v1/completions -d '{"prompt": "The river rose in the", "max_tokens": 100, "temperature": 0, "stream": true}' \
-        >"$scratch/stream" &
-    local client=$!
+    local client
 
-    until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
+    begin_stream '"prompt": "The river rose in the", "max_tokens": 100, "temperature": 0' || return
     kill "$daemon"
     wait "$client"
     [ "$(grep -c '^data: ' "$scratch/stream")" -gt 50 ] && grep -q '\[DONE\]' "$scratch/stream" &&
@@ -73,18 +76,26 @@ ends_well() {
 }
 try "SIGTERM lets a stream end, and leaves no socket" ends_well
 
+# Whom the grace cuts off is told so, also one who has not read yet what came before.
+cuts_off() {
+    local client
+
+    serve --context 4096 --grace 1 &&
+        begin_stream '"prompt": "She said", "max_tokens": 3900, "logprobs": 20' --limit-rate 400K ||
+        return
+    kill "$daemon"
+    wait "$client" && grep -q 'shutting down' "$scratch/stream" && wait "$daemon"
+}
+try "a slow reader gets all that was made before the grace was over" cuts_off
+
 # One that ends makes room for the next at once, and leaves its socket alone.
 takes_over() {
     local first client
 
-    serve --context 4096 --grace 1 || return
+    serve --context 4096 --grace 1 && begin_stream '"prompt": "She said", "max_tokens": 4000' || return
     first=$daemon
-    ask -N http://localhost/v1/completions -d '{"prompt": "She said", "max_tokens": 4000, "stream": true}' \
-        >"$scratch/stream" &
-    client=$!
-    until grep -q data: "$scratch/stream" 2>/dev/null; do sleep 0.02; done
     kill "$first"
-    while [ -e "$socket" ]; do sleep 0.01; done # it may not have seen the signal yet
+    wait_for [ ! -e "$socket" ] # it may not have seen the signal yet
     serve && wait "$first" && wait "$client" && ask http://localhost/health | grep -q ok &&
         kill "$daemon" && wait "$daemon" && [ ! -e "$socket" ]
 }
@@ -95,16 +106,13 @@ without_trace_and_log() {
     "$sluice" serve tests/small --socket "$socket" --ram 2G --no-hot-list --trace /dev/full \
         >/dev/null 2> >(grep -m 1 'trace cannot be written: No space' >"$scratch/log") &
     daemon=$!
-    until curl -sf --unix-socket "$socket" http://localhost/health >/dev/null; do
-        kill -0 "$daemon" || return
-        sleep 0.05
-    done
+    wait_for ready_or_ended && kill -0 "$daemon" || return
     for i in 1 2 3; do
         ask http://localhost/v1/completions -d '{"prompt": "a", "max_tokens": 1}' |
             grep -q '"finish_reason":"length"' || return
     done
     kill "$daemon"
-    wait "$daemon" && [ -s "$scratch/log" ]
+    wait "$daemon" && wait_for [ -s "$scratch/log" ]
 }
 try "a trace on a full disk, a log that nobody reads" without_trace_and_log
 

@@ -1,8 +1,8 @@
 # For check scripts, to be sourced: counts and prints tests as TAP.
 #
 # ok NAME [DETAIL], fail NAME [DETAIL] and skip NAME REASON report a test; check NAME COMMAND...
-# runs a command and reports by its exit status, with its output where it fails. tap_end prints the
-# plan and ends the script. $scratch is a folder of the script's own; it goes when the script ends.
+# runs a command and reports by its exit status, with its output where it fails. wait_for COMMAND...
+# waits until a command succeeds. tap_end prints the plan and ends the script. $scratch is a folder of the script's own; it goes when the script ends.
 # shellcheck shell=bash
 
 set -u
@@ -39,6 +39,15 @@ check() {
         echo "# ${output//$'\n'/$'\n# '}"
         return 1
     fi
+}
+
+wait_for() {
+    local end=$((SECONDS + 60))
+
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $end ] || { echo "in vain: $*" && return 1; }
+        sleep 0.02
+    done
 }
 
 tap_end() {

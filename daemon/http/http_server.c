@@ -75,7 +75,7 @@ struct sl_http_server {
     bool has_pulse;
 
     pthread_mutex_t lock; /* guards the rest, and parts of the calls */
-    pthread_cond_t closing;
+    pthread_cond_t closing, call_over;
     struct sl_link calls;
     uint64_t body_bytes; /* of all bodies */
     bool is_closing;
@@ -570,6 +570,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     sl_http_drop_body(call);
     pthread_mutex_lock(&call->server->lock);
     sl_list_remove(&call->link);
+    pthread_cond_signal(&call->server->call_over);
     pthread_mutex_unlock(&call->server->lock);
     free(call);
 }
@@ -591,6 +592,7 @@ int sl_http_server_create(struct sl_http_server **ret_server, const struct sl_ht
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&server->closing, &monotonic);
+    pthread_cond_init(&server->call_over, &monotonic);
     pthread_condattr_destroy(&monotonic);
     server->has_pulse = pthread_create(&server->pulse, NULL, pulse_main, server) == 0;
     if (!server->has_pulse) {
@@ -642,6 +644,27 @@ void sl_http_server_quiesce(struct sl_http_server *server)
     }
 }
 
+/* Under the lock. A request whose body is still on its way has no reply to finish. */
+static bool has_replies(const struct sl_http_server *server)
+{
+    for (const struct sl_link *at = server->calls.next; at != &server->calls; at = at->next)
+        if (!sl_list_item(at, struct sl_http_call, link)->is_receiving)
+            return true;
+    return false;
+}
+
+void sl_http_server_finish(struct sl_http_server *server, uint64_t patience_ns)
+{
+    const uint64_t until_ns = sl_clock_ns() + patience_ns;
+    const struct timespec until = {(time_t)(until_ns / NS_PER_S), (long)(until_ns % NS_PER_S)};
+    int rc = 0;
+
+    pthread_mutex_lock(&server->lock);
+    while (rc == 0 && has_replies(server))
+        rc = pthread_cond_timedwait(&server->call_over, &server->lock, &until);
+    pthread_mutex_unlock(&server->lock);
+}
+
 void sl_http_server_destroy(struct sl_http_server *server)
 {
     if (!server)
@@ -657,6 +680,7 @@ void sl_http_server_destroy(struct sl_http_server *server)
     for (uint32_t i = 0; i < server->n_listeners; i++)
         MHD_stop_daemon(server->listeners[i].daemon);
     pthread_cond_destroy(&server->closing);
+    pthread_cond_destroy(&server->call_over);
     pthread_mutex_destroy(&server->lock);
     free(server);
 }

@@ -85,6 +85,10 @@ int sl_http_server_listen(struct sl_http_server *server, int fd, bool is_tcp, st
 /* Takes no more connections; what is under way goes on. */
 void sl_http_server_quiesce(struct sl_http_server *server);
 
+/* Waits until all replies have been sent, but not for longer than that: their sources have come to
+ * an end, and what is left is up to the clients. */
+void sl_http_server_finish(struct sl_http_server *server, uint64_t patience_ns);
+
 /* Ends all calls. NULL is allowed. */
 void sl_http_server_destroy(struct sl_http_server *server);
 

@@ -38,6 +38,9 @@
 #define FORM_MORE_BYTES (64u << 10) /* beside the file of an upload */
 #define CONNECTION_BYTES (64u << 10)
 
+/* When all texts have ended, what they hold still has to be sent, also to those who read slowly. */
+#define LAST_REPLIES_NS (2 * NS_PER_S)
+
 enum {
     OPTION_SOCKET = 256,
     OPTION_SOCKET_GROUP,
@@ -539,6 +542,8 @@ static int serve(struct command *command, struct sl_err *err)
         }
     }
     remove_socket(command);
+    if (rc == 0)
+        sl_http_server_finish(command->server, LAST_REPLIES_NS);
     sl_http_server_destroy(command->server);
     sl_serve_state_let_go(&command->state);
     if (command->worker)
