@@ -335,7 +335,7 @@ def bad_lines_are_skipped():
 
 
 def deleted_in_use():
-    file_id = upload_lines([item(i, 200) for i in range(4)])
+    file_id = upload_lines([item(i, 1000) for i in range(4)])
     batch_id = create(file_id)
     assert batch(batch_id)["status"] in ("validating", "in_progress")
     assert client.delete(f"/v1/files/{file_id}").json()["deleted"]

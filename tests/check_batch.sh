@@ -165,10 +165,11 @@ killed() {
             2>>stderrs
         if [ $? = 137 ]; then
             n=$((n + 1))
-        else # done before the kill: begin again
+        else # done before the kill: begin again, and kill sooner
             same killed.jsonl || return 1
             rm -rf killed.jsonl*
             n_whole=$((n_whole + 1))
+            whole_ms=$((whole_ms * 9 / 10))
         fi
     done
     run killed.jsonl && same killed.jsonl && echo "$n_whole more batches were done meanwhile"
@@ -201,14 +202,22 @@ if [ "$kills" -ge 100 ]; then
     check "a kill costs little work" lost
 fi
 
+# ---- stopped on the way ---------------------------------------------------------------------------
+
+# Answers are long enough from here on that much is left when a part has been seen to be done.
+batch make --ask question --ask "Why?" --system "Be brief." --max-tokens 150 docs >in.jsonl
+run long.jsonl
+sort long.jsonl >sorted
+
 # Starts a run in the background and waits until a part is done, and not all of it. A line that comes
 # second is written when the journal has the first.
 begin() { # OUT [OPTION...]
     "$sluice" batch run "$model" in.jsonl "$@" --ram 2G --journal-every 0.1 --max-items-at-once 1 \
         2>"$scratch/background" &
     runner=$!
-    until [ "$(wc -l <"$1")" -ge 2 ]; do sleep 0.05; done 2>/dev/null
+    wait_for has_two "$1"
 }
+has_two() { [ "$(wc -l <"$1")" -ge 2 ]; }
 parks() {
     begin parked.jsonl
     kill -TERM "$runner" # of Ctrl-C, the shell keeps what it starts in the background
@@ -217,11 +226,18 @@ parks() {
         run parked.jsonl && says 'going on' && same parked.jsonl
 }
 check "a signal parks, and the same command goes on" parks
+# One at a time, so many questions take several times as long as the second or two that they get.
 until_time() {
-    batch run "$model" in.jsonl until.jsonl --ram 2G --max-items-at-once 1 \
-        --until "$(date -d '1 second' +%T)"
-    [ $? = 3 ] && says 'the same command goes on' && run until.jsonl --until "$(date +%H:%M)" &&
-        same until.jsonl
+    local asks=()
+
+    for n in {1..16}; do asks+=(--ask "Question $n?"); done
+    batch make "${asks[@]}" --max-tokens 150 docs >many.jsonl &&
+        batch run "$model" many.jsonl whole-many.jsonl --ram 2G || return
+    batch run "$model" many.jsonl until.jsonl --ram 2G --max-items-at-once 1 \
+        --until "$(date -d '2 seconds' +%T)"
+    [ $? = 3 ] && says 'the same command goes on' &&
+        batch run "$model" many.jsonl until.jsonl --ram 2G --until "$(date +%H:%M)" &&
+        cmp <(sort whole-many.jsonl) <(sort until.jsonl)
 }
 check "--until ends with status 3" until_time
 second() {
@@ -290,10 +306,7 @@ full() {
     "$sluice" batch run "$model" in.jsonl small/out.jsonl --ram 2G --journal full.journal \
         2>background &
     runner=$!
-    until grep -q 'paused: .*No space left' background; do
-        kill -0 "$runner" || return 1
-        sleep 0.1
-    done
+    wait_for grep 'paused: .*No space left' background || return
     rm small/filler
     wait "$runner" && grep -q 'the batches go on' background && same small/out.jsonl
 }

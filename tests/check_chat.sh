@@ -68,31 +68,26 @@ check "a conversation that is loaded goes on from images" resumes
 
 # Nobody reads the answer: chat is killed as other commands are, and its daemon clears up.
 leaves_nothing() {
-    local n=0
-
     mkdir "$scratch/run"
     printf '%s\n' One Two | XDG_RUNTIME_DIR=$scratch/run "$sluice" chat "$model" --ram 2G \
         --effort none --tokens 500 2>/dev/null | head -c 5 >/dev/null
-    while [ -n "$(ls "$scratch/run")" ] && [ $((n++)) -lt 200 ]; do sleep 0.05; done
-    [ -z "$(ls "$scratch/run")" ]
+    wait_for rmdir "$scratch/run"
 }
 check "a pipe that breaks leaves no daemon and no folder" leaves_nothing
 
 # Killed at any moment of its start: the daemon that it has begun, if any, clears up.
 killed_anywhere() {
-    local ms n chat
+    local ms chat
 
-    mkdir -p "$scratch/killed"
     for ms in 0 2 5 10 15 20 30 40 60 80 120 200; do
+        mkdir "$scratch/killed"
         XDG_RUNTIME_DIR=$scratch/killed "$sluice" chat "$model" --ram 2G <"$scratch/silence" \
             >/dev/null 2>&1 &
         chat=$!
         sleep "0.$(printf %03d "$ms")"
         kill "$chat"
         wait "$chat" 2>/dev/null
-        n=0
-        while [ -n "$(ls "$scratch/killed")" ] && [ $((n++)) -lt 400 ]; do sleep 0.05; done
-        [ -z "$(ls "$scratch/killed")" ] || return 1
+        wait_for rmdir "$scratch/killed" || return
     done
 }
 mkfifo "$scratch/silence"

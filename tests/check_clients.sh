@@ -25,10 +25,7 @@ fi
 
 "$sluice" serve tests/small --socket "$scratch/socket" --ram 2G 2>"$scratch/log" &
 daemon=$!
-for _ in $(seq 300); do
-    curl -sf --unix-socket "$scratch/socket" http://localhost/health >/dev/null && break
-    sleep 0.1
-done
+wait_for curl -sf --unix-socket "$scratch/socket" http://localhost/health
 
 cp tests/clients/*.mjs $folder
 for client in openai anthropic batches; do

@@ -76,14 +76,13 @@ assert s["expert_evictions"] == 0 and s["expert_loads"] <= 6 * 24 + given_up, s'
 check "a cache that holds all reads none twice" reads_once
 
 interrupted() {
-    local pid tries=0
+    local pid
 
+    rm -f "$scratch/text" # of an earlier run
     env --default-signal=INT "$sluice" generate "$model" -p "The river rose" -n 900000 --temp 0 \
         >"$scratch/text" 2>"$scratch/figures" &
     pid=$!
-    until [ -s "$scratch/text" ] || [ $((tries += 1)) -gt 600 ]; do
-        sleep 0.05
-    done
+    wait_for [ -s "$scratch/text" ]
     kill -INT "$pid"
     wait "$pid"
     [ $? = 130 ] && grep -q ', interrupted' "$scratch/figures" && grep -q '^disk ' "$scratch/figures"

@@ -151,17 +151,16 @@ survives() { # signal
                 grep -q '^sluice: interrupted' "$scratch/stderr"
         fi
 }
+has_two_files() { [ "$(find "$scratch/out" -type f | wc -l)" = 2 ]; }
 # Before the work has begun the signal ends the program at once: here while it waits for a reader.
 leaves_nothing() { # signal
-    local pid tries=0
+    local pid
 
     echo "older" >"$out"
     env --default-signal=INT "$sluice" logits "$model" --tokens "$scratch/ids" --out "$out" \
         --tokens "$scratch/ids" --out "$scratch/pipe" 2>"$scratch/stderr" &
     pid=$!
-    until [ "$(find "$scratch/out" -type f | wc -l)" = 2 ] || [ $((tries += 1)) -gt 1000 ]; do
-        sleep 0.01
-    done
+    wait_for has_two_files
     kill -"$1" "$pid"
     wait "$pid"
     [ "$?" = $((128 + $(kill -l "$1"))) ] && [ "$(cat "$scratch"/out/*)" = older ]

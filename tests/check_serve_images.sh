@@ -14,10 +14,10 @@ serve() { # SOCKET option...: in the background; waits until it is ready
     "$sluice" serve tests/small --socket "$scratch/$1" --ram 2G --no-hot-list --context 4096 "${@:2}" \
         >/dev/null 2>"$scratch/log-$1" &
     daemon=$!
-    until curl -sf --unix-socket "$scratch/$1" http://localhost/health >/dev/null; do
-        kill -0 "$daemon" 2>/dev/null || return
-        sleep 0.05
-    done
+    wait_for ready_or_ended "$1" && kill -0 "$daemon"
+}
+ready_or_ended() { # SOCKET
+    curl -sf --unix-socket "$scratch/$1" http://localhost/health || ! kill -0 "$daemon"
 }
 ends() {
     kill "$daemon" && wait "$daemon"
@@ -80,6 +80,7 @@ taken() {
 try "a folder that another server has: a note, and none are kept" taken
 ends
 
+has_images() { [ "$(metric a images_saved_total)" -ge "$1" ]; }
 # After each 128 tokens of the prompt there is an image: killed behind the third, it goes on there.
 killed() {
     local client n
@@ -88,7 +89,7 @@ killed() {
     serve a --images "$scratch/killed" --images-every 128 --segment 64 --small-step 64 || return
     ask a "$scratch/long" >/dev/null 2>&1 &
     client=$!
-    until [ "$(metric a images_saved_total)" -ge 3 ]; do sleep 0.01; done
+    wait_for has_images 3 || return
     kill -9 "$daemon"
     wait "$daemon" "$client" 2>/dev/null
     serve a --images "$scratch/killed" && n=$(ask a "$scratch/long") && [ "$n" -ge 384 ] &&

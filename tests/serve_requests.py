@@ -222,10 +222,14 @@ def what_the_page_reads():
     """The fields are there: of the status, of somebody who is served, of an answer's chunks."""
     script = client.get("/page.js").text
     body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 400, "stream": True,
-            "stream_options": {"include_usage": True}}
-    with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        wait_until(lambda: client.get("/status").json()["queue"])
+            "seed": 5, "stream_options": {"include_usage": True}}
+
+    def served():
         status = client.get("/status").json()
+        return status["queue"] and status
+
+    with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        status = wait_until(served)
         chunks = list(events(reply))
     seen = {"status": status, "serving": status["serving"], "experts": status["experts"],
             "entry": status["queue"][0], "chunk": {key for chunk in chunks for key in chunk},
@@ -256,11 +260,12 @@ def large_and_slow_bodies():
     assert slow.recv(100).startswith(b"HTTP/1.1 408 "), "no 408"
 
 
-def wait_until(what, seconds=5):
+def wait_until(what, seconds=60):
     end = time.monotonic() + seconds
-    while not what():
+    while not (result := what()):
         assert time.monotonic() < end, "in vain"
         time.sleep(0.02)
+    return result
 
 
 def serving():
@@ -283,6 +288,7 @@ def clients_that_leave():
 
 def readers_that_sleep():
     """One reads nothing of a long answer: it is left out of the steps, and others go on."""
+    before = serving()["new_tokens"]
     sleeper = socket.socket(socket.AF_UNIX)
     sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sleeper.connect(SOCKET)
@@ -290,13 +296,13 @@ def readers_that_sleep():
                        "seed": 9}).encode()
     sleeper.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
                     % len(body) + body)
-    last = -1
-    while True: # until it makes no more tokens
+    wait_until(lambda: serving()["new_tokens"] > before)
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < 1: # until it makes no more tokens
         made = serving()["new_tokens"]
-        if made == last:
-            break
-        last = made
-        time.sleep(0.3)
+        if made != last:
+            last, since = made, time.monotonic()
+        time.sleep(0.05)
     assert serving()["texts_running"] == 1
     assert complete(PROMPT, 1)["choices"]
     sleeper.settimeout(30)

@@ -12,7 +12,6 @@ import os
 import pty
 import select
 import sys
-import time
 
 
 def main():
@@ -35,7 +34,6 @@ def main():
         if step < len(script) and script[step][0].encode() in screen[seen:]:
             keys = script[step][1].replace("^C", "\x03").replace("^D", "\x04")
             seen, step = len(screen), step + 1
-            time.sleep(0.2)  # nobody is faster, and the program may not be reading yet
             os.write(terminal, keys.encode())
     print(screen.decode(errors="replace"))
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) if step == len(script) else 99)

@@ -51,6 +51,7 @@ END
 build/release/tests/clients/scripted_serve tests/small --socket "$scratch/socket" \
     --listen 127.0.0.1:$port --alias deepseek-v4-pro 2>"$scratch/log" &
 daemon=$!
+wait_for curl -sf --unix-socket "$scratch/socket" http://localhost/health
 export HOME=$scratch/home
 mkdir -p "$HOME/.codex" "$HOME/project"
 : >"$HOME/project/treasure.txt"
