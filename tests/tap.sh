@@ -2,7 +2,8 @@
 #
 # ok NAME [DETAIL], fail NAME [DETAIL] and skip NAME REASON report a test; check NAME COMMAND...
 # runs a command and reports by its exit status, with its output where it fails. wait_for COMMAND...
-# waits until a command succeeds. tap_end prints the plan and ends the script. $scratch is a folder of the script's own; it goes when the script ends.
+# waits until a command succeeds, at most a minute. tap_end prints the plan and ends the script.
+# $scratch is a folder of the script's own; it goes when the script ends.
 # shellcheck shell=bash
 
 set -u
