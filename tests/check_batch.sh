@@ -206,8 +206,8 @@ fi
 
 # Answers are long enough from here on that much is left when a part has been seen to be done.
 batch make --ask question --ask "Why?" --system "Be brief." --max-tokens 150 docs >in.jsonl
-run long.jsonl
-sort long.jsonl >sorted
+run reference.jsonl
+sort reference.jsonl >sorted
 
 # Starts a run in the background and waits until a part is done, and not all of it. A line that comes
 # second is written when the journal has the first.
