@@ -114,6 +114,8 @@ static int open_runner(struct rig *r, struct sl_err *err)
                                               .items_max = r->items_max,
                                               .commit_ns = 1000000,
                                               .retry_ns = 1000000,
+                                              .image_tokens = 64,
+                                              .keeps_images = w.images != NULL,
                                               .on_change = on_change,
                                               .on_note = on_note,
                                               .context = r};
@@ -413,26 +415,49 @@ static void test_priorities(void **state)
     end(&r);
 }
 
-/* One that comes later and is more urgent takes the places of items as they end. */
-static void test_urgent_one_comes_later(void **state)
+/* One that comes later and is more urgent has all places at once, and those whose they were go on
+ * later: until it has ended, none of them does. */
+static void urgent_one_comes_later(uint32_t items_max)
 {
     char slow[SL_BATCH_NAME_BYTES], quick[SL_BATCH_NAME_BYTES];
+    uint32_t n_done;
     struct rig r;
 
-    (void)state;
-    begin(&r, 2);
+    begin(&r, items_max);
     write_input(&r, "slow", ITEMS, LONG_TOKENS);
     write_input(&r, "quick", ITEMS, NEW_TOKENS);
     order(&r, "slow", &(struct sl_batch_order){.priority = 0}, slow);
     start(&r);
-    wait_until_done(&r, slow, 1);
+    wait_until_done(&r, slow, 2); /* these began together; the next two do now */
+    n_done = status_of(&r, slow).record.n_done;
     order(&r, "quick", &(struct sl_batch_order){.priority = 1}, quick);
     wait_until_ended(&r, quick, SL_BATCH_COMPLETED);
-    assert_true(status_of(&r, slow).record.n_done < ITEMS);
+    assert_int_equal(status_of(&r, slow).record.n_done, n_done);
     wait_until_ended(&r, slow, SL_BATCH_COMPLETED);
     check_lines(&r, "slow", &alone[1], "");
     check_lines(&r, "quick", &alone[0], "");
     end(&r);
+}
+
+static void test_urgent_one_comes_later(void **state)
+{
+    (void)state;
+    urgent_one_comes_later(2);
+}
+
+/* There are places for all, but memory for few: that is what they give up then. */
+static void test_urgent_one_finds_no_memory(void **state)
+{
+    const uint64_t kv_bytes = w.kv_bytes;
+
+    (void)state;
+    w.kv_bytes = 0;
+    w.kv_sessions = 2;
+    start_worker(NULL, 0);
+    urgent_one_comes_later(2 * ITEMS);
+    worker_rig_stop(&w, 0);
+    w.kv_bytes = kv_bytes;
+    w.kv_sessions = 0;
 }
 
 /* ---- the end before all is done ----------------------------------------------------------------
@@ -543,6 +568,49 @@ static void test_park(void **state)
     wait_until_ended(&r, id, SL_BATCH_COMPLETED);
     assert_int_equal(check_lines(&r, "in", &alone[1], ""), 0);
     end(&r);
+}
+
+/* After a restart what images know counts as done at once, and not only when they have been read:
+ * here most items wait for memory then, until others have ended. */
+static void test_progress_after_restart(void **state)
+{
+    const uint64_t kv_bytes = w.kv_bytes;
+    char id[SL_BATCH_NAME_BYTES], images[FIXTURE_PATH_BYTES];
+    struct sl_batch_status before, now;
+    struct rig r;
+
+    (void)state;
+    fixture_folder_create(images);
+    w.images = images;
+    start_worker(NULL, 0);
+    begin(&r, 5);
+    write_input(&r, "in", ITEMS, LONG_TOKENS);
+    order(&r, "in", &(struct sl_batch_order){.priority = 0}, id);
+    start(&r);
+    do
+        before = status_of(&r, id);
+    while (before.n_made_tokens < 5 * 10); /* all prompts are behind them */
+    assert_int_equal(before.record.n_done, 0);
+    assert_int_equal(sl_batch_runner_park(r.runner, NULL), 0);
+    close_runner(&r);
+    worker_rig_stop(&w, 0);
+    w.kv_bytes = 0;
+    w.kv_sessions = 2;
+    start_worker(NULL, 0);
+    assert_int_equal(open_runner(&r, NULL), 0);
+    start(&r);
+    do
+        now = status_of(&r, id);
+    while (now.n_running < 5 || now.n_done_tokens + 5 < before.n_done_tokens);
+    assert_int_equal(now.record.n_done, 0);
+    wait_until_ended(&r, id, SL_BATCH_COMPLETED);
+    assert_int_equal(check_lines(&r, "in", &alone[1], ""), 0);
+    end(&r);
+    worker_rig_stop(&w, 0);
+    w.kv_bytes = kv_bytes;
+    w.kv_sessions = 0;
+    w.images = NULL;
+    fixture_folder_remove(images);
 }
 
 /* ---- disks that fail ---------------------------------------------------------------------------
@@ -844,10 +912,12 @@ int main(void)
         cmocka_unit_test(test_reads_fail),
         WITH_WORKER(test_priorities),
         WITH_WORKER(test_urgent_one_comes_later),
+        cmocka_unit_test(test_urgent_one_finds_no_memory),
         WITH_WORKER(test_cancel),
         WITH_WORKER(test_expiry),
         WITH_WORKER(test_clock_set_back),
         WITH_WORKER(test_park),
+        cmocka_unit_test(test_progress_after_restart),
         WITH_WORKER(test_each_call_fails),
         WITH_WORKER(test_each_call_of_the_service_fails),
         WITH_WORKER(test_forget),

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/clock.h"
 #include "daemon/batch/batch_runner_internal.h"
 
 /* ---- memory ------------------------------------------------------------------------------------
@@ -200,25 +201,34 @@ static void on_token(void *context, uint32_t choice_index, const struct sl_gener
         sl_made_tokens_add(&live->texts[choice_index].made, token);
 }
 
+/* The worker goes on without the item, which keeps what was made of it. */
+static void put_back(struct sl_batch_runner *r, struct sl_live_item *live)
+{
+    leave(r, live);
+    wait_again(live);
+    atomic_store(&live->answer.ticket.is_abandoned, true);
+    sl_worker_notice(r->worker, &live->answer.ticket);
+    sl_ticket_let_go(&live->answer.ticket);
+}
+
+static void put_next_back(struct sl_batch_runner *r)
+{
+    wait_again(r->next);
+    sl_ticket_let_go(&r->next->answer.ticket);
+    r->next = NULL;
+}
+
 void sl_batch_leave_worker(struct sl_batch_runner *r, const struct sl_batch *batch)
 {
     for (struct sl_link *at = r->live.next, *next; at != &r->live; at = next) {
         struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
 
         next = at->next;
-        if (batch && live->batch != batch)
-            continue;
-        leave(r, live);
-        wait_again(live);
-        atomic_store(&live->answer.ticket.is_abandoned, true);
-        sl_worker_notice(r->worker, &live->answer.ticket);
-        sl_ticket_let_go(&live->answer.ticket);
+        if (!batch || live->batch == batch)
+            put_back(r, live);
     }
-    if (r->next && (!batch || r->next->batch == batch)) {
-        wait_again(r->next);
-        sl_ticket_let_go(&r->next->answer.ticket);
-        r->next = NULL;
-    }
+    if (r->next && (!batch || r->next->batch == batch))
+        put_next_back(r);
 }
 
 /* ---- preparing ---------------------------------------------------------------------------------
@@ -460,6 +470,7 @@ static bool submit(struct sl_batch_runner *r, struct sl_live_item *live)
     sl_list_append(&r->live, &live->link);
     r->n_live++;
     live->batch->n_running++;
+    live->room_due_ns = sl_clock_ns() + r->options.retry_ns;
     if (sl_worker_submit(r->worker, &live->answer.ticket) == 0)
         return true;
     leave(r, live);
@@ -468,14 +479,109 @@ static bool submit(struct sl_batch_runner *r, struct sl_live_item *live)
     return false;
 }
 
+/* ---- giving way --------------------------------------------------------------------------------
+ * Items of a more urgent batch get the places of those of less urgent ones, which go on later.
+ */
+
+/* Returns how many tokens may have to be computed again. */
+static uint64_t spent(const struct sl_live_item *live)
+{
+    return atomic_load(&live->answer.ticket.n_done_tokens) + (uint64_t)live->answer.n_new_tokens;
+}
+
+/* Returns an item of the least urgent batch, of those the one on which least was spent; NULL where
+ * none is less urgent than that. */
+static struct sl_live_item *find_less_urgent(const struct sl_batch_runner *r, int32_t priority)
+{
+    struct sl_live_item *best = NULL;
+
+    for (const struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
+        struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
+        const int32_t least = best ? best->batch->record.priority : priority;
+
+        if (live->batch->record.priority < least ||
+            (best && live->batch->record.priority == least && spent(live) < spent(best)))
+            best = live;
+    }
+    return best;
+}
+
+/* Returns whether an item of that priority may begin. */
+static bool make_place(struct sl_batch_runner *r, int32_t priority)
+{
+    struct sl_live_item *gives_way;
+
+    if (r->n_live < r->items_max)
+        return true;
+    gives_way = find_less_urgent(r, priority);
+    if (gives_way)
+        put_back(r, gives_way);
+    return gives_way != NULL;
+}
+
+/* Returns the most urgent item that waits in the worker, of several the first; NULL: none does. */
+static struct sl_live_item *find_first_waiting(const struct sl_batch_runner *r)
+{
+    struct sl_live_item *first = NULL;
+
+    for (const struct sl_link *at = r->live.next; at != &r->live; at = at->next) {
+        struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
+
+        if (!sl_live_item_has_begun(live) &&
+            (!first || live->batch->record.priority > first->batch->record.priority))
+            first = live;
+    }
+    return first;
+}
+
+/* The worker takes items in the order in which they come. Less urgent ones that wait before this
+ * one come again behind it; and where it waits for long, somebody who has a session gives it up. */
+static void let_pass(struct sl_batch_runner *r, struct sl_live_item *first)
+{
+    const int32_t priority = first->batch->record.priority;
+    const uint64_t now_ns = sl_clock_ns();
+    struct sl_live_item *gives_way;
+
+    for (struct sl_link *at = r->live.next, *next; at != &first->link; at = next) {
+        struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
+
+        next = at->next;
+        if (!sl_live_item_has_begun(live) && live->batch->record.priority < priority)
+            put_back(r, live);
+    }
+    if (now_ns < first->room_due_ns)
+        return;
+    first->room_due_ns = now_ns + r->options.retry_ns;
+    gives_way = find_less_urgent(r, priority);
+    if (gives_way)
+        put_back(r, gives_way);
+}
+
+/* Returns the batch whose item is to begin next, when there is a place for it; NULL: none is. */
+static const struct sl_batch *choose_next(struct sl_batch_runner *r)
+{
+    const struct sl_batch *batch = choose_batch(r);
+
+    if (r->next && batch && batch->record.priority > r->next->batch->record.priority)
+        put_next_back(r);
+    return r->next ? r->next->batch : batch;
+}
+
 void sl_batch_begin_items(struct sl_batch_runner *r)
 {
-    while (r->n_live < r->items_max && sl_worker_state(r->worker) == SL_WORKER_READY) {
-        struct sl_live_item *live = r->next;
+    struct sl_live_item *first = find_first_waiting(r);
+    const int32_t least = first ? first->batch->record.priority : INT32_MIN;
+    const struct sl_batch *batch;
 
+    if (first)
+        let_pass(r, first);
+    while (sl_worker_state(r->worker) == SL_WORKER_READY && (batch = choose_next(r))) {
+        struct sl_live_item *live;
+
+        if (batch->record.priority < least || !make_place(r, batch->record.priority))
+            return;
+        live = r->next ? r->next : prepare_next(r);
         r->next = NULL;
-        if (!live)
-            live = prepare_next(r);
         if (!live)
             return;
         look_ahead(r, live);

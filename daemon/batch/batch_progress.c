@@ -135,6 +135,14 @@ static uint32_t made_before(const struct sl_live_item *live)
     return n;
 }
 
+/* Tokens of its prompts, and of what was made of it before, that are known: by its sessions, or by
+ * images that they will begin with. */
+static uint64_t known(const struct sl_live_item *live)
+{
+    return (uint64_t)atomic_load(&live->answer.ticket.n_done_tokens) +
+           atomic_load(&live->answer.ticket.n_stored_tokens);
+}
+
 /* Tokens of its answer that were made now. */
 static uint32_t made_now(const struct sl_live_item *live)
 {
@@ -183,10 +191,9 @@ void sl_batch_count_progress(struct sl_batch_runner *r)
         struct sl_live_item *live = sl_list_item(at, struct sl_live_item, link);
         const struct sl_ticket *ticket = &live->answer.ticket;
         const uint32_t n_max = atomic_load(&ticket->n_prompt_tokens);
-        const uint32_t n_done =
-            atomic_load(&ticket->n_done_tokens) + atomic_load(&ticket->n_part_tokens);
+        const uint64_t n_done = known(live) + atomic_load(&ticket->n_part_tokens);
 
-        live->batch->shown.n_done_tokens += n_done < n_max ? n_done : n_max;
+        live->batch->shown.n_done_tokens += min_u64(n_done, n_max);
         live->batch->shown.n_made_tokens += live->answer.n_new_tokens;
         live->batch->record.n_computed_tokens += computed(live);
     }
@@ -207,29 +214,32 @@ static uint64_t prompt_left(const struct sl_live_item *live)
 {
     const struct sl_batch_item *item = &live->batch->input->items[live->item_index];
     const uint64_t n_before = made_before(live), n_all = item->n_prompt_tokens + n_before;
-    const uint64_t n_done = atomic_load(&live->answer.ticket.n_done_tokens);
+    const uint64_t n_known = known(live);
 
-    if (n_done >= n_all)
+    if (n_known >= n_all)
         return 0;
-    return min_u64(n_all - n_done, item->n_distinct_tokens + n_before);
+    return min_u64(n_all - n_known, item->n_distinct_tokens + n_before);
 }
 
-/* Adds an item that has begun, or waits in the worker. */
+/* Adds an item that has begun, in this run or before, or waits in the worker. */
 static void add_live(struct sl_estimate_batch *to, struct sl_estimate_item *running,
                      const struct sl_live_item *live)
 {
+    const uint64_t n_before = made_before(live), n_new = live->answer.n_new_tokens;
     struct sl_estimate_item item = waiting_item(live->batch, live->item_index);
-    uint64_t n_all;
+    const uint64_t n_all = live->batch->input->items[live->item_index].n_prompt_tokens + n_before;
 
-    if (!atomic_load(&live->answer.ticket.has_begun)) {
-        item.prompt_tokens += made_before(live);
+    if (sl_live_item_has_begun(live))
+        item.prompt_tokens = prompt_left(live);
+    else
+        item.prompt_tokens = min_u64(item.prompt_tokens + n_before, prompt_left(live));
+    item.pasts = pasts(n_all - item.prompt_tokens, n_all, item.n_texts);
+    if (!sl_live_item_has_begun(live) && n_before == 0) {
         sl_estimate_waiting_add(&to->waiting, &item, 1);
         return;
     }
-    item.prompt_tokens = prompt_left(live);
-    n_all = live->batch->input->items[live->item_index].n_prompt_tokens + made_before(live);
-    item.pasts = pasts(n_all - item.prompt_tokens, n_all, item.n_texts);
-    item.n_made = live->answer.n_new_tokens / item.n_texts;
+    /* Tokens that were made before are told again when it begins. */
+    item.n_made = (uint32_t)(n_new > n_before ? n_new : n_before) / item.n_texts;
     running[to->n_running++] = item;
 }
 
@@ -268,9 +278,9 @@ static void note_sample(struct sl_batch_runner *r, const struct sl_estimate_batc
         sample.prompt_tokens += (double)computed(live);
         sample.pasts += (double)computed_pasts(live);
         sample.made_tokens += made_now(live);
+        sample.n_begun += sl_live_item_has_begun(live);
     }
     for (uint32_t i = 0; i < n_works; i++) {
-        sample.n_begun += works[i].n_running;
         sample.items_wait |= works[i].waiting.n_items > 0;
         for (uint32_t k = 0; k < works[i].n_running; k++)
             if (works[i].running[k].prompt_tokens == 0)

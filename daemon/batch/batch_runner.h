@@ -7,7 +7,9 @@
  * A thread of its own. It keeps as many tickets in the worker as are allowed, long items first and
  * those together that begin alike, writes results as they come, and commits now and then: results
  * are synced before the journal says that they are there, and tokens of answers that are under way
- * are journalled, so that a kill costs little. Results depend on the item alone.
+ * are journalled, so that a kill costs little. Results depend on the item alone. Where a more
+ * urgent batch finds no place, items of less urgent ones give theirs up and wait again, with what
+ * was made of them.
  *
  * Where results or journal cannot be written, it pauses, says why, and tries again. All calls may
  * come from any thread. */
@@ -27,9 +29,11 @@ struct sl_batch_runner_options {
     /* Tells the weights and numerics of the model apart from others, as "native3 0123456789abcdef";
      * a journal of another one is refused. */
     const char *model_identity;
-    uint32_t items_max;    /* that are under way at a time */
-    uint64_t commit_ns;    /* tokens are journalled so often; 0: 10 s */
-    uint64_t retry_ns;     /* what went wrong, and may pass, is tried again after that; 0: 5 s */
+    uint32_t items_max; /* that are under way at a time */
+    uint64_t commit_ns; /* tokens are journalled so often; 0: 10 s */
+    /* After so long, a call that failed is tried again, and an urgent item that found no session
+     * gets a less urgent one's. 0: 5 s. */
+    uint64_t retry_ns;
     uint32_t image_tokens; /* between two images of what an item has seen; 0: as for everybody */
     bool keeps_images;     /* the engine does */
     /* Are told, by the runner's thread, that a batch has changed its state, and of what goes wrong

@@ -75,8 +75,14 @@ struct sl_live_item {
     int32_t **tokens;             /* (n_texts) prompt and tokens made before; NULL: none were */
     struct sl_generated **before; /* (n_texts) */
     uint32_t n_texts;
+    uint64_t room_due_ns; /* where it has no session by then, a less urgent item gives one up */
     atomic_bool has_news; /* set by the worker's thread */
 };
+
+static inline bool sl_live_item_has_begun(const struct sl_live_item *live)
+{
+    return atomic_load(&live->answer.ticket.has_begun);
+}
 
 struct sl_batch_runner {
     struct sl_batch_runner_options options;

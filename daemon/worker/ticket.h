@@ -56,6 +56,7 @@ struct sl_text {
     struct sl_kept_session *session;   /* NULL while it waits */
     struct sl_resumed stored;          /* the longest image of the prompt, */
     uint64_t n_images_seen;            /* among so many and one more; 0: nobody has looked */
+    uint32_t n_told_stored;            /* its part of the ticket's n_stored_tokens */
     uint32_t n_cached;                 /* tokens of the prompt that the session had seen before */
     uint32_t marks[SL_TEXT_MARKS_MAX]; /* (n_marks) places in the prompt where a mark is to be */
     uint32_t n_marks;
@@ -91,7 +92,8 @@ struct sl_ticket {
      * where a value that is a moment old does no harm. */
     atomic_bool has_begun;
     atomic_uint n_prompt_tokens, n_cached_tokens, n_done_tokens;
-    atomic_uint n_part_tokens; /* about so many more in the open step */
+    atomic_uint n_part_tokens;   /* about so many more in the open step */
+    atomic_uint n_stored_tokens; /* of texts that have not begun: those that images know */
     atomic_ullong begun_ns;
 
     pthread_mutex_t lock; /* guards the next three */

@@ -221,6 +221,26 @@ void sl_worker_end_abandoned(struct sl_worker *w)
 /* ---- beginnings --------------------------------------------------------------------------------
  */
 
+static void tell_stored(struct sl_text *text, uint32_t n_tokens)
+{
+    atomic_fetch_add(&text->ticket->n_stored_tokens, n_tokens - text->n_told_stored);
+    text->n_told_stored = n_tokens;
+}
+
+/* A text that waits looks again when there are others. */
+static void look_for_image(struct sl_worker *w, struct sl_text *text)
+{
+    uint64_t n_seen;
+
+    if (!w->images.images)
+        return;
+    n_seen = 1 + sl_images_counters(w->images.images).n_saved;
+    if (text->n_images_seen < n_seen)
+        text->stored = sl_engine_find_image(w->engine, text->tokens, text->n_tokens - 1);
+    text->n_images_seen = n_seen;
+    tell_stored(text, text->stored.n_tokens);
+}
+
 void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t now_ns)
 {
     uint32_t n_prompt_tokens = 0;
@@ -233,6 +253,7 @@ void sl_worker_take_on(struct sl_worker *w, struct sl_ticket *ticket, uint64_t n
 
         n_prompt_tokens += text->n_tokens - text->n_made;
         sl_scheduler_submit(&w->scheduler, &text->job, ticket->class, text->n_tokens);
+        look_for_image(w, text);
     }
     atomic_store(&ticket->n_prompt_tokens, n_prompt_tokens);
 }
@@ -350,25 +371,13 @@ static void begin_text(struct sl_worker *w, struct sl_text *text)
     w->counters.n_cached_tokens += text->n_cached;
     atomic_fetch_add(&ticket->n_cached_tokens, text->n_cached);
     atomic_fetch_add(&ticket->n_done_tokens, text->n_cached);
+    tell_stored(text, 0);
     if (text->n_made == 0)
         return;
     if (tell_made(w, text))
         ticket->notify(ticket->owner);
     else
         end_text(w, text);
-}
-
-/* A text that waits looks again when there are others. */
-static void look_for_image(struct sl_worker *w, struct sl_text *text)
-{
-    uint64_t n_seen;
-
-    if (!w->images.images)
-        return;
-    n_seen = 1 + sl_images_counters(w->images.images).n_saved;
-    if (text->n_images_seen < n_seen)
-        text->stored = sl_engine_find_image(w->engine, text->tokens, text->n_tokens - 1);
-    text->n_images_seen = n_seen;
 }
 
 /* Pages that could not be put on disk stay in memory, so that fewer texts find room. */
