@@ -14,8 +14,10 @@ void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
     kernels->index_encode = sl_index_encode_avx512;
     kernels->probes.f32 = sl_probe_f32_avx512;
     if (cpu_flags & SL_CPU_AVX512_VNNI) {
-        kernels->matmul_fp4 = sl_matmul_fp4_avx512vnni;
-        kernels->index_scores = sl_index_scores_avx512vnni;
+        const bool vbmi = cpu_flags & SL_CPU_AVX512_VBMI;
+
+        kernels->matmul_fp4 = vbmi ? sl_matmul_fp4_avx512vbmi : sl_matmul_fp4_avx512vnni;
+        kernels->index_scores = vbmi ? sl_index_scores_avx512vbmi : sl_index_scores_avx512vnni;
         kernels->probes.int8 = sl_probe_int8_avx512vnni;
     }
     if (cpu_flags & SL_CPU_AVX512_BF16 && sl_avx512_dot_bf16_is_two_fmas()) {

@@ -7,7 +7,9 @@
 #include "core/kernels/kernels.h"
 
 sl_matmul_fp4_fn sl_matmul_fp4_avx512vnni;
+sl_matmul_fp4_fn sl_matmul_fp4_avx512vbmi;
 sl_index_scores_fn sl_index_scores_avx512vnni;
+sl_index_scores_fn sl_index_scores_avx512vbmi;
 sl_matmul_fp8_fn sl_matmul_fp8_avx512bf16;
 sl_matmul_fp8_fn sl_matmul_fp8_block_avx512bf16;
 sl_matmul_bf16_fn sl_matmul_bf16_avx512bf16;

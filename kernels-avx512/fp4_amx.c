@@ -1,35 +1,38 @@
 /* FP4 weights by int8 activations, and the indexer's scores, with AMX. The order of summation is
  * that of core/kernels/kernels.h.
  *
- * A product of tiles gives one block's sums of 32 columns for 16 tokens by 16 rows: exact integers,
- * each of which AVX-512 then adds to its float32 sum. That is what takes the time, all the more as
- * only one of the two units for float32 runs beside AMX (measured on Sapphire Rapids), and a tile
- * must go through memory to get there. So the scales cost as little as can be. Where the scales of
- * a block's rows differ by at most three powers of two (FP4 values doubled are at most 12, and
- * eight times that is an int8), the codes take the difference and the rows have one scale: then a
- * token's factor is one number. BF16 tiles would spare the conversion to float32, but took longer.
+ * Two products of tiles give a group's sums of 128 columns for 16 tokens by 16 rows: exact
+ * integers, where codes take the difference of a row's four scales (kernels-avx512/fp4_levels.h). A
+ * tile must go through memory to be converted to float32 and added to its results by AVX-512,
+ * beside which only one of the two units for float32 runs (measured on Sapphire Rapids): that takes
+ * the time, so where the scales of all 16 rows are near each other they get the same, and a token's
+ * factor is one number. Groups with scales far apart are AVX-512's.
  *
- * A group of 128 columns of a tile is decoded once for all tokens, in the order that it has in
- * memory, which is the one that tiles need. While one group is added the next is multiplied. */
+ * A group of a tile is decoded once for all tokens, in the order that it has in memory, which is
+ * the one that tiles need. */
 #include <stdbool.h>
 #include <string.h>
 
 #include "core/kernels/formats.h"
 #include "kernels-avx512/amx.h"
 #include "kernels-avx512/avx512.h"
+#include "kernels-avx512/fp4_levels.h"
 #include "kernels-avx512/tiles_amx.h"
 #include "kernels-avx512/vectors.h"
 
-#define COLS SL_FP4_BLOCK_COLS
-#define BLOCKS (SL_FP4_GROUP_COLS / SL_FP4_BLOCK_COLS)
-#define BLOCK_BYTES 256u /* of codes */
-#define LEVELS_MAX 3     /* powers of two that codes can take */
+#define BLOCKS FP4_BLOCKS
+#define WORDS (SL_FP4_GROUP_COLS / 4)
+#define HALF_COLS TILE_ROW_BYTES_MAX /* columns of int8 in a tile */
 
-#define UNIT TILE_ROWS_MAX /* tokens whose sums are in registers */
+#define UNIT TILE_ROWS_MAX /* tokens of a product */
 #define UNITS_MAX 4u
 #define TOKENS_MAX (UNITS_MAX * UNIT)
-#define PANEL_COLS 4096u
-#define TILES_AT_ONCE 4u
+#define PANEL_GROUPS 32u
+#define TILES_AT_ONCE 2u
+
+/* Pairs of tiles are decoded so many ahead, less one: a tile that is loaded right behind the stores
+ * of what is in it waits for them. */
+#define PAIRS_DECODED 2u
 
 /* Fewer tokens are AVX-512's, which decodes the weights on the way. From here on tiles take less
  * time while weights come from memory (measured on Sapphire Rapids). */
@@ -38,222 +41,234 @@
 /* Up to 64 tokens' activations of up to 4,096 columns, unit after unit: rows lie a power of two
  * apart and would evict each other from the cache. */
 struct panel {
-    _Alignas(64) int8_t x[UNITS_MAX][PANEL_COLS / COLS][UNIT][COLS];
-    float x_scale[UNITS_MAX][PANEL_COLS / COLS][UNIT];
+    _Alignas(64) int8_t x[UNITS_MAX][PANEL_GROUPS][UNIT][SL_FP4_GROUP_COLS];
+    float x_scale[UNITS_MAX][PANEL_GROUPS][UNIT];
 };
+
+/* How a group's sums are scaled: by one number for each token, or by one for each row as well. Or
+ * they are AVX-512's. */
+enum scaling { SCALE_TOKENS, SCALE_ROWS, NOT_EVEN };
 
 /* A group of 128 columns of a tile, decoded: four columns of 16 rows in a tile's row. */
 struct group {
-    _Alignas(64) int8_t values[BLOCKS][COLS / 4][ROWS][4];
-    float scale[BLOCKS][ROWS]; /* half of it, as values are doubled */
-    float level_scale[BLOCKS]; /* likewise, where all rows have one; else 1 */
-    bool level[BLOCKS];        /* that they have */
+    _Alignas(64) int8_t values[WORDS][ROWS][4];
+    __m512 scale; /* half of it, as values are doubled */
+    enum scaling scaling;
+    const uint8_t *w;
 };
 
-/* Sums on their way: those of a group of a tile by a unit of tokens. */
+/* One group of a tile by one unit of tokens: where its sums go, and by way of which scales. */
 struct work {
-    _Alignas(64) float factor[BLOCKS][UNIT]; /* of tokens; if the rows have one scale, times that */
-    const struct group *group;
+    _Alignas(64) float factor[UNIT]; /* of tokens */
+    __m512 scale;                    /* of rows */
+    enum scaling scaling;
     size_t n_tokens;
+    const uint8_t *w; /* the group */
+    const int8_t *x;  /* the unit's (16, 128) */
     float (*y)[ROWS]; /* (n_tokens, 16) */
 };
 
 /* ---- weights -----------------------------------------------------------------------------------
- */
+ * They are asked for this far ahead, since the processor's own prefetching ends with each page.
+ * What lies beyond a matrix is asked for too, which has no effect. */
 
-/* Twice the value of code c times 2^level, at 16 * level + c. */
-static const _Alignas(64) int8_t level_values[64] = {
-    0, 1, 2,  3,  4,  6,  8,  12, 0, -1, -2,  -3,  -4,  -6,  -8,  -12,
-    0, 2, 4,  6,  8,  12, 16, 24, 0, -2, -4,  -6,  -8,  -12, -16, -24,
-    0, 4, 8,  12, 16, 24, 32, 48, 0, -4, -8,  -12, -16, -24, -32, -48,
-    0, 8, 16, 24, 32, 48, 64, 96, 0, -8, -16, -24, -32, -48, -64, -96,
-};
+#define AHEAD_BYTES 2048u
 
-static ALWAYS_INLINE __m128i load16(const uint8_t *bytes)
+/* Decodes a block's codes: four columns of 16 rows make a tile's row. */
+static ALWAYS_INLINE void decode_block(const uint8_t *codes, const uint8_t *next, __m512i level,
+                                       int8_t (*values)[ROWS][4])
 {
-    return _mm_loadu_si128((const __m128i *)(const void *)bytes);
-}
+    const __m512i table = fp4_table(0);
 
-/* 16 E8M0 bytes, halved, as floats. */
-static ALWAYS_INLINE __m512 half_scales(__m128i bytes)
-{
-    __m512i wide = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+    for (size_t j = 0; j < FP4_BLOCK_VECTORS; j++, values += 2) {
+        __m512i even, odd;
 
-    return _mm512_mul_ps(_mm512_castsi512_ps(wide), _mm512_set1_ps(0.5f));
-}
-
-/* The least and the largest byte of each quarter, in all its places. */
-static ALWAYS_INLINE __m512i quarter_least(__m512i bytes)
-{
-    bytes = _mm512_min_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 8));
-    bytes = _mm512_min_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 4));
-    bytes = _mm512_min_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 2));
-    return _mm512_min_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 1));
-}
-
-static ALWAYS_INLINE __m512i quarter_most(__m512i bytes)
-{
-    bytes = _mm512_max_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 8));
-    bytes = _mm512_max_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 4));
-    bytes = _mm512_max_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 2));
-    return _mm512_max_epu8(bytes, _mm512_alignr_epi8(bytes, bytes, 1));
-}
-
-/* One block's codes to int8 (8, 16, 4): four columns of 16 rows in a tile's row; levels (16). */
-static ALWAYS_INLINE void level_block(const uint8_t *codes, __m128i levels,
-                                      int8_t (*values)[ROWS][4])
-{
-    const __m512i table = _mm512_load_si512(level_values);
-    const __m512i low = _mm512_set1_epi8(15);
-    const __m512i four_each =
-        _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a,
-                         0x09090909, 0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404,
-                         0x03030303, 0x02020202, 0x01010101, 0);
-    const __m512i level =
-        _mm512_slli_epi16(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(levels), four_each), 4);
-
-    for (size_t j = 0; j < COLS / 8; j++, values += 2) {
-        __m512i pair = _mm512_loadu_si512(codes + j * 64);
-        __m512i even = _mm512_ternarylogic_epi32(pair, low, level, 0xea); /* a & b | c */
-        __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi16(pair, 4), low, level, 0xea);
-
-        _mm512_store_si512(values[0], _mm512_permutexvar_epi8(even, table));
-        _mm512_store_si512(values[1], _mm512_permutexvar_epi8(odd, table));
+        _mm_prefetch((const char *)next + j * 64, _MM_HINT_T0);
+        fp4_decode(table, level, _mm512_loadu_si512(codes + j * 64), &even, &odd);
+        _mm512_store_si512(values[0], even);
+        _mm512_store_si512(values[1], odd);
     }
 }
 
-/* Blocks whose scales are near each other get the least of them. */
-static void decode_group(const uint8_t *from, struct group *to)
+/* Decodes a group, and asks for `next` meanwhile. */
+static ALWAYS_INLINE void decode_group(const uint8_t *from, const uint8_t *next, struct group *to)
 {
-    const __m512i scales = _mm512_loadu_si512(from);
-    const __m512i least = quarter_least(scales);
-    const __mmask64 level = _mm512_cmple_epu8_mask(_mm512_sub_epi8(quarter_most(scales), least),
-                                                   _mm512_set1_epi8(LEVELS_MAX));
-    _Alignas(64) uint8_t levels[BLOCKS * ROWS], of_all[BLOCKS * ROWS];
+    struct fp4_levels levels = fp4_levels_of_all(from);
 
-    _mm512_store_si512(levels, _mm512_maskz_sub_epi8(level, scales, least));
-    _mm512_store_si512(of_all, least);
-    for (size_t b = 0; b < BLOCKS; b++) {
-        const float least_scale = _mm512_cvtss_f32(half_scales(load16(of_all + b * ROWS)));
-
-        to->level[b] = level >> (b * ROWS) & 1;
-        to->level_scale[b] = to->level[b] ? least_scale : 1.0f;
-        _mm512_storeu_ps(to->scale[b], half_scales(load16(from + b * ROWS)));
-        level_block(from + BLOCKS * ROWS + b * BLOCK_BYTES, load16(levels + b * ROWS),
-                    to->values[b]);
+    to->scaling = SCALE_TOKENS;
+    if (!levels.even) {
+        levels = fp4_levels_of(from);
+        to->scaling = levels.even ? SCALE_ROWS : NOT_EVEN;
     }
-}
-
-/* Has a group on its way to the second-level cache while the one before is multiplied. */
-static ALWAYS_INLINE void prefetch_group(const uint8_t *group)
-{
-    for (size_t i = 0; i < SL_FP4_GROUP_BYTES; i += 64)
-        __builtin_prefetch(group + i, 0, 2);
+    to->scale = fp4_half_scales(levels.least);
+    to->w = from;
+    _mm_prefetch((const char *)next, _MM_HINT_T0);
+    for (size_t b = 0; b < BLOCKS; b++)
+        decode_block(fp4_block(from, b), fp4_block(next, b), fp4_block_levels(levels.levels, b),
+                     to->values + b * (WORDS / BLOCKS));
 }
 
 /* ---- products ----------------------------------------------------------------------------------
- * Tiles 0 and 1 are activations, 2 and 3 weights, 4 to 7 the sums of a group's blocks. A tile is
- * stored four products after its own, or the next would wait, and cleared at once: a product right
- * behind tilezero waits too (as measured; nothing says so). */
+ * A batch is two tiles by two units: tiles 0 and 1 are halves of the units' activations, 2 and 3 of
+ * the decoded groups, 4 to 7 sums. So each half that is loaded meets two others, and what adds to
+ * one sum is four products apart, as a product takes as long as three to be there. While a batch is
+ * multiplied the one before is added. */
 
-#define MULTIPLY(sum, a, b, x, values)                                                             \
-    do {                                                                                           \
-        TILE_ZERO(sum);                                                                            \
-        TILE_LOAD(a, x, COLS);                                                                     \
-        TILE_LOAD(b, values, ROWS * 4);                                                            \
-        TILE_DOT_INT8(sum, a, b);                                                                  \
-    } while (0)
+struct batch {
+    struct work works[2][2]; /* by unit and tile */
+    size_t n_units, n_tiles;
+    const struct group *groups; /* (n_tiles) */
+};
 
-/* Adds one block's sums of n tokens (constant, or acc is no registers). */
-static ALWAYS_INLINE void add_block(size_t n, bool level, const int32_t (*sums)[ROWS],
-                                    const float *scale, const float *factor, __m512 acc[UNIT])
+static ALWAYS_INLINE void set_work(struct work *work, const struct group *group, const int8_t *x,
+                                   const float *x_scale, size_t n_tokens, float (*y)[ROWS])
 {
-    __asm__ volatile("" : : : "memory"); /* gcc would load all sums at once, and store some */
-    if (level) {
-#pragma GCC unroll 16
-        for (size_t t = 0; t < n; t++)
-            acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])),
-                                     _mm512_set1_ps(factor[t]), acc[t]);
-    } else {
-        const __m512 scales = _mm512_loadu_ps(scale);
+    __m512 factor = _mm512_loadu_ps(x_scale);
 
-        __asm__ volatile("" : : : "memory");
-#pragma GCC unroll 16
+    if (group->scaling == SCALE_TOKENS)
+        factor = _mm512_mul_ps(factor, group->scale);
+    _mm512_store_ps(work->factor, factor);
+    work->scale = group->scale;
+    work->scaling = group->scaling;
+    work->n_tokens = n_tokens;
+    work->w = group->w;
+    work->x = x;
+    work->y = y;
+}
+
+/* Adds the sums of n tokens (constant). */
+static ALWAYS_INLINE void add_sums(size_t n, const struct work *work, const int32_t (*sums)[ROWS])
+{
+    if (work->scaling == SCALE_TOKENS) {
         for (size_t t = 0; t < n; t++)
-            acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])),
-                                     _mm512_mul_ps(scales, _mm512_set1_ps(factor[t])), acc[t]);
+            _mm512_store_ps(work->y[t],
+                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])),
+                                            _mm512_set1_ps(work->factor[t]),
+                                            _mm512_load_ps(work->y[t])));
+    } else {
+        const __m512 scale = work->scale;
+
+        for (size_t t = 0; t < n; t++)
+            _mm512_store_ps(
+                work->y[t],
+                _mm512_fmadd_ps(
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])), scale),
+                    _mm512_set1_ps(work->factor[t]), _mm512_load_ps(work->y[t])));
     }
 }
 
-/* Stores a block's sums and adds them to those of n tokens, and has the next ones multiplied
- * meanwhile, if there are any. */
-#define STEP(n, sum, a, b, i)                                                                      \
-    do {                                                                                           \
-        TILE_STORE(sum, sums[i], ROWS * 4);                                                        \
-        if (next)                                                                                  \
-            MULTIPLY(sum, a, b, x[i], next->group->values[i]);                                     \
-        if (n)                                                                                     \
-            add_block(n, last->group->level[i], (const int32_t(*)[ROWS])sums[i],                   \
-                      last->group->scale[i], last->factor[i], acc);                                \
-    } while (0)
-
-static ALWAYS_INLINE void advance_by(size_t n, const struct work *last, const struct work *next,
-                                     const int8_t (*x)[UNIT][COLS])
+/* Has AVX-512 multiply a group whose scales are far apart. With a factor of 1 its sums are not
+ * rounded once more. */
+static __attribute__((noinline)) void add_uneven(const struct work *work)
 {
-    _Alignas(64) int32_t sums[BLOCKS][UNIT][ROWS];
-    __m512 acc[UNIT];
+    _Alignas(64) float ones[UNIT], sums[UNIT][ROWS];
 
-#pragma GCC unroll 16
-    for (size_t t = 0; t < n; t++)
-        acc[t] = _mm512_load_ps(last->y[t]);
-    STEP(n, 4, 0, 2, 0);
-    STEP(n, 5, 1, 3, 1);
-    STEP(n, 6, 0, 2, 2);
-    STEP(n, 7, 1, 3, 3);
-#pragma GCC unroll 16
-    for (size_t t = 0; t < n; t++)
-        _mm512_store_ps(last->y[t], acc[t]);
+    for (size_t t = 0; t < UNIT; t++)
+        ones[t] = 1.0f;
+    sl_matmul_fp4_avx512vbmi(1, SL_FP4_GROUP_COLS, UNIT, work->w, work->x, ones, sums[0], ROWS);
+    for (size_t t = 0; t < UNIT; t++)
+        _mm512_store_ps(work->y[t],
+                        _mm512_fmadd_ps(_mm512_load_ps(sums[t]), _mm512_set1_ps(work->factor[t]),
+                                        _mm512_load_ps(work->y[t])));
 }
 
-/* Adds what was multiplied last, and multiplies the next by its activations x. Either work may be
- * NULL. */
-static __attribute__((noinline)) void advance(const struct work *last, const struct work *next,
-                                              const int8_t (*x)[UNIT][COLS])
+static ALWAYS_INLINE void add_work(const struct work *work, const int32_t (*sums)[ROWS])
 {
-    if (!last)
-        advance_by(0, last, next, x);
-    else if (last->n_tokens <= UNIT / 2)
-        advance_by(UNIT / 2, last, next, x);
+    if (work->scaling == NOT_EVEN)
+        add_uneven(work);
+    else if (work->n_tokens > UNIT / 2)
+        add_sums(UNIT, work, sums);
     else
-        advance_by(UNIT, last, next, x);
+        add_sums(UNIT / 2, work, sums);
+}
+
+#define IS_IN(batch, unit, tile) ((batch) && (unit) < (batch)->n_units && (tile) < (batch)->n_tiles)
+
+/* Stores what was multiplied last, and adds it. */
+#define STORE(sum, unit, tile)                                                                     \
+    do {                                                                                           \
+        if (IS_IN(last, unit, tile))                                                               \
+            TILE_STORE(sum, sums[unit][tile], ROWS * 4);                                           \
+    } while (0)
+#define ADD(unit, tile)                                                                            \
+    do {                                                                                           \
+        if (IS_IN(last, unit, tile))                                                               \
+            add_work(&last->works[unit][tile], (const int32_t(*)[ROWS])sums[unit][tile]);          \
+    } while (0)
+
+#define LOAD_X(to, unit, half)                                                                     \
+    TILE_LOAD(to, next->works[unit][0].x + (half)*HALF_COLS, SL_FP4_GROUP_COLS)
+#define LOAD_W(to, tile, half)                                                                     \
+    TILE_LOAD(to, next->groups[tile].values + (half) * (WORDS / 2), ROWS * 4)
+
+/* Adds what was multiplied last, and multiplies the next. Either may be NULL. */
+static __attribute__((noinline)) void advance(const struct batch *last, const struct batch *next)
+{
+    const bool two_tiles = IS_IN(next, 0, 1), two_units = IS_IN(next, 1, 0);
+    _Alignas(64) int32_t sums[2][2][UNIT][ROWS];
+
+    STORE(4, 0, 0);
+    if (next) {
+        TILE_ZERO(4);
+        LOAD_X(0, 0, 0);
+        LOAD_W(2, 0, 0);
+        TILE_DOT_INT8(4, 0, 2);
+    }
+    STORE(5, 0, 1);
+    if (two_tiles) {
+        TILE_ZERO(5);
+        LOAD_W(3, 1, 0);
+        TILE_DOT_INT8(5, 0, 3);
+    }
+    ADD(0, 0);
+    STORE(6, 1, 0);
+    if (two_units) {
+        TILE_ZERO(6);
+        LOAD_X(1, 1, 0);
+        TILE_DOT_INT8(6, 1, 2);
+    }
+    STORE(7, 1, 1);
+    if (two_tiles && two_units) {
+        TILE_ZERO(7);
+        TILE_DOT_INT8(7, 1, 3);
+    }
+    ADD(0, 1);
+    if (next) {
+        LOAD_X(0, 0, 1);
+        LOAD_W(2, 0, 1);
+        TILE_DOT_INT8(4, 0, 2);
+    }
+    if (two_tiles) {
+        LOAD_W(3, 1, 1);
+        TILE_DOT_INT8(5, 0, 3);
+    }
+    ADD(1, 0);
+    if (two_units) {
+        LOAD_X(1, 1, 1);
+        TILE_DOT_INT8(6, 1, 2);
+    }
+    if (two_tiles && two_units)
+        TILE_DOT_INT8(7, 1, 3);
+    ADD(1, 1);
 }
 
 /* ---- panels ------------------------------------------------------------------------------------
  */
 
-/* Two blocks of all tokens at a time, so that whole cache lines are read and written. Tokens of the
- * last unit that do not exist are zero. */
-static void fill_panel(struct panel *panel, size_t n_blocks, size_t cols, size_t n_tokens,
+/* Tokens of the last unit that do not exist are zero. */
+static void fill_panel(struct panel *panel, size_t n_groups, size_t cols, size_t n_tokens,
                        const int8_t *x, const float *x_scale)
 {
-    for (size_t first = 0; first < n_tokens; first += UNIT) {
-        const size_t n = n_tokens - first < UNIT ? n_tokens - first : UNIT;
-        int8_t(*to)[UNIT][COLS] = panel->x[first / UNIT];
-        float(*to_scale)[UNIT] = panel->x_scale[first / UNIT];
+    for (size_t t = 0; t < (n_tokens + UNIT - 1) / UNIT * UNIT; t++) {
+        for (size_t g = 0; g < n_groups; g++) {
+            int8_t *to = panel->x[t / UNIT][g][t % UNIT];
 
-        for (size_t b = 0; b < n_blocks; b++)
-            for (size_t t = 0; t < UNIT; t++)
-                to_scale[b][t] = t < n ? x_scale[(first + t) * (cols / COLS) + b] : 0.0f;
-        for (size_t b = 0; b < n_blocks; b += 2) {
-            for (size_t t = 0; t < UNIT; t++) {
-                __m512i two = _mm512_setzero_si512();
-
-                if (t < n)
-                    two = _mm512_loadu_si512(x + (first + t) * cols + b * COLS);
-                _mm256_store_si256((__m256i *)(void *)to[b][t], _mm512_castsi512_si256(two));
-                _mm256_store_si256((__m256i *)(void *)to[b + 1][t],
-                                   _mm512_extracti64x4_epi64(two, 1));
-            }
+            if (t < n_tokens)
+                copy_row(to, x + t * cols + g * SL_FP4_GROUP_COLS, SL_FP4_GROUP_COLS);
+            else
+                memset(to, 0, SL_FP4_GROUP_COLS);
+            panel->x_scale[t / UNIT][g][t % UNIT] =
+                t < n_tokens ? x_scale[t * (cols / SL_FP4_GROUP_COLS) + g] : 0.0f;
         }
     }
 }
@@ -266,72 +281,98 @@ static ALWAYS_INLINE void move_rows(size_t n_tokens, const float *from, size_t f
         _mm512_storeu_ps(to + t * to_stride, _mm512_loadu_ps(from + t * from_stride));
 }
 
-/* Adds the products of a panel's columns for up to TILES_AT_ONCE tiles to acc; w is where they
- * start in the first tile. The tiles take turns with a group of activations, which so come from the
- * first-level cache for all but one. */
-static void add_panel(const struct panel *panel, size_t n_groups, size_t n_tiles, size_t tile_bytes,
-                      size_t n_tokens, const uint8_t *w, float (*acc)[TOKENS_MAX][ROWS])
+/* The weights that meet a panel: n_groups groups of n_tiles tiles, up to TILES_AT_ONCE, taken by
+ * pairs of tiles. */
+struct weights {
+    size_t n_groups, n_tiles, tile_bytes;
+    const uint8_t *w; /* the first tile's */
+};
+
+static ALWAYS_INLINE size_t pair_count(const struct weights *from)
 {
-    struct group groups[2];
-    struct work works[2], *last = NULL;
-    size_t n_decoded = 0, n_works = 0;
-
-    for (size_t g = 0; g < n_groups; g++) {
-        for (size_t tile = 0; tile < n_tiles; tile++) {
-            const uint8_t *from = w + tile * tile_bytes + g * SL_FP4_GROUP_BYTES;
-            struct group *group = &groups[n_decoded++ % 2];
-
-            decode_group(from, group);
-            prefetch_group(from + (g + 1 < n_groups
-                                       ? SL_FP4_GROUP_BYTES
-                                       : TILES_AT_ONCE * tile_bytes - g * SL_FP4_GROUP_BYTES));
-            for (size_t t = 0; t < n_tokens; t += UNIT) {
-                struct work *next = &works[n_works++ % 2];
-
-                next->group = group;
-                next->n_tokens = n_tokens - t;
-                next->y = acc[tile] + t;
-                for (size_t b = 0; b < BLOCKS; b++)
-                    _mm512_store_ps(
-                        next->factor[b],
-                        _mm512_mul_ps(_mm512_loadu_ps(panel->x_scale[t / UNIT][g * BLOCKS + b]),
-                                      _mm512_set1_ps(group->level_scale[b])));
-                advance(last, next, panel->x[t / UNIT] + g * BLOCKS);
-                last = next;
-            }
-        }
-    }
-    advance(last, NULL, NULL);
+    return (from->n_tiles + 1) / 2;
 }
 
-/* y = or, after the first panel, += the products of a panel's columns. */
+/* Decodes a pair of tiles' groups, if there is such a pair. */
+static void decode_pair(const struct weights *from, size_t pair, struct group to[2])
+{
+    const size_t g = pair / pair_count(from), tile = pair % pair_count(from) * 2;
+
+    if (g >= from->n_groups)
+        return;
+    for (size_t i = 0; i < 2 && tile + i < from->n_tiles; i++) {
+        const uint8_t *w = from->w + (tile + i) * from->tile_bytes + g * SL_FP4_GROUP_BYTES;
+
+        decode_group(w, w + AHEAD_BYTES, &to[i]);
+    }
+}
+
+/* Adds the products to acc. */
+static void add_panel(const struct panel *panel, const struct weights *from, size_t n_tokens,
+                      float (*acc)[TOKENS_MAX][ROWS])
+{
+    struct group groups[PAIRS_DECODED][2];
+    struct batch batches[2], *last = NULL;
+    size_t n_batches = 0;
+
+    for (size_t pair = 0; pair + 1 < PAIRS_DECODED; pair++)
+        decode_pair(from, pair, groups[pair]);
+    for (size_t pair = 0; pair < from->n_groups * pair_count(from); pair++) {
+        const size_t g = pair / pair_count(from), tile = pair % pair_count(from) * 2;
+        const struct group *both = groups[pair % PAIRS_DECODED];
+        const size_t ahead = pair + PAIRS_DECODED - 1;
+
+        for (size_t t = 0; t < n_tokens; t += 2 * UNIT) {
+            struct batch *next = &batches[n_batches++ % 2];
+
+            next->groups = both;
+            next->n_tiles = from->n_tiles - tile > 1 ? 2 : 1;
+            next->n_units = n_tokens - t > UNIT ? 2 : 1;
+            for (size_t unit = 0; unit < next->n_units; unit++) {
+                const size_t at = t + unit * UNIT;
+                for (size_t i = 0; i < next->n_tiles; i++)
+                    set_work(&next->works[unit][i], &both[i], panel->x[at / UNIT][g][0],
+                             panel->x_scale[at / UNIT][g], n_tokens - at, acc[tile + i] + at);
+            }
+            advance(last, next);
+            last = next;
+        }
+        decode_pair(from, ahead, groups[ahead % PAIRS_DECODED]);
+    }
+    advance(last, NULL);
+}
+
+/* y = or, after the first panel, += the products of a panel's columns. One unit's tiles are read
+ * one by one, from front to back, which memory likes best. */
 static void add_panel_tiles(bool is_first, const struct panel *panel, size_t n_groups,
                             size_t tile_count, size_t tile_bytes, size_t n_tokens, const uint8_t *w,
                             float *y, size_t y_stride)
 {
+    const size_t at_once = n_tokens <= UNIT ? 2 : TILES_AT_ONCE;
     _Alignas(64) float acc[TILES_AT_ONCE][TOKENS_MAX][ROWS];
 
-    for (size_t first = 0; first < tile_count; first += TILES_AT_ONCE, y += TILES_AT_ONCE * ROWS) {
-        const size_t left = tile_count - first, n = left < TILES_AT_ONCE ? left : TILES_AT_ONCE;
+    for (size_t first = 0; first < tile_count; first += at_once, y += at_once * ROWS) {
+        const size_t left = tile_count - first, n = left < at_once ? left : at_once;
 
         for (size_t tile = 0; tile < n; tile++) {
             clear_rows((n_tokens + UNIT - 1) / UNIT * UNIT, 1, acc[tile][0], ROWS);
             if (!is_first)
                 move_rows(n_tokens, y + tile * ROWS, y_stride, acc[tile][0], ROWS);
         }
-        add_panel(panel, n_groups, n, tile_bytes, n_tokens, w + first * tile_bytes, acc);
+        add_panel(panel, &(struct weights){n_groups, n, tile_bytes, w + first * tile_bytes},
+                  n_tokens, acc);
         for (size_t tile = 0; tile < n; tile++)
             move_rows(n_tokens, acc[tile][0], ROWS, y + tile * ROWS, y_stride);
     }
 }
 
-/* Tiles 0 and 1 for `cols` columns of int8, 2 and 3 to meet them, 4 to 7 for sums. */
-static void configure(size_t cols, struct tile_config *config)
+/* All tiles whole. */
+static void configure(struct tile_config *config)
 {
     *config = (struct tile_config){.palette = 1};
     for (size_t i = 0; i < TILES; i++) {
-        config->rows[i] = i == 2 || i == 3 ? (uint8_t)(cols / 4) : TILE_ROWS_MAX;
-        config->row_bytes[i] = i < 2 ? (uint16_t)cols : ROWS * 4;
+        config->rows[i] = TILE_ROWS_MAX;
+        config->row_bytes[i] = TILE_ROW_BYTES_MAX;
     }
 }
 
@@ -340,18 +381,18 @@ static __attribute__((noinline)) void fp4_tokens(size_t tile_count, size_t cols,
                                                  const uint8_t *w, const int8_t *x,
                                                  const float *x_scale, float *y, size_t y_stride)
 {
+    const size_t groups = cols / SL_FP4_GROUP_COLS;
     struct tile_config config;
     struct panel panel;
 
-    configure(COLS, &config);
+    configure(&config);
     tiles_begin(&config);
-    for (size_t c = 0; c < cols; c += PANEL_COLS) {
-        const size_t n_cols = cols - c < PANEL_COLS ? cols - c : PANEL_COLS;
+    for (size_t g = 0; g < groups; g += PANEL_GROUPS) {
+        const size_t n_groups = groups - g < PANEL_GROUPS ? groups - g : PANEL_GROUPS;
 
-        fill_panel(&panel, n_cols / COLS, cols, n_tokens, x + c, x_scale + c / COLS);
-        add_panel_tiles(c == 0, &panel, n_cols / SL_FP4_GROUP_COLS, tile_count,
-                        sl_r16_fp4_tile_bytes(cols), n_tokens,
-                        w + c / SL_FP4_GROUP_COLS * SL_FP4_GROUP_BYTES, y, y_stride);
+        fill_panel(&panel, n_groups, cols, n_tokens, x + g * SL_FP4_GROUP_COLS, x_scale + g);
+        add_panel_tiles(g == 0, &panel, n_groups, tile_count, sl_r16_fp4_tile_bytes(cols), n_tokens,
+                        w + g * SL_FP4_GROUP_BYTES, y, y_stride);
     }
     tiles_end();
 }
@@ -362,11 +403,11 @@ void sl_matmul_fp4_amx(size_t tile_count, size_t cols, size_t token_count,
 {
     for (size_t t = 0, n; t < token_count; t += n) {
         const int8_t *from = x + t * cols;
-        const float *from_scale = x_scale + t * (cols / COLS);
+        const float *from_scale = x_scale + t * (cols / SL_FP4_GROUP_COLS);
 
         n = token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX;
         if (n < TOKENS_MIN)
-            sl_matmul_fp4_avx512vnni(tile_count, cols, n, w, from, from_scale, y + t * y_stride,
+            sl_matmul_fp4_avx512vbmi(tile_count, cols, n, w, from, from_scale, y + t * y_stride,
                                      y_stride);
         else
             fp4_tokens(tile_count, cols, n, w, from, from_scale, y + t * y_stride, y_stride);
@@ -383,7 +424,6 @@ void sl_matmul_fp4_amx(size_t tile_count, size_t cols, size_t token_count,
 
 #define INDEX_UNITS 4u /* of 16 heads */
 #define INDEX_HEADS_MAX (INDEX_UNITS * UNIT)
-#define HALF_COLS TILE_ROW_BYTES_MAX /* columns of int8 in a tile */
 
 /* The limits of a head's scale, of its weight times that, and of keys' scales: the least sum is a
  * multiple of 2^-125. */
@@ -435,12 +475,12 @@ static bool prepare_index_heads(size_t n_heads, const int8_t *x, const float *x_
  * that allows to apply them last. */
 static ALWAYS_INLINE __m128i least_of_keys(const uint8_t *group, bool *level)
 {
-    const __m128i first = load16(group), second = load16(group + ROWS);
-    const __m128i third = load16(group + 2 * ROWS), fourth = load16(group + 3 * ROWS);
+    const __m128i first = fp4_load16(group), second = fp4_load16(group + ROWS);
+    const __m128i third = fp4_load16(group + 2 * ROWS), fourth = fp4_load16(group + 3 * ROWS);
     const __m128i least = _mm_min_epu8(_mm_min_epu8(first, second), _mm_min_epu8(third, fourth));
     const __m128i most = _mm_max_epu8(_mm_max_epu8(first, second), _mm_max_epu8(third, fourth));
     const __mmask16 close_by =
-        _mm_cmple_epu8_mask(_mm_sub_epi8(most, least), _mm_set1_epi8(LEVELS_MAX));
+        _mm_cmple_epu8_mask(_mm_sub_epi8(most, least), _mm_set1_epi8(FP4_LEVELS_MAX));
     const __mmask16 sized = _mm_cmpge_epu8_mask(least, _mm_set1_epi8(KEY_SCALE_MIN)) &
                             _mm_cmple_epu8_mask(least, _mm_set1_epi8((char)KEY_SCALE_MAX));
     const __mmask16 zero = _mm_cmpeq_epu8_mask(most, _mm_setzero_si128());
@@ -453,15 +493,17 @@ static ALWAYS_INLINE __m128i least_of_keys(const uint8_t *group, bool *level)
 static ALWAYS_INLINE void decode_keys(const uint8_t *group, int8_t (*values)[ROWS][4], float *scale,
                                       bool *level)
 {
-    const __m128i least = least_of_keys(group, level), most_levels = _mm_set1_epi8(LEVELS_MAX);
+    const __m128i least = least_of_keys(group, level), most_levels = _mm_set1_epi8(FP4_LEVELS_MAX);
 
-    _mm512_storeu_ps(scale, half_scales(least));
-    for (size_t b = 0; b < BLOCKS; b++) {
-        const __m128i levels = _mm_sub_epi8(load16(group + b * ROWS), least);
+    const __m512i four = _mm512_broadcast_i32x4(most_levels);
+    const __m512i levels =
+        _mm512_sub_epi8(_mm512_loadu_si512(group), _mm512_broadcast_i32x4(least));
+    const __m512i capped = _mm512_slli_epi16(_mm512_min_epu8(levels, four), 4);
 
-        level_block(group + BLOCKS * ROWS + b * BLOCK_BYTES, _mm_min_epu8(levels, most_levels),
-                    values + b * (COLS / 4));
-    }
+    _mm512_storeu_ps(scale, fp4_half_scales(least));
+    for (size_t b = 0; b < BLOCKS; b++)
+        decode_block(fp4_block(group, b), fp4_block(group + 4 * SL_FP4_GROUP_BYTES, b),
+                     fp4_block_levels(capped, b), values + b * (WORDS / BLOCKS));
 }
 
 /* Whether so few tiles are not level that it pays to do those twice. */
@@ -541,10 +583,10 @@ void sl_index_scores_amx(size_t tile_count, size_t cols, size_t head_count,
     if (cols != SL_FP4_GROUP_COLS || head_count > INDEX_HEADS_MAX ||
         !prepare_index_heads(head_count, x, x_scale, weight, &heads) ||
         !most_are_level(tile_count, keys)) {
-        sl_index_scores_avx512vnni(tile_count, cols, head_count, keys, x, x_scale, weight, total);
+        sl_index_scores_avx512vbmi(tile_count, cols, head_count, keys, x, x_scale, weight, total);
         return;
     }
-    configure(HALF_COLS, &config);
+    configure(&config);
     tiles_begin(&config);
     for (size_t tile = 0; tile <= tile_count; tile++) {
         const size_t slot = tile % INDEX_SLOTS, before = (tile + INDEX_SLOTS - 1) % INDEX_SLOTS;
@@ -553,7 +595,6 @@ void sl_index_scores_amx(size_t tile_count, size_t cols, size_t head_count,
 
         if (tile < tile_count) {
             decode_keys(group, values, slots.scale[slot], &slots.level[slot]);
-            prefetch_group(group + 4 * SL_FP4_GROUP_BYTES);
         }
         multiply_keys(&heads, (const int8_t(*)[ROWS][4])values, slots.sums[before]);
         if (tile == 0 || (done == 1 && tile < tile_count))
@@ -562,7 +603,7 @@ void sl_index_scores_amx(size_t tile_count, size_t cols, size_t head_count,
                    total + (tile - done) * ROWS, total + (tile - 1) * ROWS);
         for (; done > 0; done--)
             if (!slots.level[(tile - done) % INDEX_SLOTS])
-                sl_index_scores_avx512vnni(1, cols, head_count, group - done * SL_FP4_GROUP_BYTES,
+                sl_index_scores_avx512vbmi(1, cols, head_count, group - done * SL_FP4_GROUP_BYTES,
                                            x, x_scale, weight, total + (tile - done) * ROWS);
     }
     tiles_end();

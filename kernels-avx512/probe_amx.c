@@ -1,10 +1,8 @@
 /* Probes of what the linears can reach at most with AMX.
  *
- * FP4 weights by int8 activations: blocks of 32 columns,
- * since each has its scale, of 16 tokens by 16 rows. Products of tiles alone would promise two to
- * four times of it: every block's sums must go through memory to float32 registers, and be added
- * there, which is what takes the time. (The indexer may add up 128 columns in a tile where scales
- * allow it, and then is faster than this.)
+ * FP4 weights by int8 activations: groups of 128 columns, since each has its scale, of 16 tokens by
+ * 16 rows. Products of tiles alone would promise more: every group's sums must go through memory to
+ * float32 registers, and be scaled and added there.
  *
  * BF16: products of tiles alone, which hold their sums themselves. */
 #include "kernels-avx512/amx.h"
@@ -14,15 +12,16 @@
 
 #include "kernels-avx512/tiles_amx.h"
 
-#define BLOCK_COLS SL_FP4_BLOCK_COLS
+#define GROUP_COLS SL_FP4_GROUP_COLS
 #define ROWS SL_R16_ROWS
 
-/* Stores a block's sums, begins the next one, and adds them. */
-#define BLOCK(tile)                                                                                \
+/* Stores a group's sums, begins the next one, two products of 64 columns, and adds them. */
+#define GROUP(tile)                                                                                \
     do {                                                                                           \
         TILE_STORE(tile, sums, ROWS * 4);                                                          \
         TILE_ZERO(tile);                                                                           \
         TILE_DOT_INT8(tile, 0, 1);                                                                 \
+        TILE_DOT_INT8(tile, 2, 3);                                                                 \
         for (size_t t = 0; t < TILE_ROWS_MAX; t++)                                                 \
             acc[t] =                                                                               \
                 _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[t])), factor, acc[t]);   \
@@ -38,27 +37,29 @@ uint64_t sl_probe_int8_amx(size_t rounds, float *sum)
 
     memset(ones, 1 + (int)*sum, sizeof(ones));
     for (size_t i = 0; i < TILES; i++) {
-        config.rows[i] = i == 1 ? BLOCK_COLS / 4 : TILE_ROWS_MAX;
-        config.row_bytes[i] = i == 0 ? BLOCK_COLS : ROWS * 4;
+        config.rows[i] = TILE_ROWS_MAX;
+        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
     }
 #pragma GCC unroll 16 /* or the sums are no registers */
     for (size_t t = 0; t < TILE_ROWS_MAX; t++)
         acc[t] = _mm512_setzero_ps();
     tiles_begin(&config);
-    TILE_LOAD(0, ones, BLOCK_COLS);
-    TILE_LOAD(1, ones, ROWS * 4);
+    TILE_LOAD(0, ones, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(1, ones, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(2, ones, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(3, ones, TILE_ROW_BYTES_MAX);
     for (size_t round = 0; round < rounds; round++) {
-        BLOCK(4);
-        BLOCK(5);
-        BLOCK(6);
-        BLOCK(7);
+        GROUP(4);
+        GROUP(5);
+        GROUP(6);
+        GROUP(7);
     }
     tiles_end();
 #pragma GCC unroll 16
     for (size_t t = 1; t < TILE_ROWS_MAX; t++)
         acc[0] = _mm512_add_ps(acc[0], acc[t]);
     *sum += _mm512_reduce_add_ps(acc[0]);
-    return (uint64_t)rounds * 4 * TILE_ROWS_MAX * ROWS * BLOCK_COLS;
+    return (uint64_t)rounds * 4 * TILE_ROWS_MAX * ROWS * GROUP_COLS;
 }
 
 uint64_t sl_probe_bf16_amx(size_t rounds, float *sum)

@@ -26,16 +26,19 @@ void sl_quantise_int8_avx512(size_t cols, const float *restrict x, int8_t *restr
     /* Each eight has its even ones first. */
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 
-    for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++, x += 32, q += 32) {
+    for (size_t g = 0; g < cols / SL_FP4_GROUP_COLS; g++, x += SL_FP4_GROUP_COLS) {
         /* A NaN is the first operand's and so never the result, as in the reference. */
-        __m512 largest = _mm512_max_ps(magnitude16(x), _mm512_setzero_ps());
-        float amax = _mm512_reduce_max_ps(_mm512_max_ps(magnitude16(x + 16), largest));
+        __m512 most[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+
+        for (size_t i = 0; i < SL_FP4_GROUP_COLS; i += 16)
+            most[i / 16 % 2] = _mm512_max_ps(magnitude16(x + i), most[i / 16 % 2]);
+        float amax = _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]));
         bool is_zero = amax < SL_QUANTISE_AMAX_MIN;
         __m512 inverse = _mm512_set1_ps(is_zero ? 0.0f : 127.0f / amax);
 
-        scale[b] = is_zero ? 0.0f : amax / 127.0f;
-        for (size_t i = 0; i < 32; i += 16)
-            _mm_storeu_si128((__m128i *)(void *)(q + i),
+        scale[g] = is_zero ? 0.0f : amax / 127.0f;
+        for (size_t i = 0; i < SL_FP4_GROUP_COLS; i += 16, q += 16)
+            _mm_storeu_si128((__m128i *)(void *)q,
                              _mm_shuffle_epi8(quantise16(x + i, inverse), order));
     }
 }

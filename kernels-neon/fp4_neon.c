@@ -2,28 +2,34 @@
  * for the baseline, with widening multiplications, and with SL_NEON_DOT for CPUs that have the int8
  * dot product. The order of summation is that of core/kernels/kernels.h.
  *
- * A block's weights of four rows fill eight registers and serve all tokens before the next four. */
+ * A group's weights of four rows are expanded once for all tokens. With the dot product, where each
+ * row's four scales are at most three powers of two apart, codes take the difference, as eight
+ * times an FP4 value doubled is still an int8: then all 128 columns are one exact integer. */
 #include "kernels-neon/neon.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels-neon/lanes.h"
 
 #define VECTOR_ROWS 4u
 #define VECTORS (ROWS / VECTOR_ROWS)
-#define WEIGHTS 8u /* vectors that hold a block's 32 columns of four rows */
+#define BLOCKS (SL_FP4_GROUP_COLS / SL_FP4_BLOCK_COLS)
+#define WORDS 8u /* vectors that hold a block's 32 columns of four rows */
 #define TOKENS_MAX 64u
 #define TOKENS_AT_ONCE 4u
+#define LEVELS_MAX 3u
 
 #ifdef SL_NEON_DOT
 #define MATMUL_FP4 sl_matmul_fp4_neondot
+#define HAS_LEVELS true
 
-/* Four rows of w[i], four columns each, times bytes 4i to 4i + 3 of x, summed over i. */
-static ALWAYS_INLINE int32x4_t dot_block(const int8x16_t w[WEIGHTS], const int8_t *x)
+/* dot plus four rows of w[i], four columns each, times bytes 4i to 4i + 3 of x, summed over i. */
+static ALWAYS_INLINE int32x4_t add_dot(int32x4_t dot, const int8x16_t w[WORDS], const int8_t *x)
 {
     int8x16_t first = vld1q_s8(x), second = vld1q_s8(x + 16);
-    int32x4_t dot = vdotq_laneq_s32(vdupq_n_s32(0), w[0], first, 0);
 
+    dot = vdotq_laneq_s32(dot, w[0], first, 0);
     dot = vdotq_laneq_s32(dot, w[1], first, 1);
     dot = vdotq_laneq_s32(dot, w[2], first, 2);
     dot = vdotq_laneq_s32(dot, w[3], first, 3);
@@ -34,89 +40,147 @@ static ALWAYS_INLINE int32x4_t dot_block(const int8x16_t w[WEIGHTS], const int8_
 }
 #else
 #define MATMUL_FP4 sl_matmul_fp4_neon
+#define HAS_LEVELS false
 
 /* This variant widens. A product is at most 12 * 128 in magnitude, so eight of them fit into 16
  * bits. */
-static ALWAYS_INLINE int32x4_t dot_block(const int8x16_t w[WEIGHTS], const int8_t *x)
+static ALWAYS_INLINE int32x4_t add_dot(int32x4_t dot, const int8x16_t w[WORDS], const int8_t *x)
 {
     int16x8_t low = vdupq_n_s16(0), high = vdupq_n_s16(0); /* rows 0 and 1, rows 2 and 3 */
 
-    for (size_t i = 0; i < WEIGHTS; i++) {
+    for (size_t i = 0; i < WORDS; i++) {
         int32_t four;
 
         memcpy(&four, x + 4 * i, sizeof(four));
         low = vmlal_s8(low, vget_low_s8(w[i]), vreinterpret_s8_s32(vdup_n_s32(four)));
         high = vmlal_high_s8(high, w[i], vreinterpretq_s8_s32(vdupq_n_s32(four)));
     }
-    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+    return vaddq_s32(dot, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
 }
 #endif
 
-/* A block of four rows: twice the weights, which are integers, so `scale` holds half the scales.
- * For n tokens (1 to 4) at a time. x (n, 128); x_scale (n) at scale_stride; acc (n, 16). */
-static ALWAYS_INLINE void add_block(size_t n, const int8x16_t w[WEIGHTS], float32x4_t scale,
-                                    const int8_t *x, const float *x_scale, size_t scale_stride,
-                                    float *acc)
+/* A group's scales: of each block and row, or, where it is even, the least of each row alone and
+ * the levels of the blocks above it. */
+struct scales {
+    float32x4_t half[BLOCKS][VECTORS]; /* half of them, as values are doubled */
+    uint8x16_t levels[BLOCKS];         /* times 16 */
+    bool even;
+};
+
+/* Half of each of 16 scales: of E8M0 bytes. */
+static ALWAYS_INLINE void half_scales(uint8x16_t bytes, float32x4_t half[VECTORS])
 {
-    int32x4_t dot[TOKENS_AT_ONCE];
+    const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
+    const uint16x4_t fours[VECTORS] = {vget_low_u16(low), vget_high_u16(low), vget_low_u16(high),
+                                       vget_high_u16(high)};
 
-    for (size_t t = 0; t < n; t++)
-        dot[t] = dot_block(w, x + t * SL_FP4_GROUP_COLS);
-    for (size_t t = 0; t < n; t++) {
-        float32x4_t both = vmulq_n_f32(scale, x_scale[t * scale_stride]);
-
-        vst1q_f32(acc + t * ROWS,
-                  vfmaq_f32(vld1q_f32(acc + t * ROWS), vcvtq_f32_s32(dot[t]), both));
-    }
+    for (size_t v = 0; v < VECTORS; v++)
+        half[v] = vmulq_n_f32(vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(fours[v]), 23)), 0.5f);
 }
 
-/* Four rows of a block from its 256 bytes of codes, of which these rows begin at `codes`. */
-static ALWAYS_INLINE void expand_block(const uint8_t *codes, int8x16_t w[WEIGHTS])
+static void read_scales(const uint8_t *group, struct scales *scales)
 {
-    static const int8_t twice_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const int8x16_t table = vld1q_s8(twice_e2m1);
+    uint8x16_t bytes[BLOCKS], least, most;
 
-    for (size_t quad = 0; quad < 4; quad++) {
-        uint8x16_t both = vld1q_u8(codes + quad * 64);
-
-        w[2 * quad] = vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15)));
-        w[2 * quad + 1] = vqtbl1q_s8(table, vshrq_n_u8(both, 4));
-    }
+    for (size_t b = 0; b < BLOCKS; b++)
+        bytes[b] = vld1q_u8(group + b * ROWS);
+    least = vminq_u8(vminq_u8(bytes[0], bytes[1]), vminq_u8(bytes[2], bytes[3]));
+    most = vmaxq_u8(vmaxq_u8(bytes[0], bytes[1]), vmaxq_u8(bytes[2], bytes[3]));
+    scales->even = HAS_LEVELS && vmaxvq_u8(vsubq_u8(most, least)) <= LEVELS_MAX;
+    for (size_t b = 0; b < BLOCKS; b++)
+        scales->levels[b] = scales->even ? vshlq_n_u8(vsubq_u8(bytes[b], least), 4) : vdupq_n_u8(0);
+    if (scales->even)
+        half_scales(least, scales->half[0]);
+    for (size_t b = 0; !scales->even && b < BLOCKS; b++)
+        half_scales(bytes[b], scales->half[b]);
 }
 
-/* Half of each of four scales: of E8M0 bytes. */
-static ALWAYS_INLINE float32x4_t half_scales(uint16x4_t bytes)
+/* Twice the value of code c times 2^level, at 16 * level + c. */
+static const int8_t level_values[64] = {
+    0, 1, 2,  3,  4,  6,  8,  12, 0, -1, -2,  -3,  -4,  -6,  -8,  -12,
+    0, 2, 4,  6,  8,  12, 16, 24, 0, -2, -4,  -6,  -8,  -12, -16, -24,
+    0, 4, 8,  12, 16, 24, 32, 48, 0, -4, -8,  -12, -16, -24, -32, -48,
+    0, 8, 16, 24, 32, 48, 64, 96, 0, -8, -16, -24, -32, -48, -64, -96,
+};
+
+/* Four rows of a group, from row 4 * vector on. */
+static void expand_rows(const uint8_t *group, const struct scales *scales, size_t vector,
+                        int8x16_t w[BLOCKS * WORDS])
 {
-    return vmulq_n_f32(vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(bytes), 23)), 0.5f);
-}
+    const int8x16x4_t table = vld1q_s8_x4(level_values);
+    const uint8_t first = (uint8_t)(vector * VECTOR_ROWS);
+    const uint8x16_t rows = {first,     first,     first,     first,     first + 1, first + 1,
+                             first + 1, first + 1, first + 2, first + 2, first + 2, first + 2,
+                             first + 3, first + 3, first + 3, first + 3};
+    const uint8_t *codes = group + BLOCKS * ROWS + vector * 16;
 
-/* Adds 128 columns of one tile to acc (n_tokens, 16). x (n_tokens, 128); x_scale (n_tokens, 4) at
- * scale_stride. */
-static void add_group(size_t n_tokens, const uint8_t *group, const int8_t *x, const float *x_scale,
-                      size_t scale_stride, float *acc)
-{
-    const uint8_t *codes = group + 4 * ROWS;
+    for (size_t b = 0; b < BLOCKS; b++) {
+        const uint8x16_t level = vqtbl1q_u8(scales->levels[b], rows);
 
-    for (size_t b = 0; b < 4; b++, x += SL_FP4_BLOCK_COLS, x_scale++, codes += 256) {
-        uint8x16_t bytes = vld1q_u8(group + b * ROWS);
-        uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
-        const float32x4_t scale[VECTORS] = {
-            half_scales(vget_low_u16(low)), half_scales(vget_high_u16(low)),
-            half_scales(vget_low_u16(high)), half_scales(vget_high_u16(high))};
+        for (size_t quad = 0; quad < WORDS / 2; quad++, codes += 64, w += 2) {
+            uint8x16_t both = vld1q_u8(codes);
 
-        for (size_t v = 0; v < VECTORS; v++) {
-            int8x16_t w[WEIGHTS];
-            size_t t = 0;
-
-            expand_block(codes + v * 16, w);
-            for (; t + TOKENS_AT_ONCE <= n_tokens; t += TOKENS_AT_ONCE)
-                add_block(TOKENS_AT_ONCE, w, scale[v], x + t * SL_FP4_GROUP_COLS,
-                          x_scale + t * scale_stride, scale_stride,
-                          acc + t * ROWS + v * VECTOR_ROWS);
-            for (; t < n_tokens; t++)
-                add_block(1, w, scale[v], x + t * SL_FP4_GROUP_COLS, x_scale + t * scale_stride,
-                          scale_stride, acc + t * ROWS + v * VECTOR_ROWS);
+            w[0] = vqtbl4q_s8(table, vorrq_u8(vandq_u8(both, vdupq_n_u8(15)), level));
+            w[1] = vqtbl4q_s8(table, vorrq_u8(vshrq_n_u8(both, 4), level));
         }
+    }
+}
+
+/* Four rows of a group, for n tokens (1 to 4) at a time. x (n, 128); x_scale (n) at scale_stride;
+ * acc (n, 16). */
+static ALWAYS_INLINE void add_rows(size_t n, const int8x16_t w[BLOCKS * WORDS],
+                                   const struct scales *scales, size_t vector, const int8_t *x,
+                                   const float *x_scale, size_t scale_stride, float *acc)
+{
+    float32x4_t sum[TOKENS_AT_ONCE];
+
+    if (scales->even) {
+        int32x4_t dot[TOKENS_AT_ONCE];
+
+        for (size_t t = 0; t < n; t++)
+            dot[t] = vdupq_n_s32(0);
+        for (size_t b = 0; b < BLOCKS; b++)
+            for (size_t t = 0; t < n; t++)
+                dot[t] = add_dot(dot[t], w + b * WORDS,
+                                 x + t * SL_FP4_GROUP_COLS + b * SL_FP4_BLOCK_COLS);
+        for (size_t t = 0; t < n; t++)
+            sum[t] = vmulq_f32(vcvtq_f32_s32(dot[t]), scales->half[0][vector]);
+    } else {
+        for (size_t t = 0; t < n; t++)
+            sum[t] = vdupq_n_f32(0);
+        for (size_t b = 0; b < BLOCKS; b++) {
+            for (size_t t = 0; t < n; t++) {
+                int32x4_t dot = add_dot(vdupq_n_s32(0), w + b * WORDS,
+                                        x + t * SL_FP4_GROUP_COLS + b * SL_FP4_BLOCK_COLS);
+
+                sum[t] = vfmaq_f32(sum[t], vcvtq_f32_s32(dot), scales->half[b][vector]);
+            }
+        }
+    }
+    for (size_t t = 0; t < n; t++)
+        vst1q_f32(acc + t * ROWS,
+                  vfmaq_n_f32(vld1q_f32(acc + t * ROWS), sum[t], x_scale[t * scale_stride]));
+}
+
+/* Adds 128 columns of one tile to acc (n_tokens, 16). x (n_tokens, 128); x_scale (n_tokens) at
+ * scale_stride. */
+static ALWAYS_INLINE void add_group(size_t n_tokens, const uint8_t *group, const int8_t *x,
+                                    const float *x_scale, size_t scale_stride, float *acc)
+{
+    struct scales scales;
+
+    read_scales(group, &scales);
+    for (size_t v = 0; v < VECTORS; v++) {
+        int8x16_t w[BLOCKS * WORDS];
+        size_t t = 0;
+
+        expand_rows(group, &scales, v, w);
+        for (; t + TOKENS_AT_ONCE <= n_tokens; t += TOKENS_AT_ONCE)
+            add_rows(TOKENS_AT_ONCE, w, &scales, v, x + t * SL_FP4_GROUP_COLS,
+                     x_scale + t * scale_stride, scale_stride, acc + t * ROWS + v * VECTOR_ROWS);
+        for (; t < n_tokens; t++)
+            add_rows(1, w, &scales, v, x + t * SL_FP4_GROUP_COLS, x_scale + t * scale_stride,
+                     scale_stride, acc + t * ROWS + v * VECTOR_ROWS);
     }
 }
 
@@ -125,13 +189,13 @@ static void add_group(size_t n_tokens, const uint8_t *group, const int8_t *x, co
 static void add_tokens(size_t tile_count, size_t cols, size_t n_tokens, const uint8_t *w,
                        const int8_t *x, const float *x_scale, float *y, size_t y_stride)
 {
-    const size_t n_blocks = cols / SL_FP4_BLOCK_COLS, tile_bytes = sl_r16_fp4_tile_bytes(cols);
+    const size_t n_groups = cols / SL_FP4_GROUP_COLS, tile_bytes = sl_r16_fp4_tile_bytes(cols);
     int8_t x_group[TOKENS_MAX * SL_FP4_GROUP_COLS];
     float acc[TOKENS_MAX * ROWS];
 
     for (size_t t = 0; t < n_tokens; t++)
         memset(y + t * y_stride, 0, tile_count * ROWS * sizeof(*y));
-    for (size_t g = 0; g < cols / SL_FP4_GROUP_COLS; g++) {
+    for (size_t g = 0; g < n_groups; g++) {
         for (size_t t = 0; t < n_tokens; t++)
             memcpy(x_group + t * SL_FP4_GROUP_COLS, x + t * cols + g * SL_FP4_GROUP_COLS,
                    SL_FP4_GROUP_COLS);
@@ -141,7 +205,7 @@ static void add_tokens(size_t tile_count, size_t cols, size_t n_tokens, const ui
             for (size_t t = 0; t < n_tokens; t++)
                 memcpy(acc + t * ROWS, y_tile + t * y_stride, ROWS * sizeof(*acc));
             add_group(n_tokens, w + tile * tile_bytes + g * SL_FP4_GROUP_BYTES, x_group,
-                      x_scale + g * 4, n_blocks, acc);
+                      x_scale + g, n_groups, acc);
             for (size_t t = 0; t < n_tokens; t++)
                 memcpy(y_tile + t * y_stride, acc + t * ROWS, ROWS * sizeof(*acc));
         }
@@ -152,12 +216,12 @@ void MATMUL_FP4(size_t tile_count, size_t cols, size_t token_count, const uint8_
                 const int8_t *restrict x, const float *restrict x_scale, float *restrict y,
                 size_t y_stride)
 {
-    const size_t n_blocks = cols / SL_FP4_BLOCK_COLS, tile_bytes = sl_r16_fp4_tile_bytes(cols);
+    const size_t n_groups = cols / SL_FP4_GROUP_COLS, tile_bytes = sl_r16_fp4_tile_bytes(cols);
 
     /* One token reads each tile from end to end, which memory likes best. */
     for (size_t tile = 0; token_count == 1 && tile < tile_count; tile++)
         add_tokens(1, cols, 1, w + tile * tile_bytes, x, x_scale, y + tile * ROWS, y_stride);
     for (size_t t = 0; token_count > 1 && t < token_count; t += TOKENS_MAX)
         add_tokens(tile_count, cols, token_count - t < TOKENS_MAX ? token_count - t : TOKENS_MAX, w,
-                   x + t * cols, x_scale + t * n_blocks, y + t * y_stride, y_stride);
+                   x + t * cols, x_scale + t * n_groups, y + t * y_stride, y_stride);
 }

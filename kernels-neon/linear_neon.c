@@ -488,16 +488,16 @@ void sl_matmul_bf16_neon(size_t tile_count, size_t cols, size_t token_count,
 void sl_quantise_int8_neon(size_t cols, const float *restrict x, int8_t *restrict q,
                            float *restrict scale)
 {
-    for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++, x += SL_FP4_BLOCK_COLS) {
+    for (size_t g = 0; g < cols / SL_FP4_GROUP_COLS; g++, x += SL_FP4_GROUP_COLS) {
         float32x4_t most = vdupq_n_f32(0);
         float amax, inverse;
 
-        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i += 4)
+        for (size_t i = 0; i < SL_FP4_GROUP_COLS; i += 4)
             most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
         amax = vmaxvq_f32(most);
         inverse = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : 127.0f / amax;
-        scale[b] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
-        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i += 8, q += 8) {
+        scale[g] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
+        for (size_t i = 0; i < SL_FP4_GROUP_COLS; i += 8, q += 8) {
             int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
             int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
             int16x8_t even_odd =

@@ -49,7 +49,7 @@ agrees() { # numerics mode flags...
             --against "$mode" "$@" |
         awk '{ line = line "  " $0; last = $0 } END { print line; exit last != "ok" }'
 }
-"$sluice" tokenize "$model" --special --jsonl "$passage" | tr -d '[],' | cut -d ' ' -f 1-300 >"$scratch/tokens"
+"$sluice" tokenize "$model" --special --jsonl "$passage" | tr -d '[],' | cut -d " " -f 1-600 >"$scratch/tokens"
 check "the oracle agrees: exact" agrees exact exact
 check "the oracle agrees: native" agrees native stored
 check "the oracle agrees: native, MTP" agrees native stored --mtp

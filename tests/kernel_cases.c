@@ -133,16 +133,43 @@ static void prepare_bf16_activations(struct kernel_case *c, const struct sl_kern
     ref->to_bf16(count, x, place(c, 1, count * sizeof(uint16_t)));
 }
 
-static void prepare_matmul_fp4(struct kernel_case *c, const struct sl_kernels *ref)
+/* Kernels make a difference between groups all of whose scales are within three powers of two of
+ * each other, those where that is so of each row's, and others: of 16 groups 8 become of the first
+ * kind, 6 of the second, and one is of the third by little. */
+static void bring_scales_near(struct kernel_case *c, size_t n_groups, uint8_t *tiles)
+{
+    for (size_t g = 0; g < n_groups; g++, tiles += SL_FP4_GROUP_BYTES) {
+        const size_t kind = rng_below(&c->rng, 16);
+
+        for (size_t row = 0; kind < 15 && row < SL_R16_ROWS; row++) {
+            const size_t first = kind >= 8 && kind < 14 ? rng_below(&c->rng, 12) : 0;
+
+            for (size_t b = 0; b < SL_FP4_GROUP_COLS / SL_FP4_BLOCK_COLS; b++)
+                tiles[b * SL_R16_ROWS + row] =
+                    (uint8_t)(SL_E8M0_BIAS - 8 + first + rng_below(&c->rng, kind == 14 ? 5 : 4));
+        }
+    }
+}
+
+static void place_fp4_tiles(struct kernel_case *c)
 {
     size_t rows = c->dims[0] * SL_R16_ROWS, cols = c->dims[1], n_scales = cols / SL_FP4_BLOCK_COLS;
     uint8_t *codes = place(c, 4, rows * cols / 2), *scales = place(c, 5, rows * n_scales);
     uint8_t *tiles = place(c, 0, c->dims[0] * sl_r16_fp4_tile_bytes(cols));
-    int8_t *q = place(c, 1, c->dims[2] * cols);
-    float *q_scale = place(c, 2, c->dims[2] * n_scales * sizeof(float)), *x;
 
     fill_fp4(&c->rng, c->kind, rows * cols / 2, codes, rows * n_scales, scales);
     sl_assert(sl_r16_pack_fp4(cols, 0, c->dims[0], codes, scales, tiles) == 0);
+    if (c->seed & 2)
+        bring_scales_near(c, c->dims[0] * cols / SL_FP4_GROUP_COLS, tiles);
+}
+
+static void prepare_matmul_fp4(struct kernel_case *c, const struct sl_kernels *ref)
+{
+    size_t cols = c->dims[1], n_scales = cols / SL_FP4_GROUP_COLS;
+    int8_t *q = place(c, 1, c->dims[2] * cols);
+    float *q_scale = place(c, 2, c->dims[2] * n_scales * sizeof(float)), *x;
+
+    place_fp4_tiles(c);
     for (size_t t = 0; t < c->dims[2]; t++) {
         x = place_floats(c, 4, cols, 40);
         ref->quantise_int8(cols, x, q + t * cols, q_scale + t * n_scales);
@@ -266,8 +293,7 @@ static void call_matmul_f32(struct kernel_case *c, const struct sl_kernels *k)
 /* ---- activations -------------------------------------------------------------------------------
  */
 
-static const size_t blocks_of_32[] = {32,   64,   96,   128,  160,  256, 1024,
-                                      1536, 2048, 3072, 4096, 7168, 0};
+static const size_t groups_of_128[] = {128, 256, 384, 1024, 1536, 2048, 3072, 4096, 7168, 0};
 static const size_t counts[] = {1,   2,    3,    4,    5,    7,    8,    9,    15,    16,  17,
                                 31,  32,   33,   63,   64,   65,   100,  127,  128,   129, 255,
                                 384, 1000, 1024, 1536, 2048, 3072, 4096, 7168, 28672, 0};
@@ -279,7 +305,7 @@ static void prepare_quantise_int8(struct kernel_case *c, const struct sl_kernels
     (void)ref;
     place_floats(c, 0, c->dims[0], 120);
     add_row(c, c->dims[0]);
-    add_row(c, c->dims[0] / SL_FP4_BLOCK_COLS * sizeof(float));
+    add_row(c, c->dims[0] / SL_FP4_GROUP_COLS * sizeof(float));
 }
 
 static void call_quantise_int8(struct kernel_case *c, const struct sl_kernels *k)
@@ -540,26 +566,28 @@ static void call_index_encode(struct kernel_case *c, const struct sl_kernels *k)
     k->index_encode(c->dims[0], IN(0), OUT(0), OUT(1));
 }
 
-/* Of 20 heads 14 have one power of two as scale of all blocks, or all have; and of 16 tiles of keys
- * 14 have scales near each other and one nearly so, or all are random. Weights are small, so that
- * no sum overflows: infinities of both signs would make a NaN, whose bits are each processor's own.
- */
+/* Of 20 heads 14 have one power of two as scale of all blocks, or all have; the others' blocks have
+ * different ones, or none. Weights are small, so that no sum overflows: infinities of both signs
+ * would make a NaN, whose bits are each processor's own. */
 static void prepare_index_scores(struct kernel_case *c, const struct sl_kernels *ref)
 {
     const size_t n_scales = c->dims[1] / SL_FP4_BLOCK_COLS;
-    const size_t n_groups = c->dims[0] * c->dims[1] / SL_FP4_GROUP_COLS;
-    float *q_scale;
+    int8_t *q = place(c, 1, c->dims[2] * c->dims[1]);
+    float *q_scale = place(c, 2, c->dims[2] * n_scales * sizeof(float));
+    float unused[TILES_COLS_MAX / SL_FP4_GROUP_COLS];
 
-    prepare_matmul_fp4(c, ref);
-    c->n_outputs = 0;
-    q_scale = (float *)(void *)c->inputs[2].data;
-    for (size_t h = 0; h < c->dims[2]; h++)
-        for (size_t b = 0; (h % 20 < 14 || c->seed & 1) && b < n_scales; b++)
-            q_scale[h * n_scales + b] = sl_exp2i((int)(h % 7) - 5);
-    for (size_t g = 0; c->seed & 2 && g < n_groups; g++)
-        for (size_t i = 0, near = rng_below(&c->rng, 16); near && i < 4 * SL_R16_ROWS; i++)
-            c->inputs[0].data[g * SL_FP4_GROUP_BYTES + i] =
-                (uint8_t)(SL_E8M0_BIAS - 3 + rng_below(&c->rng, near == 1 ? 5 : 4));
+    place_fp4_tiles(c);
+    for (size_t h = 0; h < c->dims[2]; h++) {
+        const bool even = h % 20 < 14 || c->seed & 1;
+
+        ref->quantise_int8(c->dims[1], place_floats(c, 4, c->dims[1], 40), q + h * c->dims[1],
+                           unused);
+        for (size_t b = 0; b < n_scales; b++)
+            q_scale[h * n_scales + b] = even ? sl_exp2i((int)(h % 7) - 5)
+                                        : rng_below(&c->rng, 9)
+                                            ? sl_exp2i((int)rng_below(&c->rng, 60) - 40)
+                                            : 0;
+    }
     place_floats(c, 3, c->dims[2], 2);
     add_row(c, c->dims[0] * SL_R16_ROWS * sizeof(float));
 }
@@ -588,7 +616,7 @@ const struct kernel_spec kernel_specs[] = {
     LINEAR(matmul_fp8_block, many_tiles, block_cols),
     LINEAR(matmul_bf16, many_tiles, even_cols),
     LINEAR(matmul_f32, some_tiles, any_cols),
-    ROW(quantise_int8, blocks_of_32),
+    ROW(quantise_int8, groups_of_128),
     ROW(to_bf16, counts),
     ROW(rms_factor, counts),
     ROW(rms_norm, counts),

@@ -26,12 +26,14 @@ enum { TILES = 3, ROWS = 48, COLS = 384, TOKENS = 6 };
 /* The column of eight that quantise_int8() stores at each place. */
 static const size_t column_at[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
-static float fp4_sum(const uint8_t *codes, const uint8_t *scales, const int8_t *q,
-                     const float *q_scale)
+/* The sum of a group's blocks from column `first` on, each times its scale and, if given, x_scale.
+ */
+static float fp4_group_sum(const uint8_t *codes, const uint8_t *scales, const int8_t *q,
+                           size_t first, const float *x_scale)
 {
     float sum = 0;
 
-    for (size_t b = 0; b < COLS / 32; b++) {
+    for (size_t b = first / 32; b < first / 32 + 4; b++) {
         double scale = scales[b] < 127 - 48 ? 0 : ldexp(1, scales[b] - 127), dot = 0;
 
         for (size_t i = 0; i < 32; i++) {
@@ -40,7 +42,7 @@ static float fp4_sum(const uint8_t *codes, const uint8_t *scales, const int8_t *
 
             dot += value_of_e2m1(code) * q[b * 32 + i];
         }
-        sum = fmaf((float)dot, (float)(scale * (double)q_scale[b]), sum);
+        sum = fmaf((float)dot, (float)(scale * (x_scale ? (double)x_scale[b] : 1)), sum);
     }
     return sum;
 }
@@ -49,7 +51,7 @@ static void test_matmul_fp4(void **state)
 {
     static uint8_t codes[ROWS][COLS / 2], scales[ROWS][COLS / 32];
     static uint8_t tiles[TILES * COLS / 128 * SL_FP4_GROUP_BYTES] __attribute__((aligned(64)));
-    static float x[COLS], q_scale[TOKENS][COLS / 32], y[TOKENS][ROWS], expected[TOKENS][ROWS];
+    static float x[COLS], q_scale[TOKENS][COLS / 128], y[TOKENS][ROWS], expected[TOKENS][ROWS];
     static int8_t q[TOKENS][COLS];
     struct sl_kernels k = reference();
     struct rng rng = {inputs_seed()};
@@ -61,8 +63,12 @@ static void test_matmul_fp4(void **state)
         for (size_t t = 0; t < TOKENS; t++) {
             fill_floats(&rng, kind, 40, COLS, x);
             k.quantise_int8(COLS, x, q[t], q_scale[t]);
-            for (size_t row = 0; row < ROWS; row++)
-                expected[t][row] = fp4_sum(codes[row], scales[row], q[t], q_scale[t]);
+            for (size_t row = 0; row < ROWS; row++) {
+                expected[t][row] = 0;
+                for (size_t c = 0; c < COLS; c += 128)
+                    expected[t][row] = fmaf(fp4_group_sum(codes[row], scales[row], q[t], c, NULL),
+                                            q_scale[t][c / 128], expected[t][row]);
+            }
         }
         CHECK_BOTH_MODES(
             y, expected,
@@ -70,13 +76,25 @@ static void test_matmul_fp4(void **state)
     }
 }
 
+/* Scales of a head's blocks: one for each group, near each other, far apart, or none. */
+static void fill_head_scales(struct rng *rng, size_t head, float scale[COLS / 32])
+{
+    static const int ranges[] = {1, 4, 60};
+
+    for (size_t b = 0; b < COLS / 32; b++) {
+        int exponent = (int)rng_below(rng, (size_t)ranges[head % 3]) - 40;
+
+        scale[b] = head % 4 == 3 && rng_below(rng, 3) == 0 ? 0 : ldexpf(1, exponent);
+    }
+}
+
 static void test_index_scores(void **state)
 {
     static uint8_t codes[ROWS][COLS / 2], scales[ROWS][COLS / 32];
     static uint8_t tiles[TILES * COLS / 128 * SL_FP4_GROUP_BYTES] __attribute__((aligned(64)));
-    static float x[COLS], q_scale[TOKENS][COLS / 32], total[1][ROWS], expected[1][ROWS];
+    static float q_scale[TOKENS][COLS / 32], total[1][ROWS], expected[1][ROWS];
     static int8_t q[TOKENS][COLS];
-    float weight[TOKENS];
+    float weight[TOKENS], x[COLS], unused[COLS / 128];
     struct sl_kernels k = reference();
     struct rng rng = {inputs_seed()};
 
@@ -87,13 +105,18 @@ static void test_index_scores(void **state)
         fill_floats(&rng, INPUT_PLAIN, 0, TOKENS, weight);
         for (size_t t = 0; t < TOKENS; t++) {
             fill_floats(&rng, kind, 40, COLS, x);
-            k.quantise_int8(COLS, x, q[t], q_scale[t]);
+            k.quantise_int8(COLS, x, q[t], unused);
+            fill_head_scales(&rng, t, q_scale[t]);
         }
         for (size_t row = 0; row < ROWS; row++) {
             expected[0][row] = 0;
-            for (size_t t = 0; t < TOKENS; t++)
-                expected[0][row] +=
-                    weight[t] * fmaxf(fp4_sum(codes[row], scales[row], q[t], q_scale[t]), 0);
+            for (size_t t = 0; t < TOKENS; t++) {
+                float s = 0;
+
+                for (size_t c = 0; c < COLS; c += 128)
+                    s += fp4_group_sum(codes[row], scales[row], q[t], c, q_scale[t]);
+                expected[0][row] += weight[t] * fmaxf(s, 0);
+            }
         }
         CHECK_BOTH_MODES(total, expected,
                          k.index_scores(TILES, COLS, TOKENS, tiles, &q[0][0], &q_scale[0][0],
@@ -282,25 +305,25 @@ static void test_matmul_f32(void **state)
 
 static void check_quantised(const float *x, const int8_t *q, const float *scale)
 {
-    for (size_t b = 0; b < COLS / 32; b++) {
+    for (size_t g = 0; g < COLS / 128; g++) {
         float amax = 0;
 
-        for (size_t i = 0; i < 32; i++)
-            amax = fmaxf(amax, fabsf(x[b * 32 + i]));
+        for (size_t i = 0; i < 128; i++)
+            amax = fmaxf(amax, fabsf(x[g * 128 + i]));
         if (amax < 0x1p-40f)
             amax = 0;
-        assert_true(scale[b] == amax / 127);
-        for (size_t i = 0; i < 32; i++) {
-            float value = x[b * 32 + i / 8 * 8 + column_at[i % 8]];
+        assert_true(scale[g] == amax / 127);
+        for (size_t i = 0; i < 128; i++) {
+            float value = x[g * 128 + i / 8 * 8 + column_at[i % 8]];
 
-            assert_int_equal(q[b * 32 + i], amax > 0 ? rintf(value * (127 / amax)) : 0);
+            assert_int_equal(q[g * 128 + i], amax > 0 ? rintf(value * (127 / amax)) : 0);
         }
     }
 }
 
 static void test_quantise_int8(void **state)
 {
-    float x[COLS], scale[COLS / 32];
+    float x[COLS], scale[COLS / 128];
     int8_t q[COLS];
     struct sl_kernels k = reference();
     struct rng rng = {inputs_seed()};
@@ -309,7 +332,7 @@ static void test_quantise_int8(void **state)
     for (unsigned n = 0; n < 50 * INPUT_KINDS; n++) {
         fill_floats(&rng, n % INPUT_KINDS, 120, COLS, x);
         for (size_t i = 0; n >= 25 * INPUT_KINDS && i < COLS; i++) /* halves: ties */
-            x[i] = i % 32 == n % 32 ? 127.0f : (float)rng_below(&rng, 254) * 0.5f - 63.5f;
+            x[i] = i % 128 == n % 128 ? 127.0f : (float)rng_below(&rng, 254) * 0.5f - 63.5f;
         FLUSHED(k.quantise_int8(COLS, x, q, scale));
         check_quantised(x, q, scale);
     }

@@ -279,7 +279,7 @@ static void advance(struct player *p)
     rc = sl_forward_advance(p->forward, &err);
     if (rc == -ECANCELED && stops) {
         lose_step(p, STOPPED);
-    } else if (rc == -EIO) {
+    } else if (rc == -EIO || rc == -SL_ECORRUPT) { /* wrong bytes, and again when read anew */
         io_fault_mend(engine_rig_faulty());
         lose_step(p, FAILED);
     } else if (rc < 0) {

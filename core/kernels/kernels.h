@@ -20,10 +20,13 @@
 /* ---- linears: y[token][row] over the rows of tile_count R16 tiles ------------------------------
  */
 
-/* y[t][r] = sum over blocks b of 32 columns, ascending, of scale_w[r][b] * x_scale[t][b] * dot(b),
- * where dot is an exact integer and each block adds with one fused multiply-add.
- * w: FP4 tiles of at most 65,536 columns. x (token_count, cols): int8 as quantise_int8() lays them
- * out; x_scale (token_count, cols / 32). y (token_count, tile_count * 16) at y_stride. */
+/* y[t][r] = sum over groups g of 128 columns, ascending, of x_scale[t][g] * sum(g), each added with
+ * one fused multiply-add. sum(g) = sum over the group's four blocks b of 32 columns, ascending,
+ * from zero, of scale_w[r][b] * dot(b), where dot is an exact integer; these products are exact
+ * too, so each addition rounds once. Where a row's four scales are within 2^6 of each other no
+ * addition rounds at all: the sum is an integer below 2^24 times the least of them. w: FP4 tiles of
+ * at most 65,536 columns. x (token_count, cols): int8 as quantise_int8() lays them out; x_scale
+ * (token_count, cols / 128). y (token_count, tile_count * 16) at y_stride. */
 typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const int8_t *restrict x,
                               const float *restrict x_scale, float *restrict y, size_t y_stride);
@@ -66,7 +69,7 @@ typedef void sl_matmul_f32_fn(size_t tile_count, size_t cols, size_t token_count
 /* ---- activations -------------------------------------------------------------------------------
  */
 
-/* One row of `cols` values (a multiple of 32) to int8: per block of 32, scale = max|x| / 127 and
+/* One row of `cols` values (a multiple of 128) to int8: per group of 128, scale = max|x| / 127 and
  * q = round(x * (127 / max|x|)), ties to even; all zero with scale 0 when max|x| < 2^-40 ("Tiny
  * operands" in docs/NUMERICS.md). Columns of each eight are stored in the order 0 2 4 6 1 3 5 7,
  * which is how FP4 tiles hold them. */
@@ -154,9 +157,12 @@ typedef void sl_index_encode_fn(size_t count, const float *restrict x, uint8_t *
                                 uint8_t *restrict scale_bytes);
 
 /* Scores of the keys that are the rows of FP4 tiles for one query: total[n] = sum over heads
- * ascending of weight[h] * max(s[h][n], 0), where s is what matmul_fp4 gives for x (head_count,
- * cols) and x_scale. Fastest where a head's scales are one power of two. total (tile_count * 16).
- */
+ * ascending of weight[h] * max(s[h][n], 0). s is what matmul_fp4 gives for x (head_count, cols),
+ * but that each block of 32 columns has a scale of its own, a power of two or zero: sum over groups
+ * of 128 columns, ascending, of the sum over a group's blocks b, ascending, from zero, of
+ * scale_w[n][b]
+ * * x_scale[h][b] * dot(b). x_scale (head_count, cols / 32). Fastest where a head's scales are one
+ * power of two. total (tile_count * 16). */
 typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_count,
                                 const uint8_t *restrict keys, const int8_t *restrict x,
                                 const float *restrict x_scale, const float *restrict weight,
@@ -169,7 +175,7 @@ typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_coun
 typedef uint64_t sl_probe_read_fn(size_t size_bytes, const uint8_t *data);
 
 /* Multiplies and adds in registers alone, `rounds` times some; returns how many multiplications
- * that was. *sum, 0 at first, depends on all of them. (With AMX a block's int8 sums must pass
+ * that was. *sum, 0 at first, depends on all of them. (With AMX a group's int8 sums must pass
  * through memory, and that is part of it.) */
 typedef uint64_t sl_probe_multiply_fn(size_t rounds, float *sum);
 

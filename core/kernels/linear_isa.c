@@ -231,14 +231,17 @@ static void matmul_f32(size_t tile_count, size_t cols, size_t token_count,
     }
 }
 
-/* acc[t][r] += scale * dot for each of the four blocks of 32 columns of an expanded group. Sums of
- * products of small integers stay below 2^24 and so are exact in float32, in any order. */
+/* y[t][r] += x_scale * the sum of scale * dot over the four blocks of 32 columns of an expanded
+ * group. Sums of products of small integers stay below 2^24 and so are exact in float32, in any
+ * order. */
 static inline __attribute__((always_inline)) void
 add_fp4_group(size_t n_tokens, const float *restrict group, const float *restrict group_scale,
               const float *restrict x, const float *restrict x_scale, size_t x_scale_stride,
               float *restrict y, size_t y_stride)
 {
-    for (size_t b = 0; b < 4; b++) {
+    float sum[TOKENS_AT_ONCE][ROWS] = {{0}};
+
+    for (size_t b = 0; b < SL_FP4_GROUP_COLS / SL_FP4_BLOCK_COLS; b++) {
         float dot[TOKENS_AT_ONCE][ROWS] = {{0}};
 
         for (size_t c = b * SL_FP4_BLOCK_COLS; c < (b + 1) * SL_FP4_BLOCK_COLS; c++)
@@ -246,14 +249,14 @@ add_fp4_group(size_t n_tokens, const float *restrict group, const float *restric
                 for (size_t r = 0; r < ROWS; r++)
                     dot[t][r] =
                         MUL_ADD_EXACT(group[c * ROWS + r], x[t * SL_FP4_GROUP_COLS + c], dot[t][r]);
-        for (size_t t = 0; t < n_tokens; t++) {
-            float xs = x_scale[t * x_scale_stride + b];
-
+        for (size_t t = 0; t < n_tokens; t++)
             for (size_t r = 0; r < ROWS; r++)
-                y[t * y_stride + r] =
-                    __builtin_fmaf(dot[t][r], group_scale[b * ROWS + r] * xs, y[t * y_stride + r]);
-        }
+                sum[t][r] = MUL_ADD_EXACT(dot[t][r], group_scale[b * ROWS + r], sum[t][r]);
     }
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t r = 0; r < ROWS; r++)
+            y[t * y_stride + r] =
+                __builtin_fmaf(sum[t][r], x_scale[t * x_scale_stride], y[t * y_stride + r]);
 }
 
 /* Twice the value of the code in the low four bits: 0, 1 and then 2, 3, 4, 6, 8, 12, which are
@@ -291,7 +294,7 @@ static void matmul_fp4(size_t tile_count, size_t cols, size_t token_count,
                        const uint8_t *restrict w, const int8_t *restrict x,
                        const float *restrict x_scale, float *restrict y, size_t y_stride)
 {
-    const size_t x_scale_stride = cols / SL_FP4_BLOCK_COLS;
+    const size_t x_scale_stride = cols / SL_FP4_GROUP_COLS;
     float group[SL_FP4_GROUP_COLS * ROWS], group_scale[4 * ROWS];
     float x_group[TOKENS_AT_ONCE * SL_FP4_GROUP_COLS];
 
@@ -301,7 +304,7 @@ static void matmul_fp4(size_t tile_count, size_t cols, size_t token_count,
             expand_fp4_group(w, group, group_scale);
             for (size_t t = 0; t < token_count; t += TOKENS_AT_ONCE) {
                 size_t n = token_count - t < TOKENS_AT_ONCE ? token_count - t : TOKENS_AT_ONCE;
-                const float *xs = x_scale + t * x_scale_stride + c / SL_FP4_BLOCK_COLS;
+                const float *xs = x_scale + t * x_scale_stride + c / SL_FP4_GROUP_COLS;
 
                 for (size_t i = 0; i < n; i++)
                     for (size_t k = 0; k < SL_FP4_GROUP_COLS; k++)
@@ -331,21 +334,21 @@ static void index_scores(size_t tile_count, size_t cols, size_t head_count,
 static void quantise_int8(size_t cols, const float *restrict x, int8_t *restrict q,
                           float *restrict scale)
 {
-    for (size_t b = 0; b < cols / SL_FP4_BLOCK_COLS; b++) {
-        const float *block = x + b * SL_FP4_BLOCK_COLS;
-        int8_t *out = q + b * SL_FP4_BLOCK_COLS;
+    for (size_t g = 0; g < cols / SL_FP4_GROUP_COLS; g++) {
+        const float *group = x + g * SL_FP4_GROUP_COLS;
+        int8_t *out = q + g * SL_FP4_GROUP_COLS;
         float amax = 0, inverse;
 
-        for (size_t i = 0; i < SL_FP4_BLOCK_COLS; i++) {
-            float magnitude = sl_f32_from_bits(sl_f32_bits(block[i]) & 0x7fffffffu);
+        for (size_t i = 0; i < SL_FP4_GROUP_COLS; i++) {
+            float magnitude = sl_f32_from_bits(sl_f32_bits(group[i]) & 0x7fffffffu);
 
             amax = magnitude > amax ? magnitude : amax;
         }
         inverse = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : 127.0f / amax;
-        scale[b] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
-        for (size_t eight = 0; eight < SL_FP4_BLOCK_COLS; eight += 8) {
+        scale[g] = amax < SL_QUANTISE_AMAX_MIN ? 0.0f : amax / 127.0f;
+        for (size_t eight = 0; eight < SL_FP4_GROUP_COLS; eight += 8) {
             for (size_t i = 0; i < 8; i++) {
-                float rounded = block[eight + i] * inverse + SL_ROUND_MAGIC;
+                float rounded = group[eight + i] * inverse + SL_ROUND_MAGIC;
 
                 out[eight + i / 2 + i % 2 * 4] =
                     (int8_t)(sl_f32_bits(rounded) - sl_f32_bits(SL_ROUND_MAGIC));

@@ -28,8 +28,8 @@
 
 #define SL_R16_ROWS 16u
 
-#define SL_FP4_BLOCK_COLS 32u /* columns that share a scale */
-#define SL_FP4_GROUP_COLS 128u
+#define SL_FP4_BLOCK_COLS 32u  /* columns that share a scale */
+#define SL_FP4_GROUP_COLS 128u /* whose activations do */
 #define SL_FP4_GROUP_BYTES 1088u
 
 #define SL_FP8_BLOCK 128u /* rows, and columns, that share a scale */

@@ -15,7 +15,7 @@ enum sl_numerics {
 
 /* The name of `native` where work is kept that only the same arithmetic may go on with: another
  * name whenever the same tokens give other logits, and then SL_IMAGE_VERSION as well. */
-#define SL_NATIVE_ID "native3"
+#define SL_NATIVE_ID "native4"
 
 /* Work beside the forward pass that must not wait for the end of a layer: reads that have landed
  * are taken in and others begun, so that the drives stay busy. `run` is called by the thread that

@@ -26,7 +26,7 @@ struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, 
         buffer.bf16 = sl_arena_take(arena, rows * cols, sizeof(uint16_t));
     if (forms & SL_ACT_INT8) {
         buffer.int8 = sl_arena_take(arena, rows * cols, 1);
-        buffer.int8_scale = sl_arena_take(arena, rows * (cols / SL_FP4_BLOCK_COLS), sizeof(float));
+        buffer.int8_scale = sl_arena_take(arena, rows * (cols / SL_FP4_GROUP_COLS), sizeof(float));
     }
     return buffer;
 }
@@ -46,7 +46,7 @@ void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_com
         kernels->to_bf16(cols, x, buffer->bf16 + row * cols);
     if (buffer->int8)
         kernels->quantise_int8(cols, x, buffer->int8 + row * cols,
-                               buffer->int8_scale + row * (cols / SL_FP4_BLOCK_COLS));
+                               buffer->int8_scale + row * (cols / SL_FP4_GROUP_COLS));
     if (thread_index == 0)
         sl_pool_phase(compute->pool, phase);
 }
@@ -60,7 +60,7 @@ struct sl_act_buffer sl_act_buffer_from(const struct sl_act_buffer *buffer, size
         from.bf16 += first_row * buffer->cols;
     if (from.int8) {
         from.int8 += first_row * buffer->cols;
-        from.int8_scale += first_row * (buffer->cols / SL_FP4_BLOCK_COLS);
+        from.int8_scale += first_row * (buffer->cols / SL_FP4_GROUP_COLS);
     }
     return from;
 }

@@ -18,7 +18,7 @@ struct sl_act {
     const uint16_t *bf16;
     size_t stride; /* elements between tokens, of f32 and bf16 alike */
     const int8_t *int8;
-    const float *int8_scale; /* (tokens, cols / 32); int8 rows lie cols apart */
+    const float *int8_scale; /* (tokens, cols / 128); int8 rows lie cols apart */
 };
 
 /* Rows of float32 activations that linears are about to read, with their rounded forms beside them.
@@ -27,7 +27,7 @@ struct sl_act_buffer {
     float *f32; /* (rows, cols) */
     uint16_t *bf16;
     int8_t *int8;
-    float *int8_scale; /* (rows, cols / 32) */
+    float *int8_scale; /* (rows, cols / 128) */
     uint32_t cols;
 };
 

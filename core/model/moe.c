@@ -430,7 +430,7 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
 {
     const struct run *in = context;
     struct sl_moe *m = in->m;
-    const size_t cols = in->step->config->hidden_size, blocks = cols / SL_FP4_BLOCK_COLS;
+    const size_t cols = in->step->config->hidden_size, groups = cols / SL_FP4_GROUP_COLS;
 
     (void)thread_index;
     for (size_t p = first; p < end; p++) {
@@ -446,8 +446,8 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
                        cols * sizeof(*m->in.bf16));
             } else if (m->in.int8) {
                 memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
-                memcpy(m->in.int8_scale + row * blocks, m->x.int8_scale + pair->token * blocks,
-                       blocks * sizeof(float));
+                memcpy(m->in.int8_scale + row * groups, m->x.int8_scale + pair->token * groups,
+                       groups * sizeof(float));
             } else {
                 memcpy(m->in.f32 + row * cols, m->x.f32 + pair->token * cols, cols * sizeof(float));
             }

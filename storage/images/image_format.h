@@ -23,7 +23,7 @@
 #include "storage/io/checksum.h"
 
 /* Also changes where the same model makes other entries of the same tokens: docs/NUMERICS.md. */
-#define SL_IMAGE_VERSION 3u
+#define SL_IMAGE_VERSION 4u
 
 #define SL_IMAGE_HEADER_BYTES SL_BLOCK_BYTES
 #define SL_IMAGE_TOKENS_MAX (UINT32_C(1) << 24)

@@ -244,9 +244,10 @@ static void fill_tiles(void *context, size_t first, size_t end, uint32_t thread_
         uint64_t state = UINT64_C(0x9e3779b97f4a7c15) * (tile + 1);
 
         fill_words(&state, patterns[fill->matrix->kind], tile_bytes, to);
-        if (fill->matrix->kind == SL_MATRIX_FP4) /* scales of 2^-7 */
+        if (fill->matrix->kind == SL_MATRIX_FP4) /* scales of 2^-9 to 2^-7, near as a model's are */
             for (size_t group = 0; group < tile_bytes; group += SL_FP4_GROUP_BYTES)
-                memset(to + group, SL_E8M0_BIAS - 7, 4 * SL_R16_ROWS);
+                for (size_t i = 0; i < 4 * SL_R16_ROWS; i++)
+                    to[group + i] = (uint8_t)(SL_E8M0_BIAS - 7 - to[group + i] % 3);
     }
 }
 
