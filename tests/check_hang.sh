@@ -117,9 +117,9 @@ hang "opening the config" "config.json open" "config.json: no answer for 4 s, op
 hang "the config" "config.json read" "config.json: $reading" "${checkpoint[@]}"
 hang "the index" "model.safetensors.index.json read" "index.json: $reading" "${checkpoint[@]}"
 hang "a header" "$shard read" "$shard: $reading" "${checkpoint[@]}"
-hang "dense weights" "$shard read 200000" "$shard: $reading" "${checkpoint[@]}"
+hang "dense weights" "$shard read 200000" "$shard: $piece" "${checkpoint[@]}"
 hang "a catalog" "catalog.sealed read" "catalog.sealed: $reading" "${store[@]}"
-hang "a store's dense weights" "dense.bin read 300000" "dense.bin: $reading" "${store[@]}"
+hang "a store's dense weights" "dense.bin read 300000" "dense.bin: $piece" "${store[@]}"
 [ -z "$uring" ] ||
     hang "experts" "experts-1.bin read 300000" "experts-1.bin: $piece" "${store[@]}" --io uring
 hang "experts, read by threads" "experts-1.bin indirect 300000" "experts-1.bin: $piece" \

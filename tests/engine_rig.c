@@ -252,8 +252,8 @@ static void answer(struct engine_rig *m)
 
     assert_int_equal(sl_pool_create(&compute.pool, 1, NULL), 0);
     assert_int_equal(sl_kernels_select(&kernels, "ref", NULL), 0);
-    assert_int_equal(sl_weights_load(&weights, &m->config, &m->source.source, m->draft,
-                                     &sl_weights_all_resident, compute.pool, NULL),
+    assert_int_equal(fixture_weights_load(&m->source, &weights, &m->config, m->draft,
+                                          &sl_weights_all_resident, compute.pool, NULL),
                      0);
     assert_int_equal(sl_forward_create(&forward, &params, NULL), 0);
     kv_rig_pool(&kv_pool, &m->config, m->experts.n_layers, SL_NUMERICS_NATIVE, 1, TOKENS);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/assert.h"
+#include "core/base/list.h"
 #include "core/base/size.h"
 #include "core/kernels/r16.h"
 
@@ -120,6 +121,88 @@ static const char *source_where(struct sl_weight_source *source, const char *nam
     (void)source;
     (void)name;
     return "fixture";
+}
+
+static struct fixture_weights *weights_of(struct sl_weight_reader *reader)
+{
+    return sl_list_item(reader, struct fixture_weights, reader);
+}
+
+static void reader_begin(struct sl_weight_reader *reader, uint32_t slot, const char *name,
+                         uint64_t offset_bytes, uint64_t size_bytes, uint8_t *dst, bool urgent)
+{
+    struct fixture_weights_read *read = &weights_of(reader)->reads[slot];
+
+    (void)urgent;
+    sl_assert(slot < SL_WEIGHT_LOADING_SLOTS && !read->name);
+    *read = (struct fixture_weights_read){name, offset_bytes, size_bytes, dst, false};
+}
+
+static void reader_start(struct sl_weight_reader *reader)
+{
+    (void)reader;
+}
+
+static void reader_cancel(struct sl_weight_reader *reader, uint32_t slot)
+{
+    (void)reader;
+    (void)slot;
+}
+
+static int reader_end(struct sl_weight_reader *reader, uint32_t slot, bool wait,
+                      const uint8_t **ret_bytes, struct sl_err *err)
+{
+    struct fixture_weights *weights = weights_of(reader);
+    struct fixture_weights_read *read = &weights->reads[slot];
+    uint8_t *dst = read->dst + weights->n_reads % SL_BLOCK_BYTES;
+    int rc;
+
+    sl_assert(read->name);
+    if (!wait && !read->asked) {
+        read->asked = true;
+        return 0;
+    }
+    rc = source_read(&weights->source, read->name, read->offset_bytes, read->size_bytes, dst, err);
+    read->name = NULL;
+    *ret_bytes = dst;
+    return rc < 0 ? rc : 1;
+}
+
+static bool reader_is_free(struct sl_weight_reader *reader, uint32_t slot)
+{
+    return !weights_of(reader)->reads[slot].name;
+}
+
+static int reader_check(struct sl_weight_reader *reader, const char *name, uint64_t offset_bytes,
+                        uint64_t size_bytes, const uint8_t *bytes, struct sl_err *err)
+{
+    const struct fixture_weight *weight = fixture_weights_find(weights_of(reader), name);
+
+    (void)err;
+    sl_assert(memcmp(bytes, weight->data + offset_bytes, size_bytes) == 0);
+    return 0;
+}
+
+int fixture_weights_load(struct fixture_weights *weights, struct sl_weights *loaded,
+                         const struct sl_config *config, const struct sl_draft *draft,
+                         const struct sl_weight_residency *residency, struct sl_pool *pool,
+                         struct sl_err *err)
+{
+    static const struct sl_weight_reader_ops ops = {.begin = reader_begin,
+                                                    .start = reader_start,
+                                                    .cancel = reader_cancel,
+                                                    .end = reader_end,
+                                                    .is_free = reader_is_free,
+                                                    .check = reader_check};
+    const struct sl_weight_loading loading = {
+        .source = &weights->source, .reader = &weights->reader, .pool = pool};
+    int rc;
+
+    weights->reader.ops = &ops;
+    rc = sl_weights_load(loaded, config, &loading, draft, residency, err);
+    for (uint32_t i = 0; i < SL_WEIGHT_LOADING_SLOTS; i++)
+        sl_assert(!weights->reads[i].name);
+    return rc;
 }
 
 /* What a tensor's values look like. */

@@ -16,6 +16,7 @@
 #include "core/model/expert_pack.h"
 #include "core/model/expert_source.h"
 #include "core/model/weight_source.h"
+#include "core/model/weights.h"
 
 /* splitmix64, and a number below `limit` made of it. */
 uint64_t fixture_random(uint64_t *state);
@@ -40,14 +41,23 @@ struct fixture_weight {
     bool missing;  /* find() does not find it */
 };
 
+struct fixture_weights_read {
+    const char *name; /* NULL: the slot is free */
+    uint64_t offset_bytes, size_bytes;
+    uint8_t *dst;
+    bool asked; /* for the first time: it lands when it is asked for again */
+};
+
 struct fixture_weights {
     struct sl_weight_source source;
+    struct sl_weight_reader reader; /* for loading: its reads land late, and at any alignment */
+    struct fixture_weights_read reads[SL_WEIGHT_LOADING_SLOTS];
     struct fixture_weight *list; /* every dense tensor of the model */
     uint32_t count;
     uint64_t random;
     bool f32_scales;
 
-    uint64_t fail_nth; /* the nth read() from now on fails with -EIO; 0: none */
+    uint64_t fail_nth; /* the nth read from now on fails with -EIO; 0: none */
     uint64_t n_reads;
 };
 
@@ -57,6 +67,12 @@ struct fixture_weights {
 void fixture_weights_init(struct fixture_weights *weights, const struct sl_config *config,
                           uint64_t seed);
 void fixture_weights_fini(struct fixture_weights *weights);
+
+/* An sl_weights_load() of them. */
+int fixture_weights_load(struct fixture_weights *weights, struct sl_weights *loaded,
+                         const struct sl_config *config, const struct sl_draft *draft,
+                         const struct sl_weight_residency *residency, struct sl_pool *pool,
+                         struct sl_err *err);
 
 /* The tensor; aborts if there is none. A test may change its info and its data. */
 struct fixture_weight *fixture_weights_find(struct fixture_weights *weights, const char *name);

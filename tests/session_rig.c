@@ -164,8 +164,8 @@ static int create(void **state, uint32_t head_dim)
     assert_int_equal(sl_kernels_select(&m->kernels, NULL, NULL), 0);
     m->compute = (struct sl_compute){.kernels = &m->kernels, .numerics = SL_NUMERICS_NATIVE};
     assert_int_equal(sl_pool_create(&m->compute.pool, 1, NULL), 0);
-    assert_int_equal(sl_weights_load(&m->weights, &m->config, &m->source.source, &fixture_mtp,
-                                     &sl_weights_all_resident, m->compute.pool, NULL),
+    assert_int_equal(fixture_weights_load(&m->source, &m->weights, &m->config, &fixture_mtp,
+                                          &sl_weights_all_resident, m->compute.pool, NULL),
                      0);
     params.config = &m->config;
     params.weights = &m->weights;

@@ -274,8 +274,8 @@ static int set_up(void **state)
     fixture_weights_init(&m.source, &m.config, 1);
     fixture_experts_init(&m.experts, &m.config, m.config.n_routed_experts, 2);
     assert_int_equal(sl_pool_create(&pool, 1, NULL), 0);
-    assert_int_equal(sl_weights_load(&m.weights, &m.config, &m.source.source, false,
-                                     &sl_weights_all_resident, pool, NULL),
+    assert_int_equal(fixture_weights_load(&m.source, &m.weights, &m.config, NULL,
+                                          &sl_weights_all_resident, pool, NULL),
                      0);
     sl_pool_destroy(pool);
     for (uint32_t i = 0; i < TOKENS_MAX; i++)

@@ -240,8 +240,8 @@ static void test_stages_load(void **state)
     assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
     assert_int_equal(sl_weights_measure(&m->config, &weights.source, &fixture_dspark, &sizes, NULL),
                      0);
-    assert_int_equal(sl_weights_load(&loaded, &m->config, &weights.source, &fixture_dspark,
-                                     &sl_weights_all_resident, pool, NULL),
+    assert_int_equal(fixture_weights_load(&weights, &loaded, &m->config, &fixture_dspark,
+                                          &sl_weights_all_resident, pool, NULL),
                      0);
     assert_in_range(sl_weights_bytes(&sizes, &sl_weights_all_resident) - loaded.arena.used_bytes, 0,
                     SL_CACHE_LINE_BYTES - 1);

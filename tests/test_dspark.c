@@ -174,8 +174,8 @@ static int model_create(void **state)
     fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 12);
     m->experts.passes_take_turns = true;
     assert_int_equal(sl_pool_create(&pool, 1, NULL), 0);
-    assert_int_equal(sl_weights_load(&m->weights, &m->config, &m->source.source, &fixture_dspark,
-                                     &sl_weights_all_resident, pool, NULL),
+    assert_int_equal(fixture_weights_load(&m->source, &m->weights, &m->config, &fixture_dspark,
+                                          &sl_weights_all_resident, pool, NULL),
                      0);
     sl_pool_destroy(pool);
     rig_init(&rig, m, "ref", 1);

@@ -196,8 +196,8 @@ static int model_create(void **state)
     fixture_experts_init(&m->experts, &m->config, m->config.n_routed_experts, 2);
     rc = sl_pool_create(&pool, 1, NULL);
     sl_assert(rc == 0);
-    rc = sl_weights_load(&m->weights, &m->config, &m->source.source, &fixture_mtp,
-                         &sl_weights_all_resident, pool, NULL);
+    rc = fixture_weights_load(&m->source, &m->weights, &m->config, &fixture_mtp,
+                              &sl_weights_all_resident, pool, NULL);
     sl_assert(rc == 0);
     sl_pool_destroy(pool);
     for (uint32_t s = 0; s < SEQUENCES; s++)

@@ -209,8 +209,8 @@ static void test_the_last_tokens_have_one_answer(void **state)
     fixture_weights_init(&rig.source, &rig.config, 1);
     fixture_experts_init(&rig.experts, &rig.config, rig.config.n_routed_experts, 2);
     assert_int_equal(sl_pool_create(&pool, 1, NULL), 0);
-    assert_int_equal(sl_weights_load(&rig.weights, &rig.config, &rig.source.source, false,
-                                     &sl_weights_all_resident, pool, NULL),
+    assert_int_equal(fixture_weights_load(&rig.source, &rig.weights, &rig.config, NULL,
+                                          &sl_weights_all_resident, pool, NULL),
                      0);
     sl_pool_destroy(pool);
     assert_int_equal(sl_kernels_select(&rig.kernels, NULL, NULL), 0);

@@ -60,8 +60,8 @@ static void rig_init_dtype(struct rig *rig, uint32_t n_experts, uint32_t k, bool
     assert_int_equal(sl_kernels_select(&rig->kernels, NULL, NULL), 0);
     rig->compute = (struct sl_compute){.kernels = &rig->kernels};
     assert_int_equal(sl_pool_create(&rig->compute.pool, 2, NULL), 0);
-    assert_int_equal(sl_weights_load(&rig->weights, &rig->config, &rig->source.source, NULL,
-                                     &sl_weights_all_resident, rig->compute.pool, NULL),
+    assert_int_equal(fixture_weights_load(&rig->source, &rig->weights, &rig->config, NULL,
+                                          &sl_weights_all_resident, rig->compute.pool, NULL),
                      0);
     rig->step =
         (struct sl_step){.config = &rig->config, .compute = &rig->compute, .tokens = rig->tokens};
@@ -169,8 +169,8 @@ static void test_equal_scores_pick_the_lower(void **state)
     memcpy(gate->data + gate->info.size_bytes / 2, gate->data, gate->info.size_bytes / 2);
     memcpy(bias->data + bias->info.size_bytes / 2, bias->data, bias->info.size_bytes / 2);
     sl_weights_fini(&rig.weights);
-    assert_int_equal(sl_weights_load(&rig.weights, &rig.config, &rig.source.source, NULL,
-                                     &sl_weights_all_resident, rig.compute.pool, NULL),
+    assert_int_equal(fixture_weights_load(&rig.source, &rig.weights, &rig.config, NULL,
+                                          &sl_weights_all_resident, rig.compute.pool, NULL),
                      0);
     for (uint32_t round = 0; round < 50; round++) {
         bool picked[8] = {false};

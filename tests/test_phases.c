@@ -235,8 +235,8 @@ static void rig_init(struct rig *rig, uint32_t n_threads)
     assert_int_equal(sl_kernels_select(&rig->kernels, NULL, NULL), 0);
     rig->compute = (struct sl_compute){.kernels = &rig->kernels, .numerics = SL_NUMERICS_NATIVE};
     assert_int_equal(sl_pool_create(&rig->compute.pool, n_threads, NULL), 0);
-    assert_int_equal(sl_weights_load(&rig->weights, &rig->config, &rig->source.source, &fixture_mtp,
-                                     &sl_weights_all_resident, rig->compute.pool, NULL),
+    assert_int_equal(fixture_weights_load(&rig->source, &rig->weights, &rig->config, &fixture_mtp,
+                                          &sl_weights_all_resident, rig->compute.pool, NULL),
                      0);
     assert_int_equal(sl_forward_create(&rig->forward, &params, NULL), 0);
     kv_rig_pool(&rig->kv_pool, &rig->config, rig->config.num_hidden_layers + 1, SL_NUMERICS_NATIVE,

@@ -172,8 +172,8 @@ static void rig_init(struct rig *rig, const struct engine_rig *m,
     assert_int_equal(sl_weights_measure(&m->config, &source->source, &fixture_mtp, &sizes, NULL),
                      0);
     assert_int_equal(sizes.n_layers, LAYERS);
-    assert_int_equal(sl_weights_load(&rig->weights, &m->config, &source->source, &fixture_mtp,
-                                     residency, rig->pool, NULL),
+    assert_int_equal(fixture_weights_load(source, &rig->weights, &m->config, &fixture_mtp,
+                                          residency, rig->pool, NULL),
                      0);
     assert_in_range(sl_weights_bytes(&sizes, residency) - rig->weights.arena.used_bytes, 0,
                     SL_BLOCK_BYTES - 1);

@@ -318,7 +318,9 @@ void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t gr
 struct first_touch {
     uint8_t *base;
     size_t item_bytes, n_copies, stride_bytes;
-    atomic_uint_fast64_t taken_ns; /* each thread adds its own */
+    size_t skipped_bytes, most_bytes; /* of each thread's share */
+    atomic_uint_fast64_t taken_ns;    /* each thread adds its own */
+    atomic_bool more;                 /* set by any thread whose share goes on */
 };
 
 static void touch(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -329,9 +331,17 @@ static void touch(void *context, size_t first, size_t end, uint32_t thread_index
     (void)thread_index;
     for (size_t copy = 0; copy < job->n_copies; copy++) {
         uint8_t *base = job->base + copy * job->stride_bytes;
+        const size_t share_bytes = (end - first) * job->item_bytes;
         volatile uint8_t *at = base + first * job->item_bytes;
-        volatile uint8_t *stop = base + end * job->item_bytes;
+        volatile uint8_t *stop = at + share_bytes;
 
+        if (share_bytes <= job->skipped_bytes)
+            continue;
+        at += job->skipped_bytes;
+        if (share_bytes - job->skipped_bytes > job->most_bytes) {
+            stop = at + job->most_bytes;
+            atomic_store_explicit(&job->more, true, memory_order_relaxed);
+        }
         while (at < stop) {
             *at = 0;
             at += PAGE_BYTES - (uintptr_t)at % PAGE_BYTES;
@@ -344,11 +354,29 @@ static void touch(void *context, size_t first, size_t end, uint32_t thread_index
 uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
                              size_t n_copies, size_t stride_bytes)
 {
-    struct first_touch job = {base, item_bytes, n_copies, stride_bytes, 0};
+    struct first_touch job = {.base = base,
+                              .item_bytes = item_bytes,
+                              .n_copies = n_copies,
+                              .stride_bytes = stride_bytes,
+                              .most_bytes = SIZE_MAX};
 
     if (n_items)
         run_job(pool, pool->phase, n_items, 1, true, touch, &job);
     return atomic_load_explicit(&job.taken_ns, memory_order_relaxed);
+}
+
+bool sl_pool_first_touch_part(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                              size_t skipped_bytes, size_t most_bytes)
+{
+    struct first_touch job = {.base = base,
+                              .item_bytes = item_bytes,
+                              .n_copies = 1,
+                              .skipped_bytes = skipped_bytes,
+                              .most_bytes = most_bytes};
+
+    if (n_items)
+        run_job(pool, pool->phase, n_items, 1, true, touch, &job);
+    return atomic_load_explicit(&job.more, memory_order_relaxed);
 }
 
 struct sl_node_mask sl_pool_nodes(const struct sl_pool *pool)

@@ -10,6 +10,7 @@
 #ifndef SL_BASE_POOL_H
 #define SL_BASE_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -50,6 +51,12 @@ void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t gr
  * that took, of all threads together, in nanoseconds. */
 uint64_t sl_pool_first_touch(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
                              size_t n_copies, size_t stride_bytes);
+
+/* Touches a part of that, so that the caller can look after other things in between: of each
+ * thread's share most_bytes at most, behind the first skipped_bytes. Returns whether there is more
+ * behind these. */
+bool sl_pool_first_touch_part(struct sl_pool *pool, void *base, size_t n_items, size_t item_bytes,
+                              size_t skipped_bytes, size_t most_bytes);
 
 /* The memory nodes of the threads' processors; empty where they are not pinned. */
 struct sl_node_mask sl_pool_nodes(const struct sl_pool *pool);

@@ -25,7 +25,7 @@ struct sl_embedding {
     struct sl_weight_reader *reader;
     uint32_t first_slot; /* of the reader's */
     uint64_t row_bytes;
-    uint8_t *memory;      /* (SL_EMBEDDING_ROWS, sl_embedding_slot_bytes()) */
+    uint8_t *memory;      /* (SL_EMBEDDING_ROWS) rows, each with the whole blocks around it */
     int32_t *ids;         /* (SL_EMBEDDING_ROWS) of the rows that are there now, ascending */
     const uint8_t **rows; /* (SL_EMBEDDING_ROWS) where they are */
     uint32_t n_rows;

@@ -187,16 +187,19 @@ static int read_table(const struct sl_tensor_load *load, uint64_t offset_bytes, 
     return 0;
 }
 
+/* Checking what stays as it is, and moving it where it stays. */
 struct check {
     const uint8_t *bytes;
+    uint8_t *to;
     uint64_t n_elements;
     enum sl_dtype dtype;
     int rc; /* written by any thread, the same value; read after the job */
 };
 
-static void check_finite(void *context, size_t first, size_t end, uint32_t thread_index)
+static void check_and_move(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     struct check *check = context;
+    const uint32_t element_bytes = sl_dtype_size_bytes(check->dtype);
     const uint64_t from = first * CHECKED_AT_ONCE;
     uint64_t to = end * CHECKED_AT_ONCE;
     bool finite = true;
@@ -209,6 +212,8 @@ static void check_finite(void *context, size_t first, size_t end, uint32_t threa
     else
         for (uint64_t i = from; i < to; i++)
             finite &= isfinite(((const float *)(const void *)check->bytes)[i]) != 0;
+    memcpy(check->to + from * element_bytes, check->bytes + from * element_bytes,
+           (to - from) * element_bytes);
     if (!finite)
         __atomic_store_n(&check->rc, -SL_ECORRUPT, __ATOMIC_RELAXED);
 }
@@ -217,14 +222,12 @@ static bool take_bytes(const struct sl_tensor_load *load, uint64_t offset_bytes,
                        uint64_t size_bytes, const uint8_t *bytes, struct sl_pool *pool)
 {
     struct check check = {.bytes = bytes,
+                          .to = (uint8_t *)load->dst + offset_bytes,
                           .n_elements = size_bytes / sl_dtype_size_bytes(load->info.dtype),
                           .dtype = load->info.dtype};
-    uint8_t *to = (uint8_t *)load->dst + offset_bytes;
 
     sl_pool_run(pool, SL_PHASE_REPACK, (check.n_elements + CHECKED_AT_ONCE - 1) / CHECKED_AT_ONCE,
-                1, check_finite, &check);
-    if (bytes != to)
-        memcpy(to, bytes, size_bytes);
+                1, check_and_move, &check);
     return check.rc == 0;
 }
 

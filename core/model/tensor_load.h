@@ -45,8 +45,7 @@ uint64_t sl_tensor_load_unit_bytes(const struct sl_tensor_load *load);
 uint64_t sl_tensor_load_chunk_bytes(const struct sl_tensor_load *load, uint64_t wanted_bytes);
 
 /* Converts the chunk at offset_bytes, by jobs of the pool. `bytes` is aligned as the tensor's
- * elements are, and may be dst's own memory where the form leaves bytes as they are. Fails with
- * -SL_ECORRUPT: `where` is the file that the message names. */
+ * elements are. Fails with -SL_ECORRUPT: `where` is the file that the message names. */
 int sl_tensor_load_convert(const struct sl_tensor_load *load, uint64_t offset_bytes,
                            uint64_t size_bytes, const uint8_t *bytes, struct sl_pool *pool,
                            const char *where, struct sl_err *err);

@@ -74,7 +74,7 @@ struct sl_weight_reader_ops {
     void (*begin)(struct sl_weight_reader *reader, uint32_t slot, const char *name,
                   uint64_t offset_bytes, uint64_t size_bytes, uint8_t *dst, bool urgent);
 
-    /* Sends off what was queued. */
+    /* Sends off what was queued, and takes in what has landed, so that the drives go on. */
     void (*start)(struct sl_weight_reader *reader);
 
     /* Somebody waits for the slot's read now. */

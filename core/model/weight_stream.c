@@ -8,6 +8,7 @@
 #include "core/base/size.h"
 #include "core/model/config.h"
 #include "core/model/phase.h"
+#include "core/model/weight_chunks.h"
 
 /* Chunks of 4 MiB: enough for a fast drive while the thread that packs is busy elsewhere for some
  * milliseconds. */
@@ -34,24 +35,11 @@ struct window {
     struct sl_err failure; /* FAILED */
 };
 
-/* One chunk on its way: the reader's slot of the same number has its read. */
-struct chunk {
-    struct window *window;
-    uint64_t serial;
-    uint32_t tensor_index;
-    uint64_t offset_bytes, size_bytes;
-    bool out;
-};
-
 struct sl_weight_stream {
     struct sl_weight_stream_params params;
     struct window windows[SL_WINDOWS_MAX];
     uint32_t n_windows;
-    uint8_t *memory; /* (n_chunks, slot_bytes) */
-    uint64_t chunk_bytes, slot_bytes;
-    struct chunk *chunks; /* (n_chunks) */
-    uint32_t *fifo;       /* (n_chunks) chunks that are out, in order */
-    uint32_t n_chunks, fifo_first, n_out;
+    struct sl_weight_chunks chunks; /* of windows: each its chunk's owner, and serial of its load */
     uint64_t serial;
     bool streams[SL_LAYERS_MAX];
     uint32_t n_streamed;
@@ -81,9 +69,7 @@ struct sl_weight_stream *sl_weight_stream_carve(struct sl_arena *arena,
                                                 const struct sl_weight_stream_sizes *sizes)
 {
     struct sl_weight_stream *stream = sl_arena_take(arena, 1, sizeof(*stream));
-    struct sl_weight_stream made = {.n_windows = sizes->n_windows,
-                                    .n_chunks = sl_weight_stream_chunk_count(sizes),
-                                    .chunk_bytes = sizes->chunk_bytes};
+    struct sl_weight_stream made = {.n_windows = sizes->n_windows};
 
     sl_assert(made.n_windows >= SL_WINDOWS_MIN && made.n_windows <= SL_WINDOWS_MAX);
     for (uint32_t i = 0; i < made.n_windows; i++) {
@@ -94,10 +80,8 @@ struct sl_weight_stream *sl_weight_stream_carve(struct sl_arena *arena,
         window->own = carve_view(arena, sizes->own_bytes);
         window->tensors = sl_arena_take(arena, SL_LAYER_TENSORS_MAX, sizeof(*window->tensors));
     }
-    made.slot_bytes = sl_round_up(made.chunk_bytes, SL_BLOCK_BYTES) + 2 * SL_BLOCK_BYTES;
-    made.memory = sl_arena_take_aligned(arena, made.n_chunks, made.slot_bytes, SL_BLOCK_BYTES);
-    made.chunks = sl_arena_take(arena, made.n_chunks, sizeof(*made.chunks));
-    made.fifo = sl_arena_take(arena, made.n_chunks, sizeof(*made.fifo));
+    sl_weight_chunks_carve(&made.chunks, arena, sl_weight_stream_chunk_count(sizes),
+                           sizes->chunk_bytes);
     if (stream)
         *stream = made;
     return stream;
@@ -108,6 +92,9 @@ void sl_weight_stream_start(struct sl_weight_stream *stream,
 {
     sl_assert(params->n_layers <= SL_LAYERS_MAX);
     stream->params = *params;
+    stream->chunks.source = params->source;
+    stream->chunks.reader = params->reader;
+    stream->chunks.pool = params->pool;
 }
 
 void sl_weight_stream_add(struct sl_weight_stream *stream, uint32_t layer_index)
@@ -125,19 +112,6 @@ struct sl_weight_stream_counters sl_weight_stream_counters(const struct sl_weigh
 /* ---- a window's load ---------------------------------------------------------------------------
  */
 
-/* Chunks of the window that are under way are of no use any more. */
-static void drop_chunks(struct sl_weight_stream *stream, const struct window *window)
-{
-    struct sl_weight_reader *reader = stream->params.reader;
-
-    for (uint32_t i = 0; i < stream->n_chunks; i++) {
-        struct chunk *chunk = &stream->chunks[i];
-
-        if (chunk->out && chunk->window == window)
-            reader->ops->cancel(reader, i);
-    }
-}
-
 static int add_tensor(void *context, const struct sl_tensor_load *load, struct sl_err *err)
 {
     struct window *window = context;
@@ -150,7 +124,7 @@ static int add_tensor(void *context, const struct sl_tensor_load *load, struct s
 
 static void fail(struct sl_weight_stream *stream, struct window *window, const struct sl_err *err)
 {
-    drop_chunks(stream, window);
+    sl_weight_chunks_drop(&stream->chunks, window);
     window->serial = ++stream->serial;
     window->state = FAILED;
     window->failure = *err;
@@ -166,7 +140,7 @@ static void begin_load(struct sl_weight_stream *stream, struct window *window, u
     struct sl_err err;
     int rc;
 
-    drop_chunks(stream, window);
+    sl_weight_chunks_drop(&stream->chunks, window);
     window->state = LOADING;
     window->layer_index = layer_index;
     window->urgent = false;
@@ -202,43 +176,24 @@ static struct window *next_to_read(struct sl_weight_stream *stream)
     return next;
 }
 
-/* Returns n_chunks if none is free. */
-static uint32_t free_chunk(struct sl_weight_stream *stream)
-{
-    struct sl_weight_reader *reader = stream->params.reader;
-    uint32_t i = 0;
-
-    while (i < stream->n_chunks && (stream->chunks[i].out || !reader->ops->is_free(reader, i)))
-        i++;
-    return i;
-}
-
 /* Sends for chunks, as many as there is room for. */
 static void read_on(struct sl_weight_stream *stream)
 {
     struct sl_weight_reader *reader = stream->params.reader;
     struct window *window;
-    uint32_t i, n_begun = 0;
+    uint32_t n_begun = 0;
 
-    while ((window = next_to_read(stream)) && (i = free_chunk(stream)) < stream->n_chunks) {
-        struct chunk *chunk = &stream->chunks[i];
-        const struct sl_tensor_load *tensor = &window->tensors[window->next_tensor];
-        const uint64_t left_bytes = tensor->info.size_bytes - window->next_offset_bytes;
-        const uint64_t at_once = sl_tensor_load_chunk_bytes(tensor, stream->chunk_bytes);
+    while ((window = next_to_read(stream))) {
+        struct sl_weight_chunk chunk = {.tensor = &window->tensors[window->next_tensor],
+                                        .offset_bytes = window->next_offset_bytes,
+                                        .owner = window,
+                                        .serial = window->serial};
 
-        *chunk = (struct chunk){.window = window,
-                                .serial = window->serial,
-                                .tensor_index = window->next_tensor,
-                                .offset_bytes = window->next_offset_bytes,
-                                .size_bytes = left_bytes < at_once ? left_bytes : at_once,
-                                .out = true};
-        sl_assert(chunk->size_bytes <= stream->chunk_bytes);
-        stream->fifo[(stream->fifo_first + stream->n_out++) % stream->n_chunks] = i;
-        reader->ops->begin(reader, i, tensor->name, chunk->offset_bytes, chunk->size_bytes,
-                           stream->memory + i * stream->slot_bytes, window->urgent);
+        if (!sl_weight_chunks_begin(&stream->chunks, &chunk, window->urgent))
+            break;
         n_begun++;
-        window->next_offset_bytes += chunk->size_bytes;
-        if (window->next_offset_bytes == tensor->info.size_bytes) {
+        window->next_offset_bytes += chunk.size_bytes;
+        if (window->next_offset_bytes == chunk.tensor->info.size_bytes) {
             window->next_tensor++;
             window->next_offset_bytes = 0;
         }
@@ -247,52 +202,22 @@ static void read_on(struct sl_weight_stream *stream)
         reader->ops->start(reader);
 }
 
-/* Elements must be aligned; where their file did not align them they are moved within the chunk's
- * memory. */
-static const uint8_t *align(uint8_t *memory, const uint8_t *bytes, const struct chunk *chunk,
-                            const struct sl_tensor_load *tensor)
-{
-    if ((uintptr_t)bytes % sl_dtype_size_bytes(tensor->info.dtype) == 0)
-        return bytes;
-    return memmove(memory, bytes, chunk->size_bytes);
-}
-
-static int convert(struct sl_weight_stream *stream, uint32_t chunk_index, const uint8_t *bytes,
-                   struct sl_err *err)
-{
-    const struct sl_weight_stream_params *p = &stream->params;
-    const struct chunk *chunk = &stream->chunks[chunk_index];
-    const struct sl_tensor_load *tensor = &chunk->window->tensors[chunk->tensor_index];
-    const uint64_t start_ns = sl_clock_ns();
-    int rc = p->reader->ops->check(p->reader, tensor->name, chunk->offset_bytes, chunk->size_bytes,
-                                   bytes, err);
-
-    if (rc == 0)
-        rc = sl_tensor_load_convert(
-            tensor, chunk->offset_bytes, chunk->size_bytes,
-            align(stream->memory + chunk_index * stream->slot_bytes, bytes, chunk, tensor), p->pool,
-            p->source->ops->where(p->source, tensor->name), err);
-    stream->counters.pack_ns += sl_clock_ns() - start_ns;
-    return rc;
-}
-
 /* A chunk of the window's present load has come, converted or failed. */
-static void took_chunk(struct sl_weight_stream *stream, const struct chunk *chunk, int rc,
-                       const struct sl_err *err)
+static void took_chunk(struct sl_weight_stream *stream, struct window *window,
+                       const struct sl_weight_chunk *chunk, int rc, const struct sl_err *err)
 {
-    struct window *window = chunk->window;
-    const struct sl_tensor_load *tensor = &window->tensors[chunk->tensor_index];
+    const uint32_t tensor_index = (uint32_t)(chunk->tensor - window->tensors);
 
-    if (rc == -SL_ECORRUPT && window->reread != chunk->tensor_index) {
+    if (rc == -SL_ECORRUPT && window->reread != tensor_index) {
         stream->counters.n_rereads++;
-        drop_chunks(stream, window);
+        sl_weight_chunks_drop(&stream->chunks, window);
         window->serial = ++stream->serial;
-        window->reread = window->next_tensor = chunk->tensor_index;
+        window->reread = window->next_tensor = tensor_index;
         window->next_offset_bytes = 0;
     } else if (rc < 0) {
         fail(stream, window, err);
-    } else if (chunk->tensor_index + 1 == window->n_tensors &&
-               chunk->offset_bytes + chunk->size_bytes == tensor->info.size_bytes) {
+    } else if (tensor_index + 1 == window->n_tensors &&
+               chunk->offset_bytes + chunk->size_bytes == chunk->tensor->info.size_bytes) {
         window->state = READY;
     }
 }
@@ -300,28 +225,23 @@ static void took_chunk(struct sl_weight_stream *stream, const struct chunk *chun
 /* Takes in the oldest chunk. Returns false if it has not landed yet, or there is none. */
 static bool take_chunk(struct sl_weight_stream *stream, bool wait)
 {
-    struct sl_weight_reader *reader = stream->params.reader;
+    struct sl_weight_chunk chunk;
+    struct window *window;
     struct sl_err err = {0};
-    const uint8_t *bytes;
-    struct chunk *chunk;
-    uint32_t index;
-    int rc;
+    uint64_t start_ns;
+    int rc = sl_weight_chunks_take(&stream->chunks, wait, &chunk, &err);
 
-    if (stream->n_out == 0)
-        return false;
-    index = stream->fifo[stream->fifo_first];
-    chunk = &stream->chunks[index];
-    rc = reader->ops->end(reader, index, wait, &bytes, &err);
     if (rc == 0)
         return false;
-    stream->fifo_first = (stream->fifo_first + 1) % stream->n_chunks;
-    stream->n_out--;
-    chunk->out = false;
-    if (chunk->serial != chunk->window->serial)
+    window = &stream->windows[(const struct window *)chunk.owner - stream->windows];
+    if (chunk.serial != window->serial)
         return true;
-    if (rc > 0)
-        rc = convert(stream, index, bytes, &err);
-    took_chunk(stream, chunk, rc, &err);
+    if (rc > 0) {
+        start_ns = sl_clock_ns();
+        rc = sl_weight_chunks_convert(&stream->chunks, &err);
+        stream->counters.pack_ns += sl_clock_ns() - start_ns;
+    }
+    took_chunk(stream, window, &chunk, rc, &err);
     return true;
 }
 
@@ -348,14 +268,14 @@ static bool progress(struct sl_weight_stream *stream, bool wait)
 
 void sl_weight_stream_background(struct sl_weight_stream *stream)
 {
-    if (stream->n_out > 0 || next_to_read(stream))
+    if (stream->chunks.n_out > 0 || next_to_read(stream))
         progress(stream, false);
 }
 
 void sl_weight_stream_stop(struct sl_weight_stream *stream)
 {
     for (uint32_t i = 0; i < stream->n_windows; i++) {
-        drop_chunks(stream, &stream->windows[i]);
+        sl_weight_chunks_drop(&stream->chunks, &stream->windows[i]);
         stream->windows[i].serial = ++stream->serial;
         stream->windows[i].state = EMPTY;
         stream->windows[i].layer_index = NO_LAYER;
@@ -431,13 +351,8 @@ static void read_ahead(struct sl_weight_stream *stream, uint32_t from)
 /* Somebody waits for the window. */
 static void hurry(struct sl_weight_stream *stream, struct window *window)
 {
-    struct sl_weight_reader *reader = stream->params.reader;
-
     window->urgent = true;
-    for (uint32_t i = 0; i < stream->n_chunks; i++)
-        if (stream->chunks[i].out && stream->chunks[i].window == window &&
-            stream->chunks[i].serial == window->serial)
-            reader->ops->hurry(reader, i);
+    sl_weight_chunks_hurry(&stream->chunks, window);
 }
 
 /* Waits until the window is no longer LOADING. */

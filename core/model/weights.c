@@ -2,18 +2,12 @@
  * streams is walked over each time that it is read: that is much less work than reading. */
 #include "core/model/weights.h"
 
-#include <errno.h>
-#include <stdlib.h>
-
 #include "core/base/assert.h"
 #include "core/base/size.h"
 #include "core/model/weight_walk.h"
 
-/* Chunks in which what stays is read, */
-#define LOADING_BYTES SL_WEIGHTS_LOADING_BYTES
-
-/* and what streams: small beside a layer, so that packing and reading overlap, and large enough for
- * drives, which read it in pieces, and for a job of the pool. */
+/* Chunks in which what streams is read: small beside a layer, so that packing and reading overlap,
+ * and large enough for drives, which read it in pieces, and for a job of the pool. */
 #define STREAM_CHUNK_BYTES (UINT64_C(4) << 20)
 
 const struct sl_weight_residency sl_weights_all_resident = {.embed_stays = true};
@@ -26,6 +20,7 @@ struct measure {
     struct sl_arena arena, own_arena;
     uint64_t disk_bytes, chunk_bytes_max;
     uint32_t n_chunks, n_tensors;
+    struct sl_weight_loading_sizes loading; /* of all parts so far */
 };
 
 static int measure_tensor(void *context, const struct sl_tensor_load *load, struct sl_err *err)
@@ -39,13 +34,14 @@ static int measure_tensor(void *context, const struct sl_tensor_load *load, stru
     measure->n_chunks += (uint32_t)((load->info.size_bytes + chunk_bytes - 1) / chunk_bytes);
     if (chunk_bytes > measure->chunk_bytes_max)
         measure->chunk_bytes_max = chunk_bytes;
+    sl_weight_loading_measure(&measure->loading, load);
     return 0;
 }
 
 /* Begins to measure the next part. */
 static void begin_part(struct sl_weight_walk *in, struct measure *measure)
 {
-    *measure = (struct measure){0};
+    *measure = (struct measure){.loading = measure->loading};
     in->arena = &measure->arena;
     in->own_arena = &measure->own_arena;
     in->take_context = measure;
@@ -62,27 +58,26 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static void measure_layer(struct sl_weight_walk *in, uint32_t layer_index,
+static void measure_layer(struct sl_weight_walk *in, struct measure *measure, uint32_t layer_index,
                           struct sl_weight_sizes *sizes)
 {
     struct sl_layer_size *size = &sizes->layers[layer_index];
     struct sl_layer_weights layer = {0};
-    struct measure measure;
 
-    begin_part(in, &measure);
+    begin_part(in, measure);
     sl_weight_walk_layer(in, &layer, layer_index, NULL);
-    *size = (struct sl_layer_size){.memory_bytes = part_bytes(&measure),
-                                   .common_bytes = measure.arena.used_bytes,
-                                   .own_bytes = measure.own_arena.used_bytes,
-                                   .disk_bytes = measure.disk_bytes};
+    *size = (struct sl_layer_size){.memory_bytes = part_bytes(measure),
+                                   .common_bytes = measure->arena.used_bytes,
+                                   .own_bytes = measure->own_arena.used_bytes,
+                                   .disk_bytes = measure->disk_bytes};
     if (layer_index < in->config->num_hash_layers)
         size->table_bytes = sl_round_up((uint64_t)in->config->vocab_size *
                                             in->config->num_experts_per_tok * sizeof(uint16_t),
                                         SL_CACHE_LINE_BYTES);
-    sl_assert(measure.n_tensors <= SL_LAYER_TENSORS_MAX);
-    sizes->stream.chunk_bytes = larger(sizes->stream.chunk_bytes, measure.chunk_bytes_max);
-    if (measure.n_chunks > sizes->stream.n_chunks)
-        sizes->stream.n_chunks = measure.n_chunks;
+    sl_assert(measure->n_tensors <= SL_LAYER_TENSORS_MAX);
+    sizes->stream.chunk_bytes = larger(sizes->stream.chunk_bytes, measure->chunk_bytes_max);
+    if (measure->n_chunks > sizes->stream.n_chunks)
+        sizes->stream.n_chunks = measure->n_chunks;
 }
 
 int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *source,
@@ -98,7 +93,7 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
                                 .take = measure_tensor,
                                 .err = err};
     struct sl_weights weights = {0};
-    struct measure measure;
+    struct measure measure = {0};
 
     begin_part(&in, &measure);
     sl_weight_walk_embed(&in, &weights.embedding.table, true);
@@ -108,7 +103,7 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
     sl_weight_walk_head(&in, &weights.head);
     sizes.fixed_bytes = part_bytes(&measure);
     for (uint32_t i = 0; i < sizes.n_layers && in.rc == 0; i++)
-        measure_layer(&in, i, &sizes);
+        measure_layer(&in, &measure, i, &sizes);
     if (draft) {
         begin_part(&in, &measure);
         sl_weight_walk_draft(&in, draft, &weights.mtp, &weights.dspark);
@@ -117,6 +112,7 @@ int sl_weights_measure(const struct sl_config *config, struct sl_weight_source *
     }
     if (in.rc < 0)
         return in.rc;
+    sizes.loading = measure.loading;
     *ret_sizes = sizes;
     return 0;
 }
@@ -210,46 +206,17 @@ uint32_t sl_weights_slot_count(const struct sl_weight_sizes *sizes,
                                const struct sl_weight_residency *residency)
 {
     const struct sl_weight_stream_sizes stream = stream_sizes(sizes, residency);
+    const uint32_t n = (residency->n_streamed > 0 ? sl_weight_stream_chunk_count(&stream) : 0) +
+                       (residency->embed_stays ? 0 : SL_EMBEDDING_ROWS);
 
-    return (residency->n_streamed > 0 ? sl_weight_stream_chunk_count(&stream) : 0) +
-           (residency->embed_stays ? 0 : SL_EMBEDDING_ROWS);
+    return n > SL_WEIGHT_LOADING_SLOTS ? n : SL_WEIGHT_LOADING_SLOTS;
 }
 
 /* ---- loading what stays ------------------------------------------------------------------------
  */
 
-struct loading {
-    struct sl_weight_source *source;
-    struct sl_pool *pool;
-    uint8_t *staging; /* LOADING_BYTES */
-};
-
-/* Reads and converts a tensor, a chunk at a time. Bytes that stay as they are, are read to where
- * they stay. */
-static int load_now(void *context, const struct sl_tensor_load *load, struct sl_err *err)
-{
-    const struct loading *in = context;
-    const struct sl_weight_source_ops *ops = in->source->ops;
-    const uint64_t chunk_bytes = sl_tensor_load_chunk_bytes(load, LOADING_BYTES);
-    const char *where = ops->where(in->source, load->name);
-    uint64_t n_bytes;
-    int rc = 0;
-
-    sl_assert(chunk_bytes <= LOADING_BYTES); /* a linear has at most SL_LINEAR_COLS_MAX columns */
-    for (uint64_t at = 0; rc == 0 && at < load->info.size_bytes; at += n_bytes) {
-        uint8_t *to = load->form == SL_TENSOR_BYTES ? (uint8_t *)load->dst + at : in->staging;
-
-        n_bytes = load->info.size_bytes - at;
-        n_bytes = n_bytes < chunk_bytes ? n_bytes : chunk_bytes;
-        rc = ops->read(in->source, load->name, at, n_bytes, to, err);
-        if (rc == 0)
-            rc = sl_tensor_load_convert(load, at, n_bytes, to, in->pool, where, err);
-    }
-    return rc;
-}
-
-/* Loads the little of a layer that streams which is needed while it is not there. */
-static void load_streamed(struct sl_weight_walk *in, struct sl_layer_weights *layer,
+/* Lists the little of a layer that streams which is needed while it is not there. */
+static void list_streamed(struct sl_weight_walk *in, struct sl_layer_weights *layer,
                           uint32_t layer_index)
 {
     layer->ratio = sl_weight_walk_ratio(in, layer_index);
@@ -257,7 +224,9 @@ static void load_streamed(struct sl_weight_walk *in, struct sl_layer_weights *la
         layer->tid2eid = sl_weight_walk_table(in, layer_index);
 }
 
-static int load_resident(struct sl_weight_walk *in, struct sl_weights *weights,
+/* Gives all tensors that stay their memory, and tells of them in the order in which they are
+ * loaded. */
+static int list_resident(struct sl_weight_walk *in, struct sl_weights *weights,
                          const struct sl_draft *draft)
 {
     const uint32_t n_layers = weights->n_layers;
@@ -269,7 +238,7 @@ static int load_resident(struct sl_weight_walk *in, struct sl_weights *weights,
         struct sl_layer_weights *layer = &weights->layers[i];
 
         if (sl_weights_streams(&weights->residency, n_layers, i))
-            load_streamed(in, layer, i);
+            list_streamed(in, layer, i);
         else
             sl_weight_walk_layer(in, layer, i, NULL);
     }
@@ -278,43 +247,51 @@ static int load_resident(struct sl_weight_walk *in, struct sl_weights *weights,
     return in->rc;
 }
 
-int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
-                    struct sl_weight_source *source, const struct sl_draft *draft,
-                    const struct sl_weight_residency *residency, struct sl_pool *pool,
-                    struct sl_err *err)
+/* Reads what the walk lists. The memory for that is given back once all is loaded; else a drive may
+ * still write to it, and it goes with the weights. */
+static int load_resident(struct sl_weights *weights, const struct sl_draft *draft,
+                         const struct sl_weight_sizes *sizes,
+                         const struct sl_weight_loading *loading, struct sl_err *err)
 {
-    struct loading loading = {.source = source, .pool = pool};
-    struct sl_weight_walk in = {.config = config,
-                                .source = source,
-                                .draft = draft ? draft->kind : SL_DRAFT_NONE,
+    struct sl_weight_walk in = {.config = weights->config,
+                                .source = loading->source,
+                                .draft = weights->draft.kind,
                                 .arena = &weights->arena,
                                 .own_arena = &weights->arena,
-                                .touching = pool,
-                                .take = load_now,
-                                .take_context = &loading,
+                                .take = sl_weight_list_add,
                                 .err = err};
+    struct sl_weight_list *list;
+    int rc = sl_arena_map(&weights->loading, sl_weight_loading_bytes(&sizes->loading),
+                          "loading dense weights", err);
+
+    if (rc < 0)
+        return rc;
+    in.take_context = list = sl_weight_list_carve(&weights->loading, &sizes->loading);
+    rc = list_resident(&in, weights, draft);
+    if (rc == 0)
+        rc = sl_weight_list_load(list, loading, err);
+    if (rc == 0)
+        sl_arena_fini(&weights->loading);
+    return rc;
+}
+
+int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
+                    const struct sl_weight_loading *loading, const struct sl_draft *draft,
+                    const struct sl_weight_residency *residency, struct sl_err *err)
+{
     struct sl_weight_sizes sizes;
     int rc;
 
     *weights = (struct sl_weights){.config = config, .residency = *residency};
     if (draft)
         weights->draft = *draft;
-    if ((rc = sl_weights_measure(config, source, draft, &sizes, err)) < 0)
+    if ((rc = sl_weights_measure(config, loading->source, draft, &sizes, err)) < 0)
         return rc;
     weights->n_layers = sizes.n_layers;
     if ((rc = sl_arena_map(&weights->arena, sl_weights_bytes(&sizes, residency), "dense weights",
-                           err)) < 0)
+                           err)) < 0 ||
+        (rc = load_resident(weights, draft, &sizes, loading, err)) < 0)
         return rc;
-    loading.staging = malloc(LOADING_BYTES);
-    if (!loading.staging)
-        rc = sl_err_set(err, -ENOMEM, "dense weights: out of memory");
-    else
-        rc = load_resident(&in, weights, draft);
-    free(loading.staging);
-    if (rc < 0) {
-        sl_weights_fini(weights);
-        return rc;
-    }
     carve_streams(weights, &weights->arena, &sizes, residency);
     sl_arena_lock(&weights->arena);
     return 0;
@@ -323,6 +300,7 @@ int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
 void sl_weights_fini(struct sl_weights *weights)
 {
     sl_arena_fini(&weights->arena);
+    sl_arena_fini(&weights->loading);
     *weights = (struct sl_weights){0};
 }
 

@@ -20,6 +20,7 @@
 #include "core/model/draft.h"
 #include "core/model/embedding.h"
 #include "core/model/layer_weights.h"
+#include "core/model/weight_loading.h"
 #include "core/model/weight_source.h"
 #include "core/model/weight_stream.h"
 
@@ -52,6 +53,7 @@ struct sl_weights {
     const struct sl_config *config;
     struct sl_weight_source *source; /* of what streams */
     struct sl_arena arena;           /* owns all of the above but the last two */
+    struct sl_arena loading;         /* what loading takes, while it runs */
 };
 
 /* The sizes that residencies are chosen by. */
@@ -68,6 +70,7 @@ struct sl_weight_sizes {
     uint32_t n_layers, n_hidden_layers;
     struct sl_layer_size layers[SL_LAYERS_MAX];
     struct sl_weight_stream_sizes stream; /* but for its windows */
+    struct sl_weight_loading_sizes loading;
 };
 
 /* Computes the sizes from the tensors' headers alone; fails as sl_weights_load() does for missing
@@ -85,22 +88,17 @@ uint64_t sl_weights_draft_bytes(const struct sl_weight_sizes *sizes,
 uint64_t sl_weights_streamed_bytes(const struct sl_weight_sizes *sizes,
                                    const struct sl_weight_residency *residency);
 
-/* Returns how many slots a weight reader needs for a residency. */
+/* Returns how many slots a weight reader needs for a residency, while it is loaded and after. */
 uint32_t sl_weights_slot_count(const struct sl_weight_sizes *sizes,
                                const struct sl_weight_residency *residency);
 
-/* Bytes that sl_weights_load() takes beside that while it runs, at most. */
-#define SL_WEIGHTS_LOADING_BYTES (UINT64_C(32) << 20)
-
-/* Loads what stays; `pool` packs, and each of its threads will find its part of every linear on its
- * own node. `config` is borrowed until fini. On success the caller calls
- * sl_weights_fini(). Fails with -ENOMEM, -errno of reads, -SL_EFORMAT (missing tensor, wrong dtype
- * or shape) or -SL_ECORRUPT (NaN, absurd scale, table entry out of range), naming file and
- * tensor. */
+/* Loads what stays; the pool's threads will each find their part of every linear on their own
+ * node. `config` is borrowed until fini, which follows in any case: after a failure when the drives
+ * have answered. Fails with -ENOMEM, as reads do, with -SL_EFORMAT (missing tensor, wrong dtype or
+ * shape) or -SL_ECORRUPT (NaN, absurd scale, table entry out of range), naming file and tensor. */
 int sl_weights_load(struct sl_weights *weights, const struct sl_config *config,
-                    struct sl_weight_source *source, const struct sl_draft *draft,
-                    const struct sl_weight_residency *residency, struct sl_pool *pool,
-                    struct sl_err *err);
+                    const struct sl_weight_loading *loading, const struct sl_draft *draft,
+                    const struct sl_weight_residency *residency, struct sl_err *err);
 
 void sl_weights_fini(struct sl_weights *weights);
 

@@ -13,7 +13,6 @@
 #include "daemon/engine/engine_internal.h"
 #include "daemon/engine/memory_room.h"
 #include "daemon/engine/node_note.h"
-#include "daemon/engine/weight_progress.h"
 #include "storage/io/io_probe.h"
 
 #define MTP_DRAFTS_MAX 3u
@@ -126,28 +125,23 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
 
 static int load_weights(struct sl_engine *e, struct sl_err *err)
 {
-    struct sl_weight_progress progress;
+    struct sl_weight_loading loading = {.source = e->source,
+                                        .pool = e->pool,
+                                        .on_progress = e->options.on_load,
+                                        .on_progress_context = e->options.on_load_context};
+    int rc = sl_dense_reader_create(&e->dense_reader, &e->files, e->reader, e->n_weight_slots,
+                                    e->options.verify, err);
 
-    sl_weight_progress_init(&progress, e->source,
-                            e->plan.need_bytes[SL_MEMORY_WEIGHTS] +
-                                e->plan.need_bytes[SL_MEMORY_DRAFT] - e->plan.draft_working_bytes,
-                            e->options.on_load, e->options.on_load_context);
-    return sl_weights_load(&e->weights, &e->config, &progress.source, sl_engine_loaded_draft(e),
-                           &e->plan.dense, e->pool, err);
-}
-
-/* Sets going what does not stay in memory. */
-static int start_streams(struct sl_engine *e, struct sl_err *err)
-{
-    int rc;
-
-    if (e->n_weight_slots == 0)
-        return 0;
-    rc = sl_dense_reader_create(&e->dense_reader, &e->files, e->reader, e->n_weight_slots,
-                                e->options.verify, err);
-    if (rc == 0)
-        sl_weights_start(&e->weights, e->source, sl_dense_reader_weights(e->dense_reader), e->pool);
-    return rc;
+    if (rc < 0)
+        return rc;
+    loading.reader = sl_dense_reader_weights(e->dense_reader);
+    rc = sl_weights_load(&e->weights, &e->config, &loading, sl_engine_loaded_draft(e),
+                         &e->plan.dense, err);
+    if (rc < 0)
+        return rc;
+    e->loading = sl_reader_counters(e->reader, SL_READS_OF_DENSE);
+    sl_weights_start(&e->weights, e->source, loading.reader, e->pool);
+    return 0;
 }
 
 /* Adds a note where memory that the threads share out among their nodes does not fit there. */
@@ -395,9 +389,8 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     if (rc < 0)
         goto out;
     begin_stage(e, "making room for experts, context and activations");
-    if ((rc = start_streams(e, err)) < 0 || (rc = start_cache(e, err)) < 0 ||
-        (rc = start_kv_pool(e, err)) < 0 || (rc = start_forwards(e, err)) < 0 ||
-        (rc = start_sampling(e, err)) < 0)
+    if ((rc = start_cache(e, err)) < 0 || (rc = start_kv_pool(e, err)) < 0 ||
+        (rc = start_forwards(e, err)) < 0 || (rc = start_sampling(e, err)) < 0)
         goto out;
     look_at_nodes(e);
     if (sl_memory_plan_is_slow(&e->plan))

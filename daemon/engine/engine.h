@@ -161,7 +161,8 @@ int sl_engine_save_hot_list(struct sl_engine *engine, struct sl_err *err);
 /* Changes the cache's size: see sl_expert_cache_resize(). */
 int sl_engine_resize_cache(struct sl_engine *engine, uint64_t cache_bytes, struct sl_err *err);
 
-/* The layers that stream: what their reads did, beside the experts'. All 0 if none does. */
+/* The layers that stream: what their reads did, beside the experts'. Without what was read at the
+ * start, but for its retries and stalls. */
 struct sl_engine_dense {
     struct sl_weight_stream_counters layers;
     struct sl_reader_counters reads; /* rows of the embedding included */

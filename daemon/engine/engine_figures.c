@@ -39,8 +39,12 @@ struct sl_engine_dense sl_engine_dense(const struct sl_engine *e)
 
     if (e->weights.stream)
         dense.layers = sl_weight_stream_counters(e->weights.stream);
-    if (e->dense_reader)
-        dense.reads = sl_reader_counters(e->reader, SL_READS_OF_DENSE);
+    dense.reads = sl_reader_counters(e->reader, SL_READS_OF_DENSE);
+    dense.reads.wanted_bytes -= e->loading.wanted_bytes;
+    dense.reads.read_bytes -= e->loading.read_bytes;
+    dense.reads.n_reads -= e->loading.n_reads;
+    dense.reads.wait_ns -= e->loading.wait_ns;
+    dense.reads.busy_ns -= e->loading.busy_ns;
     return dense;
 }
 

@@ -31,9 +31,10 @@ struct sl_engine {
     struct sl_weights weights;
     struct sl_io *io;
     struct sl_reader *reader;
-    uint64_t drive_bytes_per_s;           /* as probed; 0: not known */
-    uint32_t n_weight_slots;              /* of the dense reader */
-    struct sl_dense_reader *dense_reader; /* NULL if nothing streams */
+    uint64_t drive_bytes_per_s; /* as probed; 0: not known */
+    uint32_t n_weight_slots;    /* of the dense reader */
+    struct sl_dense_reader *dense_reader;
+    struct sl_reader_counters loading; /* its reads before the first step */
     struct sl_expert_cache *cache;
     struct sl_draft draft; /* the model's; loaded if options.draft asks for it */
     struct sl_forward *forwards[SL_STEP_SIZES]; /* the small one may be NULL */

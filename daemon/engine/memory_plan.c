@@ -195,13 +195,10 @@ static void place(struct sl_memory_plan *plan, const struct sl_memory_case *what
 static int finish(struct sl_memory_plan *plan, const struct sl_memory_case *what,
                   struct sl_err *err)
 {
-    const uint64_t dense_bytes = sl_weights_bytes(what->dense, &plan->dense);
     int rc;
 
     plan->need_bytes[SL_MEMORY_PROGRAM] =
-        what->program_bytes + loading_excess(plan, dense_bytes < SL_WEIGHTS_LOADING_BYTES
-                                                       ? dense_bytes
-                                                       : SL_WEIGHTS_LOADING_BYTES);
+        what->program_bytes + loading_excess(plan, sl_weight_loading_bytes(&what->dense->loading));
     rc = sl_memory_plan_cache(plan, what->cache_bytes, what->cache_min, err);
     return rc < 0 ? rc : check_kv(plan, what, err);
 }

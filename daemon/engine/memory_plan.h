@@ -66,7 +66,6 @@ struct sl_memory_case {
     uint64_t cache_bytes; /* for experts; 0: what the budget leaves */
     bool cache_min;       /* one token's working set instead */
     uint64_t program_bytes;
-    uint64_t loading_bytes; /* taken only while weights are read, before anything else */
     uint64_t staging_bytes;
     uint64_t table_bytes;                /* of the expert cache */
     const struct sl_weight_sizes *dense; /* those of the draft among them, if one is loaded */

@@ -98,7 +98,7 @@ static void begin(struct sl_weight_reader *reader, uint32_t slot, const char *na
 
 static void start(struct sl_weight_reader *reader)
 {
-    sl_reader_start(reader_of(reader)->reads.reader);
+    sl_read_slots_go_on(&reader_of(reader)->reads);
 }
 
 static void hurry(struct sl_weight_reader *reader, uint32_t slot)

@@ -68,6 +68,12 @@ static bool reap(struct sl_read_slots *slots, bool wait)
     return true;
 }
 
+void sl_read_slots_go_on(struct sl_read_slots *slots)
+{
+    while (reap(slots, false)) /* which sends off what was queued */
+        ;
+}
+
 int sl_read_slots_end(struct sl_read_slots *slots, uint32_t slot_index, bool wait,
                       const uint8_t **ret_bytes, struct sl_err *err)
 {

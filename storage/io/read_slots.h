@@ -37,6 +37,9 @@ void sl_read_slots_begin(struct sl_read_slots *slots, uint32_t slot, const struc
 void sl_read_slots_hurry(struct sl_read_slots *slots, uint32_t slot);
 void sl_read_slots_cancel(struct sl_read_slots *slots, uint32_t slot);
 
+/* Sends off what was queued, and takes in what has landed. */
+void sl_read_slots_go_on(struct sl_read_slots *slots);
+
 /* Returns 1 with the bytes, which lie in dst; or 0 while the read is under way, which with `wait`
  * does not happen. Fails with -ECANCELED, or as sl_reader_explain(). */
 int sl_read_slots_end(struct sl_read_slots *slots, uint32_t slot, bool wait,

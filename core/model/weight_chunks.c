@@ -1,0 +1,118 @@
+#include "core/model/weight_chunks.h"
+
+#include <string.h>
+
+#include "core/base/assert.h"
+#include "core/base/size.h"
+
+/* Reads of whole blocks begin and end beside what is wanted. */
+uint64_t sl_weight_chunk_memory_bytes(uint64_t chunk_bytes)
+{
+    return sl_round_up(chunk_bytes, SL_BLOCK_BYTES) + 2 * SL_BLOCK_BYTES;
+}
+
+void sl_weight_chunks_carve(struct sl_weight_chunks *chunks, struct sl_arena *arena,
+                            uint32_t n_chunks, uint64_t chunk_bytes)
+{
+    chunks->n_chunks = n_chunks;
+    chunks->chunk_bytes = chunk_bytes;
+    chunks->slot_bytes = sl_weight_chunk_memory_bytes(chunk_bytes);
+    chunks->memory = sl_arena_take_aligned(arena, n_chunks, chunks->slot_bytes, SL_BLOCK_BYTES);
+    chunks->list = sl_arena_take(arena, n_chunks, sizeof(*chunks->list));
+    chunks->out = sl_arena_take(arena, n_chunks, sizeof(*chunks->out));
+    chunks->fifo = sl_arena_take(arena, n_chunks, sizeof(*chunks->fifo));
+}
+
+static uint8_t *memory_of(const struct sl_weight_chunks *chunks, uint32_t index)
+{
+    return chunks->memory + index * chunks->slot_bytes;
+}
+
+/* Returns n_chunks if none is free. */
+static uint32_t find_free(const struct sl_weight_chunks *chunks)
+{
+    struct sl_weight_reader *reader = chunks->reader;
+    uint32_t i = 0;
+
+    while (i < chunks->n_chunks && (chunks->out[i] || !reader->ops->is_free(reader, i)))
+        i++;
+    return i;
+}
+
+bool sl_weight_chunks_begin(struct sl_weight_chunks *chunks, struct sl_weight_chunk *chunk,
+                            bool urgent)
+{
+    const struct sl_tensor_load *tensor = chunk->tensor;
+    const uint64_t left_bytes = tensor->info.size_bytes - chunk->offset_bytes;
+    const uint64_t at_once = sl_tensor_load_chunk_bytes(tensor, chunks->chunk_bytes);
+    const uint32_t i = find_free(chunks);
+
+    if (i == chunks->n_chunks)
+        return false;
+    chunk->size_bytes = left_bytes < at_once ? left_bytes : at_once;
+    sl_assert(chunk->size_bytes <= chunks->chunk_bytes);
+    chunks->list[i] = *chunk;
+    chunks->out[i] = true;
+    chunks->fifo[(chunks->first_out + chunks->n_out++) % chunks->n_chunks] = i;
+    chunks->reader->ops->begin(chunks->reader, i, tensor->name, chunk->offset_bytes,
+                               chunk->size_bytes, memory_of(chunks, i), urgent);
+    return true;
+}
+
+void sl_weight_chunks_hurry(struct sl_weight_chunks *chunks, const void *owner)
+{
+    for (uint32_t i = 0; i < chunks->n_chunks; i++)
+        if (chunks->out[i] && chunks->list[i].owner == owner)
+            chunks->reader->ops->hurry(chunks->reader, i);
+}
+
+void sl_weight_chunks_drop(struct sl_weight_chunks *chunks, const void *owner)
+{
+    for (uint32_t i = 0; i < chunks->n_chunks; i++)
+        if (chunks->out[i] && chunks->list[i].owner == owner)
+            chunks->reader->ops->cancel(chunks->reader, i);
+}
+
+int sl_weight_chunks_take(struct sl_weight_chunks *chunks, bool wait,
+                          struct sl_weight_chunk *ret_chunk, struct sl_err *err)
+{
+    const uint32_t i = chunks->fifo[chunks->first_out];
+    int rc;
+
+    if (chunks->n_out == 0)
+        return 0;
+    rc = chunks->reader->ops->end(chunks->reader, i, wait, &chunks->bytes, err);
+    if (rc == 0)
+        return 0;
+    chunks->first_out = (chunks->first_out + 1) % chunks->n_chunks;
+    chunks->n_out--;
+    chunks->out[i] = false;
+    chunks->taken = i;
+    *ret_chunk = chunks->list[i];
+    return rc;
+}
+
+/* Elements must be aligned; where their file did not align them they are moved within the chunk's
+ * memory. */
+static const uint8_t *align(const struct sl_weight_chunks *chunks)
+{
+    const struct sl_weight_chunk *chunk = &chunks->list[chunks->taken];
+
+    if ((uintptr_t)chunks->bytes % sl_dtype_size_bytes(chunk->tensor->info.dtype) == 0)
+        return chunks->bytes;
+    return memmove(memory_of(chunks, chunks->taken), chunks->bytes, chunk->size_bytes);
+}
+
+int sl_weight_chunks_convert(struct sl_weight_chunks *chunks, struct sl_err *err)
+{
+    const struct sl_weight_chunk *chunk = &chunks->list[chunks->taken];
+    const struct sl_tensor_load *tensor = chunk->tensor;
+    int rc = chunks->reader->ops->check(chunks->reader, tensor->name, chunk->offset_bytes,
+                                        chunk->size_bytes, chunks->bytes, err);
+
+    if (rc < 0)
+        return rc;
+    return sl_tensor_load_convert(tensor, chunk->offset_bytes, chunk->size_bytes, align(chunks),
+                                  chunks->pool,
+                                  chunks->source->ops->where(chunks->source, tensor->name), err);
+}
