@@ -274,8 +274,13 @@ async def run(n_requests, n_kills=0):
     end = time.monotonic() + 90
     while (await serving())["texts_running"] > 0 and time.monotonic() < end:
         await asyncio.sleep(0.2)
-    await asyncio.sleep(1) # connections end
-    return server.figures()
+    figures = server.figures()
+    while True: # connections end, one after the other
+        before = figures
+        await asyncio.sleep(1)
+        figures = server.figures()
+        if figures["files"] >= before["files"]:
+            return figures
 
 
 async def main():
