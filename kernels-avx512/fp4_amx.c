@@ -27,22 +27,21 @@
 #define UNIT TILE_ROWS_MAX /* tokens of a product */
 #define UNITS_MAX 4u
 #define TOKENS_MAX (UNITS_MAX * UNIT)
-#define PANEL_GROUPS 32u
+#define PLACES_MAX 128u /* groups times units */
 #define TILES_AT_ONCE 2u
 
-/* Pairs of tiles are decoded so many ahead, less one: a tile that is loaded right behind the stores
- * of what is in it waits for them. */
+/* While a pair of tiles is multiplied the next is decoded. Decoding two ahead gained nothing. */
 #define PAIRS_DECODED 2u
 
 /* Fewer tokens are AVX-512's, which decodes the weights on the way. From here on tiles take less
  * time while weights come from memory (measured on Sapphire Rapids). */
 #define TOKENS_MIN 5u
 
-/* Up to 64 tokens' activations of up to 4,096 columns, unit after unit: rows lie a power of two
- * apart and would evict each other from the cache. */
+/* Activations, group after group and in there unit after unit, in halves of their columns: rows lie
+ * a power of two apart and would evict each other from the cache. */
 struct panel {
-    _Alignas(64) int8_t x[UNITS_MAX][PANEL_GROUPS][UNIT][SL_FP4_GROUP_COLS];
-    float x_scale[UNITS_MAX][PANEL_GROUPS][UNIT];
+    _Alignas(64) int8_t x[PLACES_MAX][2][UNIT][HALF_COLS];
+    float x_scale[PLACES_MAX][UNIT];
 };
 
 /* How a group's sums are scaled: by one number for each token, or by one for each row as well. Or
@@ -63,9 +62,9 @@ struct work {
     __m512 scale;                    /* of rows */
     enum scaling scaling;
     size_t n_tokens;
-    const uint8_t *w; /* the group */
-    const int8_t *x;  /* the unit's (16, 128) */
-    float (*y)[ROWS]; /* (n_tokens, 16) */
+    const uint8_t *w;                   /* the group */
+    const int8_t (*x)[UNIT][HALF_COLS]; /* the unit's halves */
+    float (*y)[ROWS];                   /* (n_tokens, 16) */
 };
 
 /* ---- weights -----------------------------------------------------------------------------------
@@ -120,8 +119,9 @@ struct batch {
     const struct group *groups; /* (n_tiles) */
 };
 
-static ALWAYS_INLINE void set_work(struct work *work, const struct group *group, const int8_t *x,
-                                   const float *x_scale, size_t n_tokens, float (*y)[ROWS])
+static ALWAYS_INLINE void set_work(struct work *work, const struct group *group,
+                                   const int8_t (*x)[UNIT][HALF_COLS], const float *x_scale,
+                                   size_t n_tokens, float (*y)[ROWS])
 {
     __m512 factor = _mm512_loadu_ps(x_scale);
 
@@ -162,10 +162,14 @@ static ALWAYS_INLINE void add_sums(size_t n, const struct work *work, const int3
 static __attribute__((noinline)) void add_uneven(const struct work *work)
 {
     _Alignas(64) float ones[UNIT], sums[UNIT][ROWS];
+    int8_t x[UNIT][SL_FP4_GROUP_COLS];
 
-    for (size_t t = 0; t < UNIT; t++)
+    for (size_t t = 0; t < UNIT; t++) {
         ones[t] = 1.0f;
-    sl_matmul_fp4_avx512vbmi(1, SL_FP4_GROUP_COLS, UNIT, work->w, work->x, ones, sums[0], ROWS);
+        for (size_t half = 0; half < 2; half++)
+            copy_row(x[t] + half * HALF_COLS, work->x[half][t], HALF_COLS);
+    }
+    sl_matmul_fp4_avx512vbmi(1, SL_FP4_GROUP_COLS, UNIT, work->w, x[0], ones, sums[0], ROWS);
     for (size_t t = 0; t < UNIT; t++)
         _mm512_store_ps(work->y[t],
                         _mm512_fmadd_ps(_mm512_load_ps(sums[t]), _mm512_set1_ps(work->factor[t]),
@@ -196,8 +200,7 @@ static ALWAYS_INLINE void add_work(const struct work *work, const int32_t (*sums
             add_work(&last->works[unit][tile], (const int32_t(*)[ROWS])sums[unit][tile]);          \
     } while (0)
 
-#define LOAD_X(to, unit, half)                                                                     \
-    TILE_LOAD(to, next->works[unit][0].x + (half)*HALF_COLS, SL_FP4_GROUP_COLS)
+#define LOAD_X(to, unit, half) TILE_LOAD(to, next->works[unit][0].x[half], HALF_COLS)
 #define LOAD_W(to, tile, half)                                                                     \
     TILE_LOAD(to, next->groups[tile].values + (half) * (WORDS / 2), ROWS * 4)
 
@@ -259,15 +262,20 @@ static __attribute__((noinline)) void advance(const struct batch *last, const st
 static void fill_panel(struct panel *panel, size_t n_groups, size_t cols, size_t n_tokens,
                        const int8_t *x, const float *x_scale)
 {
-    for (size_t t = 0; t < (n_tokens + UNIT - 1) / UNIT * UNIT; t++) {
-        for (size_t g = 0; g < n_groups; g++) {
-            int8_t *to = panel->x[t / UNIT][g][t % UNIT];
+    const size_t n_units = (n_tokens + UNIT - 1) / UNIT;
 
-            if (t < n_tokens)
-                copy_row(to, x + t * cols + g * SL_FP4_GROUP_COLS, SL_FP4_GROUP_COLS);
-            else
-                memset(to, 0, SL_FP4_GROUP_COLS);
-            panel->x_scale[t / UNIT][g][t % UNIT] =
+    for (size_t t = 0; t < n_units * UNIT; t++) {
+        for (size_t g = 0; g < n_groups; g++) {
+            for (size_t half = 0; half < 2; half++) {
+                int8_t *to = panel->x[g * n_units + t / UNIT][half][t % UNIT];
+
+                if (t < n_tokens)
+                    copy_row(to, x + t * cols + g * SL_FP4_GROUP_COLS + half * HALF_COLS,
+                             HALF_COLS);
+                else
+                    memset(to, 0, HALF_COLS);
+            }
+            panel->x_scale[g * n_units + t / UNIT][t % UNIT] =
                 t < n_tokens ? x_scale[t * (cols / SL_FP4_GROUP_COLS) + g] : 0.0f;
         }
     }
@@ -313,6 +321,7 @@ static void add_panel(const struct panel *panel, const struct weights *from, siz
 {
     struct group groups[PAIRS_DECODED][2];
     struct batch batches[2], *last = NULL;
+    const size_t n_units = (n_tokens + UNIT - 1) / UNIT;
     size_t n_batches = 0;
 
     for (size_t pair = 0; pair + 1 < PAIRS_DECODED; pair++)
@@ -329,10 +338,10 @@ static void add_panel(const struct panel *panel, const struct weights *from, siz
             next->n_tiles = from->n_tiles - tile > 1 ? 2 : 1;
             next->n_units = n_tokens - t > UNIT ? 2 : 1;
             for (size_t unit = 0; unit < next->n_units; unit++) {
-                const size_t at = t + unit * UNIT;
+                const size_t at = t + unit * UNIT, place = g * n_units + at / UNIT;
                 for (size_t i = 0; i < next->n_tiles; i++)
-                    set_work(&next->works[unit][i], &both[i], panel->x[at / UNIT][g][0],
-                             panel->x_scale[at / UNIT][g], n_tokens - at, acc[tile + i] + at);
+                    set_work(&next->works[unit][i], &both[i], panel->x[place],
+                             panel->x_scale[place], n_tokens - at, acc[tile + i] + at);
             }
             advance(last, next);
             last = next;
@@ -382,13 +391,14 @@ static __attribute__((noinline)) void fp4_tokens(size_t tile_count, size_t cols,
                                                  const float *x_scale, float *y, size_t y_stride)
 {
     const size_t groups = cols / SL_FP4_GROUP_COLS;
+    const size_t groups_max = PLACES_MAX / ((n_tokens + UNIT - 1) / UNIT);
     struct tile_config config;
     struct panel panel;
 
     configure(&config);
     tiles_begin(&config);
-    for (size_t g = 0; g < groups; g += PANEL_GROUPS) {
-        const size_t n_groups = groups - g < PANEL_GROUPS ? groups - g : PANEL_GROUPS;
+    for (size_t g = 0; g < groups; g += groups_max) {
+        const size_t n_groups = groups - g < groups_max ? groups - g : groups_max;
 
         fill_panel(&panel, n_groups, cols, n_tokens, x + g * SL_FP4_GROUP_COLS, x_scale + g);
         add_panel_tiles(g == 0, &panel, n_groups, tile_count, sl_r16_fp4_tile_bytes(cols), n_tokens,
