@@ -5,6 +5,9 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +28,10 @@
 /* Twice as many descriptors, since the experts' reader opens the files again, stay below the usual
  * limit of 1,024. Pro has 66. */
 #define SHARDS_MAX 480
+
+/* More threads than that hardly open Pro any faster, and a few files need no other thread. */
+#define PARSERS_MAX 3u
+#define SHARDS_PER_THREAD 8u
 
 struct shard {
     char *path;
@@ -305,12 +312,11 @@ static int append_tensors(struct sl_checkpoint *checkpoint, uint32_t shard_index
     return 0;
 }
 
-static int open_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, struct sl_err *err)
+/* Opens a shard and parses its header. */
+static int open_shard(const struct sl_checkpoint *checkpoint, struct shard *shard,
+                      struct sl_safetensors *ret_header, struct sl_err *err)
 {
-    struct shard *shard = &checkpoint->shards[shard_index];
-    struct sl_safetensors header;
     struct stat status;
-    int rc;
 
     shard->fd = sl_file_open(shard->path, err);
     if (shard->fd < 0)
@@ -318,14 +324,50 @@ static int open_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, st
     if (fstat(shard->fd, &status) < 0)
         return sl_err_set(err, -errno, "%s: cannot stat: %s", shard->path, sl_strerror(errno));
     shard->size_bytes = (uint64_t)status.st_size;
-    rc = read_header(shard, checkpoint->may_be_cut, &header, err);
-    if (rc < 0)
-        return rc;
-    rc = append_tensors(checkpoint, shard_index, &header, err);
-    shard->names = header.names;
-    header.names = NULL; /* now the shard's */
-    sl_safetensors_fini(&header);
-    return rc;
+    return read_header(shard, checkpoint->may_be_cut, ret_header, err);
+}
+
+/* ---- All shards ---- */
+
+/* Headers are parsed by a few threads, each the next one that nobody has. */
+struct parsing {
+    struct sl_checkpoint *checkpoint;
+    atomic_uint next;
+    struct parsed {
+        struct sl_safetensors header;
+        int rc;
+        struct sl_err err;
+    } * of; /* (shard_count) each written by one thread, and read when all have ended */
+};
+
+static void *parse_shards(void *context)
+{
+    struct parsing *in = context;
+    uint32_t i;
+
+    while ((i = atomic_fetch_add(&in->next, 1)) < in->checkpoint->shard_count)
+        in->of[i].rc = open_shard(in->checkpoint, &in->checkpoint->shards[i], &in->of[i].header,
+                                  &in->of[i].err);
+    return NULL;
+}
+
+/* This thread does what no other one could be started for. */
+static void parse_together(struct parsing *in)
+{
+    const uint32_t wanted = in->checkpoint->shard_count / SHARDS_PER_THREAD;
+    pthread_t threads[PARSERS_MAX];
+    uint32_t n = 0;
+    sigset_t all, before;
+
+    sigfillset(&all); /* signals are for those who work on */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (n < wanted && n < PARSERS_MAX &&
+           pthread_create(&threads[n], NULL, parse_shards, in) == 0)
+        n++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    parse_shards(in);
+    for (uint32_t i = 0; i < n; i++)
+        pthread_join(threads[i], NULL);
 }
 
 /* ---- The table ---- */
@@ -392,10 +434,12 @@ static int check_line(const struct sl_checkpoint *checkpoint, const char *path,
                       const struct line *line, bool *is_named,
                       const struct sl_checkpoint_tensor **tensor, struct sl_err *err)
 {
+    const size_t length = strnlen(line->tensor, SL_SAFETENSORS_NAME_BYTES_MAX);
     char name[SL_SAFETENSORS_NAME_BYTES_MAX + 1];
     const char *found;
 
-    snprintf(name, sizeof(name), "%s", line->tensor);
+    memcpy(name, line->tensor, length);
+    name[length] = '\0';
     sl_tensor_respell_name(name);
     *tensor = find_after(checkpoint, *tensor, name);
     if (!*tensor)
@@ -431,16 +475,39 @@ static int check_index(struct sl_checkpoint *checkpoint, const char *path,
     return rc;
 }
 
+/* Takes over what a shard's header tells, or its failure. */
+static int take_shard(struct sl_checkpoint *checkpoint, uint32_t shard_index, struct parsed *parsed,
+                      struct sl_err *err)
+{
+    int rc = parsed->rc;
+
+    if (rc < 0 && err)
+        *err = parsed->err;
+    if (rc == 0 && (rc = append_tensors(checkpoint, shard_index, &parsed->header, err)) == 0) {
+        checkpoint->shards[shard_index].names = parsed->header.names;
+        parsed->header.names = NULL; /* now the shard's */
+    }
+    return rc < 0 ? pass_over(checkpoint, shard_index, rc, err) : 0;
+}
+
 /* Does all that is left to do once the list of files is known. */
 static int open_shards(struct sl_checkpoint *checkpoint, struct sl_err *err)
 {
+    struct parsing parsing = {.checkpoint = checkpoint};
     int rc = sort_shards(checkpoint, err);
 
-    for (uint32_t i = 0; rc == 0 && i < checkpoint->shard_count; i++) {
-        rc = open_shard(checkpoint, i, err);
-        if (rc < 0)
-            rc = pass_over(checkpoint, i, rc, err);
+    if (rc < 0)
+        return rc;
+    parsing.of = calloc(checkpoint->shard_count, sizeof(*parsing.of));
+    if (!parsing.of)
+        return no_memory(checkpoint, err);
+    parse_together(&parsing);
+    for (uint32_t i = 0; i < checkpoint->shard_count; i++) {
+        if (rc == 0)
+            rc = take_shard(checkpoint, i, &parsing.of[i], err);
+        sl_safetensors_fini(&parsing.of[i].header);
     }
+    free(parsing.of);
     return rc == 0 ? sort_tensors(checkpoint, err) : rc;
 }
 
