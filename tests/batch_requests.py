@@ -520,10 +520,17 @@ def commands():
         assert results.read() == command("results", batch_id)[0]
     assert len(lines_of(command("results", batch_id)[0])) == 5
     assert command("results", batch_id, "--errors")[0] == ""
+    bad_body = dict(item(5), body={"max_tokens": "many"})
     with open(path, "a") as out:
-        out.write("{\n")
+        out.write(json.dumps(bad_body) + "\n")
     out, err = command("submit", path, status=1)
     assert "line 6" in out and path in err, (out, err)
+    with open(path, "a") as out:
+        out.write("{\n")
+    known = command("status")[0]
+    out, err = command("submit", path, status=1)
+    assert out == "" and path in err and "line 7" in err, (out, err)
+    assert command("status")[0].count("\n") == known.count("\n")
     slow = create(upload_lines([item(i, 1500) for i in range(30)]))
     assert "its results come" in command("results", slow, status=1)[1]
     assert slow in command("cancel", slow)[0]

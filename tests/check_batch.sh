@@ -50,6 +50,7 @@ make_refuses() {
     printf 'caf\351\n' >latin && ! batch make --ask Why latin >made && says 'latin: is no UTF-8' &&
         ! batch make --ask Why docs/1.txt docs/1.txt >made && says 'named twice' &&
         ! batch make --ask Why nowhere >made && says 'nowhere: No such file' &&
+        ! batch make --ask Why docs latin >made && says 'latin: is no UTF-8' && [ ! -s made ] &&
         ! batch make docs >made && says '--ask is needed'
 }
 check "make refuses what is no text, or not there" make_refuses

@@ -248,6 +248,12 @@ assert night["shared_tokens"] == checked["prompt_tokens"] - checked["computed_to
     (night, checked)' "$scratch/plan" "$scratch/checked"
 }
 check "a plan of a batch's input" plan_an_input
+plan_refuses_an_input() {
+    echo '{}' >"$scratch/in.jsonl" &&
+        ! "$sluice" plan "$model" --ssd 1G --dram 10G --batch "$scratch/in.jsonl" >"$scratch/plan" 2>"$scratch/faults" &&
+        [ ! -s "$scratch/plan" ] && grep -q 'in.jsonl: 1 of 1 lines are faulty' "$scratch/faults"
+}
+check "a faulty input is told before any plan" plan_refuses_an_input
 check "a plan whose dense weights stream says so" bash -c "
     '$sluice' plan v4-pro --ram 64G --ssd 1G --dram 10G --dense stream | grep -q '0 of 61 layers stay'"
 check "a plan for KV caches of a size" bash -c "

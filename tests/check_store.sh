@@ -126,6 +126,10 @@ for name in ${CONFIGS:-tiny-flash tiny-pro}; do
     rm -rf "$scratch/again"
 done
 
+refused "a store in the folder that is packed" "sub: is in the folder that is packed" pack "$checkpoint" "$checkpoint/sub"
+refused "a stripe there" "sub: is in the folder that is packed" pack "$checkpoint" "$scratch/apart" --stripe "$checkpoint/sub"
+check "and no folder is left behind" eval "! ls -d '$checkpoint/sub' '$scratch/apart' 2>/dev/null"
+
 # From here on with the last of them.
 if [ -n "${STORE_DRIVES:-}" ]; then
     drive "$scratch/drive-2" 200M
@@ -136,7 +140,7 @@ if [ -n "${STORE_DRIVES:-}" ]; then
         --stripe "$scratch/drive-2" --stripe "$scratch/drive-2/part"
     refused "no folder to make a stripe's in" 'none/part: cannot make the folder' pack "$checkpoint" "$scratch/striped" \
         --stripe "$scratch/drive-2/none/part"
-    rmdir "$scratch/striped"
+    check "refused folders are not left behind" test ! -e "$scratch/striped"
     check "a stripe's folder is made" "$sluice" pack "$checkpoint" "$scratch/striped" --stripe "$scratch/drive-2/made"
     check "and what is there is sound" "$sluice" verify "$scratch/striped"
     rm -r "$scratch/striped" "$scratch/drive-2/made"

@@ -282,6 +282,30 @@ static void find_endpoint(const char *path, json_t *create)
         fclose(in);
 }
 
+/* An sl_json_line_fn: looks at what needs no model to be told, and would make the batch fail. */
+static int check_line(void *context, const json_t *value, struct sl_err *err)
+{
+    static const char *const strings[] = {"custom_id", "method", "url"};
+
+    (void)context;
+    for (size_t i = 0; i < SL_ARRAY_LEN(strings); i++)
+        if (!json_is_string(json_object_get(value, strings[i])))
+            return sl_err_set(err, -SL_EFORMAT, "no item of a batch: \"%s\" is no string",
+                              strings[i]);
+    if (!json_is_object(json_object_get(value, "body")))
+        return sl_err_set(err, -SL_EFORMAT, "no item of a batch: \"body\" is no object");
+    return 0;
+}
+
+/* Looks at a file before it is sent, so that one of another kind leaves no batch that has failed
+ * behind. */
+static int check_file(struct command *command, struct sl_err *err)
+{
+    return json_is_true(json_object_get(command->create, "skip_bad"))
+               ? 0
+               : sl_json_lines_each(command->argument, check_line, NULL, err);
+}
+
 static int upload(struct command *command, struct sl_err *err)
 {
     const struct sl_daemon_request request = {.method = "POST",
@@ -328,8 +352,10 @@ static int wait_until_valid(struct command *command, json_t **batch, struct sl_e
 static int submit(struct command *command, struct sl_err *err)
 {
     json_t *batch = NULL;
-    int rc = upload(command, err);
+    int rc = check_file(command, err);
 
+    if (rc == 0)
+        rc = upload(command, err);
     if (rc == 0 && !json_object_get(command->create, "endpoint"))
         find_endpoint(command->argument, command->create);
     if (rc == 0)

@@ -39,6 +39,7 @@ struct command {
 
     char *ask_texts[ASKS_MAX], *system_text;
     uint32_t n_items;
+    FILE *lines; /* that are made: a file without a name */
 };
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
@@ -162,6 +163,11 @@ static json_t *id_of(const struct command *command, const char *path, uint32_t a
     return command->n_asks == 1 ? json_string(path) : json_sprintf("%s#%u", path, ask_index + 1);
 }
 
+static int lines_failed(struct sl_err *err)
+{
+    return sl_err_set(err, -EIO, "a temporary file for the lines: %s", sl_strerror(errno));
+}
+
 /* The document comes first and the question last, so that all questions share the document. */
 static int print_item(struct command *command, const char *path, const char *document,
                       uint32_t ask_index, struct sl_err *err)
@@ -190,8 +196,11 @@ static int print_item(struct command *command, const char *path, const char *doc
         return sl_err_set(err, id ? -ENOMEM : -SL_EFORMAT, "%s: %s", path,
                           id ? "out of memory" : "its name is no UTF-8");
     }
-    fwrite(line.data, 1, line.length, stdout);
-    putchar('\n');
+    sl_bytes_add_text(&line, "\n");
+    if (line.out_of_memory || fwrite(line.data, 1, line.length, command->lines) < line.length) {
+        sl_bytes_fini(&line);
+        return lines_failed(err);
+    }
     sl_bytes_fini(&line);
     command->n_items++;
     return 0;
@@ -279,10 +288,27 @@ static int check_twice(const struct command *command, struct sl_err *err)
     return rc;
 }
 
+/* Prints the lines when all of them are there, so that a document that cannot be read leaves no
+ * part of a batch. */
+static int print_lines(FILE *lines, struct sl_err *err)
+{
+    char part[4096];
+    size_t n;
+
+    if (fflush(lines) != 0)
+        return lines_failed(err);
+    rewind(lines);
+    while ((n = fread(part, 1, sizeof(part), lines)) > 0)
+        fwrite(part, 1, n, stdout);
+    return ferror(lines) ? lines_failed(err) : 0;
+}
+
 static int make(struct command *command, struct sl_err *err)
 {
     int rc = check_twice(command, err);
 
+    if (rc == 0 && !(command->lines = tmpfile()))
+        rc = lines_failed(err);
     for (uint32_t i = 0; rc == 0 && i < command->n_asks; i++)
         rc = text_or_file(command->asks[i], &command->ask_texts[i], err);
     if (rc == 0 && command->system)
@@ -291,7 +317,7 @@ static int make(struct command *command, struct sl_err *err)
         rc = print_all(command, command->documents[i], err);
     if (rc == 0 && command->n_items == 0)
         rc = sl_err_set(err, -ENOENT, "there is no file in what was named");
-    return rc;
+    return rc == 0 ? print_lines(command->lines, err) : rc;
 }
 
 int sl_batch_make(int argc, char **argv)
@@ -323,5 +349,7 @@ int sl_batch_make(int argc, char **argv)
     for (uint32_t i = 0; i < ASKS_MAX; i++)
         free(command.ask_texts[i]);
     free(command.system_text);
+    if (command.lines)
+        fclose(command.lines);
     return sl_command_status(rc, &err);
 }

@@ -3,8 +3,11 @@
 
 #include <argp.h>
 #include <errno.h>
+#include <libgen.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/base/json.h"
@@ -217,12 +220,41 @@ static void print_json(const struct arguments *arguments, const struct figures *
 /* ---- the work ----------------------------------------------------------------------------------
  */
 
+/* A store in its source's folder would be packed along with it, and be freed with it. */
+static int check_apart(const char *source, const char *folder, struct sl_err *err)
+{
+    char *source_path = realpath(source, NULL), *path = strdup(folder), *parent = NULL;
+    const size_t length = source_path ? strlen(source_path) : 0;
+    bool inside;
+
+    if (path) /* the folder may not be there yet, but what it is made in must be */
+        parent = realpath(access(folder, F_OK) == 0 ? folder : dirname(path), NULL);
+    inside = source_path && parent && strncmp(parent, source_path, length) == 0 &&
+             (parent[length] == '/' || parent[length] == '\0');
+    free(parent);
+    free(path);
+    free(source_path);
+    return inside
+               ? sl_err_set(err, -EINVAL, "%s: is in the folder that is packed, %s", folder, source)
+               : 0;
+}
+
+static int check_folders(const struct arguments *arguments, struct sl_err *err)
+{
+    int rc = check_apart(arguments->checkpoint, arguments->store, err);
+
+    for (uint32_t i = 0; rc == 0 && i < arguments->n_stripes; i++)
+        rc = check_apart(arguments->checkpoint, arguments->stripe_folders[i], err);
+    return rc;
+}
+
 /* Measures the drives of all folders. The folders are made before, since a folder's drive is known
- * only once it is there. */
+ * only once it is there; those that were made for drives that are refused go again. */
 static int measure_drives(const struct arguments *arguments, uint64_t weights[1 + SL_STRIPES_MAX],
                           struct sl_err *err)
 {
     const char *folders[1 + SL_STRIPES_MAX] = {arguments->store};
+    bool is_new[1 + SL_STRIPES_MAX];
     char text[SL_SIZE_TEXT_BYTES];
     int rc = 0;
 
@@ -231,17 +263,23 @@ static int measure_drives(const struct arguments *arguments, uint64_t weights[1 
         return 0; /* nothing to share out, or that was done when the store was begun */
     for (uint32_t i = 0; i < arguments->n_stripes; i++)
         folders[1 + i] = arguments->stripe_folders[i];
-    for (uint32_t i = 0; i <= arguments->n_stripes; i++) {
+    for (uint32_t i = 0; i <= arguments->n_stripes; i++)
+        is_new[i] = access(folders[i], F_OK) != 0;
+    for (uint32_t i = 0; rc == 0 && i <= arguments->n_stripes; i++) {
         rc = sl_file_writer()->ops->make_folder(sl_file_writer(), folders[i]);
         if (rc < 0)
-            return sl_write_error(err, rc, folders[i], "make the folder");
+            sl_write_error(err, rc, folders[i], "make the folder");
     }
-    rc = sl_drives_check(folders, 1 + arguments->n_stripes, err);
+    if (rc == 0)
+        rc = sl_drives_check(folders, 1 + arguments->n_stripes, err);
     for (uint32_t i = 0; i <= arguments->n_stripes && rc == 0; i++) {
         rc = sl_drive_speed(folders[i], sl_io_threads_open, &weights[i], err);
         if (rc == 0 && !arguments->json)
             printf("%s reads %s/s\n", folders[i], sl_size_format(weights[i], text));
     }
+    for (uint32_t i = 0; rc < 0 && i <= arguments->n_stripes; i++)
+        if (is_new[i])
+            rmdir(folders[i]);
     return rc;
 }
 
@@ -335,6 +373,8 @@ int sl_cmd_pack(int argc, char **argv)
     if (rc == 0 && arguments.consume && source.store)
         rc = sl_err_set(&err, -SL_EFORMAT, "%s: a store; --consume takes a checkpoint",
                         arguments.checkpoint);
+    if (rc == 0)
+        rc = check_folders(&arguments, &err);
     if (rc == 0) {
         print_notes(&source);
         rc = pack(&source, &arguments, &err);

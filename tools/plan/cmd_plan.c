@@ -51,6 +51,7 @@ struct command {
     uint32_t n_documents, n_prompt_tokens, n_answer_tokens;
     const char *batch, *until;
     int until_second;
+    struct sl_night_document *documents; /* (n_documents) */
 
     struct sl_config config;
     struct sl_dense_cost dense;
@@ -518,9 +519,23 @@ static int plan_prefill(const struct command *command, struct sl_err *err)
     return 0;
 }
 
+/* Lists the batch's documents before anything is printed, so that a faulty file is all that is
+ * told. */
+static int list_documents(struct command *command, struct sl_err *err)
+{
+    const struct sl_night_document alike = {.n_prompt = command->n_prompt_tokens,
+                                            .n_answer = command->n_answer_tokens};
+
+    if (command->batch)
+        return sl_plan_read_batch(command->model, command->batch, command->n_answer_tokens,
+                                  &command->documents, &command->n_documents, err);
+    return command->n_documents > 0
+               ? sl_plan_make_batch(command->n_documents, alike, &command->documents, err)
+               : 0;
+}
+
 static int plan_night(const struct command *command, struct sl_err *err)
 {
-    struct sl_night_document *documents;
     struct sl_plan_night night = {
         .config = &command->config,
         .dense = &command->dense,
@@ -529,28 +544,15 @@ static int plan_night(const struct command *command, struct sl_err *err)
         .kv_disk_bytes = command->kv_disk_bytes,
         .even = command->even,
         .json = command->json,
+        .documents = command->documents,
         .n_documents = command->n_documents,
         .until = command->until,
     };
     const time_t now = time(NULL);
-    int rc;
 
     if (command->until)
         night.until_ns = 1e9 * difftime(sl_next_time_of_day(command->until_second, now), now);
-    if (command->batch)
-        rc = sl_plan_read_batch(command->model, command->batch, command->n_answer_tokens,
-                                &documents, &night.n_documents, err);
-    else
-        rc = sl_plan_make_batch(command->n_documents,
-                                (struct sl_night_document){.n_prompt = command->n_prompt_tokens,
-                                                           .n_answer = command->n_answer_tokens},
-                                &documents, err);
-    if (rc < 0)
-        return rc;
-    night.documents = documents;
-    rc = sl_plan_night_print(&night, err);
-    free(documents);
-    return rc;
+    return sl_plan_night_print(&night, err);
 }
 
 /* A folder may have tensors, which know the experts' dtype better than config.json. */
@@ -583,7 +585,7 @@ static int run(struct command *command, struct sl_err *err)
         command->context_tokens = command->config.max_position_embeddings < longest
                                       ? command->config.max_position_embeddings
                                       : longest;
-    if ((rc = read_trace(command, err)) < 0 ||
+    if ((rc = list_documents(command, err)) < 0 || (rc = read_trace(command, err)) < 0 ||
         (rc = sl_plan_dense(&command->config, command->with_draft ? &command->draft : NULL,
                             &command->dense, &command->dense_sizes, err)) < 0 ||
         (rc = find_speeds(command, err)) < 0)
@@ -594,7 +596,7 @@ static int run(struct command *command, struct sl_err *err)
         rc = plan_decode(command, sequences[i], err);
     if (rc >= 0)
         rc = plan_prefill(command, err);
-    return rc == 0 && (command->batch || command->n_documents > 0) ? plan_night(command, err) : rc;
+    return rc == 0 && command->documents ? plan_night(command, err) : rc;
 }
 
 int sl_cmd_plan(int argc, char **argv)
@@ -654,5 +656,6 @@ int sl_cmd_plan(int argc, char **argv)
     sl_command_parse(&argp, argc, argv, &command);
     rc = run(&command, &err);
     sl_trace_fini(&command.replayed);
+    free(command.documents);
     return sl_command_status(rc, &err);
 }
