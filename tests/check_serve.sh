@@ -47,7 +47,7 @@ port=$("$python" -c 'import socket
 s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 echo "a key of its own" >"$scratch/key"
 serve --draft 2 --listen "127.0.0.1:$port" --api-key-file "$scratch/key" --context 4096 --max-body 2M \
-    --body-time 2 --parallel 16
+    --body-time 2 --parallel 16 --grace 60
 timeout 240 "$python" tests/serve_requests.py "$socket" "$sluice" tests/small "$port" \
     "a key of its own" >"$scratch/tests" 2>&1 || echo "not ok the script: $(tail -n 1 "$scratch/tests")" >>"$scratch/tests"
 while read -r line; do
@@ -76,12 +76,13 @@ ends_well() {
 }
 try "SIGTERM lets a stream end, and leaves no socket" ends_well
 
-# Whom the grace cuts off is told so, also one who has not read yet what came before.
+# Whom the grace cuts off is told so, also one who has not read yet what came before. Of so many texts
+# some do not end by themselves before.
 cuts_off() {
     local client
 
     serve --context 4096 --grace 1 &&
-        begin_stream '"prompt": "She said", "max_tokens": 3900, "logprobs": 20' --limit-rate 400K ||
+        begin_stream '"prompt": "She said", "max_tokens": 3900, "logprobs": 20, "n": 16' --limit-rate 400K ||
         return
     kill "$daemon"
     wait "$client" && grep -q 'shutting down' "$scratch/stream" && wait "$daemon"

@@ -287,13 +287,14 @@ def clients_that_leave():
 
 
 def readers_that_sleep():
-    """One reads nothing of a long answer: it is left out of the steps, and others go on."""
+    """One reads nothing of long answers, which do not all end by themselves: they are left out of the
+    steps, and others go on."""
     before = serving()["new_tokens"]
     sleeper = socket.socket(socket.AF_UNIX)
     sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sleeper.connect(SOCKET)
     body = json.dumps({"prompt": PROMPT, "max_tokens": 4000, "stream": True, "logprobs": 20,
-                       "seed": 9}).encode()
+                       "seed": 9, "n": 8}).encode()
     sleeper.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
                     % len(body) + body)
     wait_until(lambda: serving()["new_tokens"] > before)
@@ -303,7 +304,7 @@ def readers_that_sleep():
         if made != last:
             last, since = made, time.monotonic()
         time.sleep(0.05)
-    assert serving()["texts_running"] == 1
+    assert serving()["texts_running"] >= 1
     assert complete(PROMPT, 1)["choices"]
     sleeper.settimeout(30)
     n = 0
