@@ -82,7 +82,7 @@ cuts_off() {
     local client
 
     serve --context 4096 --grace 1 &&
-        begin_stream '"prompt": "She said", "max_tokens": 3900, "logprobs": 20, "n": 16' --limit-rate 400K ||
+        begin_stream '"prompt": "She said", "max_tokens": 3900, "logprobs": 20, "n": 16' --limit-rate 800K ||
         return
     kill "$daemon"
     wait "$client" && grep -q 'shutting down' "$scratch/stream" && wait "$daemon"
