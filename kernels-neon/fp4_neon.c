@@ -78,7 +78,7 @@ static ALWAYS_INLINE void half_scales(uint8x16_t bytes, float32x4_t half[VECTORS
         half[v] = vmulq_n_f32(vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(fours[v]), 23)), 0.5f);
 }
 
-static void read_scales(const uint8_t *group, struct scales *scales)
+static ALWAYS_INLINE void read_scales(bool with_levels, const uint8_t *group, struct scales *scales)
 {
     uint8x16_t bytes[BLOCKS], least, most;
 
@@ -86,7 +86,7 @@ static void read_scales(const uint8_t *group, struct scales *scales)
         bytes[b] = vld1q_u8(group + b * ROWS);
     least = vminq_u8(vminq_u8(bytes[0], bytes[1]), vminq_u8(bytes[2], bytes[3]));
     most = vmaxq_u8(vmaxq_u8(bytes[0], bytes[1]), vmaxq_u8(bytes[2], bytes[3]));
-    scales->even = HAS_LEVELS && vmaxvq_u8(vsubq_u8(most, least)) <= LEVELS_MAX;
+    scales->even = with_levels && vmaxvq_u8(vsubq_u8(most, least)) <= LEVELS_MAX;
     for (size_t b = 0; b < BLOCKS; b++)
         scales->levels[b] = scales->even ? vshlq_n_u8(vsubq_u8(bytes[b], least), 4) : vdupq_n_u8(0);
     if (scales->even)
@@ -103,58 +103,65 @@ static const int8_t level_values[64] = {
     0, 8, 16, 24, 32, 48, 64, 96, 0, -8, -16, -24, -32, -48, -64, -96,
 };
 
-/* Four rows of a group, from row 4 * vector on. */
-static void expand_rows(const uint8_t *group, const struct scales *scales, size_t vector,
-                        int8x16_t w[BLOCKS * WORDS])
+/* Four rows of block b of a group, from row 4 * vector on. */
+static ALWAYS_INLINE void expand_block(bool with_levels, const uint8_t *group,
+                                       const struct scales *scales, size_t vector, size_t b,
+                                       int8x16_t w[WORDS])
 {
     const int8x16x4_t table = vld1q_s8_x4(level_values);
-    const uint8_t first = (uint8_t)(vector * VECTOR_ROWS);
-    const uint8x16_t rows = {first,     first,     first,     first,     first + 1, first + 1,
-                             first + 1, first + 1, first + 2, first + 2, first + 2, first + 2,
-                             first + 3, first + 3, first + 3, first + 3};
-    const uint8_t *codes = group + BLOCKS * ROWS + vector * 16;
+    const uint8x16_t four_each = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    const uint8x16_t rows = vaddq_u8(four_each, vdupq_n_u8((uint8_t)(vector * VECTOR_ROWS)));
+    const uint8x16_t level = vqtbl1q_u8(scales->levels[b], rows);
+    const uint8_t *codes = group + BLOCKS * ROWS + b * (WORDS / 2 * 64) + vector * 16;
 
-    for (size_t b = 0; b < BLOCKS; b++) {
-        const uint8x16_t level = vqtbl1q_u8(scales->levels[b], rows);
+    for (size_t quad = 0; quad < WORDS / 2; quad++, codes += 64) {
+        const uint8x16_t both = vld1q_u8(codes);
+        const uint8x16_t even = vandq_u8(both, vdupq_n_u8(15)), odd = vshrq_n_u8(both, 4);
 
-        for (size_t quad = 0; quad < WORDS / 2; quad++, codes += 64, w += 2) {
-            uint8x16_t both = vld1q_u8(codes);
-
-            w[0] = vqtbl4q_s8(table, vorrq_u8(vandq_u8(both, vdupq_n_u8(15)), level));
-            w[1] = vqtbl4q_s8(table, vorrq_u8(vshrq_n_u8(both, 4), level));
-        }
+        w[2 * quad] =
+            with_levels ? vqtbl4q_s8(table, vorrq_u8(even, level)) : vqtbl1q_s8(table.val[0], even);
+        w[2 * quad + 1] =
+            with_levels ? vqtbl4q_s8(table, vorrq_u8(odd, level)) : vqtbl1q_s8(table.val[0], odd);
     }
 }
 
+/* The weights of four rows of a group: in w, or, if that is NULL, still to be expanded, without
+ * levels. */
+struct rows {
+    const int8x16_t *w; /* (BLOCKS * WORDS) */
+    const uint8_t *group;
+    const struct scales *scales;
+    size_t vector;
+};
+
 /* Four rows of a group, for n tokens (1 to 4) at a time. x (n, 128); x_scale (n) at scale_stride;
  * acc (n, 16). */
-static ALWAYS_INLINE void add_rows(size_t n, const int8x16_t w[BLOCKS * WORDS],
-                                   const struct scales *scales, size_t vector, const int8_t *x,
+static ALWAYS_INLINE void add_rows(size_t n, struct rows rows, const int8_t *x,
                                    const float *x_scale, size_t scale_stride, float *acc)
 {
+    const bool even = rows.scales->even;
     float32x4_t sum[TOKENS_AT_ONCE];
+    int32x4_t dot[TOKENS_AT_ONCE];
 
-    if (scales->even) {
-        int32x4_t dot[TOKENS_AT_ONCE];
+    for (size_t t = 0; t < n; t++) {
+        sum[t] = vdupq_n_f32(0);
+        dot[t] = vdupq_n_s32(0);
+    }
+#pragma GCC unroll 4
+    for (size_t b = 0; b < BLOCKS; b++) {
+        int8x16_t w[WORDS];
 
+        if (!rows.w)
+            expand_block(false, rows.group, rows.scales, rows.vector, b, w);
         for (size_t t = 0; t < n; t++)
+            dot[t] = add_dot(dot[t], rows.w ? rows.w + b * WORDS : w,
+                             x + t * SL_FP4_GROUP_COLS + b * SL_FP4_BLOCK_COLS);
+        if (even && b + 1 < BLOCKS)
+            continue;
+        for (size_t t = 0; t < n; t++) {
+            sum[t] = vfmaq_f32(sum[t], vcvtq_f32_s32(dot[t]),
+                               rows.scales->half[even ? 0 : b][rows.vector]);
             dot[t] = vdupq_n_s32(0);
-        for (size_t b = 0; b < BLOCKS; b++)
-            for (size_t t = 0; t < n; t++)
-                dot[t] = add_dot(dot[t], w + b * WORDS,
-                                 x + t * SL_FP4_GROUP_COLS + b * SL_FP4_BLOCK_COLS);
-        for (size_t t = 0; t < n; t++)
-            sum[t] = vmulq_f32(vcvtq_f32_s32(dot[t]), scales->half[0][vector]);
-    } else {
-        for (size_t t = 0; t < n; t++)
-            sum[t] = vdupq_n_f32(0);
-        for (size_t b = 0; b < BLOCKS; b++) {
-            for (size_t t = 0; t < n; t++) {
-                int32x4_t dot = add_dot(vdupq_n_s32(0), w + b * WORDS,
-                                        x + t * SL_FP4_GROUP_COLS + b * SL_FP4_BLOCK_COLS);
-
-                sum[t] = vfmaq_f32(sum[t], vcvtq_f32_s32(dot), scales->half[b][vector]);
-            }
         }
     }
     for (size_t t = 0; t < n; t++)
@@ -169,18 +176,26 @@ static ALWAYS_INLINE void add_group(size_t n_tokens, const uint8_t *group, const
 {
     struct scales scales;
 
-    read_scales(group, &scales);
-    for (size_t v = 0; v < VECTORS; v++) {
+    /* For one token taking levels costs more than it saves. */
+    read_scales(HAS_LEVELS && n_tokens > 1, group, &scales);
+    for (size_t v = 0; v < VECTORS; v++, acc += VECTOR_ROWS) {
+        struct rows rows = {NULL, group, &scales, v};
         int8x16_t w[BLOCKS * WORDS];
         size_t t = 0;
 
-        expand_rows(group, &scales, v, w);
+        if (n_tokens == 1) { /* from the decoder into the products */
+            add_rows(1, rows, x, x_scale, scale_stride, acc);
+            continue;
+        }
+        for (size_t b = 0; b < BLOCKS; b++)
+            expand_block(HAS_LEVELS, group, &scales, v, b, w + b * WORDS);
+        rows.w = w;
         for (; t + TOKENS_AT_ONCE <= n_tokens; t += TOKENS_AT_ONCE)
-            add_rows(TOKENS_AT_ONCE, w, &scales, v, x + t * SL_FP4_GROUP_COLS,
-                     x_scale + t * scale_stride, scale_stride, acc + t * ROWS + v * VECTOR_ROWS);
+            add_rows(TOKENS_AT_ONCE, rows, x + t * SL_FP4_GROUP_COLS, x_scale + t * scale_stride,
+                     scale_stride, acc + t * ROWS);
         for (; t < n_tokens; t++)
-            add_rows(1, w, &scales, v, x + t * SL_FP4_GROUP_COLS, x_scale + t * scale_stride,
-                     scale_stride, acc + t * ROWS + v * VECTOR_ROWS);
+            add_rows(1, rows, x + t * SL_FP4_GROUP_COLS, x_scale + t * scale_stride, scale_stride,
+                     acc + t * ROWS);
     }
 }
 

@@ -24,9 +24,11 @@
  * one fused multiply-add. sum(g) = sum over the group's four blocks b of 32 columns, ascending,
  * from zero, of scale_w[r][b] * dot(b), where dot is an exact integer; these products are exact
  * too, so each addition rounds once. Where a row's four scales are within 2^6 of each other no
- * addition rounds at all: the sum is an integer below 2^24 times the least of them. w: FP4 tiles of
- * at most 65,536 columns. x (token_count, cols): int8 as quantise_int8() lays them out; x_scale
- * (token_count, cols / 128). y (token_count, tile_count * 16) at y_stride. */
+ * addition rounds at all: the sum is an integer below 2^24 times the least of them.
+ *
+ * w: FP4 tiles of at most 65,536 columns. x (token_count, cols): int8 as quantise_int8() lays them
+ * out; x_scale (token_count, cols / 128), below 2^60, so that weights' scales may be multiplied
+ * with it first. y (token_count, tile_count * 16) at y_stride. */
 typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count,
                               const uint8_t *restrict w, const int8_t *restrict x,
                               const float *restrict x_scale, float *restrict y, size_t y_stride);
