@@ -1,13 +1,14 @@
 /* Linears with AMX: FP8 and BF16 weights as BF16 tiles. The instruction's order of summation is the
  * block order of core/kernels/kernels.h; a block is one product of tiles.
  *
- * Up to 256 tokens at a time, a chunk of columns at a time: its activations are brought together as
- * tiles, and then the weights of two R16 tiles after the other, decoded where they are FP8, meet
- * all of them, two tiles of tokens at a time: each tile that is loaded serves two products. Sums of
- * all tokens and of as many rows as there is room for wait in a buffer until all columns are in:
- * the outputs' rows may lie a power of two apart. Multiplying is so fast that reading decides:
- * weights are read once for 256 tokens and activations once for all rows that have room, and the
- * weights that come next are asked for in between. */
+ * Up to 256 tokens at a time, a chunk of columns at a time: the weights of two R16 tiles after the
+ * other, decoded where they are FP8, meet the activations of all tokens, two tiles of tokens at a
+ * time: each tile that is loaded serves two products. Decoded weights stay in the first-level cache
+ * and the chunk's activations in the second-level one, out of which they are loaded past the first.
+ * Sums of all tokens and of as many rows as there is room for wait in a buffer until all columns
+ * are in: the outputs' rows may lie a power of two apart. Multiplying is so fast that reading
+ * decides: weights are read once for 256 tokens and activations once for all rows that have room,
+ * and what comes next of both is asked for in between. */
 #include "kernels-avx512/amx.h"
 
 #include <stdbool.h>
@@ -25,8 +26,8 @@
 
 #define TOKENS_MAX 256u
 #define CHUNK_COLS 256u
-#define CHUNK_TILES (CHUNK_COLS / TILE_COLS)
-#define BLOCK_STEPS (SL_FP8_BLOCK / TILE_COLS) /* products of a block of columns with one scale */
+#define CHUNK_STEPS (CHUNK_COLS / TILE_COLS)   /* of products */
+#define BLOCK_STEPS (SL_FP8_BLOCK / TILE_COLS) /* of a block of columns with one scale */
 #define SUM_TILES 512u                         /* of 16 rows and 16 tokens */
 
 enum weights { FP8, BF16 };
@@ -41,13 +42,6 @@ struct matrix {
     const float *scale; /* of the whole matrix */
 };
 
-/* Weights to ask for meanwhile: so much of each of two runs of weights with every product's step.
- */
-struct ahead {
-    const uint8_t *at[2];
-    size_t step_bytes;
-};
-
 static ALWAYS_INLINE size_t bytes_of_cols(const struct matrix *m, size_t cols)
 {
     return m->kind == FP8 ? sl_r16_fp8_tile_bytes(cols) : sl_r16_bf16_tile_bytes(cols);
@@ -57,16 +51,6 @@ static ALWAYS_INLINE size_t bytes_of_cols(const struct matrix *m, size_t cols)
 static ALWAYS_INLINE const float *scale_of(const struct matrix *m, size_t tile, size_t c)
 {
     return m->scale + ((m->first_tile + tile) / SL_FP8_BLOCK_TILES * m->cols + c) / SL_FP8_BLOCK;
-}
-
-static ALWAYS_INLINE void ask_for_more(struct ahead *ahead)
-{
-    for (size_t i = 0; i < ahead->step_bytes; i += 64) {
-        _mm_prefetch((const char *)ahead->at[0] + i, _MM_HINT_T1);
-        _mm_prefetch((const char *)ahead->at[1] + i, _MM_HINT_T1);
-    }
-    ahead->at[0] += ahead->step_bytes;
-    ahead->at[1] += ahead->step_bytes;
 }
 
 static struct tile_config whole_tiles(void)
@@ -80,62 +64,6 @@ static struct tile_config whole_tiles(void)
     return config;
 }
 
-/* Adds the products of n_steps tiles of one or two tiles' tokens (x, x_stride apart) and one or two
- * R16 tiles (w) to tiles 0 to 3. */
-static ALWAYS_INLINE void multiply(bool two_x, bool two_w, size_t n_steps, const uint8_t *x,
-                                   size_t x_stride, const uint8_t *w[2], struct ahead *ahead)
-{
-    for (size_t i = 0; i < n_steps; i++) {
-        TILE_LOAD(4, x + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_LOAD(6, w[0] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-        TILE_DOT_BF16(0, 4, 6);
-        if (two_w) {
-            TILE_LOAD(7, w[1] + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-            TILE_DOT_BF16(1, 4, 7);
-        }
-        if (two_x) {
-            TILE_LOAD(5, x + x_stride + i * TILE_BYTES, TILE_ROW_BYTES_MAX);
-            TILE_DOT_BF16(2, 5, 6);
-            if (two_w)
-                TILE_DOT_BF16(3, 5, 7);
-        }
-        ask_for_more(ahead);
-    }
-}
-
-/* Sums of two tiles of tokens and two R16 tiles: (2, 2, 16, 16). */
-#define SUMS 256u
-
-static ALWAYS_INLINE void clear_sums(void)
-{
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-}
-
-static ALWAYS_INLINE void load_sums(bool two_x, bool two_w, const float *sums)
-{
-    TILE_LOAD(0, sums, TILE_ROW_BYTES_MAX);
-    if (two_w)
-        TILE_LOAD(1, sums + SUMS, TILE_ROW_BYTES_MAX);
-    if (two_x)
-        TILE_LOAD(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
-    if (two_x && two_w)
-        TILE_LOAD(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
-}
-
-static ALWAYS_INLINE void store_sums(bool two_x, bool two_w, float *sums)
-{
-    TILE_STORE(0, sums, TILE_ROW_BYTES_MAX);
-    if (two_w)
-        TILE_STORE(1, sums + SUMS, TILE_ROW_BYTES_MAX);
-    if (two_x)
-        TILE_STORE(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
-    if (two_x && two_w)
-        TILE_STORE(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
-}
-
 /* Where fp8_decode() finds two pairs of columns of 16 rows: as they lie. */
 static ALWAYS_INLINE __m512i pair_order(void)
 {
@@ -145,11 +73,10 @@ static ALWAYS_INLINE __m512i pair_order(void)
                            39, 38, 37, 36, 35, 34, 33, 32, 7, 6, 5, 4, 3, 2, 1, 0);
 }
 
-/* n_cols columns of an R16 tile. */
-static ALWAYS_INLINE void decode_cols(struct fp8_decoder decoder, size_t n_cols,
-                                      const uint8_t *codes, uint8_t *to)
+/* The 32 columns of a product, of an R16 tile. */
+static ALWAYS_INLINE void decode_cols(struct fp8_decoder decoder, const uint8_t *codes, uint8_t *to)
 {
-    for (size_t c = 0; c < n_cols; c += 4, codes += 64, to += 128) {
+    for (size_t c = 0; c < TILE_COLS; c += 4, codes += 64, to += 128) {
         __m512i numbers[2];
 
         fp8_decode(decoder, pair_order(), codes, numbers);
@@ -163,7 +90,69 @@ static ALWAYS_INLINE struct fp8_decoder decoder_of(enum scaling scaling, float s
     return fp8_decoder_for(scaling == SCALE_WEIGHTS ? scale : 1.0f);
 }
 
-/* One or two R16 tiles of a chunk. */
+/* Activations as tiles: up to 16 rows of x (n_tokens, n_cols) to (n_cols / 32, 16, 32), rounded up,
+ * with zeros where tokens or columns are missing. */
+static void fill_panel(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
+                       uint8_t *panel)
+{
+    for (size_t i = 0; i < TILE_ROWS_MAX; i++) {
+        const uint16_t *row = x + i * x_stride;
+        uint8_t *to = panel + i * TILE_ROW_BYTES_MAX;
+
+        for (size_t c = 0; c < n_cols; c += TILE_COLS, to += TILE_BYTES) {
+            size_t n = i >= n_tokens ? 0 : n_cols - c < TILE_COLS ? n_cols - c : TILE_COLS;
+            __mmask32 some = n ? ~UINT32_C(0) >> (TILE_COLS - n) : 0;
+
+            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(some, row + c));
+        }
+    }
+}
+
+/* Tiles 0 to 3 hold sums, of 16 tokens and 16 rows each. */
+#define SUMS (TILE_ROWS_MAX * ROWS)
+
+static ALWAYS_INLINE void clear_sums(void)
+{
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+}
+
+static ALWAYS_INLINE void load_sums(const float *sums)
+{
+    TILE_LOAD(0, sums, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(1, sums + SUMS, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
+    TILE_LOAD(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
+}
+
+static ALWAYS_INLINE void store_sums(float *sums)
+{
+    TILE_STORE(0, sums, TILE_ROW_BYTES_MAX);
+    TILE_STORE(1, sums + SUMS, TILE_ROW_BYTES_MAX);
+    TILE_STORE(2, sums + 2 * SUMS, TILE_ROW_BYTES_MAX);
+    TILE_STORE(3, sums + 3 * SUMS, TILE_ROW_BYTES_MAX);
+}
+
+/* ---- many tokens -------------------------------------------------------------------------------
+ * Two tiles of tokens and two R16 tiles at a time: (2, 2, 16, 16) sums. */
+
+/* A chunk of columns of 16 tokens, where they lie or brought together. */
+struct tokens {
+    const uint8_t *at;
+    size_t row_bytes, step_bytes; /* to the next token, and to the next 32 columns */
+};
+
+/* A chunk of columns of all tokens. */
+struct chunk {
+    size_t c, n_cols, n_steps;
+    size_t n_pairs;    /* of tiles of tokens */
+    ptrdiff_t to_next; /* bytes from a row's columns to those of the next chunk */
+    struct tokens tokens[TOKENS_MAX / TILE_ROWS_MAX];
+};
+
+/* A chunk of two R16 tiles. */
 struct weights_of {
     const uint8_t *codes[2]; /* FP8, as they lie */
     const float *scale[2];   /* of their blocks of 128 columns */
@@ -171,107 +160,180 @@ struct weights_of {
     const uint8_t *w[2];     /* BF16, decoded or as they lie */
 };
 
-/* Decodes a block of 128 columns. */
-static ALWAYS_INLINE void decode_block(enum scaling scaling, bool two_w,
-                                       const struct weights_of *weights, size_t block)
-{
-    for (size_t i = 0; i < (two_w ? 2 : 1); i++)
-        decode_cols(decoder_of(scaling, weights->scale[i][block]), SL_FP8_BLOCK,
-                    weights->codes[i] + block * SL_FP8_BLOCK * ROWS,
-                    weights->decoded[i] + block * BLOCK_STEPS * TILE_BYTES);
-}
-
-/* Adds sums of a block of 128 columns, scaled, or sets what they are added to. */
-static ALWAYS_INLINE void add_scaled(bool two_x, bool two_w, bool is_first,
-                                     const struct weights_of *weights, size_t block,
-                                     const float *dots, float *sums)
-{
-    for (size_t part = 0; part < (two_x ? 4 : 2); part += two_w ? 1 : 2) {
-        const __m512 factor = _mm512_set1_ps(weights->scale[part % 2][block]);
-
-        for (size_t i = part * SUMS; i < (part + 1) * SUMS; i += ROWS) {
-            __m512 sum = is_first ? _mm512_setzero_ps() : _mm512_load_ps(sums + i);
-
-            _mm512_store_ps(sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i), factor, sum));
-        }
-    }
-}
-
-/* sums = or, unless it is the first chunk, += a chunk's n_steps products. Those who come first
- * decode the weights, a block ahead of what is multiplied, which goes on meanwhile. */
-static ALWAYS_INLINE void add_chunk(enum scaling scaling, bool decode, bool two_x, bool two_w,
-                                    bool is_first, size_t n_steps, const uint8_t *x,
-                                    size_t x_stride, const struct weights_of *weights,
-                                    struct ahead *ahead, float *sums)
-{
-    _Alignas(64) float dots[4 * SUMS];
-
-    if (decode)
-        decode_block(scaling, two_w, weights, 0);
-    if (is_first)
-        clear_sums();
-    else if (scaling == SCALE_WEIGHTS)
-        load_sums(two_x, two_w, sums);
-    for (size_t first = 0; first < n_steps; first += BLOCK_STEPS) {
-        const size_t n = n_steps - first < BLOCK_STEPS ? n_steps - first : BLOCK_STEPS;
-        const uint8_t *w[2] = {weights->w[0] + first * TILE_BYTES,
-                               weights->w[1] + first * TILE_BYTES};
-
-        if (decode && first + n < n_steps)
-            decode_block(scaling, two_w, weights, first / BLOCK_STEPS + 1);
-        if (scaling == SCALE_BLOCKS)
-            clear_sums();
-        multiply(two_x, two_w, n, x + first * TILE_BYTES, x_stride, w, ahead);
-        if (scaling == SCALE_BLOCKS) {
-            store_sums(two_x, two_w, dots);
-            add_scaled(two_x, two_w, is_first && first == 0, weights, first / BLOCK_STEPS, dots,
-                       sums);
-        }
-    }
-    if (scaling == SCALE_WEIGHTS)
-        store_sums(two_x, two_w, sums);
-}
-
-/* Activations as tiles: x (n_tokens, n_cols) to (n_tokens / 16, CHUNK_TILES, 16, 32), rounded up,
- * with zeros where tokens or columns are missing. */
-static void fill_panel(size_t n_tokens, size_t n_cols, const uint16_t *x, size_t x_stride,
-                       uint8_t *panel)
-{
-    for (size_t t = 0; t < n_tokens; t += TILE_ROWS_MAX, panel += CHUNK_TILES * TILE_BYTES) {
-        for (size_t i = 0; i < TILE_ROWS_MAX; i++) {
-            const uint16_t *row = x + (t + i) * x_stride;
-            uint8_t *to = panel + i * TILE_ROW_BYTES_MAX;
-
-            for (size_t c = 0; c < n_cols; c += TILE_COLS, to += TILE_BYTES) {
-                size_t n = t + i >= n_tokens ? 0 : n_cols - c < TILE_COLS ? n_cols - c : TILE_COLS;
-                __mmask32 some = n ? ~UINT32_C(0) >> (TILE_COLS - n) : 0;
-
-                _mm512_store_si512(to, _mm512_maskz_loadu_epi16(some, row + c));
-            }
-        }
-    }
-}
-
-/* A chunk of columns of some R16 tiles and of all tokens. */
-struct chunk {
-    size_t c, n_cols, n_steps;
-    size_t n_token_tiles;
-    const uint8_t *panel;
+/* Lines of the cache to ask for with each step: weights of the next two R16 tiles, and the next
+ * chunk's columns of some tokens of each tile. */
+struct ahead {
+    const uint8_t *w[2];
+    size_t w_bytes;
+    ptrdiff_t to_next; /* bytes from a row's columns to those of the next chunk */
+    size_t first_row, end_row;
 };
 
-/* The weights of one or two R16 tiles, `tile` and the next; `room` is for BF16 tiles that are made.
- */
+/* Sums in the tiles, which nobody has stored yet. */
+struct waiting {
+    float *sums;     /* where they belong; NULL if there are none */
+    float factor[2]; /* SCALE_BLOCKS: of each R16 tile */
+    bool is_first;   /* SCALE_BLOCKS: nothing is there to be added to */
+};
+
+/* All products of some R16 tiles and tokens share this. */
+struct run {
+    const struct matrix *m;
+    const struct chunk *chunk;
+    struct waiting waiting;
+    float dots[4 * SUMS]; /* SCALE_BLOCKS: sums of a block that are to be scaled */
+};
+
+/* Lines of one step. */
+static ALWAYS_INLINE void ask_for_more(const struct ahead *ahead, struct tokens first,
+                                       struct tokens second, size_t step)
+{
+    const char *x[2] = {(const char *)first.at + step * first.step_bytes + ahead->to_next,
+                        (const char *)second.at + step * second.step_bytes + ahead->to_next};
+
+    for (size_t i = step * ahead->w_bytes; i < (step + 1) * ahead->w_bytes; i += 64) {
+        _mm_prefetch((const char *)ahead->w[0] + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)ahead->w[1] + i, _MM_HINT_T1);
+    }
+    for (size_t i = ahead->first_row; i < ahead->end_row; i++) {
+        _mm_prefetch(x[0] + i * first.row_bytes, _MM_HINT_T1);
+        _mm_prefetch(x[1] + i * second.row_bytes, _MM_HINT_T1);
+    }
+}
+
+/* Adds the sums of a block of 128 columns, scaled: a quarter of them. */
+static ALWAYS_INLINE void add_scaled(const struct waiting *done, const float *dots, size_t part)
+{
+    const __m512 factor = _mm512_set1_ps(done->factor[part % 2]);
+
+    for (size_t i = part * SUMS; i < (part + 1) * SUMS; i += ROWS) {
+        __m512 sum = done->is_first ? _mm512_setzero_ps() : _mm512_load_ps(done->sums + i);
+
+        _mm512_store_ps(done->sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i), factor, sum));
+    }
+}
+
+#define STORE_SUMS(tile, to)                                                                       \
+    do {                                                                                           \
+        if (to)                                                                                    \
+            TILE_STORE(tile, (to) + (tile)*SUMS, TILE_ROW_BYTES_MAX);                              \
+    } while (0)
+
+#define BEGIN_SUMS(tile, from)                                                                     \
+    do {                                                                                           \
+        if (from)                                                                                  \
+            TILE_LOAD(tile, (from) + (tile)*SUMS, TILE_ROW_BYTES_MAX);                             \
+        else                                                                                       \
+            TILE_ZERO(tile);                                                                       \
+    } while (0)
+
+/* The products of 32 columns. Activations, of which there are more than the first-level cache
+ * holds, are loaded so as not to drive the weights out of it. With the first of several products
+ * the sums before them are stored and those to go on with are loaded, one tile after the other:
+ * the processor multiplies meanwhile. */
+static ALWAYS_INLINE void multiply(struct tokens first, struct tokens second, const uint8_t *w,
+                                   const uint8_t *next_w, size_t step, bool begins, float *done,
+                                   const float *sums)
+{
+    TILE_LOAD_ONCE(4, first.at + step * first.step_bytes, first.row_bytes);
+    TILE_LOAD(6, w + step * TILE_BYTES, TILE_ROW_BYTES_MAX);
+    if (begins) {
+        STORE_SUMS(0, done);
+        BEGIN_SUMS(0, sums);
+    }
+    TILE_DOT_BF16(0, 4, 6);
+    TILE_LOAD(7, next_w + step * TILE_BYTES, TILE_ROW_BYTES_MAX);
+    if (begins) {
+        STORE_SUMS(1, done);
+        BEGIN_SUMS(1, sums);
+    }
+    TILE_DOT_BF16(1, 4, 7);
+    TILE_LOAD_ONCE(5, second.at + step * second.step_bytes, second.row_bytes);
+    if (begins) {
+        STORE_SUMS(2, done);
+        BEGIN_SUMS(2, sums);
+    }
+    TILE_DOT_BF16(2, 5, 6);
+    if (begins) {
+        STORE_SUMS(3, done);
+        BEGIN_SUMS(3, sums);
+    }
+    TILE_DOT_BF16(3, 5, 7);
+}
+
+/* Adds a chunk of two tiles of tokens to their sums. Those who come first decode the weights, a
+ * step ahead of what is multiplied, which goes on meanwhile. */
+static ALWAYS_INLINE void add_chunk(struct run *run, bool decode, const struct tokens *x,
+                                    const struct weights_of *weights, struct ahead ahead,
+                                    float *sums)
+{
+    const enum scaling scaling = run->m->scaling;
+    const size_t n_steps = run->chunk->n_steps;
+    const bool is_first = run->chunk->c == 0;
+    const struct tokens first = x[0], second = x[1];
+    const struct weights_of w = *weights;
+    struct waiting waiting = run->waiting;
+    struct fp8_decoder decoders[2];
+
+#pragma GCC unroll 2 /* or the decoders are no registers */
+    for (size_t i = 0; i < 2; i++) {
+        decoders[i] = decoder_of(scaling, decode ? w.scale[i][0] : 1.0f);
+        if (decode)
+            decode_cols(decoders[i], w.codes[i], w.decoded[i]);
+    }
+    for (size_t step = 0; step < n_steps; step++) {
+        const size_t next = step + 1, block = step / BLOCK_STEPS;
+
+#pragma GCC unroll 2
+        for (size_t i = 0; i < 2; i++) {
+            if (!decode || next == n_steps)
+                continue;
+            if (next % BLOCK_STEPS == 0)
+                decoders[i] = decoder_of(scaling, w.scale[i][block + 1]);
+            decode_cols(decoders[i], w.codes[i] + next * TILE_COLS * ROWS,
+                        w.decoded[i] + next * TILE_BYTES);
+        }
+        if (scaling == SCALE_WEIGHTS) {
+            multiply(first, second, w.w[0], w.w[1], step, step == 0, waiting.sums,
+                     is_first ? NULL : sums);
+        } else {
+            multiply(first, second, w.w[0], w.w[1], step, step % BLOCK_STEPS == 0,
+                     waiting.sums ? run->dots : NULL, NULL);
+            if (waiting.sums)
+                add_scaled(&waiting, run->dots, step % BLOCK_STEPS);
+            if (next % BLOCK_STEPS == 0)
+                waiting = (struct waiting){
+                    sums, {w.scale[0][block], w.scale[1][block]}, is_first && block == 0};
+        }
+        ask_for_more(&ahead, first, second, step);
+    }
+    waiting.sums = sums;
+    run->waiting = waiting;
+}
+
+/* Stores what waits in the tiles. */
+static ALWAYS_INLINE void end_run(struct run *run)
+{
+    float *to = run->m->scaling == SCALE_BLOCKS ? run->dots : run->waiting.sums;
+
+    store_sums(to);
+    for (size_t part = 0; run->m->scaling == SCALE_BLOCKS && part < 4; part++)
+        add_scaled(&run->waiting, run->dots, part);
+}
+
+/* The weights of R16 tile `tile` and the next, or of that one twice if it is the last; `room` is
+ * for BF16 tiles that are made. */
 static ALWAYS_INLINE struct weights_of find_weights(const struct matrix *m,
                                                     const struct chunk *chunk, size_t tile,
-                                                    bool two_w, uint8_t *room)
+                                                    size_t end, uint8_t *room)
 {
     const size_t tile_bytes = bytes_of_cols(m, m->cols);
     struct weights_of weights;
 
     for (size_t i = 0; i < 2; i++) {
-        const size_t at = tile + (two_w ? i : 0);
+        const size_t at = tile + i < end ? tile + i : tile;
         const uint8_t *from = m->w + at * tile_bytes + bytes_of_cols(m, chunk->c);
-        uint8_t *to = room + i * CHUNK_TILES * TILE_BYTES;
+        uint8_t *to = room + i * CHUNK_STEPS * TILE_BYTES;
 
         weights.codes[i] = weights.w[i] = from;
         weights.decoded[i] = to;
@@ -287,70 +349,88 @@ static ALWAYS_INLINE struct weights_of find_weights(const struct matrix *m,
     return weights;
 }
 
-/* Adds a chunk of one or two R16 tiles to the sums of all tokens. */
-static ALWAYS_INLINE void add_tiles(const struct matrix *m, const struct chunk *chunk, size_t tile,
-                                    bool two_w, struct ahead ahead, uint8_t *room, float *sums)
+/* The weights after those of two R16 tiles: of the next two, or of the first two in the next chunk,
+ * or those after all of these tiles. */
+static ALWAYS_INLINE const uint8_t *weights_after(const struct matrix *m, const struct chunk *chunk,
+                                                  size_t tile, size_t first, size_t end)
 {
-    const struct weights_of weights = find_weights(m, chunk, tile, two_w, room);
-    const size_t x_stride = CHUNK_TILES * TILE_BYTES;
-    const bool is_first = chunk->c == 0;
+    const size_t tile_bytes = bytes_of_cols(m, m->cols);
 
-    for (size_t t = 0; t < chunk->n_token_tiles; t += 2, sums += 4 * SUMS) {
-        const uint8_t *x = chunk->panel + t * x_stride;
-        const bool decode = m->kind == FP8 && t == 0;
-
-        /* Constants, once more. */
-        if (t + 2 > chunk->n_token_tiles && decode)
-            add_chunk(m->scaling, true, false, two_w, is_first, chunk->n_steps, x, x_stride,
-                      &weights, &ahead, sums);
-        else if (t + 2 > chunk->n_token_tiles)
-            add_chunk(m->scaling, false, false, two_w, is_first, chunk->n_steps, x, x_stride,
-                      &weights, &ahead, sums);
-        else if (decode)
-            add_chunk(m->scaling, true, true, two_w, is_first, chunk->n_steps, x, x_stride,
-                      &weights, &ahead, sums);
-        else
-            add_chunk(m->scaling, false, true, two_w, is_first, chunk->n_steps, x, x_stride,
-                      &weights, &ahead, sums);
-    }
+    if (tile + 2 < end)
+        return m->w + (tile + 2) * tile_bytes + bytes_of_cols(m, chunk->c);
+    if (chunk->c + chunk->n_cols < m->cols)
+        return m->w + first * tile_bytes + bytes_of_cols(m, chunk->c + chunk->n_cols);
+    return m->w + end * tile_bytes;
 }
 
-/* Adds a chunk to the sums of some R16 tiles and all tokens. */
-static ALWAYS_INLINE void add_rows(const struct matrix *m, const struct chunk *chunk, size_t first,
-                                   size_t end, float *sums)
+/* Adds a chunk to the sums of some R16 tiles, two by two, and all tokens. */
+static ALWAYS_INLINE void add_rows(struct run *run, size_t first, size_t end, float *sums)
 {
-    const size_t tile_bytes = bytes_of_cols(m, m->cols), run = bytes_of_cols(m, CHUNK_COLS);
-    const size_t steps = (chunk->n_token_tiles + 1) / 2 * chunk->n_steps;
-    _Alignas(64) uint8_t room[2 * CHUNK_TILES * TILE_BYTES];
+    const struct matrix *m = run->m;
+    const struct chunk *chunk = run->chunk;
+    const size_t tile_bytes = bytes_of_cols(m, m->cols),
+                 run_bytes = bytes_of_cols(m, chunk->n_cols);
+    const size_t n_tile_pairs = (end - first + 1) / 2;
+    const size_t rows = (TILE_ROWS_MAX + n_tile_pairs - 1) / n_tile_pairs;
+    _Alignas(64) uint8_t room[2 * CHUNK_STEPS * TILE_BYTES];
 
-    for (size_t tile = first; tile < end; tile += 2) {
-        /* The next two tiles, or the first two of the next chunk. */
-        const uint8_t *next = tile + 2 < end
-                                  ? m->w + (tile + 2) * tile_bytes + bytes_of_cols(m, chunk->c)
-                                  : m->w + first * tile_bytes + bytes_of_cols(m, chunk->c) + run;
-        struct ahead ahead = {{next, next + tile_bytes}, (run / steps + 63) / 64 * 64};
-        float *to = sums + (tile - first) * chunk->n_token_tiles * SUMS;
+    for (size_t i = 0; i < n_tile_pairs; i++) {
+        const size_t tile = first + 2 * i;
+        const struct weights_of weights = find_weights(m, chunk, tile, end, room);
+        const uint8_t *next = weights_after(m, chunk, tile, first, end);
+        struct ahead ahead = {{next, next + tile_bytes},
+                              (run_bytes / (chunk->n_pairs * chunk->n_steps) + 63) / 64 * 64,
+                              chunk->to_next,
+                              i * rows,
+                              (i + 1) * rows < TILE_ROWS_MAX ? (i + 1) * rows : TILE_ROWS_MAX};
 
-        if (tile + 1 < end)
-            add_tiles(m, chunk, tile, true, ahead, room, to);
-        else
-            add_tiles(m, chunk, tile, false, ahead, room, to);
-    }
-}
-
-/* Sums of n R16 tiles, two by two, to y. */
-static void give_sums(size_t n_tiles, size_t n_tokens, size_t n_token_tiles, const float *sums,
-                      float *y, size_t y_stride)
-{
-    for (size_t tile = 0; tile < n_tiles; tile += 2, sums += 2 * n_token_tiles * SUMS) {
-        for (size_t t = 0; t < n_tokens; t++) {
-            const float *from = sums + t / TILE_ROWS_MAX * 2 * SUMS + t % TILE_ROWS_MAX * ROWS;
-            float *to = y + t * y_stride + tile * ROWS;
-
-            _mm512_storeu_ps(to, _mm512_load_ps(from));
-            if (tile + 1 < n_tiles)
-                _mm512_storeu_ps(to + ROWS, _mm512_load_ps(from + SUMS));
+        for (size_t pair = 0; pair < chunk->n_pairs; pair++, sums += 4 * SUMS) {
+            ahead.w[0] = next + pair * chunk->n_steps * ahead.w_bytes;
+            ahead.w[1] = ahead.w[0] + tile_bytes;
+            if (m->kind == FP8 && pair == 0) /* constants, once more */
+                add_chunk(run, true, &chunk->tokens[0], &weights, ahead, sums);
+            else
+                add_chunk(run, false, &chunk->tokens[2 * pair], &weights, ahead, sums);
         }
+    }
+}
+
+/* Finds a chunk's activations. Those that begin with lines of the cache are tiles as they lie;
+ * others, and those of less than 16 tokens, are brought together in the panel. */
+static void find_tokens(size_t n_tokens, const uint16_t *x, size_t x_stride, uint8_t *panel,
+                        struct chunk *chunk)
+{
+    const bool in_place = (uintptr_t)x % TILE_ROW_BYTES_MAX == 0 && x_stride % TILE_COLS == 0 &&
+                          chunk->n_cols % TILE_COLS == 0;
+    size_t n = 0;
+
+    for (size_t t = 0; t < n_tokens; t += TILE_ROWS_MAX, panel += CHUNK_STEPS * TILE_BYTES, n++) {
+        const uint16_t *at = x + t * x_stride + chunk->c;
+
+        if (in_place && n_tokens - t >= TILE_ROWS_MAX) {
+            chunk->tokens[n] =
+                (struct tokens){(const uint8_t *)at, x_stride * sizeof(*x), TILE_COLS * sizeof(*x)};
+            continue;
+        }
+        fill_panel(n_tokens - t, chunk->n_cols, at, x_stride, panel);
+        chunk->tokens[n] = (struct tokens){panel, TILE_ROW_BYTES_MAX, TILE_BYTES};
+    }
+    if (n % 2) /* the last one twice: two cost little more, and there is room for their sums */
+        chunk->tokens[n] = chunk->tokens[n - 1];
+    chunk->n_pairs = (n + 1) / 2;
+}
+
+/* Sums of n R16 tiles to y: a token's go to neighbouring places. */
+static void give_sums(size_t n_tiles, size_t n_tokens, size_t n_pairs, const float *sums, float *y,
+                      size_t y_stride)
+{
+    for (size_t t = 0; t < n_tokens; t++) {
+        const float *from = sums + t / TILE_ROWS_MAX * 2 * SUMS + t % TILE_ROWS_MAX * ROWS;
+
+        for (size_t tile = 0; tile < n_tiles; tile++)
+            _mm512_storeu_ps(
+                y + t * y_stride + tile * ROWS,
+                _mm512_load_ps(from + tile / 2 * n_pairs * 4 * SUMS + tile % 2 * SUMS));
     }
 }
 
@@ -359,23 +439,29 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
                                           const uint16_t *x, size_t x_stride, float *y,
                                           size_t y_stride)
 {
-    const size_t n_token_tiles = (n_tokens + TILE_ROWS_MAX - 1) / TILE_ROWS_MAX;
-    const size_t at_once = SUM_TILES / n_token_tiles / 2 * 2;
-    _Alignas(64) uint8_t panel[TOKENS_MAX / TILE_ROWS_MAX * CHUNK_TILES * TILE_BYTES];
+    const size_t n_pairs = (n_tokens + 2 * TILE_ROWS_MAX - 1) / (2 * TILE_ROWS_MAX);
+    const size_t at_once = SUM_TILES / n_pairs / 2 / 2 * 2;
+    _Alignas(64) uint8_t panel[TOKENS_MAX / TILE_ROWS_MAX * CHUNK_STEPS * TILE_BYTES];
     _Alignas(64) float sums[SUM_TILES * SUMS];
 
     for (size_t first = 0; first < m->tile_count; first += at_once) {
-        size_t end = m->tile_count - first < at_once ? m->tile_count : first + at_once;
+        const size_t end = m->tile_count - first < at_once ? m->tile_count : first + at_once;
+        struct chunk chunk;
+        _Alignas(64) struct run run = {.m = m, .chunk = &chunk};
 
         for (size_t c = 0; c < m->cols; c += CHUNK_COLS) {
-            size_t n_cols = m->cols - c < CHUNK_COLS ? m->cols - c : CHUNK_COLS;
-            struct chunk chunk = {c, n_cols, (n_cols + TILE_COLS - 1) / TILE_COLS, n_token_tiles,
-                                  panel};
+            const bool is_last = c + CHUNK_COLS >= m->cols;
 
-            fill_panel(n_tokens, n_cols, x + c, x_stride, panel);
-            add_rows(m, &chunk, first, end, sums);
+            chunk.c = c;
+            chunk.n_cols = is_last ? m->cols - c : CHUNK_COLS;
+            chunk.n_steps = (chunk.n_cols + TILE_COLS - 1) / TILE_COLS;
+            chunk.to_next =
+                (is_last ? -(ptrdiff_t)c : (ptrdiff_t)CHUNK_COLS) * (ptrdiff_t)sizeof(*x);
+            find_tokens(n_tokens, x, x_stride, panel, &chunk);
+            add_rows(&run, first, end, sums);
         }
-        give_sums(end - first, n_tokens, n_token_tiles, sums, y + first * ROWS, y_stride);
+        end_run(&run);
+        give_sums(end - first, n_tokens, n_pairs, sums, y + first * ROWS, y_stride);
     }
 }
 
@@ -383,7 +469,7 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
  * Up to 16 are one tile, and multiplying is nothing beside reading. Four R16 tiles are read from
  * front to back, and what lies a little further on is asked for all the while. */
 
-#define FEW_COLS (TOKENS_MAX / TILE_ROWS_MAX * CHUNK_COLS) /* the same room as for many */
+#define FEW_COLS 4096u /* whose activations stay in the second-level cache */
 #define FEW_W 4u
 #define AHEAD_BYTES 2048u
 
@@ -412,7 +498,7 @@ static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t ti
     const size_t tile_bytes = bytes_of_cols(m, m->cols);
     const uint8_t *from = m->w + tile * tile_bytes + bytes_of_cols(m, c);
 
-    if (m->kind == FP8 && c % SL_FP8_BLOCK == 0)
+    if (m->kind == FP8 && m->scaling == SCALE_WEIGHTS && c % SL_FP8_BLOCK == 0)
         *decoder = decoder_of(m->scaling, *scale_of(m, tile, c));
     for (size_t at = 0; at < bytes_of_cols(m, TILE_COLS); at += 64)
         for (size_t i = 0; i < n_w; i++)
@@ -420,7 +506,7 @@ static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t ti
     for (size_t i = 0; i < n_w; i++, from += tile_bytes) {
         w[i] = m->kind == FP8 || n_cols < TILE_COLS ? room[i] : from;
         if (m->kind == FP8) {
-            decode_cols(*decoder, TILE_COLS, from, room[i]);
+            decode_cols(*decoder, from, room[i]);
         } else if (n_cols < TILE_COLS) {
             memset(room[i], 0, sizeof(room[i]));
             copy_row(room[i], from, bytes_of_cols(m, n_cols));
@@ -438,7 +524,8 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
     _Alignas(64) uint8_t room[2][FEW_W][TILE_BYTES];
     _Alignas(64) float sums[FEW_W * SUMS], dots[FEW_W * SUMS];
     const uint8_t *w[2][FEW_W];
-    struct fp8_decoder decoder;
+    struct fp8_decoder decoder =
+        decoder_of(m->scaling, m->kind == FP8 ? *scale_of(m, tile, c) : 1.0f);
 
     for (size_t i = 0; i < n_w * SUMS; i += ROWS) {
         const size_t t = i % SUMS / ROWS;
@@ -448,7 +535,7 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
                                       : _mm512_setzero_ps());
     }
     if (m->scaling == SCALE_WEIGHTS)
-        load_sums(n_w > 1, n_w > 1, sums);
+        load_sums(sums);
     find_few(m, n_w, tile, c, n_cols < TILE_COLS ? n_cols : TILE_COLS, &decoder, room[0], w[0]);
     for (size_t now = 0; c < end; c += TILE_COLS, x += TILE_BYTES, now = !now) {
         const size_t next = c + TILE_COLS;
@@ -461,14 +548,14 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
         multiply_few(n_w, x, w[now]);
         if (m->scaling == SCALE_WEIGHTS || next % SL_FP8_BLOCK)
             continue;
-        store_sums(n_w > 1, n_w > 1, dots);
+        store_sums(dots);
         for (size_t i = 0; i < n_w * SUMS; i += ROWS)
             _mm512_store_ps(sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i),
                                                       _mm512_set1_ps(*scale_of(m, tile, c)),
                                                       _mm512_load_ps(sums + i)));
     }
     if (m->scaling == SCALE_WEIGHTS)
-        store_sums(n_w > 1, n_w > 1, sums);
+        store_sums(sums);
     for (size_t i = 0; i < n_w * SUMS; i += ROWS)
         if (i % SUMS / ROWS < n_tokens)
             _mm512_storeu_ps(y + i % SUMS / ROWS * y_stride + i / SUMS * ROWS,

@@ -47,6 +47,12 @@ static inline void tiles_end(void)
                      :                                                                             \
                      : "r"((const void *)(from)), "r"((size_t)(stride))                            \
                      : "memory")
+/* TILE_LOAD for what is not soon to be loaded again: the first-level cache keeps what it has. */
+#define TILE_LOAD_ONCE(tile, from, stride)                                                         \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile                                          \
+                     :                                                                             \
+                     : "r"((const void *)(from)), "r"((size_t)(stride))                            \
+                     : "memory")
 #define TILE_STORE(tile, to, stride)                                                               \
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)"                                        \
                      :                                                                             \

@@ -43,7 +43,8 @@ typedef void sl_matmul_fp4_fn(size_t tile_count, size_t cols, size_t token_count
 
 /* Tiles first_tile to first_tile + tile_count of an FP8 matrix, of which w has these alone and
  * `scale` (rows / 128, rounded up, cols / 128) all: one for each block of 128 rows and 128 columns.
- * x (token_count, cols) BF16 at x_stride. Two kernels, for two kinds of scales:
+ * x (token_count, cols) BF16 at x_stride; many tokens are fastest where rows begin with a line of
+ * the cache and are an odd number of lines apart. Two kernels, for two kinds of scales:
  *
  * matmul_fp8: scales are powers of two, part of the weights. y[t][r] = sum over columns, in block
  * order, of w[r][c] * x[t][c].

@@ -226,15 +226,15 @@ static void finish_head(const struct sl_attend_run *in, uint32_t token, uint32_t
     const struct sl_kernels *k = in->step->compute->kernels;
     const enum sl_rope_kind kind = sl_rope_kind_of(in->weights->ratio);
     const uint32_t pairs = c->qk_rope_head_dim / 2;
-    size_t at = (size_t)(token - in->first) * heads_dim(c) + (size_t)head * c->head_dim;
-    float *o = in->o->f32 + at;
+    const size_t row = token - in->first, at = (size_t)head * c->head_dim;
+    float *o = in->o->f32 + row * heads_dim(c) + at;
 
     for (uint32_t d = 0; d < c->head_dim; d++)
         o[d] = out[d] * factor;
     k->rotate(pairs, o + c->head_dim - 2 * pairs, in->step->cosine[kind] + (size_t)token * pairs,
               in->step->sine[kind] + (size_t)token * pairs, -1.0f);
     if (in->o->bf16)
-        k->to_bf16(c->head_dim, o, in->o->bf16 + at);
+        k->to_bf16(c->head_dim, o, in->o->bf16 + row * in->o->bf16_stride + at);
 }
 
 /* Scores of entries first to end. */

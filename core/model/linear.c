@@ -14,16 +14,22 @@
 #define MANY_TOKENS 64u
 #define TILES_PER_SHARE_MANY 8u
 
+#define BF16_PER_LINE (SL_CACHE_LINE_BYTES / sizeof(uint16_t))
+
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
                                          unsigned forms, enum sl_numerics numerics)
 {
-    struct sl_act_buffer buffer = {.cols = cols};
+    struct sl_act_buffer buffer = {
+        .cols = cols,
+        .bf16_stride =
+            (cols + BF16_PER_LINE - 1) / BF16_PER_LINE / 2 * 2 * BF16_PER_LINE + BF16_PER_LINE,
+    };
 
     buffer.f32 = sl_arena_take(arena, rows * cols, sizeof(float));
     if (numerics == SL_NUMERICS_EXACT)
         return buffer;
     if (forms & SL_ACT_BF16)
-        buffer.bf16 = sl_arena_take(arena, rows * cols, sizeof(uint16_t));
+        buffer.bf16 = sl_arena_take(arena, rows * buffer.bf16_stride, sizeof(uint16_t));
     if (forms & SL_ACT_INT8) {
         buffer.int8 = sl_arena_take(arena, rows * cols, 1);
         buffer.int8_scale = sl_arena_take(arena, rows * (cols / SL_FP4_GROUP_COLS), sizeof(float));
@@ -43,7 +49,7 @@ void sl_act_buffer_round(const struct sl_act_buffer *buffer, const struct sl_com
         phase = sl_pool_phase(compute->pool, SL_PHASE_QUANTISE);
 
     if (buffer->bf16)
-        kernels->to_bf16(cols, x, buffer->bf16 + row * cols);
+        kernels->to_bf16(cols, x, buffer->bf16 + row * buffer->bf16_stride);
     if (buffer->int8)
         kernels->quantise_int8(cols, x, buffer->int8 + row * cols,
                                buffer->int8_scale + row * (cols / SL_FP4_GROUP_COLS));
@@ -57,7 +63,7 @@ struct sl_act_buffer sl_act_buffer_from(const struct sl_act_buffer *buffer, size
 
     from.f32 += first_row * buffer->cols;
     if (from.bf16)
-        from.bf16 += first_row * buffer->cols;
+        from.bf16 += first_row * buffer->bf16_stride;
     if (from.int8) {
         from.int8 += first_row * buffer->cols;
         from.int8_scale += first_row * (buffer->cols / SL_FP4_GROUP_COLS);
@@ -72,6 +78,7 @@ struct sl_act sl_act_buffer_rows(const struct sl_act_buffer *buffer, size_t firs
     return (struct sl_act){.f32 = from.f32,
                            .bf16 = from.bf16,
                            .stride = from.cols,
+                           .bf16_stride = from.bf16_stride,
                            .int8 = from.int8,
                            .int8_scale = from.int8_scale};
 }
@@ -96,7 +103,7 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
         return;
     case SL_MATRIX_BF16:
         k->matmul_bf16(end_tile - first_tile, m->cols, job->token_count, w, job->x.bf16,
-                       job->x.stride, y, job->y_stride);
+                       job->x.bf16_stride, y, job->y_stride);
         return;
     case SL_MATRIX_F32:
         k->matmul_f32(end_tile - first_tile, m->cols, job->token_count, w, job->x.f32,
@@ -104,11 +111,11 @@ static void run_tiles(const struct sl_compute *compute, const struct sl_linear_j
         return;
     case SL_MATRIX_FP8:
         k->matmul_fp8(first_tile, end_tile - first_tile, m->cols, job->token_count, w, m->scales,
-                      job->x.bf16, job->x.stride, y, job->y_stride);
+                      job->x.bf16, job->x.bf16_stride, y, job->y_stride);
         return;
     case SL_MATRIX_FP8_BLOCK:
         k->matmul_fp8_block(first_tile, end_tile - first_tile, m->cols, job->token_count, w,
-                            m->scales, job->x.bf16, job->x.stride, y, job->y_stride);
+                            m->scales, job->x.bf16, job->x.bf16_stride, y, job->y_stride);
         return;
     }
 }

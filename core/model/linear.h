@@ -16,7 +16,8 @@
 struct sl_act {
     const float *f32;
     const uint16_t *bf16;
-    size_t stride; /* elements between tokens, of f32 and bf16 alike */
+    size_t stride; /* elements between tokens, of f32 */
+    size_t bf16_stride;
     const int8_t *int8;
     const float *int8_scale; /* (tokens, cols / 128); int8 rows lie cols apart */
 };
@@ -24,11 +25,14 @@ struct sl_act {
 /* Rows of float32 activations that linears are about to read, with their rounded forms beside them.
  * Pointers of forms that were not asked for are NULL; `exact` has float32 alone. */
 struct sl_act_buffer {
-    float *f32; /* (rows, cols) */
-    uint16_t *bf16;
+    float *f32;     /* (rows, cols) */
+    uint16_t *bf16; /* (rows, cols) at bf16_stride */
     int8_t *int8;
     float *int8_scale; /* (rows, cols / 128) */
     uint32_t cols;
+    /* Rows of bf16 begin with a line of the cache and are an odd number of lines apart: a column of
+     * many rows that were a power of two apart would not fit into the caches' sets. */
+    uint32_t bf16_stride;
 };
 
 enum sl_act_forms { SL_ACT_BF16 = 1, SL_ACT_INT8 = 2 };

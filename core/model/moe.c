@@ -442,8 +442,8 @@ static void gather_rows(void *context, size_t first, size_t end, uint32_t thread
 
             m->row_weight[row] = pair->weight;
             if (m->in.bf16) {
-                memcpy(m->in.bf16 + row * cols, m->x.bf16 + pair->token * cols,
-                       cols * sizeof(*m->in.bf16));
+                memcpy(m->in.bf16 + row * m->in.bf16_stride,
+                       m->x.bf16 + pair->token * m->x.bf16_stride, cols * sizeof(*m->in.bf16));
             } else if (m->in.int8) {
                 memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
                 memcpy(m->in.int8_scale + row * groups, m->x.int8_scale + pair->token * groups,
