@@ -40,13 +40,16 @@ void sl_weight_loading_measure(struct sl_weight_loading_sizes *sizes,
 }
 
 /* There are as many chunks as fit, and no more than a small model fills, but two at least: one is
- * converted while the other is read. */
+ * converted while the other is read. Where nothing is loaded there are none. */
 static uint32_t chunk_count(const struct sl_weight_loading_sizes *sizes)
 {
-    const uint64_t fit = SL_WEIGHT_LOADING_BYTES / sl_weight_chunk_memory_bytes(sizes->chunk_bytes);
-    const uint64_t filled = sizes->total_bytes / sizes->chunk_bytes;
-    uint64_t n = fit < filled ? fit : filled;
+    uint64_t fit, filled, n;
 
+    if (sizes->chunk_bytes == 0)
+        return 0;
+    fit = SL_WEIGHT_LOADING_BYTES / sl_weight_chunk_memory_bytes(sizes->chunk_bytes);
+    filled = sizes->total_bytes / sizes->chunk_bytes;
+    n = fit < filled ? fit : filled;
     n = n < SL_WEIGHT_LOADING_SLOTS ? n : SL_WEIGHT_LOADING_SLOTS;
     return n < 2 ? 2 : (uint32_t)n;
 }
