@@ -20,17 +20,30 @@
 
 #include "core/base/cpu.h"
 #include "core/kernels/dispatch.h"
+#include "core/kernels/isa.h"
 #include "tests/kernel_cases.h"
 
-static const char *const isas[] = {"avx2", "avx512", "amx", "neon"};
-#define N_ISAS (sizeof(isas) / sizeof(isas[0]))
+/* Instruction sets, and what an older processor with the same set has not: entries that it has of
+ * its own are tried too. */
+static const struct variant {
+    const char *name, *isa;
+    uint32_t without; /* SL_CPU_ flags; 0: the set as this processor has it */
+} variants[] = {
+    {"avx2", "avx2", 0},
+    {"avx512", "avx512", 0},
+    {"avx512 without VBMI", "avx512", SL_CPU_AVX512_VBMI},
+    {"avx512 without VNNI", "avx512", SL_CPU_AVX512_VBMI | SL_CPU_AVX512_BF16 | SL_CPU_AVX512_VNNI},
+    {"amx", "amx", 0},
+    {"neon", "neon", 0},
+};
+#define N_VARIANTS (sizeof(variants) / sizeof(variants[0]))
 #define KERNELS_MAX 32u
 
 /* ---- one answer --------------------------------------------------------------------------------
  */
 
 struct check {
-    const char *isa;
+    const struct variant *variant;
     const struct kernel_spec *spec;
     struct kernel_case c;
     struct sl_kernels ref, other;
@@ -84,7 +97,7 @@ static bool outputs_agree(struct check *check)
             at++;
         snprintf(check->failure, sizeof(check->failure),
                  "output %zu differs first in row %zu, byte %zu: reference %02x, %s %02x", i,
-                 at / out->stride_bytes, at % out->stride_bytes, expected[at], check->isa,
+                 at / out->stride_bytes, at % out->stride_bytes, expected[at], check->variant->name,
                  found[at]);
         return false;
     }
@@ -107,14 +120,31 @@ static bool compare_case(const struct kernel_spec *spec, struct kernel_case *c, 
     if (run_case(check, &check->other) && outputs_agree(check))
         return true;
 failed:
-    describe(spec, c, check->isa);
+    describe(spec, c, check->variant->name);
     return false;
 }
 
-static bool same_entry(const struct check *check)
+static bool same_entry(const struct kernel_spec *spec, const struct sl_kernels *one,
+                       const struct sl_kernels *other)
 {
-    return memcmp((const char *)&check->ref + check->spec->entry,
-                  (const char *)&check->other + check->spec->entry, sizeof(void (*)(void))) == 0;
+    return memcmp((const char *)one + spec->entry, (const char *)other + spec->entry,
+                  sizeof(void (*)(void))) == 0;
+}
+
+/* Makes the variant's table. Returns whether this processor can run it. */
+static bool select_variant(const struct variant *variant, struct sl_kernels *kernels)
+{
+    if (sl_kernels_select(kernels, variant->isa, NULL) < 0)
+        return false;
+#if defined(__x86_64__)
+    if (variant->without) {
+        sl_install_linear_avx512(kernels);
+        sl_install_activation_avx512(kernels);
+        sl_install_attention_avx512(kernels);
+        sl_install_avx512(kernels, sl_cpu_flags() & ~variant->without);
+    }
+#endif
+    return true;
 }
 
 static void test_entry(void **state)
@@ -123,10 +153,10 @@ static void test_entry(void **state)
     uint64_t float_mode;
 
     assert_int_equal(sl_kernels_select(&check->ref, "ref", NULL), 0);
-    if (sl_kernels_select(&check->other, check->isa, NULL) < 0)
+    if (!select_variant(check->variant, &check->other))
         skip();
-    if (same_entry(check)) {
-        print_message("%s %s: is the reference's\n", check->isa, check->spec->name);
+    if (same_entry(check->spec, &check->other, &check->ref)) {
+        print_message("%s %s: is the reference's\n", check->variant->name, check->spec->name);
         skip();
     }
     case_open(&check->c);
@@ -142,7 +172,7 @@ static int end_entry(void **state)
     struct check *check = *state;
 
     if (check->is_running)
-        describe(check->spec, &check->c, check->isa);
+        describe(check->spec, &check->c, check->variant->name);
     case_close(&check->c);
     for (size_t i = 0; i < CASE_OUTPUTS; i++)
         free(check->expected[i]);
@@ -233,11 +263,20 @@ static int make_calls(int argc, char **argv)
     return 0;
 }
 
+/* Returns whether the variant has an entry that its set does not have. */
+static bool has_its_own(const struct variant *variant, const struct kernel_spec *spec)
+{
+    struct sl_kernels set, kernels;
+
+    return select_variant(variant, &kernels) && sl_kernels_select(&set, variant->isa, NULL) == 0 &&
+           !same_entry(spec, &kernels, &set);
+}
+
 int main(int argc, char **argv)
 {
-    static struct check checks[N_ISAS * KERNELS_MAX];
-    static struct CMUnitTest tests[N_ISAS * KERNELS_MAX];
-    static char names[N_ISAS * KERNELS_MAX][40];
+    static struct check checks[N_VARIANTS * KERNELS_MAX];
+    static struct CMUnitTest tests[N_VARIANTS * KERNELS_MAX];
+    static char names[N_VARIANTS * KERNELS_MAX][48];
     size_t n = 0;
 
     if (argc > 1 && strcmp(argv[1], "--hash") == 0)
@@ -245,16 +284,20 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--calls") == 0)
         return make_calls(argc - 2, argv + 2);
     printf("# SL_SEED=%" PRIu64 "\n", inputs_seed());
-    for (size_t isa = 0; isa < N_ISAS; isa++) {
+    for (size_t v = 0; v < N_VARIANTS; v++) {
+        const struct variant *variant = &variants[v];
         struct sl_kernels kernels;
 
-        if (sl_kernels_select(&kernels, isas[isa], NULL) < 0)
-            printf("# SKIP %s: this machine does not have it\n", isas[isa]);
-        for (size_t i = 0; i < kernel_specs_count; i++, n++) {
-            snprintf(names[n], sizeof(names[n]), "%s %s", isas[isa], kernel_specs[i].name);
-            checks[n].isa = isas[isa];
+        if (!select_variant(variant, &kernels))
+            printf("# SKIP %s: this machine does not have it\n", variant->name);
+        for (size_t i = 0; i < kernel_specs_count; i++) {
+            if (variant->without && !has_its_own(variant, &kernel_specs[i]))
+                continue;
+            snprintf(names[n], sizeof(names[n]), "%s %s", variant->name, kernel_specs[i].name);
+            checks[n].variant = variant;
             checks[n].spec = &kernel_specs[i];
             tests[n] = (struct CMUnitTest){names[n], test_entry, NULL, end_entry, &checks[n]};
+            n++;
         }
     }
     return _cmocka_run_group_tests("kernels", tests, n, NULL, NULL);
