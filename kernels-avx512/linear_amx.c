@@ -181,7 +181,7 @@ struct run {
     const struct matrix *m;
     const struct chunk *chunk;
     struct waiting waiting;
-    float dots[4 * SUMS]; /* SCALE_BLOCKS: sums of a block that are to be scaled */
+    _Alignas(64) float dots[4 * SUMS]; /* SCALE_BLOCKS: sums of a block that are to be scaled */
 };
 
 /* Lines of one step. */
@@ -447,7 +447,7 @@ static ALWAYS_INLINE void multiply_tokens(const struct matrix *m, size_t n_token
     for (size_t first = 0; first < m->tile_count; first += at_once) {
         const size_t end = m->tile_count - first < at_once ? m->tile_count : first + at_once;
         struct chunk chunk;
-        _Alignas(64) struct run run = {.m = m, .chunk = &chunk};
+        struct run run = {.m = m, .chunk = &chunk};
 
         for (size_t c = 0; c < m->cols; c += CHUNK_COLS) {
             const bool is_last = c + CHUNK_COLS >= m->cols;
