@@ -279,8 +279,7 @@ static void test_start(void **state)
             options.io = open_with_plan;
             start_plan = &plan;
             rc = sl_engine_open(&engine, &options, NULL, &err);
-            assert_int_equal(
-                rc, code_of(&plan, io_fault_read(engine_rig_faulty(), plan.fail_nth).size_bytes));
+            assert_int_equal(rc, code_of(&plan, 0)); /* of no read does its size matter here */
             if (rc < 0 && (!strstr(err.message, "tensor ") || strchr(err.message, '\n')))
                 fail_msg("%s", err.message);
             sl_engine_close(engine);
