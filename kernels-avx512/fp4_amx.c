@@ -30,9 +30,6 @@
 #define PLACES_MAX 128u /* groups times units */
 #define TILES_AT_ONCE 2u
 
-/* While a pair of tiles is multiplied the next is decoded. Decoding two ahead gained nothing. */
-#define PAIRS_DECODED 2u
-
 /* Fewer tokens are AVX-512's, which decodes the weights on the way. From here on tiles take less
  * time while weights come from memory (measured on Sapphire Rapids). */
 #define TOKENS_MIN 5u
@@ -289,79 +286,64 @@ static ALWAYS_INLINE void move_rows(size_t n_tokens, const float *from, size_t f
         _mm512_storeu_ps(to + t * to_stride, _mm512_loadu_ps(from + t * from_stride));
 }
 
-/* The weights that meet a panel: n_groups groups of n_tiles tiles, up to TILES_AT_ONCE, taken by
- * pairs of tiles. */
+/* The weights that meet a panel: n_groups groups of one or two tiles. */
 struct weights {
     size_t n_groups, n_tiles, tile_bytes;
     const uint8_t *w; /* the first tile's */
 };
 
-static ALWAYS_INLINE size_t pair_count(const struct weights *from)
+/* Decodes group g of the tiles, if there is such a group. */
+static void decode_tiles(const struct weights *from, size_t g, struct group to[TILES_AT_ONCE])
 {
-    return (from->n_tiles + 1) / 2;
-}
-
-/* Decodes a pair of tiles' groups, if there is such a pair. */
-static void decode_pair(const struct weights *from, size_t pair, struct group to[2])
-{
-    const size_t g = pair / pair_count(from), tile = pair % pair_count(from) * 2;
-
-    if (g >= from->n_groups)
-        return;
-    for (size_t i = 0; i < 2 && tile + i < from->n_tiles; i++) {
-        const uint8_t *w = from->w + (tile + i) * from->tile_bytes + g * SL_FP4_GROUP_BYTES;
+    for (size_t i = 0; g < from->n_groups && i < from->n_tiles; i++) {
+        const uint8_t *w = from->w + i * from->tile_bytes + g * SL_FP4_GROUP_BYTES;
 
         decode_group(w, w + AHEAD_BYTES, &to[i]);
     }
 }
 
-/* Adds the products to acc. */
+/* Adds the products to acc. While a group is multiplied the next one is decoded; decoding two ahead
+ * gained nothing. */
 static void add_panel(const struct panel *panel, const struct weights *from, size_t n_tokens,
                       float (*acc)[TOKENS_MAX][ROWS])
 {
-    struct group groups[PAIRS_DECODED][2];
+    struct group groups[2][TILES_AT_ONCE];
     struct batch batches[2], *last = NULL;
     const size_t n_units = (n_tokens + UNIT - 1) / UNIT;
     size_t n_batches = 0;
 
-    for (size_t pair = 0; pair + 1 < PAIRS_DECODED; pair++)
-        decode_pair(from, pair, groups[pair]);
-    for (size_t pair = 0; pair < from->n_groups * pair_count(from); pair++) {
-        const size_t g = pair / pair_count(from), tile = pair % pair_count(from) * 2;
-        const struct group *both = groups[pair % PAIRS_DECODED];
-        const size_t ahead = pair + PAIRS_DECODED - 1;
-
+    decode_tiles(from, 0, groups[0]);
+    for (size_t g = 0; g < from->n_groups; g++) {
         for (size_t t = 0; t < n_tokens; t += 2 * UNIT) {
             struct batch *next = &batches[n_batches++ % 2];
 
-            next->groups = both;
-            next->n_tiles = from->n_tiles - tile > 1 ? 2 : 1;
+            next->groups = groups[g % 2];
+            next->n_tiles = from->n_tiles;
             next->n_units = n_tokens - t > UNIT ? 2 : 1;
             for (size_t unit = 0; unit < next->n_units; unit++) {
                 const size_t at = t + unit * UNIT, place = g * n_units + at / UNIT;
+
                 for (size_t i = 0; i < next->n_tiles; i++)
-                    set_work(&next->works[unit][i], &both[i], panel->x[place],
-                             panel->x_scale[place], n_tokens - at, acc[tile + i] + at);
+                    set_work(&next->works[unit][i], &next->groups[i], panel->x[place],
+                             panel->x_scale[place], n_tokens - at, acc[i] + at);
             }
             advance(last, next);
             last = next;
         }
-        decode_pair(from, ahead, groups[ahead % PAIRS_DECODED]);
+        decode_tiles(from, g + 1, groups[(g + 1) % 2]);
     }
     advance(last, NULL);
 }
 
-/* y = or, after the first panel, += the products of a panel's columns. One unit's tiles are read
- * one by one, from front to back, which memory likes best. */
+/* y = or, after the first panel, += the products of a panel's columns. */
 static void add_panel_tiles(bool is_first, const struct panel *panel, size_t n_groups,
                             size_t tile_count, size_t tile_bytes, size_t n_tokens, const uint8_t *w,
                             float *y, size_t y_stride)
 {
-    const size_t at_once = n_tokens <= UNIT ? 2 : TILES_AT_ONCE;
     _Alignas(64) float acc[TILES_AT_ONCE][TOKENS_MAX][ROWS];
 
-    for (size_t first = 0; first < tile_count; first += at_once, y += at_once * ROWS) {
-        const size_t left = tile_count - first, n = left < at_once ? left : at_once;
+    for (size_t first = 0; first < tile_count; first += TILES_AT_ONCE, y += TILES_AT_ONCE * ROWS) {
+        const size_t left = tile_count - first, n = left < TILES_AT_ONCE ? left : TILES_AT_ONCE;
 
         for (size_t tile = 0; tile < n; tile++) {
             clear_rows((n_tokens + UNIT - 1) / UNIT * UNIT, 1, acc[tile][0], ROWS);

@@ -161,11 +161,10 @@ typedef void sl_index_encode_fn(size_t count, const float *restrict x, uint8_t *
 
 /* Scores of the keys that are the rows of FP4 tiles for one query: total[n] = sum over heads
  * ascending of weight[h] * max(s[h][n], 0). s is what matmul_fp4 gives for x (head_count, cols),
- * but that each block of 32 columns has a scale of its own, a power of two or zero: sum over groups
- * of 128 columns, ascending, of the sum over a group's blocks b, ascending, from zero, of
- * scale_w[n][b]
- * * x_scale[h][b] * dot(b). x_scale (head_count, cols / 32). Fastest where a head's scales are one
- * power of two. total (tile_count * 16). */
+ * but that each block of 32 columns has a scale of its own, a power of two or zero: the sum over
+ * groups of 128 columns, ascending, of the sums over a group's blocks b, ascending and from zero,
+ * of dot(b) times scale_w[n][b] times x_scale[h][b]. x_scale (head_count, cols / 32). Fastest where
+ * a head's scales are one power of two. total (tile_count * 16). */
 typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_count,
                                 const uint8_t *restrict keys, const int8_t *restrict x,
                                 const float *restrict x_scale, const float *restrict weight,

@@ -26,7 +26,7 @@ struct sl_batch_runner_options {
     struct sl_journal *journal; /* outlives the runner */
     struct sl_file_writer *writer;
     const struct sl_answer_model *model;
-    /* Tells the weights and numerics of the model apart from others, as "native3 0123456789abcdef";
+    /* Tells the weights and numerics of the model apart from others, as "native4 0123456789abcdef";
      * a journal of another one is refused. */
     const char *model_identity;
     uint32_t items_max; /* that are under way at a time */
