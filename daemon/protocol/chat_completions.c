@@ -7,7 +7,6 @@
 #include "daemon/protocol/fields.h"
 #include "daemon/protocol/openai.h"
 #include "daemon/protocol/protocol.h"
-#include "daemon/protocol/sse.h"
 
 /* ---- requests ----------------------------------------------------------------------------------
  */
@@ -159,8 +158,7 @@ struct choice {
 };
 
 struct reply {
-    const struct sl_request *request;
-    const struct sl_reply_identity *identity;
+    struct sl_openai_reply frame;
     uint32_t n_choices;
     struct choice *choices;
 };
@@ -190,7 +188,10 @@ static void *chat_create(const struct sl_request *request, const struct sl_reply
 
     if (!reply)
         return NULL;
-    *reply = (struct reply){request, identity, request->n, NULL};
+    *reply = (struct reply){
+        .frame = {request, identity, "chatcmpl-", "chat.completion", "chat.completion.chunk"},
+        .n_choices = request->n,
+    };
     reply->choices = calloc(reply->n_choices, sizeof(*reply->choices));
     if (!reply->choices) {
         free(reply);
@@ -204,7 +205,7 @@ static json_t *take_logprobs(struct reply *reply, struct choice *choice)
 {
     json_t *logprobs;
 
-    if (!reply->request->with_logprobs)
+    if (!reply->frame.request->with_logprobs)
         return json_null();
     logprobs = json_object();
     json_object_set_new(logprobs, "content",
@@ -222,7 +223,7 @@ static void keep_logprobs(struct reply *reply, const struct sl_reply_event *even
 
     if (!*list)
         *list = json_array();
-    json_array_append_new(*list, sl_openai_token(reply->identity->tok, event->token));
+    json_array_append_new(*list, sl_openai_token(reply->frame.identity->tok, event->token));
 }
 
 static json_t *call_object(const struct sl_reply_event *event)
@@ -234,20 +235,6 @@ static json_t *call_object(const struct sl_reply_event *event)
 /* ---- streams -----------------------------------------------------------------------------------
  */
 
-/* Writes a chunk with these choices, a list, which it takes. */
-static void write_chunk(struct reply *reply, json_t *choices, json_t *more, struct sl_bytes *out)
-{
-    json_t *chunk =
-        sl_openai_object(reply->identity, "chatcmpl-", "chat.completion.chunk", choices);
-
-    if (reply->request->include_usage && !json_object_get(more, "usage"))
-        json_object_set_new(chunk, "usage", json_null());
-    if (more)
-        json_object_update(chunk, more);
-    json_decref(more);
-    sl_sse_write(out, NULL, chunk);
-}
-
 /* One choice's piece: `delta` is taken. */
 static void write_delta(struct reply *reply, uint32_t choice_index, json_t *delta,
                         const char *finish, struct sl_bytes *out)
@@ -257,7 +244,7 @@ static void write_delta(struct reply *reply, uint32_t choice_index, json_t *delt
                             delta, "logprobs", take_logprobs(reply, choice), "finish_reason",
                             finish ? json_string(finish) : json_null());
 
-    write_chunk(reply, json_pack("[o]", one), NULL, out);
+    sl_openai_write_chunk(&reply->frame, json_pack("[o]", one), NULL, out);
 }
 
 static void write_text(struct reply *reply, const struct sl_reply_event *event,
@@ -285,17 +272,6 @@ static void write_call(struct reply *reply, const struct sl_reply_event *event,
                 NULL, out);
 }
 
-/* Without include_usage clients do not expect a chunk without a choice. */
-static void write_end(struct reply *reply, const struct sl_usage *usage, struct sl_bytes *out)
-{
-    if (reply->request->include_usage)
-        write_chunk(reply, json_array(),
-                    json_pack("{s:o, s:o, s:I}", "usage", sl_openai_usage(usage), "timings",
-                              sl_openai_timings(usage), "seed", (json_int_t)usage->seed),
-                    out);
-    sl_bytes_add_text(out, "data: [DONE]\n\n");
-}
-
 static void write_event(struct reply *reply, const struct sl_reply_event *event,
                         struct sl_bytes *out)
 {
@@ -306,10 +282,7 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
                         out);
         break;
     case SL_REPLY_HEARTBEAT:
-        if (reply->request->return_progress)
-            write_chunk(reply, json_array(), sl_openai_progress(event->progress), out);
-        else
-            sl_sse_write_progress(out, event->progress);
+        sl_openai_write_progress(&reply->frame, event->progress, out);
         break;
     case SL_REPLY_TOKEN:
         keep_logprobs(reply, event);
@@ -325,12 +298,10 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
         write_delta(reply, event->choice_index, json_object(), sl_openai_finish(event), out);
         break;
     case SL_REPLY_END:
-        write_end(reply, event->usage, out);
+        sl_openai_write_end(&reply->frame, event->usage, out);
         break;
     case SL_REPLY_ERROR:
-        sl_bytes_add_text(out, "data: ");
-        sl_openai_refuse(event->refusal, out);
-        sl_bytes_add_text(out, "\n\n");
+        sl_openai_write_error(event->refusal, out);
         break;
     }
 }
@@ -357,20 +328,14 @@ static json_t *whole_choice(struct reply *reply, uint32_t index)
 
 static void write_whole(struct reply *reply, const struct sl_usage *usage, struct sl_bytes *out)
 {
-    json_t *choices = json_array(), *object;
+    json_t *choices = json_array();
 
     for (uint32_t i = 0; i < reply->n_choices; i++) {
         out->out_of_memory |=
             reply->choices[i].reasoning.out_of_memory || reply->choices[i].content.out_of_memory;
         json_array_append_new(choices, whole_choice(reply, i));
     }
-    object = sl_openai_object(reply->identity, "chatcmpl-", "chat.completion", choices);
-    json_object_set_new(object, "usage", sl_openai_usage(usage));
-    if (!reply->identity->is_repeatable)
-        json_object_set_new(object, "timings", sl_openai_timings(usage));
-    json_object_set_new(object, "seed", json_integer((json_int_t)usage->seed));
-    sl_bytes_add_json(out, object);
-    json_decref(object);
+    sl_openai_write_whole(&reply->frame, choices, usage, out);
 }
 
 static void collect(struct reply *reply, const struct sl_reply_event *event, struct sl_bytes *out)
@@ -412,7 +377,7 @@ static void chat_write(void *context, const struct sl_reply_event *event, struct
     struct reply *reply = context;
 
     sl_assert(event->choice_index < reply->n_choices);
-    if (reply->request->stream)
+    if (reply->frame.request->stream)
         write_event(reply, event, out);
     else
         collect(reply, event, out);

@@ -7,7 +7,6 @@
 #include "daemon/protocol/fields.h"
 #include "daemon/protocol/openai.h"
 #include "daemon/protocol/protocol.h"
-#include "daemon/protocol/sse.h"
 
 /* Without max_tokens a text would go on to the end of the context; OpenAI's default is 16. */
 #define N_NEW_DEFAULT 16u
@@ -102,8 +101,7 @@ struct choice {
 };
 
 struct reply {
-    const struct sl_request *request;
-    const struct sl_reply_identity *identity;
+    struct sl_openai_reply frame;
     uint32_t n_choices;
     struct choice *choices;
 };
@@ -129,7 +127,10 @@ static void *completions_create(const struct sl_request *request,
 
     if (!reply)
         return NULL;
-    *reply = (struct reply){request, identity, request->n_prompts * request->n, NULL};
+    *reply = (struct reply){
+        .frame = {request, identity, "cmpl-", "text_completion", "text_completion"},
+        .n_choices = request->n_prompts * request->n,
+    };
     reply->choices = calloc(reply->n_choices, sizeof(*reply->choices));
     if (!reply->choices) {
         free(reply);
@@ -143,7 +144,7 @@ static void keep_logprobs(struct reply *reply, const struct sl_reply_event *even
 {
     const struct sl_generated *token = event->token;
     struct choice *choice = &reply->choices[event->choice_index];
-    const struct sl_tokenizer *tok = reply->identity->tok;
+    const struct sl_tokenizer *tok = reply->frame.identity->tok;
     json_t *top = json_object(), *text = sl_openai_token_text(tok, token->id);
 
     if (!choice->logprobs)
@@ -176,50 +177,24 @@ static json_t *choice_object(struct reply *reply, uint32_t index, const char *te
                      finish ? json_string(finish) : json_null());
 }
 
-static json_t *frame(struct reply *reply, json_t *choices)
-{
-    return sl_openai_object(reply->identity, "cmpl-", "text_completion", choices);
-}
-
 /* The prompt that a choice belongs to, where it is to be part of the answer. */
 static struct sl_text_prompt echo_of(const struct reply *reply, uint32_t index)
 {
-    if (!reply->request->echo || !reply->request->prompts[index / reply->request->n].text)
+    if (!reply->frame.request->echo ||
+        !reply->frame.request->prompts[index / reply->frame.request->n].text)
         return (struct sl_text_prompt){.text = ""};
-    return reply->request->prompts[index / reply->request->n];
+    return reply->frame.request->prompts[index / reply->frame.request->n];
 }
 
 /* ---- streams -----------------------------------------------------------------------------------
  */
 
-static void write_chunk(struct reply *reply, json_t *choices, json_t *more, struct sl_bytes *out)
-{
-    json_t *chunk = frame(reply, choices);
-
-    if (reply->request->include_usage && !json_object_get(more, "usage"))
-        json_object_set_new(chunk, "usage", json_null());
-    if (more)
-        json_object_update(chunk, more);
-    json_decref(more);
-    sl_sse_write(out, NULL, chunk);
-}
-
 static void write_text(struct reply *reply, uint32_t index, const char *text, size_t length,
                        const char *finish, struct sl_bytes *out)
 {
-    write_chunk(reply, json_pack("[o]", choice_object(reply, index, text, length, finish)), NULL,
-                out);
-}
-
-/* Without include_usage clients do not expect a chunk without a choice. */
-static void write_end(struct reply *reply, const struct sl_usage *usage, struct sl_bytes *out)
-{
-    if (reply->request->include_usage)
-        write_chunk(reply, json_array(),
-                    json_pack("{s:o, s:o, s:I}", "usage", sl_openai_usage(usage), "timings",
-                              sl_openai_timings(usage), "seed", (json_int_t)usage->seed),
-                    out);
-    sl_bytes_add_text(out, "data: [DONE]\n\n");
+    sl_openai_write_chunk(&reply->frame,
+                          json_pack("[o]", choice_object(reply, index, text, length, finish)), NULL,
+                          out);
 }
 
 static void write_event(struct reply *reply, const struct sl_reply_event *event,
@@ -227,17 +202,14 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
 {
     switch (event->kind) {
     case SL_REPLY_BEGIN:
-        for (uint32_t i = 0; reply->request->echo && i < reply->n_choices; i++) {
+        for (uint32_t i = 0; reply->frame.request->echo && i < reply->n_choices; i++) {
             const struct sl_text_prompt prompt = echo_of(reply, i);
 
             write_text(reply, i, prompt.text, prompt.length, NULL, out);
         }
         break;
     case SL_REPLY_HEARTBEAT:
-        if (reply->request->return_progress)
-            write_chunk(reply, json_array(), sl_openai_progress(event->progress), out);
-        else
-            sl_sse_write_progress(out, event->progress);
+        sl_openai_write_progress(&reply->frame, event->progress, out);
         break;
     case SL_REPLY_TOKEN:
         keep_logprobs(reply, event);
@@ -249,12 +221,10 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
         write_text(reply, event->choice_index, "", 0, sl_openai_finish(event), out);
         break;
     case SL_REPLY_END:
-        write_end(reply, event->usage, out);
+        sl_openai_write_end(&reply->frame, event->usage, out);
         break;
     case SL_REPLY_ERROR:
-        sl_bytes_add_text(out, "data: ");
-        sl_openai_refuse(event->refusal, out);
-        sl_bytes_add_text(out, "\n\n");
+        sl_openai_write_error(event->refusal, out);
         break;
     case SL_REPLY_REASONING: /* plain text has no parts */
     case SL_REPLY_CALL:
@@ -267,7 +237,7 @@ static void write_event(struct reply *reply, const struct sl_reply_event *event,
 
 static void write_whole(struct reply *reply, const struct sl_usage *usage, struct sl_bytes *out)
 {
-    json_t *choices = json_array(), *object;
+    json_t *choices = json_array();
 
     for (uint32_t i = 0; i < reply->n_choices; i++) {
         const struct choice *choice = &reply->choices[i];
@@ -277,13 +247,7 @@ static void write_whole(struct reply *reply, const struct sl_usage *usage, struc
                               choice_object(reply, i, choice->text.length ? choice->text.data : "",
                                             choice->text.length, choice->finish));
     }
-    object = frame(reply, choices);
-    json_object_set_new(object, "usage", sl_openai_usage(usage));
-    if (!reply->identity->is_repeatable)
-        json_object_set_new(object, "timings", sl_openai_timings(usage));
-    json_object_set_new(object, "seed", json_integer((json_int_t)usage->seed));
-    sl_bytes_add_json(out, object);
-    json_decref(object);
+    sl_openai_write_whole(&reply->frame, choices, usage, out);
 }
 
 static void collect(struct reply *reply, const struct sl_reply_event *event, struct sl_bytes *out)
@@ -323,7 +287,7 @@ static void completions_write(void *context, const struct sl_reply_event *event,
     struct reply *reply = context;
 
     sl_assert(event->choice_index < reply->n_choices);
-    if (reply->request->stream)
+    if (reply->frame.request->stream)
         write_event(reply, event, out);
     else
         collect(reply, event, out);

@@ -4,6 +4,7 @@
 
 #include "core/text/utf8.h"
 #include "daemon/protocol/fields.h"
+#include "daemon/protocol/sse.h"
 
 int sl_openai_read(struct sl_request *request, struct sl_refusal *refusal)
 {
@@ -47,15 +48,17 @@ void sl_openai_refuse(const struct sl_refusal *refusal, struct sl_bytes *out)
     json_decref(object);
 }
 
-json_t *sl_openai_object(const struct sl_reply_identity *identity, const char *id_prefix,
-                         const char *kind, json_t *choices)
+/* ---- replies -----------------------------------------------------------------------------------
+ */
+
+static json_t *reply_object(const struct sl_openai_reply *reply, const char *kind, json_t *choices)
 {
-    return json_pack("{s:s+, s:s, s:I, s:s, s:s, s:o}", "id", id_prefix, identity->id, "object",
-                     kind, "created", (json_int_t)identity->created_s, "model", identity->model,
-                     "system_fingerprint", "sluice", "choices", choices);
+    return json_pack("{s:s+, s:s, s:I, s:s, s:s, s:o}", "id", reply->id_prefix, reply->identity->id,
+                     "object", kind, "created", (json_int_t)reply->identity->created_s, "model",
+                     reply->identity->model, "system_fingerprint", "sluice", "choices", choices);
 }
 
-json_t *sl_openai_usage(const struct sl_usage *usage)
+static json_t *usage_object(const struct sl_usage *usage)
 {
     const json_int_t prompt = usage->n_prompt_tokens, cached = usage->n_cached_tokens;
     const json_int_t made = usage->n_new_tokens;
@@ -72,7 +75,8 @@ static double per_second(uint64_t n, uint64_t ns)
     return ns > 0 ? (double)n * 1e9 / (double)ns : 0;
 }
 
-json_t *sl_openai_timings(const struct sl_usage *usage)
+/* The times, as llama-server tells them, and what was read. */
+static json_t *timings_object(const struct sl_usage *usage)
 {
     const uint32_t n_prompt = usage->n_prompt_tokens - usage->n_cached_tokens;
     const uint64_t requests = usage->n_expert_requests;
@@ -88,13 +92,67 @@ json_t *sl_openai_timings(const struct sl_usage *usage)
                      requests > 0 ? (double)usage->n_expert_hits / (double)requests : 0.0);
 }
 
-json_t *sl_openai_progress(const struct sl_reply_progress *progress)
+static json_t *progress_object(const struct sl_reply_progress *progress)
 {
     return json_pack("{s:{s:I, s:I, s:I, s:I}}", "prompt_progress", "total",
                      (json_int_t)progress->n_prompt_tokens, "cache",
                      (json_int_t)progress->n_cached_tokens, "processed",
                      (json_int_t)progress->n_done_tokens, "time_ms",
                      (json_int_t)(progress->elapsed_ns / 1000000));
+}
+
+void sl_openai_write_chunk(const struct sl_openai_reply *reply, json_t *choices, json_t *more,
+                           struct sl_bytes *out)
+{
+    json_t *chunk = reply_object(reply, reply->chunk_kind, choices);
+
+    if (reply->request->include_usage && !json_object_get(more, "usage"))
+        json_object_set_new(chunk, "usage", json_null());
+    if (more)
+        json_object_update(chunk, more);
+    json_decref(more);
+    sl_sse_write(out, NULL, chunk);
+}
+
+void sl_openai_write_progress(const struct sl_openai_reply *reply,
+                              const struct sl_reply_progress *progress, struct sl_bytes *out)
+{
+    if (reply->request->return_progress)
+        sl_openai_write_chunk(reply, json_array(), progress_object(progress), out);
+    else
+        sl_sse_write_progress(out, progress);
+}
+
+/* Without include_usage clients do not expect a chunk without a choice. */
+void sl_openai_write_end(const struct sl_openai_reply *reply, const struct sl_usage *usage,
+                         struct sl_bytes *out)
+{
+    if (reply->request->include_usage)
+        sl_openai_write_chunk(reply, json_array(),
+                              json_pack("{s:o, s:o, s:I}", "usage", usage_object(usage), "timings",
+                                        timings_object(usage), "seed", (json_int_t)usage->seed),
+                              out);
+    sl_bytes_add_text(out, "data: [DONE]\n\n");
+}
+
+void sl_openai_write_error(const struct sl_refusal *refusal, struct sl_bytes *out)
+{
+    sl_bytes_add_text(out, "data: ");
+    sl_openai_refuse(refusal, out);
+    sl_bytes_add_text(out, "\n\n");
+}
+
+void sl_openai_write_whole(const struct sl_openai_reply *reply, json_t *choices,
+                           const struct sl_usage *usage, struct sl_bytes *out)
+{
+    json_t *object = reply_object(reply, reply->object_kind, choices);
+
+    json_object_set_new(object, "usage", usage_object(usage));
+    if (!reply->identity->is_repeatable)
+        json_object_set_new(object, "timings", timings_object(usage));
+    json_object_set_new(object, "seed", json_integer((json_int_t)usage->seed));
+    sl_bytes_add_json(out, object);
+    json_decref(object);
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------

@@ -12,19 +12,36 @@ int sl_openai_read(struct sl_request *request, struct sl_refusal *refusal);
 /* The body of an error: {"error": {"message", "type", "param", "code"}}. */
 void sl_openai_refuse(const struct sl_refusal *refusal, struct sl_bytes *out);
 
-/* All that makes JSON returns a new reference, NULL when out of memory. This is the frame of a
- * reply; `choices` is taken. */
-json_t *sl_openai_object(const struct sl_reply_identity *identity, const char *id_prefix,
-                         const char *kind, json_t *choices);
-json_t *sl_openai_usage(const struct sl_usage *usage);
+/* A reply, and how its protocol names things. */
+struct sl_openai_reply {
+    const struct sl_request *request;
+    const struct sl_reply_identity *identity;
+    const char *id_prefix;   /* "chatcmpl-" */
+    const char *object_kind; /* of a reply that is given whole */
+    const char *chunk_kind;  /* of each chunk of a stream */
+};
 
-/* The times, as llama-server tells them, and what was read. */
-json_t *sl_openai_timings(const struct sl_usage *usage);
+/* Writes a chunk with `choices`, a list, and the members of `more`, which may be NULL. Takes
+ * both. */
+void sl_openai_write_chunk(const struct sl_openai_reply *reply, json_t *choices, json_t *more,
+                           struct sl_bytes *out);
 
-/* {"prompt_progress": {...}} */
-json_t *sl_openai_progress(const struct sl_reply_progress *progress);
+/* Writes how far the prompt is: as a chunk where the request asks for that, or else as a line that
+ * clients pass over. */
+void sl_openai_write_progress(const struct sl_openai_reply *reply,
+                              const struct sl_reply_progress *progress, struct sl_bytes *out);
 
-/* A token with its log probability and those of the likeliest at its place. */
+/* Writes what ends a stream, and an error in one. */
+void sl_openai_write_end(const struct sl_openai_reply *reply, const struct sl_usage *usage,
+                         struct sl_bytes *out);
+void sl_openai_write_error(const struct sl_refusal *refusal, struct sl_bytes *out);
+
+/* Writes a reply that is given whole. Takes `choices`. */
+void sl_openai_write_whole(const struct sl_openai_reply *reply, json_t *choices,
+                           const struct sl_usage *usage, struct sl_bytes *out);
+
+/* A token with its log probability and those of the likeliest at its place: a new reference, NULL
+ * when out of memory, as all JSON here. */
 json_t *sl_openai_token(const struct sl_tokenizer *tok, const struct sl_generated *token);
 
 /* Bytes of a token as a JSON string; those that are no character become U+FFFD. */
