@@ -266,7 +266,7 @@ static void test_pack_fp8_refuses(void **state)
 
 static void test_pack_bf16(void **state)
 {
-    enum { N_COLS = 6 };
+    enum { N_COLS = 46 }; /* a cache line of them, eight more, and six that are left */
     static const enum input_kind kinds[] = {INPUT_PLAIN, INPUT_TINY, INPUT_LARGE};
     static uint16_t codes[ROWS_MAX][N_COLS], tiles[ROWS_MAX / 16 + 1][N_COLS / 2][16][2];
     static float values[ROWS_MAX * N_COLS];
@@ -291,10 +291,15 @@ static void test_pack_bf16(void **state)
             }
         }
         assert_true(is_filled((uint8_t *)&tiles[padded / 16], sizeof(tiles[0]), 0x5a));
-        codes[rows - 1][N_COLS - 1] = n % 2 ? 0x7f80 : 0xffc1;
-        assert_int_equal(
-            sl_r16_pack_bf16(rows, N_COLS, &codes[0][0], (uint8_t *)&tiles[0][0][0][0]),
-            -SL_ECORRUPT);
+        for (size_t i = 0; i < rows * N_COLS; i++) {
+            uint16_t was = (&codes[0][0])[i];
+
+            (&codes[0][0])[i] = i % 2 ? 0x7f80 : 0xffc1;
+            assert_int_equal(
+                sl_r16_pack_bf16(rows, N_COLS, &codes[0][0], (uint8_t *)&tiles[0][0][0][0]),
+                -SL_ECORRUPT);
+            (&codes[0][0])[i] = was;
+        }
     }
 }
 

@@ -193,20 +193,69 @@ int sl_f32_scales_read(size_t count, const float *scales, float *ret_scales)
     return 0;
 }
 
+/* Columns that a cache line holds. */
+#define LINE_COLS (64 / sizeof(uint16_t))
+/* Codes whose magnitude is below this are tiny. */
+#define BF16_MAGNITUDE_MIN ((127 + SL_TINY_EXPONENT) << 7)
+
+/* Lays out columns 0 to end, a multiple of 8, of four rows, without codes that are tiny. Returns
+ * all codes that are not finite, as set pairs. */
+static pairs lay_bf16_rows(size_t cols, size_t end, const uint16_t *codes, uint8_t *dst)
+{
+    pairs bad = {0}, kept[4];
+
+    for (size_t col = 0; col < end; col += 8) {
+        for (size_t row = 0; row < 4; row++) {
+            pairs code = *(const pairs *)(const void *)(codes + row * cols + col);
+            pairs magnitude = code & 0x7fff;
+
+            bad |= (pairs)(magnitude >= 0x7f80);
+            kept[row] = code & (pairs)(magnitude >= BF16_MAGNITUDE_MIN);
+        }
+        transpose_quads((const uint8_t *)kept, sizeof(kept[0]), dst + col * 2 * SL_R16_ROWS);
+    }
+    return bad;
+}
+
+/* Four rows and eight columns at a time, of rows that are multiples of 4: a cache line of each of
+ * the tile's rows, then the next one. Rows are often a power of two apart, so that lines of all of
+ * them do not stay in the cache until they are used up. Returns whether all codes were finite. */
+static bool lay_bf16(size_t rows, size_t cols, size_t end, const uint16_t *codes, uint8_t *tiles)
+{
+    pairs bad = {0};
+    bool any = false;
+
+    for (size_t first = 0; first < rows; first += SL_R16_ROWS) {
+        uint8_t *tile = tiles + first / SL_R16_ROWS * sl_r16_bf16_tile_bytes(cols);
+        const size_t last = first + SL_R16_ROWS < rows ? first + SL_R16_ROWS : rows;
+
+        for (size_t col = 0; col < end; col += LINE_COLS)
+            for (size_t row = first; row < last; row += 4)
+                bad |= lay_bf16_rows(cols, end - col < LINE_COLS ? end - col : LINE_COLS,
+                                     codes + row * cols + col,
+                                     tile + col * 2 * SL_R16_ROWS + (row - first) * 4);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        any |= bad[i] != 0;
+    return !any;
+}
+
 int sl_r16_pack_bf16(size_t rows, size_t cols, const uint16_t *codes, uint8_t *tiles)
 {
+    const size_t whole_rows = rows / 4 * 4, whole_cols = cols / 8 * 8;
     uint16_t *dst = (uint16_t *)(void *)tiles;
-    bool sound = true;
+    bool sound;
 
     sl_assert(cols % 2 == 0);
     if (rows % SL_R16_ROWS)
         memset(tiles + rows / SL_R16_ROWS * sl_r16_bf16_tile_bytes(cols), 0,
                sl_r16_bf16_tile_bytes(cols));
+    sound = lay_bf16(whole_rows, cols, whole_cols, codes, tiles);
     for (size_t row = 0; row < rows; row++) {
         const uint16_t *src = codes + row * cols;
         uint16_t *tile = dst + row / SL_R16_ROWS * cols * SL_R16_ROWS;
 
-        for (size_t col = 0; col < cols; col++) {
+        for (size_t col = row < whole_rows ? whole_cols : 0; col < cols; col++) {
             uint16_t code = src[col];
 
             sound &= (code & 0x7f80) != 0x7f80;
