@@ -1,7 +1,7 @@
 /* One dense tensor on its way from its file to where the model uses it.
  *
  * core/model/weights.c names the tensors, checks their headers and chooses where they go; whoever
- * reads them hands their bytes here, a chunk at a time and in order, to be checked and converted:
+ * reads them hands their bytes here, a chunk at a time and in order, to be looked at and converted:
  * linears become R16 tiles, small tables float32. */
 #ifndef SL_MODEL_TENSOR_LOAD_H
 #define SL_MODEL_TENSOR_LOAD_H
@@ -9,7 +9,6 @@
 #include <stdint.h>
 
 #include "core/base/err.h"
-#include "core/base/pool.h"
 #include "core/model/matrix.h"
 #include "core/model/weight_source.h"
 
@@ -44,10 +43,26 @@ uint64_t sl_tensor_load_unit_bytes(const struct sl_tensor_load *load);
  * and no more than the tensor. */
 uint64_t sl_tensor_load_chunk_bytes(const struct sl_tensor_load *load, uint64_t wanted_bytes);
 
-/* Converts the chunk at offset_bytes, by jobs of the pool. `bytes` is aligned as the tensor's
- * elements are. Fails with -SL_ECORRUPT: `where` is the file that the message names. */
-int sl_tensor_load_convert(const struct sl_tensor_load *load, uint64_t offset_bytes,
-                           uint64_t size_bytes, const uint8_t *bytes, struct sl_pool *pool,
-                           const char *where, struct sl_err *err);
+/* A chunk on its way: it is converted in items, each of which some thread does, at any time. */
+struct sl_tensor_part {
+    const struct sl_tensor_load *load;
+    uint64_t offset_bytes, size_bytes;
+    const uint8_t *bytes; /* aligned as the tensor's elements are */
+    const char *where;    /* the file, for messages */
+
+    /* 0 or the first failure, written by whichever thread meets it: of tiles and bytes any may, and
+     * the message is written at the end; all else is one item, which writes both. */
+    int rc;
+    struct sl_err err;
+};
+
+/* Returns how many items there are, at least one. */
+uint64_t sl_tensor_part_item_count(const struct sl_tensor_part *part);
+
+/* Converts items first <= i < end. Scales that they need have been converted. */
+void sl_tensor_part_convert(struct sl_tensor_part *part, uint64_t first, uint64_t end);
+
+/* All items are done. Fails with -SL_ECORRUPT, naming file and tensor. */
+int sl_tensor_part_end(struct sl_tensor_part *part, struct sl_err *err);
 
 #endif

@@ -4,6 +4,10 @@
 
 #include "core/base/assert.h"
 #include "core/base/size.h"
+#include "core/model/phase.h"
+
+/* A chunk that is smaller is one thread's work: to wake others takes as long. */
+#define SHARED_BYTES_MIN 65536u
 
 /* Reads of whole blocks begin and end beside what is wanted. */
 uint64_t sl_weight_chunk_memory_bytes(uint64_t chunk_bytes)
@@ -103,16 +107,46 @@ static const uint8_t *align(const struct sl_weight_chunks *chunks)
     return memmove(memory_of(chunks, chunks->taken), chunks->bytes, chunk->size_bytes);
 }
 
+/* A chunk's checksum, and what it is converted to. */
+struct conversion {
+    struct sl_weight_reader *reader;
+    struct sl_tensor_part part;
+    int check_rc; /* written by the thread that has the first item */
+    struct sl_err check_err;
+};
+
+/* Item 0 is the checksum, which goes on from chunk to chunk and so is one thread's; the others
+ * convert meanwhile. */
+static void convert(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct conversion *in = context;
+    struct sl_tensor_part *part = &in->part;
+
+    (void)thread_index;
+    if (first == 0) {
+        in->check_rc = in->reader->ops->check(in->reader, part->load->name, part->offset_bytes,
+                                              part->size_bytes, part->bytes, &in->check_err);
+        first++;
+    }
+    if (first < end)
+        sl_tensor_part_convert(part, first - 1, end - 1);
+}
+
 int sl_weight_chunks_convert(struct sl_weight_chunks *chunks, struct sl_err *err)
 {
     const struct sl_weight_chunk *chunk = &chunks->list[chunks->taken];
-    const struct sl_tensor_load *tensor = chunk->tensor;
-    int rc = chunks->reader->ops->check(chunks->reader, tensor->name, chunk->offset_bytes,
-                                        chunk->size_bytes, chunks->bytes, err);
+    struct conversion in = {
+        .reader = chunks->reader,
+        .part = {.load = chunk->tensor,
+                 .offset_bytes = chunk->offset_bytes,
+                 .size_bytes = chunk->size_bytes,
+                 .bytes = align(chunks),
+                 .where = chunks->source->ops->where(chunks->source, chunk->tensor->name)}};
+    const size_t n_items = 1 + sl_tensor_part_item_count(&in.part);
 
-    if (rc < 0)
-        return rc;
-    return sl_tensor_load_convert(tensor, chunk->offset_bytes, chunk->size_bytes, align(chunks),
-                                  chunks->pool,
-                                  chunks->source->ops->where(chunks->source, tensor->name), err);
+    sl_pool_run(chunks->pool, SL_PHASE_REPACK, n_items,
+                chunk->size_bytes < SHARED_BYTES_MIN ? n_items : 1, convert, &in);
+    if (in.check_rc < 0 && err)
+        *err = in.check_err;
+    return in.check_rc < 0 ? in.check_rc : sl_tensor_part_end(&in.part, err);
 }

@@ -10,7 +10,7 @@
 #define CHUNK_BYTES (UINT64_C(4) << 20)
 
 /* Each thread touches so much of its share before the drives are looked at again. */
-#define TOUCH_BYTES (UINT64_C(4) << 20)
+#define TOUCH_BYTES SL_HUGE_PAGE_BYTES
 
 struct sl_weight_list {
     struct sl_tensor_load *tensors; /* (n_max) */
@@ -92,18 +92,24 @@ int sl_weight_list_add(void *context, const struct sl_tensor_load *tensor, struc
  * there. Linears are touched thread by thread, each its own share, so that this lies on its node.
  */
 
+/* Touches the next few MiB of one tensor. Returns false if there is no more of it. */
+static bool touch_part(struct sl_weight_list *list, const struct sl_tensor_load *tensor)
+{
+    const bool tiles = tensor->form == SL_TENSOR_TILES;
+    const uint64_t item_bytes = tiles ? sl_matrix_tile_bytes(&tensor->matrix) : SL_HUGE_PAGE_BYTES;
+    const uint64_t n_items = tiles ? sl_r16_tile_count(tensor->matrix.rows)
+                                   : tensor->info.size_bytes / SL_HUGE_PAGE_BYTES;
+
+    return (tiles || tensor->form == SL_TENSOR_BYTES) &&
+           sl_pool_first_touch_part(list->loading.pool, tensor->dst, n_items, item_bytes,
+                                    list->touch_part++ * TOUCH_BYTES, TOUCH_BYTES);
+}
+
 /* Touches the next few MiB of the tensors before `end`. Returns false if all of them are. */
 static bool touch_on(struct sl_weight_list *list, uint32_t end)
 {
-    const struct sl_tensor_load *tensor;
-
     while (list->touch_tensor < end) {
-        tensor = &list->tensors[list->touch_tensor];
-        if (tensor->form == SL_TENSOR_TILES &&
-            sl_pool_first_touch_part(list->loading.pool, tensor->dst,
-                                     sl_r16_tile_count(tensor->matrix.rows),
-                                     sl_matrix_tile_bytes(&tensor->matrix),
-                                     list->touch_part++ * TOUCH_BYTES, TOUCH_BYTES))
+        if (touch_part(list, &list->tensors[list->touch_tensor]))
             return true;
         list->touch_tensor++;
         list->touch_part = 0;

@@ -61,7 +61,7 @@ struct sl_weight_source {
 /* Reads of the same tensors that go on while others compute: for those that do not stay in memory.
  *
  * A reader has a fixed number of slots, each for one read. All calls come from the thread that
- * drives the forward pass.
+ * drives the forward pass, or one at a time from its pool's: check().
  *
  *     begin() ──► start() ──► end() ... ──► end()       the slot is free, once is_free() says so
  */
@@ -93,8 +93,8 @@ struct sl_weight_reader_ops {
      * has ended. */
     bool (*is_free)(struct sl_weight_reader *reader, uint32_t slot);
 
-    /* Is given all of a tensor's bytes in order, and compares them with a checksum where there is
-     * one that is to be looked at. Returns 0 or -SL_ECORRUPT. */
+    /* Is given all of a tensor's bytes in order, by any thread of the pool, and compares them with
+     * a checksum where there is one that is to be looked at. Returns 0 or -SL_ECORRUPT. */
     int (*check)(struct sl_weight_reader *reader, const char *name, uint64_t offset_bytes,
                  uint64_t size_bytes, const uint8_t *bytes, struct sl_err *err);
 };
