@@ -96,6 +96,7 @@ struct sl_expert_cache {
     struct sl_prefetch_pace pace;
     struct sl_visit visit; /* to come */
     bool staging_attached;
+    uint32_t n_filled_ahead; /* slots whose memory was seen to before the first load */
 };
 
 static inline struct sl_expert_cache *sl_expert_cache_of(struct sl_expert_source *source)

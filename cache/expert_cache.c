@@ -193,6 +193,16 @@ fail:
     return rc;
 }
 
+bool sl_expert_cache_fill_ahead(struct sl_expert_cache *cache, uint32_t n_slots)
+{
+    bool filled = false;
+
+    while (!filled && cache->n_filled_ahead < n_slots &&
+           cache->n_filled_ahead < cache->table.n_slots)
+        filled = sl_slab_fill(&cache->slab, cache->n_filled_ahead++);
+    return filled;
+}
+
 void sl_expert_cache_destroy(struct sl_expert_cache *cache)
 {
     struct sl_expert_load_end end;

@@ -144,6 +144,11 @@ void sl_expert_cache_preload(struct sl_expert_cache *cache, const struct sl_expe
                              uint32_t n_keys, const atomic_bool *stop, sl_progress_fn *on_progress,
                              void *context);
 
+/* Sees to the memory of one more slot, of the first n_slots that will be loaded into, which
+ * otherwise comes with the first load: for when the threads have nothing else to do. Returns false
+ * if all of these have theirs. */
+bool sl_expert_cache_fill_ahead(struct sl_expert_cache *cache, uint32_t n_slots);
+
 /* Lives as long as the cache. Beyond the contract of expert_source.h: an expert that is still
  * pinned from before is not demanded again, and pins_max counts the pins of an earlier demand too.
  */

@@ -14,7 +14,7 @@ run=(--tokens "$scratch/tokens" --out "$scratch/logits.npy")
 
 # Runs the command; it must end with exit status $2 and one line on stderr that matches $3.
 stages="reading the headers|loading dense weights|measuring which reads suit the drive"
-stages+="|making room for experts, context and activations"
+stages+="|making room for context and activations"
 refused() { # name rc pattern arguments...
     local name=$1 want=$2 pattern=$3 rc lines
 

@@ -183,6 +183,13 @@ static int reader_check(struct sl_weight_reader *reader, const char *name, uint6
     return 0;
 }
 
+static bool work_while_waiting(void *context)
+{
+    struct fixture_weights *weights = context;
+
+    return ++weights->n_waits % 3 != 0;
+}
+
 int fixture_weights_load(struct fixture_weights *weights, struct sl_weights *loaded,
                          const struct sl_config *config, const struct sl_draft *draft,
                          const struct sl_weight_residency *residency, struct sl_pool *pool,
@@ -194,8 +201,11 @@ int fixture_weights_load(struct fixture_weights *weights, struct sl_weights *loa
                                                     .end = reader_end,
                                                     .is_free = reader_is_free,
                                                     .check = reader_check};
-    const struct sl_weight_loading loading = {
-        .source = &weights->source, .reader = &weights->reader, .pool = pool};
+    const struct sl_weight_loading loading = {.source = &weights->source,
+                                              .reader = &weights->reader,
+                                              .pool = pool,
+                                              .on_wait = work_while_waiting,
+                                              .on_wait_context = weights};
     int rc;
 
     weights->reader.ops = &ops;

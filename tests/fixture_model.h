@@ -59,6 +59,7 @@ struct fixture_weights {
 
     uint64_t fail_nth; /* the nth read from now on fails with -EIO; 0: none */
     uint64_t n_reads;
+    uint64_t n_waits; /* calls for other work, of which there is some two times in three */
 };
 
 /* As in the release: FP8 linears, BF16 router, compressors and norms, and the draft that the config

@@ -457,6 +457,31 @@ static void test_resizing(void **state)
     cache_rig_fini(&rig);
 }
 
+/* Memory that comes before the first load comes for as many slots as were named, and not twice. */
+static void test_filling_ahead(void **state)
+{
+    static const struct cache_rig_options options = {
+        .reads_max = 8, .piece_bytes = 1 << 20, .n_slots = 12, .inflight_max = 4};
+    const uint64_t slot_bytes = sl_expert_cache_slot_bytes(&cache_shape);
+    static const uint16_t experts[] = {0, 1, 2, 3, 4};
+    const struct cache_fixture *fixtures = *state;
+    uint64_t start_bytes, ahead_bytes;
+    struct cache_rig rig;
+
+    cache_rig_init(&rig, fixtures, &options);
+    start_bytes = resident_bytes(sl_expert_cache_arena(rig.cache)); /* the first slot's */
+    for (uint32_t i = 0; i < 4; i++)
+        assert_true(sl_expert_cache_fill_ahead(rig.cache, 5));
+    assert_false(sl_expert_cache_fill_ahead(rig.cache, 5));
+    ahead_bytes = resident_bytes(sl_expert_cache_arena(rig.cache));
+    assert_int_equal(ahead_bytes, start_bytes + 4 * slot_bytes);
+    /* What is loaded first lies there: but for the staging buffers nothing is new. */
+    assert_int_equal(cache_rig_demand(&rig, 0, experts, 5, NULL, NULL), 0);
+    assert_true(resident_bytes(sl_expert_cache_arena(rig.cache)) <=
+                ahead_bytes + sl_expert_cache_staging_bytes(fixtures->store, 4));
+    cache_rig_fini(&rig);
+}
+
 static void test_emptying(void **state)
 {
     static const struct cache_rig_options options = {
@@ -694,6 +719,7 @@ int main(void)
         cmocka_unit_test(test_leftovers_of_a_failed_demand),
         cmocka_unit_test(test_drive_keeps_a_buffer),
         cmocka_unit_test(test_resizing),
+        cmocka_unit_test(test_filling_ahead),
         cmocka_unit_test(test_emptying),
         cmocka_unit_test(test_hot_list),
         cmocka_unit_test(test_preload_passes_over_failures),

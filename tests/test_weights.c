@@ -212,11 +212,12 @@ static void test_loads_what_it_measured(void **state)
                                             mtp ? &fixture_mtp : NULL, &sizes[mtp], NULL),
                          0);
         measured_bytes[mtp] = sl_weights_bytes(&sizes[mtp], &sl_weights_all_resident);
-        rig->source.n_reads = 0;
+        rig->source.n_reads = rig->source.n_waits = 0;
         assert_int_equal(fixture_weights_load(&rig->source, &weights, &rig->config,
                                               mtp ? &fixture_mtp : NULL, &sl_weights_all_resident,
                                               rig->pool, NULL),
                          0);
+        assert_true(rig->source.n_waits >= 3); /* until there is nothing left */
         assert_in_range(measured_bytes[mtp] - weights.arena.used_bytes, 0, SL_CACHE_LINE_BYTES - 1);
         assert_int_equal(weights.draft.kind, mtp ? SL_DRAFT_MTP : SL_DRAFT_NONE);
         if (mtp) {

@@ -157,6 +157,13 @@ static int convert(struct sl_weight_list *list, const struct sl_weight_chunk *ch
     return 0;
 }
 
+/* For while nothing has landed. Returns false if there is nothing to do. */
+static bool do_other_work(struct sl_weight_list *list)
+{
+    return touch_on(list, list->n_tensors) ||
+           (list->loading.on_wait && list->loading.on_wait(list->loading.on_wait_context));
+}
+
 /* Ends all reads that are out. */
 static void stop(struct sl_weight_list *list)
 {
@@ -180,7 +187,7 @@ int sl_weight_list_load(struct sl_weight_list *list, const struct sl_weight_load
     while (rc == 0 && list->loaded_bytes < list->total_bytes) {
         read_on(list);
         rc = sl_weight_chunks_take(&list->chunks, false, &chunk, err);
-        if (rc == 0 && touch_on(list, list->n_tensors))
+        if (rc == 0 && do_other_work(list))
             continue;
         if (rc == 0)
             rc = sl_weight_chunks_take(&list->chunks, true, &chunk, err);

@@ -1,8 +1,10 @@
 /* Loads the dense weights that stay, once: the drives read ahead while the threads convert what has
- * landed, and where nothing has landed they touch the memory that comes next. */
+ * landed, and where nothing has landed they touch the memory that comes next, and then do what the
+ * caller has for them. */
 #ifndef SL_MODEL_WEIGHT_LOADING_H
 #define SL_MODEL_WEIGHT_LOADING_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/arena.h"
@@ -37,6 +39,9 @@ struct sl_weight_loading {
     struct sl_pool *pool;            /* packs, and touches each thread's share first */
     sl_progress_fn *on_progress;     /* NULL, or is told the bytes that were loaded, and all */
     void *on_progress_context;
+    bool (*on_wait)(void *context); /* NULL, or is called before the drives are waited for, to do
+                                       some milliseconds of other work; false: there is none left */
+    void *on_wait_context;
 };
 
 /* Tensors that are to be loaded, in order. */

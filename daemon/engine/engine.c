@@ -123,12 +123,26 @@ static int plan_memory(struct sl_engine *e, int *ret_verdict, struct sl_err *err
     return 0;
 }
 
+/* The first token needs as many slots as it has experts, so the threads see to their memory while
+ * they wait for dense weights. The slots of the least cache are left: the plan counts on it that
+ * loading has their memory. */
+static bool fill_cache(void *context)
+{
+    const struct sl_engine *e = context;
+    const uint64_t n = sl_expert_cache_slot_count(e->cache) - e->plan.slots_least;
+
+    return sl_expert_cache_fill_ahead(e->cache,
+                                      (uint32_t)(n < e->plan.slots_min ? n : e->plan.slots_min));
+}
+
 static int load_weights(struct sl_engine *e, struct sl_err *err)
 {
     struct sl_weight_loading loading = {.source = e->source,
                                         .pool = e->pool,
                                         .on_progress = e->options.on_load,
-                                        .on_progress_context = e->options.on_load_context};
+                                        .on_progress_context = e->options.on_load_context,
+                                        .on_wait = fill_cache,
+                                        .on_wait_context = e};
     int rc = sl_dense_reader_create(&e->dense_reader, &e->files, e->reader, e->n_weight_slots,
                                     e->options.verify, err);
 
@@ -384,13 +398,14 @@ int sl_engine_open(struct sl_engine **ret_engine, const struct sl_engine_options
     sl_pool_pin(e->pool, &options->affinity);
     e->compute =
         (struct sl_compute){.kernels = &e->kernels, .pool = e->pool, .numerics = options->numerics};
-    begin_stage(e, SL_STAGE_WEIGHTS);
-    rc = load_weights(e, err);
-    if (rc < 0)
+    if ((rc = start_cache(e, err)) < 0)
         goto out;
-    begin_stage(e, "making room for experts, context and activations");
-    if ((rc = start_cache(e, err)) < 0 || (rc = start_kv_pool(e, err)) < 0 ||
-        (rc = start_forwards(e, err)) < 0 || (rc = start_sampling(e, err)) < 0)
+    begin_stage(e, SL_STAGE_WEIGHTS);
+    if ((rc = load_weights(e, err)) < 0)
+        goto out;
+    begin_stage(e, "making room for context and activations");
+    if ((rc = start_kv_pool(e, err)) < 0 || (rc = start_forwards(e, err)) < 0 ||
+        (rc = start_sampling(e, err)) < 0)
         goto out;
     look_at_nodes(e);
     if (sl_memory_plan_is_slow(&e->plan))
