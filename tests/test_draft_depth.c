@@ -16,6 +16,7 @@
 #include "tests/kernel_inputs.h"
 
 #define STEPS 4000u
+#define SHORT_STEPS 100u
 #define DEPTH_MAX 3u
 
 struct world {
@@ -146,6 +147,26 @@ static void test_what_pays_is_found(void **state)
     }
 }
 
+/* A text that ends soon pays for no more of a trial than a few steps, however dear one is. */
+static void test_short_texts(void **state)
+{
+    static const struct world dear = {
+        "a draft of a whole step", 1, 90, 10, 10, 110, {0, 0, 0}, 0.1};
+    uint64_t random = inputs_seed();
+    double off = 0, us = 0;
+
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++) {
+        struct sl_draft_depth d;
+
+        sl_draft_depth_init(&d, DEPTH_MAX, true);
+        us += run(&d, &dear, SHORT_STEPS, &random);
+        off += expected_us(&dear, 0);
+    }
+    print_message("%-28s off %.1f, chosen %.1f us a token\n", dear.name, off / 100, us / 100);
+    assert_true(us < 1.04 * off);
+}
+
 /* From each world to each other: what held before does not count any more. */
 static void test_worlds_that_change(void **state)
 {
@@ -260,6 +281,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_pays_is_found),
+        cmocka_unit_test(test_short_texts),
         cmocka_unit_test(test_worlds_that_change),
         cmocka_unit_test(test_chances_that_are_told),
         cmocka_unit_test(test_a_depth_that_is_set_stays),

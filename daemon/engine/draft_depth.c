@@ -213,7 +213,7 @@ uint32_t sl_draft_depth_wanted(const struct sl_draft_depth *d, uint32_t n_texts)
         return d->depth_max;
     if (d->n_steps < OFF_FIRST)
         return 0;
-    if (d->n_probing > 0)
+    if (d->n_probing > 0 && !has_lost_too_much(d, 0))
         return 1;
     best = best_depth(d, d->n_rows, n_texts);
     if (best == 0)
@@ -275,7 +275,7 @@ static void note_trial(struct sl_draft_depth *d, const struct sl_draft_sample *s
         d->n_probing = PROBE_STEPS;
         forget_deeper(d, 0, s->n_texts);
     } else if (d->n_probing > 0) {
-        d->n_probing--;
+        d->n_probing = sees ? d->n_probing - 1 : 0;
     }
     d->sees = sees;
 }

@@ -8,7 +8,8 @@
  *
  * A depth that is not known is tried, one after the other, and one that does not pay is tried again
  * some time. An account of what was lost against steps without guesses bounds that: SL_DRAFT_LOSS
- * of the time of the last two thousand or so steps. Where nothing pays the draft is not even shown
+ * of the time of the last two thousand or so steps, and two steps. A trial that has used it up
+ * ends. Where nothing pays the draft is not even shown
  * the tokens.
  *
  * Pure: no clock, no memory of its own. Allocates nothing. */
