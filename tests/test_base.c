@@ -190,6 +190,112 @@ static void test_pool_takes_over_from_a_late_thread(void **state)
     sl_pool_destroy(pool);
 }
 
+/* ---- lines -------------------------------------------------------------------------------------
+ */
+
+#define LINE_ITEMS 40u
+
+struct line_job {
+    struct line_job *first; /* of the line */
+    uint32_t n_before;
+    size_t n_items;
+    atomic_uint n_done;
+    atomic_uint n_early; /* items that began while something was missing that they need */
+    atomic_uint count[LINE_ITEMS];
+};
+
+static void visit_in_line(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct line_job *job = context;
+
+    (void)thread_index;
+    for (uint32_t i = 0; i < job->n_before; i++)
+        if (atomic_load(&job->first[i].n_done) != job->first[i].n_items)
+            atomic_fetch_add(&job->n_early, 1);
+    for (size_t i = first; i < end; i++)
+        atomic_fetch_add(&job->count[i], 1);
+    atomic_fetch_add(&job->n_done, (uint32_t)(end - first));
+}
+
+/* Jobs of many sizes that need some of those before them, on pools of many sizes. */
+static void test_pool_runs_lines_in_order(void **state)
+{
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 5; n_threads++) {
+        struct sl_pool *pool;
+
+        assert_int_equal(sl_pool_create(&pool, n_threads, NULL), 0);
+        for (uint32_t turn = 0; turn < 300; turn++) {
+            static struct line_job jobs[SL_POOL_LINE_MAX];
+            struct sl_pool_job line[SL_POOL_LINE_MAX];
+            const uint32_t n_jobs = 1 + turn % SL_POOL_LINE_MAX, lag = turn % 3;
+
+            memset(jobs, 0, sizeof(jobs));
+            for (uint32_t i = 0; i < n_jobs; i++) {
+                jobs[i].first = jobs;
+                jobs[i].n_before = i < lag ? 0 : i - lag;
+                jobs[i].n_items = 1 + (turn * 7 + i * 13) % LINE_ITEMS;
+                line[i] = (struct sl_pool_job){visit_in_line, &jobs[i], jobs[i].n_items,
+                                               1 + i % 2,     0,        jobs[i].n_before};
+            }
+            sl_pool_run_line(pool, line, n_jobs);
+            for (uint32_t i = 0; i < n_jobs; i++) {
+                assert_int_equal(atomic_load(&jobs[i].n_early), 0);
+                for (size_t item = 0; item < LINE_ITEMS; item++)
+                    assert_int_equal(atomic_load(&jobs[i].count[item]), item < jobs[i].n_items);
+            }
+            if (turn % 30 == 0)
+                usleep(200);
+        }
+        sl_pool_destroy(pool);
+    }
+}
+
+struct held {
+    atomic_uint n_next_done, n_gave_up;
+};
+
+/* The first item does not end before the next job's are done. */
+static void hold_first(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct held *held = context;
+    const uint64_t until_ns = sl_clock_ns() + 20 * UINT64_C(1000000000);
+
+    (void)end, (void)thread_index;
+    while (first == 0 && atomic_load(&held->n_next_done) != LATE_ITEMS)
+        if (sl_clock_ns() > until_ns) {
+            atomic_fetch_add(&held->n_gave_up, 1);
+            break;
+        }
+}
+
+static void count_next(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    struct held *held = context;
+
+    (void)thread_index;
+    atomic_fetch_add(&held->n_next_done, (uint32_t)(end - first));
+}
+
+/* A thread goes on with a job that does not need the one before, and does all of it, while another
+ * is held there. */
+static void test_pool_flows_on(void **state)
+{
+    struct sl_pool *pool;
+
+    (void)state;
+    assert_int_equal(sl_pool_create(&pool, 2, NULL), 0);
+    for (uint32_t i = 0; i < 100; i++) {
+        struct held held = {0};
+        const struct sl_pool_job line[2] = {{hold_first, &held, 2, 1, 0, 0},
+                                            {count_next, &held, LATE_ITEMS, 1, 0, 0}};
+
+        sl_pool_run_line(pool, line, 2);
+        assert_int_equal(held.n_gave_up, 0);
+    }
+    sl_pool_destroy(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -200,6 +306,8 @@ int main(void)
         cmocka_unit_test(test_messages_are_one_line),
         cmocka_unit_test(test_pool_runs_each_item_once),
         cmocka_unit_test(test_pool_takes_over_from_a_late_thread),
+        cmocka_unit_test(test_pool_runs_lines_in_order),
+        cmocka_unit_test(test_pool_flows_on),
     };
 
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);

@@ -5,6 +5,10 @@
  * pieces, of which threads that are ready take over those of others that are late. What a job
  * computes must not depend on where it is cut (docs/NUMERICS.md, one answer).
  *
+ * Where the threads meet they wait for the last one. So several jobs can be a line, along which
+ * each thread goes for itself: it begins with a job as soon as those are done that the job needs,
+ * though others may still be at one before it. The threads meet at the line's end.
+ *
  * One thread drives the pool: it calls sl_pool_run() and computes along. Workers sleep when idle.
  * Compute threads, the driver included, run with subnormals flushed to zero inside a job. */
 #ifndef SL_BASE_POOL_H
@@ -44,6 +48,22 @@ uint32_t sl_pool_thread_count(const struct sl_pool *pool);
  * piece has fewer, but for a part's last. The job's time is booked in `phase` of the account. */
 void sl_pool_run(struct sl_pool *pool, uint32_t phase, size_t n_items, size_t grain, sl_pool_fn *fn,
                  void *context);
+
+#define SL_POOL_LINE_MAX 32u
+
+/* A job of a line, as sl_pool_run() takes it; at least one item. The context is the caller's. */
+struct sl_pool_job {
+    sl_pool_fn *fn;
+    void *context;
+    size_t n_items, grain;
+    uint32_t phase;
+    uint32_t
+        n_before; /* it needs the first so many jobs of the line, and may run beside the rest */
+};
+
+/* Runs 1 to SL_POOL_LINE_MAX jobs and returns when all are done: one barrier in the account, of the
+ * last job's phase. A thread waits least where a job does not need the one right before it. */
+void sl_pool_run_line(struct sl_pool *pool, const struct sl_pool_job *jobs, uint32_t n_jobs);
 
 /* For memory that nobody has touched yet: lets each thread touch its share of n_items items of
  * item_bytes, as sl_pool_run() cuts them with grain 1, so that it lies on that thread's node. The
