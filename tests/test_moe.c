@@ -17,7 +17,8 @@
 #include "tests/fixture_model.h"
 #include "core/kernels/dispatch.h"
 
-#define TOKENS_MAX 600u /* more than the rows of a batch, two chunks */
+#define TOKENS_MAX 1100u /* more than the rows of a batch, and than the router's chains */
+#define ROWS_MAX 1024u   /* of a batch */
 #define EXPERTS_MAX 160u
 
 struct rig {
@@ -248,7 +249,7 @@ static void test_order_in_a_hash_row(void **state)
 static void check_pins(enum sl_expert_dtype expert_dtype)
 {
     static const uint32_t counts[] = {
-        1, 2, 21, 2 * SL_CHUNK_TOKENS - 1, 2 * SL_CHUNK_TOKENS + 1, TOKENS_MAX};
+        1, 2, 21, 2 * SL_CHUNK_TOKENS - 1, 2 * SL_CHUNK_TOKENS + 1, ROWS_MAX, TOKENS_MAX};
     static const float no_bias[EXPERTS_MAX];
     struct rig rig;
 
@@ -317,6 +318,39 @@ static void test_failure_leaves_no_pin(void **state)
     rig_fini(&rig);
 }
 
+/* ---- barriers ----------------------------------------------------------------------------------
+ */
+
+static uint32_t times(uint32_t n, uint32_t at_once)
+{
+    return (n + at_once - 1) / at_once;
+}
+
+/* Where all experts are there, the threads of a layer meet once for so many tokens in the router,
+ * for so many in the shared expert and for so many rows of routed ones, and at its end. */
+static void test_barriers_are_of_batches(void **state)
+{
+    static const uint32_t counts[] = {100, 512, ROWS_MAX, TOKENS_MAX};
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 40, 6, false);
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        const uint32_t n = counts[i];
+        const struct sl_account begin = sl_pool_account(rig.compute.pool);
+        struct sl_account spent = {0};
+        uint32_t n_barriers = 0;
+
+        run(&rig, n, i);
+        spent = sl_pool_account(rig.compute.pool);
+        spent = sl_account_difference(&begin, &spent);
+        for (int phase = 0; phase < SL_PHASES; phase++)
+            n_barriers += (uint32_t)spent.of[phase].n_barriers;
+        assert_int_equal(n_barriers, 2 * times(n, ROWS_MAX) + times(6 * n, ROWS_MAX) + 1);
+    }
+    rig_fini(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,6 +361,7 @@ int main(void)
         cmocka_unit_test(test_pins_do_not_show),
         cmocka_unit_test(test_pins_of_fp8_do_not_show),
         cmocka_unit_test(test_failure_leaves_no_pin),
+        cmocka_unit_test(test_barriers_are_of_batches),
     };
 
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL);

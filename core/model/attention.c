@@ -1,4 +1,6 @@
-/* A chunk of tokens at a time goes through the projections and then, as queries, to attend.c. */
+/* A chunk of tokens at a time goes through the projections and then, as queries, to attend.c. The
+ * output of one chunk and the first projections of the next are two chains of jobs, and so are a
+ * chunk's queries and what its compressors do. */
 #include "core/model/attention.h"
 
 #include <errno.h>
@@ -12,11 +14,12 @@
 
 struct sl_attention {
     uint32_t entry_bytes;
+    uint32_t chunk_tokens; /* of the largest chunk */
     struct sl_compressors *compressors;
     struct sl_attend *attend;
 
     uint8_t *step_entries; /* (tokens_max) this layer's window entries of the step */
-    struct sl_hc_mix mix;
+    struct sl_hc_mix mix;  /* (2 * chunk) of chunks in turn */
 
     /* Activations of a chunk. */
     struct sl_act_buffer x;   /* (chunk, hidden_size) */
@@ -31,14 +34,28 @@ struct sl_attention {
     float *index_q, *index_weights;          /* (chunk, heads * dim), (chunk, heads) */
 };
 
-/* The step's layer at hand. */
+#define FIRST_LINEARS_MAX 7u
+#define INPUT_JOBS (SL_HC_BEFORE_JOBS + 2)
+#define OUTPUT_JOBS 4u
+_Static_assert(INPUT_JOBS == OUTPUT_JOBS, "chains of one length");
+#define QUERY_JOBS SL_COMPRESSOR_JOBS /* of which the queries' own chain has two */
+
+/* A chunk of the step's layer at hand, and what its jobs read until they are done. */
 struct run {
     struct sl_attention *a;
     const struct sl_step *step;
     const struct sl_layer_weights *weights;
     uint32_t layer_index;
-    uint32_t first, end; /* the chunk */
-    bool without_queries;
+    uint32_t first, end;
+    uint32_t mix_place; /* 0 or 1: chunks take turns */
+    bool without_queries, needs_index;
+
+    struct sl_hc_before before;
+    struct sl_linear_job first_linears[FIRST_LINEARS_MAX], query_linears[2], output_linears[2];
+    struct sl_linear_shares first_shares, query_shares, output_shares[2];
+    struct sl_compressor_run compressor_runs[SL_COMPRESSORS_MAX];
+    struct sl_compressor_add compressor_add;
+    struct sl_hc_after after;
 };
 
 static uint32_t heads_dim(const struct sl_config *c)
@@ -76,6 +93,7 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
     struct sl_attention a = {0};
     uint32_t chunk = tokens_max < SL_CHUNK_TOKENS ? tokens_max : SL_CHUNK_TOKENS;
 
+    a.chunk_tokens = chunk;
     a.entry_bytes = sl_kv_cache_entry_bytes(config, numerics);
     a.compressors = sl_compressors_carve(arena, config, n_threads, chunk);
     if (numerics != SL_NUMERICS_EXACT)
@@ -83,7 +101,7 @@ struct sl_attention *sl_attention_carve(struct sl_arena *arena, const struct sl_
             sl_arena_take(arena, (uint64_t)n_threads * SL_R16_ROWS * config->head_dim, 2);
     a.attend = sl_attend_carve(arena, config, numerics, n_threads, context_max);
     a.step_entries = sl_arena_take(arena, tokens_max, a.entry_bytes);
-    a.mix = sl_hc_mix_carve(arena, config, chunk);
+    a.mix = sl_hc_mix_carve(arena, config, 2 * (uint64_t)chunk, chunk);
     carve_chunk(&a, arena, config, numerics, chunk);
     if (attention)
         *attention = a;
@@ -118,35 +136,42 @@ static void store_key(void *context, uint32_t i, uint32_t entry_index, float *po
     sl_indexer_store_key(in->step, in->step->tokens[i].kv, in->layer_index, entry_index, pooled);
 }
 
-static void compress(const struct run *in)
+/* Sets up the chunk's compressors as a chain. */
+static void add_compressors(struct run *in, struct sl_chain_job jobs[QUERY_JOBS])
 {
     const struct sl_config *c = in->step->config;
     const struct sl_layer_weights *w = in->weights;
-    const struct sl_compressor_run runs[SL_COMPRESSORS_MAX] = {
-        {.weights = &w->compressor,
-         .ratio = w->ratio,
-         .dim = c->head_dim,
-         .layer_index = in->layer_index,
-         .kv = in->a->compressed_kv,
-         .score = in->a->compressed_score,
-         .row_stride = sl_r16_padded_rows(w->compressor.wkv.rows),
-         .store = store_compressed,
-         .store_context = (void *)in},
-        {.weights = &w->index_compressor,
-         .ratio = w->ratio,
-         .dim = c->index_head_dim,
-         .is_index = true,
-         .layer_index = in->layer_index,
-         .kv = in->a->index_kv,
-         .score = in->a->index_score,
-         .row_stride = sl_r16_padded_rows(w->index_compressor.wkv.rows),
-         .store = store_key,
-         .store_context = (void *)in},
-    };
 
-    if (w->ratio)
-        sl_compressors_add(in->a->compressors, in->step, runs, w->ratio == SL_CSA_RATIO ? 2 : 1,
-                           in->first, in->end);
+    in->compressor_runs[0] = (struct sl_compressor_run){
+        .weights = &w->compressor,
+        .ratio = w->ratio,
+        .dim = c->head_dim,
+        .layer_index = in->layer_index,
+        .kv = in->a->compressed_kv,
+        .score = in->a->compressed_score,
+        .row_stride = sl_r16_padded_rows(w->compressor.wkv.rows),
+        .store = store_compressed,
+        .store_context = in,
+    };
+    in->compressor_runs[1] = (struct sl_compressor_run){
+        .weights = &w->index_compressor,
+        .ratio = w->ratio,
+        .dim = c->index_head_dim,
+        .is_index = true,
+        .layer_index = in->layer_index,
+        .kv = in->a->index_kv,
+        .score = in->a->index_score,
+        .row_stride = sl_r16_padded_rows(w->index_compressor.wkv.rows),
+        .store = store_key,
+        .store_context = in,
+    };
+    in->compressor_add = (struct sl_compressor_add){.c = in->a->compressors,
+                                                    .step = in->step,
+                                                    .runs = in->compressor_runs,
+                                                    .n_runs = w->ratio == SL_CSA_RATIO ? 2 : 1,
+                                                    .first = in->first,
+                                                    .end = in->end};
+    sl_compressors_jobs(&in->compressor_add, jobs);
 }
 
 /* A window entry of what wkv gave for step token i: normed, rotated and stored. */
@@ -227,44 +252,60 @@ static struct sl_linear_job job_of(const struct run *in, const struct sl_matrix 
         matrix, x, y, sl_r16_padded_rows(matrix->rows), in->end - in->first, 0};
 }
 
+static struct sl_hc_mix mix_of(const struct run *in)
+{
+    return sl_hc_mix_from(&in->a->mix, in->step->config,
+                          in->mix_place * (size_t)in->a->chunk_tokens, 0);
+}
+
 /* All linears that read the layer's normed input, and the norms of what they give. */
-static void project_first(struct run *in, bool needs_index)
+static void add_input(struct run *in, struct sl_chain_job jobs[INPUT_JOBS])
 {
     const struct sl_layer_weights *w = in->weights;
     struct sl_attention *a = in->a;
     struct sl_act x = sl_act_buffer_rows(&a->x, 0);
-    struct sl_linear_job jobs[7];
+    struct sl_linear_job *linears = in->first_linears;
     size_t n = 0;
 
+    in->before = (struct sl_hc_before){.step = in->step,
+                                       .hc = &w->hc_attn,
+                                       .norm = w->attn_norm,
+                                       .first = in->first,
+                                       .n_tokens = in->end - in->first,
+                                       .mix = mix_of(in),
+                                       .x = a->x};
+    sl_hc_before_jobs(&in->before, jobs);
     if (!in->without_queries)
-        jobs[n++] = job_of(in, &w->wq_a, x, a->qr.f32);
-    jobs[n++] = job_of(in, &w->wkv, x, a->kv);
+        linears[n++] = job_of(in, &w->wq_a, x, a->qr.f32);
+    linears[n++] = job_of(in, &w->wkv, x, a->kv);
     if (w->ratio) {
-        jobs[n++] = job_of(in, &w->compressor.wkv, x, a->compressed_kv);
-        jobs[n++] = job_of(in, &w->compressor.wgate, x, a->compressed_score);
+        linears[n++] = job_of(in, &w->compressor.wkv, x, a->compressed_kv);
+        linears[n++] = job_of(in, &w->compressor.wgate, x, a->compressed_score);
     }
     if (w->ratio == SL_CSA_RATIO) {
-        jobs[n++] = job_of(in, &w->index_compressor.wkv, x, a->index_kv);
-        jobs[n++] = job_of(in, &w->index_compressor.wgate, x, a->index_score);
+        linears[n++] = job_of(in, &w->index_compressor.wkv, x, a->index_kv);
+        linears[n++] = job_of(in, &w->index_compressor.wgate, x, a->index_score);
     }
-    if (needs_index)
-        jobs[n++] = job_of(in, &w->index_weights, x, a->index_weights);
-    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, jobs, n);
-    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION, in->end - in->first, 1,
-                finish_first_projections, in);
+    if (in->needs_index)
+        linears[n++] = job_of(in, &w->index_weights, x, a->index_weights);
+    jobs[SL_HC_BEFORE_JOBS] = sl_linear_chain(&in->first_shares, in->step->compute,
+                                              SL_PHASE_ATTENTION_LINEARS, linears, n);
+    jobs[SL_HC_BEFORE_JOBS + 1] = (struct sl_chain_job){
+        finish_first_projections, in, in->end - in->first, 1, SL_PHASE_ATTENTION, 0, 0};
 }
 
-static void project_queries(struct run *in, bool needs_index)
+static void add_queries(struct run *in, struct sl_chain_job jobs[QUERY_JOBS])
 {
     const size_t tiles = sl_r16_tile_count(in->step->config->num_attention_heads);
     struct sl_act qr = sl_act_buffer_rows(&in->a->qr, 0);
-    struct sl_linear_job jobs[2] = {job_of(in, &in->weights->wq_b, qr, in->a->q)};
 
-    if (needs_index)
-        jobs[1] = job_of(in, &in->weights->index_wq_b, qr, in->a->index_q);
-    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, jobs, needs_index ? 2 : 1);
-    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION, (in->end - in->first) * tiles, 1,
-                finish_queries, in);
+    in->query_linears[0] = job_of(in, &in->weights->wq_b, qr, in->a->q);
+    if (in->needs_index)
+        in->query_linears[1] = job_of(in, &in->weights->index_wq_b, qr, in->a->index_q);
+    jobs[0] = sl_linear_chain(&in->query_shares, in->step->compute, SL_PHASE_ATTENTION_LINEARS,
+                              in->query_linears, in->needs_index ? 2 : 1);
+    jobs[1] = (struct sl_chain_job){
+        finish_queries, in, (in->end - in->first) * tiles, 1, SL_PHASE_ATTENTION, 0, 0};
 }
 
 static void round_o_a(void *context, size_t first, size_t end, uint32_t thread_index)
@@ -276,18 +317,27 @@ static void round_o_a(void *context, size_t first, size_t end, uint32_t thread_i
 }
 
 /* The grouped output projection: each group's heads to o_lora_rank, then all to hidden_size. */
-static void project_output(struct run *in)
+static void add_output(struct run *in, struct sl_chain_job jobs[OUTPUT_JOBS])
 {
-    struct sl_linear_job job =
-        job_of(in, &in->weights->wo_a, sl_act_buffer_rows(&in->a->o, 0), in->a->o_a.f32);
+    const struct sl_compute *compute = in->step->compute;
+    struct sl_linear_job *o_a = &in->output_linears[0], *o_b = &in->output_linears[1];
+    const struct sl_attention *a = in->a;
 
-    job.y_stride = in->a->o_a.cols;
-    job.group_rows = in->step->config->o_lora_rank;
-    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
-    sl_pool_run(in->step->compute->pool, SL_PHASE_ATTENTION_LINEARS, in->end - in->first, 4,
-                round_o_a, in);
-    job = job_of(in, &in->weights->wo_b, sl_act_buffer_rows(&in->a->o_a, 0), in->a->out);
-    sl_linear_run(in->step->compute, SL_PHASE_ATTENTION_LINEARS, &job, 1);
+    *o_a = job_of(in, &in->weights->wo_a, sl_act_buffer_rows(&a->o, 0), a->o_a.f32);
+    o_a->y_stride = a->o_a.cols;
+    o_a->group_rows = in->step->config->o_lora_rank;
+    *o_b = job_of(in, &in->weights->wo_b, sl_act_buffer_rows(&a->o_a, 0), a->out);
+    in->after = (struct sl_hc_after){.step = in->step,
+                                     .first = in->first,
+                                     .n_tokens = in->end - in->first,
+                                     .mix = mix_of(in),
+                                     .out = a->out,
+                                     .out_stride = in->step->config->hidden_size};
+    jobs[0] = sl_linear_chain(&in->output_shares[0], compute, SL_PHASE_ATTENTION_LINEARS, o_a, 1);
+    jobs[1] = (struct sl_chain_job){
+        round_o_a, in, in->end - in->first, 4, SL_PHASE_ATTENTION_LINEARS, 0, 0};
+    jobs[2] = sl_linear_chain(&in->output_shares[1], compute, SL_PHASE_ATTENTION_LINEARS, o_b, 1);
+    jobs[3] = sl_hc_after_job(&in->after);
 }
 
 static int attend(const struct run *in)
@@ -327,53 +377,87 @@ static void keep_window(void *context, size_t first, size_t end, uint32_t thread
     }
 }
 
+/* The output of the chunk before, and the input of this one; either may be NULL. */
+static void run_between(const struct sl_compute *compute, struct run *before, struct run *in)
+{
+    struct sl_chain_job jobs[2 * INPUT_JOBS];
+    uint32_t n = 0;
+
+    if (before)
+        add_output(before, &jobs[INPUT_JOBS * n++]);
+    if (in)
+        add_input(in, &jobs[(size_t)INPUT_JOBS * n++]);
+    if (n > 0)
+        sl_chains_run(compute, jobs, n, INPUT_JOBS);
+}
+
+/* Runs the jobs between the input and attention. */
+static void run_middle(struct run *in)
+{
+    struct sl_chain_job jobs[2 * QUERY_JOBS] = {0};
+
+    if (in->weights->ratio)
+        add_compressors(in, jobs);
+    if (!in->without_queries)
+        add_queries(in, &jobs[QUERY_JOBS]);
+    sl_chains_run(in->step->compute, jobs, 2, QUERY_JOBS);
+}
+
+static struct run chunk_from(struct sl_attention *attention, const struct sl_step *step,
+                             uint32_t layer_index, const struct sl_layer_weights *weights,
+                             uint32_t first)
+{
+    return (struct run){.a = attention,
+                        .step = step,
+                        .weights = weights,
+                        .layer_index = layer_index,
+                        .first = first,
+                        .end = sl_step_chunk_end(step, first)};
+}
+
 int sl_attention_run(struct sl_attention *attention, const struct sl_step *step,
                      uint32_t layer_index, const struct sl_layer_weights *weights)
 {
-    struct run in = {.a = attention, .step = step, .weights = weights, .layer_index = layer_index};
+    struct run chunks[2], *before = NULL;
+    uint32_t n = 0;
 
-    for (in.first = 0; in.first < step->n_tokens; in.first = in.end) {
-        bool needs_index;
+    for (uint32_t first = 0; first < step->n_tokens; n++) {
+        struct run *in = &chunks[n % 2];
 
         if (sl_step_is_stopped(step))
             return -ECANCELED;
-        in.end = sl_step_chunk_end(step, in.first);
-        needs_index = sl_attend_needs_index(step, weights, in.first, in.end);
-        sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
-                     &attention->x);
-        project_first(&in, needs_index);
-        compress(&in);
-        project_queries(&in, needs_index);
-        if (attend(&in) < 0)
+        *in = chunk_from(attention, step, layer_index, weights, first);
+        in->mix_place = n % 2;
+        in->needs_index = sl_attend_needs_index(step, weights, in->first, in->end);
+        run_between(step->compute, before, in);
+        run_middle(in);
+        if (attend(in) < 0)
             return -ECANCELED;
-        project_output(&in);
-        sl_hc_after(step, in.first, in.end, &attention->mix, attention->out,
-                    step->config->hidden_size);
+        before = in;
+        first = in->end;
     }
-    if (!step->block_tokens)
-        sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
+    run_between(step->compute, before, NULL);
+    if (before && !step->block_tokens)
+        sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window,
+                    before);
     return 0;
 }
 
 int sl_attention_see(struct sl_attention *attention, const struct sl_step *step,
                      uint32_t layer_index, const struct sl_layer_weights *weights)
 {
-    struct run in = {.a = attention,
-                     .step = step,
-                     .weights = weights,
-                     .layer_index = layer_index,
-                     .without_queries = true};
+    struct run in;
 
-    for (in.first = 0; in.first < step->n_tokens; in.first = in.end) {
+    for (uint32_t first = 0; first < step->n_tokens; first = in.end) {
         if (sl_step_is_stopped(step))
             return -ECANCELED;
-        in.end = sl_step_chunk_end(step, in.first);
-        sl_hc_before(step, &weights->hc_attn, weights->attn_norm, in.first, in.end, &attention->mix,
-                     &attention->x);
-        project_first(&in, false);
-        compress(&in);
+        in = chunk_from(attention, step, layer_index, weights, first);
+        in.without_queries = true;
+        run_between(step->compute, NULL, &in);
+        run_middle(&in);
     }
-    sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
+    if (step->n_tokens > 0)
+        sl_pool_run(step->compute->pool, SL_PHASE_ATTENTION, step->n_tokens, 64, keep_window, &in);
     return 0;
 }
 

@@ -23,16 +23,6 @@ struct sl_compressors {
     float *pooled[SL_COMPRESSORS_MAX]; /* (chunk, head_dim or index_head_dim), by window */
 };
 
-/* The runs at hand. */
-struct add {
-    struct sl_compressors *c;
-    const struct sl_step *step;
-    const struct sl_compressor_run *runs;
-    uint32_t n_runs;
-    uint32_t first, end;
-    uint32_t n_windows;
-};
-
 struct sl_compressors *sl_compressors_carve(struct sl_arena *arena, const struct sl_config *config,
                                             uint32_t n_threads, uint32_t chunk_tokens)
 {
@@ -81,7 +71,7 @@ static float *kept_scores(const struct sl_compressor_run *run, const struct sl_s
 /* Items are (run, row of the chunk), as below. */
 static void add_ape(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct add *in = context;
+    const struct sl_compressor_add *in = context;
     const size_t n_rows = in->end - in->first;
 
     (void)thread_index;
@@ -99,7 +89,8 @@ static void add_ape(void *context, size_t first, size_t end, uint32_t thread_ind
 }
 
 /* Rows of the window that token i completes: CSA's first one is half a window. */
-static uint32_t window_rows(const struct add *in, const struct sl_compressor_run *run, uint32_t i)
+static uint32_t window_rows(const struct sl_compressor_add *in, const struct sl_compressor_run *run,
+                            uint32_t i)
 {
     const bool overlaps = run->ratio == SL_CSA_RATIO;
 
@@ -107,9 +98,9 @@ static uint32_t window_rows(const struct add *in, const struct sl_compressor_run
 }
 
 /* Pools `count` channels, from `channel` on, of the window that token i completes. */
-static void pool_channels(const struct add *in, const struct sl_compressor_run *run, uint32_t i,
-                          uint32_t channel, uint32_t count, const struct thread_scratch *own,
-                          float *pooled)
+static void pool_channels(const struct sl_compressor_add *in, const struct sl_compressor_run *run,
+                          uint32_t i, uint32_t channel, uint32_t count,
+                          const struct thread_scratch *own, float *pooled)
 {
     const struct sl_step_token *token = &in->step->tokens[i];
     const uint32_t end_position = token->position + 1; /* a multiple of ratio */
@@ -143,7 +134,7 @@ static uint32_t blocks_of(const struct sl_compressor_run *run)
 /* Items are (window, block of channels) of one run after the other. */
 static void pool_blocks(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct add *in = context;
+    const struct sl_compressor_add *in = context;
     size_t before = 0;
 
     for (uint32_t r = 0; r < in->n_runs; r++) {
@@ -164,8 +155,8 @@ static void pool_blocks(void *context, size_t first, size_t end, uint32_t thread
 }
 
 /* Norms, rotates and stores what was pooled for the window that token i completes. */
-static void finish_window(const struct add *in, const struct sl_compressor_run *run, uint32_t i,
-                          const struct thread_scratch *own, float *pooled)
+static void finish_window(const struct sl_compressor_add *in, const struct sl_compressor_run *run,
+                          uint32_t i, const struct thread_scratch *own, float *pooled)
 {
     const struct sl_config *config = in->step->config;
     const struct sl_kernels *k = in->step->compute->kernels;
@@ -180,7 +171,8 @@ static void finish_window(const struct add *in, const struct sl_compressor_run *
 }
 
 /* Keeps a row if later windows need it: if it is among the last of its sequence in this chunk. */
-static void keep_row(const struct add *in, const struct sl_compressor_run *run, size_t row)
+static void keep_row(const struct sl_compressor_add *in, const struct sl_compressor_run *run,
+                     size_t row)
 {
     const uint32_t i = in->first + (uint32_t)row;
     const struct sl_step_token *token = &in->step->tokens[i];
@@ -198,7 +190,7 @@ static void keep_row(const struct add *in, const struct sl_compressor_run *run, 
 /* Items are rows of the chunk. */
 static void finish_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct add *in = context;
+    const struct sl_compressor_add *in = context;
 
     for (uint32_t r = 0; r < in->n_runs; r++) {
         for (size_t row = first; row < end; row++)
@@ -213,24 +205,27 @@ static void finish_rows(void *context, size_t first, size_t end, uint32_t thread
     }
 }
 
-void sl_compressors_add(struct sl_compressors *compressors, const struct sl_step *step,
-                        const struct sl_compressor_run *runs, uint32_t n_runs, uint32_t first,
-                        uint32_t end)
+void sl_compressors_jobs(struct sl_compressor_add *add, struct sl_chain_job *ret_jobs)
 {
-    struct add in = {compressors, step, runs, n_runs, first, end, 0};
-    struct sl_pool *pool = step->compute->pool;
-    const uint32_t ratio = runs[0].ratio;
+    const uint32_t ratio = add->runs[0].ratio;
     size_t n_blocks = 0;
 
-    sl_assert(n_runs <= SL_COMPRESSORS_MAX);
-    for (uint32_t i = first; i < end; i++)
-        if ((step->tokens[i].position + 1) % ratio == 0)
-            compressors->windows[in.n_windows++] = i;
-    for (uint32_t r = 0; r < n_runs; r++)
-        n_blocks += (size_t)in.n_windows * blocks_of(&runs[r]);
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, (size_t)n_runs * (end - first), 16, add_ape, &in);
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, n_blocks,
-                VALUES_PER_SHARE / (CHANNELS_AT_ONCE * ratio) + 1, pool_blocks, &in);
-    sl_pool_run(pool, SL_PHASE_COMPRESSOR, end - first, 16, finish_rows, &in);
-    sl_compute_background(step->compute);
+    sl_assert(add->n_runs >= 1 && add->n_runs <= SL_COMPRESSORS_MAX);
+    add->n_windows = 0;
+    for (uint32_t i = add->first; i < add->end; i++)
+        if ((add->step->tokens[i].position + 1) % ratio == 0)
+            add->c->windows[add->n_windows++] = i;
+    for (uint32_t r = 0; r < add->n_runs; r++)
+        n_blocks += (size_t)add->n_windows * blocks_of(&add->runs[r]);
+    ret_jobs[0] = (struct sl_chain_job){
+        .fn = add_ape, .n_items = (size_t)add->n_runs * (add->end - add->first), .grain = 16};
+    ret_jobs[1] = (struct sl_chain_job){.fn = pool_blocks,
+                                        .n_items = n_blocks,
+                                        .grain = VALUES_PER_SHARE / (CHANNELS_AT_ONCE * ratio) + 1};
+    ret_jobs[2] =
+        (struct sl_chain_job){.fn = finish_rows, .n_items = add->end - add->first, .grain = 16};
+    for (uint32_t i = 0; i < SL_COMPRESSOR_JOBS; i++) {
+        ret_jobs[i].context = add;
+        ret_jobs[i].phase = SL_PHASE_COMPRESSOR;
+    }
 }

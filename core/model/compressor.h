@@ -7,6 +7,7 @@
 #define SL_MODEL_COMPRESSOR_H
 
 #include "core/base/arena.h"
+#include "core/model/chains.h"
 #include "core/model/step.h"
 #include "core/model/weights.h"
 
@@ -39,9 +40,20 @@ struct sl_compressors *sl_compressors_carve(struct sl_arena *arena, const struct
 
 /* Adds tokens first <= t < end of the step to every sequence's compressors, which are all of a
  * layer's, and stores each entry and key that becomes whole. Chunks of a step must come in order.
- * The number of jobs is the same whatever the tokens are. */
-void sl_compressors_add(struct sl_compressors *compressors, const struct sl_step *step,
-                        const struct sl_compressor_run *runs, uint32_t n_runs, uint32_t first,
-                        uint32_t end);
+ */
+struct sl_compressor_add {
+    struct sl_compressors *c;
+    const struct sl_step *step;
+    const struct sl_compressor_run *runs; /* (n_runs) */
+    uint32_t n_runs;
+    uint32_t first, end;
+    uint32_t n_windows; /* set by sl_compressors_jobs() */
+};
+
+#define SL_COMPRESSOR_JOBS 3u
+
+/* That as SL_COMPRESSOR_JOBS jobs of a chain, of which some may have no items; *add and the runs
+ * must last until it is done. */
+void sl_compressors_jobs(struct sl_compressor_add *add, struct sl_chain_job *ret_jobs);
 
 #endif

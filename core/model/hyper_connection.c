@@ -28,23 +28,24 @@ static uint32_t rows_padded(const struct sl_config *config)
 }
 
 struct sl_hc_mix sl_hc_mix_carve(struct sl_arena *arena, const struct sl_config *config,
-                                 uint64_t tokens)
+                                 uint64_t tokens, uint64_t tokens_at_once)
 {
-    const uint64_t chunk = tokens < SL_CHUNK_TOKENS ? tokens : SL_CHUNK_TOKENS;
+    const uint64_t n = tokens < tokens_at_once ? tokens : tokens_at_once;
     struct sl_hc_mix mix;
 
     mix.post = sl_arena_take(arena, tokens * config->hc_mult, sizeof(float));
     mix.comb = sl_arena_take(arena, tokens * config->hc_mult * config->hc_mult, sizeof(float));
-    mix.part = sl_arena_take(arena, chunk * n_parts(config) * rows_padded(config), sizeof(float));
+    mix.part = sl_arena_take(arena, n * n_parts(config) * rows_padded(config), sizeof(float));
     return mix;
 }
 
 struct sl_hc_mix sl_hc_mix_from(const struct sl_hc_mix *mix, const struct sl_config *config,
-                                size_t first_row)
+                                size_t first_row, size_t first_at_once)
 {
     const size_t n = config->hc_mult;
 
-    return (struct sl_hc_mix){mix->post + first_row * n, mix->comb + first_row * n * n, mix->part};
+    return (struct sl_hc_mix){mix->post + first_row * n, mix->comb + first_row * n * n,
+                              mix->part + first_at_once * n_parts(config) * rows_padded(config)};
 }
 
 /* Part `part` of tile `tile` of fn . streams: out (token_count, 16) at out_stride. */
@@ -129,20 +130,10 @@ void sl_hc_sinkhorn(const struct sl_config *config, float *comb)
     }
 }
 
-struct before {
-    const struct sl_step *step;
-    const struct sl_hc_weights *hc;
-    const float *norm;
-    uint32_t first;
-    uint32_t n_tokens;
-    const struct sl_hc_mix *mix;
-    const struct sl_act_buffer *x;
-};
-
 /* One task is a part of a tile for some tokens. */
 static void project_tasks(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct before *in = context;
+    const struct sl_hc_before *in = context;
     const struct sl_config *config = in->step->config;
     const size_t tiles = sl_r16_tile_count(in->hc->fn.rows), parts = n_parts(config);
     const size_t out_stride = parts * rows_padded(config);
@@ -157,14 +148,14 @@ static void project_tasks(void *context, size_t first, size_t end, uint32_t thre
             in->step, in->hc, tile, (uint32_t)part,
             in->step->streams + (in->first + token) * config->hc_mult * config->hidden_size,
             left < TOKENS_AT_ONCE ? left : TOKENS_AT_ONCE,
-            in->mix->part + token * out_stride + part * rows_padded(config) + tile * SL_R16_ROWS,
+            in->mix.part + token * out_stride + part * rows_padded(config) + tile * SL_R16_ROWS,
             out_stride);
     }
 }
 
 static void before_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct before *in = context;
+    const struct sl_hc_before *in = context;
     const struct sl_config *config = in->step->config;
     const struct sl_kernels *k = in->step->compute->kernels;
     const uint32_t n = config->hc_mult, hidden = config->hidden_size;
@@ -172,12 +163,12 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
 
     for (size_t row = first; row < end; row++) {
         const float *streams = in->step->streams + (in->first + row) * n * hidden;
-        float *post = in->mix->post + row * n, *comb = in->mix->comb + row * n * n;
-        float *x = in->x->f32 + row * hidden;
+        float *post = in->mix.post + row * n, *comb = in->mix.comb + row * n * n;
+        float *x = in->x.f32 + row * hidden;
         float m[MIX_ROWS_MAX], pre[SL_HC_MULT_MAX];
 
         add_parts(in->step, in->hc->fn.rows,
-                  in->mix->part + row * n_parts(config) * rows_padded(config), rows_padded(config),
+                  in->mix.part + row * n_parts(config) * rows_padded(config), rows_padded(config),
                   streams, m);
         for (uint32_t s = 0; s < n; s++) {
             pre[s] = sl_sigmoidf(m[s] * scale[0] + base[s]) + config->hc_eps;
@@ -188,54 +179,59 @@ static void before_rows(void *context, size_t first, size_t end, uint32_t thread
         sl_hc_sinkhorn(config, comb);
         k->hc_reduce(n, hidden, pre, streams, x);
         k->rms_norm(hidden, x, in->norm, config->rms_norm_eps, x);
-        sl_act_buffer_round(in->x, in->step->compute, thread_index, row);
+        sl_act_buffer_round(&in->x, in->step->compute, thread_index, row);
     }
 }
 
-void sl_hc_before(const struct sl_step *step, const struct sl_hc_weights *hc, const float *norm,
-                  uint32_t first, uint32_t end, const struct sl_hc_mix *mix,
-                  const struct sl_act_buffer *x)
+void sl_hc_before_jobs(const struct sl_hc_before *before, struct sl_chain_job *ret_jobs)
 {
-    struct before in = {step, hc, norm, first, end - first, mix, x};
-    size_t groups = (in.n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
+    const struct sl_config *config = before->step->config;
+    const struct sl_matrix *fn = &before->hc->fn;
+    const size_t groups = (before->n_tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
+    const struct sl_chain_job project = {
+        .fn = project_tasks,
+        .context = (void *)before,
+        .n_items = groups * n_parts(config) * sl_r16_tile_count(fn->rows),
+        .grain = 2,
+        .phase = SL_PHASE_HYPER_CONNECTION,
+        .multiplications = (uint64_t)fn->rows * fn->cols * before->n_tokens,
+        .read_bytes = sl_r16_tile_count(fn->rows) * sl_matrix_tile_bytes(fn),
+    };
 
-    sl_pool_count(step->compute->pool, SL_PHASE_HYPER_CONNECTION,
-                  sl_r16_tile_count(hc->fn.rows) * sl_matrix_tile_bytes(&hc->fn),
-                  (uint64_t)hc->fn.rows * hc->fn.cols * (end - first));
-    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION,
-                groups * n_parts(step->config) * sl_r16_tile_count(hc->fn.rows), 2, project_tasks,
-                &in);
-    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, before_rows, &in);
-    sl_compute_background(step->compute);
+    sl_pool_count(before->step->compute->pool, SL_PHASE_HYPER_CONNECTION, project.read_bytes,
+                  project.multiplications);
+    ret_jobs[0] = project;
+    ret_jobs[1] = (struct sl_chain_job){.fn = before_rows,
+                                        .context = (void *)before,
+                                        .n_items = before->n_tokens,
+                                        .grain = 1,
+                                        .phase = SL_PHASE_HYPER_CONNECTION};
 }
 
-struct after {
-    const struct sl_step *step;
-    uint32_t first;
-    const struct sl_hc_mix *mix;
-    const float *out;
-    size_t out_stride;
-};
+void sl_hc_after_row(const struct sl_hc_after *after, size_t row)
+{
+    const uint32_t n = after->step->config->hc_mult, hidden = after->step->config->hidden_size;
+
+    after->step->compute->kernels->hc_update(
+        n, hidden, after->mix.post + row * n, after->mix.comb + row * n * n,
+        after->out + row * after->out_stride,
+        after->step->streams + (after->first + row) * n * hidden);
+}
 
 static void after_rows(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct after *in = context;
-    const uint32_t n = in->step->config->hc_mult, hidden = in->step->config->hidden_size;
-
     (void)thread_index;
     for (size_t row = first; row < end; row++)
-        in->step->compute->kernels->hc_update(
-            n, hidden, in->mix->post + row * n, in->mix->comb + row * n * n,
-            in->out + row * in->out_stride, in->step->streams + (in->first + row) * n * hidden);
+        sl_hc_after_row(context, row);
 }
 
-void sl_hc_after(const struct sl_step *step, uint32_t first, uint32_t end,
-                 const struct sl_hc_mix *mix, const float *out, size_t out_stride)
+struct sl_chain_job sl_hc_after_job(const struct sl_hc_after *after)
 {
-    struct after in = {step, first, mix, out, out_stride};
-
-    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, end - first, 1, after_rows, &in);
-    sl_compute_background(step->compute);
+    return (struct sl_chain_job){.fn = after_rows,
+                                 .context = (void *)after,
+                                 .n_items = after->n_tokens,
+                                 .grain = 1,
+                                 .phase = SL_PHASE_HYPER_CONNECTION};
 }
 
 void sl_hc_head(const struct sl_step *step, const struct sl_hc_weights *hc, const float *streams,

@@ -25,7 +25,8 @@ struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, 
             (cols + BF16_PER_LINE - 1) / BF16_PER_LINE / 2 * 2 * BF16_PER_LINE + BF16_PER_LINE,
     };
 
-    buffer.f32 = sl_arena_take(arena, rows * cols, sizeof(float));
+    if (numerics == SL_NUMERICS_EXACT || !(forms & SL_ACT_ROUNDED_ALONE))
+        buffer.f32 = sl_arena_take(arena, rows * cols, sizeof(float));
     if (numerics == SL_NUMERICS_EXACT)
         return buffer;
     if (forms & SL_ACT_BF16)
@@ -61,7 +62,8 @@ struct sl_act_buffer sl_act_buffer_from(const struct sl_act_buffer *buffer, size
 {
     struct sl_act_buffer from = *buffer;
 
-    from.f32 += first_row * buffer->cols;
+    if (from.f32)
+        from.f32 += first_row * buffer->cols;
     if (from.bf16)
         from.bf16 += first_row * buffer->bf16_stride;
     if (from.int8) {
@@ -140,25 +142,27 @@ static void run_groups(const struct sl_compute *compute, const struct sl_linear_
     }
 }
 
-struct shares {
-    const struct sl_compute *compute;
-    const struct sl_linear_job *jobs;
-    size_t n_jobs;
-    size_t n_shares;
-};
-
-/* Each share is the same part of every job, so that jobs of any mix of sizes end together. */
+/* Items are (part, job, sub-part), so that a thread's are its part of every job, and others can
+ * take over some of the jobs. */
 static void run_shares(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct shares *shares = context;
+    const struct sl_linear_shares *shares = context;
+    const size_t n_shares = shares->n_parts * shares->n_subparts;
+    size_t next;
 
     (void)thread_index;
-    for (size_t i = 0; i < shares->n_jobs; i++) {
-        const struct sl_linear_job *job = &shares->jobs[i];
-        size_t n_tiles = sl_r16_tile_count(job->matrix->rows);
-        size_t first_tile = n_tiles * first / shares->n_shares;
-        size_t end_tile = n_tiles * end / shares->n_shares;
+    for (size_t item = first; item < end; item = next) {
+        const size_t of_job = item / shares->n_subparts;
+        const struct sl_linear_job *job = &shares->jobs[of_job % shares->n_jobs];
+        const size_t n_tiles = sl_r16_tile_count(job->matrix->rows);
+        const size_t share =
+            of_job / shares->n_jobs * shares->n_subparts + item % shares->n_subparts;
+        size_t first_tile, end_tile;
 
+        next = (of_job + 1) * shares->n_subparts;
+        next = next < end ? next : end;
+        first_tile = n_tiles * share / n_shares;
+        end_tile = n_tiles * (share + next - item) / n_shares;
         if (job->group_rows)
             run_groups(shares->compute, job, first_tile, end_tile);
         else if (first_tile < end_tile)
@@ -166,13 +170,14 @@ static void run_shares(void *context, size_t first, size_t end, uint32_t thread_
     }
 }
 
-void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
-                   const struct sl_linear_job *jobs, size_t n_jobs)
+struct sl_chain_job sl_linear_chain(struct sl_linear_shares *ret_shares,
+                                    const struct sl_compute *compute, enum sl_phase phase,
+                                    const struct sl_linear_job *jobs, size_t n_jobs)
 {
     const size_t n_threads = sl_pool_thread_count(compute->pool);
-    struct shares shares = {compute, jobs, n_jobs, n_threads};
+    struct sl_linear_shares shares = {compute, jobs, n_jobs, n_threads, 1};
     uint64_t work = 0, read_bytes = 0;
-    size_t n_tiles_max = 0, tiles_per_share = TILES_PER_SHARE;
+    size_t n_tiles_max = 0, tiles_per_share = TILES_PER_SHARE, shares_useful;
 
     for (size_t i = 0; i < n_jobs; i++) {
         const struct sl_matrix *m = jobs[i].matrix;
@@ -184,12 +189,28 @@ void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
         if (jobs[i].token_count > MANY_TOKENS)
             tiles_per_share = TILES_PER_SHARE_MANY;
     }
+    shares_useful = work / MULTIPLICATIONS_PER_SHARE + 1;
     for (size_t n = 2; n <= SHARES_PER_THREAD; n++)
-        if (n * n_threads * tiles_per_share <= n_tiles_max)
-            shares.n_shares = n * n_threads;
+        if (n * n_threads * tiles_per_share <= n_tiles_max && n * n_threads <= shares_useful)
+            shares.n_subparts = n;
+    if (shares_useful < n_threads)
+        shares.n_parts = shares_useful;
     sl_pool_count(compute->pool, phase, read_bytes, work);
-    if (work / MULTIPLICATIONS_PER_SHARE + 1 < shares.n_shares)
-        shares.n_shares = work / MULTIPLICATIONS_PER_SHARE + 1;
-    sl_pool_run(compute->pool, phase, shares.n_shares, 1, run_shares, &shares);
-    sl_compute_background(compute);
+    *ret_shares = shares;
+    return (struct sl_chain_job){.fn = run_shares,
+                                 .context = ret_shares,
+                                 .n_items = shares.n_parts * n_jobs * shares.n_subparts,
+                                 .grain = shares.n_parts < n_threads ? n_jobs : 1,
+                                 .phase = phase,
+                                 .multiplications = work,
+                                 .read_bytes = read_bytes};
+}
+
+void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
+                   const struct sl_linear_job *jobs, size_t n_jobs)
+{
+    struct sl_linear_shares shares;
+    const struct sl_chain_job job = sl_linear_chain(&shares, compute, phase, jobs, n_jobs);
+
+    sl_chains_run(compute, &job, 1, 1);
 }

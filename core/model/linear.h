@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "core/base/arena.h"
-#include "core/model/compute.h"
+#include "core/model/chains.h"
 #include "core/model/matrix.h"
 
 /* Rows of activations in the forms that linears read: FP8 and BF16 weights take bf16, FP4 weights
@@ -35,7 +35,11 @@ struct sl_act_buffer {
     uint32_t bf16_stride;
 };
 
-enum sl_act_forms { SL_ACT_BF16 = 1, SL_ACT_INT8 = 2 };
+enum sl_act_forms {
+    SL_ACT_BF16 = 1,
+    SL_ACT_INT8 = 2,
+    SL_ACT_ROUNDED_ALONE = 4, /* f32 is NULL but for `exact`: rows are copied from another buffer */
+};
 
 /* Takes a buffer's memory from `arena` (measuring or mapped). */
 struct sl_act_buffer sl_act_buffer_carve(struct sl_arena *arena, uint64_t rows, uint32_t cols,
@@ -59,9 +63,24 @@ struct sl_linear_job {
     uint32_t group_rows;
 };
 
-/* Runs all jobs, in `phase`, and returns when they are done. Outputs must not overlap any input.
- * Thread i of n always takes the same part of a matrix: its tiles from i / n on, as sl_pool_run()
- * cuts them. */
+/* How linears are shared out among the threads. */
+struct sl_linear_shares {
+    const struct sl_compute *compute;
+    const struct sl_linear_job *jobs; /* (n_jobs) */
+    size_t n_jobs;
+    size_t n_parts;    /* of each matrix: a thread's, or where there is little to do fewer */
+    size_t n_subparts; /* of a part: what others can take over */
+};
+
+/* All jobs as one job of a chain. They are counted in `phase` now. *ret_shares and the jobs stay
+ * the caller's and must last until the chain is done. Outputs must not overlap any input. Thread i
+ * of n always takes the same part of a matrix: its tiles from i / n on, as sl_pool_run() cuts them.
+ */
+struct sl_chain_job sl_linear_chain(struct sl_linear_shares *ret_shares,
+                                    const struct sl_compute *compute, enum sl_phase phase,
+                                    const struct sl_linear_job *jobs, size_t n_jobs);
+
+/* Runs all jobs likewise and returns when they are done. */
 void sl_linear_run(const struct sl_compute *compute, enum sl_phase phase,
                    const struct sl_linear_job *jobs, size_t n_jobs);
 

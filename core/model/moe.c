@@ -1,5 +1,6 @@
 /* A pair is a token and one of its experts. Pairs are sorted by expert, then token, so that an
- * expert's pairs are neighbours: its outputs are the rows of one matrix product. */
+ * expert's pairs are neighbours: its outputs are the rows of one matrix product. Groups of rows go
+ * through their linears as chains of jobs. */
 #include "core/model/moe.h"
 
 #include <errno.h>
@@ -10,9 +11,26 @@
 
 #define PINS_MAX 64u /* experts whose linears run as one job */
 
-/* (token, expert) pairs that do. A chunk has six times its tokens of them, and each batch takes
- * four jobs: with fewer rows most of a layer's barriers would be here. */
-#define ROWS_MAX (2 * SL_CHUNK_TOKENS)
+/* (token, expert) pairs that do. The threads meet once for each batch, and wait for its last groups
+ * alone. */
+#define ROWS_MAX (4 * SL_CHUNK_TOKENS)
+
+/* Groups that a batch is cut into, each of whole experts: so many that most of what threads would
+ * wait for at the end of one group is done beside the next. Reading an expert takes about as long
+ * as multiplying so many rows; groups with less to do than two experts are too short. */
+#define GROUPS_MAX 8u
+#define EXPERT_ROWS 32u
+#define GROUP_ROWS_MIN (2 * EXPERT_ROWS)
+#define GROUP_JOBS 4u /* gather, up, activate, down */
+
+/* The shared expert's groups: its weights are expanded anew for each. */
+#define SHARED_ROWS SL_CHUNK_TOKENS
+_Static_assert(ROWS_MAX / SHARED_ROWS <= GROUPS_MAX, "groups of a batch of the shared expert");
+_Static_assert(GROUPS_MAX *GROUP_JOBS <= SL_POOL_LINE_MAX, "a batch is one call");
+
+/* Chunks that go through the router as chains. Between these a step can be stopped. */
+#define ROUTER_CHUNKS 4u
+#define ROUTER_JOBS (SL_HC_BEFORE_JOBS + 2)
 
 /* More tokens name most of a layer's experts between them, and little is left to predict. */
 #define PREDICT_TOKENS_MAX 8u
@@ -79,7 +97,7 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
 
     m.rows_max = pairs < ROWS_MAX ? (uint32_t)pairs : ROWS_MAX;
     m.x = sl_act_buffer_carve(arena, tokens, config->hidden_size, SL_ACT_BF16 | routed, numerics);
-    m.mix = sl_hc_mix_carve(arena, config, tokens);
+    m.mix = sl_hc_mix_carve(arena, config, tokens, ROUTER_CHUNKS * SL_CHUNK_TOKENS);
     m.scores = sl_arena_take(arena, tokens * sl_r16_padded_rows(experts), sizeof(float));
     m.picked = sl_arena_take(arena, pairs, sizeof(*m.picked));
     m.picked_weight = sl_arena_take(arena, pairs, sizeof(float));
@@ -90,7 +108,8 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.certain = sl_arena_take(arena, experts, sizeof(*m.certain));
     m.pair_out = sl_arena_take(arena, pairs * hidden, sizeof(float));
     m.shared_out = sl_arena_take(arena, tokens * hidden, sizeof(float));
-    m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size, routed, numerics);
+    m.in = sl_act_buffer_carve(arena, m.rows_max, config->hidden_size,
+                               routed | SL_ACT_ROUNDED_ALONE, numerics);
     m.gate = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
     m.up = sl_arena_take(arena, (uint64_t)m.rows_max * config->moe_intermediate_size, 4);
     m.h = sl_act_buffer_carve(arena, m.rows_max, config->moe_intermediate_size,
@@ -102,7 +121,7 @@ struct sl_moe *sl_moe_carve(struct sl_arena *arena, const struct sl_config *conf
     m.next_out = sl_arena_take(arena, PREDICT_TOKENS_MAX * hidden, sizeof(float));
     m.next_x =
         sl_act_buffer_carve(arena, PREDICT_TOKENS_MAX, config->hidden_size, SL_ACT_BF16, numerics);
-    m.next_mix = sl_hc_mix_carve(arena, config, PREDICT_TOKENS_MAX);
+    m.next_mix = sl_hc_mix_carve(arena, config, PREDICT_TOKENS_MAX, PREDICT_TOKENS_MAX);
     m.next_scores =
         sl_arena_take(arena, PREDICT_TOKENS_MAX * sl_r16_padded_rows(experts), sizeof(float));
     if (moe)
@@ -180,15 +199,24 @@ static void sort_ascending(uint16_t *values, uint32_t n)
     }
 }
 
-/* Scores to each token's experts and their weights. Items are tokens. */
+/* A chunk on its way through the router. */
+struct router_chunk {
+    const struct run *in;
+    struct sl_hc_before before;
+    struct sl_linear_job gate;
+    struct sl_linear_shares gate_shares;
+};
+
+/* Scores to each token's experts and their weights. Items are tokens of the chunk. */
 static void route(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct run *in = context;
+    const struct router_chunk *chunk = context;
+    const struct run *in = chunk->in;
     const struct sl_config *config = in->step->config;
     const uint32_t k = config->num_experts_per_tok, experts = config->n_routed_experts;
 
     (void)thread_index;
-    for (size_t i = first; i < end; i++) {
+    for (size_t i = chunk->before.first + first; i < chunk->before.first + end; i++) {
         float *scores = in->m->scores + i * sl_r16_padded_rows(experts), sum = 0;
         uint16_t *picked = in->m->picked + i * k;
 
@@ -207,32 +235,60 @@ static void route(void *context, size_t first, size_t end, uint32_t thread_index
     }
 }
 
-/* The layer's input and each token's experts, a chunk at a time. Returns 0 or -ECANCELED. */
-static int run_router(const struct run *in)
+/* Sets up the chunk from token `first` to `end`, of some of which `begin` is the first token. */
+static void add_router_chunk(const struct run *in, uint32_t begin, uint32_t first, uint32_t end,
+                             struct router_chunk *chunk, struct sl_chain_job jobs[ROUTER_JOBS])
 {
     const struct sl_step *step = in->step;
     const size_t stride = sl_r16_padded_rows(step->config->n_routed_experts);
-    struct sl_pool *pool = step->compute->pool;
-    uint32_t end;
 
-    for (uint32_t first = 0; first < step->n_tokens; first = end) {
-        const struct sl_hc_mix mix = sl_hc_mix_from(&in->m->mix, step->config, first);
-        const struct sl_act_buffer x = sl_act_buffer_from(&in->m->x, first);
-        struct sl_linear_job gate = {&in->weights->gate,
-                                     sl_act_buffer_rows(&x, 0),
-                                     in->m->scores + first * stride,
-                                     stride,
-                                     0,
-                                     0};
+    chunk->in = in;
+    chunk->before = (struct sl_hc_before){
+        .step = step,
+        .hc = &in->weights->hc_ffn,
+        .norm = in->weights->ffn_norm,
+        .first = first,
+        .n_tokens = end - first,
+        .mix = sl_hc_mix_from(&in->m->mix, step->config, first, first - begin),
+        .x = sl_act_buffer_from(&in->m->x, first),
+    };
+    chunk->gate = (struct sl_linear_job){&in->weights->gate,
+                                         sl_act_buffer_rows(&in->m->x, first),
+                                         in->m->scores + first * stride,
+                                         stride,
+                                         end - first,
+                                         0};
+    sl_hc_before_jobs(&chunk->before, jobs);
+    jobs[SL_HC_BEFORE_JOBS] =
+        sl_linear_chain(&chunk->gate_shares, step->compute, SL_PHASE_ROUTER, &chunk->gate, 1);
+    jobs[SL_HC_BEFORE_JOBS + 1] = (struct sl_chain_job){.fn = route,
+                                                        .context = chunk,
+                                                        .n_items = end - first,
+                                                        .grain = 4,
+                                                        .phase = SL_PHASE_ROUTER};
+}
 
-        if (sl_step_is_stopped(step))
+/* The layer's input and each token's experts, some chunks at a time. Returns 0 or -ECANCELED. */
+static int run_router(const struct run *in)
+{
+    struct router_chunk chunks[ROUTER_CHUNKS];
+    struct sl_chain_job jobs[ROUTER_CHUNKS * ROUTER_JOBS];
+    uint32_t first = 0;
+
+    while (first < in->step->n_tokens) {
+        const uint32_t begin = first;
+        uint32_t n = 0;
+
+        if (sl_step_is_stopped(in->step))
             return -ECANCELED;
-        end = sl_step_chunk_end(step, first);
-        gate.token_count = end - first;
-        sl_hc_before(step, &in->weights->hc_ffn, in->weights->ffn_norm, first, end, &mix, &x);
-        sl_linear_run(step->compute, SL_PHASE_ROUTER, &gate, 1);
+        for (; n < ROUTER_CHUNKS && first < in->step->n_tokens; n++) {
+            const uint32_t end = sl_step_chunk_end(in->step, first);
+
+            add_router_chunk(in, begin, first, end, &chunks[n], &jobs[(size_t)n * ROUTER_JOBS]);
+            first = end;
+        }
+        sl_chains_run(in->step->compute, jobs, n, ROUTER_JOBS);
     }
-    sl_pool_run(pool, SL_PHASE_ROUTER, step->n_tokens, 4, route, (void *)in);
     return 0;
 }
 
@@ -323,6 +379,8 @@ static void pick_predicted(void *context, size_t first, size_t end, uint32_t thr
     }
 }
 
+#define PREDICT_JOBS (SL_HC_BEFORE_JOBS + 4)
+
 /* Predicts the next layer's experts: its mHC mix, norm and router applied to the streams plus what
  * is known of this layer's output (other routed experts and the next attention are still missing).
  * Most predictions hold. All tokens' first choices go first. */
@@ -331,7 +389,6 @@ static void predict_next(const struct run *in)
     struct sl_moe *m = in->m;
     struct sl_step ahead = *in->step;
     const struct sl_config *config = ahead.config;
-    struct sl_pool *pool = ahead.compute->pool;
     const uint16_t next_index = (uint16_t)(in->layer_index + 1);
     const size_t stride = sl_r16_padded_rows(config->n_routed_experts);
     uint16_t picked[PREDICT_TOKENS_MAX][SL_EXPERTS_PER_TOKEN_MAX];
@@ -340,17 +397,33 @@ static void predict_next(const struct run *in)
     struct sl_linear_job gate = {&in->next->gate, sl_act_buffer_rows(&m->next_x, 0),
                                  m->next_scores,  stride,
                                  ahead.n_tokens,  0};
+    const struct sl_hc_after after = {.step = &ahead,
+                                      .n_tokens = ahead.n_tokens,
+                                      .mix = m->mix,
+                                      .out = m->next_out,
+                                      .out_stride = config->hidden_size};
+    const struct sl_hc_before before = {.step = &ahead,
+                                        .hc = &in->next->hc_ffn,
+                                        .norm = in->next->ffn_norm,
+                                        .n_tokens = ahead.n_tokens,
+                                        .mix = m->next_mix,
+                                        .x = m->next_x};
+    struct sl_linear_shares gate_shares;
+    struct sl_chain_job jobs[PREDICT_JOBS];
     uint32_t n_keys = 0;
 
     ahead.streams = m->next_streams;
     memcpy(ahead.streams, in->step->streams,
            (size_t)ahead.n_tokens * config->hc_mult * config->hidden_size * sizeof(float));
-    sl_pool_run(pool, SL_PHASE_ROUTER, ahead.n_tokens, 1, sum_computed, (void *)in);
-    sl_hc_after(&ahead, 0, ahead.n_tokens, &m->mix, m->next_out, config->hidden_size);
-    sl_hc_before(&ahead, &in->next->hc_ffn, in->next->ffn_norm, 0, ahead.n_tokens, &m->next_mix,
-                 &m->next_x);
-    sl_linear_run(ahead.compute, SL_PHASE_ROUTER, &gate, 1);
-    sl_pool_run(pool, SL_PHASE_ROUTER, ahead.n_tokens, 4, pick_predicted, &prediction);
+    jobs[0] =
+        (struct sl_chain_job){sum_computed, (void *)in, ahead.n_tokens, 1, SL_PHASE_ROUTER, 0, 0};
+    jobs[1] = sl_hc_after_job(&after);
+    sl_hc_before_jobs(&before, &jobs[2]);
+    jobs[PREDICT_JOBS - 2] =
+        sl_linear_chain(&gate_shares, ahead.compute, SL_PHASE_ROUTER, &gate, 1);
+    jobs[PREDICT_JOBS - 1] = (struct sl_chain_job){
+        pick_predicted, &prediction, ahead.n_tokens, 4, SL_PHASE_ROUTER, 0, 0};
+    sl_chains_run(ahead.compute, jobs, 1, PREDICT_JOBS);
     for (uint32_t rank = 0; rank < config->num_experts_per_tok; rank++)
         for (uint32_t i = 0; i < ahead.n_tokens && n_keys < SL_PREDICTED_MAX; i++)
             n_keys = add_key(keys, n_keys, (struct sl_expert_key){next_index, picked[i][rank]});
@@ -370,29 +443,72 @@ static bool wants_prediction(const struct run *in)
 /* ---- experts -----------------------------------------------------------------------------------
  */
 
-/* silu(gate) * up * weight of the batch's rows, rounded for w2. Items are rows. */
-static void activate(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct run *in = context;
-    struct sl_moe *m = in->m;
-    const struct sl_kernels *k = in->step->compute->kernels;
-    const size_t cols = in->step->config->moe_intermediate_size;
+/* Rows of the batch that go through their linears together. */
+struct group {
+    const struct run *in;
+    uint32_t first_row, n_rows;
+    const struct part *parts; /* (n_parts) whose rows they are; none of the shared expert's */
+    uint32_t n_parts;
+    struct sl_linear_shares up, down;
+};
 
-    for (size_t row = first; row < end; row++) {
-        k->swiglu(cols, m->gate + row * cols, m->up + row * cols, in->step->config->swiglu_limit,
-                  m->row_weight[row], m->h.f32 + row * cols);
-        sl_act_buffer_round(&m->h, in->step->compute, thread_index, row);
+/* Brings the tokens of a group's pairs together. Items are its rows. */
+static void gather_rows(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct group *group = context;
+    const struct sl_moe *m = group->in->m;
+    const size_t cols = group->in->step->config->hidden_size, groups = cols / SL_FP4_GROUP_COLS;
+    const struct part *part = group->parts;
+
+    (void)thread_index;
+    for (size_t row = group->first_row + first; row < group->first_row + end; row++) {
+        const struct pair *pair;
+
+        while (row >= part->batch_row + part->n)
+            part++;
+        pair = &m->pairs[part->first + (row - part->batch_row)];
+        m->row_weight[row] = pair->weight;
+        if (m->in.bf16) {
+            memcpy(m->in.bf16 + row * m->in.bf16_stride, m->x.bf16 + pair->token * m->x.bf16_stride,
+                   cols * sizeof(*m->in.bf16));
+        } else if (m->in.int8) {
+            memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
+            memcpy(m->in.int8_scale + row * groups, m->x.int8_scale + pair->token * groups,
+                   groups * sizeof(float));
+        } else {
+            memcpy(m->in.f32 + row * cols, m->x.f32 + pair->token * cols, cols * sizeof(float));
+        }
     }
 }
 
-/* An expert's two linears up and the activation. */
-static void run_up(const struct run *in, enum sl_phase linears, const struct sl_linear_job *up,
-                   size_t n_up, size_t n_rows)
+/* silu(gate) * up * weight of a group's rows, rounded for w2. Items are rows. */
+static void activate(void *context, size_t first, size_t end, uint32_t thread_index)
 {
-    const struct sl_compute *compute = in->step->compute;
+    const struct group *group = context;
+    const struct sl_moe *m = group->in->m;
+    const struct sl_compute *compute = group->in->step->compute;
+    const struct sl_config *config = group->in->step->config;
+    const size_t cols = config->moe_intermediate_size;
 
-    sl_linear_run(compute, linears, up, n_up);
-    sl_pool_run(compute->pool, SL_PHASE_REST, n_rows, 1, activate, (void *)in);
+    for (size_t row = group->first_row + first; row < group->first_row + end; row++) {
+        compute->kernels->swiglu(cols, m->gate + row * cols, m->up + row * cols,
+                                 config->swiglu_limit, m->row_weight[row], m->h.f32 + row * cols);
+        sl_act_buffer_round(&m->h, compute, thread_index, row);
+    }
+}
+
+/* Sets up the jobs of a group, whose linears are named. */
+static void add_group(struct group *group, enum sl_phase linears, const struct sl_linear_job *up,
+                      size_t n_up, const struct sl_linear_job *down, size_t n_down,
+                      struct sl_chain_job jobs[GROUP_JOBS])
+{
+    const struct sl_compute *compute = group->in->step->compute;
+
+    jobs[0] = (struct sl_chain_job){
+        gather_rows, group, group->n_parts ? group->n_rows : 0, 1, SL_PHASE_REST, 0, 0};
+    jobs[1] = sl_linear_chain(&group->up, compute, linears, up, n_up);
+    jobs[2] = (struct sl_chain_job){activate, group, group->n_rows, 1, SL_PHASE_REST, 0, 0};
+    jobs[3] = sl_linear_chain(&group->down, compute, linears, down, n_down);
 }
 
 /* The shared expert over all tokens, a batch at a time. Returns 0 or -ECANCELED. */
@@ -401,58 +517,41 @@ static int run_shared(const struct run *in)
     struct sl_moe *m = in->m;
     const struct sl_config *config = in->step->config;
     const size_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
+    struct sl_linear_job up[GROUPS_MAX][2], down[GROUPS_MAX];
+    struct sl_chain_job jobs[GROUPS_MAX * GROUP_JOBS];
+    struct group groups[GROUPS_MAX];
+    uint32_t first = 0;
 
-    for (uint32_t first = 0; first < in->step->n_tokens; first += m->rows_max) {
-        uint32_t n =
-            in->step->n_tokens - first < m->rows_max ? in->step->n_tokens - first : m->rows_max;
-        struct sl_act x = sl_act_buffer_rows(&m->x, first);
-        struct sl_linear_job up[2] = {{&in->weights->shared_w1, x, m->gate, inner, n, 0},
-                                      {&in->weights->shared_w3, x, m->up, inner, n, 0}};
-        struct sl_linear_job down = {&in->weights->shared_w2,
-                                     sl_act_buffer_rows(&m->h, 0),
-                                     m->shared_out + first * hidden,
-                                     hidden,
-                                     n,
-                                     0};
+    for (uint32_t row = 0; row < m->rows_max; row++)
+        m->row_weight[row] = 1.0f;
+    while (first < in->step->n_tokens) {
+        uint32_t n_groups = 0;
 
         if (sl_step_is_stopped(in->step))
             return -ECANCELED;
-        for (uint32_t row = 0; row < n; row++)
-            m->row_weight[row] = 1.0f;
-        run_up(in, SL_PHASE_SHARED_LINEARS, up, 2, n);
-        sl_linear_run(in->step->compute, SL_PHASE_SHARED_LINEARS, &down, 1);
+        for (uint32_t row = 0; row < m->rows_max && first < in->step->n_tokens; n_groups++) {
+            const uint32_t room = m->rows_max - row, left = in->step->n_tokens - first;
+            const uint32_t most = room < SHARED_ROWS ? room : SHARED_ROWS;
+            const uint32_t n = left < most ? left : most;
+            const struct sl_act x = sl_act_buffer_rows(&m->x, first);
+            const struct sl_act h = sl_act_buffer_rows(&m->h, row);
+            const size_t at = row * inner;
+
+            up[n_groups][0] =
+                (struct sl_linear_job){&in->weights->shared_w1, x, m->gate + at, inner, n, 0};
+            up[n_groups][1] =
+                (struct sl_linear_job){&in->weights->shared_w3, x, m->up + at, inner, n, 0};
+            down[n_groups] = (struct sl_linear_job){
+                &in->weights->shared_w2, h, m->shared_out + first * hidden, hidden, n, 0};
+            groups[n_groups] = (struct group){.in = in, .first_row = row, .n_rows = n};
+            add_group(&groups[n_groups], SL_PHASE_SHARED_LINEARS, up[n_groups], 2, &down[n_groups],
+                      1, &jobs[(size_t)n_groups * GROUP_JOBS]);
+            row += n;
+            first += n;
+        }
+        sl_chains_run(in->step->compute, jobs, n_groups, GROUP_JOBS);
     }
     return 0;
-}
-
-/* Brings the tokens of a batch's pairs together. Items are parts. */
-static void gather_rows(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct run *in = context;
-    struct sl_moe *m = in->m;
-    const size_t cols = in->step->config->hidden_size, groups = cols / SL_FP4_GROUP_COLS;
-
-    (void)thread_index;
-    for (size_t p = first; p < end; p++) {
-        const struct part *part = &m->parts[p];
-
-        for (uint32_t i = 0; i < part->n; i++) {
-            const struct pair *pair = &m->pairs[part->first + i];
-            size_t row = part->batch_row + i;
-
-            m->row_weight[row] = pair->weight;
-            if (m->in.bf16) {
-                memcpy(m->in.bf16 + row * m->in.bf16_stride,
-                       m->x.bf16 + pair->token * m->x.bf16_stride, cols * sizeof(*m->in.bf16));
-            } else if (m->in.int8) {
-                memcpy(m->in.int8 + row * cols, m->x.int8 + pair->token * cols, cols);
-                memcpy(m->in.int8_scale + row * groups, m->x.int8_scale + pair->token * groups,
-                       groups * sizeof(float));
-            } else {
-                memcpy(m->in.f32 + row * cols, m->x.f32 + pair->token * cols, cols * sizeof(float));
-            }
-        }
-    }
 }
 
 /* Empties the batch. */
@@ -479,39 +578,84 @@ static int complete_batch(const struct run *in, struct sl_err *err)
     return rc;
 }
 
-/* Runs the batch's parts through their experts and empties the batch. Fails as the source does. */
-static int run_batch(const struct run *in, struct sl_err *err)
+static bool is_partial(const struct sl_moe *m)
+{
+    bool partial = false;
+
+    for (uint32_t p = 0; p < m->n_parts; p++)
+        partial = partial || m->parts[p].pin.partial;
+    return partial;
+}
+
+/* The parts of the group that begins with part `first`: at least one, and as many as make it about
+ * as large as the batch's other groups. */
+static uint32_t group_end(const struct sl_moe *m, uint32_t first)
+{
+    const uint32_t all = m->n_rows + m->n_parts * EXPERT_ROWS;
+    const uint32_t share = (all + GROUPS_MAX - 1) / GROUPS_MAX;
+    const uint32_t least = share > GROUP_ROWS_MIN ? share : GROUP_ROWS_MIN;
+    uint32_t end = first, size = 0;
+
+    while (end < m->n_parts && size < least)
+        size += m->parts[end++].n + EXPERT_ROWS;
+    return end;
+}
+
+static void set_linears(const struct run *in, const struct part *part, struct sl_linear_job up[2],
+                        struct sl_linear_job *down)
 {
     struct sl_moe *m = in->m;
     const size_t hidden = in->step->config->hidden_size;
     const size_t inner = in->step->config->moe_intermediate_size;
+    const struct sl_act x = sl_act_buffer_rows(&m->in, part->batch_row);
+    const struct sl_act h = sl_act_buffer_rows(&m->h, part->batch_row);
+    const size_t at = part->batch_row * inner;
+
+    up[0] = (struct sl_linear_job){&part->w[SL_EXPERT_W1], x, m->gate + at, inner, part->n, 0};
+    up[1] = (struct sl_linear_job){&part->w[SL_EXPERT_W3], x, m->up + at, inner, part->n, 0};
+    *down = (struct sl_linear_job){
+        &part->w[SL_EXPERT_W2], h, m->pair_out + part->first * hidden, hidden, part->n, 0};
+}
+
+/* Runs the batch's parts through their experts and empties the batch. Fails as the source does. */
+static int run_batch(const struct run *in, struct sl_err *err)
+{
+    struct sl_moe *m = in->m;
     struct sl_linear_job up[2 * PINS_MAX], down[PINS_MAX];
-    int rc;
+    struct sl_chain_job jobs[GROUPS_MAX * GROUP_JOBS], downs[GROUPS_MAX];
+    struct group groups[GROUPS_MAX];
+    const bool partial = is_partial(m);
+    uint32_t n_groups = 0;
+    int rc = 0;
 
     if (m->n_parts == 0)
         return 0;
-    sl_pool_run(in->step->compute->pool, SL_PHASE_REST, m->n_parts, 1, gather_rows, (void *)in);
-    for (uint32_t p = 0; p < m->n_parts; p++) {
-        const struct part *part = &m->parts[p];
-        struct sl_act x = sl_act_buffer_rows(&m->in, part->batch_row);
-        size_t at = part->batch_row * inner;
+    for (uint32_t p = 0, end; p < m->n_parts; p = end, n_groups++) {
+        struct sl_chain_job *of_group = &jobs[(size_t)n_groups * GROUP_JOBS];
+        struct group *group = &groups[n_groups];
 
-        up[2 * p] =
-            (struct sl_linear_job){&part->w[SL_EXPERT_W1], x, m->gate + at, inner, part->n, 0};
-        up[2 * p + 1] =
-            (struct sl_linear_job){&part->w[SL_EXPERT_W3], x, m->up + at, inner, part->n, 0};
-        down[p] = (struct sl_linear_job){&part->w[SL_EXPERT_W2],
-                                         sl_act_buffer_rows(&m->h, part->batch_row),
-                                         m->pair_out + part->first * hidden,
-                                         hidden,
-                                         part->n,
-                                         0};
+        end = group_end(m, p);
+        *group = (struct group){.in = in,
+                                .first_row = m->parts[p].batch_row,
+                                .parts = &m->parts[p],
+                                .n_parts = end - p};
+        for (uint32_t i = p; i < end; i++) {
+            group->n_rows += m->parts[i].n;
+            set_linears(in, &m->parts[i], &up[(size_t)2 * i], &down[i]);
+        }
+        add_group(group, SL_PHASE_ROUTED_LINEARS, &up[(size_t)2 * p], 2 * (size_t)group->n_parts,
+                  &down[p], group->n_parts, of_group);
+        downs[n_groups] = of_group[GROUP_JOBS - 1];
+        if (partial)
+            of_group[GROUP_JOBS - 1].n_items = 0;
     }
-    run_up(in, SL_PHASE_ROUTED_LINEARS, up, 2 * (size_t)m->n_parts, m->n_rows);
-    rc = complete_batch(in, err);
-    if (rc < 0)
-        return rc;
-    sl_linear_run(in->step->compute, SL_PHASE_ROUTED_LINEARS, down, m->n_parts);
+    sl_chains_run(in->step->compute, jobs, n_groups, GROUP_JOBS);
+    if (partial) {
+        rc = complete_batch(in, err);
+        if (rc < 0)
+            return rc;
+        sl_chains_run(in->step->compute, downs, n_groups, 1);
+    }
     for (uint32_t p = 0; p < m->n_parts; p++)
         memset(m->is_computed + m->parts[p].first, true, m->parts[p].n);
     drop_batch(in);
@@ -616,27 +760,45 @@ static int run_routed(const struct run *in, uint32_t n_wanted, struct sl_err *er
     return rc;
 }
 
-/* Adds up each token's experts, ascending, then the shared one. Items are tokens. */
-static void sum_experts(void *context, size_t first, size_t end, uint32_t thread_index)
+struct finish {
+    const struct run *in;
+    struct sl_hc_after after;
+};
+
+/* Adds up a token's experts, ascending, then the shared one. */
+static void sum_experts(const struct run *in, size_t token)
 {
-    const struct run *in = context;
     struct sl_moe *m = in->m;
     const uint32_t k = in->step->config->num_experts_per_tok;
     const size_t hidden = in->step->config->hidden_size;
+    float *sum = m->pair_out + m->picked_pair[token * k] * hidden;
+    float *out = m->shared_out + token * hidden;
 
-    (void)thread_index;
-    for (size_t i = first; i < end; i++) {
-        float *sum = m->pair_out + m->picked_pair[i * k] * hidden;
-        float *out = m->shared_out + i * hidden;
+    for (uint32_t s = 1; s < k; s++) {
+        const float *part = m->pair_out + m->picked_pair[token * k + s] * hidden;
 
-        for (uint32_t s = 1; s < k; s++) {
-            const float *part = m->pair_out + m->picked_pair[i * k + s] * hidden;
-
-            for (size_t c = 0; c < hidden; c++)
-                sum[c] += part[c];
-        }
         for (size_t c = 0; c < hidden; c++)
-            out[c] = sum[c] + out[c];
+            sum[c] += part[c];
+    }
+    for (size_t c = 0; c < hidden; c++)
+        out[c] = sum[c] + out[c];
+}
+
+/* Items are tokens: their streams get the layer's output. */
+static void finish_tokens(void *context, size_t first, size_t end, uint32_t thread_index)
+{
+    const struct finish *finish = context;
+
+    for (size_t i = first; i < end; i++) {
+        struct sl_pool *pool = finish->in->step->compute->pool;
+        uint32_t phase = SL_PHASE_OUTSIDE;
+
+        if (thread_index == 0)
+            phase = sl_pool_phase(pool, SL_PHASE_REST);
+        sum_experts(finish->in, i);
+        if (thread_index == 0)
+            sl_pool_phase(pool, phase);
+        sl_hc_after_row(&finish->after, i);
     }
 }
 
@@ -645,7 +807,12 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
                struct sl_expert_source *source, struct sl_err *err)
 {
     struct run in = {moe, step, weights, next, source, layer_index};
-    struct sl_pool *pool = step->compute->pool;
+    struct finish finish = {&in,
+                            {.step = step,
+                             .n_tokens = step->n_tokens,
+                             .mix = moe->mix,
+                             .out = moe->shared_out,
+                             .out_stride = step->config->hidden_size}};
     int rc;
 
     rc = run_router(&in);
@@ -653,8 +820,9 @@ int sl_moe_run(struct sl_moe *moe, const struct sl_step *step, uint32_t layer_in
         rc = run_routed(&in, sort_pairs(&in), err);
     if (rc < 0)
         return rc;
-    sl_pool_run(pool, SL_PHASE_REST, step->n_tokens, 1, sum_experts, &in);
-    sl_hc_after(step, 0, step->n_tokens, &moe->mix, moe->shared_out, step->config->hidden_size);
+    sl_pool_run(step->compute->pool, SL_PHASE_HYPER_CONNECTION, step->n_tokens, 1, finish_tokens,
+                &finish);
+    sl_compute_background(step->compute);
     return 0;
 }
 
