@@ -70,6 +70,7 @@ $(LIB_OBJ) $(TOOL_OBJ): WARN += $(if $(SANITIZE),,-Wframe-larger-than=$(FRAME_BY
 $(B)/kernels-avx512/fp4_avx512.o: FRAME_BYTES := 393216
 $(B)/kernels-avx512/fp4_amx.o: FRAME_BYTES := 524288
 $(B)/kernels-avx512/linear_amx.o: FRAME_BYTES := 786432
+$(B)/kernels-avx512/index_amx.o: FRAME_BYTES := 65536
 $(B)/kernels-neon/linear_neon.o: FRAME_BYTES := 49152
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(B)/%.o)
 TEST_BIN := $(TEST_SRC:%.c=$(B)/%)

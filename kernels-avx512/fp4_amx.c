@@ -1,5 +1,5 @@
-/* FP4 weights by int8 activations, and the indexer's scores, with AMX. The order of summation is
- * that of core/kernels/kernels.h.
+/* FP4 weights by int8 activations with AMX. The order of summation is that of
+ * core/kernels/kernels.h.
  *
  * Two products of tiles give a group's sums of 128 columns for 16 tokens by 16 rows: exact
  * integers, where codes take the difference of a row's four scales (kernels-avx512/fp4_levels.h). A
@@ -352,16 +352,6 @@ static void add_panel_tiles(bool is_first, const struct panel *panel, size_t n_g
     }
 }
 
-/* All tiles whole. */
-static void configure(struct tile_config *config)
-{
-    *config = (struct tile_config){.palette = 1};
-    for (size_t i = 0; i < TILES; i++) {
-        config->rows[i] = TILE_ROWS_MAX;
-        config->row_bytes[i] = TILE_ROW_BYTES_MAX;
-    }
-}
-
 /* Up to 64 tokens. Not inlined, or its panel would lie on the stack beside that of AVX-512. */
 static __attribute__((noinline)) void fp4_tokens(size_t tile_count, size_t cols, size_t n_tokens,
                                                  const uint8_t *w, const int8_t *x,
@@ -369,10 +359,9 @@ static __attribute__((noinline)) void fp4_tokens(size_t tile_count, size_t cols,
 {
     const size_t groups = cols / SL_FP4_GROUP_COLS;
     const size_t groups_max = PLACES_MAX / ((n_tokens + UNIT - 1) / UNIT);
-    struct tile_config config;
+    const struct tile_config config = whole_tiles();
     struct panel panel;
 
-    configure(&config);
     tiles_begin(&config);
     for (size_t g = 0; g < groups; g += groups_max) {
         const size_t n_groups = groups - g < groups_max ? groups - g : groups_max;
@@ -399,199 +388,4 @@ void sl_matmul_fp4_amx(size_t tile_count, size_t cols, size_t token_count,
         else
             fp4_tokens(tile_count, cols, n, w, from, from_scale, y + t * y_stride, y_stride);
     }
-}
-
-/* ---- the indexer -------------------------------------------------------------------------------
- * Keys of 128 columns by a query's heads. Where a head's four scales are one power of two, and
- * those of a key differ by at most three (FP4 values doubled are at most 12, and eight times that
- * is an int8), the codes take the difference and all 128 columns are one exact integer below 2^24:
- * the order of summation would not have rounded either. Then whole tiles of int8 are multiplied,
- * and the scales come last, as nothing gets near float32's ends. What else there is goes to
- * AVX-512. */
-
-#define INDEX_UNITS 4u /* of 16 heads */
-#define INDEX_HEADS_MAX (INDEX_UNITS * UNIT)
-
-/* The limits of a head's scale, of its weight times that, and of keys' scales: the least sum is a
- * multiple of 2^-125. */
-#define SCALE_BITS_MIN 0x2b800000u  /* 2^-40 */
-#define SCALE_BITS_MAX 0x53800000u  /* 2^40 */
-#define WEIGHT_BITS_MIN 0x21800000u /* 2^-60 */
-#define WEIGHT_BITS_MAX 0x5d800000u /* 2^60 */
-#define KEY_SCALE_MIN (SL_E8M0_BIAS - 40)
-#define KEY_SCALE_MAX (SL_E8M0_BIAS + 20)
-
-/* The heads of a query; those that do not exist are zero. */
-struct index_heads {
-    _Alignas(64) int8_t x[INDEX_UNITS][2][UNIT][HALF_COLS];
-    float weight[INDEX_HEADS_MAX]; /* times the scale */
-};
-
-/* Products of tiles of keys on their way to their scores: tile i in slot i % 4. */
-#define INDEX_SLOTS 4u
-struct index_slots {
-    _Alignas(64) int32_t sums[INDEX_SLOTS][INDEX_UNITS][UNIT][ROWS];
-    float scale[INDEX_SLOTS][ROWS]; /* half of it, as values are doubled */
-    bool level[INDEX_SLOTS];        /* that each key has one scale */
-};
-
-/* Returns whether each head has one scale, of a size that allows to apply it last. */
-static bool prepare_index_heads(size_t n_heads, const int8_t *x, const float *x_scale,
-                                const float *weight, struct index_heads *heads)
-{
-    bool level = true;
-
-    memset(heads, 0, sizeof(*heads));
-    for (size_t h = 0; h < n_heads; h++, x_scale += BLOCKS, x += SL_FP4_GROUP_COLS) {
-        const uint32_t bits = sl_f32_bits(x_scale[0]);
-        const float product = weight[h] * x_scale[0];
-        const uint32_t magnitude = sl_f32_bits(product) & 0x7fffffffu;
-
-        for (size_t half = 0; half < 2; half++)
-            copy_row(heads->x[h / UNIT][half][h % UNIT], x + half * HALF_COLS, HALF_COLS);
-        heads->weight[h] = product;
-        level &= bits << 9 == 0 && bits >= SCALE_BITS_MIN && bits <= SCALE_BITS_MAX;
-        level &= weight[h] == 0 || (magnitude >= WEIGHT_BITS_MIN && magnitude <= WEIGHT_BITS_MAX);
-        for (size_t b = 1; b < BLOCKS; b++)
-            level &= sl_f32_bits(x_scale[b]) == bits;
-    }
-    return level;
-}
-
-/* The least of each key's four scales, and whether each key's are near each other, and of a size
- * that allows to apply them last. */
-static ALWAYS_INLINE __m128i least_of_keys(const uint8_t *group, bool *level)
-{
-    const __m128i first = fp4_load16(group), second = fp4_load16(group + ROWS);
-    const __m128i third = fp4_load16(group + 2 * ROWS), fourth = fp4_load16(group + 3 * ROWS);
-    const __m128i least = _mm_min_epu8(_mm_min_epu8(first, second), _mm_min_epu8(third, fourth));
-    const __m128i most = _mm_max_epu8(_mm_max_epu8(first, second), _mm_max_epu8(third, fourth));
-    const __mmask16 close_by =
-        _mm_cmple_epu8_mask(_mm_sub_epi8(most, least), _mm_set1_epi8(FP4_LEVELS_MAX));
-    const __mmask16 sized = _mm_cmpge_epu8_mask(least, _mm_set1_epi8(KEY_SCALE_MIN)) &
-                            _mm_cmple_epu8_mask(least, _mm_set1_epi8((char)KEY_SCALE_MAX));
-    const __mmask16 zero = _mm_cmpeq_epu8_mask(most, _mm_setzero_si128());
-
-    *level = (__mmask16)(close_by & (sized | zero)) == 0xffff;
-    return least;
-}
-
-/* Decodes a tile of keys; sets a slot's scale and level. */
-static ALWAYS_INLINE void decode_keys(const uint8_t *group, int8_t (*values)[ROWS][4], float *scale,
-                                      bool *level)
-{
-    const __m128i least = least_of_keys(group, level), most_levels = _mm_set1_epi8(FP4_LEVELS_MAX);
-
-    const __m512i four = _mm512_broadcast_i32x4(most_levels);
-    const __m512i levels =
-        _mm512_sub_epi8(_mm512_loadu_si512(group), _mm512_broadcast_i32x4(least));
-    const __m512i capped = _mm512_slli_epi16(_mm512_min_epu8(levels, four), 4);
-
-    _mm512_storeu_ps(scale, fp4_half_scales(least));
-    for (size_t b = 0; b < BLOCKS; b++)
-        decode_block(fp4_block(group, b), fp4_block(group + 4 * SL_FP4_GROUP_BYTES, b),
-                     fp4_block_levels(capped, b), values + b * (WORDS / BLOCKS));
-}
-
-/* Whether so few tiles are not level that it pays to do those twice. */
-static bool most_are_level(size_t tile_count, const uint8_t *keys)
-{
-    size_t n = 0;
-
-    for (size_t tile = 0; tile < tile_count; tile++) {
-        bool level;
-
-        (void)least_of_keys(keys + tile * SL_FP4_GROUP_BYTES, &level);
-        n += level;
-    }
-    return n >= tile_count - tile_count / 8;
-}
-
-/* Tiles as above: 0 and 1 are halves of 16 heads, 2 and 3 of the keys, 4 to 7 sums. */
-#define MULTIPLY_HEADS(sum, unit)                                                                  \
-    do {                                                                                           \
-        TILE_STORE(sum, sums[unit], ROWS * 4);                                                     \
-        TILE_ZERO(sum);                                                                            \
-        TILE_LOAD(0, heads->x[unit][0], HALF_COLS);                                                \
-        TILE_LOAD(1, heads->x[unit][1], HALF_COLS);                                                \
-        TILE_DOT_INT8(sum, 0, 2);                                                                  \
-        TILE_DOT_INT8(sum, 1, 3);                                                                  \
-    } while (0)
-
-/* Stores the sums of the tile of keys before, and multiplies one. */
-static ALWAYS_INLINE void multiply_keys(const struct index_heads *heads,
-                                        const int8_t (*values)[ROWS][4],
-                                        int32_t (*sums)[UNIT][ROWS])
-{
-    TILE_LOAD(2, values, ROWS * 4);
-    TILE_LOAD(3, values + HALF_COLS / 4, ROWS * 4);
-    MULTIPLY_HEADS(4, 0);
-    MULTIPLY_HEADS(5, 1);
-    MULTIPLY_HEADS(6, 2);
-    MULTIPLY_HEADS(7, 3);
-}
-
-/* The scores of the keys of two slots, each to its total (16). Two, since each head waits for the
- * one before. */
-static ALWAYS_INLINE void score_keys(const struct index_heads *heads,
-                                     const struct index_slots *slots, size_t first, size_t second,
-                                     float *first_total, float *second_total)
-{
-    __m512 all[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-
-    for (size_t h = 0; h < INDEX_HEADS_MAX; h++) {
-        const __m512 weight = _mm512_set1_ps(heads->weight[h]);
-
-        for (size_t i = 0; i < 2; i++) {
-            const int32_t *sums = slots->sums[i ? second : first][0][0] + h * ROWS;
-            __m512i sum = _mm512_max_epi32(_mm512_load_si512(sums), _mm512_setzero_si512());
-
-            all[i] = _mm512_add_ps(all[i], _mm512_mul_ps(weight, _mm512_cvtepi32_ps(sum)));
-        }
-    }
-    for (size_t i = 0; i < 2; i++) { /* where the scale is zero, so is the score */
-        const __m512 scale = _mm512_loadu_ps(slots->scale[i ? second : first]);
-        const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-
-        _mm512_storeu_ps(i ? second_total : first_total, _mm512_maskz_mul_ps(some, all[i], scale));
-    }
-}
-
-void sl_index_scores_amx(size_t tile_count, size_t cols, size_t head_count,
-                         const uint8_t *restrict keys, const int8_t *restrict x,
-                         const float *restrict x_scale, const float *restrict weight,
-                         float *restrict total)
-{
-    _Alignas(64) int8_t values[SL_FP4_GROUP_COLS / 4][ROWS][4];
-    struct tile_config config;
-    struct index_heads heads;
-    struct index_slots slots;
-
-    if (cols != SL_FP4_GROUP_COLS || head_count > INDEX_HEADS_MAX ||
-        !prepare_index_heads(head_count, x, x_scale, weight, &heads) ||
-        !most_are_level(tile_count, keys)) {
-        sl_index_scores_avx512vbmi(tile_count, cols, head_count, keys, x, x_scale, weight, total);
-        return;
-    }
-    configure(&config);
-    tiles_begin(&config);
-    for (size_t tile = 0; tile <= tile_count; tile++) {
-        const size_t slot = tile % INDEX_SLOTS, before = (tile + INDEX_SLOTS - 1) % INDEX_SLOTS;
-        const uint8_t *group = keys + tile * SL_FP4_GROUP_BYTES;
-        size_t done = tile % 2 == 0 ? 2 : 1; /* tiles before this one */
-
-        if (tile < tile_count) {
-            decode_keys(group, values, slots.scale[slot], &slots.level[slot]);
-        }
-        multiply_keys(&heads, (const int8_t(*)[ROWS][4])values, slots.sums[before]);
-        if (tile == 0 || (done == 1 && tile < tile_count))
-            continue;
-        score_keys(&heads, &slots, (tile - done) % INDEX_SLOTS, before,
-                   total + (tile - done) * ROWS, total + (tile - 1) * ROWS);
-        for (; done > 0; done--)
-            if (!slots.level[(tile - done) % INDEX_SLOTS])
-                sl_index_scores_avx512vbmi(1, cols, head_count, group - done * SL_FP4_GROUP_BYTES,
-                                           x, x_scale, weight, total + (tile - done) * ROWS);
-    }
-    tiles_end();
 }

@@ -53,17 +53,6 @@ static ALWAYS_INLINE const float *scale_of(const struct matrix *m, size_t tile, 
     return m->scale + ((m->first_tile + tile) / SL_FP8_BLOCK_TILES * m->cols + c) / SL_FP8_BLOCK;
 }
 
-static struct tile_config whole_tiles(void)
-{
-    struct tile_config config = {.palette = 1};
-
-    for (size_t i = 0; i < TILES; i++) {
-        config.rows[i] = TILE_ROWS_MAX;
-        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
-    }
-    return config;
-}
-
 /* Where fp8_decode() finds two pairs of columns of 16 rows: as they lie. */
 static ALWAYS_INLINE __m512i pair_order(void)
 {

@@ -29,6 +29,18 @@ struct tile_config {
 };
 _Static_assert(sizeof(struct tile_config) == 64, "as the processor has it");
 
+/* All tiles as large as they can be. */
+static inline struct tile_config whole_tiles(void)
+{
+    struct tile_config config = {.palette = 1};
+
+    for (unsigned i = 0; i < TILES; i++) {
+        config.rows[i] = TILE_ROWS_MAX;
+        config.row_bytes[i] = TILE_ROW_BYTES_MAX;
+    }
+    return config;
+}
+
 /* Sets all tiles' sizes, and their contents to zero. */
 static inline void tiles_begin(const struct tile_config *config)
 {
