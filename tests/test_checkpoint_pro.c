@@ -37,7 +37,7 @@
 #define INDEX_DIM 128u
 #define HASH_LAYERS 3u
 
-/* Generous: tests share the machine. What it really takes is in docs/PERFORMANCE.md. */
+/* Generous: tests share the machine. What it really takes is in docs/MICROBENCHMARKS.md. */
 #define OPEN_NS_MAX UINT64_C(10000000000)
 
 static void add_fp8(struct fixture_list *list, uint64_t rows, uint64_t cols, const char *prefix,

@@ -6,7 +6,7 @@
  * each device, and the reader bounds the reads in flight on each drive. If a drive's queue is full,
  * the kernel hands the read to a worker thread and goes on with the next one; workers belong to the
  * process, so several rings would share them as well. One ring also allows one wait for all drives.
- * (Measured: docs/PERFORMANCE.md.) */
+ * (Measured: docs/MICROBENCHMARKS.md.) */
 #include "storage/io/io.h"
 
 #include <errno.h>
