@@ -64,7 +64,7 @@ LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(ISA_OBJ)
 TOOL_OBJ := $(TOOL_SRC:%.c=$(B)/%.o)
 
 # Stacks may be small (ulimit -s). Some kernels keep their blocks there, so that they
-# stay in the cache.
+# stay in the cache; STACK_USED_BYTES of daemon/engine/memory_plan.c has room for the largest.
 FRAME_BYTES := 32768
 $(LIB_OBJ) $(TOOL_OBJ): WARN += $(if $(SANITIZE),,-Wframe-larger-than=$(FRAME_BYTES))
 $(B)/kernels-avx512/fp4_avx512.o: FRAME_BYTES := 393216
