@@ -22,8 +22,8 @@
 #define HOLD_ENTRY_BYTES 16u
 
 /* A run takes this much memory on top of what the process has before the weights are read: for the
- * used part of its stacks, which is little more than the largest frame that the Makefile allows to a
- * kernel (FRAME_BYTES); and for rings, lists and figures, which came to a third of this with the
+ * used part of its stacks, which is little more than the largest frame that the Makefile allows to
+ * a kernel (FRAME_BYTES); and for rings, lists and figures, which came to a third of this with the
  * larger of both back ends. */
 #define STACK_USED_BYTES (UINT64_C(800) << 10)
 #define SMALL_THINGS_BYTES (UINT64_C(3) << 20)

@@ -382,6 +382,8 @@ static int sort_tensors(struct sl_checkpoint *checkpoint, struct sl_err *err)
 {
     const struct sl_checkpoint_tensor *tensors = checkpoint->tensors;
 
+    if (checkpoint->tensor_count == 0) /* every shard was passed over, and there is no table */
+        return 0;
     qsort(checkpoint->tensors, checkpoint->tensor_count, sizeof(*tensors), compare_names);
     for (uint32_t i = 1; i < checkpoint->tensor_count; i++) {
         if (strcmp(tensors[i].name, tensors[i - 1].name) == 0)
@@ -748,6 +750,8 @@ const struct sl_checkpoint_tensor *sl_checkpoint_find(const struct sl_checkpoint
 {
     struct sl_checkpoint_tensor wanted = {.name = name};
 
+    if (checkpoint->tensor_count == 0)
+        return NULL;
     return bsearch(&wanted, checkpoint->tensors, checkpoint->tensor_count,
                    sizeof(*checkpoint->tensors), compare_names);
 }
