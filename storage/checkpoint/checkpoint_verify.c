@@ -581,7 +581,8 @@ int sl_checkpoint_verify(const struct sl_checkpoint_verify_options *options,
             0 &&
         (rc = list_scales(&run, err)) == 0 && (rc = list_shards(&run, err)) == 0 &&
         (rc = list_others(&run, err)) == 0 && (rc = check_list(&run, err)) == 0) {
-        qsort(run.jobs, run.n_jobs, sizeof(*run.jobs), compare_jobs);
+        if (run.n_jobs > 0)
+            qsort(run.jobs, run.n_jobs, sizeof(*run.jobs), compare_jobs);
         rc = read_all(&run, err);
     }
     ret_result->n_files = run.n_jobs + run.n_unread;
