@@ -460,45 +460,27 @@ bool sl_avx512_dot_bf16_is_two_fmas(void)
 /* ---- F32 ---------------------------------------------------------------------------------------
  */
 
-#define F32_TOKENS 8u
-#define F32_COLS 256u
+#define F32_TOKENS_MAX 8u
 
-/* Eight tokens, a block of columns at a time, each column's eight values side by side. A product is
+/* Up to eight tokens, whose values are taken from their rows as they lie: rows that are powers of
+ * two apart share a set of the first-level cache, in which eight of them have room. A product is
  * rounded before it is added, as in the reference: no FMA. */
-static void f32_eight(size_t cols, const float *w, const float *x, size_t x_stride, float *y,
-                      size_t y_stride)
+static ALWAYS_INLINE void f32_tokens(size_t n_tokens, size_t cols, const float *w, const float *x,
+                                     size_t x_stride, float *y, size_t y_stride)
 {
-    float block[F32_COLS * F32_TOKENS];
-    __m512 sum[F32_TOKENS];
+    __m512 sum[F32_TOKENS_MAX];
 
-    for (size_t t = 0; t < F32_TOKENS; t++)
+    for (size_t t = 0; t < n_tokens; t++)
         sum[t] = _mm512_setzero_ps();
-    for (size_t c = 0; c < cols; c += F32_COLS) {
-        size_t n = cols - c < F32_COLS ? cols - c : F32_COLS;
+    for (size_t c = 0; c < cols; c++, w += ROWS) {
+        const __m512 column = _mm512_loadu_ps(w);
 
-        for (size_t t = 0; t < F32_TOKENS; t++)
-            for (size_t i = 0; i < n; i++)
-                block[i * F32_TOKENS + t] = x[t * x_stride + c + i];
-        for (size_t i = 0; i < n; i++, w += ROWS) {
-            __m512 column = _mm512_loadu_ps(w);
-
-            for (size_t t = 0; t < F32_TOKENS; t++)
-                sum[t] = _mm512_add_ps(
-                    sum[t], _mm512_mul_ps(column, _mm512_set1_ps(block[i * F32_TOKENS + t])));
-        }
+        for (size_t t = 0; t < n_tokens; t++)
+            sum[t] =
+                _mm512_add_ps(sum[t], _mm512_mul_ps(column, _mm512_set1_ps(x[t * x_stride + c])));
     }
-    for (size_t t = 0; t < F32_TOKENS; t++)
+    for (size_t t = 0; t < n_tokens; t++)
         _mm512_storeu_ps(y + t * y_stride, sum[t]);
-}
-
-static void f32_one(size_t cols, const float *w, const float *x, float *y)
-{
-    __m512 sum = _mm512_setzero_ps();
-
-    for (size_t c = 0; c < cols; c++)
-        sum =
-            _mm512_add_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(w + c * ROWS), _mm512_set1_ps(x[c])));
-    _mm512_storeu_ps(y, sum);
 }
 
 void sl_matmul_f32_avx512(size_t tile_count, size_t cols, size_t token_count,
@@ -508,11 +490,20 @@ void sl_matmul_f32_avx512(size_t tile_count, size_t cols, size_t token_count,
     const float *tile = (const float *)(const void *)w;
 
     for (size_t i = 0; i < tile_count; i++, tile += cols * ROWS, y += ROWS) {
-        size_t t = 0;
+        for (size_t t = 0, n; t < token_count; t += n) {
+            const size_t left = token_count - t;
+            const float *from = x + t * x_stride;
+            float *to = y + t * y_stride;
 
-        for (; t + F32_TOKENS <= token_count; t += F32_TOKENS)
-            f32_eight(cols, tile, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
-        for (; t < token_count; t++)
-            f32_one(cols, tile, x + t * x_stride, y + t * y_stride);
+            n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (n == 8) /* constants, so that the sums are registers */
+                f32_tokens(8, cols, tile, from, x_stride, to, y_stride);
+            else if (n == 4)
+                f32_tokens(4, cols, tile, from, x_stride, to, y_stride);
+            else if (n == 2)
+                f32_tokens(2, cols, tile, from, x_stride, to, y_stride);
+            else
+                f32_tokens(1, cols, tile, from, x_stride, to, y_stride);
+        }
     }
 }
