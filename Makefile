@@ -23,10 +23,7 @@ TOOL_LIBS := -lcurl -ledit
 # These builds need their own compiler also where another one was named, as in make CC=gcc-14 check.
 CLANG := $(if $(findstring clang,$(CC)),$(CC),clang)
 ifeq ($(CONFIG),asan)
-SANITIZE := -fsanitize=address -fno-omit-frame-pointer -DSL_DEBUG
-CFLAGS := -O1 -g
-else ifeq ($(CONFIG),ubsan)
-SANITIZE := -fsanitize=undefined -fno-sanitize-recover=all -DSL_DEBUG
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DSL_DEBUG
 CFLAGS := -O1 -g
 else ifeq ($(CONFIG),tsan)
 SANITIZE := -fsanitize=thread -DSL_DEBUG
@@ -83,14 +80,14 @@ TOOL_LIB := $(B)/libtools.a
 .SECONDARY:
 .PHONY: all tests aarch64 deps deps-build demo check check-fast check-kernels check-threads \
         check-every-bit check-batch check-images check-sessions check-clients check-debian \
-        check-load check-night measure-serve check-tokenizer check-numa asan ubsan tsan valgrind lint \
+        check-load check-night measure-serve check-tokenizer check-numa asan tsan valgrind lint \
         fuzz-replay fuzz bench install uninstall clean help
 all: $(B)/sluice $(B)/sluiced ## build the sluice command (build/release/sluice)
 tests: $(TEST_BIN) $(FUZZ_BIN) $(B)/sluice $(B)/sluiced
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
-	@echo "  CONFIG=release|clang|aarch64|asan|ubsan|tsan|fuzz chooses the build, V=1 shows commands"
+	@echo "  CONFIG=release|clang|aarch64|asan|tsan|fuzz chooses the build, V=1 shows commands"
 
 # ---- on a new machine -----------------------------------------------------------------------------
 
@@ -106,10 +103,10 @@ demo: deps-build ## build, generate text with the small model that is here
 
 # ---- tests ----------------------------------------------------------------------------------------
 
-check check-fast check-threads aarch64 asan ubsan tsan valgrind fuzz-replay: export WERROR := 1
+check check-fast check-threads aarch64 asan tsan valgrind fuzz-replay: export WERROR := 1
 
 # Many tests have one thread, so that two at a time are done sooner.
-check check-fast check-threads asan ubsan tsan: export TEST_JOBS ?= 2
+check check-fast check-threads asan tsan: export TEST_JOBS ?= 2
 
 # Three configurations are built, since one answer holds across compilers and processors as well.
 check: deps ## build and run all tests
@@ -159,11 +156,10 @@ check-kernels: $(B)/tests/test_kernels ## every kernel against its reference
 
 # The sanitizers run the C tests, the stored fuzz inputs and, on one model, the commands themselves.
 SANITIZED_SCRIPTS := tests/check_one_answer.sh tests/check_bad_input.sh
-asan ubsan tsan: deps
+asan tsan: deps
 	$(Q)$(MAKE) CONFIG=$@ tests fuzz-replay
 	$(Q)CONFIGS=tiny-flash SLUICE=build/$@/sluice tests/run.sh $(TEST_SRC:%.c=build/$@/%) $(SANITIZED_SCRIPTS)
-asan: ## the tests under AddressSanitizer
-ubsan: ## the tests under UndefinedBehaviorSanitizer
+asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 tsan: ## the tests under ThreadSanitizer
 
 valgrind: deps tests ## the C tests under valgrind
@@ -196,7 +192,7 @@ $(B)/tests/pro/share_writes.so: tests/pro/share_writes.c storage/io/checksum.c
 # REQUESTS=10000 for a long run, or CONFIG=asan REQUESTS=300: the sanitizer, not the test, then looks
 # at memory.
 REQUESTS ?= 1000
-check-load: SANITIZED := $(filter asan ubsan tsan,$(CONFIG))
+check-load: SANITIZED := $(filter asan tsan,$(CONFIG))
 check-load: $(B)/sluice ## sluice serve under load: 64 clients, hang-ups, slow readers, kill -9 (minutes)
 	$(Q)$(if $(SANITIZED),$(MAKE) CONFIG=release build/release/sluice)
 	$(Q)SL_SANITIZED=$(SANITIZED) SL_REFERENCE=$(if $(SANITIZED),build/release,$(B))/sluice $(or $(PYTHON),/usr/bin/python3) \
