@@ -1,5 +1,6 @@
-/* KV entries, softmax and the indexer's rounding with AVX-512, operation for operation as the plain
- * C has them (core/kernels/attention_isa.c): multiplications and additions stay two roundings. */
+/* KV entries, softmax, the indexer's rounding and its search with AVX-512, operation for operation
+ * as the plain C has them (core/kernels/attention_isa.c): multiplications and additions stay two
+ * roundings. */
 #include "kernels-avx512/avx512.h"
 
 #include "core/kernels/scalar_math.h"
@@ -307,4 +308,36 @@ void sl_index_encode_avx512(size_t count, const float *restrict x, uint8_t *rest
     if (b < n_blocks)
         encode_blocks(n_blocks - b, x + b * SL_FP4_BLOCK_COLS, codes + b * SL_FP4_BLOCK_COLS,
                       scale_bytes + b);
+}
+
+size_t sl_find_scores_avx512(size_t count, const float *restrict scores, float floor,
+                             size_t found_max, uint32_t *restrict places, float *restrict found)
+{
+    const __m512i least = _mm512_set1_epi32(sl_f32_order(floor));
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    size_t n = 0;
+
+    for (size_t first = 0; first < count && n < found_max; first += ROWS) {
+        const size_t left = count - first, room = found_max - n;
+        const __mmask16 there = (__mmask16)(left < ROWS ? (1u << left) - 1 : 0xffffu);
+        const __m512i bits = _mm512_maskz_loadu_epi32(there, scores + first);
+        /* bits ^ (bits >> 31 & magnitude) */
+        const __m512i order =
+            _mm512_ternarylogic_epi32(bits, _mm512_srai_epi32(bits, 31), magnitude, 0x78);
+        const __mmask16 high = _mm512_mask_cmpge_epi32_mask(there, order, least);
+        const size_t n_high = (size_t)__builtin_popcount(high),
+                     n_new = n_high < room ? n_high : room;
+        const __mmask16 written = (__mmask16)((1u << n_new) - 1);
+
+        if (!high)
+            continue;
+        /* Compressing straight to memory is slow on some processors. */
+        _mm512_mask_storeu_epi32(places + n, written,
+                                 _mm512_maskz_compress_epi32(
+                                     high, _mm512_add_epi32(lanes, _mm512_set1_epi32((int)first))));
+        _mm512_mask_storeu_epi32(found + n, written, _mm512_maskz_compress_epi32(high, bits));
+        n += n_new;
+    }
+    return n;
 }

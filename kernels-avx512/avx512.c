@@ -12,6 +12,7 @@ void sl_install_avx512(struct sl_kernels *kernels, uint32_t cpu_flags)
     kernels->pair_rows = sl_pair_rows_avx512;
     kernels->attend_softmax = sl_attend_softmax_avx512;
     kernels->index_encode = sl_index_encode_avx512;
+    kernels->find_scores = sl_find_scores_avx512;
     kernels->probes.f32 = sl_probe_f32_avx512;
     if (cpu_flags & SL_CPU_AVX512_VNNI) {
         const bool vbmi = cpu_flags & SL_CPU_AVX512_VBMI;

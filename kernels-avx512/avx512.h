@@ -19,6 +19,7 @@ sl_kv_decode_fn sl_kv_decode_avx512;
 sl_pair_rows_fn sl_pair_rows_avx512;
 sl_attend_softmax_fn sl_attend_softmax_avx512;
 sl_index_encode_fn sl_index_encode_avx512;
+sl_find_scores_fn sl_find_scores_avx512;
 sl_probe_multiply_fn sl_probe_f32_avx512;
 sl_probe_multiply_fn sl_probe_int8_avx512vnni;
 sl_probe_multiply_fn sl_probe_bf16_avx512bf16;

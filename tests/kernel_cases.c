@@ -1,5 +1,6 @@
 #include "tests/kernel_cases.h"
 
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -597,6 +598,32 @@ static void call_index_scores(struct kernel_case *c, const struct sl_kernels *k)
     k->index_scores(c->dims[0], c->dims[1], c->dims[2], IN(0), IN(1), IN(2), IN(3), OUT(0));
 }
 
+/* The floor is one of the scores. Where few are found, or as many as there is room for, places and
+ * scores behind those that were found stay as they are. */
+static void prepare_find_scores(struct kernel_case *c, const struct sl_kernels *ref)
+{
+    float *scores = place_floats(c, 0, c->dims[0], 120);
+    float *floor = place(c, 1, sizeof(*floor));
+
+    (void)ref;
+    if (c->seed & 1) /* most are equal, and below those that are not */
+        for (size_t i = 0; i < c->dims[0]; i++)
+            if (rng_below(&c->rng, 40))
+                scores[i] = -FLT_MAX;
+    *floor = scores[rng_below(&c->rng, c->dims[0])];
+    add_row(c, (c->dims[0] + 1) / 2 * sizeof(uint32_t));
+    add_row(c, (c->dims[0] + 1) / 2 * sizeof(float));
+    add_row(c, sizeof(size_t));
+}
+
+static void call_find_scores(struct kernel_case *c, const struct sl_kernels *k)
+{
+    const float *floor = IN(1);
+    size_t n = k->find_scores(c->dims[0], IN(0), *floor, (c->dims[0] + 1) / 2, OUT(0), OUT(1));
+
+    memcpy(OUT(2), &n, sizeof(n));
+}
+
 /* ---- the table ---------------------------------------------------------------------------------
  */
 
@@ -633,6 +660,7 @@ const struct kernel_spec kernel_specs[] = {
     ROW(attend_softmax, entries),
     ROW(index_encode, index_counts),
     LINEAR(index_scores, key_tiles, block_cols),
+    ROW(find_scores, counts),
 };
 const size_t kernel_specs_count = sizeof(kernel_specs) / sizeof(kernel_specs[0]);
 _Static_assert(sizeof(kernel_specs) / sizeof(kernel_specs[0]) ==

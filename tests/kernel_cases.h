@@ -14,7 +14,7 @@
 
 #define CASE_DIMS 3u
 #define CASE_INPUTS 6u
-#define CASE_OUTPUTS 2u
+#define CASE_OUTPUTS 3u
 
 /* Where a kernel writes: rows of row_bytes at stride_bytes. What lies between is not its own. */
 struct case_output {

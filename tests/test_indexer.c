@@ -90,8 +90,10 @@ static void test_select_top_is_a_stable_sort(void **state)
     static float scores[ENTRIES_MAX];
     static uint32_t order[ENTRIES_MAX], chosen[ENTRIES_MAX + 1];
     uint64_t random = 3;
+    struct sl_kernels kernels;
 
     (void)state;
+    assert_int_equal(sl_kernels_select(&kernels, NULL, NULL), 0);
     for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
         for (int spread = 0; spread < SPREADS; spread++) {
             uint32_t n = sizes[s];
@@ -101,7 +103,7 @@ static void test_select_top_is_a_stable_sort(void **state)
             rank(scores, n, order);
             for (uint32_t k = 1; k <= n; k++) {
                 chosen[k] = UINT32_MAX;
-                sl_select_top(scores, n, k, chosen);
+                sl_select_top(&kernels, scores, n, k, chosen);
                 assert_int_equal(chosen[k], UINT32_MAX);
                 check_chosen(chosen, order, n, k);
             }
@@ -117,8 +119,10 @@ static void test_select_top_of_many(void **state)
     static float scores[MANY];
     static uint32_t order[MANY], chosen[MANY];
     uint64_t random = 4;
+    struct sl_kernels kernels;
 
     (void)state;
+    assert_int_equal(sl_kernels_select(&kernels, NULL, NULL), 0);
     for (int spread = 0; spread < SPREADS; spread++) {
         for (int lie = -1; lie <= 1; lie++) {
             for (uint32_t i = 0; i < MANY; i++) {
@@ -128,7 +132,7 @@ static void test_select_top_of_many(void **state)
             }
             rank(scores, MANY, order);
             for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
-                sl_select_top(scores, MANY, counts[i], chosen);
+                sl_select_top(&kernels, scores, MANY, counts[i], chosen);
                 check_chosen(chosen, order, MANY, counts[i]);
             }
         }

@@ -369,6 +369,37 @@ static void test_attend_softmax(void **state)
     }
 }
 
+/* Against a walk through all scores, with floats' own comparison: none is -0. */
+static void test_find_scores(void **state)
+{
+    enum { COUNT = 1000 };
+    static float scores[COUNT], found[COUNT];
+    static uint32_t places[COUNT];
+    struct sl_kernels k = reference();
+    struct rng rng = {inputs_seed()};
+
+    (void)state;
+    for (int round = 0; round < 200; round++) {
+        const size_t count = 1 + rng_below(&rng, COUNT), found_max = rng_below(&rng, count + 1);
+        size_t n, at = 0;
+        float floor;
+
+        fill_floats(&rng, round % 2 ? INPUT_PLAIN : INPUT_TIES, 0, count, scores);
+        for (size_t i = 0; i < count; i++)
+            scores[i] += 0.0f;
+        floor = scores[rng_below(&rng, count)];
+        n = k.find_scores(count, scores, floor, found_max, places, found);
+        for (size_t i = 0; i < count && at < found_max; i++) {
+            if (scores[i] < floor)
+                continue;
+            assert_true(at < n);
+            assert_int_equal(places[at], i);
+            assert_true(found[at++] == scores[i]);
+        }
+        assert_int_equal(n, at);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -377,7 +408,7 @@ int main(void)
         cmocka_unit_test(test_rotate),           cmocka_unit_test(test_hadamard),
         cmocka_unit_test(test_hyper_connection), cmocka_unit_test(test_kv_entry),
         cmocka_unit_test(test_index_encode),     cmocka_unit_test(test_pool_rows),
-        cmocka_unit_test(test_attend_softmax),
+        cmocka_unit_test(test_attend_softmax),   cmocka_unit_test(test_find_scores),
     };
 
     return cmocka_run_group_tests_name("reference rows", tests, NULL, NULL);

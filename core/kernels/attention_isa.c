@@ -1,4 +1,4 @@
-/* KV entries, pooling, softmax and the indexer's roundings. */
+/* KV entries, pooling, softmax, the indexer's roundings and its search for high scores. */
 #include "core/kernels/isa.h"
 
 #include "core/kernels/scalar_math.h"
@@ -177,6 +177,21 @@ static void index_encode(size_t count, const float *restrict x, uint8_t *restric
     }
 }
 
+static size_t find_scores(size_t count, const float *restrict scores, float floor, size_t found_max,
+                          uint32_t *restrict places, float *restrict found)
+{
+    const int32_t least = sl_f32_order(floor);
+    size_t n = 0;
+
+    for (size_t i = 0; i < count && n < found_max; i++) {
+        if (sl_f32_order(scores[i]) < least)
+            continue;
+        places[n] = (uint32_t)i;
+        found[n++] = scores[i];
+    }
+    return n;
+}
+
 void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
 {
     kernels->kv_encode = kv_encode;
@@ -185,4 +200,5 @@ void SL_ISA_NAME(sl_install_attention)(struct sl_kernels *kernels)
     kernels->pool_rows = pool_rows;
     kernels->attend_softmax = attend_softmax;
     kernels->index_encode = index_encode;
+    kernels->find_scores = find_scores;
 }

@@ -35,6 +35,14 @@ static inline float sl_f32_from_bits(uint32_t bits)
     return value;
 }
 
+/* An integer for each float, in the floats' order; -0 is below +0. */
+static inline int32_t sl_f32_order(float value)
+{
+    int32_t bits = (int32_t)sl_f32_bits(value);
+
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+
 /* 2^exponent, -126 <= exponent <= 127. */
 static inline float sl_exp2i(int exponent)
 {

@@ -170,6 +170,13 @@ typedef void sl_index_scores_fn(size_t tile_count, size_t cols, size_t head_coun
                                 const float *restrict x_scale, const float *restrict weight,
                                 float *restrict total);
 
+/* Finds scores that are not below `floor`, in the order of sl_f32_order(), but no more than the
+ * first found_max of them: their places in `scores`, ascending, and themselves. Returns how many.
+ * places and found (found_max), of which only so many are written. */
+typedef size_t sl_find_scores_fn(size_t count, const float *restrict scores, float floor,
+                                 size_t found_max, uint32_t *restrict places,
+                                 float *restrict found);
+
 /* ---- probes: what the instruction set can do at most, to compare the kernels with --------------
  */
 
@@ -211,6 +218,7 @@ struct sl_kernels {
     sl_attend_softmax_fn *attend_softmax;
     sl_index_encode_fn *index_encode;
     sl_index_scores_fn *index_scores;
+    sl_find_scores_fn *find_scores;
     struct sl_probes probes;
 };
 

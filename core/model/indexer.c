@@ -202,15 +202,17 @@ static void score_part(const struct sl_step *step, uint32_t layer_index,
 /* Unsigned integers in the order of the floats. No score is -0: sums start at +0. */
 static uint32_t ordered(float score)
 {
-    uint32_t bits = sl_f32_bits(score);
-
-    return bits ^ ((bits >> 31) * 0x7fffffffu | 0x80000000u);
+    return (uint32_t)sl_f32_order(score) ^ 0x80000000u;
 }
 
-/* The k-th highest of scores[0], scores[step], ... (n of them). *ret_ties: how many equal to it
- * belong to the k. */
-static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint32_t k,
-                            uint32_t *ret_ties)
+/* The float whose place in the order that is. */
+static float at_order(uint32_t key)
+{
+    return sl_f32_from_bits(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
+/* The k-th highest of n scores. *ret_ties: how many equal to it belong to the k. */
+static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_ties)
 {
     uint32_t prefix = 0;
 
@@ -219,7 +221,7 @@ static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint
         uint32_t counts[256] = {0}, digit = 255;
 
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t key = ordered(scores[(size_t)i * step]);
+            uint32_t key = ordered(scores[i]);
 
             if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8))
                 counts[key >> shift & 255]++;
@@ -232,17 +234,26 @@ static uint32_t kth_highest(const float *scores, uint32_t n, uint32_t step, uint
     return prefix;
 }
 
-/* Every so many scores are a sample of them. */
+/* Every so many scores, or fewer of very many, are a sample of them. */
 #define SAMPLE_STEP 64u
 
+/* The sample, and after it the scores above the floor, which are looked at alone if they are not
+ * too many. */
+#define ABOVE_MAX 3584u
+
 /* A bound that most scores lie below, but not the k highest, unless the sample misled. 0 where it
- * would not pay. */
-static uint32_t sampled_floor(const float *scores, uint32_t n, uint32_t k)
+ * would not pay. sample (ABOVE_MAX) is room to work in. */
+static uint32_t sampled_floor(const float *scores, uint32_t n, uint32_t k, float *sample)
 {
-    const uint32_t n_sample = n / SAMPLE_STEP, rank = k / SAMPLE_STEP + 20;
+    const uint32_t n_sample = n / SAMPLE_STEP < ABOVE_MAX ? n / SAMPLE_STEP : ABOVE_MAX;
+    const uint32_t step = n_sample ? n / n_sample : 1, rank = k / step + 20;
     uint32_t ties;
 
-    return n_sample < 4 * rank ? 0 : kth_highest(scores, n_sample, SAMPLE_STEP, rank, &ties);
+    if (n_sample < 4 * rank)
+        return 0;
+    for (uint32_t i = 0; i < n_sample; i++)
+        sample[i] = scores[(size_t)i * step];
+    return kth_highest(sample, n_sample, rank, &ties);
 }
 
 /* The k highest of the scores at `places` (ascending, n of them), or with NULL of all. */
@@ -262,27 +273,22 @@ static void take_top(const float *scores, const uint32_t *places, uint32_t n, ui
     sl_assert(n_chosen == k);
 }
 
-/* Scores above the floor are looked at alone, if they are not too many. */
-#define ABOVE_MAX 3584u
-
-void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen)
+void sl_select_top(const struct sl_kernels *kernels, const float *scores, uint32_t n, uint32_t k,
+                   uint32_t *ret_chosen)
 {
-    const uint32_t floor = sampled_floor(scores, n, k);
     uint32_t lowest, ties, places[ABOVE_MAX], n_above = 0;
     float above[ABOVE_MAX];
+    const uint32_t floor = sampled_floor(scores, n, k, above);
 
     sl_assert(k >= 1 && k <= n);
-    for (uint32_t i = 0; floor > 0 && i < n && n_above < ABOVE_MAX; i++) {
-        if (ordered(scores[i]) < floor)
-            continue;
-        places[n_above] = i;
-        above[n_above++] = scores[i];
-    }
+    if (floor > 0)
+        n_above =
+            (uint32_t)kernels->find_scores(n, scores, at_order(floor), ABOVE_MAX, places, above);
     if (n_above >= k && n_above < ABOVE_MAX) {
-        lowest = kth_highest(above, n_above, 1, k, &ties);
+        lowest = kth_highest(above, n_above, k, &ties);
         take_top(above, places, n_above, k, lowest, ties, ret_chosen);
     } else {
-        lowest = kth_highest(scores, n, 1, k, &ties);
+        lowest = kth_highest(scores, n, k, &ties);
         take_top(scores, NULL, n, k, lowest, ties, ret_chosen);
     }
 }
@@ -310,7 +316,8 @@ void sl_indexer_select_alone(struct sl_indexer *indexer, const struct sl_step *s
         prepare_head(indexer, step, query, slot, h, thread_index);
     for (uint32_t part = 0; part < part_count(query); part++)
         score_part(step, layer_index, query, slot, part);
-    sl_select_top(slot->scores, query->n_visible, step->config->index_topk, query->ret_chosen);
+    sl_select_top(step->compute->kernels, slot->scores, query->n_visible, step->config->index_topk,
+                  query->ret_chosen);
 }
 
 /* Several queries that all threads share. */
@@ -364,6 +371,7 @@ static void score_parts(void *context, size_t first, size_t end, uint32_t thread
 static void choose_in_ranges(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct select *in = context;
+    const struct sl_kernels *kernels = in->step->compute->kernels;
     const uint32_t k = in->step->config->index_topk;
 
     (void)thread_index;
@@ -377,7 +385,7 @@ static void choose_in_ranges(void *context, size_t first, size_t end, uint32_t t
 
         if (n == 1 || range >= n)
             continue;
-        sl_select_top(slot->scores + from, to - from, k, best);
+        sl_select_top(kernels, slot->scores + from, to - from, k, best);
         for (uint32_t i = 0; i < k; i++) {
             best[i] += from;
             slot->best_scores[(size_t)range * k + i] = slot->scores[best[i]];
@@ -389,6 +397,7 @@ static void choose_in_ranges(void *context, size_t first, size_t end, uint32_t t
 static void choose(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct select *in = context;
+    const struct sl_kernels *kernels = in->step->compute->kernels;
     const uint32_t k = in->step->config->index_topk;
 
     (void)thread_index;
@@ -398,10 +407,10 @@ static void choose(void *context, size_t first, size_t end, uint32_t thread_inde
         const uint32_t n = range_count(in, query);
 
         if (n == 1) {
-            sl_select_top(slot->scores, query->n_visible, k, query->ret_chosen);
+            sl_select_top(kernels, slot->scores, query->n_visible, k, query->ret_chosen);
             continue;
         }
-        sl_select_top(slot->best_scores, n * k, k, query->ret_chosen);
+        sl_select_top(kernels, slot->best_scores, n * k, k, query->ret_chosen);
         for (uint32_t c = 0; c < k; c++)
             query->ret_chosen[c] = slot->best[query->ret_chosen[c]];
     }

@@ -45,6 +45,7 @@ void sl_indexer_select(struct sl_indexer *indexer, const struct sl_step *step, u
 void sl_indexer_count(const struct sl_step *step, uint32_t n_visible);
 
 /* The k highest of n scores, as ascending indices; of equal ones the lower index. k <= n. */
-void sl_select_top(const float *scores, uint32_t n, uint32_t k, uint32_t *ret_chosen);
+void sl_select_top(const struct sl_kernels *kernels, const float *scores, uint32_t n, uint32_t k,
+                   uint32_t *ret_chosen);
 
 #endif

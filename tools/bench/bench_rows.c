@@ -130,6 +130,12 @@ CALL(index_encode)
                         (uint8_t *)b->c + head * 4);
 }
 
+/* One in 67 is found, about as many as the choice of the indexer looks at. */
+CALL(find_scores)
+{
+    k->find_scores(n, b->a, 0.97f, ROW_VALUES_MAX, (uint32_t *)(void *)b->y, b->c);
+}
+
 static const struct row_kernel kernels[] = {
     {"quantise to int8", "%zu values", {4096, 7168}, 5, 0, call_quantise_int8},
     {"round to BF16", "%zu values", {4096, 7168}, 6, 0, call_to_bf16},
@@ -148,6 +154,7 @@ static const struct row_kernel kernels[] = {
     {"compressor pooling", "%zu rows of 512", {8, 128}, 512 * 4 * 2, 0, call_pool_rows},
     {"attention softmax", "16 heads, %zu entries", {640, 1152}, 16 * 6, 0, call_attend_softmax},
     {"indexer encode", "%zu heads of 128", {64}, 128 * 5, 0, call_index_encode},
+    {"indexer search", "%zu scores", {62500}, 4, 0, call_find_scores},
 };
 
 struct rows {
