@@ -330,7 +330,7 @@ static void test_out_of_memory(void **state)
     fail_every_allocation(model, true, 20);
     /* Written in a way that goes through jansson. */
     fixture_patch(model->folder, FIXTURE_INDEX, "\"metadata\": {}, ", "\"other\": [1] ,  ");
-    fail_every_allocation(model, false, 200);
+    fail_every_allocation(model, false, 100);
     fixture_unlink(model->folder, FIXTURE_INDEX);
     fail_every_allocation(model, false, 20);
 }
