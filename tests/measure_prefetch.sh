@@ -5,6 +5,9 @@
 # rates (0: as fast as it is). Needs root, 6 GB in FOLDER and, while the store is made, 5 in TMPDIR;
 # a FOLDER in /dev/shm makes a drive that is memory.
 #
+# A held drive makes up for time in which it idled (tests/held_drive.sh), and predictions use no
+# other. So these pairs tell whether they lose; tests/test_prefetch_pays.c tells what they gain.
+#
 #   [PAIRS=5] [TOKENS=64] [MODELS="random trained"] tests/measure_prefetch.sh FOLDER [MB_PER_S...]
 #
 # A line for each case: the median of the ratios of time, auto to hash (below 1 is faster), with the
