@@ -27,7 +27,11 @@
 #define WARMING_STEPS 4u
 
 /* Steps' time that may be lost before there is an account. */
-#define LOSS_FIRST_STEPS 2.0
+#define LOSS_FIRST_STEPS 1.0
+
+/* A trial waits for no more of the account than these steps, however dear guesses were: the account
+ * of two thousand steps has room for them, and times may have changed. */
+#define PROBE_LOSS_STEPS_MAX 12.0
 
 /* Gains below that are noise. */
 #define GAIN_LEAST 1.01
@@ -38,10 +42,12 @@ static void add(struct sl_draft_mean *mean, double fades_to, double weight, doub
     mean->sum = fades_to * mean->sum + weight * value;
 }
 
-void sl_draft_depth_init(struct sl_draft_depth *d, uint32_t depth_max, bool is_chosen)
+void sl_draft_depth_init(struct sl_draft_depth *d, uint32_t depth_max, bool is_chosen,
+                         double pass_share)
 {
     sl_assert(depth_max >= 1 && depth_max <= SL_DRAFT_DEPTH_MAX);
-    *d = (struct sl_draft_depth){.depth_max = depth_max, .is_chosen = is_chosen};
+    *d = (struct sl_draft_depth){
+        .depth_max = depth_max, .is_chosen = is_chosen, .pass_share = pass_share};
     for (uint32_t i = 0; i < depth_max; i++)
         d->right[i] = (struct sl_draft_mean){RIGHT_FIRST_WEIGHT, RIGHT_FIRST_WEIGHT * RIGHT_FIRST};
 }
@@ -96,12 +102,14 @@ static double step_ns(const struct sl_draft_depth *d, uint32_t n_rows)
     return a + (b - a) * (rows_of(group) - rows_of(low)) / (rows_of(high) - rows_of(low));
 }
 
-/* A text's share. A depth that is not known takes what the nearest lower one does. */
-static double draft_ns(const struct sl_draft_depth *d, uint32_t depth)
+/* A pass for n texts. A depth that is not known takes what the nearest lower one does. */
+static double draft_ns(const struct sl_draft_depth *d, uint32_t depth, uint32_t n)
 {
     while (depth > 0 && d->draft_ns[depth].weight == 0)
         depth--;
-    return d->draft_ns[depth].weight > 0 ? d->draft_ns[depth].sum / d->draft_ns[depth].weight : 0;
+    if (depth == 0)
+        return d->pass_share * step_ns(d, d->n_rows);
+    return n * d->draft_ns[depth].sum / d->draft_ns[depth].weight;
 }
 
 /* ---- what pays ---------------------------------------------------------------------------------
@@ -139,7 +147,7 @@ static double guessing_ns(const struct sl_draft_depth *d, uint32_t depth, uint32
 static double gain_of(const struct sl_draft_depth *d, uint32_t depth, uint32_t n_rows, uint32_t n)
 {
     const double off_ns = step_ns(d, n_rows);
-    const double ns = guessing_ns(d, depth, n_rows, n) + n * draft_ns(d, depth);
+    const double ns = guessing_ns(d, depth, n_rows, n) + draft_ns(d, depth, n);
 
     return ns > 0 ? tokens_of(d, depth) * off_ns / ns : 1;
 }
@@ -179,18 +187,20 @@ static uint32_t best_depth(const struct sl_draft_depth *d, uint32_t n_rows, uint
     return best;
 }
 
-static bool has_lost_too_much(const struct sl_draft_depth *d, double more_ns)
+/* The time that may still be lost. */
+static double left_ns(const struct sl_draft_depth *d)
 {
-    return d->lost_ns + more_ns >
-           SL_DRAFT_LOSS * d->total_ns + LOSS_FIRST_STEPS * step_ns(d, d->n_rows);
+    return SL_DRAFT_LOSS * d->total_ns + LOSS_FIRST_STEPS * step_ns(d, d->n_rows) - d->lost_ns;
 }
 
-/* The time that a trial would lose if no guess were right. */
+/* The time that a trial would lose if no guess were right, as far as it is waited for. */
 static double probe_ns(const struct sl_draft_depth *d, uint32_t n_texts)
 {
     const double more = step_ns(d, d->n_rows + n_texts) - step_ns(d, d->n_rows);
+    const double ns = PROBE_STEPS * (draft_ns(d, 1, n_texts) + (more > 0 ? more : 0));
+    const double most = PROBE_LOSS_STEPS_MAX * step_ns(d, d->n_rows);
 
-    return PROBE_STEPS * (n_texts * draft_ns(d, 1) + (more > 0 ? more : 0));
+    return ns < most ? ns : most;
 }
 
 uint32_t sl_draft_depth_choose(const struct sl_draft_depth *d, uint32_t n_rows, uint32_t n_ready)
@@ -213,12 +223,22 @@ uint32_t sl_draft_depth_wanted(const struct sl_draft_depth *d, uint32_t n_texts)
         return d->depth_max;
     if (d->n_steps < OFF_FIRST)
         return 0;
-    if (d->n_probing > 0 && !has_lost_too_much(d, 0))
+    if (d->n_probing > 0 && left_ns(d) >= 0)
         return 1;
     best = best_depth(d, d->n_rows, n_texts);
     if (best == 0)
-        return has_lost_too_much(d, probe_ns(d, n_texts)) ? SL_DRAFT_BLIND : 1;
-    return has_lost_too_much(d, 0) ? SL_DRAFT_BLIND : best;
+        return left_ns(d) < probe_ns(d, n_texts) ? SL_DRAFT_BLIND : 1;
+    return left_ns(d) < (d->guesses ? 0 : draft_ns(d, best, n_texts)) ? SL_DRAFT_BLIND : best;
+}
+
+uint64_t sl_draft_depth_pass_ns_max(const struct sl_draft_depth *d, uint32_t n_guesses,
+                                    uint32_t n_texts)
+{
+    const double left = left_ns(d);
+
+    if (!d->is_chosen || n_guesses == 0)
+        return UINT64_MAX;
+    return (uint64_t)((left > 0 ? left : 0) + draft_ns(d, n_guesses, n_texts));
 }
 
 /* ---- samples -----------------------------------------------------------------------------------
@@ -265,25 +285,26 @@ static void forget_deeper(struct sl_draft_depth *d, uint32_t depth, uint32_t n_t
         }
 }
 
-/* The trial that begins when a draft that was blind sees again. */
+/* The trial that begins with a draft's first guesses, and with those after a time without. */
 static void note_trial(struct sl_draft_depth *d, const struct sl_draft_sample *s)
 {
-    const bool sees = s->n_guessing > 0 && s->draft_ns > 0;
+    const bool guesses = s->n_guessing > 0 && s->depth_wanted > 0 && !s->is_cut;
 
-    if (sees && !d->sees) {
+    if (guesses && !d->guesses) {
         d->n_warming = WARMING_STEPS;
         d->n_probing = PROBE_STEPS;
         forget_deeper(d, 0, s->n_texts);
     } else if (d->n_probing > 0) {
-        d->n_probing = sees ? d->n_probing - 1 : 0;
+        d->n_probing = guesses ? d->n_probing - 1 : 0;
     }
-    d->sees = sees;
+    d->guesses = guesses;
 }
 
 void sl_draft_depth_add(struct sl_draft_depth *d, const struct sl_draft_sample *s)
 {
     add(&d->step_ns[group_of(s->n_rows + s->n_tried)], TIME_FADES_TO, 1, (double)s->step_ns);
-    if (s->n_guessing > 0 && s->n_texts == s->n_rows) /* a prompt's tokens take longer to see */
+    /* A prompt's tokens take longer to see. */
+    if (s->n_guessing > 0 && !s->is_cut && s->n_texts == s->n_rows)
         add(&d->draft_ns[s->depth_wanted], TIME_FADES_TO, 1, (double)s->draft_ns / s->n_guessing);
     if (s->n_tried > 0 && d->n_warming > 0)
         d->n_warming--;
@@ -292,6 +313,6 @@ void sl_draft_depth_add(struct sl_draft_depth *d, const struct sl_draft_sample *
     note_loss(d, s, s->n_texts);
     note_trial(d, s);
     d->n_rows = s->n_texts > 1 ? s->n_rows : 1; /* one text has no prompt beside it next time */
-    if (++d->n_steps % LOOK_EVERY == 0 && d->sees)
+    if (++d->n_steps % LOOK_EVERY == 0 && d->guesses)
         forget_deeper(d, best_depth(d, d->n_rows, s->n_texts), s->n_texts);
 }

@@ -8,9 +8,10 @@
  *
  * A depth that is not known is tried, one after the other, and one that does not pay is tried again
  * some time. An account of what was lost against steps without guesses bounds that: SL_DRAFT_LOSS
- * of the time of the last two thousand or so steps, and two steps. A trial that has used it up
- * ends. Where nothing pays the draft is not even shown
- * the tokens.
+ * of the time of the last two thousand or so steps, and a step. A trial that has used it up ends,
+ * and so does a pass in the middle: the first ones read experts that no step has asked for, and say
+ * nothing about what later ones take. Until one was made, a pass is taken to cost the share of a
+ * step that the model's sizes tell. Where nothing pays the draft is not even shown the tokens.
  *
  * Pure: no clock, no memory of its own. Allocates nothing. */
 #ifndef SL_DAEMON_ENGINE_DRAFT_DEPTH_H
@@ -35,7 +36,8 @@ struct sl_draft_mean {
 
 struct sl_draft_depth {
     uint32_t depth_max;
-    bool is_chosen; /* by what pays; otherwise always depth_max */
+    double pass_share; /* of a step's time: the draft's pass, as long as none has been timed */
+    bool is_chosen;    /* by what pays; otherwise always depth_max */
     struct sl_draft_mean step_ns[SL_DRAFT_ROW_GROUPS];
     struct sl_draft_mean draft_ns[SL_DRAFT_DEPTH_MAX + 1]; /* by depth, for a text */
     struct sl_draft_mean right[SL_DRAFT_DEPTH_MAX];        /* of guesses whose earlier ones were */
@@ -45,7 +47,7 @@ struct sl_draft_depth {
     uint32_t n_rows;    /* of the latest step, without guesses */
     uint32_t n_warming; /* steps whose guesses say little, since the draft has just begun anew */
     uint32_t n_probing; /* steps that are left of a trial */
-    bool sees;          /* the draft saw the latest step */
+    bool guesses;       /* the draft did, after the latest step */
 };
 
 /* One step, with the draft's pass after it. */
@@ -56,13 +58,15 @@ struct sl_draft_sample {
     uint32_t n_made;       /* and these */
     uint32_t n_guessing;   /* texts that it was to guess on for */
     uint32_t depth_wanted; /* of these guesses */
+    bool is_cut;           /* the draft's pass was given up at its longest time */
     uint64_t step_ns, draft_ns;
     uint32_t tried[SL_DRAFT_DEPTH_MAX], right[SL_DRAFT_DEPTH_MAX]; /* by depth, as above */
     uint32_t carried[SL_DRAFT_DEPTH_MAX], left_out[SL_DRAFT_DEPTH_MAX];
 };
 
 /* depth_max is 1 to SL_DRAFT_DEPTH_MAX. */
-void sl_draft_depth_init(struct sl_draft_depth *depth, uint32_t depth_max, bool is_chosen);
+void sl_draft_depth_init(struct sl_draft_depth *depth, uint32_t depth_max, bool is_chosen,
+                         double pass_share);
 
 /* How many guesses each of n_ready texts should add to a step of n_rows. */
 uint32_t sl_draft_depth_choose(const struct sl_draft_depth *depth, uint32_t n_rows,
@@ -72,6 +76,11 @@ uint32_t sl_draft_depth_choose(const struct sl_draft_depth *depth, uint32_t n_ro
  * SL_DRAFT_BLIND: the draft need not even see it. */
 #define SL_DRAFT_BLIND UINT32_MAX
 uint32_t sl_draft_depth_wanted(const struct sl_draft_depth *depth, uint32_t n_texts);
+
+/* The time after which the draft's pass, which is to make so many guesses of each of n_texts, had
+ * better be given up. */
+uint64_t sl_draft_depth_pass_ns_max(const struct sl_draft_depth *depth, uint32_t n_guesses,
+                                    uint32_t n_texts);
 
 /* The least chance to be right with which a guess is worth its row, where n_guesses are
  * wanted of each of n_texts: for drafts that know their chances. */

@@ -40,12 +40,23 @@ struct sl_shared_step {
     struct sl_draft_sample sample; /* of the open step */
     uint32_t window;               /* tokens that a draft sees at most of a prompt */
     uint32_t n_asked;              /* guesses that the latest pass was to make of a text, */
-    float chance_min;              /* but for those that are less likely to be right */
+    float chance_min;              /* but for those that are less likely to be right, */
+    uint64_t pass_ns_max;          /* and if it did not take longer */
     struct sl_draft_span *seen;    /* (parts_max) of the parts that a draft sees */
     uint32_t *seen_part;           /* (parts_max) which part each is */
     int32_t *followers;            /* (parts_max, window) */
     int32_t *guesses;              /* of the rows being sampled */
 };
+
+/* The share of a step's time that a draft's pass takes at most if its rows share nothing: it has so
+ * many rows of a text in so many of the layers. */
+static double pass_share(const struct sl_engine *engine)
+{
+    const struct sl_config *c = &engine->config;
+    const uint32_t n_rows = engine->draft.kind == SL_DRAFT_DSPARK ? c->dspark.block_size : 1;
+
+    return (double)n_rows * engine->draft.n_blocks / c->num_hidden_layers;
+}
 
 /* Returns false when out of memory. */
 static bool make_drafting(struct sl_shared_step *step)
@@ -54,7 +65,8 @@ static bool make_drafting(struct sl_shared_step *step)
 
     if (n_max == 0)
         return true;
-    sl_draft_depth_init(&step->depth, n_max, sl_engine_drafts_are_chosen(step->engine));
+    sl_draft_depth_init(&step->depth, n_max, sl_engine_drafts_are_chosen(step->engine),
+                        pass_share(step->engine));
     step->window = step->engine->config.sliding_window;
     step->seen = calloc(step->parts_max, sizeof(*step->seen));
     step->seen_part = calloc(step->parts_max, sizeof(*step->seen_part));
@@ -348,6 +360,7 @@ static int begin_guessing(struct sl_shared_step *step)
     if (request.n_spans == 0 || sl_forward_begin_drafts(step->forward, &request, NULL) < 0)
         return 0;
     step->sample.depth_wanted = step->n_asked = depth;
+    step->pass_ns_max = sl_draft_depth_pass_ns_max(&step->depth, depth, step->sample.n_guessing);
     step->phase = GUESSING;
     return 1;
 }
@@ -411,7 +424,12 @@ static int advance_guessing(struct sl_shared_step *step, struct sl_err *err)
     if (rc == 0)
         sl_forward_end(step->forward, NULL);
     step->sample.draft_ns += sl_clock_ns() - start_ns;
-    return rc > 0 ? 1 : end(step, err); /* a draft that fails has missed the step, no more */
+    step->sample.is_cut = rc > 0 && step->sample.draft_ns > step->pass_ns_max;
+    if (step->sample.is_cut)
+        sl_forward_abandon(step->forward);
+    else if (rc > 0)
+        return 1;
+    return end(step, err); /* a draft that fails or is given up has missed the step, no more */
 }
 
 int sl_shared_step_advance(struct sl_shared_step *step, struct sl_err *err)
