@@ -104,8 +104,12 @@ struct work {
     uint32_t n_groups;
     size_t gather_items[TOGETHER_MAX + 1];  /* before each group */
     uint64_t attend_work[TOGETHER_MAX + 1]; /* likewise: entries times tiles */
-    uint32_t n_bundles;                     /* of a->bundles, where threads share them */
-    uint32_t n_parts;                       /* that each is cut into */
+
+    /* Where threads share a->bundles: those before each group, parts that each is cut into, and the
+     * most tiles that one has. */
+    uint32_t n_bundles[TOGETHER_MAX + 1];
+    uint32_t n_parts, n_tiles_max;
+    bool has_bundles;
 };
 
 /* Roughly, multiplications of attention; of the indexer's, which are shorter, four count as one. A
@@ -239,10 +243,7 @@ static void attend_alone(void *context, size_t first, size_t end, uint32_t threa
              group);
         if (group->selected)
             select_alone(in, group, thread_index);
-        if (!is_exact(in->run))
-            sl_attend_gather(in->run, group, 0, group->n_entries);
-        sl_attend_tiles(in->run, group, 0, sl_attend_group_tiles(in->run, group),
-                        &a->bundles[thread_index]);
+        sl_attend_alone(in->run, group, &a->bundles[thread_index]);
     }
 }
 
@@ -271,7 +272,8 @@ static int run_alone(struct work *in, uint32_t first, uint32_t end, uint64_t cos
 /* ---- together ----------------------------------------------------------------------------------
  */
 
-/* Items are ITEM_ENTRIES entries of a group. */
+/* Items are ITEM_ENTRIES entries of a group: decoded, laid out, and scored if there are bundles for
+ * all tiles. */
 static void gather_items(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct work *in = context;
@@ -281,11 +283,18 @@ static void gather_items(void *context, size_t first, size_t end, uint32_t threa
         const struct sl_attend_group *group = in->groups[g];
         const size_t before = in->gather_items[g], after = in->gather_items[g + 1];
         const size_t from = first > before ? first : before, to = end < after ? end : after;
+        const uint32_t first_entry = (uint32_t)(from - before) * ITEM_ENTRIES;
+        const uint32_t end_entry =
+            to == after ? group->n_entries : (uint32_t)(to - before) * ITEM_ENTRIES;
 
-        if (from < to)
-            sl_attend_gather(in->run, group, (uint32_t)(from - before) * ITEM_ENTRIES,
-                             to == after ? group->n_entries
-                                         : (uint32_t)(to - before) * ITEM_ENTRIES);
+        if (from >= to)
+            continue;
+        if (in->has_bundles)
+            sl_attend_gather_scored(in->run, in->a->bundles + in->n_bundles[g],
+                                    in->n_bundles[g + 1] - in->n_bundles[g], first_entry,
+                                    end_entry);
+        else
+            sl_attend_gather(in->run, group, first_entry, end_entry);
     }
 }
 
@@ -313,33 +322,19 @@ static void attend_share(void *context, size_t first, size_t end, uint32_t threa
                         &in->a->bundles[thread_index]);
 }
 
-/* All threads work together on each bundle, a piece of work at a time: where there are too few
- * tiles. Items are (part, bundle), and (bundle, tile). */
-static void score_parts(void *context, size_t first, size_t end, uint32_t thread_index)
-{
-    const struct work *in = context;
-
-    (void)thread_index;
-    for (size_t item = first; item < end; item++) {
-        const struct sl_attend_bundle *bundle = &in->a->bundles[item % in->n_bundles];
-        const uint32_t n_blocks = bundle->group->n_entries / SL_ATTEND_BLOCK_ENTRIES;
-        const uint32_t part = (uint32_t)(item / in->n_bundles);
-
-        sl_attend_score(in->run, bundle, n_blocks * part / in->n_parts * SL_ATTEND_BLOCK_ENTRIES,
-                        n_blocks * (part + 1) / in->n_parts * SL_ATTEND_BLOCK_ENTRIES);
-    }
-}
-
+/* All threads work together on each bundle, a piece of work at a time. Items are (part, bundle),
+ * and (tile, bundle). */
 static void sum_parts(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct work *in = context;
+    const uint32_t n_bundles = in->n_bundles[in->n_groups];
     const uint32_t n = (uint32_t)sl_r16_tile_count(in->run->step->config->head_dim);
 
     (void)thread_index;
     for (size_t item = first; item < end; item++) {
-        uint32_t part = (uint32_t)(item / in->n_bundles);
+        uint32_t part = (uint32_t)(item / n_bundles);
 
-        sl_attend_sum(in->run, &in->a->bundles[item % in->n_bundles], n * part / in->n_parts,
+        sl_attend_sum(in->run, &in->a->bundles[item % n_bundles], n * part / in->n_parts,
                       n * (part + 1) / in->n_parts);
     }
 }
@@ -347,46 +342,53 @@ static void sum_parts(void *context, size_t first, size_t end, uint32_t thread_i
 static void weigh_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct work *in = context;
+    const uint32_t n_bundles = in->n_bundles[in->n_groups];
 
     (void)thread_index;
     for (size_t item = first; item < end; item++) {
-        const struct sl_attend_bundle *bundle = &in->a->bundles[item / SL_ATTEND_TILES_AT_ONCE];
+        const struct sl_attend_bundle *bundle = &in->a->bundles[item % n_bundles];
 
-        if (item % SL_ATTEND_TILES_AT_ONCE < bundle->n_tiles)
-            sl_attend_weigh(in->run, bundle, (uint32_t)(item % SL_ATTEND_TILES_AT_ONCE));
+        if (item / n_bundles < bundle->n_tiles)
+            sl_attend_weigh(in->run, bundle, (uint32_t)(item / n_bundles));
     }
 }
 
 static void finish_tiles(void *context, size_t first, size_t end, uint32_t thread_index)
 {
     const struct work *in = context;
+    const uint32_t n_bundles = in->n_bundles[in->n_groups];
 
     (void)thread_index;
     for (size_t item = first; item < end; item++) {
-        const struct sl_attend_bundle *bundle = &in->a->bundles[item / SL_ATTEND_TILES_AT_ONCE];
+        const struct sl_attend_bundle *bundle = &in->a->bundles[item % n_bundles];
 
-        if (item % SL_ATTEND_TILES_AT_ONCE < bundle->n_tiles)
-            sl_attend_finish(in->run, bundle, (uint32_t)(item % SL_ATTEND_TILES_AT_ONCE));
+        if (item / n_bundles < bundle->n_tiles)
+            sl_attend_finish(in->run, bundle, (uint32_t)(item / n_bundles));
     }
 }
 
 /* Puts the groups' tiles into bundles. Returns false where those of the threads do not suffice. */
 static bool set_up_bundles(struct work *in)
 {
-    in->n_bundles = 0;
+    uint32_t n = 0;
+
+    in->n_tiles_max = 0;
     for (uint32_t g = 0; g < in->n_groups; g++) {
         const uint32_t tiles = sl_attend_group_tiles(in->run, in->groups[g]);
 
         for (uint32_t tile = 0; tile < tiles; tile += SL_ATTEND_TILES_AT_ONCE) {
-            struct sl_attend_bundle *bundle = &in->a->bundles[in->n_bundles];
+            struct sl_attend_bundle *bundle = &in->a->bundles[n];
 
-            if (in->n_bundles++ == in->a->n_threads)
+            if (n++ == in->a->n_threads)
                 return false;
             bundle->group = in->groups[g];
             bundle->first_tile = tile;
             bundle->n_tiles =
                 tiles - tile < SL_ATTEND_TILES_AT_ONCE ? tiles - tile : SL_ATTEND_TILES_AT_ONCE;
+            if (bundle->n_tiles > in->n_tiles_max)
+                in->n_tiles_max = bundle->n_tiles;
         }
+        in->n_bundles[g + 1] = n;
     }
     return true;
 }
@@ -394,13 +396,12 @@ static bool set_up_bundles(struct work *in)
 static void attend_bundles(struct work *in)
 {
     struct sl_pool *pool = in->run->step->compute->pool;
-    const size_t n_tiles = (size_t)in->n_bundles * SL_ATTEND_TILES_AT_ONCE;
+    const size_t n_bundles = in->n_bundles[in->n_groups];
 
     in->n_parts = in->a->n_threads;
-    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * in->n_parts, 1, score_parts, in);
-    sl_pool_run(pool, SL_PHASE_ATTENTION, n_tiles, 1, weigh_tiles, in);
-    sl_pool_run(pool, SL_PHASE_ATTENTION, (size_t)in->n_bundles * in->n_parts, 1, sum_parts, in);
-    sl_pool_run(pool, SL_PHASE_ATTENTION, n_tiles, 1, finish_tiles, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, n_bundles * in->n_tiles_max, 1, weigh_tiles, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, n_bundles * in->n_parts, 1, sum_parts, in);
+    sl_pool_run(pool, SL_PHASE_ATTENTION, n_bundles * in->n_tiles_max, 1, finish_tiles, in);
 }
 
 static void select_together(const struct work *in)
@@ -439,14 +440,19 @@ static uint32_t take_groups(struct work *in, uint32_t first, uint32_t end)
     return first + g;
 }
 
-/* Whether threads would wait for the one with a single tile of the most entries. */
-static bool has_few_tiles(const struct work *in)
+/* Groups of so many entries gain more from being scored as they are gathered than two more barriers
+ * take. */
+#define SCORED_ENTRIES_MIN 512u
+
+/* Whether all threads work on each bundle: also where they would wait for the one with a single
+ * tile of the most entries. */
+static bool share_bundles(const struct work *in)
 {
     uint64_t most = 0;
 
     for (uint32_t g = 0; g < in->n_groups; g++)
         most = in->groups[g]->n_entries > most ? in->groups[g]->n_entries : most;
-    return in->attend_work[in->n_groups] < most * in->a->n_threads;
+    return most >= SCORED_ENTRIES_MIN || in->attend_work[in->n_groups] < most * in->a->n_threads;
 }
 
 static int run_together(struct work *in, uint32_t first, uint32_t end)
@@ -457,12 +463,13 @@ static int run_together(struct work *in, uint32_t first, uint32_t end)
     while (first < end) {
         first = take_groups(in, first, end);
         select_together(in);
+        in->has_bundles = !is_exact(in->run) && share_bundles(in) && set_up_bundles(in);
         if (!is_exact(in->run)) {
             sl_pool_run(pool, SL_PHASE_ATTENTION, in->gather_items[in->n_groups], 1, gather_items,
                         in);
             sl_compute_background(compute);
         }
-        if (!is_exact(in->run) && has_few_tiles(in) && set_up_bundles(in))
+        if (in->has_bundles)
             attend_bundles(in);
         else
             sl_pool_run(pool, SL_PHASE_ATTENTION, in->a->n_threads, 1, attend_share, in);

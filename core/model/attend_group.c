@@ -7,7 +7,16 @@
 #include "core/base/assert.h"
 #include "core/model/exact.h"
 
-#define ENTRIES_AT_ONCE 64u /* decoded, and then turned while they are in the cache */
+#define ENTRIES_AT_ONCE 64u /* decoded, scored and turned while they are in the cache */
+
+/* Tiles of a bundle whose scores lie side by side, entry after entry; behind them those of the next
+ * ones. With eight a tile's own are so far apart that softmax took a third longer. */
+#define TILES_SIDE_BY_SIDE 4u
+
+static bool is_exact(const struct sl_attend_run *in)
+{
+    return in->step->compute->numerics == SL_NUMERICS_EXACT;
+}
 
 static uint32_t heads_dim(const struct sl_config *c)
 {
@@ -173,10 +182,50 @@ static struct sight sight_of(const struct sl_attend_run *in, const struct sl_att
 /* ---- native ------------------------------------------------------------------------------------
  */
 
-/* Chosen entries lie anywhere, so that memory is asked for all of them before the first is needed:
- * 512 of them took 187 us to gather, and 73 since. */
-static void gather_some(const struct sl_attend_run *in, const struct sl_attend_group *group,
-                        uint32_t first, uint32_t end)
+static uint32_t tiles_beside(const struct sl_attend_bundle *bundle, uint32_t tile)
+{
+    const uint32_t left = bundle->n_tiles - tile / TILES_SIDE_BY_SIDE * TILES_SIDE_BY_SIDE;
+
+    return left < TILES_SIDE_BY_SIDE ? left : TILES_SIDE_BY_SIDE;
+}
+
+/* Scores of an entry with a bundle's tile. */
+static float *scores_at(const struct sl_attend_bundle *bundle, uint32_t tile, uint32_t entry)
+{
+    const uint32_t in_front = tile / TILES_SIDE_BY_SIDE * TILES_SIDE_BY_SIDE;
+
+    return bundle->scores + ((size_t)in_front * bundle->group->n_entries +
+                             (size_t)entry * tiles_beside(bundle, tile) + tile - in_front) *
+                                SL_R16_ROWS;
+}
+
+/* Scores entries first to end, whose rows are `rows`. */
+static void score_rows(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
+                       uint32_t first, uint32_t end, const uint16_t *rows)
+{
+    const struct sl_config *c = in->step->config;
+    const size_t row = bundle->group->first - in->first;
+    const uint8_t *q_tiles = in->q_tiles + row * sl_attend_tile_bytes(c) +
+                             bundle->first_tile * sl_r16_bf16_tile_bytes(c->head_dim);
+
+    for (uint32_t i = 0; i < bundle->n_tiles; i += TILES_SIDE_BY_SIDE) {
+        const uint32_t n = tiles_beside(bundle, i);
+
+        in->step->compute->kernels->matmul_bf16(
+            n, c->head_dim, end - first, q_tiles + i * sl_r16_bf16_tile_bytes(c->head_dim), rows,
+            c->head_dim, scores_at(bundle, i, first), n * SL_R16_ROWS);
+    }
+}
+
+static uint32_t end_of_some(uint32_t first, uint32_t end)
+{
+    return end - first < ENTRIES_AT_ONCE ? end : first + ENTRIES_AT_ONCE;
+}
+
+/* Decodes entries first to end to `rows`. Chosen entries lie anywhere, so that memory is asked for
+ * all of them before the first is needed: 512 of them took 187 us to gather, and 73 since. */
+static void decode_some(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                        uint32_t first, uint32_t end, uint16_t *rows)
 {
     const uint32_t dim = in->step->config->head_dim, rope_dim = in->step->config->qk_rope_head_dim;
     const size_t entry_bytes = sl_kv_entry_bytes(dim - rope_dim, rope_dim);
@@ -190,24 +239,46 @@ static void gather_some(const struct sl_attend_run *in, const struct sl_attend_g
         for (size_t at = 0; entry && at < entry_bytes; at += SL_CACHE_LINE_BYTES)
             __builtin_prefetch(entry + at);
     }
-    for (uint32_t n = first; n < end; n++) {
-        uint16_t *row = group->rows + (size_t)n * dim;
-
+    for (uint32_t n = first; n < end; n++, rows += dim) {
         if (entries[n - first])
-            k->kv_decode(dim - rope_dim, rope_dim, entries[n - first], row);
+            k->kv_decode(dim - rope_dim, rope_dim, entries[n - first], rows);
         else
-            memset(row, 0, dim * sizeof(*row));
+            memset(rows, 0, dim * sizeof(*rows));
     }
-    k->pair_rows((end - first) / 2, dim, group->rows + (size_t)first * dim,
-                 group->columns + first * sl_r16_bf16_tile_bytes(1),
-                 sl_r16_bf16_tile_bytes(group->n_entries));
+}
+
+static void turn_some(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                      uint32_t first, uint32_t end, const uint16_t *rows)
+{
+    in->step->compute->kernels->pair_rows((end - first) / 2, in->step->config->head_dim, rows,
+                                          group->columns + first * sl_r16_bf16_tile_bytes(1),
+                                          sl_r16_bf16_tile_bytes(group->n_entries));
 }
 
 void sl_attend_gather(const struct sl_attend_run *run, const struct sl_attend_group *group,
                       uint32_t first, uint32_t end)
 {
-    for (uint32_t n = first; n < end; n += ENTRIES_AT_ONCE)
-        gather_some(run, group, n, end - n < ENTRIES_AT_ONCE ? end : n + ENTRIES_AT_ONCE);
+    for (uint32_t n = first; n < end; n = end_of_some(n, end)) {
+        uint16_t *rows = group->rows + (size_t)n * run->step->config->head_dim;
+
+        decode_some(run, group, n, end_of_some(n, end), rows);
+        turn_some(run, group, n, end_of_some(n, end), rows);
+    }
+}
+
+void sl_attend_gather_scored(const struct sl_attend_run *run,
+                             const struct sl_attend_bundle *bundles, uint32_t n_bundles,
+                             uint32_t first, uint32_t end)
+{
+    const struct sl_attend_group *group = bundles[0].group;
+    uint16_t *rows = group->rows + (size_t)first * run->step->config->head_dim;
+
+    for (uint32_t n = first; n < end; n = end_of_some(n, end)) {
+        decode_some(run, group, n, end_of_some(n, end), rows);
+        for (uint32_t i = 0; i < n_bundles; i++)
+            score_rows(run, &bundles[i], n, end_of_some(n, end), rows);
+        turn_some(run, group, n, end_of_some(n, end), rows);
+    }
 }
 
 static void hide(float *scores, size_t stride, uint32_t first, uint32_t end)
@@ -237,22 +308,6 @@ static void finish_head(const struct sl_attend_run *in, uint32_t token, uint32_t
         k->to_bf16(c->head_dim, o, in->o->bf16 + row * in->o->bf16_stride + at);
 }
 
-/* Scores of entries first to end. */
-void sl_attend_score(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
-                     uint32_t first, uint32_t end)
-{
-    const struct sl_config *c = in->step->config;
-    const size_t row = bundle->group->first - in->first, stride = bundle->n_tiles * SL_R16_ROWS;
-
-    if (first < end)
-        in->step->compute->kernels->matmul_bf16(
-            bundle->n_tiles, c->head_dim, end - first,
-            in->q_tiles + row * sl_attend_tile_bytes(c) +
-                bundle->first_tile * sl_r16_bf16_tile_bytes(c->head_dim),
-            bundle->group->rows + (size_t)first * c->head_dim, c->head_dim,
-            bundle->scores + first * stride, stride);
-}
-
 /* Scores become weights; entries that tile i's query does not see get none. */
 void sl_attend_weigh(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle,
                      uint32_t i)
@@ -260,9 +315,9 @@ void sl_attend_weigh(const struct sl_attend_run *in, const struct sl_attend_bund
     const struct sl_config *c = in->step->config;
     const struct sl_attend_group *group = bundle->group;
     const uint32_t tiles = head_tiles(c), tile = bundle->first_tile + i;
-    const size_t stride = bundle->n_tiles * SL_R16_ROWS;
+    const size_t stride = tiles_beside(bundle, i) * SL_R16_ROWS;
     struct sight sight = sight_of(in, group, group->first + tile / tiles);
-    float *scores = bundle->scores + i * SL_R16_ROWS;
+    float *scores = scores_at(bundle, i, 0);
 
     hide(scores, stride, 0, sight.window_first);
     hide(scores, stride, sight.window_end, group->window_slots);
@@ -338,14 +393,24 @@ static void attend_exact(const struct sl_attend_run *in, const struct sl_attend_
 /* ---- both --------------------------------------------------------------------------------------
  */
 
-static void attend_native(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle)
+/* All but the scores. */
+static void attend_scored(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle)
 {
-    sl_attend_score(in, bundle, 0, bundle->group->n_entries);
     for (uint32_t i = 0; i < bundle->n_tiles; i++)
         sl_attend_weigh(in, bundle, i);
     sl_attend_sum(in, bundle, 0, (uint32_t)sl_r16_tile_count(in->step->config->head_dim));
     for (uint32_t i = 0; i < bundle->n_tiles; i++)
         sl_attend_finish(in, bundle, i);
+}
+
+static void attend_native(const struct sl_attend_run *in, const struct sl_attend_bundle *bundle)
+{
+    const struct sl_attend_group *group = bundle->group;
+
+    for (uint32_t n = 0; n < group->n_entries; n = end_of_some(n, group->n_entries))
+        score_rows(in, bundle, n, end_of_some(n, group->n_entries),
+                   group->rows + (size_t)n * in->step->config->head_dim);
+    attend_scored(in, bundle);
 }
 
 void sl_attend_tiles(const struct sl_attend_run *in, const struct sl_attend_group *group,
@@ -354,7 +419,7 @@ void sl_attend_tiles(const struct sl_attend_run *in, const struct sl_attend_grou
     for (uint32_t tile = first; tile < end; tile += bundle->n_tiles) {
         bundle->group = group;
         bundle->first_tile = tile;
-        if (in->step->compute->numerics == SL_NUMERICS_EXACT) {
+        if (is_exact(in)) {
             bundle->n_tiles = 1;
             attend_exact(in, group, tile, bundle);
             continue;
@@ -363,4 +428,22 @@ void sl_attend_tiles(const struct sl_attend_run *in, const struct sl_attend_grou
             end - tile < SL_ATTEND_TILES_AT_ONCE ? end - tile : SL_ATTEND_TILES_AT_ONCE;
         attend_native(in, bundle);
     }
+}
+
+void sl_attend_alone(const struct sl_attend_run *in, const struct sl_attend_group *group,
+                     struct sl_attend_bundle *bundle)
+{
+    const uint32_t n_tiles = sl_attend_group_tiles(in, group);
+
+    if (!is_exact(in) && n_tiles <= SL_ATTEND_TILES_AT_ONCE) {
+        bundle->group = group;
+        bundle->first_tile = 0;
+        bundle->n_tiles = n_tiles;
+        sl_attend_gather_scored(in, bundle, 1, 0, group->n_entries);
+        attend_scored(in, bundle);
+        return;
+    }
+    if (!is_exact(in))
+        sl_attend_gather(in, group, 0, group->n_entries);
+    sl_attend_tiles(in, group, 0, n_tiles, bundle);
 }

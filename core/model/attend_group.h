@@ -56,11 +56,11 @@ struct sl_attend_group {
 
 /* Up to SL_ATTEND_TILES_AT_ONCE tiles of 16 heads of one group's queries, whose tiles lie one after
  * the other, over which the entries are read once; and room to attend with them. */
-#define SL_ATTEND_TILES_AT_ONCE 4u
+#define SL_ATTEND_TILES_AT_ONCE 8u
 struct sl_attend_bundle {
     const struct sl_attend_group *group;
     uint32_t first_tile, n_tiles;
-    float *scores; /* (entries_max, n_tiles * 16) */
+    float *scores; /* (entries_max * n_tiles * 16), as attend_group.c lays them out */
     uint16_t *p;   /* (n_tiles * 16, entries_max) */
     float *sums;   /* (n_tiles * 16, head_dim rounded up to 16) */
     float *total;  /* (n_tiles * 16) */
@@ -98,15 +98,24 @@ uint32_t sl_attend_group_tiles(const struct sl_attend_run *run,
 void sl_attend_gather(const struct sl_attend_run *run, const struct sl_attend_group *group,
                       uint32_t first, uint32_t end);
 
+/* native: the same for bundles that have all tiles of their group, which scores the entries while
+ * their rows are in the cache: rows are not kept, but all at the place of the first ones. */
+void sl_attend_gather_scored(const struct sl_attend_run *run,
+                             const struct sl_attend_bundle *bundles, uint32_t n_bundles,
+                             uint32_t first, uint32_t end);
+
 /* Attends with tiles first to end of a group whose entries are laid out (exact: chosen, with the
  * room of a bundle alone), and puts the heads' outputs into run->o. */
 void sl_attend_tiles(const struct sl_attend_run *run, const struct sl_attend_group *group,
                      uint32_t first, uint32_t end, struct sl_attend_bundle *bundle);
 
-/* native: the same in four pieces for each bundle, one after the other. Each can be cut into parts
- * that do not depend on each other: entries, tiles, channels (16 at a time), tiles. */
-void sl_attend_score(const struct sl_attend_run *run, const struct sl_attend_bundle *bundle,
-                     uint32_t first, uint32_t end);
+/* Lays out a group's entries and attends with all its tiles. */
+void sl_attend_alone(const struct sl_attend_run *run, const struct sl_attend_group *group,
+                     struct sl_attend_bundle *bundle);
+
+/* native: what follows for bundles whose scores are there, in three pieces, one after the other.
+ * Each can be cut into parts that do not depend on each other: tiles, channels (16 at a time),
+ * tiles. */
 void sl_attend_weigh(const struct sl_attend_run *run, const struct sl_attend_bundle *bundle,
                      uint32_t tile);
 void sl_attend_sum(const struct sl_attend_run *run, const struct sl_attend_bundle *bundle,
