@@ -595,7 +595,15 @@ static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint
 #define FEW_TILES 4u
 #define FEW_TOKENS 64u
 #define FEW_TOKENS_COLS_MAX 4096u
-#define ROWS_AT_ONCE 64u /* of x: they stay in the cache until all R16 tiles have met them */
+
+/* Rows of x stay in the cache until all R16 tiles have met them: two tiles of them in the
+ * first-level one if they are short enough, and R16 tiles are loaded past it. */
+#define FIRST_LEVEL_COLS_MAX 512u
+
+static size_t rows_at_once(size_t cols)
+{
+    return cols <= FIRST_LEVEL_COLS_MAX ? 2 * TILE_ROWS_MAX : 4 * TILE_ROWS_MAX;
+}
 
 static bool is_small(size_t tile_count, size_t cols, size_t token_count, const uint16_t *x,
                      size_t x_stride)
@@ -619,10 +627,10 @@ static ALWAYS_INLINE void multiply_in_place(bool two_x, bool two_w, size_t cols,
     clear_sums();
     for (size_t c = 0; c < cols; c += TILE_COLS, w += TILE_BYTES, next_w += TILE_BYTES) {
         TILE_LOAD(4, x + c, x_bytes);
-        TILE_LOAD(6, w, TILE_ROW_BYTES_MAX);
+        TILE_LOAD_ONCE(6, w, TILE_ROW_BYTES_MAX);
         TILE_DOT_BF16(0, 4, 6);
         if (two_w) {
-            TILE_LOAD(7, next_w, TILE_ROW_BYTES_MAX);
+            TILE_LOAD_ONCE(7, next_w, TILE_ROW_BYTES_MAX);
             TILE_DOT_BF16(1, 4, 7);
         }
         if (two_x) {
@@ -645,10 +653,11 @@ static void matmul_in_place(size_t tile_count, size_t cols, size_t token_count, 
                             const uint16_t *x, size_t x_stride, float *y, size_t y_stride)
 {
     const struct tile_config config = whole_tiles();
+    const size_t at_once = rows_at_once(cols);
 
     tiles_begin(&config);
-    for (size_t first = 0; first < token_count; first += ROWS_AT_ONCE) {
-        const size_t end = token_count - first < ROWS_AT_ONCE ? token_count : first + ROWS_AT_ONCE;
+    for (size_t first = 0, end; first < token_count; first = end) {
+        end = token_count - first < at_once ? token_count : first + at_once;
 
         for (size_t tile = 0; tile < tile_count; tile += 2) {
             const uint8_t *tile_w = w + tile * sl_r16_bf16_tile_bytes(cols);
