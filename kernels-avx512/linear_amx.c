@@ -516,13 +516,10 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
     struct fp8_decoder decoder =
         decoder_of(m->scaling, m->kind == FP8 ? *scale_of(m, tile, c) : 1.0f);
 
-    for (size_t i = 0; i < n_w * SUMS; i += ROWS) {
-        const size_t t = i % SUMS / ROWS;
-
-        _mm512_store_ps(sums + i, c && t < n_tokens
-                                      ? _mm512_loadu_ps(y + t * y_stride + i / SUMS * ROWS)
-                                      : _mm512_setzero_ps());
-    }
+    for (size_t i = 0; i < n_w; i++)
+        for (size_t t = 0; t < n_tokens; t++)
+            _mm512_store_ps(sums + i * SUMS + t * ROWS,
+                            c ? _mm512_loadu_ps(y + t * y_stride + i * ROWS) : _mm512_setzero_ps());
     if (m->scaling == SCALE_WEIGHTS)
         load_sums(sums);
     find_few(m, n_w, tile, c, n_cols < TILE_COLS ? n_cols : TILE_COLS, &decoder, room[0], w[0]);
@@ -538,17 +535,18 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
         if (m->scaling == SCALE_WEIGHTS || next % SL_FP8_BLOCK)
             continue;
         store_sums(dots);
-        for (size_t i = 0; i < n_w * SUMS; i += ROWS)
-            _mm512_store_ps(sums + i, _mm512_fmadd_ps(_mm512_load_ps(dots + i),
-                                                      _mm512_set1_ps(*scale_of(m, tile, c)),
-                                                      _mm512_load_ps(sums + i)));
+        for (size_t i = 0; i < n_w; i++)
+            for (size_t at = i * SUMS; at < i * SUMS + n_tokens * ROWS; at += ROWS)
+                _mm512_store_ps(sums + at, _mm512_fmadd_ps(_mm512_load_ps(dots + at),
+                                                           _mm512_set1_ps(*scale_of(m, tile, c)),
+                                                           _mm512_load_ps(sums + at)));
     }
     if (m->scaling == SCALE_WEIGHTS)
         store_sums(sums);
-    for (size_t i = 0; i < n_w * SUMS; i += ROWS)
-        if (i % SUMS / ROWS < n_tokens)
-            _mm512_storeu_ps(y + i % SUMS / ROWS * y_stride + i / SUMS * ROWS,
-                             _mm512_load_ps(sums + i));
+    for (size_t i = 0; i < n_w; i++)
+        for (size_t t = 0; t < n_tokens; t++)
+            _mm512_storeu_ps(y + t * y_stride + i * ROWS,
+                             _mm512_load_ps(sums + i * SUMS + t * ROWS));
 }
 
 static ALWAYS_INLINE void multiply_few_tokens(const struct matrix *m, size_t n_tokens,
@@ -573,10 +571,21 @@ static ALWAYS_INLINE void multiply_few_tokens(const struct matrix *m, size_t n_t
     }
 }
 
+/* Tiles of activations and of sums have as many rows as there are tokens, weights all of theirs. */
+static struct tile_config tiles_of_few(size_t n_tokens)
+{
+    struct tile_config config = whole_tiles();
+
+    for (unsigned i = 0; i <= 4; i++)
+        config.rows[i] = (uint8_t)n_tokens;
+    return config;
+}
+
 static ALWAYS_INLINE void matmul(struct matrix m, size_t token_count, const uint16_t *x,
                                  size_t x_stride, float *y, size_t y_stride)
 {
-    const struct tile_config config = whole_tiles();
+    const struct tile_config config =
+        token_count <= TILE_ROWS_MAX ? tiles_of_few(token_count) : whole_tiles();
 
     tiles_begin(&config);
     if (token_count <= TILE_ROWS_MAX)
