@@ -479,9 +479,9 @@ static ALWAYS_INLINE void multiply_few(size_t n_w, const uint8_t *x, const uint8
 }
 
 /* BF16 tiles of n_cols columns (up to 32) from c on of n_w R16 tiles, which share their scales.
- * Lines further on are asked for in turn, as memory is read best. */
+ * Lines `ahead` bytes on are asked for in turn, as memory is read best. */
 static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t tile, size_t c,
-                                   size_t n_cols, struct fp8_decoder *decoder,
+                                   size_t n_cols, size_t ahead, struct fp8_decoder *decoder,
                                    uint8_t (*room)[TILE_BYTES], const uint8_t *w[FEW_W])
 {
     const size_t tile_bytes = bytes_of_cols(m, m->cols);
@@ -491,7 +491,7 @@ static ALWAYS_INLINE void find_few(const struct matrix *m, size_t n_w, size_t ti
         *decoder = decoder_of(m->scaling, *scale_of(m, tile, c));
     for (size_t at = 0; at < bytes_of_cols(m, TILE_COLS); at += 64)
         for (size_t i = 0; i < n_w; i++)
-            _mm_prefetch((const char *)from + i * tile_bytes + at + AHEAD_BYTES, _MM_HINT_T0);
+            _mm_prefetch((const char *)from + i * tile_bytes + at + ahead, _MM_HINT_T0);
     for (size_t i = 0; i < n_w; i++, from += tile_bytes) {
         w[i] = m->kind == FP8 || n_cols < TILE_COLS ? room[i] : from;
         if (m->kind == FP8) {
@@ -510,6 +510,8 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
                                     size_t y_stride)
 {
     const size_t end = c + n_cols;
+    /* From the end of these columns to where the next R16 tiles have them. */
+    const size_t to_next_tiles = n_w * bytes_of_cols(m, m->cols) - bytes_of_cols(m, n_cols);
     _Alignas(64) uint8_t room[2][FEW_W][TILE_BYTES];
     _Alignas(64) float sums[FEW_W * SUMS], dots[FEW_W * SUMS];
     const uint8_t *w[2][FEW_W];
@@ -522,13 +524,16 @@ static ALWAYS_INLINE void few_tiles(const struct matrix *m, size_t n_w, size_t t
                             c ? _mm512_loadu_ps(y + t * y_stride + i * ROWS) : _mm512_setzero_ps());
     if (m->scaling == SCALE_WEIGHTS)
         load_sums(sums);
-    find_few(m, n_w, tile, c, n_cols < TILE_COLS ? n_cols : TILE_COLS, &decoder, room[0], w[0]);
+    find_few(m, n_w, tile, c, n_cols < TILE_COLS ? n_cols : TILE_COLS, AHEAD_BYTES, &decoder,
+             room[0], w[0]);
     for (size_t now = 0; c < end; c += TILE_COLS, x += TILE_BYTES, now = !now) {
         const size_t next = c + TILE_COLS;
 
         if (next < end)
-            find_few(m, n_w, tile, next, end - next < TILE_COLS ? end - next : TILE_COLS, &decoder,
-                     room[!now], w[!now]);
+            find_few(m, n_w, tile, next, end - next < TILE_COLS ? end - next : TILE_COLS,
+                     bytes_of_cols(m, end - next) > AHEAD_BYTES ? AHEAD_BYTES
+                                                                : AHEAD_BYTES + to_next_tiles,
+                     &decoder, room[!now], w[!now]);
         if (m->scaling == SCALE_BLOCKS && c % SL_FP8_BLOCK == 0)
             clear_sums();
         multiply_few(n_w, x, w[now]);
