@@ -97,15 +97,16 @@ static float tiny_float(struct rng *rng)
     }
 }
 
-/* Most blocks have their largest magnitude at a border. */
+/* Most blocks have their largest magnitude at a border. Bits are compared, since the lesser of two
+ * floats is zero on some processors where subnormals are flushed, and a subnormal on others. */
 static void fill_tiny(struct rng *rng, size_t count, float *x)
 {
-    float most = rng_below(rng, 4) ? near_border(rng) : 1.0f;
+    const uint32_t most = sl_f32_bits(rng_below(rng, 4) ? near_border(rng) : 1.0f);
 
     for (size_t i = 0; i < count; i++) {
-        float value = tiny_float(rng);
+        const uint32_t bits = sl_f32_bits(tiny_float(rng));
 
-        x[i] = with_random_sign(rng, value < most ? value : most);
+        x[i] = with_random_sign(rng, sl_f32_from_bits(bits < most ? bits : most));
     }
 }
 
