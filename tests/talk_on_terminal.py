@@ -4,7 +4,8 @@
     talk_on_terminal.py SCRIPT COMMAND...
 
 SCRIPT is a JSON list of [TEXT, KEYS]: when TEXT has appeared, after all that was typed before, KEYS
-are typed; "^C" and "^D" stand for the keys. Prints what was on the screen, and ends with the
+are typed; "^C" and "^D" stand for the keys. A "^D" at the end is typed again every five seconds: one
+that comes before the terminal has left its line mode is lost. Prints what was on the screen, and ends with the
 command's status, or with 99 where something did not appear within a minute.
 """
 import json
@@ -20,12 +21,19 @@ def main():
     if process == 0:
         os.environ["TERM"] = "xterm"
         os.execvp(command[0], command)
-    screen, seen, step = b"", 0, 0
+    screen, seen, step, silent = b"", 0, 0, 0
     while True:
-        if not select.select([terminal], [], [], 60)[0]:
-            print(screen.decode(errors="replace"), "\nnever seen:", script[step][0])
-            os.kill(process, 9)
-            sys.exit(99)
+        if not select.select([terminal], [], [], 5)[0]:
+            silent += 5
+            if silent >= 60:
+                missing = script[step][0] if step < len(script) else "the end"
+                print(screen.decode(errors="replace"), "\nnever seen:", missing)
+                os.kill(process, 9)
+                sys.exit(99)
+            if step == len(script) and script[-1][1] == "^D":
+                os.write(terminal, b"\x04")
+            continue
+        silent = 0
         try:
             data = os.read(terminal, 65536)
         except OSError:  # the command has ended
